@@ -1,0 +1,24 @@
+"""Convolutions with no multiplications, or far fewer, as plain functions on arrays."""
+
+from mulfree_cupy.launch import emulator
+from mulfree_cupy.launch.emulator import EmulationFault, emulated_cuda
+from mulfree_cupy.launch.source import kernels
+from mulfree_cupy.ops.adder import adaptive_rate, adder_conv, adder_conv_backward, adder_matmul
+from mulfree_cupy.ops.convolution import col2im, conv, conv_backward, im2col
+from mulfree_cupy.version import __version__
+
+__all__ = [
+    "EmulationFault",
+    "__version__",
+    "adaptive_rate",
+    "adder_conv",
+    "adder_conv_backward",
+    "adder_matmul",
+    "col2im",
+    "conv",
+    "conv_backward",
+    "emulated_cuda",
+    "emulator",
+    "im2col",
+    "kernels",
+]

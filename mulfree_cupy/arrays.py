@@ -1,0 +1,150 @@
+"""Whose array is this: NumPy, CuPy, or anything else that speaks DLPack; dtypes and ``out=``."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+
+_DLPACK_CPU = 1
+
+
+def _cupy() -> ModuleType | None:
+    """CuPy if somebody has imported it: without that, no argument can be a CuPy array."""
+    return sys.modules.get("cupy")
+
+
+def namespace(array: Array) -> ModuleType:
+    """The module, NumPy or CuPy, whose array this is."""
+    cupy = _cupy()
+    return cupy if cupy is not None and isinstance(array, cupy.ndarray) else np
+
+
+def take(function: str, **arguments: Any) -> list[Array]:
+    """The arguments as NumPy or CuPy arrays of one device, without a copy; None stays None.
+
+    Arrays of other libraries come in through ``__dlpack__``, sequences of numbers as NumPy arrays.
+
+    Raises
+    ------
+    TypeError
+        For arrays of different devices, or what is no array of real numbers.
+    """
+    arrays = {
+        name: None if value is None else _adopt(function, name, value)
+        for name, value in arguments.items()
+    }
+    devices = {name: _device(array) for name, array in arrays.items() if array is not None}
+    if len(set(devices.values())) > 1:
+        where = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise TypeError(f"{function}: all arrays must be on one device, got {where}")
+    return list(arrays.values())
+
+
+def _adopt(function: str, name: str, value: Any) -> Array:
+    cupy = _cupy()
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{function}: {name} is a masked array; pass its .data or .filled(value)")
+    if isinstance(value, np.ndarray) or (cupy is not None and isinstance(value, cupy.ndarray)):
+        array = value
+    elif hasattr(value, "__dlpack__"):
+        array = _from_dlpack(function, name, value)
+    else:
+        try:
+            array = np.asarray(value)
+        except ValueError as error:
+            raise TypeError(f"{function}: {name} is no array: {error}") from None
+    if array.dtype.kind not in "biuf":
+        raise TypeError(
+            f"{function}: {name} must hold real numbers, got dtype {array.dtype} and "
+            f"shape {array.shape}"
+        )
+    return array
+
+
+def _from_dlpack(function: str, name: str, value: Any) -> Array:
+    try:
+        if value.__dlpack_device__()[0] == _DLPACK_CPU:
+            return np.from_dlpack(value)
+        import cupy
+
+        return cupy.from_dlpack(value)
+    except (BufferError, RuntimeError, TypeError, ImportError) as error:
+        raise TypeError(
+            f"{function}: {name}, a {type(value).__module__}.{type(value).__name__}, "
+            f"cannot be taken in through DLPack: {error}"
+        ) from error
+
+
+def _device(array: Array) -> str:
+    return "the CPU (NumPy)" if namespace(array) is np else f"GPU {array.device.id} (CuPy)"
+
+
+def take_floats(function: str, **arguments: Any) -> list[Array]:
+    """As `take`, all in their common dtype, which must be float32 or float64."""
+    arrays = take(function, **arguments)
+    given = {
+        name: array.dtype
+        for name, array in zip(arguments, arrays, strict=True)
+        if array is not None
+    }
+    dtype = np.result_type(*given.values())
+    if dtype not in (np.float32, np.float64):
+        listed = ", ".join(f"{name} {dtype}" for name, dtype in given.items())
+        raise TypeError(
+            f"{function}: the common dtype must be float32 or float64, got {listed}; "
+            "convert with .astype(np.float32)"
+        )
+    return [None if a is None else a.astype(dtype, copy=False) for a in arrays]
+
+
+def contiguous(array: Array | None) -> Array | None:
+    """The array in C order, itself if it is so already; None stays None."""
+    return None if array is None else namespace(array).ascontiguousarray(array)
+
+
+def check_out(
+    function: str, out: Array | None, shape: tuple, dtype: np.dtype, **inputs: Array | None
+) -> None:
+    """Refuse an `out` of another shape or dtype, read-only, or overlapping an input."""
+    if out is None:
+        return
+    if out.shape != tuple(shape) or out.dtype != dtype:
+        raise ValueError(
+            f"{function}: out must have shape {tuple(shape)} and dtype {np.dtype(dtype)}, "
+            f"got shape {out.shape} and dtype {out.dtype}"
+        )
+    if namespace(out) is np and not out.flags.writeable:
+        raise ValueError(f"{function}: out is read-only, shape {out.shape}")
+    for name, array in inputs.items():
+        if array is not None and _overlap(out, array):
+            raise ValueError(
+                f"{function}: out, of shape {out.shape}, overlaps the memory of {name}, "
+                f"of shape {array.shape}"
+            )
+
+
+def _overlap(a: Array, b: Array) -> bool:
+    try:
+        return namespace(a).shares_memory(a, b, max_work=10_000)
+    except np.exceptions.TooHardError:
+        return True
+
+
+def answer(out: Array | None, shape: tuple, dtype: np.dtype, like: Array) -> Array:
+    """Where a kernel writes: `out` if it lies in C order, else a new array beside `like`."""
+    if out is not None and out.flags.c_contiguous:
+        return out
+    return namespace(like).empty(shape, dtype)
+
+
+def deliver(result: Array, out: Array | None) -> Array:
+    """`result`, copied into `out` if that is another array."""
+    if out is None or out is result:
+        return result
+    out[...] = result
+    return out

@@ -1,0 +1,165 @@
+"""Window geometry of a convolution: argument checks, output sizes, and the errors they raise."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ConvGeometry:
+    """The sizes of one convolution of x (N, C, H, W) with w (K, C/groups, kh, kw)."""
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    filters: int
+    kernel: Pair
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+
+    @property
+    def out_height(self) -> int:
+        return output_size(
+            self.height, self.kernel[0], self.stride[0], self.padding[0], self.dilation[0]
+        )
+
+    @property
+    def out_width(self) -> int:
+        return output_size(
+            self.width, self.kernel[1], self.stride[1], self.padding[1], self.dilation[1]
+        )
+
+    @property
+    def x_shape(self) -> tuple[int, int, int, int]:
+        return self.batch, self.channels, self.height, self.width
+
+    @property
+    def w_shape(self) -> tuple[int, int, int, int]:
+        return self.filters, self.channels // self.groups, *self.kernel
+
+    @property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        return self.batch, self.filters, self.out_height, self.out_width
+
+    @property
+    def cols_shape(self) -> tuple[int, int, int]:
+        rows = self.channels * self.kernel[0] * self.kernel[1]
+        return self.batch, rows, self.out_height * self.out_width
+
+    @property
+    def taps(self) -> int:
+        """Terms in one output's sum."""
+        return self.channels // self.groups * self.kernel[0] * self.kernel[1]
+
+
+def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """Number of places at which the kernel fits along one axis."""
+    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def pair(function: str, argument: str, value: object, least: int) -> Pair:
+    """An int or a pair of ints, both at least `least`, as a pair."""
+    values = value if isinstance(value, (tuple, list)) else (value, value)
+    try:
+        first, second = (operator.index(v) for v in values)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{function}: {argument} must be an int or a pair of ints, got {value!r}"
+        ) from None
+    if first < least or second < least:
+        raise ValueError(f"{function}: {argument} must be at least {least}, got {value!r}")
+    return first, second
+
+
+def check_rank(function: str, argument: str, shape: tuple, axes: str) -> None:
+    """`axes` names the dimensions that the argument must have, such as ``"N, C, H, W"``."""
+    rank = axes.count(",") + 1
+    if len(shape) != rank:
+        raise ValueError(
+            f"{function}: {argument} must have {rank} dimensions ({axes}), got shape {shape}"
+        )
+
+
+def check_shape(function: str, argument: str, shape: tuple, expected: tuple, why: str) -> None:
+    if tuple(shape) != tuple(expected):
+        raise ValueError(
+            f"{function}: {argument} must have shape {tuple(expected)} {why}, "
+            f"got {tuple(shape)}"
+        )
+
+
+def window(
+    function: str,
+    x_shape: tuple,
+    kernel_size: object,
+    *,
+    filters: int = 0,
+    stride: object = 1,
+    padding: object = 0,
+    dilation: object = 1,
+    groups: object = 1,
+    source: str = "kernel_size",
+) -> ConvGeometry:
+    """The checked geometry of a kernel sliding over x; `source` names where the kernel is from."""
+    check_rank(function, "x", x_shape, "N, C, H, W")
+    geometry = ConvGeometry(
+        *x_shape,
+        filters,
+        pair(function, source, kernel_size, 1),
+        pair(function, "stride", stride, 1),
+        pair(function, "padding", padding, 0),
+        pair(function, "dilation", dilation, 1),
+        groups,
+    )
+    if geometry.height < 1 or geometry.width < 1:
+        raise ValueError(f"{function}: x must have H >= 1 and W >= 1, got shape {x_shape}")
+    if geometry.out_height < 1 or geometry.out_width < 1:
+        raise ValueError(
+            f"{function}: the kernel {geometry.kernel} with dilation {geometry.dilation} is larger "
+            f"than the padded image: x has shape {x_shape}, padding {geometry.padding}"
+        )
+    return geometry
+
+
+def convolution(
+    function: str,
+    x_shape: tuple,
+    w_shape: tuple,
+    *,
+    stride: object = 1,
+    padding: object = 0,
+    dilation: object = 1,
+    groups: object = 1,
+) -> ConvGeometry:
+    """The checked geometry of a convolution of x (N, C, H, W) with w (K, C/groups, kh, kw)."""
+    check_rank(function, "x", x_shape, "N, C, H, W")
+    check_rank(function, "w", w_shape, "K, C/groups, kh, kw")
+    channels, filters = x_shape[1], w_shape[0]
+    groups, _ = pair(function, "groups", (groups, groups), 1)
+    if channels % groups or filters % groups:
+        raise ValueError(
+            f"{function}: groups={groups} must divide the channels of x, {channels}, and the "
+            f"filters of w, {filters}: x has shape {x_shape}, w has shape {w_shape}"
+        )
+    if w_shape[1] * groups != channels:
+        raise ValueError(
+            f"{function}: w must have C/groups = {channels}/{groups} = {channels // groups} "
+            f"channels, got {w_shape[1]}: x has shape {x_shape}, w has shape {w_shape}"
+        )
+    return window(
+        function,
+        x_shape,
+        w_shape[2:],
+        filters=filters,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        source="the kernel of w",
+    )

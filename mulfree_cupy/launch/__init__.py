@@ -1,0 +1,44 @@
+"""How a kernel gets to run: compiled for the CPU, through CuPy on a GPU, or emulated.
+
+The compiled CPU kernels and their NumPy twins are one set of functions, `cpu_kernels`. CUDA kernels
+go through a *device*, an object with ``xp`` and ``launch(path, entry, defines, grid, block, args)``;
+the launchers in `adder` and `convolution` take one and do not ask which it is.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from mulfree_cupy.arrays import Array, namespace
+from mulfree_cupy.launch import emulator
+
+
+def device_for(array: Array) -> Any | None:
+    """The device whose CUDA kernels serve this array, or None for the CPU kernels."""
+    if namespace(array) is not np:
+        from mulfree_cupy.launch import cuda
+
+        return cuda.device
+    return emulator.device if emulator.active() is not None else None
+
+
+@functools.cache
+def cpu_kernels() -> ModuleType:
+    """The compiled CPU kernels, or their NumPy twins where the install had no C++ compiler."""
+    try:
+        from mulfree_cupy import _cpu as kernels
+    except ImportError as error:
+        from mulfree_cupy.launch import numpy_kernels as kernels
+
+        warnings.warn(
+            f"mulfree_cupy runs on its slow NumPy kernels: the compiled ones are missing ({error}). "
+            "Install a C++17 compiler and reinstall mulfree_cupy.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return kernels

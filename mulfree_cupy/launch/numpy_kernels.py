@@ -1,0 +1,160 @@
+"""The CPU kernels in NumPy alone, for an install that had no C++ compiler.
+
+Same names, arguments and answers as the compiled module; the sums run tap by tap over slices of the
+padded image, so that nothing like im2col is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from mulfree_cupy.geometry import output_size
+
+_WORKSPACE = 64 << 20  # bytes; a chunk of the batch at a time stays below it
+
+
+def features() -> str:
+    return "numpy"
+
+
+def _padded(x: np.ndarray, padding: tuple[int, int]) -> np.ndarray:
+    (ph, pw) = padding
+    return np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
+
+
+def _taps(
+    padded: np.ndarray, kernel: tuple, stride: tuple, dilation: tuple, out_size: tuple
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(i, j, the view of the padded image that tap (i, j) sees), shape (N, C, OH, OW)."""
+    for i in range(kernel[0]):
+        rows = slice(i * dilation[0], i * dilation[0] + (out_size[0] - 1) * stride[0] + 1, stride[0])
+        for j in range(kernel[1]):
+            columns = slice(
+                j * dilation[1], j * dilation[1] + (out_size[1] - 1) * stride[1] + 1, stride[1]
+            )
+            yield i, j, padded[:, :, rows, columns]
+
+
+def _chunks(batch: int, bytes_an_image: int) -> Iterator[slice]:
+    step = max(1, _WORKSPACE // max(1, bytes_an_image))
+    for start in range(0, batch, step):
+        yield slice(start, start + step)
+
+
+def _group_slices(groups: int, channels: int, filters: int) -> Iterator[tuple[slice, slice]]:
+    c, k = channels // groups, filters // groups
+    for group in range(groups):
+        yield slice(group * c, (group + 1) * c), slice(group * k, (group + 1) * k)
+
+
+def im2col(x, cols, kernel, stride, padding, dilation):
+    out_size = _sizes(x, kernel, stride, padding, dilation)
+    target = cols.reshape(*x.shape[:2], *kernel, *out_size)
+    for images in _chunks(x.shape[0], 2 * x[:1].nbytes):
+        padded = _padded(x[images], padding)
+        for i, j, seen in _taps(padded, kernel, stride, dilation, out_size):
+            target[images, :, i, j] = seen
+
+
+def col2im(cols, x, kernel, stride, padding, dilation):
+    out_size = _sizes(x, kernel, stride, padding, dilation)
+    source = cols.reshape(*x.shape[:2], *kernel, *out_size)
+    for images in _chunks(x.shape[0], 2 * x[:1].nbytes):
+        padded = np.zeros_like(_padded(x[images], padding))
+        for i, j, seen in _taps(padded, kernel, stride, dilation, out_size):
+            seen += source[images, :, i, j]
+        x[images] = _cropped(padded, padding)
+
+
+def conv(x, w, bias, out, stride, padding, dilation, groups):
+    def add_tap(seen, weights, target):
+        target += np.einsum("nchw,kc->nkhw", seen, weights)
+
+    _forward(add_tap, x, w, bias, out, stride, padding, dilation, groups)
+
+
+def adder_conv(x, w, bias, out, stride, padding, dilation, groups):
+    def add_tap(seen, weights, target):
+        for channel in range(seen.shape[1]):
+            target -= np.abs(
+                seen[:, channel, None].astype(out.dtype, copy=False)
+                - weights[None, :, channel, None, None].astype(out.dtype, copy=False)
+            )
+
+    _forward(add_tap, x, w, bias, out, stride, padding, dilation, groups)
+
+
+def _forward(add_tap, x, w, bias, out, stride, padding, dilation, groups):
+    out[...] = 0 if bias is None else bias[None, :, None, None]
+    for images in _chunks(x.shape[0], 2 * (x[:1].nbytes + out[:1].nbytes)):
+        padded = _padded(x[images], padding)
+        for c, k in _group_slices(groups, x.shape[1], w.shape[0]):
+            for i, j, seen in _taps(padded[:, c], w.shape[2:], stride, dilation, out.shape[2:]):
+                add_tap(seen, w[k, :, i, j], out[images, k])
+
+
+def conv_grad_x(grad, w, grad_x, stride, padding, dilation, groups):
+    def add_tap(_, weights, g, target):
+        target += np.einsum("nkhw,kc->nchw", g, weights)
+
+    _grad_x(add_tap, grad, grad_x, w, grad_x, stride, padding, dilation, groups)
+
+
+def adder_conv_grad_x(grad, x, w, grad_x, stride, padding, dilation, groups):
+    def add_tap(seen, weights, g, target):
+        for k in range(weights.shape[0]):
+            slope = np.clip(weights[k, :, None, None] - seen, -1, 1)
+            target += slope * g[:, k, None]
+
+    _grad_x(add_tap, grad, x, w, grad_x, stride, padding, dilation, groups)
+
+
+def _grad_x(add_tap, grad, x, w, grad_x, stride, padding, dilation, groups):
+    for images in _chunks(x.shape[0], 4 * (x[:1].nbytes + grad[:1].nbytes)):
+        padded = _padded(x[images], padding)
+        total = np.zeros_like(padded)
+        for c, k in _group_slices(groups, x.shape[1], w.shape[0]):
+            window = (w.shape[2:], stride, dilation, grad.shape[2:])
+            both = zip(_taps(padded[:, c], *window), _taps(total[:, c], *window), strict=True)
+            for (i, j, seen), (_, _, target) in both:
+                add_tap(seen, w[k, :, i, j], grad[images, k], target)
+        grad_x[images] = _cropped(total, padding)
+
+
+def conv_grad_w(grad, x, grad_w, stride, padding, dilation, groups):
+    grad_w[...] = 0
+    for images in _chunks(x.shape[0], 2 * (x[:1].nbytes + grad[:1].nbytes)):
+        padded = _padded(x[images], padding)
+        for c, k in _group_slices(groups, x.shape[1], grad.shape[1]):
+            g = grad[images, k]
+            for i, j, seen in _taps(
+                padded[:, c], grad_w.shape[2:], stride, dilation, grad.shape[2:]
+            ):
+                grad_w[k, :, i, j] += np.tensordot(g, seen, axes=((0, 2, 3), (0, 2, 3)))
+
+
+def adder_conv_grad_w(grad, x, w, grad_w, stride, padding, dilation, groups):
+    grad_w[...] = 0
+    for images in _chunks(x.shape[0], 4 * (x[:1].nbytes + grad[:1].nbytes)):
+        padded = _padded(x[images], padding)
+        for c, k in _group_slices(groups, x.shape[1], w.shape[0]):
+            for i, j, seen in _taps(padded[:, c], w.shape[2:], stride, dilation, grad.shape[2:]):
+                for filter in range(k.start, k.stop):
+                    difference = seen - w[filter, :, i, j][:, None, None]
+                    grad_w[filter, :, i, j] += np.einsum(
+                        "nchw,nhw->c", difference, grad[images, filter]
+                    )
+
+
+def _sizes(x, kernel, stride, padding, dilation) -> tuple[int, int]:
+    return tuple(
+        output_size(x.shape[2 + axis], *(p[axis] for p in (kernel, stride, padding, dilation)))
+        for axis in (0, 1)
+    )
+
+
+def _cropped(padded: np.ndarray, padding: tuple[int, int]) -> np.ndarray:
+    (ph, pw), (height, width) = padding, padded.shape[2:]
+    return padded[:, :, ph : height - ph, pw : width - pw]

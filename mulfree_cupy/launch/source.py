@@ -1,0 +1,138 @@
+"""Find a CUDA file, put its ``#define`` lines in front, and expand its local includes.
+
+Includes are expanded here, and not by the compiler, because CuPy's kernel cache is keyed by the
+source text alone: an edited header would otherwise go unnoticed. ``#line`` directives keep every
+report, from NVRTC's or from the emulator's, on the line of the file that a reader opens.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+_LOCAL_INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
+_HEADER_LINE = re.compile(r"^// ?(.*)$")
+
+
+def cuda_directory() -> Path:
+    """The folder of the CUDA sources: ``cuda/`` of a checkout, package data of an install."""
+    return Path(str(files("mulfree_cupy.cuda")))
+
+
+def headers() -> Path:
+    """The folder of the emulator's C++ headers, ``cpu/emulator/`` of a checkout."""
+    return Path(str(files("mulfree_cupy.emulator_headers")))
+
+
+def read(path: str, defines: Mapping[str, object] | None = None) -> str:
+    """The text of ``cuda/<path>``, ready to compile.
+
+    Parameters
+    ----------
+    path : str
+        The file below ``cuda/``, such as ``"adder/1_naive.cu"``.
+    defines : mapping, optional
+        Macros: ``{"T": "float"}`` puts ``#define T float`` in front.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file; the message lists those that exist.
+    """
+    lines = [f"#define {name} {value}" for name, value in (defines or {}).items()]
+    return "\n".join([*lines, _expand(path)]) + "\n"
+
+
+@functools.cache
+def _expand(path: str) -> str:
+    root = cuda_directory()
+    file = root / path
+    if not file.is_file():
+        known = ", ".join(sorted(str(f.relative_to(root)) for f in root.rglob("*.cu*")))
+        raise FileNotFoundError(f"no CUDA source named {path!r}; there are: {known}")
+
+    parts = [f'#line 1 "cuda/{path}"\n']
+    text, end = file.read_text(encoding="utf-8"), 0
+    for include in _LOCAL_INCLUDE.finditer(text):
+        found = (file.parent / include[1]).resolve().relative_to(root.resolve())
+        following = text.count("\n", 0, include.end()) + 1
+        parts += [text[end : include.start()], "\n", _expand(found.as_posix())]
+        parts += [f'\n#line {following} "cuda/{path}"']
+        end = include.end()
+    return "".join([*parts, text[end:]])
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What the opening comment of one CUDA file says.
+
+    Attributes
+    ----------
+    name : str
+        The file's name without its ending, ``"2_shared_tile"``.
+    operation : str
+        The room it stands in, ``"adder"``.
+    path : str
+        Where it stands below ``cuda/``.
+    idea, fixes, cost : str
+        Its one idea, what the rung before it did badly, and its loads and adds per output.
+    """
+
+    name: str
+    operation: str
+    path: str
+    idea: str
+    fixes: str
+    cost: str
+
+
+def kernels() -> list[Kernel]:
+    """The CUDA files with their operation, idea and cost, in reading order.
+
+    Examples
+    --------
+    >>> import mulfree_cupy as mf
+    >>> [k.name for k in mf.kernels() if k.operation == "adder"][:2]
+    ['1_naive', '2_shared_tile']
+    """
+    root = cuda_directory()
+    return [_describe(f.relative_to(root).as_posix()) for f in sorted(root.rglob("*.cu"))]
+
+
+def _describe(path: str) -> Kernel:
+    fields: dict[str, str] = {}
+    last = None
+    for line in _opening_comment(cuda_directory() / path):
+        key, separator, rest = line.partition(": ")
+        if not line:
+            last = None
+        elif last is None and separator and (not fields or key in ("Fixes", "Cost")):
+            last = key if fields else "idea"
+            fields[last] = rest
+        elif last is not None:
+            if key in ("Fixes", "Cost") and separator:
+                last, fields[key] = key, rest
+            else:
+                fields[last] += " " + line.strip()
+    operation, _, file = path.rpartition("/")
+    return Kernel(
+        name=file.removesuffix(".cu"),
+        operation=operation,
+        path=path,
+        idea=fields.get("idea", ""),
+        fixes=fields.get("Fixes", ""),
+        cost=fields.get("Cost", ""),
+    )
+
+
+def _opening_comment(file: Path) -> Iterator[str]:
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            match = _HEADER_LINE.match(line.rstrip())
+            if not match:
+                return
+            yield match[1]

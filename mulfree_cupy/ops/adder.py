@@ -1,0 +1,316 @@
+"""The adder convolution of AdderNet: minus the L1 distance between each window and each filter."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mulfree_cupy import arrays, geometry, launch
+from mulfree_cupy.arrays import Array
+from mulfree_cupy.launch import adder as launchers
+from mulfree_cupy.ops.convolution import backward, forward
+
+__all__ = ["adaptive_rate", "adder_conv", "adder_conv_backward", "adder_matmul"]
+
+_UINT8_TAPS = (2**31 - 1) // 255  # of difference 255 each, the longest sum an int32 can hold
+
+
+def adder_matmul(
+    a: Array, b: Array, *, out: Array | None = None, kernel: str | None = None
+) -> Array:
+    """Matrix product with ``-abs(a - b)`` in the place of ``a * b``.
+
+    Parameters
+    ----------
+    a : array, shape (M, L)
+        float32, float64, or uint8.
+    b : array, shape (L, P)
+        uint8 if and only if a is.
+    out : array, shape (M, P), optional
+        Receives the answer; must not overlap an input.
+    kernel : str, optional
+        Name of a CUDA kernel such as ``"2_shared_tile"``, for study; see `kernels`.
+
+    Returns
+    -------
+    array, shape (M, P)
+        float32 or float64; int32, exact, for uint8.
+
+    Raises
+    ------
+    ValueError
+        If shapes or `out` do not fit, or there is no such kernel.
+    TypeError
+        If a dtype is not served, or the arrays are on different devices.
+
+    Notes
+    -----
+    ``y[m,p] = -sum_l abs(a[m,l] - b[l,p])``.
+
+    Examples
+    --------
+    >>> import numpy as np, mulfree_cupy as mf
+    >>> mf.adder_matmul(np.array([[1.0, 2.0], [0.0, 0.0]]), np.array([[1.0, -1.0], [5.0, 2.0]]))
+    array([[-3., -2.],
+           [-6., -3.]])
+    """
+    a, b, out = arrays.take("adder_matmul", a=a, b=b, out=out)
+    geometry.check_rank("adder_matmul", "a", a.shape, "M, L")
+    geometry.check_rank("adder_matmul", "b", b.shape, "L, P")
+    if a.shape[1] != b.shape[0]:
+        raise ValueError(
+            f"adder_matmul: the columns of a must match the rows of b, "
+            f"got a of shape {a.shape} and b of shape {b.shape}"
+        )
+    (a, b, _), dtype = _supported("adder_matmul", a.shape[1], a=a, b=b, bias=None)
+    arrays.check_out("adder_matmul", out, (a.shape[0], b.shape[1]), dtype, a=a, b=b)
+    result = arrays.answer(out, (a.shape[0], b.shape[1]), dtype, like=a)
+    device = _device("adder_matmul", "a", a, kernel)
+    if not (result.size and a.shape[1]):
+        result[...] = 0
+    elif device is None:
+        # b is an image of P pixels in one row with L channels, a is M filters of one tap.
+        launch.cpu_kernels().adder_conv(
+            b[None, :, None, :],
+            arrays.contiguous(a)[:, :, None, None],
+            None,
+            result[None, :, None, :],
+            (1, 1),
+            (0, 0),
+            (1, 1),
+            1,
+        )
+    else:
+        launchers.adder_matmul(
+            device, arrays.contiguous(a), arrays.contiguous(b), result, kernel=kernel
+        )
+    return arrays.deliver(result, out)
+
+
+def adder_conv(
+    x: Array,
+    w: Array,
+    bias: Array | None = None,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    out: Array | None = None,
+    kernel: str | None = None,
+) -> Array:
+    """Adder convolution: minus the L1 distance between each window of x and each filter.
+
+    Parameters
+    ----------
+    x : array, shape (N, C, H, W)
+        float32, float64, or uint8, in any memory order.
+    w : array, shape (K, C/groups, kh, kw)
+        uint8 if and only if x is.
+    bias : array, shape (K,), optional
+        Added to each filter's plane; of an integer dtype that fits int32 when x is uint8.
+    stride, padding, dilation : int or pair of ints
+    groups : int
+        Divides C and K; ``groups=C`` is the depthwise form.
+    out : array, shape (N, K, OH, OW), optional
+        Receives the answer; must not overlap an input.
+    kernel : str, optional
+        Name of a CUDA kernel such as ``"2_shared_tile"``, for study; see `kernels`. The default
+        is the fastest.
+
+    Returns
+    -------
+    array, shape (N, K, OH, OW)
+        float32, or float64 if an input is; int32, exact, for uint8.
+
+    Raises
+    ------
+    ValueError
+        If shapes, parameters or `out` do not fit, or there is no such kernel.
+    TypeError
+        If a dtype is not served, or the arrays are on different devices.
+
+    Notes
+    -----
+    ``y[n,k,h,w] = bias[k] - sum_cij abs(x[n, c, h*stride - padding + i*dilation, ...] -
+    w[k,c,i,j])``. A padded tap is x = 0 and does count: it adds ``-abs(w)``.
+
+    Outputs are large and close together (about -670 +- 26 for 576 taps of unit variance), so they
+    must not be stored in a 16-bit float before their batch normalisation.
+
+    References
+    ----------
+    .. [1] H. Chen et al., "AdderNet: Do We Really Need Multiplications in Deep Learning?",
+       CVPR 2020.
+
+    Examples
+    --------
+    >>> import numpy as np, mulfree_cupy as mf
+    >>> mf.adder_conv(np.ones((1, 1, 2, 2)), np.full((1, 1, 2, 2), 3.0), padding=1)[0, 0]
+    array([[-11., -10., -11.],
+           [-10.,  -8., -10.],
+           [-11., -10., -11.]])
+    """
+    x, w, bias = arrays.take("adder_conv", x=x, w=w, bias=bias)
+    g = geometry.convolution(
+        "adder_conv",
+        x.shape,
+        w.shape,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+    )
+    (x, w, bias), dtype = _supported("adder_conv", g.taps, x=x, w=w, bias=bias)
+    _device("adder_conv", "x", x, kernel)
+    return forward(
+        "adder_conv", launchers.adder_conv, g, x, w, bias, out, dtype, kernel=kernel
+    )
+
+
+def adder_conv_backward(
+    grad: Array,
+    x: Array,
+    w: Array,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+) -> tuple[Array, Array]:
+    """AdderNet's surrogate gradients of the adder convolution.
+
+    These are the published training signals and not derivatives: the true derivative of the L1
+    distance is a sign, which AdderNet replaces by the full difference for w and by the clipped
+    difference for x. A finite-difference check must therefore fail.
+
+    Parameters
+    ----------
+    grad : array, shape (N, K, OH, OW)
+    x : array, shape (N, C, H, W)
+    w : array, shape (K, C/groups, kh, kw)
+    stride, padding, dilation, groups
+        As given to `adder_conv`.
+
+    Returns
+    -------
+    grad_x, grad_w : arrays, shapes of x and w
+        AdderNet's per-layer scaling of grad_w is separate: see `adaptive_rate`.
+
+    Raises
+    ------
+    ValueError
+        If shapes or parameters do not fit.
+    TypeError
+        If a dtype is not served (uint8 has no gradient), or the arrays are on different devices.
+
+    Notes
+    -----
+    ``grad_w[k,c,i,j] = sum_nhw (x - w) * grad`` and
+    ``grad_x = sum_kij clip(w - x, -1, 1) * grad``, scattered back to the pixel of each tap. The
+    former is computed as an ordinary weight gradient minus ``w * sum(grad)``.
+
+    Examples
+    --------
+    >>> import numpy as np, mulfree_cupy as mf
+    >>> x, w = np.array([[[[0.0, 0.5]]]]), np.array([[[[3.0]]]])
+    >>> grad_x, grad_w = mf.adder_conv_backward(np.ones((1, 1, 1, 2)), x, w)
+    >>> grad_x.ravel(), grad_w.ravel()
+    (array([1., 1.]), array([-5.5]))
+    """
+    grad, x, w = arrays.take_floats("adder_conv_backward", grad=grad, x=x, w=w)
+    g = geometry.convolution(
+        "adder_conv_backward",
+        x.shape,
+        w.shape,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+    )
+
+    def on_cpu(kernels, grad_x, grad_w):
+        weights = arrays.contiguous(w)
+        options = g.stride, g.padding, g.dilation, g.groups
+        kernels.adder_conv_grad_x(grad, x, weights, grad_x, *options)
+        kernels.adder_conv_grad_w(grad, x, weights, grad_w, *options)
+
+    return backward(
+        "adder_conv_backward", launchers.adder_conv_backward, on_cpu, g, grad, x, w
+    )
+
+
+def adaptive_rate(grad_w: Array, eta: float = 0.2) -> Array:
+    """AdderNet's adaptive learning rate: a layer's gradient at a fixed root mean square.
+
+    Parameters
+    ----------
+    grad_w : array
+        A layer's weight gradient, float32 or float64, any shape.
+    eta : float
+        The root mean square of the answer.
+
+    Returns
+    -------
+    array, shape and dtype of grad_w
+        ``grad_w * eta * sqrt(grad_w.size) / norm2(grad_w)``; zeros stay zeros.
+
+    Raises
+    ------
+    TypeError
+        If `grad_w` is not float32 or float64.
+
+    Notes
+    -----
+    The answer does not depend on the scale of grad_w, so accumulate or all-reduce gradients
+    before calling it, not after.
+
+    Examples
+    --------
+    >>> import numpy as np, mulfree_cupy as mf
+    >>> mf.adaptive_rate(np.array([3.0, -4.0]))
+    array([ 0.16970563, -0.22627417])
+    """
+    (grad_w,) = arrays.take_floats("adaptive_rate", grad_w=grad_w)
+    if grad_w.size == 0:
+        return grad_w.copy()
+    xp = arrays.namespace(grad_w)
+    # Scaled by the largest entry, so that squares neither overflow nor vanish.
+    largest = xp.abs(grad_w).max()
+    scaled = grad_w / xp.where(largest > 0, largest, 1)
+    norm = xp.sqrt(xp.square(scaled, dtype=np.float64).sum())
+    factor = eta * np.sqrt(grad_w.size) / xp.where(norm > 0, norm, 1)
+    return scaled * factor.astype(grad_w.dtype)
+
+
+def _supported(function, taps, **named):
+    """The arrays in a dtype that the adder kernels serve, and the dtype of their answer."""
+    (first, a), (second, b), (_, bias) = named.items()
+    if a.dtype == np.uint8 and b.dtype == np.uint8:
+        if bias is not None and not np.can_cast(bias.dtype, np.int32):
+            raise TypeError(
+                f"{function}: bias must be of an integer dtype that fits int32 when {first} is "
+                f"uint8, got {bias.dtype}; convert with .astype(np.int32)"
+            )
+        if taps > _UINT8_TAPS:
+            raise ValueError(
+                f"{function}: a sum over {taps} taps of uint8 can exceed int32; "
+                f"{_UINT8_TAPS} is the most, {first} has shape {a.shape} and "
+                f"{second} has shape {b.shape}"
+            )
+        return [a, b, None if bias is None else bias.astype(np.int32, copy=False)], np.int32
+    converted = arrays.take_floats(function, **named)
+    return converted, converted[0].dtype
+
+
+def _device(function, argument, array, kernel):
+    device = launch.device_for(array)
+    if kernel is not None and kernel not in launchers.ADDER_KERNELS:
+        raise ValueError(
+            f"{function}: no kernel named {kernel!r}; there are {', '.join(launchers.ADDER_KERNELS)}"
+        )
+    if kernel is not None and device is None:
+        raise ValueError(
+            f"{function}: kernel={kernel!r} is a CUDA kernel and {argument} a NumPy array: pass "
+            "CuPy arrays, or call inside `with mulfree_cupy.emulated_cuda():`"
+        )
+    return device

@@ -1,0 +1,281 @@
+"""Ordinary convolution and its two halves, im2col and col2im: the line to measure against."""
+
+from __future__ import annotations
+
+from mulfree_cupy import arrays, geometry, launch
+from mulfree_cupy.arrays import Array
+from mulfree_cupy.launch import convolution as launchers
+
+__all__ = ["col2im", "conv", "conv_backward", "im2col"]
+
+
+def im2col(
+    x: Array,
+    kernel_size: int | tuple[int, int],
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+) -> Array:
+    """Lay every window of an image out as a column, so that a convolution becomes a product.
+
+    Parameters
+    ----------
+    x : array, shape (N, C, H, W)
+        NumPy, CuPy or ``__dlpack__``; any real dtype.
+    kernel_size, stride, padding, dilation : int or pair of ints
+        The window (kh, kw), its steps, the zeros around the image, the distance between taps.
+
+    Returns
+    -------
+    array, shape (N, C*kh*kw, OH*OW), dtype of x
+        Rows in (c, i, j) order; ``OH = (H + 2*padding - dilation*(kh - 1) - 1) // stride + 1``.
+
+    Raises
+    ------
+    ValueError
+        If x is not 4-D, a parameter is out of range, or the kernel exceeds the padded image.
+    TypeError
+        If x does not hold real numbers, or a parameter is no int or pair of ints.
+
+    Examples
+    --------
+    >>> import numpy as np, mulfree_cupy as mf
+    >>> x = np.arange(9.0).reshape(1, 1, 3, 3)
+    >>> mf.im2col(x, 2)[0]
+    array([[0., 1., 3., 4.],
+           [1., 2., 4., 5.],
+           [3., 4., 6., 7.],
+           [4., 5., 7., 8.]])
+    """
+    (x,) = arrays.take("im2col", x=x)
+    g = geometry.window(
+        "im2col", x.shape, kernel_size, stride=stride, padding=padding, dilation=dilation
+    )
+    cols = arrays.namespace(x).empty(g.cols_shape, x.dtype)
+    if cols.size == 0:
+        return cols
+    device = launch.device_for(x)
+    if device is None:
+        launch.cpu_kernels().im2col(x, cols, g.kernel, g.stride, g.padding, g.dilation)
+    else:
+        launchers.im2col(device, arrays.contiguous(x), cols, g)
+    return cols
+
+
+def col2im(
+    cols: Array,
+    x_shape: tuple[int, int, int, int],
+    kernel_size: int | tuple[int, int],
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+) -> Array:
+    """Add columns back into the image they came from: the adjoint of `im2col`.
+
+    Parameters
+    ----------
+    cols : array, shape (N, C*kh*kw, OH*OW)
+        float32 or float64, rows in (c, i, j) order.
+    x_shape : tuple of 4 ints
+        (N, C, H, W) of the answer.
+    kernel_size, stride, padding, dilation : int or pair of ints
+        As given to `im2col`.
+
+    Returns
+    -------
+    array, shape (N, C, H, W), dtype of cols
+        Where windows overlap their entries are summed; pixels under no window are zero.
+
+    Raises
+    ------
+    ValueError
+        If `cols` does not have the shape that `im2col` gives for these parameters.
+    TypeError
+        If `cols` is not float32 or float64.
+
+    Notes
+    -----
+    ``(im2col(x) * y).sum() == (x * col2im(y)).sum()`` for all x and y.
+
+    Examples
+    --------
+    >>> import numpy as np, mulfree_cupy as mf
+    >>> mf.col2im(np.ones((1, 4, 4)), (1, 1, 3, 3), 2)[0, 0]
+    array([[1., 2., 1.],
+           [2., 4., 2.],
+           [1., 2., 1.]])
+    """
+    (cols,) = arrays.take_floats("col2im", cols=cols)
+    shape = tuple(x_shape)
+    geometry.check_rank("col2im", "x_shape", shape, "N, C, H, W")
+    g = geometry.window(
+        "col2im", shape, kernel_size, stride=stride, padding=padding, dilation=dilation
+    )
+    geometry.check_shape("col2im", "cols", cols.shape, g.cols_shape, "(N, C*kh*kw, OH*OW)")
+    x = arrays.namespace(cols).empty(shape, cols.dtype)
+    if x.size == 0:
+        return x
+    device = launch.device_for(cols)
+    if device is None:
+        launch.cpu_kernels().col2im(cols, x, g.kernel, g.stride, g.padding, g.dilation)
+    else:
+        launchers.col2im(device, arrays.contiguous(cols), x, g)
+    return x
+
+
+def conv(
+    x: Array,
+    w: Array,
+    bias: Array | None = None,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    out: Array | None = None,
+) -> Array:
+    """Ordinary 2-D convolution (cross-correlation, as in every network).
+
+    Parameters
+    ----------
+    x : array, shape (N, C, H, W)
+        float32 or float64, in any memory order.
+    w : array, shape (K, C/groups, kh, kw)
+    bias : array, shape (K,), optional
+    stride, padding, dilation : int or pair of ints
+    groups : int
+        Divides C and K; ``groups=C`` is the depthwise convolution.
+    out : array, shape (N, K, OH, OW), optional
+        Receives the answer; must not overlap an input.
+
+    Returns
+    -------
+    array, shape (N, K, OH, OW)
+        float32, or float64 if an input is.
+
+    Raises
+    ------
+    ValueError
+        If shapes, parameters or `out` do not fit.
+    TypeError
+        If a dtype is not served, or the arrays are on different devices.
+
+    Notes
+    -----
+    ``y[n,k,h,w] = bias[k] + sum_cij x[n, c, h*stride - padding + i*dilation, ...] * w[k,c,i,j]``,
+    x being zero outside the image.
+
+    Examples
+    --------
+    >>> import numpy as np, mulfree_cupy as mf
+    >>> mf.conv(np.ones((1, 2, 3, 3)), np.ones((1, 2, 3, 3)), padding=1)[0, 0]
+    array([[ 8., 12.,  8.],
+           [12., 18., 12.],
+           [ 8., 12.,  8.]])
+    """
+    x, w, bias = arrays.take_floats("conv", x=x, w=w, bias=bias)
+    g = geometry.convolution(
+        "conv", x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups
+    )
+    return forward("conv", launchers.conv, g, x, w, bias, out, x.dtype)
+
+
+def conv_backward(
+    grad: Array,
+    x: Array,
+    w: Array,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+) -> tuple[Array, Array]:
+    """Gradients of ``(conv(x, w) * grad).sum()`` with respect to x and w.
+
+    Parameters
+    ----------
+    grad : array, shape (N, K, OH, OW)
+    x : array, shape (N, C, H, W)
+    w : array, shape (K, C/groups, kh, kw)
+    stride, padding, dilation, groups
+        As given to `conv`.
+
+    Returns
+    -------
+    grad_x, grad_w : arrays, shapes of x and w
+
+    Raises
+    ------
+    ValueError
+        If shapes or parameters do not fit.
+    TypeError
+        If a dtype is not served, or the arrays are on different devices.
+
+    Examples
+    --------
+    >>> import numpy as np, mulfree_cupy as mf
+    >>> grad_x, grad_w = mf.conv_backward(
+    ...     np.ones((1, 1, 2, 2)), np.ones((1, 1, 3, 3)), np.full((1, 1, 2, 2), 2.0))
+    >>> grad_x[0, 0]
+    array([[2., 4., 2.],
+           [4., 8., 4.],
+           [2., 4., 2.]])
+    >>> grad_w[0, 0]
+    array([[4., 4.],
+           [4., 4.]])
+    """
+    grad, x, w = arrays.take_floats("conv_backward", grad=grad, x=x, w=w)
+    g = geometry.convolution(
+        "conv_backward",
+        x.shape,
+        w.shape,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+    )
+
+    def on_cpu(kernels, grad_x, grad_w):
+        options = g.stride, g.padding, g.dilation, g.groups
+        kernels.conv_grad_x(grad, arrays.contiguous(w), grad_x, *options)
+        kernels.conv_grad_w(grad, x, grad_w, *options)
+
+    return backward("conv_backward", launchers.conv_backward, on_cpu, g, grad, x, w)
+
+
+def forward(function, launcher, g, x, w, bias, out, dtype, **options):
+    """Check bias and out, then run the CPU kernel named like the function, or the launcher."""
+    if bias is not None:
+        geometry.check_shape(function, "bias", bias.shape, (g.filters,), "(K,)")
+    if out is not None:
+        _, out = arrays.take(function, x=x, out=out)
+    arrays.check_out(function, out, g.out_shape, dtype, x=x, w=w, bias=bias)
+    result = arrays.answer(out, g.out_shape, dtype, like=x)
+    device = launch.device_for(x)
+    if result.size and g.taps:
+        w, bias = arrays.contiguous(w), arrays.contiguous(bias)
+        if device is None:
+            kernel = getattr(launch.cpu_kernels(), function)
+            kernel(x, w, bias, result, g.stride, g.padding, g.dilation, g.groups)
+        else:
+            launcher(device, arrays.contiguous(x), w, bias, result, g, **options)
+    else:
+        result[...] = 0 if bias is None else bias[:, None, None]
+    return arrays.deliver(result, out)
+
+
+def backward(function, launcher, on_cpu, g, grad, x, w):
+    """Check grad, then fill grad_x and grad_w by the CPU kernels or the launcher."""
+    geometry.check_shape(function, "grad", grad.shape, g.out_shape, "(N, K, OH, OW)")
+    xp = arrays.namespace(x)
+    grad_x, grad_w = xp.empty(g.x_shape, x.dtype), xp.empty(g.w_shape, x.dtype)
+    device = launch.device_for(x)
+    if not (grad.size and g.taps):
+        grad_x[...], grad_w[...] = 0, 0
+    elif device is None:
+        on_cpu(launch.cpu_kernels(), grad_x, grad_w)
+    else:
+        launcher(device, *map(arrays.contiguous, (grad, x, w)), grad_x, grad_w, g)
+    return grad_x, grad_w

@@ -1,0 +1,75 @@
+"""Build of the compiled CPU kernels; everything else stands in pyproject.toml."""
+
+import os
+import platform
+from pathlib import Path
+
+from pybind11.setup_helpers import Pybind11Extension, has_flag
+from pybind11.setup_helpers import build_ext as pybind11_build_ext
+from setuptools import find_packages, setup
+
+# One translation unit an instruction set; which of them runs is chosen at run time.
+INSTRUCTION_SETS = {
+    "kernels_baseline": [],
+    "kernels_avx2": ["-mavx2", "-mfma"],
+    "kernels_avx512": [
+        *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
+        "-mprefer-vector-width=512",
+    ],
+}
+
+
+def instruction_sets() -> dict[str, list[str]]:
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return {name: flags for name, flags in INSTRUCTION_SETS.items() if x86 or not flags}
+
+
+class build_ext(pybind11_build_ext):
+    """Compiles each instruction set's file with its own flags, which setuptools cannot."""
+
+    def build_extension(self, ext):
+        if self.compiler.compiler_type == "msvc":
+            raise RuntimeError("the CPU kernels need GCC or Clang; MSVC is not supported")
+        flags = ["-O3", "-std=c++17", "-fvisibility=hidden", "-Wall", "-Wextra"]
+        if has_flag(self.compiler, "-fopenmp"):
+            flags.append("-fopenmp")
+            ext.extra_link_args.append("-fopenmp")
+        if sanitizers := os.environ.get("MULFREE_SANITIZE"):
+            flags += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g", "-O1"]
+            ext.extra_link_args.append(f"-fsanitize={sanitizers}")
+        ext.extra_compile_args += flags
+        for name, own in instruction_sets().items():
+            ext.extra_objects += self.compiler.compile(
+                [f"cpu/{name}.cpp"],
+                output_dir=self.build_temp,
+                extra_postargs=[*flags, *own],
+                depends=ext.depends,
+            )
+        super().build_extension(ext)
+
+
+setup(
+    packages=[
+        *find_packages(include=["mulfree_cupy*"]),
+        "mulfree_cupy.cuda",
+        "mulfree_cupy.emulator_headers",
+    ],
+    package_dir={
+        "mulfree_cupy.cuda": "cuda",
+        "mulfree_cupy.emulator_headers": "cpu/emulator",
+    },
+    package_data={
+        "mulfree_cupy.cuda": ["**/*.cu", "**/*.cuh"],
+        "mulfree_cupy.emulator_headers": ["**/*"],
+    },
+    ext_modules=[
+        Pybind11Extension(
+            "mulfree_cupy._cpu",
+            ["cpu/module.cpp"],
+            cxx_std=17,
+            depends=sorted(map(str, Path("cpu").glob("*.hpp"))),
+            optional=True,  # without a compiler the NumPy kernels serve
+        )
+    ],
+    cmdclass={"build_ext": build_ext},
+)

@@ -1,0 +1,109 @@
+"""What each operation means: float64 NumPy, one loop a tap, written from the formulas.
+
+Kernels are held to these, so they are as plain as they can be: no chunks, no tricks, no speed.
+"""
+
+import numpy as np
+
+
+def _pair(value):
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def _windows(x, kernel, stride, padding, dilation):
+    """Yield (i, j, view) where view[n, c, p, q] is what tap (i, j) sees at output pixel (p, q)."""
+    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = map(_pair, (kernel, stride, padding, dilation))
+    padded = np.pad(np.asarray(x, np.float64), ((0, 0), (0, 0), (ph, ph), (pw, pw)))
+    height = (padded.shape[2] - dh * (kh - 1) - 1) // sh + 1
+    width = (padded.shape[3] - dw * (kw - 1) - 1) // sw + 1
+    for i in range(kh):
+        for j in range(kw):
+            rows = i * dh + sh * np.arange(height)
+            columns = j * dw + sw * np.arange(width)
+            yield i, j, padded[:, :, rows[:, None], columns]
+
+
+def im2col(x, kernel, *, stride=1, padding=0, dilation=1):
+    views = np.stack([v for _, _, v in _windows(x, kernel, stride, padding, dilation)], axis=2)
+    n, c, taps, oh, ow = views.shape
+    return views.reshape(n, c * taps, oh * ow)
+
+
+def col2im(cols, x_shape, kernel, *, stride=1, padding=0, dilation=1):
+    """The transpose of the 0/1 matrix that im2col is, applied entry by entry."""
+    index = np.arange(1, np.prod(x_shape) + 1).reshape(x_shape)
+    source = im2col(index, kernel, stride=stride, padding=padding, dilation=dilation).astype(int)
+    image = np.zeros(np.prod(x_shape) + 1)
+    np.add.at(image, source.ravel(), np.asarray(cols, np.float64).ravel())
+    return image[1:].reshape(x_shape)
+
+
+def _forward(term, x, w, bias, stride, padding, dilation, groups):
+    x, w = np.asarray(x, np.float64), np.asarray(w, np.float64)
+    parts = []
+    for xg, wg in zip(np.split(x, groups, axis=1), np.split(w, groups), strict=True):
+        parts.append(
+            sum(
+                term(view[:, None], wg[None, :, :, i, j, None, None]).sum(axis=2)
+                for i, j, view in _windows(xg, w.shape[2:], stride, padding, dilation)
+            )
+        )
+    y = np.concatenate(parts, axis=1)
+    return y if bias is None else y + np.asarray(bias, np.float64)[:, None, None]
+
+
+def conv(x, w, bias=None, *, stride=1, padding=0, dilation=1, groups=1):
+    return _forward(np.multiply, x, w, bias, stride, padding, dilation, groups)
+
+
+def adder_conv(x, w, bias=None, *, stride=1, padding=0, dilation=1, groups=1):
+    return _forward(
+        lambda a, b: -np.abs(a - b), x, w, bias, stride, padding, dilation, groups
+    )
+
+
+def adder_matmul(a, b):
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return -np.abs(a[:, :, None] - b[None]).sum(axis=1)
+
+
+def _backward(slope_x, slope_w, grad, x, w, stride, padding, dilation, groups):
+    """grad_x and grad_w from the slopes d y / d x and d y / d w of one term at (x, w)."""
+    grad, x, w = (np.asarray(a, np.float64) for a in (grad, x, w))
+    parts_x, parts_w = [], []
+    for g, xg, wg in zip(
+        np.split(grad, groups, axis=1), np.split(x, groups, axis=1), np.split(w, groups), strict=True
+    ):
+        columns, grad_w = [], np.zeros_like(wg)
+        for i, j, view in _windows(xg, w.shape[2:], stride, padding, dilation):
+            tap = wg[None, :, :, i, j, None, None]
+            flow = g[:, :, None]
+            columns.append((slope_x(view[:, None], tap) * flow).sum(axis=1))
+            grad_w[:, :, i, j] = (slope_w(view[:, None], tap) * flow).sum(axis=(0, 3, 4))
+        cols = np.stack(columns, axis=2).reshape(x.shape[0], -1, g.shape[2] * g.shape[3])
+        parts_x.append(
+            col2im(cols, xg.shape, w.shape[2:], stride=stride, padding=padding, dilation=dilation)
+        )
+        parts_w.append(grad_w)
+    return np.concatenate(parts_x, axis=1), np.concatenate(parts_w)
+
+
+def conv_backward(grad, x, w, *, stride=1, padding=0, dilation=1, groups=1):
+    return _backward(
+        lambda a, b: b + 0 * a,
+        lambda a, b: a + 0 * b,
+        *(grad, x, w, stride, padding, dilation, groups),
+    )
+
+
+def adder_conv_backward(grad, x, w, *, stride=1, padding=0, dilation=1, groups=1):
+    return _backward(
+        lambda a, b: np.clip(b - a, -1, 1),
+        lambda a, b: a - b,
+        *(grad, x, w, stride, padding, dilation, groups),
+    )
+
+
+def adaptive_rate(grad_w, eta=0.2):
+    grad_w = np.asarray(grad_w, np.float64)
+    return grad_w * eta * np.sqrt(grad_w.size) / np.linalg.norm(grad_w)
