@@ -11,7 +11,6 @@ import functools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 _LOCAL_INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
@@ -20,12 +19,18 @@ _HEADER_LINE = re.compile(r"^// ?(.*)$")
 
 def cuda_directory() -> Path:
     """The folder of the CUDA sources: ``cuda/`` of a checkout, package data of an install."""
-    return Path(str(files("mulfree_cupy.cuda")))
+    return _resources(installed="cuda", checkout="cuda")
 
 
 def headers() -> Path:
     """The folder of the emulator's C++ headers, ``cpu/emulator/`` of a checkout."""
-    return Path(str(files("mulfree_cupy.emulator_headers")))
+    return _resources(installed="emulator_headers", checkout="cpu/emulator")
+
+
+def _resources(installed: str, checkout: str) -> Path:
+    package = Path(__file__).parents[1]
+    inside = package / installed
+    return inside if inside.is_dir() else package.parent / checkout
 
 
 def read(path: str, defines: Mapping[str, object] | None = None) -> str:

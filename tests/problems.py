@@ -1,0 +1,100 @@
+"""Convolution problems for hypothesis to choose from, and the three ways to run one."""
+
+import contextlib
+from dataclasses import dataclass
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+import mulfree_cupy as mf
+from mulfree_cupy import launch
+from mulfree_cupy.geometry import convolution
+from mulfree_cupy.launch import numpy_kernels
+
+WAYS = ["cpu", "numpy", "emulated", pytest.param("gpu", marks=pytest.mark.gpu)]
+LAYOUTS = ["C", "F", "reversed", "every second", "broadcast"]
+
+
+def run(way, function, *arrays, **options):
+    """Call a public function on NumPy arrays in one of the ways; NumPy arrays come back."""
+    if way == "gpu":
+        cupy = pytest.importorskip("cupy")
+        if not cupy.is_available():
+            pytest.skip("no GPU")
+        answer = function(*(a if a is None else cupy.asarray(a) for a in arrays), **options)
+        return tuple(map(cupy.asnumpy, answer)) if isinstance(answer, tuple) else answer.get()
+    with entered(way):
+        return function(*arrays, **options)
+
+
+@contextlib.contextmanager
+def entered(way):
+    """The setting in which NumPy arrays are served by the compiled, NumPy or emulated kernels."""
+    if way == "emulated":
+        with mf.emulated_cuda() as report:
+            yield report
+    elif way == "numpy":
+        with mock.patch.object(launch, "cpu_kernels", lambda: numpy_kernels):
+            yield None
+    else:
+        yield None
+
+
+def lay_out(array, layout):
+    """The same values in another memory layout (for "broadcast", the first image for all)."""
+    if layout == "F":
+        return np.asfortranarray(array)
+    if layout == "reversed":
+        return np.ascontiguousarray(array[..., ::-1, ::-1])[..., ::-1, ::-1]
+    if layout == "every second":
+        wide = np.zeros((*array.shape[:-1], 2 * array.shape[-1]), array.dtype)
+        wide[..., ::2] = array
+        return wide[..., ::2]
+    if layout == "broadcast" and len(array):
+        return np.broadcast_to(array[:1], array.shape)
+    return array
+
+
+@dataclass
+class Problem:
+    x: np.ndarray
+    w: np.ndarray
+    bias: np.ndarray | None
+    options: dict
+
+    def grad(self):
+        shape = convolution("grad", self.x.shape, self.w.shape, **self.options).out_shape
+        return np.random.default_rng(7).normal(size=shape).astype(self.x.dtype)
+
+
+@st.composite
+def problems(draw, dtypes=("float32", "float64"), most=6):
+    """A small convolution with awkward sizes, any stride, padding, dilation, groups and layout."""
+    small = st.integers(1, most)
+    pair = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))  # noqa: E731
+    groups = draw(st.integers(1, 3))
+    channels, filters = draw(small), draw(small)
+    kernel, dilation = draw(pair(1, 4)), draw(pair(1, 2))
+    padding, stride = draw(pair(0, 3)), draw(pair(1, 3))
+    size = [
+        max(1, d * (k - 1) + 1 - 2 * p) + draw(st.integers(0, 9))
+        for k, d, p in zip(kernel, dilation, padding, strict=True)
+    ]
+    dtype = np.dtype(draw(st.sampled_from(dtypes)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+
+    def values(*shape):
+        if dtype == np.uint8:
+            return rng.integers(0, 256, shape, dtype=np.uint8)
+        return rng.normal(size=shape).astype(dtype)
+
+    bias = values(groups * filters) if draw(st.booleans()) else None
+    return Problem(
+        x=lay_out(values(draw(st.integers(1, 3)), groups * channels, *size),
+                  draw(st.sampled_from(LAYOUTS))),
+        w=lay_out(values(groups * filters, channels, *kernel), draw(st.sampled_from(LAYOUTS))),
+        bias=bias if bias is None or dtype != np.uint8 else bias.astype(np.int32),
+        options=dict(stride=stride, padding=padding, dilation=dilation, groups=groups),
+    )

@@ -1,0 +1,69 @@
+"""Arrays of other kinds: anything with __dlpack__, and what CuPy arrays must look like from here."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+
+import mulfree_cupy as mf
+from mulfree_cupy import arrays
+
+
+class Exported:
+    """An array of some other library, with the DLPack protocol and nothing else."""
+
+    def __init__(self, array, device=1):
+        self.array, self.device = array, device
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return (self.device, 0)
+
+
+def test_dlpack_arrays_come_in_without_a_copy():
+    x = np.arange(12.0).reshape(1, 3, 2, 2)
+    (taken,) = arrays.take("test", x=Exported(x))
+    assert type(taken) is np.ndarray and np.shares_memory(taken, x)
+    answer = mf.adder_conv(Exported(x), Exported(x))
+    assert type(answer) is np.ndarray and answer.item() == 0
+
+
+def test_dlpack_from_an_unreachable_device_is_a_type_error():
+    with pytest.raises(TypeError, match="conv: w, a test_arrays.Exported, cannot be taken in"):
+        mf.conv(np.ones((1, 1, 2, 2)), Exported(np.ones((1, 1, 2, 2)), device=2))
+
+
+def test_sequences_are_taken_as_numpy_takes_them():
+    assert mf.adder_matmul([[1.0, 2.0]], [[0.0], [0.0]]).item() == -3
+
+
+def test_big_endian_arrays_are_read_right():
+    x = np.arange(4.0).reshape(1, 1, 2, 2)
+    assert mf.conv(x.astype(">f8"), x).item() == mf.conv(x, x).item() == 14
+
+
+@pytest.fixture
+def fake_cupy(monkeypatch):
+    """A stand-in with CuPy's class and device attributes: enough to ask whose array this is."""
+
+    class ndarray:
+        def __init__(self, device):
+            self.device = types.SimpleNamespace(id=device)
+            self.dtype, self.shape = np.dtype(np.float32), (1, 1, 2, 2)
+
+    cupy = types.ModuleType("cupy")
+    cupy.ndarray = ndarray
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    return cupy
+
+
+def test_mixed_devices_are_a_type_error(fake_cupy):
+    x, w = fake_cupy.ndarray(0), np.ones((1, 1, 2, 2))
+    with pytest.raises(TypeError, match=r"conv: .* x on GPU 0 \(CuPy\), w on the CPU \(NumPy\)"):
+        mf.conv(x, w)
+    with pytest.raises(TypeError, match="x on GPU 0 .* w on GPU 1"):
+        mf.conv(x, fake_cupy.ndarray(1))
+    assert arrays.namespace(x) is fake_cupy

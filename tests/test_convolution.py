@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+import spec
+from hypothesis import given, settings
+from numpy.testing import assert_allclose, assert_array_equal
+from problems import WAYS, problems, run
+
+import mulfree_cupy as mf
+
+TOLERANCE = {np.dtype("float32"): 3e-5, np.dtype("float64"): 1e-12}
+
+
+def assert_close(answer, expected, dtype):
+    """Close relative to the largest entry: sums of products cancel."""
+    assert answer.dtype == dtype
+    scale = np.abs(expected[np.isfinite(expected)]).max(initial=1)
+    assert_allclose(answer, expected, rtol=0, atol=TOLERANCE[np.dtype(dtype)] * scale)
+
+
+def without_groups(options):
+    return {name: value for name, value in options.items() if name != "groups"}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@given(problem=problems())
+def test_conv_is_its_formula(way, problem):
+    x, w, bias = problem.x, problem.w, problem.bias
+    answer = run(way, mf.conv, x, w, bias, **problem.options)
+    assert_close(answer, spec.conv(x, w, bias, **problem.options), x.dtype)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@given(problem=problems())
+def test_conv_backward_is_its_formula(way, problem):
+    grad = problem.grad()
+    grad_x, grad_w = run(way, mf.conv_backward, grad, problem.x, problem.w, **problem.options)
+    expected = spec.conv_backward(grad, problem.x, problem.w, **problem.options)
+    assert_close(grad_x, expected[0], problem.x.dtype)
+    assert_close(grad_w, expected[1], problem.x.dtype)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@given(problem=problems(dtypes=("float32", "float64", "uint8")))
+def test_im2col_moves_every_window(way, problem):
+    options = without_groups(problem.options)
+    cols = run(way, mf.im2col, problem.x, kernel_size=problem.w.shape[2:], **options)
+    assert cols.dtype == problem.x.dtype
+    assert_array_equal(cols, spec.im2col(problem.x, problem.w.shape[2:], **options))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@given(problem=problems())
+def test_col2im_is_the_adjoint_of_im2col(way, problem):
+    options = without_groups(problem.options)
+    kernel = problem.w.shape[2:]
+    shape = spec.im2col(problem.x, kernel, **options).shape
+    cols = np.random.default_rng(3).normal(size=shape).astype(problem.x.dtype)
+    image = run(way, mf.col2im, cols, x_shape=problem.x.shape, kernel_size=kernel, **options)
+    assert_close(image, spec.col2im(cols, problem.x.shape, kernel, **options), problem.x.dtype)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", ["bool", "int16", "float16", "int64"])
+def test_im2col_takes_any_real_dtype(way, dtype):
+    x = np.random.default_rng(0).integers(0, 2, (2, 3, 5, 4)).astype(dtype)
+    cols = run(way, mf.im2col, x, kernel_size=(2, 3), padding=1)
+    assert cols.dtype == x.dtype
+    assert_array_equal(cols, spec.im2col(x, (2, 3), padding=1))
+
+
+def test_conv_agrees_with_scipy():
+    from scipy.signal import correlate2d
+
+    rng = np.random.default_rng(1)
+    x, w = rng.normal(size=(1, 1, 9, 7)), rng.normal(size=(1, 1, 3, 2))
+    assert_allclose(mf.conv(x, w)[0, 0], correlate2d(x[0, 0], w[0, 0], mode="valid"))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@settings(max_examples=5)
+@given(problem=problems())
+def test_an_empty_batch_gives_an_empty_answer(way, problem):
+    empty = problem.x[:0]
+    answer = run(way, mf.conv, empty, problem.w, problem.bias, **problem.options)
+    assert answer.shape[0] == 0
+    grad_x, grad_w = run(way, mf.conv_backward, answer, empty, problem.w, **problem.options)
+    assert grad_x.shape == empty.shape
+    assert_array_equal(grad_w, np.zeros(problem.w.shape))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_channels_leave_the_bias(way):
+    bias = np.array([1.0, -2.0])
+    answer = run(way, mf.conv, np.ones((1, 0, 3, 3)), np.ones((2, 0, 2, 2)), bias)
+    assert_array_equal(answer, np.broadcast_to(bias[:, None, None], (1, 2, 2, 2)))

@@ -1,0 +1,156 @@
+"""Bad input: the message names the function, the argument and its shape, and nothing is written."""
+
+import numpy as np
+import pytest
+
+import mulfree_cupy as mf
+
+X, W = np.ones((2, 4, 6, 5), np.float32), np.ones((6, 4, 3, 3), np.float32)
+GRAD = np.ones((2, 6, 4, 3), np.float32)
+CALLS = {
+    "conv": lambda x=X, w=W, **options: mf.conv(x, w, **options),
+    "adder_conv": lambda x=X, w=W, **options: mf.adder_conv(x, w, **options),
+    "conv_backward": lambda x=X, w=W, **options: mf.conv_backward(GRAD, x, w, **options),
+    "adder_conv_backward": lambda x=X, w=W, **options: mf.adder_conv_backward(
+        GRAD, x, w, **options
+    ),
+}
+FORWARD = ["conv", "adder_conv"]
+
+BAD = [
+    (dict(x=X[0]), ValueError, r"x must have 4 dimensions .*\(4, 6, 5\)"),
+    (dict(w=W[0]), ValueError, r"w must have 4 dimensions .*\(4, 3, 3\)"),
+    (dict(w=W[:, :3]), ValueError, r"w must have .* 4 channels, got 3.*\(2, 4, 6, 5\)"),
+    (dict(groups=3), ValueError, r"groups=3 must divide .*\(2, 4, 6, 5\).*\(6, 4, 3, 3\)"),
+    (dict(groups=4), ValueError, r"groups=4 must divide"),
+    (dict(groups=2), ValueError, r"C/groups = 4/2 = 2 channels, got 4"),
+    (dict(groups=0), ValueError, "groups must be at least 1"),
+    (dict(groups=1.5), TypeError, "groups must be an int"),
+    (dict(stride=0), ValueError, "stride must be at least 1, got 0"),
+    (dict(stride=(1, -2)), ValueError, r"stride must be at least 1, got \(1, -2\)"),
+    (dict(stride=(1, 2, 3)), TypeError, "stride must be an int or a pair of ints"),
+    (dict(stride=1.0), TypeError, "stride must be an int or a pair of ints, got 1.0"),
+    (dict(padding=-1), ValueError, "padding must be at least 0"),
+    (dict(padding="same"), TypeError, "padding must be an int or a pair of ints, got 'same'"),
+    (dict(dilation=0), ValueError, "dilation must be at least 1"),
+    (dict(dilation=3), ValueError, r"larger than the padded image: x has shape \(2, 4, 6, 5\)"),
+    (dict(w=W[:, :, :0]), ValueError, "kernel of w must be at least 1"),
+    (dict(x=X[:, :, :0]), ValueError, "x must have H >= 1 and W >= 1"),
+    (dict(x=X.astype(object)), TypeError, "x must hold real numbers, got dtype object"),
+    (dict(x=X.astype(complex)), TypeError, "x must hold real numbers, got dtype complex128"),
+    (dict(w=W.astype("datetime64[s]")), TypeError, "w must hold real numbers"),
+    (dict(x="image"), TypeError, "x must hold real numbers"),
+    (dict(x=[[1.0], [2.0, 3.0]]), TypeError, "x is no array"),
+    (dict(x=np.ma.masked_equal(X, 0)), TypeError, "x is a masked array"),
+]
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize(("options", "error", "message"), BAD)
+def test_bad_arguments(name, options, error, message):
+    with pytest.raises(error, match=f"^{name}: .*{message}"):
+        CALLS[name](**options)
+
+
+@pytest.mark.parametrize("name", FORWARD)
+@pytest.mark.parametrize("dtype", ["float16", "int64", "bool"])
+def test_dtypes_that_are_not_served(name, dtype):
+    with pytest.raises(TypeError, match=rf"{name}: .*float32 or float64, got x {dtype}, w {dtype}"):
+        CALLS[name](x=X.astype(dtype), w=W.astype(dtype))
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_integers_beside_floats_are_promoted_as_numpy_does(name):
+    assert CALLS[name](x=X.astype(np.int64)).dtype == np.float64
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_bias_of_another_length(name):
+    with pytest.raises(ValueError, match=rf"{name}: bias must have shape \(6,\).*\(5,\)"):
+        CALLS[name](bias=np.ones(5))
+
+
+@pytest.mark.parametrize("name", ["conv_backward", "adder_conv_backward"])
+def test_grad_of_another_shape(name):
+    with pytest.raises(ValueError, match=rf"{name}: grad must have shape \(2, 6, 2, 2\).*4, 3"):
+        CALLS[name](stride=2)
+
+
+def refused_outs():
+    read_only = np.zeros((2, 6, 4, 3), np.float32)
+    read_only.flags.writeable = False
+    yield np.zeros((2, 6, 4, 4), np.float32), "out must have shape"
+    yield np.zeros((2, 6, 4, 3), np.float64), "dtype float32"
+    yield read_only, "read-only"
+
+
+@pytest.mark.parametrize("name", FORWARD)
+@pytest.mark.parametrize(("out", "message"), refused_outs())
+def test_out_that_does_not_fit_is_left_alone(name, out, message):
+    with pytest.raises(ValueError, match=f"{name}: out .*{message}|{name}: {message}"):
+        CALLS[name](out=out)
+    assert not out.any()
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_out_over_an_input_is_refused_and_the_input_kept(name):
+    memory = np.ones(240, np.float32)
+    x, out = memory.reshape(2, 4, 6, 5), memory[:144].reshape(2, 6, 4, 3)
+    with pytest.raises(ValueError, match=rf"{name}: out, of shape .* overlaps .* x, of shape"):
+        CALLS[name](x=x, out=out)
+    assert (memory == 1).all()
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_out_between_the_columns_of_an_input_is_no_overlap(name):
+    memory = np.ones((2, 4, 4, 8), np.float32)
+    CALLS[name](x=memory[..., ::2], w=W[:4, :, :1, :1], out=memory[..., 1::2])
+    assert (memory[..., ::2] == 1).all() and (memory[..., 1::2] != 1).all()
+
+
+def test_uint8_mixes_with_nothing_that_has_no_float_in_it():
+    x, w = X.astype(np.uint8), W.astype(np.int8)
+    with pytest.raises(TypeError, match="x uint8, w int8"):
+        mf.adder_conv(x, w)
+    with pytest.raises(TypeError, match="bias must be of an integer dtype.*float64"):
+        mf.adder_conv(x, W.astype(np.uint8), np.ones(6))
+    with pytest.raises(TypeError, match="adder_conv_backward: .*uint8"):
+        mf.adder_conv_backward(GRAD.astype(np.uint8), x, x[:, :, :3, :3])
+
+
+def test_uint8_sums_that_could_exceed_int32_are_refused():
+    a = np.broadcast_to(np.uint8(1), (1, 8_421_505))
+    with pytest.raises(ValueError, match="adder_matmul: a sum over 8421505 taps"):
+        mf.adder_matmul(a, a.T)
+
+
+@pytest.mark.parametrize("function", [mf.adder_conv, mf.adder_matmul])
+def test_kernel_needs_cuda(function):
+    a, b = (X, W) if function is mf.adder_conv else (X[0, 0], X[0, 0].T)
+    with pytest.raises(ValueError, match="no kernel named '9_magic'; there are 1_naive, 2_"):
+        function(a, b, kernel="9_magic")
+    with pytest.raises(ValueError, match="kernel='1_naive' is a CUDA kernel .*emulated_cuda"):
+        function(a, b, kernel="1_naive")
+
+
+def test_im2col_and_col2im():
+    with pytest.raises(ValueError, match="im2col: kernel_size must be at least 1, got 0"):
+        mf.im2col(X, 0)
+    with pytest.raises(ValueError, match=r"im2col: the kernel \(7, 1\).*larger than the padded"):
+        mf.im2col(X, (7, 1))
+    with pytest.raises(ValueError, match=r"col2im: cols must have shape \(2, 36, 12\).*\(2, 36\)"):
+        mf.col2im(np.ones((2, 36)), X.shape, 3)
+    with pytest.raises(ValueError, match="col2im: x_shape must have 4 dimensions"):
+        mf.col2im(np.ones((2, 36, 12)), (4, 6, 5), 3)
+    with pytest.raises(TypeError, match="col2im: .*float32 or float64, got cols int64"):
+        mf.col2im(np.ones((2, 36, 12), int), X.shape, 3)
+
+
+def test_adder_matmul_shapes():
+    with pytest.raises(ValueError, match=r"columns of a .* \(3, 4\) and b of shape \(3, 4\)"):
+        mf.adder_matmul(np.ones((3, 4)), np.ones((3, 4)))
+    with pytest.raises(ValueError, match="a must have 2 dimensions"):
+        mf.adder_matmul(np.ones(3), np.ones((3, 4)))
+    with pytest.raises(ValueError, match="out, of shape .* overlaps the memory of b"):
+        b = np.ones((3, 3))
+        mf.adder_matmul(np.ones((3, 3)), b, out=b)

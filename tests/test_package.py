@@ -1,0 +1,120 @@
+"""The package as it is shipped: the wheel, the import, the install without a compiler, the docs."""
+
+import doctest
+import inspect
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import mulfree_cupy as mf
+from mulfree_cupy import launch
+from mulfree_cupy.launch import numpy_kernels, source
+
+ROOT = Path(__file__).parent.parent
+FUNCTIONS = [
+    getattr(mf, name) for name in mf.__all__ if inspect.isfunction(getattr(mf, name, None))
+]
+
+
+def python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def build_wheel(directory, **environment):
+    """Build from a copy, so that no earlier build's leftovers help."""
+    copy = directory / "source"
+    subprocess.run(["git", "clone", "-q", ROOT, copy], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--wheel", "-o", directory, copy],
+        env={**os.environ, **environment},
+        check=True,
+        capture_output=True,
+    )
+    return zipfile.ZipFile(next(directory.glob("*.whl")))
+
+
+needs_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+
+
+@needs_git
+def test_the_wheel_holds_the_cuda_sources_and_the_emulator(tmp_path):
+    names = build_wheel(tmp_path).namelist()
+    tracked = subprocess.run(
+        ["git", "ls-files", "cuda", "cpu/emulator"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
+    assert tracked
+    for file in tracked:
+        inside = file.replace("cpu/emulator/", "emulator_headers/")
+        assert f"mulfree_cupy/{inside}" in names
+    assert any(name.startswith("mulfree_cupy/_cpu") for name in names)
+
+
+@needs_git
+def test_an_install_without_a_compiler_succeeds(tmp_path):
+    wheel = build_wheel(tmp_path, CC="no-such-compiler", CXX="no-such-compiler")
+    assert not any(name.startswith("mulfree_cupy/_cpu") for name in wheel.namelist())
+    wheel.extractall(tmp_path / "site")
+    code = """
+import warnings, numpy as np
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import mulfree_cupy as mf
+    for _ in range(3):
+        assert mf.adder_conv(np.ones((1, 2, 3, 3)), np.zeros((1, 2, 3, 3))).item() == -18
+assert len(caught) == 1, caught
+assert "slow NumPy kernels" in str(caught[0].message), caught[0]
+assert mf.__file__.startswith(PATH), mf.__file__
+"""
+    code = code.replace("PATH", repr(str(tmp_path)))
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_import_loads_numpy_and_nothing_heavy():
+    heavy = {"cupy", "scipy", "torch", "matplotlib", "sklearn", "cuda"}
+    result = python(f"import sys, mulfree_cupy; print({heavy!r} & set(sys.modules))")
+    assert result.stdout.strip() == "set()", result
+
+
+def test_the_numpy_kernels_are_the_compiled_ones_by_name():
+    compiled = launch.cpu_kernels()
+    for name, twin in inspect.getmembers(numpy_kernels, inspect.isfunction):
+        if not name.startswith("_") and twin.__module__ == numpy_kernels.__name__:
+            assert callable(getattr(compiled, name))
+
+
+def test_every_cuda_file_opens_with_its_idea_and_cost():
+    for kernel in mf.kernels():
+        assert kernel.idea and kernel.cost, kernel
+        if kernel.name[0].isdigit():
+            assert kernel.fixes, kernel
+
+
+def test_an_unknown_source_is_named_with_those_that_exist():
+    with pytest.raises(FileNotFoundError, match="no CUDA source named 'adder/0.cu'; .*1_naive.cu"):
+        source.read("adder/0.cu")
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+def test_docstrings_are_numpydoc_with_examples(function):
+    validation = pytest.importorskip("numpydoc.validate")
+    ignored = {"ES01", "SA01", "EX01", "PR06", "PR07", "RT02", "RT03", "GL01", "SS06", "PR02"}
+    faults = validation.validate(f"{function.__module__}.{function.__qualname__}")["errors"]
+    assert [f for f in faults if f[0] not in ignored] == []
+    assert doctest.DocTestFinder().find(function)[0].examples or function is mf.emulated_cuda
