@@ -85,7 +85,7 @@ def refused_outs():
 
 
 @pytest.mark.parametrize("name", FORWARD)
-@pytest.mark.parametrize(("out", "message"), refused_outs())
+@pytest.mark.parametrize(("out", "message"), list(refused_outs()))
 def test_out_that_does_not_fit_is_left_alone(name, out, message):
     with pytest.raises(ValueError, match=f"{name}: out .*{message}|{name}: {message}"):
         CALLS[name](out=out)
