@@ -1,0 +1,46 @@
+"""The answer and a bounded workspace: im2col is never stored."""
+
+import subprocess
+import sys
+
+import pytest
+
+MIB = 1 << 20
+CODE = """
+import resource
+import numpy as np
+import mulfree_cupy as mf
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+def run(batch, size):
+    x = np.ones((batch, 64, size, size), {dtype!r})[:, :, :, {columns}]
+    w = np.ones((64, 64, 3, 3), {dtype!r})
+    grad = np.ones(mf.conv(x, w, padding=1).shape if {backward} else 0, {dtype!r})
+    before = peak()
+    answer = {call}
+    return peak() - before - sum(a.nbytes for a in (answer if {backward} else [answer]))
+
+run(1, 8)
+print(run(8, 112))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads ru_maxrss in KiB")
+@pytest.mark.parametrize("columns", ["slice(None)", "slice(None, None, -1)"])
+@pytest.mark.parametrize(
+    ("call", "dtype"),
+    [
+        ("mf.adder_conv(x, w, padding=1)", "float32"),
+        ("mf.adder_conv(x, w, padding=1)", "uint8"),
+        ("mf.conv(x, w, padding=1)", "float32"),
+        ("mf.adder_conv_backward(grad, x, w, padding=1)", "float32"),
+        ("mf.conv_backward(grad, x, w, padding=1)", "float32"),
+    ],
+)
+def test_workspace_is_at_most_64_mib(call, dtype, columns):
+    code = CODE.format(call=call, dtype=dtype, columns=columns, backward="backward" in call)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) < 64 * MIB
