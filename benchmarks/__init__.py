@@ -1,0 +1,1 @@
+"""Speed of mulfree_cupy beside other libraries: `python -m benchmarks --help`."""

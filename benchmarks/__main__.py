@@ -1,0 +1,113 @@
+"""Command line of the benchmarks: `python -m benchmarks --help`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+THREAD_VARIABLES = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Check, then time, mulfree_cupy beside other libraries.",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    adder = commands.add_parser(
+        "adder",
+        help="the adder convolution on the CPU beside torch, scipy and FAISS (about 5 minutes)",
+        description="Times adder_conv (float32, uint8, backward) and conv on layers of ResNet-20 "
+        "and ResNet-18, beside the other libraries that are installed, in one process on the "
+        "same threads. A wrong answer stops the run with exit status 1.",
+    )
+    _out(adder)
+    adder.add_argument(
+        "--threads", type=int, default=_cores(), metavar="N", help="default: every core, %(default)s"
+    )
+    adder.add_argument(
+        "--layers", nargs="+", metavar="TEXT", help='only layers whose name holds TEXT: "N8 64->64"'
+    )
+    adder.add_argument(
+        "--quick", action="store_true", help="two tiny layers, to see that all of it runs"
+    )
+
+    emulator = commands.add_parser(
+        "emulator",
+        help="the CUDA emulator: first call, cached call, taps a second",
+        description="Times the CUDA emulator on the 16x16 shared-tile adder kernel, one thread.",
+    )
+    _out(emulator)
+    emulator.add_argument("--quick", action="store_true", help="a tiny layer, one round")
+
+    gpu = commands.add_parser(
+        "gpu",
+        help="everything that needs a GPU, within 8 minutes",
+        description="On a machine with CuPy and a GPU: runs the tests marked gpu, checks and times "
+        "every CUDA kernel, measures instruction rates, and writes JSON and a table, after every "
+        "section anew. Exit status 1 if a test or a check failed, 2 without a GPU.",
+    )
+    gpu.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the files go")
+    gpu.add_argument(
+        "--minutes", type=float, default=8, help="sections not begun by then are left out"
+    )
+    gpu.add_argument(
+        "--emulated",
+        action="store_true",
+        help="tiny layers through the emulator, nothing timed: to test this command without a GPU",
+    )
+
+    report = commands.add_parser(
+        "report",
+        help="put the newest results into README.md and docs/*.md",
+        description="Rewrites what stands between <!-- benchmark:NAME --> and "
+        "<!-- /benchmark:NAME --> in README.md and docs/*.md, NAME being adder, emulator, gpu or "
+        "gpu-status, from the newest JSON of each kind in benchmarks/results/.",
+    )
+    report.add_argument(
+        "--check", action="store_true", help="write nothing; exit status 1 if a file would change"
+    )
+    return top
+
+
+def _out(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help="write JSON, markdown and a plot (default: print)"
+    )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    # Imports wait until here: thread pools read these variables when their library is loaded.
+    if options.command == "adder":
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(options.threads)))
+        from benchmarks import adder, layers, reference
+
+        try:
+            chosen = layers.select(options.layers, layers.QUICK if options.quick else layers.LAYERS)
+            return adder.run(chosen, options.threads, options.out, options.quick)
+        except (ValueError, reference.WrongAnswer) as error:
+            print(f"python -m benchmarks adder: {error}", file=sys.stderr)
+            return 1
+    if options.command == "emulator":
+        from benchmarks import emulator
+
+        return emulator.run(options.out, options.quick)
+    if options.command == "gpu":
+        from benchmarks import gpu
+
+        return gpu.run(options.out, options.minutes, options.emulated)
+    from benchmarks import report
+
+    return report.run(options.check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""The adder convolution on the CPU, beside other libraries: speed, and how near the limit it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import mulfree_cupy as mf
+from benchmarks import peers, reference, timing
+from benchmarks.layers import Layer
+from mulfree_cupy import launch
+
+
+@dataclass(frozen=True)
+class Column:
+    """A ratio of two measured times: time of `over` / time of `under`, and what it should be."""
+
+    head: str
+    over: str
+    under: str
+    form: str = ".2f"
+    goal: float | None = None
+    aim: float | None = None
+    at_most: bool = False
+
+    def met(self, value: float) -> bool:
+        return value <= self.goal if self.at_most else value >= self.goal
+
+
+# "max/add peak" and "max/dot peak" stand for the time the layer would take at that peak.
+GOALS = [
+    Column("of max/add peak", "max/add peak", "adder_conv", ".0%", 0.70, 0.85),
+    Column("speed, conv2d = 1", "conv2d", "adder_conv", ".2f", 0.40, 0.55),
+    Column("times torch.cdist", "torch.cdist", "adder_conv", ".0f", 20),
+    Column("uint8, conv2d float32 = 1", "conv2d", "adder_conv uint8", ".2f", 1.5, 2.3),
+    Column("backward / forward", "adder_conv_backward", "adder_conv", ".2f", 3, at_most=True),
+]
+BESIDE = [
+    Column("times published", "published", "adder_conv", ".0f"),
+    Column("times scipy cdist", "scipy cdist", "adder_conv", ".0f"),
+    Column("times FAISS L1", "faiss", "adder_conv", ".1f"),
+    Column("uint8 of max/dot peak", "max/dot peak", "adder_conv uint8", ".0%"),
+    Column("conv2d int8, conv2d = 1", "conv2d", "conv2d int8"),
+    Column("our conv, conv2d = 1", "conv2d", "conv"),
+]
+NOTES = """\
+A term is one abs(x - w). Each ratio is taken within a round; the median over the rounds is shown.
+max/add peak: measured in the same rounds, a loop of vector maxima and additions on registers.
+An L1 term costs two vector instructions (max, add) where a product costs one FMA, so 0.55 of
+conv2d is the instruction limit in float32, and 2.3 in uint8 (max, dot: 2 for 64 bytes).
+conv2d: torch (oneDNN), float32, contiguous or channels_last, whichever is faster.
+torch.cdist, scipy and FAISS are given the unfolded input, whose making is not in their time; scipy
+uses one thread. The published formula and scipy run on some images and are scaled to the batch.
+backward: both gradients."""
+
+STEADY = {"rounds": 7, "least": 0.05}
+QUICK = {"rounds": 2, "least": 0.001}
+
+
+def run(layers: list[Layer], threads: int, out: Path | None, quick: bool) -> int:
+    """Check and time the layers, print the tables, write them to `out`; the exit status."""
+    settings = QUICK if quick else STEADY
+    absent = peers.missing()
+    if absent:
+        print(f"left out, not installed: {', '.join(absent)}")
+    record = {
+        "benchmark": "adder",
+        "machine": timing.machine("torch", "scipy", "faiss-cpu"),
+        "threads": threads,
+        "cpu_features": getattr(launch.cpu_kernels(), "features", lambda: "NumPy only")(),
+        **settings,
+        "layers": [],
+    }
+    for layer in timing.progress(layers, "layer"):
+        record["layers"].append(measure(layer, threads, **settings))
+    print(summary(record), tables(record), NOTES, goals(record), sep="\n\n")
+    if out is not None:
+        file = timing.write_json(record, out, "adder-cpu")
+        text = f"{summary(record)}\n\n{tables(record)}\n\n{NOTES}\n\n{goals(record)}\n"
+        file.with_suffix(".md").write_text(text, encoding="utf-8")
+        plot(record, file.with_suffix(".png"))
+        print(f"\nwritten: {file.name} and its .md and .png")
+    return 0
+
+
+def measure(layer: Layer, threads: int, rounds: int, least: float) -> dict:
+    """Check every answer, then time everything in `rounds` interleaved rounds."""
+    grad, x, w = (layer.floats()[i] for i in (2, 0, 1))
+    bytes_x, bytes_w = layer.bytes()
+    check(layer, grad, x, w, bytes_x, bytes_w)
+    beside = peers.available(layer, x, w, threads)
+    check_peers(layer, x, w, beside)
+
+    options = layer.options
+    calls = {
+        "adder_conv": lambda: mf.adder_conv(x, w, **options),
+        "adder_conv uint8": lambda: mf.adder_conv(bytes_x, bytes_w, **options),
+        "adder_conv_backward": lambda: mf.adder_conv_backward(grad, x, w, **options),
+        "conv": lambda: mf.conv(x, w, **options),
+    }
+    cases = {name: _timed(call, least) for name, call in calls.items()}
+    cases |= {p.name: _timed(p.call, least, layer.batch / p.images) for p in beside}
+    peak = getattr(launch.cpu_kernels(), "peak", None)
+    if peak is not None:
+        cases["max/add peak"] = lambda: layer.terms / peak("max_add", least)
+        cases["max/dot peak"] = lambda: layer.terms / peak("u8_max_dot", least)
+
+    seconds = timing.interleaved(cases, rounds)
+    _choose_layout(seconds)
+    ratios = {c.head: timing.ratio(seconds, c.over, c.under) for c in GOALS + BESIDE}
+    return {"name": layer.name, "terms": layer.terms, "seconds": seconds, "ratios": ratios}
+
+
+def _timed(call, least, scale=1.0):
+    return lambda: scale * timing.call_seconds(call, least)
+
+
+def _choose_layout(seconds: timing.Seconds) -> None:
+    """Let "conv2d" stand for the layout with the smaller median."""
+    layouts = [name for name in ("conv2d contiguous", "conv2d channels_last") if name in seconds]
+    if layouts:
+        seconds["conv2d"] = seconds[min(layouts, key=lambda name: np.median(seconds[name]))]
+
+
+def check(layer, grad, x, w, bytes_x, bytes_w) -> None:
+    """Hold our functions to the float64 formulas on the first and the last image."""
+    ends = [0, layer.batch - 1]
+    options = layer.options
+
+    def compare(name, y, expected, tolerance):
+        reference.agree(layer, name, reference.rows(y[ends]), expected, tolerance)
+
+    y = mf.adder_conv(x, w, **options)
+    compare("adder_conv", y, reference.adder(layer, x[ends], w), 1e-5)
+    y = mf.adder_conv(bytes_x, bytes_w, **options)
+    compare("adder_conv uint8", y, reference.adder(layer, bytes_x[ends], bytes_w), 0)
+    y = mf.conv(x, w, **options)
+    compare("conv", y, reference.conv(layer, x[ends], w), 1e-5)
+
+    expected_x, expected_w = reference.adder_backward(layer, grad[:1], x[:1], w)
+    grad_x, _ = mf.adder_conv_backward(grad, x, w, **options)
+    reference.agree(layer, "adder_conv_backward grad_x", grad_x[:1], expected_x, 1e-5)
+    _, grad_w = mf.adder_conv_backward(grad[:1], x[:1], w, **options)
+    reference.agree(layer, "adder_conv_backward grad_w", grad_w, expected_w, 1e-5)
+
+
+def check_peers(layer: Layer, x, w, beside: list[peers.Peer]) -> None:
+    """Hold the peers to our answer, of which the formulas have seen the ends."""
+    ours = {
+        "adder_conv": reference.rows(mf.adder_conv(x, w, **layer.options)),
+        "conv": reference.rows(mf.conv(x, w, **layer.options)),
+    }
+    for peer in beside:
+        expected = ours[peer.expected][: peer.images * layer.out_size**2]
+        reference.agree(layer, peer.name, peer.rows(peer.call()), expected, peer.tolerance)
+
+
+def summary(record: dict) -> str:
+    """One line: where and with what the figures were taken."""
+    machine = record["machine"]
+    software = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"{machine['date']}, {machine['cpu']}, {record['threads']} threads, "
+        f"{record['cpu_features']}; {software}; commit {machine['commit']}"
+    )
+
+
+def tables(record: dict) -> str:
+    """Two markdown tables: against the goals, and beside other libraries."""
+    rows = record["layers"]
+    return f"{_goal_table(rows)}\n\n{_beside_table(rows)}"
+
+
+def _goal_table(rows: list[dict]) -> str:
+    head = ["layer", "ms", "G terms/s", *(c.head for c in GOALS)]
+    body = []
+    for row in rows:
+        seconds = float(np.median(row["seconds"]["adder_conv"]))
+        first = [row["name"], f"{seconds * 1e3:.2f}", f"{row['terms'] / seconds / 1e9:.1f}"]
+        body.append(first + _cells(row, GOALS))
+    limits = ["<=" if c.at_most else ">=" for c in GOALS]
+    body.append(
+        ["goal", "", "", *(f"{s} {c.goal:{c.form}}" for s, c in zip(limits, GOALS, strict=True))]
+    )
+    body.append(["aim", "", "", *(timing.cell(c.aim, c.form) for c in GOALS)])
+    return timing.table(head, body)
+
+
+def _beside_table(rows: list[dict]) -> str:
+    body = [[row["name"], *_cells(row, BESIDE)] for row in rows]
+    return timing.table(["layer", *(c.head for c in BESIDE)], body)
+
+
+def _cells(row: dict, columns: list[Column]) -> list[str]:
+    return [timing.cell(row["ratios"][c.head], c.form) for c in columns]
+
+
+def goals(record: dict) -> str:
+    """A line a goal: on how many layers it is met, and where it is not."""
+    lines = []
+    for column in GOALS:
+        values = {row["name"]: row["ratios"][column.head] for row in record["layers"]}
+        values = {name: value for name, value in values.items() if value is not None}
+        below = [name for name, value in values.items() if not column.met(value)]
+        if not values:
+            verdict = "not measured"
+        elif below:
+            verdict = f"on {len(values) - len(below)} of {len(values)} layers, not on "
+            verdict += "; ".join(below)
+        else:
+            verdict = f"met on all {len(values)} layers"
+        bound = f"{'<=' if column.at_most else '>='} {column.goal:{column.form}}"
+        lines.append(f"{column.head} {bound}: {verdict}")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def plot(record: dict, file: Path) -> None:
+    """Bars of our speed relative to conv2d's, a layer each, with the two goals as lines."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [r for r in record["layers"] if r["ratios"]["speed, conv2d = 1"] is not None]
+    if not rows:
+        return
+    figure, axes = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
+    at = np.arange(len(rows))
+    heads = [GOALS[1].head, GOALS[3].head]
+    for shift, head, label in zip((-0.2, 0.2), heads, ("float32", "uint8"), strict=True):
+        bars = axes.bar(at + shift, [r["ratios"][head] for r in rows], 0.4, label=label)
+        axes.bar_label(bars, fmt="%.2f", fontsize=7)
+    for column, colour in ((GOALS[1], "C0"), (GOALS[3], "C1")):
+        axes.axhline(column.goal, color=colour, linestyle="--", linewidth=0.8)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_xticks(at, [r["name"].replace(" ", "\n", 1) for r in rows], fontsize=7)
+    axes.set_ylabel("speed, conv2d float32 = 1")
+    axes.set_title("adder_conv beside torch conv2d (dashed: goals)")
+    axes.legend()
+    figure.savefig(file, dpi=100)
+    pyplot.close(figure)

@@ -1,0 +1,157 @@
+"""Rounds of interleaved timings, their medians and ratios, and the record of the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+
+# After a parallel call the threads of that library's pool spin for some milliseconds before they
+# sleep, and would take the cores from whatever is timed next.
+GAP = 0.02
+
+Seconds = dict[str, list[float]]
+
+
+def call_seconds(function: Callable[[], object], least: float) -> float:
+    """Median seconds of one call: one untimed, then as many as fill `least` seconds, one or more."""
+    function()
+    taken = []
+    while sum(taken) < least:
+        start = time.perf_counter()
+        function()
+        taken.append(time.perf_counter() - start)
+    return median(taken)
+
+
+def interleaved(
+    cases: Mapping[str, Callable[[], float]], rounds: int, gap: float = GAP
+) -> Seconds:
+    """Ask every case for its seconds once a round, `rounds` times.
+
+    A case returns seconds, its own measurement; a slow phase of the machine so falls on all cases
+    of a round, and a ratio within the round does not see it.
+    """
+    seconds: Seconds = {name: [] for name in cases}
+    for _ in range(rounds):
+        for name, case in cases.items():
+            time.sleep(gap)
+            seconds[name].append(case())
+    return seconds
+
+
+def ratio(seconds: Seconds, numerator: str, denominator: str) -> float | None:
+    """Median over the rounds of numerator / denominator; None if either was not measured."""
+    if numerator not in seconds or denominator not in seconds:
+        return None
+    pairs = zip(seconds[numerator], seconds[denominator], strict=True)
+    return median(a / b for a, b in pairs)
+
+
+def progress(items: Iterable, unit: str) -> Iterable:
+    """The items, with a progress bar where tqdm is installed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return items
+    return tqdm(items, unit=unit, leave=False)
+
+
+def rounded(value):
+    """The numbers of a nested record to five digits: more is noise, and makes a diff unreadable."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, Mapping):
+        return {key: rounded(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(v) for v in value]
+    return value
+
+
+def machine(*packages: str) -> dict[str, object]:
+    """What the figures depend on; nothing that names the machine or its folders."""
+    return {
+        "date": date.today().isoformat(),
+        "commit": commit(),
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "versions": versions("mulfree_cupy", "numpy", *packages),
+    }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of those that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_model() -> str:
+    """Vendor's name of the processor with its family, model and stepping where Linux tells them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = dict(
+        (key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in lines)
+    )
+    if "model name" not in fields:
+        return platform.machine()
+    numbers = "/".join(fields.get(key, "?") for key in ("cpu family", "model", "stepping"))
+    return f"{fields['model name']} (family/model/stepping {numbers})"
+
+
+def commit() -> str:
+    """The short hash of the checkout, marked if the sources differ from it."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        sources = "mulfree_cupy", "cpu", "cuda", "benchmarks"
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *sources)
+        return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def write_json(record: dict, out: Path, stem: str) -> Path:
+    """Write `<out>/<stem>-<date>.json` and return its path."""
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / f"{stem}-{record['machine']['date']}.json"
+    file.write_text(json.dumps(rounded(record), indent=1) + "\n", encoding="utf-8")
+    return file
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A markdown table that also reads well in a terminal: first column left, the others right."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+
+    def line(cells: list[str]) -> str:
+        padded = [c.rjust(w) for c, w in zip(cells, widths, strict=True)]
+        return "| " + " | ".join([cells[0].ljust(widths[0]), *padded[1:]]) + " |"
+
+    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
+    return "\n".join([line(head), line(rule), *map(line, rows)])
+
+
+def cell(value: float | None, form: str = ".2f") -> str:
+    """A number for a table; what was not measured is a dash."""
+    return "-" if value is None else format(value, form)
