@@ -1,0 +1,306 @@
+"""The tape: tensors that remember how they came about, and the walk back through them."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from mulfree_cupy import arrays
+from mulfree_cupy.arrays import Array
+from mulfree_cupy.autograd.rules import RULES, SURROGATES
+
+_recording = contextvars.ContextVar("recording", default=True)
+
+
+@contextlib.contextmanager
+def no_grad() -> Iterator[None]:
+    """Inside it nothing is recorded: for evaluation, and for the optimiser's own arithmetic.
+
+    Examples
+    --------
+    >>> from mulfree_cupy.autograd import Tensor, no_grad
+    >>> weight = Tensor([1.0, 2.0], requires_grad=True)
+    >>> with no_grad():
+    ...     (weight * 2).requires_grad
+    False
+    """
+    token = _recording.set(False)
+    try:
+        yield
+    finally:
+        _recording.reset(token)
+
+
+class Node:
+    """One operation of the tape: its inputs, and the pullback that its rule returned."""
+
+    __slots__ = ("inputs", "operation", "pullback")
+
+    def __init__(self, operation: str, inputs: tuple[Tensor, ...], pullback: Callable | None):
+        self.operation, self.inputs, self.pullback = operation, inputs, pullback
+
+
+class Tensor:
+    """An array that remembers how it came about, so that `backward` can differentiate it.
+
+    Parameters
+    ----------
+    data : array or Tensor
+        NumPy, CuPy, anything with ``__dlpack__``, or numbers; kept without a copy.
+    requires_grad : bool
+        Whether `backward` fills `grad`.
+
+    Attributes
+    ----------
+    data : array
+        The values.
+    grad : array or None
+        The sum of the gradients of all `backward` calls since it was last None.
+    requires_grad : bool
+
+    Raises
+    ------
+    TypeError
+        If gradients are wanted of anything but floating-point numbers.
+
+    Examples
+    --------
+    >>> from mulfree_cupy.autograd import Tensor
+    >>> x = Tensor([1.0, 2.0, 3.0], requires_grad=True)
+    >>> (x * x).sum().backward()
+    >>> x.grad
+    array([2., 4., 6.])
+    """
+
+    __slots__ = ("data", "grad", "node", "requires_grad")
+    __array_ufunc__ = None  # array + tensor is the tensor's business
+
+    def __init__(self, data: Any, requires_grad: bool = False):
+        (self.data,) = arrays.take("Tensor", data=data.data if isinstance(data, Tensor) else data)
+        self.grad: Array | None = None
+        self.node: Node | None = None
+        self.requires_grad = requires_grad
+        if requires_grad and self.data.dtype.kind != "f":
+            raise TypeError(
+                f"Tensor: only floating-point numbers have gradients, got dtype {self.data.dtype}"
+            )
+
+    def backward(self, grad: Array | None = None) -> None:
+        """Add the gradient of this tensor to the `grad` of every tensor it was made from.
+
+        The graph is freed as it is walked: a second call raises.
+
+        Parameters
+        ----------
+        grad : array, shape of this tensor, optional
+            The seed; 1 if this tensor has one element.
+
+        Raises
+        ------
+        RuntimeError
+            If nothing was recorded, or the graph has been walked already.
+        ValueError
+            If the tensor has several elements and there is no seed, or the seed does not fit.
+        """
+        if not self.requires_grad:
+            raise RuntimeError(
+                "backward: this tensor does not require a gradient: it was made from tensors "
+                "without requires_grad, or inside no_grad()"
+            )
+        pending = {id(self): self._seed(grad)}
+        for tensor in _from_last_to_first(self):
+            gradient = pending.pop(id(tensor))
+            node = tensor.node
+            if node is None:
+                tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
+                continue
+            for source, part in zip(node.inputs, node.pullback(gradient), strict=True):
+                if source.requires_grad and part is not None:
+                    part = _unbroadcast(part, source.shape).astype(source.dtype, copy=False)
+                    known = pending.get(id(source))
+                    pending[id(source)] = part if known is None else known + part
+            node.pullback, node.inputs = None, ()
+
+    def _seed(self, grad: Array | None) -> Array:
+        xp = arrays.namespace(self.data)
+        if grad is None:
+            if self.size != 1:
+                raise ValueError(
+                    f"backward: a tensor of shape {self.shape} has no one gradient; reduce it to a "
+                    "scalar, or pass grad= of its shape"
+                )
+            return xp.ones_like(self.data)
+        _, grad = arrays.take("backward", tensor=self.data, grad=_values(grad))
+        if grad.shape != self.shape:
+            raise ValueError(
+                f"backward: grad must have the tensor's shape {self.shape}, got {grad.shape}"
+            )
+        return grad.astype(self.dtype, copy=False)
+
+    # Names as NumPy has them.
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.data.dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        return self.data.size
+
+    def item(self) -> float:
+        """The one element as a Python number."""
+        return self.data.item()
+
+    def detach(self) -> Tensor:
+        """The same values with no history."""
+        return Tensor(self.data)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __repr__(self) -> str:
+        wanted = ", requires_grad=True" if self.requires_grad else ""
+        return f"Tensor({self.data!r}{wanted})"
+
+    def __add__(self, other):
+        return apply("add", self, other)
+
+    __radd__ = __add__
+
+    def __sub__(self, other):
+        return apply("subtract", self, other)
+
+    def __rsub__(self, other):
+        return apply("subtract", other, self)
+
+    def __mul__(self, other):
+        return apply("multiply", self, other)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other):
+        return apply("divide", self, other)
+
+    def __rtruediv__(self, other):
+        return apply("divide", other, self)
+
+    def __matmul__(self, other):
+        return apply("matmul", self, other)
+
+    def __neg__(self):
+        return apply("negative", self)
+
+    def __abs__(self):
+        return apply("absolute", self)
+
+    def __pow__(self, exponent):
+        return apply("power", self, exponent=exponent)
+
+    def __getitem__(self, index):
+        return apply("getitem", self, index=index)
+
+    def sum(self, axis=None, keepdims=False):
+        return apply("sum", self, axis=axis, keepdims=keepdims)
+
+    def mean(self, axis=None, keepdims=False):
+        return apply("mean", self, axis=axis, keepdims=keepdims)
+
+    def reshape(self, *shape):
+        return apply("reshape", self, shape=shape[0] if len(shape) == 1 else shape)
+
+    def transpose(self, *axes):
+        return apply("transpose", self, axes=axes or None)
+
+
+def apply(operation: str, *inputs: Any, **options: Any) -> Tensor:
+    """Run one operation of the table `RULES` on tensors or arrays, and record it.
+
+    Parameters
+    ----------
+    operation : str
+        A name in ``mulfree_cupy.autograd.rules.RULES``.
+    *inputs : Tensor, array or number
+        What it is differentiated by; a number takes the dtype of the tensors beside it.
+    **options
+        What it is not differentiated by.
+
+    Raises
+    ------
+    NotImplementedError
+        If the table has no such rule.
+    """
+    if operation not in RULES:
+        raise NotImplementedError(
+            f"no derivative rule for {operation!r}; there are {', '.join(sorted(RULES))}"
+        )
+    like = next((t for t in inputs if isinstance(t, Tensor)), None)
+    tensors = tuple(_lift(t, like) for t in inputs)
+    arrays.take(operation, **{f"input {i}": t.data for i, t in enumerate(tensors)})
+    data, pullback = RULES[operation](*(t.data for t in tensors), **options)
+    answer = Tensor(data)
+    if _recording.get() and any(t.requires_grad for t in tensors):
+        answer.requires_grad = True
+        answer.node = Node(operation, tensors, pullback)
+    return answer
+
+
+def surrogates(answer: Tensor) -> set[str]:
+    """The operations behind `answer` whose rule is a training signal and not a derivative."""
+    nodes = (t.node for t in _from_last_to_first(answer))
+    return {node.operation for node in nodes if node is not None} & SURROGATES.keys()
+
+
+def _lift(value: Any, like: Tensor | None) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    if like is not None and isinstance(value, (int, float)):
+        return Tensor(arrays.namespace(like.data).asarray(value, dtype=like.dtype))
+    return Tensor(value)
+
+
+def _values(value: Any) -> Any:
+    return value.data if isinstance(value, Tensor) else value
+
+
+def _from_last_to_first(root: Tensor) -> list[Tensor]:
+    """The tensors that require a gradient, each before everything it was made from."""
+    order, seen, stack = [], set(), [(root, False)]
+    while stack:
+        tensor, expanded = stack.pop()
+        if expanded:
+            order.append(tensor)
+            continue
+        if id(tensor) in seen or not tensor.requires_grad:
+            continue
+        seen.add(id(tensor))
+        stack.append((tensor, True))
+        if tensor.node is not None:
+            if tensor.node.pullback is None:
+                raise RuntimeError(
+                    f"backward: the graph behind this tensor was walked and freed already (at "
+                    f"{tensor.node.operation!r}); compute it again, or add the losses up first"
+                )
+            stack.extend((source, False) for source in tensor.node.inputs)
+    return order[::-1]
+
+
+def _unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:
+    """Sum over the axes along which an input of this shape was repeated."""
+    if gradient.shape == shape:
+        return gradient
+    extra = gradient.ndim - len(shape)
+    repeated = [extra + axis for axis, size in enumerate(shape) if size == 1]
+    axes = (*range(extra), *(axis for axis in repeated if gradient.shape[axis] != 1))
+    return gradient.sum(axis=axes, keepdims=True).reshape(shape)

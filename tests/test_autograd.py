@@ -1,0 +1,186 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+from problems import problems
+
+import mulfree_cupy as mf
+from mulfree_cupy.autograd import (
+    GradientError,
+    KinkError,
+    Tensor,
+    apply,
+    check_gradients,
+    no_grad,
+)
+from mulfree_cupy.autograd.rules import RULES
+
+rng = np.random.default_rng(0)
+A, B, ROW = rng.normal(size=(3, 4)), rng.normal(size=(3, 4)), rng.normal(size=4)
+POSITIVE = np.abs(A) + 0.5
+IMAGE, FILTERS = rng.normal(size=(2, 4, 5, 6)), rng.normal(size=(6, 2, 3, 2))
+
+CASES = {
+    "absolute": lambda: (abs, A),
+    "add": lambda: (lambda a, b: a + b, A, ROW),
+    "conv": lambda: (
+        lambda x, w, b: apply("conv", x, w, b, stride=(2, 1), padding=1, groups=2),
+        IMAGE,
+        FILTERS,
+        rng.normal(size=6),
+    ),
+    "cross_entropy": lambda: (
+        lambda a: apply("cross_entropy", a, labels=np.array([0, 3, 1])),
+        A,
+    ),
+    "divide": lambda: (lambda a, b: a / b, A, POSITIVE),
+    "dropout": lambda: (lambda a: apply("dropout", a, mask=(B > 0) * 2.0), A),
+    "exp": lambda: (lambda a: apply("exp", a), A),
+    "getitem": lambda: (lambda a: a[[0, 2, 0], 1:], A),
+    "log": lambda: (lambda a: apply("log", a), POSITIVE),
+    "matmul": lambda: (lambda a, b: a @ b, A, B.T),
+    "maximum": lambda: (lambda a, b: apply("maximum", a, b), A, B),
+    "mean": lambda: (lambda a: a.mean(axis=0), A),
+    "multiply": lambda: (lambda a, b: a * b, A, ROW[:, None][:3]),
+    "negative": lambda: (lambda a: -a, A),
+    "power": lambda: (lambda a: a**2.5, POSITIVE),
+    "relu": lambda: (lambda a: apply("relu", a), A),
+    "reshape": lambda: (lambda a: a.reshape(2, 6), A),
+    "sqrt": lambda: (lambda a: apply("sqrt", a), POSITIVE),
+    "subtract": lambda: (lambda a, b: a - b, ROW, B),
+    "sum": lambda: (lambda a: a.sum(axis=(0, 2), keepdims=True), IMAGE),
+    "transpose": lambda: (lambda a: a.transpose(0, 2, 3, 1), IMAGE),
+}
+
+
+@pytest.mark.parametrize("operation", sorted(RULES.keys() - {"adder_conv"}))
+def test_every_rule_is_a_derivative(operation):
+    function, *inputs = CASES[operation]()
+    check_gradients(function, *inputs)
+
+
+@settings(max_examples=20)
+@given(problem=problems(dtypes=("float64",), most=3))
+def test_conv_is_differentiated_for_all_geometries(problem):
+    check_gradients(
+        lambda x, w: apply("conv", x, w, **problem.options), problem.x, problem.w, rtol=1e-5
+    )
+
+
+def test_a_composition_is_differentiated():
+    def network(x, w, v):
+        hidden = apply("relu", apply("conv", x, w, groups=2)).mean(axis=(2, 3))
+        return (hidden @ v) ** 2 / (1 + abs(hidden).sum())
+
+    check_gradients(network, IMAGE, FILTERS, rng.normal(size=(6, 3)), rtol=1e-5)
+
+
+def test_adder_conv_records_the_published_surrogates():
+    x, w = Tensor(IMAGE, True), Tensor(FILTERS, True)
+    bias = Tensor(np.zeros(6), True)
+    y = apply("adder_conv", x, w, bias, groups=2)
+    seed = rng.normal(size=y.shape)
+    y.backward(seed)
+    grad_x, grad_w = mf.adder_conv_backward(seed, IMAGE, FILTERS, groups=2)
+    assert_array_equal(x.grad, grad_x)
+    assert_array_equal(w.grad, grad_w)
+    assert_allclose(bias.grad, seed.sum(axis=(0, 2, 3)))
+
+
+def test_check_gradients_refuses_surrogates_and_says_why():
+    with pytest.raises(ValueError, match=r"surrogate gradients.*adder_conv: AdderNet trains on"):
+        check_gradients(lambda x, w: apply("adder_conv", x, w).sum(), IMAGE[:, :2], FILTERS)
+
+
+def test_check_gradients_finds_a_wrong_rule(monkeypatch):
+    monkeypatch.setitem(RULES, "exp", lambda a: (np.exp(a), lambda g: (g * a,)))
+    with pytest.raises(GradientError, match="by the rules and"):
+        check_gradients(lambda a: apply("exp", a), A)
+
+
+@pytest.mark.parametrize("distance", [0.0, 2e-5, -7e-5])
+def test_check_gradients_detects_a_kink(distance):
+    with pytest.raises(KinkError, match="kink near the inputs"):
+        check_gradients(lambda a: apply("relu", a), np.array([1.0, distance]))
+
+
+def test_gradients_accumulate_over_calls():
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    for expected in (3.0, 6.0):
+        (x * 3).sum().backward()
+        assert_array_equal(x.grad, [expected, expected])
+
+
+def test_a_tensor_used_twice_gets_both_gradients():
+    x = Tensor([2.0], requires_grad=True)
+    y = x * x
+    (y * x + y).backward()
+    assert x.grad.item() == 3 * 4 + 2 * 2
+
+
+@given(st.sampled_from([(3, 4), (1, 4), (4,), (3, 1), (1, 1), ()]))
+def test_broadcast_inputs_get_gradients_of_their_own_shape(shape):
+    a, b = Tensor(np.ones(shape), True), Tensor(A, True)
+    (a * b).sum().backward()
+    assert a.grad.shape == shape
+    assert_allclose(a.grad.sum(), A.sum())
+
+
+def test_dtypes_stay_single_precision():
+    x = Tensor(A.astype(np.float32), requires_grad=True)
+    y = ((x * 2 + 1) / 3).mean()
+    y.backward()
+    assert y.dtype == x.grad.dtype == np.float32
+
+
+def test_no_grad_records_nothing():
+    x = Tensor(A, requires_grad=True)
+    with no_grad():
+        y = (x * 2).sum()
+    assert y.node is None
+    with pytest.raises(RuntimeError, match="does not require a gradient"):
+        y.backward()
+    assert (x * 2).requires_grad
+
+
+def test_the_graph_is_freed_as_it_is_walked():
+    x = Tensor(A, requires_grad=True)
+    y = x * 2
+    loss = y.sum()
+    loss.backward()
+    assert y.node.inputs == () and y.node.pullback is None
+    with pytest.raises(RuntimeError, match="walked and freed already"):
+        loss.backward()
+    with pytest.raises(RuntimeError, match="walked and freed already"):
+        (y * 3).sum().backward()
+
+
+def test_a_long_chain_does_not_recurse():
+    x = y = Tensor(1.0, requires_grad=True)
+    for _ in range(5000):
+        y = y + 1
+    y.backward()
+    assert x.grad == 1
+
+
+def test_errors_are_clear():
+    x = Tensor(A, requires_grad=True)
+    with pytest.raises(ValueError, match=r"tensor of shape \(3, 4\) has no one gradient"):
+        (x * 2).backward()
+    with pytest.raises(ValueError, match=r"grad must have the tensor's shape \(3, 4\), got \(4,\)"):
+        (x * 2).backward(ROW)
+    with pytest.raises(NotImplementedError, match="no derivative rule for 'sine'; there are abs"):
+        apply("sine", x)
+    with pytest.raises(TypeError, match="only floating-point numbers have gradients, got dtype int"):
+        Tensor([1, 2], requires_grad=True)
+    with pytest.raises(ValueError, match=r"matmul: .* at least 2 dimensions, got \(3, 4\) and \(4,"):
+        x @ ROW
+
+
+def test_arrays_on_the_left_are_lifted():
+    x = Tensor(ROW, requires_grad=True)
+    y = A * x - x
+    assert isinstance(y, Tensor)
+    y.sum().backward()
+    assert_allclose(x.grad, A.sum(axis=0) - 3)
