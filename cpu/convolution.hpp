@@ -1,0 +1,318 @@
+// The loop nest around the register tile, shared by every operation that has the shape of a
+// convolution: pixels are cut into panels, the reduction into blocks of taps whose panel stays in the
+// first-level cache, the filters into tiles. None of the cuts depends on the number of threads, and no
+// sum is shared between threads, so answers do not depend on it either.
+#pragma once
+
+#include <new>
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#include "bytes.hpp"
+#include "panel.hpp"
+#include "tile.hpp"
+
+namespace mulfree::MULFREE_ISA {
+
+constexpr index BLOCK_ROWS = 160;         // panel rows: 160 rows of three 64-byte vectors are 30 KiB
+constexpr index BLOCK_POSITIONS = 32;     // kernel positions a block; bounds the table of spans
+constexpr index CHUNK_FILTERS = 256;      // filters whose totals are kept for a panel
+constexpr index SHARED_WEIGHTS = 24 << 20;  // bytes; above it every thread packs tiles as it goes
+constexpr index MAX_THREADS = 64;         // bounds the workspace: less than 512 KiB a thread
+constexpr index SMALL_WORK = 100000;      // terms below which waking threads costs more than it saves
+
+inline index threads_for(index units, double terms) {
+#if defined(_OPENMP)
+    if (terms < SMALL_WORK) return 1;
+    return larger(1, smaller(smaller(omp_get_max_threads(), MAX_THREADS), units));
+#else
+    return 1;
+#endif
+}
+
+inline index this_thread() {
+#if defined(_OPENMP)
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+// The memory of a call.
+class Workspace {
+public:
+    Workspace() = default;
+    Workspace(const Workspace&) = delete;
+    ~Workspace() { ::operator delete(base_, std::align_val_t(64)); }
+    void allocate(index bytes) {
+        base_ = static_cast<char*>(::operator new(std::size_t(bytes), std::align_val_t(64)));
+    }
+    char* data() const { return base_; }
+
+private:
+    char* base_ = nullptr;
+};
+
+// Cuts memory into cache-line aligned pieces; from null, only measures what the pieces take.
+class Carver {
+public:
+    explicit Carver(char* base) : base_(reinterpret_cast<std::uintptr_t>(base)) {}
+    template <class T>
+    T* take(index count) {
+        const std::uintptr_t at = base_ + used_;
+        used_ += round_up(count * index(sizeof(T)), 64);
+        return reinterpret_cast<T*>(at);
+    }
+    index used() const { return used_; }
+
+private:
+    std::uintptr_t base_;
+    index used_ = 0;
+};
+
+// The reduction cut into blocks: chunks of kernel positions, and in each, chunks of channels. A panel row
+// holds `cell` taps.
+struct Blocking {
+    index channels, positions, channel_chunk, position_chunk, cell;
+
+    Blocking(index channels_, index positions_, index cell_)
+        : channels(channels_), positions(positions_), cell(cell_) {
+        position_chunk = ceil_div(larger(positions, 1), ceil_div(larger(positions, 1), BLOCK_POSITIONS));
+        const index limit = larger(1, BLOCK_ROWS * cell / position_chunk);
+        channel_chunk = ceil_div(channels, ceil_div(channels, limit));
+    }
+    index channel_chunks() const { return ceil_div(channels, channel_chunk); }
+    index count() const { return ceil_div(positions, position_chunk) * channel_chunks(); }
+    index rows() const { return ceil_div(channel_chunk * position_chunk, cell); }
+    Block operator[](index b) const {
+        const index c = b % channel_chunks() * channel_chunk;
+        const index k = b / channel_chunks() * position_chunk;
+        return {c, smaller(channel_chunk, channels - c), k, smaller(position_chunk, positions - k)};
+    }
+};
+
+// The weights of one tile of filters and one block, laid out as the register tile reads them:
+// [row][filter][tap of the cell], zero where there is none; less centre[filter] where centres are given.
+template <class E, class Y, class Cell>
+inline void pack_weights(const Convolution<E, Y>& p, const E* centre, index group, index filter,
+                         const Block& block, Cell* packed) {
+    constexpr index CELL = index(sizeof(Cell) / sizeof(E));
+    E* to = reinterpret_cast<E*>(packed);
+    const index rows = ceil_div(block.taps(), CELL);
+    for (index f = 0; f < TILE_FILTERS; ++f) {
+        const bool real = filter + f < p.filters;
+        const E shift = real && centre ? centre[group * p.filters + filter + f] : E(0);
+        const E* w = p.w + group * p.w_group + (filter + f) * p.w_filter;
+        index tap = 0;
+        for (index c = 0; c < block.channels; ++c)
+            for (index t = 0; t < block.positions; ++t, ++tap) {
+                const index i = (block.position + t) / p.width.taps;
+                const index j = (block.position + t) % p.width.taps;
+                const index at = (block.channel + c) * p.w_channel +
+                                 (p.height.kernel + i * p.height.kernel_step) * p.w_row +
+                                 (p.width.kernel + j * p.width.kernel_step) * p.w_column;
+                to[(tap / CELL * TILE_FILTERS + f) * CELL + tap % CELL] = real ? E(w[at] - shift) : E(0);
+            }
+        for (; tap < rows * CELL; ++tap)
+            to[(tap / CELL * TILE_FILTERS + f) * CELL + tap % CELL] = E(0);
+    }
+}
+
+// One panel of pixels with one chunk of one group's filters: the unit of work a thread takes, and the
+// scratch memory it works in.
+template <class E, class Y, class Cell, class Total>
+struct Panel {
+    using Sum = Total;
+    static constexpr index ROW = PANEL_VECTORS * LANES<Cell>;  // pixels in a panel
+    static constexpr index CELL = index(sizeof(Cell) / sizeof(E));
+
+    const Convolution<E, Y>& p;
+    const Blocking& blocking;
+    const E* centre;
+    const Cell* shared_weights;
+
+    Run *runs, *y_runs;
+    Span *spans, *y_spans, *x_spans;
+    Cell *cells, *own_weights;
+    Total *total, *rows;  // [filter][pixel]: the sums, and values the operation wants to keep
+    index start[PANEL_VECTORS + 1], y_start[PANEL_VECTORS + 1];
+    Vec<Total> sum[PANEL_VECTORS], magnitude[PANEL_VECTORS];
+    bool redo[CHUNK_FILTERS / TILE_FILTERS];
+    index first_pixel, vectors, spans_at, group, filter, filters;
+
+    Panel(const Convolution<E, Y>& p_, const Blocking& blocking_, const E* centre_,
+          const Cell* shared_weights_, Carver& scratch)
+        : p(p_), blocking(blocking_), centre(centre_), shared_weights(shared_weights_) {
+        runs = scratch.take<Run>(ROW);
+        y_runs = scratch.take<Run>(ROW);
+        spans = scratch.take<Span>(ROW * blocking.position_chunk);
+        y_spans = scratch.take<Span>(ROW);
+        x_spans = scratch.take<Span>(ROW);
+        cells = scratch.take<Cell>(ROW * blocking.rows());
+        own_weights = scratch.take<Cell>(TILE_FILTERS * blocking.rows());
+        total = scratch.take<Total>(ROW * CHUNK_FILTERS);
+        rows = scratch.take<Total>(ROW * CHUNK_FILTERS);
+    }
+
+    index tiles() const { return ceil_div(p.filters, TILE_FILTERS); }
+    index tile_filters(index f) const { return smaller(TILE_FILTERS, filters - f); }
+    bool dense() const { return p.y.row == p.width.pixels * p.y.column; }
+
+    void move_to(index panel) {
+        const index height = p.height.pixels, width = p.width.pixels;
+        first_pixel = panel * ROW;
+        const index count = smaller(ROW, p.batch * height * width - first_pixel);
+        vectors = ceil_div(count, LANES<Cell>);
+        find_runs(height, width, first_pixel, count, LANES<Cell>, PANEL_VECTORS, runs, start);
+        spans_at = -1;
+        // Rows of y without gaps are one long row.
+        const index found = dense() ? find_runs(1, height * width, first_pixel, count, LANES<Cell>,
+                                                PANEL_VECTORS, y_runs, y_start)
+                                    : find_runs(height, width, first_pixel, count, LANES<Cell>,
+                                                PANEL_VECTORS, y_runs, y_start);
+        for (index r = 0; r < found; ++r) y_spans[r] = pixel_span(y_runs[r], p.y);
+    }
+
+    // The panel of block b, in cells; `sums` adds its columns into sum and magnitude.
+    template <bool SUMS>
+    void pack_block(const Block& block) {
+        if (spans_at != block.position) {
+            find_spans(runs, start[PANEL_VECTORS], p.x, p.height, p.width, block, spans);
+            spans_at = block.position;
+        }
+        const PixelMap map{start, spans, p.width.step * p.x.column};
+        const E* x = p.x.data + (group * p.channels + block.channel) * p.x.channel;
+        if constexpr (CELL == 1)
+            pack<SUMS, PANEL_VECTORS>(map, x, p.x.channel, (const E*)nullptr, block, cells, sum, magnitude);
+        else
+            pack_bytes<SUMS>(map, x, p.x.channel, block, cells, sum);
+    }
+
+    // Calls run(f, weights, rows, first) for every block and every wanted tile of filters
+    // [filter + f, ...); the panel of the block is in `cells`.
+    template <bool SUMS, class Run_>
+    void reduce(const bool* wanted, Run_ run) {
+        for (index v = 0; v < PANEL_VECTORS; ++v) sum[v] = magnitude[v] = Vec<Total>{};
+        if (blocking.count() == 0)
+            for (index i = 0; i < ROW * filters; ++i) total[i] = 0;
+        for (index b = 0; b < blocking.count(); ++b) {
+            const Block block = blocking[b];
+            pack_block<SUMS>(block);
+            for (index f = 0; f < filters; f += TILE_FILTERS)
+                if (!wanted || wanted[f / TILE_FILTERS])
+                    run(f, weights(f, b, block), ceil_div(block.taps(), CELL), b == 0);
+        }
+    }
+
+    // total[f] = sum over all taps of Op::term.
+    template <class Op, bool SUMS>
+    void accumulate(const bool* wanted) {
+        reduce<SUMS>(wanted, [&](index f, const Cell* w, index n, bool first) {
+            tile_row<Op>(tile_filters(f), vectors, cells, ROW, w, n, total + f * ROW, first);
+        });
+    }
+
+    // Stores value(v) as the pixels of filter f; `bias` is added by the caller, who knows the sign.
+    template <class F>
+    void write(index f, F value) {
+        Y* y = p.y.data + (group * p.filters + filter + f) * p.y.channel;
+        for (index v = 0; v < vectors; ++v)
+            scatter(y_spans + y_start[v], y_spans + y_start[v + 1], y, p.y.column, value(v));
+    }
+
+    // The same from an array, when lanes of y and lanes of a vector are not alike.
+    void write_lanes(index f, const Y* value) {
+        Y* y = p.y.data + (group * p.filters + filter + f) * p.y.channel;
+        for (index v = 0; v < vectors; ++v)
+            for (const Span* s = y_spans + y_start[v]; s != y_spans + y_start[v + 1]; ++s)
+                for (index l = 0; l < LANES<Cell>; ++l)
+                    if (s->mask >> l & 1) y[s->offset + l * p.y.column] = value[v * LANES<Cell> + l];
+    }
+
+    Y bias(index f) const { return p.bias ? p.bias[group * p.filters + filter + f] : Y(0); }
+
+private:
+    const Cell* weights(index f, index b, const Block& block) {
+        if (shared_weights) {
+            const index tile = group * tiles() + (filter + f) / TILE_FILTERS;
+            return shared_weights + (tile * blocking.count() + b) * blocking.rows() * TILE_FILTERS;
+        }
+        pack_weights(p, centre, group, filter + f, block, own_weights);
+        return own_weights;
+    }
+};
+
+// Runs prepare(group, filter) once for every filter and then, tile by tile, packs its weights; after
+// that runs work(panel) for every panel of pixels and chunk of filters.
+template <class Total, class Cell, class E, class Y, class Prepare, class Work>
+inline void for_each_panel(const Convolution<E, Y>& p, const E* centre, Prepare prepare, Work work) {
+    using P = Panel<E, Y, Cell, Total>;
+    const index positions = p.height.taps * p.width.taps;
+    const Blocking blocking(p.channels, positions, P::CELL);
+    const index tiles = ceil_div(p.filters, TILE_FILTERS);
+    const index pixels = p.batch * p.height.pixels * p.width.pixels;
+    const index panels = ceil_div(pixels, P::ROW);
+    const double terms = double(pixels) * p.groups * p.filters * p.channels * larger(positions, 1);
+
+    // Few panels: cut the filters as well, so that every thread has something to do.
+    const index most = threads_for(index(1) << 30, terms);
+    const index cuts = smaller(tiles, ceil_div(2 * most, panels * p.groups));
+    const index chunk = smaller(CHUNK_FILTERS, ceil_div(tiles, cuts) * TILE_FILTERS);
+    const index chunks = ceil_div(p.filters, chunk);
+    const index parts = p.groups * chunks;
+    const index splits = smaller(parts, ceil_div(4 * most, panels));  // units a panel is split into
+    const index threads = threads_for(panels * splits, terms);
+
+    const index block_weights = blocking.rows() * TILE_FILTERS;
+    const index packed = p.groups * tiles * blocking.count() * block_weights * index(sizeof(Cell));
+    const bool share = packed <= SHARED_WEIGHTS;
+    Carver measure(nullptr);
+    P(p, blocking, nullptr, nullptr, measure);
+    const index scratch = measure.used();
+
+    Workspace workspace;
+    workspace.allocate(threads * scratch + (share ? packed : 0) + 64);
+    Cell* weights = share ? reinterpret_cast<Cell*>(workspace.data() + threads * scratch) : nullptr;
+
+#pragma omp parallel num_threads(threads)
+    {
+        Carver mine(workspace.data() + this_thread() * scratch);
+        P panel(p, blocking, centre, weights, mine);
+
+#pragma omp for schedule(dynamic)
+        for (index tile = 0; tile < p.groups * tiles; ++tile) {
+            const index group = tile / tiles, filter = tile % tiles * TILE_FILTERS;
+            for (index f = filter; f < smaller(filter + TILE_FILTERS, p.filters); ++f) prepare(group, f);
+            for (index b = 0; share && b < blocking.count(); ++b)
+                pack_weights(p, centre, group, filter, blocking[b],
+                             weights + (tile * blocking.count() + b) * block_weights);
+        }
+
+#pragma omp for schedule(dynamic) nowait
+        for (index unit = 0; unit < panels * splits; ++unit) {
+            const index split = unit % splits;
+            panel.move_to(unit / splits);
+            for (index part = parts * split / splits; part < parts * (split + 1) / splits; ++part) {
+                panel.group = part / chunks;
+                panel.filter = part % chunks * chunk;
+                panel.filters = smaller(chunk, p.filters - panel.filter);
+                work(panel);
+            }
+        }
+    }
+}
+
+template <class T>
+inline void conv(const Convolution<T, T>& p) {
+    for_each_panel<T, T>(p, static_cast<const T*>(nullptr), [](index, index) {}, [](auto& panel) {
+        panel.template accumulate<Dot<T>, false>(nullptr);
+        for (index f = 0; f < panel.filters; ++f) {
+            const Vec<T> bias = broadcast(panel.bias(f));
+            const T* total = panel.total + f * panel.ROW;
+            panel.write(f, [&](index v) { return load(total + v * LANES<T>) + bias; });
+        }
+    });
+}
+
+}  // namespace mulfree::MULFREE_ISA

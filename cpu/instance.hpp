@@ -1,0 +1,26 @@
+// The table of this instruction set's kernels. Each kernels_<isa>.cpp defines MULFREE_ISA and includes
+// this; the compiler's flags do the rest.
+#pragma once
+
+#include "adder.hpp"
+#include "gradients.hpp"
+#include "peak.hpp"
+
+#define MULFREE_TEXT_(x) #x
+#define MULFREE_TEXT(x) MULFREE_TEXT_(x)
+#define MULFREE_JOIN_(a, b) a##b
+#define MULFREE_JOIN(a, b) MULFREE_JOIN_(a, b)
+
+namespace mulfree {
+
+extern const Kernels MULFREE_JOIN(MULFREE_ISA, _kernels) = {
+    MULFREE_TEXT(MULFREE_ISA),
+    {MULFREE_ISA::conv<float>, MULFREE_ISA::adder_conv, MULFREE_ISA::adder_grad_x<float>,
+     MULFREE_ISA::grad_w<float>},
+    {MULFREE_ISA::conv<double>, MULFREE_ISA::adder_conv, MULFREE_ISA::adder_grad_x<double>,
+     MULFREE_ISA::grad_w<double>},
+    MULFREE_ISA::adder_conv_u8,
+    MULFREE_ISA::peak,
+};
+
+}  // namespace mulfree

@@ -1,0 +1,86 @@
+// What the bindings (module.cpp) and the kernels of every instruction set share: plain data only, so
+// that no function compiled for one instruction set can stand in for another's.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mulfree {
+
+using index = std::ptrdiff_t;
+
+// One spatial axis of a convolution. Pixel p and tap t meet at source position
+//     p * step + offset + t * tap_step,
+// which reads as zero outside [0, size). Tap t is entry `kernel + t * kernel_step` of the kernel.
+// The forward pass has step = stride and tap_step = dilation; the gradient by x splits the pixels of
+// x into stride phases, and then every phase is again such an axis, with step = 1.
+struct Axis {
+    index pixels, step, offset;
+    index taps, tap_step;
+    index size;
+    index kernel, kernel_step;
+};
+
+// A four-dimensional array; strides are in elements and may be anything.
+template <class T>
+struct Image {
+    T* data;
+    index batch, channel, row, column;
+};
+
+// y[n, f, pixel] = bias[f] + sum over channels and taps of term(x, w), group by group.
+template <class X, class Y>
+struct Convolution {
+    index batch, groups, channels, filters;  // channels and filters of one group
+    Axis height, width;
+    Image<const X> x;
+    const X* w;
+    index w_group, w_filter, w_channel, w_row, w_column;
+    const Y* bias;  // one value a filter, or null
+    Image<Y> y;
+};
+
+// What adder_grad_x needs beyond a convolution of the gradient: x at the pixels of y.
+template <class T>
+struct AdderGradX {
+    Convolution<T, T> convolution;
+    Image<const T> x;
+};
+
+// grad_w[f, c, tap] = sum over batch and pixels of grad * x (conv) or grad * (x - w) (adder).
+// The axes are the forward pass's; w and grad_w are C-contiguous.
+template <class T>
+struct GradW {
+    index batch, groups, channels, filters;
+    Axis height, width;
+    Image<const T> grad, x;
+    const T* w;  // null for conv
+    T* grad_w;
+};
+
+template <class T>
+struct FloatKernels {
+    void (*conv)(const Convolution<T, T>&);
+    void (*adder_conv)(const Convolution<T, T>&);
+    void (*adder_grad_x)(const AdderGradX<T>&);
+    void (*grad_w)(const GradW<T>&);
+};
+
+// The kernels of one instruction set.
+struct Kernels {
+    const char* name;
+    FloatKernels<float> f32;
+    FloatKernels<double> f64;
+    void (*adder_conv_u8)(const Convolution<std::uint8_t, std::int32_t>&);
+    double (*peak)(int operation, double seconds);
+};
+
+enum PeakOperation { PEAK_FMA, PEAK_MAX_ADD, PEAK_SUB_ABS_ADD, PEAK_U8_MAX_DOT };
+
+extern const Kernels baseline_kernels;
+#if defined(__x86_64__)
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
+#endif
+
+}  // namespace mulfree

@@ -1,0 +1,4 @@
+#if defined(__x86_64__)
+#define MULFREE_ISA avx512
+#include "instance.hpp"
+#endif

@@ -1,0 +1,2 @@
+#define MULFREE_ISA baseline
+#include "instance.hpp"

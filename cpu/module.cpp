@@ -1,0 +1,345 @@
+// The Python module mulfree_cupy._cpu: NumPy arrays to kernels, and the choice of instruction set. Shapes
+// have been checked by the caller (mulfree_cupy/ops); what is checked here is what memory safety needs.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdlib>
+#include <numeric>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "columns.hpp"
+#include "kernels.hpp"
+
+namespace py = pybind11;
+
+namespace mulfree {
+namespace {
+
+using Pair = std::pair<index, index>;
+
+// ---- instruction sets ---------------------------------------------------------------------------------
+
+std::vector<const Kernels*> available() {
+    std::vector<const Kernels*> found{&baseline_kernels};
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2_kernels);
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vnni"))
+        found.push_back(&avx512_kernels);
+#endif
+    return found;
+}
+
+const Kernels* chosen = nullptr;
+
+void use_features(const std::string& name) {
+    std::string names;
+    for (const Kernels* k : available()) {
+        if (name == k->name) {
+            chosen = k;
+            return;
+        }
+        names += names.empty() ? k->name : std::string(", ") + k->name;
+    }
+    throw std::invalid_argument("CPU features '" + name + "' are not available; this machine has " + names);
+}
+
+template <class T>
+const FloatKernels<T>& kernels() {
+    if constexpr (sizeof(T) == 4) return chosen->f32;
+    else return chosen->f64;
+}
+
+// ---- arrays -----------------------------------------------------------------------------------------------
+
+template <class T>
+using Array = py::array_t<T, 0>;
+
+void require(bool condition, const char* message) {
+    if (!condition) throw std::invalid_argument(message);
+}
+
+// An array whose elements can be addressed: aligned, strides in whole elements. What is not (fields of
+// packed records) is copied, so the answer owns what it points to.
+template <class T>
+struct Source {
+    py::array array;
+    Image<const T> image;
+
+    explicit Source(py::array a) : array(std::move(a)) {
+        require(array.ndim() == 4, "expected an array of 4 dimensions");
+        bool addressable = reinterpret_cast<std::uintptr_t>(array.data()) % alignof(T) == 0;
+        for (int d = 0; d < 4; ++d) addressable &= array.strides(d) % py::ssize_t(sizeof(T)) == 0;
+        if (!addressable) array = py::array(array.attr("copy")("C"));
+        const auto stride = [&](int d) { return index(array.strides(d)) / index(sizeof(T)); };
+        image = {static_cast<const T*>(array.data()), stride(0), stride(1), stride(2), stride(3)};
+    }
+    index shape(int d) const { return array.shape(d); }
+};
+
+template <class T>
+T* writable(py::array& a, int dimensions) {
+    require(a.ndim() == dimensions, "the output has the wrong number of dimensions");
+    require(a.flags() & py::array::c_style, "the output must be C-contiguous");
+    return static_cast<T*>(a.mutable_data());
+}
+
+template <class T>
+const T* contiguous(const Array<T>& a) {
+    require(a.flags() & py::array::c_style, "weights and bias must be C-contiguous");
+    return a.data();
+}
+
+template <class T>
+Image<T> image_of(T* data, index channels, index height, index width) {
+    return {data, channels * height * width, height * width, width, 1};
+}
+
+// ---- axes -------------------------------------------------------------------------------------------------
+
+Axis forward_axis(index size, index pixels, index taps, index stride, index padding, index dilation) {
+    return {pixels, stride, -padding, taps, dilation, size, 0, 1};
+}
+
+// The axis of the gradient by x for the pixels first, first + stride, ... of x. Pixel h meets tap i at
+// source position (h + padding - i * dilation) / stride, where that is whole.
+Axis phase_axis(index first, index x_size, index grad_size, index taps, index stride, index padding,
+                index dilation) {
+    const index phase = (first + padding) % stride;
+    const index tap_stride = stride / std::gcd(stride, dilation);
+    index tap = 0;
+    while (tap < tap_stride && tap * dilation % stride != phase) ++tap;
+    if (tap == tap_stride) tap = taps;  // no tap meets this phase
+    const index met = tap < taps ? (taps - tap + tap_stride - 1) / tap_stride : 0;
+    return {(x_size - first + stride - 1) / stride, 1,          (first + padding - tap * dilation) / stride,
+            met,  -tap_stride * dilation / stride,  grad_size,  tap,  tap_stride};
+}
+
+// The convolution of grad with w that is the gradient by x, one stride phase at a time. Where grad_x has
+// H by W pixels, run(convolution, row, column) gets the phase that starts at that row and column.
+template <class T, class Run>
+void for_each_phase(const Source<T>& grad, const Array<T>& w, py::array& grad_x, Pair stride, Pair padding,
+                    Pair dilation, index groups, Run run) {
+    T* to = writable<T>(grad_x, 4);
+    const index batch = grad_x.shape(0), channels = grad_x.shape(1), height = grad_x.shape(2),
+                width = grad_x.shape(3);
+    const index filters = w.shape(0), kernel_h = w.shape(2), kernel_w = w.shape(3);
+    const index positions = kernel_h * kernel_w, group_channels = channels / groups;
+    require(grad.shape(0) == batch && grad.shape(1) == filters, "grad does not match x and w");
+    const T* weights = contiguous(w);
+    Image<T> x = image_of(to, channels, height, width);
+    py::gil_scoped_release release;
+    for (index row = 0; row < std::min(stride.first, height); ++row)
+        for (index column = 0; column < std::min(stride.second, width); ++column) {
+            const Axis h = phase_axis(row, height, grad.shape(2), kernel_h, stride.first, padding.first,
+                                      dilation.first);
+            const Axis v = phase_axis(column, width, grad.shape(3), kernel_w, stride.second, padding.second,
+                                      dilation.second);
+            Image<T> y{to + row * x.row + column, x.batch, x.channel, x.row * stride.first, stride.second};
+            run(Convolution<T, T>{batch, groups, filters / groups, group_channels, h, v, grad.image, weights,
+                                  filters / groups * group_channels * positions, positions,
+                                  group_channels * positions, kernel_w, 1, nullptr, y},
+                row, column);
+        }
+}
+
+// ---- operations -------------------------------------------------------------------------------------------
+
+template <class X, class Y>
+void forward(void (*kernel)(const Convolution<X, Y>&), py::array x_array, const Array<X>& w,
+             const std::optional<Array<Y>>& bias, py::array out, Pair stride, Pair padding, Pair dilation,
+             index groups) {
+    const Source<X> x(std::move(x_array));
+    Y* y = writable<Y>(out, 4);
+    require(w.ndim() == 4, "w must have 4 dimensions");
+    const index filters = w.shape(0), channels = w.shape(1), kh = w.shape(2), kw = w.shape(3);
+    require(groups > 0 && filters % groups == 0 && x.shape(1) == channels * groups &&
+                out.shape(0) == x.shape(0) && out.shape(1) == filters,
+            "x, w, out and groups do not match");
+    const index taps = channels * kh * kw;
+    const Convolution<X, Y> p{
+        x.shape(0), groups, channels, filters / groups,
+        forward_axis(x.shape(2), out.shape(2), kh, stride.first, padding.first, dilation.first),
+        forward_axis(x.shape(3), out.shape(3), kw, stride.second, padding.second, dilation.second),
+        x.image, contiguous(w), filters / groups * taps, taps, kh * kw, kw, 1,
+        bias ? contiguous(*bias) : nullptr,
+        image_of(y, filters, out.shape(2), out.shape(3))};
+    py::gil_scoped_release release;
+    kernel(p);
+}
+
+template <class T>
+void grad_w(const Source<T>& grad, const Source<T>& x, const T* w, py::array& grad_w_array, Pair stride,
+            Pair padding, Pair dilation, index groups) {
+    T* to = writable<T>(grad_w_array, 4);
+    const index filters = grad_w_array.shape(0), channels = grad_w_array.shape(1),
+                kh = grad_w_array.shape(2), kw = grad_w_array.shape(3);
+    require(groups > 0 && filters % groups == 0 && x.shape(1) == channels * groups &&
+                grad.shape(1) == filters && grad.shape(0) == x.shape(0),
+            "grad, x, grad_w and groups do not match");
+    const GradW<T> p{
+        x.shape(0), groups, channels, filters / groups,
+        forward_axis(x.shape(2), grad.shape(2), kh, stride.first, padding.first, dilation.first),
+        forward_axis(x.shape(3), grad.shape(3), kw, stride.second, padding.second, dilation.second),
+        grad.image, x.image, w, to};
+    py::gil_scoped_release release;
+    kernels<T>().grad_w(p);
+}
+
+template <class T>
+void bind_float(py::module_& m) {
+    using Bias = std::optional<Array<T>>;
+    m.def("conv", [](Array<T> x, Array<T> w, Bias bias, Array<T> out, Pair s, Pair p, Pair d, index groups) {
+        forward<T, T>(kernels<T>().conv, x, w, bias, out, s, p, d, groups);
+    }, py::arg("x").noconvert(), py::arg("w").noconvert(), py::arg("bias").noconvert().none(true),
+       py::arg("out").noconvert(), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
+       py::arg("groups"));
+    m.def("adder_conv", [](Array<T> x, Array<T> w, Bias bias, Array<T> out, Pair s, Pair p, Pair d,
+                           index groups) {
+        forward<T, T>(kernels<T>().adder_conv, x, w, bias, out, s, p, d, groups);
+    }, py::arg("x").noconvert(), py::arg("w").noconvert(), py::arg("bias").noconvert().none(true),
+       py::arg("out").noconvert(), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
+       py::arg("groups"));
+    m.def("conv_grad_x", [](Array<T> grad, Array<T> w, Array<T> grad_x, Pair s, Pair p, Pair d,
+                            index groups) {
+        for_each_phase<T>(Source<T>(grad), w, grad_x, s, p, d, groups,
+                          [](const Convolution<T, T>& phase, index, index) { kernels<T>().conv(phase); });
+    }, py::arg("grad").noconvert(), py::arg("w").noconvert(), py::arg("grad_x").noconvert(),
+       py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"));
+    m.def("adder_conv_grad_x", [](Array<T> grad, Array<T> x_array, Array<T> w, Array<T> grad_x, Pair s,
+                                  Pair p, Pair d, index groups) {
+        const Source<T> x(x_array);
+        for_each_phase<T>(Source<T>(grad), w, grad_x, s, p, d, groups,
+                          [&](const Convolution<T, T>& phase, index row, index column) {
+            const Image<const T> pixels{x.image.data + row * x.image.row + column * x.image.column,
+                                        x.image.batch, x.image.channel, x.image.row * s.first,
+                                        x.image.column * s.second};
+            kernels<T>().adder_grad_x({phase, pixels});
+        });
+    }, py::arg("grad").noconvert(), py::arg("x").noconvert(), py::arg("w").noconvert(),
+       py::arg("grad_x").noconvert(), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
+       py::arg("groups"));
+    m.def("conv_grad_w", [](Array<T> grad, Array<T> x, Array<T> out, Pair s, Pair p, Pair d, index groups) {
+        grad_w<T>(Source<T>(grad), Source<T>(x), nullptr, out, s, p, d, groups);
+    }, py::arg("grad").noconvert(), py::arg("x").noconvert(), py::arg("grad_w").noconvert(),
+       py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"));
+    m.def("adder_conv_grad_w", [](Array<T> grad, Array<T> x, Array<T> w, Array<T> out, Pair s, Pair p,
+                                  Pair d, index groups) {
+        grad_w<T>(Source<T>(grad), Source<T>(x), contiguous(w), out, s, p, d, groups);
+    }, py::arg("grad").noconvert(), py::arg("x").noconvert(), py::arg("w").noconvert(),
+       py::arg("grad_w").noconvert(), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
+       py::arg("groups"));
+    m.def("col2im", [](Array<T> cols, Array<T> x, Pair kernel, Pair s, Pair p, Pair d) {
+        T* to = writable<T>(x, 4);
+        require(cols.ndim() == 3, "cols must have 3 dimensions");
+        for (int k = 0; k < 3; ++k)
+            if (cols.strides(k) % py::ssize_t(sizeof(T))) {
+                cols = py::array(cols.attr("copy")("C"));
+                break;
+            }
+        const auto pixels = [](index size, index taps, index stride, index padding, index dilation) {
+            return (size + 2 * padding - dilation * (taps - 1) - 1) / stride + 1;
+        };
+        const Columns c{x.shape(0), x.shape(1),
+                        forward_axis(x.shape(2), pixels(x.shape(2), kernel.first, s.first, p.first, d.first),
+                                     kernel.first, s.first, p.first, d.first),
+                        forward_axis(x.shape(3),
+                                     pixels(x.shape(3), kernel.second, s.second, p.second, d.second),
+                                     kernel.second, s.second, p.second, d.second)};
+        require(cols.shape(0) == c.batch && cols.shape(1) == c.channels * kernel.first * kernel.second &&
+                    cols.shape(2) == c.height.pixels * c.width.pixels,
+                "cols and x do not match");
+        const auto stride = [&](int k) { return index(cols.strides(k)) / index(sizeof(T)); };
+        const index batch = stride(0), tap = stride(1), pixel = stride(2);
+        py::gil_scoped_release release;
+        col2im<T>(c, cols.data(), batch, tap, pixel, to);
+    }, py::arg("cols").noconvert(), py::arg("x").noconvert(), py::arg("kernel"), py::arg("stride"),
+       py::arg("padding"), py::arg("dilation"));
+}
+
+struct Bits128 {
+    std::uint64_t half[2];
+};
+
+template <class T>
+void im2col_bits(py::array x_array, py::array cols, Pair kernel, Pair s, Pair p, Pair d) {
+    const Source<T> x(std::move(x_array));
+    T* to = writable<T>(cols, 3);
+    const auto pixels = [](index size, index taps, index stride, index padding, index dilation) {
+        return (size + 2 * padding - dilation * (taps - 1) - 1) / stride + 1;
+    };
+    const Columns c{x.shape(0), x.shape(1),
+                    forward_axis(x.shape(2), pixels(x.shape(2), kernel.first, s.first, p.first, d.first),
+                                 kernel.first, s.first, p.first, d.first),
+                    forward_axis(x.shape(3), pixels(x.shape(3), kernel.second, s.second, p.second, d.second),
+                                 kernel.second, s.second, p.second, d.second)};
+    require(cols.shape(0) == c.batch && cols.shape(1) == c.channels * kernel.first * kernel.second &&
+                cols.shape(2) == c.height.pixels * c.width.pixels,
+            "cols and x do not match");
+    py::gil_scoped_release release;
+    im2col<T>(c, x.image, to);
+}
+
+void im2col_any(py::array x, py::array cols, Pair kernel, Pair s, Pair p, Pair d) {
+    require(x.itemsize() == cols.itemsize(), "x and cols must have the same dtype");
+    switch (x.itemsize()) {
+    case 1: return im2col_bits<std::uint8_t>(x, cols, kernel, s, p, d);
+    case 2: return im2col_bits<std::uint16_t>(x, cols, kernel, s, p, d);
+    case 4: return im2col_bits<std::uint32_t>(x, cols, kernel, s, p, d);
+    case 8: return im2col_bits<std::uint64_t>(x, cols, kernel, s, p, d);
+    case 16: return im2col_bits<Bits128>(x, cols, kernel, s, p, d);
+    default: throw std::invalid_argument("im2col moves elements of 1, 2, 4, 8 or 16 bytes");
+    }
+}
+
+double peak(const std::string& operation, double seconds) {
+    const std::pair<const char*, int> names[] = {{"fma", PEAK_FMA},
+                                                 {"max_add", PEAK_MAX_ADD},
+                                                 {"sub_abs_add", PEAK_SUB_ABS_ADD},
+                                                 {"u8_max_dot", PEAK_U8_MAX_DOT}};
+    for (const auto& [name, number] : names)
+        if (operation == name) {
+            py::gil_scoped_release release;
+            return chosen->peak(number, seconds);
+        }
+    throw std::invalid_argument("operation must be fma, max_add, sub_abs_add or u8_max_dot, got " + operation);
+}
+
+}  // namespace
+}  // namespace mulfree
+
+PYBIND11_MODULE(_cpu, m) {
+    using namespace mulfree;
+    m.doc() = "CPU kernels; use the functions of mulfree_cupy instead.";
+    const char* wanted = std::getenv("MULFREE_CPU_FEATURES");
+    chosen = available().back();
+    if (wanted && *wanted) use_features(wanted);
+
+    m.def("features", [] { return chosen->name; }, "The instruction set in use.");
+    m.def("available_features", [] {
+        py::list names;
+        for (const Kernels* k : available()) names.append(k->name);
+        return py::tuple(names);
+    }, "The instruction sets this machine can run, slowest first.");
+    m.def("use_features", &use_features, py::arg("name"), "Choose one of available_features().");
+    m.def("peak", &peak, py::arg("operation"), py::arg("seconds") = 0.2,
+          "Terms a second of an inner operation on registers, on all threads.");
+
+    bind_float<float>(m);
+    bind_float<double>(m);
+    m.def("adder_conv", [](py::array_t<std::uint8_t, 0> x, py::array_t<std::uint8_t, 0> w,
+                           std::optional<py::array_t<std::int32_t, 0>> bias, py::array_t<std::int32_t, 0> out,
+                           Pair s, Pair p, Pair d, mulfree::index groups) {
+        forward<std::uint8_t, std::int32_t>(chosen->adder_conv_u8, x, w, bias, out, s, p, d, groups);
+    }, py::arg("x").noconvert(), py::arg("w").noconvert(), py::arg("bias").noconvert().none(true),
+       py::arg("out").noconvert(), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
+       py::arg("groups"));
+    m.def("im2col", &im2col_any, py::arg("x"), py::arg("cols"), py::arg("kernel"), py::arg("stride"),
+          py::arg("padding"), py::arg("dilation"));
+}

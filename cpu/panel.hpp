@@ -1,0 +1,232 @@
+// Implicit im2col: a panel holds, for a few dozen consecutive pixels, one row of vectors per
+// (channel, tap), gathered straight from the strided source with its zero padding.
+//
+// Pixels are numbered through rows, planes and images, so small planes fill the vectors as well as
+// large ones. Lanes of one vector that lie in one row form a Run; a Run at one tap becomes a Span: an
+// address for lane 0 and a mask of the lanes that are inside the source. Spans depend on the tap, not on
+// the channel, so they are worked out once a panel and used for every channel.
+#pragma once
+
+#include "vector.hpp"
+
+namespace mulfree::MULFREE_ISA {
+
+struct Run {
+    index image, row, column;  // of the first pixel
+    int vector, lane, count;
+};
+
+struct Span {
+    index offset;        // of lane 0, in elements
+    std::uint32_t mask;  // lanes to read
+    std::uint32_t wide;  // the same mask over elements when lanes lie two elements apart
+};
+
+// Runs of pixels [begin, begin + count) of (batch, height, width), `lanes` to a vector; start[v] is the
+// first run of vector v. Returns the number of runs.
+inline index find_runs(index height, index width, index begin, index count, index lanes,
+                       index vectors, Run* runs, index* start) {
+    index image = begin / (height * width);
+    index row = begin / width % height;
+    index column = begin % width;
+    index found = 0;
+    for (index v = 0; v < vectors; ++v) {
+        start[v] = found;
+        for (index lane = 0; lane < lanes && count > 0;) {
+            const index length = smaller(smaller(lanes - lane, width - column), count);
+            runs[found++] = {image, row, column, int(v), int(lane), int(length)};
+            lane += length;
+            count -= length;
+            column += length;
+            if (column == width) {
+                column = 0;
+                if (++row == height) row = 0, ++image;
+            }
+        }
+    }
+    start[vectors] = found;
+    return found;
+}
+
+inline Span make_span(index offset, index first, index last) {
+    const auto bits = [](index a, index b) { return (std::uint64_t(1) << b) - (std::uint64_t(1) << a); };
+    return {offset, std::uint32_t(bits(first, last)),
+            std::uint32_t(bits(2 * first, 2 * last) & 0x55555555u)};
+}
+
+// The spans of a run at tap (i, j) of the source. (Divisions only where a row meets the border.)
+template <class T>
+inline Span source_span(const Run& run, const Image<T>& x, const Axis& h, const Axis& w, index i,
+                        index j) {
+    const index row = run.row * h.step + h.offset + i * h.tap_step;
+    const index column = run.column * w.step + w.offset + j * w.tap_step;
+    index first = 0, last = run.count;
+    if (row < 0 || row >= h.size) last = 0;
+    if (column < 0) first = smaller(last, ceil_div(-column, w.step));
+    if (column + (run.count - 1) * w.step >= w.size)
+        last = smaller(last, column >= w.size ? 0 : ceil_div(w.size - column, w.step));
+    const index lane_0 = run.image * x.batch + row * x.row + column * x.column -
+                         run.lane * w.step * x.column;
+    return first < last ? make_span(lane_0, run.lane + first, run.lane + last) : Span{0, 0, 0};
+}
+
+// The span of a run among the output's own pixels.
+template <class T>
+inline Span pixel_span(const Run& run, const Image<T>& y) {
+    const index offset = run.image * y.batch + run.row * y.row + run.column * y.column;
+    return make_span(offset - run.lane * y.column, run.lane, run.lane + run.count);
+}
+
+// How far apart the lanes of a span lie decides how they are read.
+enum Access { CONTIGUOUS, EVEN, STRIDED };
+
+inline Access access(index lane_stride) {
+    return lane_stride == 1 ? CONTIGUOUS : lane_stride == 2 ? EVEN : STRIDED;
+}
+
+template <class T>
+inline void gather_lanes(T* lane, const Span& span, const T* base, index lane_stride) {
+    if (!span.mask) return;
+    const index first = __builtin_ctz(span.mask), last = 32 - __builtin_clz(span.mask);
+    for (index l = first; l < last; ++l) lane[l] = base[span.offset + l * lane_stride];
+}
+
+// One vector of the panel; lanes outside the source are zero.
+template <Access ACCESS, class T>
+inline Vec<T> gather(const Span* span, const Span* end, const T* base, index lane_stride) {
+    [[maybe_unused]] Vec<T> v{};
+#if defined(__AVX512F__)
+    if constexpr (ACCESS == CONTIGUOUS) {
+        for (; span != end; ++span) {
+            const T* p = base + span->offset;
+            if constexpr (sizeof(T) == 4) v = (Vec<T>)_mm512_mask_loadu_ps((__m512)v, span->mask, p);
+            else v = (Vec<T>)_mm512_mask_loadu_pd((__m512d)v, span->mask, p);
+        }
+        return v;
+    }
+    if constexpr (ACCESS == EVEN && sizeof(T) == 4) {
+        const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        for (; span != end; ++span) {
+            const T* p = base + span->offset;
+            const __m512 low = _mm512_maskz_loadu_ps(span->wide & 0xffff, p);
+            const __m512 high = _mm512_maskz_loadu_ps(span->wide >> 16, p + 16);
+            v = (Vec<T>)_mm512_mask_mov_ps((__m512)v, span->mask,
+                                           _mm512_permutex2var_ps(low, even, high));
+        }
+        return v;
+    }
+#elif defined(__AVX2__)
+    if constexpr (ACCESS == CONTIGUOUS) {
+        for (; span != end; ++span) {
+            const T* p = base + span->offset;
+            if constexpr (sizeof(T) == 4) {
+                const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+                const __m256i mask = _mm256_set1_epi32(int(span->mask));
+                const __m256i lanes = _mm256_cmpeq_epi32(_mm256_and_si256(mask, bit), bit);
+                v = (Vec<T>)_mm256_or_ps((__m256)v, _mm256_maskload_ps(p, lanes));
+            } else {
+                const __m256i bit = _mm256_setr_epi64x(1, 2, 4, 8);
+                const __m256i mask = _mm256_set1_epi64x(span->mask);
+                const __m256i lanes = _mm256_cmpeq_epi64(_mm256_and_si256(mask, bit), bit);
+                v = (Vec<T>)_mm256_or_pd((__m256d)v, _mm256_maskload_pd(p, lanes));
+            }
+        }
+        return v;
+    }
+#endif
+    T lane[LANES<T>] = {};
+    for (; span != end; ++span) gather_lanes(lane, *span, base, lane_stride);
+    return load(lane);
+}
+
+// The reverse of gather: the masked lanes of v go to y.
+template <class T>
+inline void scatter(const Span* span, const Span* end, T* base, index lane_stride, Vec<T> v) {
+#if defined(__AVX512F__)
+    if (lane_stride == 1) {
+        for (; span != end; ++span) {
+            T* p = base + span->offset;
+            if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, span->mask, (__m512)v);
+            else _mm512_mask_storeu_pd(p, span->mask, (__m512d)v);
+        }
+        return;
+    }
+#endif
+    T lane[LANES<T>];
+    store(lane, v);
+    for (; span != end; ++span) {
+        const index first = __builtin_ctz(span->mask), last = 32 - __builtin_clz(span->mask);
+        for (index l = first; l < last; ++l) base[span->offset + l * lane_stride] = lane[l];
+    }
+}
+
+// A block of the reduction: channels [channel, channel + channels) at kernel positions
+// [position, position + positions); position i * taps_w + j is tap (i, j).
+struct Block {
+    index channel, channels, position, positions;
+    index taps() const { return channels * positions; }
+};
+
+// Spans of every run at every kernel position of a block, position by position.
+template <class T>
+inline void find_spans(const Run* runs, index count, const Image<T>& x, const Axis& h, const Axis& w,
+                       const Block& block, Span* spans) {
+    for (index t = 0; t < block.positions; ++t) {
+        const index i = (block.position + t) / w.taps, j = (block.position + t) % w.taps;
+        for (index r = 0; r < count; ++r) *spans++ = source_span(runs[r], x, h, w, i, j);
+    }
+}
+
+// What pack needs to know of the pixels of a panel.
+struct PixelMap {
+    const index* start;  // first run of each vector, and the number of runs
+    const Span* spans;   // [position][run]
+    index lane_stride;
+};
+
+// Rows (channel, position) of VECTORS vectors, less centre[channel] where centres are given. With SUMS,
+// adds the rows up into sum, and their magnitudes into magnitude.
+template <Access ACCESS, bool SINGLE, bool SUMS, int VECTORS, class T>
+inline void pack_rows(const PixelMap& map, const T* x, index channel_stride, const T* centre,
+                      const Block& block, T* panel, Vec<T>* sum, Vec<T>* magnitude) {
+    const index runs = map.start[VECTORS];
+    Vec<T> s[SUMS ? VECTORS : 1] = {}, m[SUMS ? VECTORS : 1] = {};
+    for (index c = 0; c < block.channels; ++c, x += channel_stride) {
+        const Vec<T> shift = broadcast(centre ? centre[c] : T(0));
+        const Span* spans = map.spans;
+        for (index t = 0; t < block.positions; ++t, spans += runs, panel += VECTORS * LANES<T>) {
+#pragma GCC unroll 12
+            for (int v = 0; v < VECTORS; ++v) {
+                const Span* first = spans + (SINGLE ? v : map.start[v]);
+                const Span* last = SINGLE ? first + 1 : spans + map.start[v + 1];
+                const Vec<T> row = gather<ACCESS>(first, last, x, map.lane_stride) - shift;
+                store(panel + v * LANES<T>, row);
+                if constexpr (SUMS) s[v] += row, m[v] += abs(row);
+            }
+        }
+    }
+    if constexpr (SUMS)
+        for (int v = 0; v < VECTORS; ++v) sum[v] += s[v], magnitude[v] += m[v];
+}
+
+template <bool SUMS, int VECTORS, class T>
+inline void pack(const PixelMap& map, const T* x, index channel_stride, const T* centre,
+                 const Block& block, T* panel, Vec<T>* sum, Vec<T>* magnitude) {
+    bool single = true;
+    for (index v = 0; v < VECTORS; ++v) single &= map.start[v + 1] == map.start[v] + 1;
+    const auto run = [&](auto rows) {
+        rows(map, x, channel_stride, centre, block, panel, sum, magnitude);
+    };
+    switch (access(map.lane_stride)) {
+    case CONTIGUOUS:
+        return single ? run(pack_rows<CONTIGUOUS, true, SUMS, VECTORS, T>)
+                      : run(pack_rows<CONTIGUOUS, false, SUMS, VECTORS, T>);
+    case EVEN:
+        return single ? run(pack_rows<EVEN, true, SUMS, VECTORS, T>)
+                      : run(pack_rows<EVEN, false, SUMS, VECTORS, T>);
+    case STRIDED:
+        return run(pack_rows<STRIDED, false, SUMS, VECTORS, T>);
+    }
+}
+
+}  // namespace mulfree::MULFREE_ISA

@@ -1,0 +1,68 @@
+// How fast this machine runs the inner operations when nothing is loaded or stored: the limit that the
+// benchmarks compare with.
+#pragma once
+
+#include <time.h>
+
+#include "bytes.hpp"
+#include "convolution.hpp"
+
+namespace mulfree::MULFREE_ISA {
+
+inline double now() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
+}
+
+// Makes the compiler believe that v has changed.
+template <class V>
+inline void touch(V& v) {
+#if defined(__AVX512F__)
+    asm volatile("" : "+v"(v));
+#elif defined(__x86_64__)
+    asm volatile("" : "+x"(v));
+#else
+    asm volatile("" : "+m"(v));
+#endif
+}
+
+// Terms a second, all threads together, of Op on operands that stay in registers.
+template <class Op, class Cell>
+inline double measure(double seconds, double terms_in_lane) {
+    double rate = 0;
+#pragma omp parallel reduction(+ : rate)
+    {
+        Vec<Cell> sum[TILE_FILTERS][TILE_VECTORS] = {}, x[TILE_VECTORS] = {}, w{};
+        double repeats = 0, begin = now(), elapsed = 0;
+        while (elapsed < seconds) {
+            for (int i = 0; i < 10000; ++i) {
+#pragma GCC unroll 8
+                for (int f = 0; f < TILE_FILTERS; ++f) {
+                    touch(w);
+#pragma GCC unroll 8
+                    for (int v = 0; v < TILE_VECTORS; ++v) sum[f][v] = Op::term(sum[f][v], x[v], w);
+                }
+            }
+            repeats += 10000;
+            elapsed = now() - begin;
+        }
+#pragma GCC unroll 8
+        for (int f = 0; f < TILE_FILTERS; ++f)
+#pragma GCC unroll 8
+            for (int v = 0; v < TILE_VECTORS; ++v) touch(sum[f][v]);
+        rate += repeats * TILE_FILTERS * TILE_VECTORS * double(LANES<Cell>) * terms_in_lane / elapsed;
+    }
+    return rate;
+}
+
+inline double peak(int operation, double seconds) {
+    switch (operation) {
+    case PEAK_FMA: return measure<Dot<float>, float>(seconds, 1);
+    case PEAK_MAX_ADD: return measure<Max<float>, float>(seconds, 1);
+    case PEAK_SUB_ABS_ADD: return measure<AbsDiff<float>, float>(seconds, 1);
+    default: return measure<Bytes, ByteCell>(seconds, sizeof(ByteCell));
+    }
+}
+
+}  // namespace mulfree::MULFREE_ISA

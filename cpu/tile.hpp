@@ -1,0 +1,82 @@
+// The register tile: a few filters by a few vectors of pixels, every accumulator in a register, one
+// broadcast weight at a time. All the operations share it; they differ in `term`.
+#pragma once
+
+#include "vector.hpp"
+
+namespace mulfree::MULFREE_ISA {
+
+// Ordinary convolution: one FMA a term.
+template <class T>
+struct Dot {
+    static Vec<T> term(Vec<T> total, Vec<T> x, Vec<T> w) { return multiply_add(x, w, total); }
+};
+
+// |x - w| as it stands: three instructions, never inaccurate.
+template <class T>
+struct AbsDiff {
+    static Vec<T> term(Vec<T> total, Vec<T> x, Vec<T> w) { return total + abs(x - w); }
+};
+
+// max(x, w), from which |x - w| = 2 max(x, w) - x - w once a window: two instructions.
+template <class T>
+struct Max {
+    static Vec<T> term(Vec<T> total, Vec<T> x, Vec<T> w) { return total + max(x, w); }
+};
+
+// total[f][v] (+)= sum over the panel's rows; panel rows are `row` elements apart, weights come
+// TILE_FILTERS a row, and totals of successive filters are `row` apart.
+template <class Op, int FILTERS, int VECTORS, class Cell, class Total>
+inline void tile(const Cell* x, index row, const Cell* w, index rows, Total* total, bool first) {
+    Vec<Total> sum[FILTERS][VECTORS] = {};
+    for (index t = 0; t < rows; ++t, x += row, w += TILE_FILTERS) {
+        Vec<Cell> pixels[VECTORS];
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; ++v) pixels[v] = load(x + v * LANES<Cell>);
+#pragma GCC unroll 8
+        for (int f = 0; f < FILTERS; ++f) {
+            const Vec<Cell> weight = broadcast(w[f]);
+#pragma GCC unroll 8
+            for (int v = 0; v < VECTORS; ++v) sum[f][v] = Op::term(sum[f][v], pixels[v], weight);
+        }
+    }
+#pragma GCC unroll 8
+    for (int f = 0; f < FILTERS; ++f)
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; ++v) {
+            Total* t = total + f * row + v * LANES<Total>;
+            store(t, first ? sum[f][v] : load(t) + sum[f][v]);
+        }
+}
+
+// Calls f(integral constants FILTERS, VECTORS) for the smallest tile that holds `filters` filters.
+template <int N>
+struct Constant {
+    static constexpr int value = N;
+};
+
+template <int VECTORS, class F>
+inline void with_filters(index filters, F f) {
+    if constexpr (TILE_FILTERS > 4)
+        if (filters > 4) return f(Constant<TILE_FILTERS>(), Constant<VECTORS>());
+    if (filters > 2) return f(Constant<4>(), Constant<VECTORS>());
+    if (filters > 1) return f(Constant<2>(), Constant<VECTORS>());
+    f(Constant<1>(), Constant<VECTORS>());
+}
+
+// A tile of `filters` filters along all of a panel's `vectors` vectors.
+template <class Op, class Cell, class Total>
+inline void tile_row(index filters, index vectors, const Cell* x, index row, const Cell* w, index rows,
+                     Total* total, bool first) {
+    for (index v = 0; v < vectors; v += TILE_VECTORS) {
+        const auto run = [&](auto f, auto n) {
+            tile<Op, f.value, n.value>(x + v * LANES<Cell>, row, w, rows, total + v * LANES<Total>,
+                                       first);
+        };
+        if (vectors - v >= TILE_VECTORS) with_filters<TILE_VECTORS>(filters, run);
+        else if (vectors - v == 2) with_filters<2>(filters, run);
+        else with_filters<1>(filters, run);
+    }
+}
+
+}  // namespace mulfree::MULFREE_ISA

@@ -1,0 +1,136 @@
+// One SIMD register of the instruction set this file is compiled for (MULFREE_ISA names it and is the
+// namespace). GCC's vector types give + - * on every machine; this adds what they lack.
+#pragma once
+
+#include <cstdint>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "kernels.hpp"
+
+namespace mulfree::MULFREE_ISA {
+
+#if defined(__AVX512F__)
+constexpr index VECTOR_BYTES = 64;
+constexpr int TILE_FILTERS = 8, TILE_VECTORS = 3, PANEL_VECTORS = 3;
+#elif defined(__AVX2__)
+constexpr index VECTOR_BYTES = 32;
+constexpr int TILE_FILTERS = 4, TILE_VECTORS = 2, PANEL_VECTORS = 6;
+#else
+constexpr index VECTOR_BYTES = 16;
+constexpr int TILE_FILTERS = 4, TILE_VECTORS = 2, PANEL_VECTORS = 12;
+#endif
+
+template <class T>
+struct VectorOf {
+    typedef T type __attribute__((vector_size(VECTOR_BYTES)));
+};
+template <class T>
+using Vec = typename VectorOf<T>::type;
+
+template <class T>
+constexpr index LANES = VECTOR_BYTES / index(sizeof(T));
+
+template <class T>
+inline Vec<T> load(const T* p) {
+    Vec<T> v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
+
+template <class T>
+inline void store(T* p, Vec<T> v) {
+    __builtin_memcpy(p, &v, sizeof v);
+}
+
+// s - 0 is s, the sign of a zero included.
+template <class T>
+inline Vec<T> broadcast(T s) {
+    return s - Vec<T>{};
+}
+
+// max, min: the second operand comes back when either is NaN (the x86 rule, kept everywhere).
+template <class V>
+inline V max(V a, V b) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(a[0]) == 4) return (V)_mm512_max_ps((__m512)a, (__m512)b);
+    else return (V)_mm512_max_pd((__m512d)a, (__m512d)b);
+#elif defined(__AVX2__)
+    if constexpr (sizeof(a[0]) == 4) return (V)_mm256_max_ps((__m256)a, (__m256)b);
+    else return (V)_mm256_max_pd((__m256d)a, (__m256d)b);
+#elif defined(__SSE2__)
+    if constexpr (sizeof(a[0]) == 4) return (V)_mm_max_ps((__m128)a, (__m128)b);
+    else return (V)_mm_max_pd((__m128d)a, (__m128d)b);
+#else
+    return a > b ? a : b;
+#endif
+}
+
+template <class V>
+inline V min(V a, V b) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(a[0]) == 4) return (V)_mm512_min_ps((__m512)a, (__m512)b);
+    else return (V)_mm512_min_pd((__m512d)a, (__m512d)b);
+#elif defined(__AVX2__)
+    if constexpr (sizeof(a[0]) == 4) return (V)_mm256_min_ps((__m256)a, (__m256)b);
+    else return (V)_mm256_min_pd((__m256d)a, (__m256d)b);
+#elif defined(__SSE2__)
+    if constexpr (sizeof(a[0]) == 4) return (V)_mm_min_ps((__m128)a, (__m128)b);
+    else return (V)_mm_min_pd((__m128d)a, (__m128d)b);
+#else
+    return a < b ? a : b;
+#endif
+}
+
+inline Vec<float> abs(Vec<float> a) {
+    return (Vec<float>)((Vec<std::uint32_t>)a & 0x7fffffffu);
+}
+inline Vec<double> abs(Vec<double> a) {
+    return (Vec<double>)((Vec<std::uint64_t>)a & 0x7fffffffffffffffull);
+}
+
+// a * b + c, in one instruction and one rounding where there is one.
+template <class V>
+inline V multiply_add(V a, V b, V c) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(a[0]) == 4) return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+    else return (V)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__FMA__)
+    if constexpr (sizeof(a[0]) == 4) return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+    else return (V)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#else
+    return a * b + c;
+#endif
+}
+
+// Not all lanes of a are at least those of b; a NaN in either counts.
+template <class T>
+inline bool below(Vec<T> a, Vec<T> b) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NGE_UQ);
+    else return _mm512_cmp_pd_mask((__m512d)a, (__m512d)b, _CMP_NGE_UQ);
+#else
+    bool any = false;
+    for (index i = 0; i < LANES<T>; ++i) any |= !(a[i] >= b[i]);
+    return any;
+#endif
+}
+
+// The sum of the lanes, pair by pair.
+template <class T>
+inline T sum_lanes(Vec<T> v) {
+    T lane[LANES<T>];
+    store(lane, v);
+    for (index half = LANES<T> / 2; half; half /= 2)
+        for (index i = 0; i < half; ++i) lane[i] += lane[i + half];
+    return lane[0];
+}
+
+// The standard library's templates are kept out of these files (kernels.hpp says why).
+inline index smaller(index a, index b) { return a < b ? a : b; }
+inline index larger(index a, index b) { return a > b ? a : b; }
+inline index ceil_div(index a, index b) { return (a + b - 1) / b; }
+inline index round_up(index a, index b) { return ceil_div(a, b) * b; }
+
+}  // namespace mulfree::MULFREE_ISA
