@@ -61,6 +61,8 @@ class Tensor:
     grad : array or None
         The sum of the gradients of all `backward` calls since it was last None.
     requires_grad : bool
+    on_gradient : callable or None
+        What each `backward` does to its gradient before adding it to `grad`.
 
     Raises
     ------
@@ -76,13 +78,14 @@ class Tensor:
     array([2., 4., 6.])
     """
 
-    __slots__ = ("data", "grad", "node", "requires_grad")
+    __slots__ = ("data", "grad", "node", "on_gradient", "requires_grad")
     __array_ufunc__ = None  # array + tensor is the tensor's business
 
     def __init__(self, data: Any, requires_grad: bool = False):
         (self.data,) = arrays.take("Tensor", data=data.data if isinstance(data, Tensor) else data)
         self.grad: Array | None = None
         self.node: Node | None = None
+        self.on_gradient: Callable[[Array], Array] | None = None
         self.requires_grad = requires_grad
         if requires_grad and self.data.dtype.kind != "f":
             raise TypeError(
@@ -116,6 +119,8 @@ class Tensor:
             gradient = pending.pop(id(tensor))
             node = tensor.node
             if node is None:
+                if tensor.on_gradient is not None:
+                    gradient = tensor.on_gradient(gradient)
                 tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
                 continue
             for source, part in zip(node.inputs, node.pullback(gradient), strict=True):

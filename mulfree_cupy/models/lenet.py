@@ -1,0 +1,56 @@
+"""LeNet-5 with batch normalisation, the network of AdderNet's ablation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mulfree_cupy import nn
+from mulfree_cupy.autograd import Tensor
+
+
+class LeNet(nn.Module):
+    """LeNet-5-BN: two 5x5 convolutions with pooling, then three layers on the flattened planes.
+
+    As in AdderNet's experiment on digits, every layer is of the chosen kind, the last one too: a
+    fully connected layer is a convolution whose kernel is the whole image.
+
+    Parameters
+    ----------
+    convolution : class
+        `nn.AdderConv` or `nn.Conv`.
+    rng : numpy.random.Generator
+    channels, size, classes : int
+        Of the images (square) and their labels. Images below 16 pixels keep their size in the first
+        layer and are pooled once less.
+    """
+
+    def __init__(
+        self,
+        convolution: type,
+        rng: np.random.Generator,
+        *,
+        channels: int = 1,
+        size: int = 28,
+        classes: int = 10,
+    ):
+        small = size < 16
+        self.conv1 = convolution(channels, 6, 5, rng, padding=2)
+        self.bn1 = nn.BatchNorm(6, relu=True)
+        self.pool1 = nn.Sequential() if small else nn.MaxPool(2)
+        self.conv2 = convolution(6, 16, 5, rng, padding=2 if small else 0)
+        self.bn2 = nn.BatchNorm(16, relu=True)
+        self.pool2 = nn.MaxPool(2)
+        side = size // 2 if small else (size // 2 - 4) // 2
+        self.fc1 = convolution(16, 120, side, rng)
+        self.bn3 = nn.BatchNorm(120, relu=True)
+        self.fc2 = convolution(120, 84, 1, rng)
+        self.bn4 = nn.BatchNorm(84, relu=True)
+        self.fc3 = convolution(84, classes, 1, rng)
+        self.bn5 = nn.BatchNorm(classes)
+        self.flatten = nn.Flatten()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool1(self.bn1(self.conv1(x)))
+        x = self.pool2(self.bn2(self.conv2(x)))
+        x = self.bn4(self.fc2(self.bn3(self.fc1(x))))
+        return self.flatten(self.bn5(self.fc3(x)))

@@ -1,0 +1,58 @@
+"""The networks by the name that the command line gives them."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from mulfree_cupy import nn
+from mulfree_cupy.models.lenet import LeNet
+from mulfree_cupy.models.resnet import CifarResNet, ImageNetResNet
+from mulfree_cupy.models.vgg import VGGSmall
+
+_NETWORKS = {
+    "lenet": LeNet,
+    "vggsmall": VGGSmall,
+    "resnet20": partial(CifarResNet, depth=20),
+    "resnet32": partial(CifarResNet, depth=32),
+    "resnet18": partial(ImageNetResNet, depth=18),
+    "resnet50": partial(ImageNetResNet, depth=50),
+}
+_KINDS = {"adder": nn.AdderConv, "conv": nn.Conv}
+
+MODELS = {
+    f"{kind}-{name}": partial(network, convolution)
+    for kind, convolution in _KINDS.items()
+    for name, network in _NETWORKS.items()
+}
+
+
+def build(name: str, *, seed: int = 0, **shape: int) -> nn.Module:
+    """A freshly initialised network.
+
+    Parameters
+    ----------
+    name : str
+        ``adder-`` or ``conv-`` and ``lenet``, ``vggsmall``, ``resnet20``, ``resnet32``,
+        ``resnet18`` or ``resnet50``.
+    seed : int
+        Of the weights.
+    **shape : int
+        ``channels``, ``size`` and ``classes`` of the data.
+
+    Raises
+    ------
+    ValueError
+        If there is no such network, or it cannot take images of this size.
+
+    Examples
+    --------
+    >>> from mulfree_cupy import models
+    >>> network = models.build("adder-resnet20")
+    >>> sum(p.size for p in network.parameters())
+    274676
+    """
+    if name not in MODELS:
+        raise ValueError(f"no model named {name!r}; there are {', '.join(MODELS)}")
+    return MODELS[name](np.random.default_rng(seed), **shape)

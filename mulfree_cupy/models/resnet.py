@@ -1,0 +1,157 @@
+"""Residual networks: ResNet-20/32 for 32-pixel images, ResNet-18/50 for ImageNet's.
+
+As in the AdderNet reference, the first convolution and the classifier are ordinary, the 1x1
+convolutions of the shortcuts are of the chosen kind, and the logits are batch-normalised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mulfree_cupy import nn
+from mulfree_cupy.autograd import Tensor
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    expansion = 1
+
+    def __init__(
+        self, convolution: type, before: int, width: int, stride: int, rng: np.random.Generator
+    ):
+        self.conv1 = convolution(before, width, 3, rng, stride=stride, padding=1)
+        self.bn1 = nn.BatchNorm(width, relu=True)
+        self.conv2 = convolution(width, width, 3, rng, padding=1)
+        self.bn2 = nn.BatchNorm(width, relu=True)
+        self.shortcut = _shortcut(convolution, before, width, stride, rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn1(self.conv1(x))
+        return self.bn2(self.conv2(y), self.shortcut(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions beside a shortcut, the last four times as wide."""
+
+    expansion = 4
+
+    def __init__(
+        self, convolution: type, before: int, width: int, stride: int, rng: np.random.Generator
+    ):
+        after = width * self.expansion
+        self.conv1 = convolution(before, width, 1, rng)
+        self.bn1 = nn.BatchNorm(width, relu=True)
+        self.conv2 = convolution(width, width, 3, rng, stride=stride, padding=1)
+        self.bn2 = nn.BatchNorm(width, relu=True)
+        self.conv3 = convolution(width, after, 1, rng)
+        self.bn3 = nn.BatchNorm(after, relu=True)
+        self.shortcut = _shortcut(convolution, before, after, stride, rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x))))
+        return self.bn3(self.conv3(y), self.shortcut(x))
+
+
+def _shortcut(convolution, before, after, stride, rng) -> nn.Sequential:
+    if stride == 1 and before == after:
+        return nn.Sequential()
+    return nn.Sequential(
+        convolution(before, after, 1, rng, stride=stride), nn.BatchNorm(after)
+    )
+
+
+def _stages(
+    block: type, convolution: type, before: int, widths: Sequence[int], depths: Sequence[int], rng
+) -> nn.Sequential:
+    blocks = []
+    for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
+        for i in range(depth):
+            stride = 2 if stage > 0 and i == 0 else 1
+            blocks.append(block(convolution, before, width, stride, rng))
+            before = width * block.expansion
+    return nn.Sequential(*blocks)
+
+
+class CifarResNet(nn.Module):
+    """ResNet for small images: 16, 32 and 64 filters in three stages of ``(depth - 2) / 6`` blocks.
+
+    Parameters
+    ----------
+    convolution : class
+        `nn.AdderConv` or `nn.Conv`.
+    rng : numpy.random.Generator
+    depth : int
+        20, 32, 44, ...: 6 n + 2.
+    channels, size, classes : int
+        Of the images (square, any size from 4 on) and their labels.
+    """
+
+    def __init__(
+        self,
+        convolution: type,
+        rng: np.random.Generator,
+        *,
+        depth: int = 20,
+        channels: int = 3,
+        size: int = 32,
+        classes: int = 10,
+    ):
+        if depth < 8 or depth % 6 != 2:
+            raise ValueError(f"CifarResNet: depth must be 6 n + 2, got {depth}")
+        if size < 4:
+            raise ValueError(f"CifarResNet: size must be at least 4, got {size}")
+        self.conv1 = nn.Conv(channels, 16, 3, rng, padding=1)
+        self.bn1 = nn.BatchNorm(16, relu=True)
+        depths = [(depth - 2) // 6] * 3
+        self.stages = _stages(BasicBlock, convolution, 16, (16, 32, 64), depths, rng)
+        self.pool = nn.GlobalAveragePool()
+        self.fc = nn.Linear(64, classes, rng, bias=False)
+        self.bn2 = nn.BatchNorm(classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stages(self.bn1(self.conv1(x)))
+        return self.bn2(self.fc(self.pool(x)))
+
+
+class ImageNetResNet(nn.Module):
+    """ResNet-18 or ResNet-50 for images of about 224 pixels.
+
+    Parameters
+    ----------
+    convolution : class
+        `nn.AdderConv` or `nn.Conv`.
+    rng : numpy.random.Generator
+    depth : {18, 50}
+    channels, size, classes : int
+        Of the images (square, at least 32) and their labels.
+    """
+
+    def __init__(
+        self,
+        convolution: type,
+        rng: np.random.Generator,
+        *,
+        depth: int = 18,
+        channels: int = 3,
+        size: int = 224,
+        classes: int = 1000,
+    ):
+        if depth not in (18, 50):
+            raise ValueError(f"ImageNetResNet: depth must be 18 or 50, got {depth}")
+        if size < 32:
+            raise ValueError(f"ImageNetResNet: size must be at least 32, got {size}")
+        block, depths = {18: (BasicBlock, (2, 2, 2, 2)), 50: (Bottleneck, (3, 4, 6, 3))}[depth]
+        self.conv1 = nn.Conv(channels, 64, 7, rng, stride=2, padding=3)
+        self.bn1 = nn.BatchNorm(64, relu=True)
+        self.maxpool = nn.MaxPool(3, stride=2, padding=1)
+        self.stages = _stages(block, convolution, 64, (64, 128, 256, 512), depths, rng)
+        self.pool = nn.GlobalAveragePool()
+        self.fc = nn.Linear(512 * block.expansion, classes, rng)
+        self.bn2 = nn.BatchNorm(classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(self.bn1(self.conv1(x)))
+        return self.bn2(self.fc(self.pool(self.stages(x))))

@@ -1,0 +1,51 @@
+"""VGG-small, the CIFAR network of the binary-network papers that AdderNet is compared on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mulfree_cupy import nn
+from mulfree_cupy.autograd import Tensor
+
+
+class VGGSmall(nn.Module):
+    """Six 3x3 convolutions, 128-128-256-256-512-512, pooled after every second, and one classifier.
+
+    The first convolution and the classifier are ordinary in both forms.
+
+    Parameters
+    ----------
+    convolution : class
+        `nn.AdderConv` or `nn.Conv`.
+    rng : numpy.random.Generator
+    channels, size, classes : int
+        Of the images (square; a multiple of 8) and their labels.
+    """
+
+    def __init__(
+        self,
+        convolution: type,
+        rng: np.random.Generator,
+        *,
+        channels: int = 3,
+        size: int = 32,
+        classes: int = 10,
+    ):
+        if size % 8:
+            raise ValueError(f"VGGSmall: size must be a multiple of 8, got {size}")
+        layers, before = [], channels
+        for i, filters in enumerate((128, 128, 256, 256, 512, 512)):
+            kind = nn.Conv if i == 0 else convolution
+            layers += [
+                kind(before, filters, 3, rng, padding=1),
+                nn.BatchNorm(filters, relu=True),
+            ]
+            if i % 2:
+                layers.append(nn.MaxPool(2))
+            before = filters
+        self.features = nn.Sequential(*layers, nn.Flatten())
+        self.fc = nn.Linear(512 * (size // 8) ** 2, classes, rng)
+        self.bn = nn.BatchNorm(classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.fc(self.features(x)))

@@ -1,0 +1,226 @@
+"""The layers of the papers' networks."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mulfree_cupy.arrays import namespace
+from mulfree_cupy.autograd import Tensor, apply
+from mulfree_cupy.nn.module import Module, Parameter
+
+
+class _Windowed(Module):
+    """What Conv and AdderConv share: a weight (K, C/groups, kh, kw) that slides over an image."""
+
+    operation: str
+
+    def __init__(self, weight: Parameter, bias: Parameter | None, **options: object):
+        self.weight, self.options = weight, options
+        if bias is not None:
+            self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = [self.bias] if hasattr(self, "bias") else []
+        return apply(self.operation, x, self.weight, *bias, **self.options)
+
+
+class Conv(_Windowed):
+    """Ordinary convolution.
+
+    Parameters
+    ----------
+    channels, filters : int
+    kernel_size : int
+    rng : numpy.random.Generator
+        Draws the weights: normal, variance 2 / (K*kh*kw/groups).
+    bias : bool
+    stride, padding, dilation, groups
+        As in `mulfree_cupy.conv`.
+    """
+
+    operation = "conv"
+
+    def __init__(
+        self,
+        channels: int,
+        filters: int,
+        kernel_size: int,
+        rng: np.random.Generator,
+        *,
+        bias: bool = False,
+        groups: int = 1,
+        **options: object,
+    ):
+        fan_out = filters * kernel_size**2 / groups
+        shape = filters, channels // groups, kernel_size, kernel_size
+        super().__init__(
+            Parameter(rng.normal(0, np.sqrt(2 / fan_out), shape).astype(np.float32)),
+            Parameter(np.zeros(filters, np.float32)) if bias else None,
+            groups=groups,
+            **options,
+        )
+
+
+class AdderConv(_Windowed):
+    """AdderNet's convolution; must be followed by a `BatchNorm`, without which it does not train.
+
+    Parameters
+    ----------
+    channels, filters : int
+    kernel_size : int
+    rng : numpy.random.Generator
+        Draws the weights: normal, variance 1, as in the reference.
+    bias : bool
+    stride, padding, dilation, groups
+        As in `mulfree_cupy.adder_conv`.
+    """
+
+    operation = "adder_conv"
+
+    def __init__(
+        self,
+        channels: int,
+        filters: int,
+        kernel_size: int,
+        rng: np.random.Generator,
+        *,
+        bias: bool = False,
+        groups: int = 1,
+        **options: object,
+    ):
+        shape = filters, channels // groups, kernel_size, kernel_size
+        super().__init__(
+            Parameter(rng.normal(size=shape).astype(np.float32), adder=True),
+            Parameter(rng.uniform(size=filters).astype(np.float32)) if bias else None,
+            groups=groups,
+            **options,
+        )
+
+
+class Linear(Module):
+    """``x @ weight.T + bias`` with weight (out_features, in_features)."""
+
+    def __init__(
+        self, in_features: int, out_features: int, rng: np.random.Generator, *, bias: bool = True
+    ):
+        bound = 1 / np.sqrt(in_features)
+        draw = lambda *shape: rng.uniform(-bound, bound, shape).astype(np.float32)  # noqa: E731
+        self.weight = Parameter(draw(out_features, in_features))
+        if bias:
+            self.bias = Parameter(draw(out_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x @ self.weight.transpose()
+        return y + self.bias if hasattr(self, "bias") else y
+
+
+class BatchNorm(Module):
+    """Batch normalisation of (N, C, H, W) or, as on AdderNet's logits, (N, C).
+
+    A residual and the ReLU that follow it in every network are part of the same pass over memory:
+    ``y = relu((x - mean) / sqrt(variance + eps) * weight + bias + residual)``.
+
+    Parameters
+    ----------
+    channels : int
+    relu : bool
+        Whether a ReLU follows.
+    eps, momentum : float
+        ``running = (1 - momentum) * running + momentum * batch``, the batch's variance unbiased.
+    """
+
+    def __init__(
+        self, channels: int, *, relu: bool = False, eps: float = 1e-5, momentum: float = 0.1
+    ):
+        self.relu, self.eps, self.momentum = relu, eps, momentum
+        self.weight = Parameter(np.ones(channels, np.float32))
+        self.bias = Parameter(np.zeros(channels, np.float32))
+        self.running_mean = np.zeros(channels, np.float32)
+        self.running_var = np.ones(channels, np.float32)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if self.training:
+            statistics = {"observe": self._observe}
+        else:
+            statistics = {"mean": self.running_mean, "variance": self.running_var}
+        inputs = [x, self.weight, self.bias] + ([] if residual is None else [residual])
+        return apply("batch_norm", *inputs, relu=self.relu, eps=self.eps, **statistics)
+
+    def _observe(self, mean, variance, count):
+        if count < 2:
+            raise ValueError("BatchNorm: one value a channel has no variance; use a larger batch")
+        share = self.momentum
+        self.running_mean = (1 - share) * self.running_mean + share * mean
+        unbiased = variance * (count / (count - 1))
+        self.running_var = (1 - share) * self.running_var + share * unbiased
+
+
+class ReLU(Module):
+    """``max(x, 0)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return apply("relu", x)
+
+
+class MaxPool(Module):
+    """Largest value of each window; outside the image is -inf."""
+
+    def __init__(self, kernel_size: int, *, stride: int | None = None, padding: int = 0):
+        self.options = {
+            "kernel_size": kernel_size,
+            "stride": kernel_size if stride is None else stride,
+            "padding": padding,
+        }
+
+    def forward(self, x: Tensor) -> Tensor:
+        return apply("max_pool", x, **self.options)
+
+
+class GlobalAveragePool(Module):
+    """Mean of each plane: (N, C, H, W) -> (N, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(axis=(2, 3))
+
+
+class Flatten(Module):
+    """(N, C, H, W) -> (N, C*H*W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(len(x), -1)
+
+
+class Dropout(Module):
+    """Zero a share of the values while training, scaling up the rest.
+
+    Parameters
+    ----------
+    share : float
+        Of the values to drop.
+    rng : numpy.random.Generator
+        Draws the masks.
+    """
+
+    def __init__(self, share: float, rng: np.random.Generator):
+        if not 0 <= share < 1:
+            raise ValueError(f"Dropout: share must be in [0, 1), got {share}")
+        self.share, self.rng = share, rng
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.share == 0:
+            return x
+        kept = self.rng.random(x.shape, dtype=np.float32) >= self.share
+        mask = namespace(x.data).asarray(kept.astype(x.dtype) / x.dtype.type(1 - self.share))
+        return apply("dropout", x, mask=mask)
+
+
+class Sequential(Module):
+    """Layers one after another."""
+
+    def __init__(self, *layers: Module):
+        self.layers = list(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x

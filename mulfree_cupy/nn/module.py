@@ -1,0 +1,142 @@
+"""What every layer is: parameters by name, a training and an evaluation mode, and a call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from mulfree_cupy import arrays
+from mulfree_cupy.arrays import Array
+from mulfree_cupy.autograd import Tensor
+
+
+class Parameter(Tensor):
+    """A tensor that an optimiser updates.
+
+    Parameters
+    ----------
+    data : array
+    adder : bool
+        Whether it is the filter bank of an adder convolution, whose gradient the optimiser scales
+        by AdderNet's adaptive rate.
+    """
+
+    __slots__ = ("adder",)
+
+    def __init__(self, data: Any, adder: bool = False):
+        super().__init__(data, requires_grad=True)
+        self.adder = adder
+
+
+class Module:
+    """A layer, or layers put together: whatever Parameters, arrays and Modules it has as attributes.
+
+    Subclasses write ``forward``; arrays among the attributes are buffers, saved but not trained.
+    """
+
+    training = True
+
+    def __call__(self, *inputs: Any) -> Tensor:
+        return self.forward(*inputs)
+
+    def children(self) -> Iterator[tuple[str, Module]]:
+        """(name, module) of the modules directly inside, in the order they were assigned."""
+        for name, value in vars(self).items():
+            if isinstance(value, Module):
+                yield name, value
+            elif isinstance(value, (list, tuple)):
+                for i, item in enumerate(value):
+                    if isinstance(item, Module):
+                        yield f"{name}.{i}", item
+
+    def modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """(dotted name, module) of this module and all inside it."""
+        yield prefix, self
+        for name, child in self.children():
+            yield from child.modules(f"{prefix}.{name}" if prefix else name)
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """(dotted name, Parameter), such as ``("stages.0.conv1.weight", ...)``."""
+        for name, _, _, value in self._state():
+            if isinstance(value, Parameter):
+                yield name, value
+
+    def parameters(self) -> list[Parameter]:
+        """Everything to train."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def _state(self) -> Iterator[tuple[str, Module, str, Any]]:
+        for prefix, module in self.modules():
+            for attribute, value in vars(module).items():
+                if isinstance(value, Parameter) or (
+                    hasattr(value, "dtype") and hasattr(value, "shape") and not isinstance(value, Tensor)
+                ):
+                    yield f"{prefix}.{attribute}" if prefix else attribute, module, attribute, value
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of all parameters and buffers as NumPy arrays, by dotted name."""
+        return {
+            name: _to_numpy(value.data if isinstance(value, Parameter) else value)
+            for name, _, _, value in self._state()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Take over parameters and buffers.
+
+        Raises
+        ------
+        KeyError
+            If a name is missing or unknown; the message lists them.
+        ValueError
+            If an array has another shape than the one it replaces.
+        """
+        own = {name: (module, attribute, value) for name, module, attribute, value in self._state()}
+        missing, unknown = own.keys() - state.keys(), state.keys() - own.keys()
+        if missing or unknown:
+            raise KeyError(
+                f"load_state_dict: missing {sorted(missing) or 'nothing'}, "
+                f"unknown {sorted(unknown) or 'nothing'}"
+            )
+        for name, (_, _, value) in own.items():
+            if tuple(state[name].shape) != value.shape:
+                raise ValueError(
+                    f"load_state_dict: {name} must have shape {value.shape}, "
+                    f"got {tuple(state[name].shape)}"
+                )
+        for name, (module, attribute, value) in own.items():
+            xp = arrays.namespace(value.data if isinstance(value, Parameter) else value)
+            new = xp.array(state[name], dtype=value.dtype)
+            if isinstance(value, Parameter):
+                value.data = new
+            else:
+                setattr(module, attribute, new)
+
+    def train(self, training: bool = True) -> Module:
+        """Training mode (batch statistics, dropout), or evaluation mode with ``train(False)``."""
+        for _, module in self.modules():
+            module.training = training
+        return self
+
+    def eval(self) -> Module:
+        """Evaluation mode: running statistics, no dropout."""
+        return self.train(False)
+
+    def to(self, xp: Any) -> Module:
+        """Move parameters and buffers to NumPy or CuPy arrays, in place."""
+        for _, module, attribute, value in self._state():
+            if isinstance(value, Parameter):
+                value.data = _to(xp, value.data)
+                value.grad = None if value.grad is None else _to(xp, value.grad)
+            else:
+                setattr(module, attribute, _to(xp, value))
+        return self
+
+
+def _to(xp: Any, array: Array) -> Array:
+    return _to_numpy(array) if xp is np else xp.asarray(array)
+
+
+def _to_numpy(array: Array) -> np.ndarray:
+    return array.copy() if isinstance(array, np.ndarray) else array.get()

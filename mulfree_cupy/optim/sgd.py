@@ -1,0 +1,134 @@
+"""Stochastic gradient descent, with AdderNet's adaptive rate for the adder filters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from mulfree_cupy.arrays import Array, namespace
+from mulfree_cupy.nn.module import Parameter
+from mulfree_cupy.ops.adder import adaptive_rate
+
+
+class SGD:
+    """Gradient descent with momentum, Nesterov's form, weight decay and the adaptive rate.
+
+    Parameters
+    ----------
+    parameters : iterable of Parameter
+    rate : float
+        Learning rate; assign `rate` to follow a schedule.
+    momentum, weight_decay : float
+    nesterov : bool
+    adder : {"adaptive", "adaptive in backward", "fixed"}
+        How the gradient of adder filters is scaled. ``"adaptive"``: by `adaptive_rate` in `step`,
+        after accumulation and after any all-reduce. ``"adaptive in backward"``: the reference's
+        order, each backward pass scaling its own gradient before it is added to the others.
+        ``"fixed"``: by the number `adder_scale`.
+    eta : float
+        Root mean square of a scaled gradient.
+    adder_scale : float
+        For ``adder="fixed"``; the AdderNet paper's ablation has 100.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range or `adder` is unknown.
+
+    Notes
+    -----
+    ``g = scaled gradient + weight_decay * w``, ``v = momentum * v + g``,
+    ``w -= rate * (g + momentum * v if nesterov else v)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mulfree_cupy.nn import Parameter
+    >>> from mulfree_cupy.optim import SGD
+    >>> w = Parameter(np.array([1.0]))
+    >>> optimiser = SGD([w], rate=0.5)
+    >>> (w * w).sum().backward()
+    >>> optimiser.step()
+    >>> w.data
+    array([0.])
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter],
+        rate: float,
+        *,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        adder: str = "adaptive",
+        eta: float = 0.2,
+        adder_scale: float = 1.0,
+    ):
+        if adder not in ("adaptive", "adaptive in backward", "fixed"):
+            raise ValueError(
+                f"SGD: adder must be 'adaptive', 'adaptive in backward' or 'fixed', got {adder!r}"
+            )
+        for name, value in (("rate", rate), ("momentum", momentum), ("weight_decay", weight_decay)):
+            if not (np.isfinite(value) and value >= 0):
+                raise ValueError(f"SGD: {name} must be a finite number >= 0, got {value}")
+        if nesterov and momentum == 0:
+            raise ValueError("SGD: nesterov needs momentum > 0")
+        self.parameters = list(parameters)
+        self.rate, self.momentum, self.nesterov = rate, momentum, nesterov
+        self.weight_decay, self.adder = weight_decay, adder
+        self.eta, self.adder_scale = eta, adder_scale
+        self.velocities: list[Array | None] = [None] * len(self.parameters)
+        if adder == "adaptive in backward":
+            for parameter in self.parameters:
+                if parameter.adder:
+                    parameter.on_gradient = lambda gradient: adaptive_rate(gradient, eta)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient."""
+        for i, parameter in enumerate(self.parameters):
+            if parameter.grad is None:
+                continue
+            gradient = self._scaled(parameter)
+            if self.weight_decay:
+                gradient = gradient + parameter.dtype.type(self.weight_decay) * parameter.data
+            if self.momentum:
+                velocity = self.velocities[i]
+                share = parameter.dtype.type(self.momentum)
+                velocity = gradient if velocity is None else share * velocity + gradient
+                self.velocities[i] = velocity
+                gradient = gradient + share * velocity if self.nesterov else velocity
+            parameter.data = parameter.data - parameter.dtype.type(self.rate) * gradient
+
+    def _scaled(self, parameter: Parameter) -> Array:
+        if parameter.adder and self.adder == "adaptive":
+            return adaptive_rate(parameter.grad, self.eta)
+        if parameter.adder and self.adder == "fixed":
+            return parameter.grad * parameter.dtype.type(self.adder_scale)
+        return parameter.grad
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """The velocities by the position of their parameter."""
+        return {
+            f"velocity.{i}": np.asarray(v if isinstance(v, np.ndarray) else v.get()).copy()
+            for i, v in enumerate(self.velocities)
+            if v is not None
+        }
+
+    def load_state_dict(self, state: dict[str, Array]) -> None:
+        """Take over the velocities of `state_dict`."""
+        for i, parameter in enumerate(self.parameters):
+            saved = state.get(f"velocity.{i}")
+            if saved is not None and tuple(saved.shape) != parameter.shape:
+                raise ValueError(
+                    f"SGD.load_state_dict: velocity.{i} must have shape {parameter.shape}, "
+                    f"got {tuple(saved.shape)}"
+                )
+            xp = namespace(parameter.data)
+            self.velocities[i] = None if saved is None else xp.array(saved, dtype=parameter.dtype)
