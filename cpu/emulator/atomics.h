@@ -1,0 +1,96 @@
+// Atomic functions, fences, and loads and stores with a cache hint.
+//
+// Threads change only where they wait, so an atomic function is a plain one that announces itself.
+#pragma once
+
+namespace mulfree_emulator {
+
+template <class T>
+MULFREE_UNSEEN T peek(T *address) { return *address; }
+
+template <class T>
+MULFREE_UNSEEN void poke(T *address, T value) { *address = value; }
+
+template <class T, class Function>
+__attribute__((always_inline)) inline T atomic(T *address, Function f) {
+    mulfree_atomic(address, sizeof(T));
+    const T old = peek(address);
+    poke(address, f(old));
+    return old;
+}
+
+// The second operand converts to the type pointed to, as in CUDA's overloads.
+template <class T>
+using Same = std::common_type_t<T>;
+
+}  // namespace mulfree_emulator
+
+#define MULFREE_ATOMIC(name, expression)                                                              \
+    template <class T>                                                                                \
+    __attribute__((always_inline)) inline T name(T *address, mulfree_emulator::Same<T> v) {           \
+        return mulfree_emulator::atomic(address, [=](T old) { (void)old; return T(expression); });    \
+    }                                                                                                 \
+    template <class T>                                                                                \
+    __attribute__((always_inline)) inline T name##_block(T *address, mulfree_emulator::Same<T> v) {   \
+        return name(address, v);                                                                      \
+    }                                                                                                 \
+    template <class T>                                                                                \
+    __attribute__((always_inline)) inline T name##_system(T *address, mulfree_emulator::Same<T> v) {  \
+        return name(address, v);                                                                      \
+    }
+MULFREE_ATOMIC(atomicAdd, old + v)
+MULFREE_ATOMIC(atomicSub, old - v)
+MULFREE_ATOMIC(atomicExch, v)
+MULFREE_ATOMIC(atomicMin, v < old ? v : old)
+MULFREE_ATOMIC(atomicMax, old < v ? v : old)
+MULFREE_ATOMIC(atomicAnd, old & v)
+MULFREE_ATOMIC(atomicOr, old | v)
+MULFREE_ATOMIC(atomicXor, old ^ v)
+MULFREE_ATOMIC(atomicInc, old >= v ? 0 : old + 1)
+MULFREE_ATOMIC(atomicDec, old == 0 || old > v ? v : old - 1)
+#undef MULFREE_ATOMIC
+
+template <class T>
+__attribute__((always_inline)) inline T atomicCAS(T *address, mulfree_emulator::Same<T> compare, mulfree_emulator::Same<T> v) {
+    return mulfree_emulator::atomic(address, [=](T old) { return old == compare ? T(v) : old; });
+}
+
+inline void __threadfence() { mulfree_fence(); }
+inline void __threadfence_block() {}
+inline void __threadfence_system() { mulfree_fence(); }
+inline void __nanosleep(unsigned int) {}
+
+#define MULFREE_LOAD(name) \
+    template <class T> __attribute__((always_inline)) inline T name(const T *address) { return *address; }
+#define MULFREE_STORE(name) \
+    template <class T> __attribute__((always_inline)) inline void name(T *address, mulfree_emulator::Same<T> v) { *address = v; }
+MULFREE_LOAD(__ldg)
+MULFREE_LOAD(__ldca)
+MULFREE_LOAD(__ldcg)
+MULFREE_LOAD(__ldcs)
+MULFREE_LOAD(__ldlu)
+MULFREE_LOAD(__ldcv)
+MULFREE_STORE(__stwb)
+MULFREE_STORE(__stcg)
+MULFREE_STORE(__stcs)
+MULFREE_STORE(__stwt)
+#undef MULFREE_LOAD
+#undef MULFREE_STORE
+
+// Asynchronous copies happen at once.
+inline void __pipeline_memcpy_async(void *to, const void *from, size_t size, size_t zero_fill = 0) {
+    if (zero_fill || (size != 4 && size != 8 && size != 16)) {
+        for (size_t i = 0; i < size; ++i)
+            static_cast<char *>(to)[i] = i < size - zero_fill ? static_cast<const char *>(from)[i] : 0;
+    } else if (size == 4) {
+        *static_cast<uint1 *>(to) = *static_cast<const uint1 *>(from);
+    } else if (size == 8) {
+        *static_cast<uint2 *>(to) = *static_cast<const uint2 *>(from);
+    } else {
+        *static_cast<uint4 *>(to) = *static_cast<const uint4 *>(from);
+    }
+}
+inline void __pipeline_commit() {}
+inline void __pipeline_wait_prior(size_t) {}
+inline size_t __cvta_generic_to_shared(const void *p) { return reinterpret_cast<size_t>(p); }
+inline size_t __cvta_generic_to_global(const void *p) { return reinterpret_cast<size_t>(p); }

@@ -1,0 +1,107 @@
+// cooperative_groups: the block, tiles of a warp, and the threads that are active together.
+#pragma once
+
+namespace cooperative_groups {
+
+class thread_block {
+  public:
+    static void sync(MULFREE_HERE) { __syncthreads(file, line); }
+    static unsigned thread_rank() { return (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x; }
+    static unsigned num_threads() { return blockDim.x * blockDim.y * blockDim.z; }
+    static unsigned size() { return num_threads(); }
+    static dim3 group_index() { return blockIdx; }
+    static dim3 thread_index() { return threadIdx; }
+    static dim3 group_dim() { return blockDim; }
+    static dim3 dim_threads() { return blockDim; }
+};
+
+inline thread_block this_thread_block() { return {}; }
+
+// Lanes of one warp: what tiles and coalesced groups have in common.
+class lanes {
+  public:
+    explicit lanes(unsigned mask) : mask_(mask) {}
+    unsigned thread_rank() const { return __popc(mask_ & ((1u << mulfree_lane()) - 1)); }
+    unsigned num_threads() const { return __popc(mask_); }
+    unsigned size() const { return num_threads(); }
+    void sync(MULFREE_HERE) const { __syncwarp(mask_, file, line); }
+    int any(int p, MULFREE_HERE) const { return __any_sync(mask_, p, file, line); }
+    int all(int p, MULFREE_HERE) const { return __all_sync(mask_, p, file, line); }
+    unsigned ballot(int p, MULFREE_HERE) const { return packed(__ballot_sync(mask_, p, file, line)); }
+    template <class T>
+    unsigned match_any(T v, MULFREE_HERE) const { return packed(__match_any_sync(mask_, v, file, line)); }
+    template <class T>
+    T shfl(T v, int rank, MULFREE_HERE) const { return from(v, rank, file, line); }
+    template <class T>
+    T shfl_up(T v, unsigned n, MULFREE_HERE) const {
+        const int rank = static_cast<int>(thread_rank());
+        return from(v, rank >= static_cast<int>(n) ? rank - static_cast<int>(n) : rank, file, line);
+    }
+    template <class T>
+    T shfl_down(T v, unsigned n, MULFREE_HERE) const {
+        const unsigned rank = thread_rank();
+        return from(v, static_cast<int>(rank + n < size() ? rank + n : rank), file, line);
+    }
+    template <class T>
+    T shfl_xor(T v, unsigned n, MULFREE_HERE) const { return from(v, static_cast<int>(thread_rank() ^ n), file, line); }
+
+  private:
+    template <class T>
+    T from(T v, int rank, const char *file, int line) const {
+        unsigned rest = mask_;
+        for (int i = 0; i < rank; ++i) rest &= rest - 1;
+        return mulfree_emulator::shuffle(mask_, v, rest ? __ffs(static_cast<int>(rest)) - 1 : mulfree_lane(), file, line);
+    }
+    unsigned packed(unsigned bits) const {
+        unsigned r = 0, n = 0;
+        for (int i = 0; i < 32; ++i)
+            if (mask_ >> i & 1) r |= (bits >> i & 1) << n++;
+        return r;
+    }
+    unsigned mask_;
+};
+
+template <unsigned Size, class Parent = thread_block>
+class thread_block_tile : public lanes {
+    static_assert(Size <= 32 && (Size & (Size - 1)) == 0, "a tile has 1, 2, 4, ... 32 threads");
+
+  public:
+    thread_block_tile() : lanes((Size == 32 ? ~0u : (1u << Size % 32) - 1) << (mulfree_lane() & ~int(Size - 1))) {}
+    static constexpr unsigned num_threads() { return Size; }
+    static constexpr unsigned size() { return Size; }
+    static unsigned meta_group_rank() { return thread_block::thread_rank() / Size; }
+    static unsigned meta_group_size() { return (thread_block::size() + Size - 1) / Size; }
+};
+
+class coalesced_group : public lanes {
+  public:
+    using lanes::lanes;
+};
+
+template <unsigned Size, class Parent>
+inline thread_block_tile<Size, Parent> tiled_partition(const Parent &) { return {}; }
+inline coalesced_group coalesced_threads(MULFREE_HERE) { return coalesced_group(__activemask(file, line)); }
+template <class Group>
+inline void sync(const Group &group, MULFREE_HERE) { group.sync(file, line); }
+
+template <class T = void> struct plus { T operator()(T a, T b) const { return a + b; } };
+template <class T = void> struct less { T operator()(T a, T b) const { return b < a ? b : a; } };
+template <class T = void> struct greater { T operator()(T a, T b) const { return a < b ? b : a; } };
+template <class T = void> struct bit_and { T operator()(T a, T b) const { return a & b; } };
+template <class T = void> struct bit_or { T operator()(T a, T b) const { return a | b; } };
+template <class T = void> struct bit_xor { T operator()(T a, T b) const { return a ^ b; } };
+
+// A butterfly where the group is a power of two, as on a GPU; else in the order of the ranks.
+template <class Group, class T, class Function>
+inline T reduce(const Group &group, T value, Function f, MULFREE_HERE) {
+    const unsigned n = group.size();
+    if ((n & (n - 1)) == 0) {
+        for (unsigned step = n / 2; step; step /= 2) value = f(value, group.shfl_xor(value, step, file, line));
+        return value;
+    }
+    T result = group.shfl(value, 0, file, line);
+    for (unsigned rank = 1; rank < n; ++rank) result = f(result, group.shfl(value, static_cast<int>(rank), file, line));
+    return result;
+}
+
+}  // namespace cooperative_groups

@@ -1,0 +1,1 @@
+// assert is emulator.h's: it reports block and thread.

@@ -1,0 +1,72 @@
+// The calls that -fsanitize=thread and -fsanitize=bounds put into a kernel. Nothing of the sanitizers'
+// own runtimes is linked: these functions are the emulator's.
+#pragma once
+
+#include "memory.h"
+
+namespace mulfree_emulator {
+
+#define MULFREE_CALLER reinterpret_cast<uintptr_t>(__builtin_return_address(0))
+
+extern "C" {
+
+#define MULFREE_CALLBACKS(size)                                                                             \
+    void __tsan_read##size(void *p) { on_access(uintptr_t(p), size, size, Access::read, MULFREE_CALLER); }  \
+    void __tsan_write##size(void *p) { on_access(uintptr_t(p), size, size, Access::write, MULFREE_CALLER); } \
+    void __tsan_unaligned_read##size(void *p) { on_access(uintptr_t(p), size, 1, Access::read, MULFREE_CALLER); }   \
+    void __tsan_unaligned_write##size(void *p) { on_access(uintptr_t(p), size, 1, Access::write, MULFREE_CALLER); } \
+    void __tsan_volatile_read##size(void *p) { on_volatile(p, size, Access::read, MULFREE_CALLER); }        \
+    void __tsan_volatile_write##size(void *p) { on_volatile(p, size, Access::write, MULFREE_CALLER); }      \
+    void __tsan_unaligned_volatile_read##size(void *p) { on_volatile(p, size, Access::read, MULFREE_CALLER); }      \
+    void __tsan_unaligned_volatile_write##size(void *p) { on_volatile(p, size, Access::write, MULFREE_CALLER); }
+
+// A volatile access to global memory is how a block waits for another: it counts as atomic. In shared
+// memory it is no substitute for __syncwarp and counts as the plain access it is.
+static void on_volatile(void *p, size_t size, Access access, uintptr_t pc) {
+    const uintptr_t address = uintptr_t(p);
+    const int index = region_at(address, pc);
+    const bool global = index >= 0 && !region_table[index].shared;
+    on_access(address, size, size, global ? Access::atomic : access, pc);
+}
+
+MULFREE_CALLBACKS(1)
+MULFREE_CALLBACKS(2)
+MULFREE_CALLBACKS(4)
+MULFREE_CALLBACKS(8)
+MULFREE_CALLBACKS(16)
+#undef MULFREE_CALLBACKS
+
+void __tsan_read_range(void *p, size_t size) { on_access(uintptr_t(p), size, 1, Access::read, MULFREE_CALLER); }
+void __tsan_write_range(void *p, size_t size) { on_access(uintptr_t(p), size, 1, Access::write, MULFREE_CALLER); }
+void __tsan_vptr_update(void **, void *) {}
+void __tsan_vptr_read(void **) {}
+void __tsan_func_entry(void *) {}
+void __tsan_func_exit() {}
+void __tsan_init() {}
+
+// The announcements of emulator.h: atomics and copies that are not plain loads and stores.
+void mulfree_atomic(void *p, int size) {
+    if (now.launch->check || now.launch->trace)
+        on_access(uintptr_t(p), size_t(size), size_t(size), Access::atomic, MULFREE_CALLER);
+    // A spinning lock lets the others run.
+    static unsigned calls;
+    if ((++calls & 63) == 0) yield();
+}
+
+struct SourceLocation { const char *file; uint32_t line, column; };
+struct TypeDescriptor { uint16_t kind, info; char name[1]; };
+struct OutOfBounds { SourceLocation location; const TypeDescriptor *array, *index; };
+
+void __ubsan_handle_out_of_bounds(OutOfBounds *data, uintptr_t index) {
+    if (!now.launch->check) return;
+    Finding f = here(Kind::out_of_row);
+    f.file = data->location.file;
+    f.line = static_cast<int>(data->location.line);
+    f.text = data->array->name;
+    f.offset = static_cast<int64_t>(index);
+    report(f);
+}
+
+}  // extern "C"
+
+}  // namespace mulfree_emulator

@@ -1,0 +1,60 @@
+// What a compiled kernel and the runtime know of each other.
+//
+// The runtime (runtime.cpp) is compiled once and linked to every kernel. A kernel calls it where CUDA
+// has something that C++ has not: its own coordinates, barriers, warps, shared memory, atomics.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mulfree_emulator {
+
+enum Coordinate { thread_x, thread_y, thread_z, block_x, block_y, block_z,
+                  block_dim_x, block_dim_y, block_dim_z, grid_dim_x, grid_dim_y, grid_dim_z };
+
+enum class Collective { sync, shuffle, ballot, any, all, match_any, match_all,
+                        add, min_signed, min_unsigned, max_signed, max_unsigned, bit_and, bit_or, bit_xor };
+
+// One __shared__ declaration; the runtime gives it a place when the first thread of a launch meets it.
+struct SharedVariable {
+    const char *name, *file;
+    int line;
+    size_t size, align;
+    unsigned long launch;  // of the launch that placed it
+    void *place;
+};
+
+// One kernel parameter: what it is and how wide, for the checks made before a launch.
+struct Parameter {
+    char kind;            // 'p'ointer, 'i'nteger, 'f'loat, 'b'ool, 's'truct
+    int size;             // of the parameter
+    char pointee_kind;    // for a pointer: the same letters, or 'v'oid
+    int pointee_size;
+    bool pointee_const;
+};
+
+// A kernel as the launcher sees it.
+struct Kernel {
+    void (*run)(void **arguments);  // one thread
+    const Parameter *parameters;
+    int parameter_count;
+};
+
+}  // namespace mulfree_emulator
+
+extern "C" {
+// Constant as long as a thread lives, hence the attribute: the compiler may keep it in a register.
+unsigned mulfree_coordinate(int which) __attribute__((const));
+void *mulfree_shared(mulfree_emulator::SharedVariable *variable);
+void *mulfree_dynamic_shared() __attribute__((const));
+unsigned mulfree_dynamic_shared_size();
+int mulfree_barrier(int predicate, const char *file, int line);  // the number of true predicates
+uint64_t mulfree_collective(mulfree_emulator::Collective what, unsigned mask, uint64_t value, int source,
+                            const char *file, int line);
+unsigned mulfree_active_mask(const char *file, int line);
+int mulfree_lane();
+void mulfree_fence();
+void mulfree_atomic(void *address, int size);  // announces an atomic access by the caller
+void mulfree_trap(const char *what, const char *file, int line) __attribute__((noreturn));
+int mulfree_printf(const char *format, ...) __attribute__((format(printf, 1, 2)));
+}

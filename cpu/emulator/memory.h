@@ -1,0 +1,300 @@
+// Which memory a kernel may touch, and who touched it last.
+//
+// Every array passed, every __shared__ variable and the module's own variables are a Region. A region
+// has a shadow: for each of its cells (a word, or less once a kernel goes below words) the last write
+// and the last read, each stamped with thread and phase. A phase is the interval between two barriers
+// of a block; phases are numbered through the launch, so that a stamp also tells its block.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <vector>
+
+#include "state.h"
+#include "trace.h"
+
+extern "C" {
+// The module's own image, from the linker: __device__ and __constant__ variables lie in it.
+extern char __ehdr_start __attribute__((visibility("hidden")));
+extern char _end __attribute__((visibility("hidden")));
+}
+
+namespace mulfree_emulator {
+
+enum class Spread : uint8_t { thread, warp, block, grid };  // who has read the cell
+
+struct Stamp {
+    uint32_t phase;  // 0: never
+    uint32_t pc;
+    uint32_t warp_phase;
+    uint16_t thread;
+    uint8_t kind;    // Access
+    uint8_t detail;  // of a read: Spread; of an atomic access: whether a __threadfence came before
+};
+
+struct Cell {
+    Stamp write, read;
+};
+
+// The launcher reads this layout in emulator/runtime.py.
+struct Region {
+    uintptr_t base;
+    size_t size;
+    const char *name, *file;  // of a __shared__ variable
+    int32_t line, argument;   // argument -1: not an argument
+    int32_t shared, shadow;   // shadow: index of its shadow
+};
+
+struct Shadow {
+    uintptr_t base;
+    size_t size;
+    unsigned shift;  // log2 of the bytes in a cell
+    Cell *cells;
+};
+
+constexpr unsigned max_regions = 256, max_shadows = max_regions;
+constexpr size_t red_zone = 256;  // between __shared__ variables; keeps their banks as they are
+constexpr size_t static_limit = 48 << 10;
+constexpr size_t arena_size = (256 << 10) + max_regions * 2 * red_zone;
+
+inline Region region_table[max_regions];
+inline int regions_used;
+inline Shadow shadows[max_shadows];
+inline int shadows_used;
+inline uint16_t hint_of_pc[1024];
+inline size_t arena_used, static_used;
+inline std::vector<uint32_t> first_phase;  // of each block so far
+
+// Where the __shared__ variables of a block lie; dynamic shared memory comes first.
+inline char *arena() {
+    static char *const memory = static_cast<char *>(mmap(nullptr, arena_size, PROT_READ | PROT_WRITE,
+                                                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    return memory;
+}
+
+inline uintptr_t module_base() { return reinterpret_cast<uintptr_t>(&__ehdr_start); }
+
+// ---- regions ------------------------------------------------------------------------------------
+
+inline Cell *new_cells(size_t bytes, unsigned shift) {
+    void *p = mmap(nullptr, ((bytes >> shift) + 1) * sizeof(Cell), PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return p == MAP_FAILED ? nullptr : static_cast<Cell *>(p);
+}
+
+inline void free_cells(Shadow &s) {
+    if (s.cells) munmap(s.cells, ((s.size >> s.shift) + 1) * sizeof(Cell));
+    s.cells = nullptr;
+}
+
+// Arrays that overlap share one shadow, so that a race through two views of one array is seen.
+inline int shadow_for(uintptr_t base, size_t size) {
+    for (int i = 0; i < shadows_used; ++i) {
+        Shadow &s = shadows[i];
+        if (base >= s.base + s.size || s.base >= base + size) continue;
+        const uintptr_t end = s.base + s.size > base + size ? s.base + s.size : base + size;
+        s.base = (s.base < base ? s.base : base) & ~uintptr_t(3);
+        s.size = end - s.base;
+        return i;
+    }
+    shadows[shadows_used] = {base & ~uintptr_t(3), size + (base & 3), 2, nullptr};
+    return shadows_used++;
+}
+
+inline void add_region(uintptr_t base, size_t size, const char *name, const char *file, int line, int argument,
+                       bool shared) {
+    if (regions_used == int(max_regions)) mulfree_trap("has too many __shared__ variables for the emulator", file, line);
+    region_table[regions_used++] = {base, size, name, file, line, argument, shared, shadow_for(base, size)};
+}
+
+inline void *place_shared(size_t size, size_t align, const char *name, const char *file, int line) {
+    static_used += size;
+    if (static_used > static_limit) mulfree_trap("uses too much static shared memory (48 KiB at most)", file, line);
+    if (align < red_zone) align = red_zone;
+    arena_used = (arena_used + red_zone + align - 1) / align * align;
+    char *place = arena() + arena_used;
+    arena_used += size;
+    const uintptr_t base = reinterpret_cast<uintptr_t>(place);
+    add_region(base, size, name, file, line, -1, true);
+    return place;
+}
+
+inline void open_memory() {
+    regions_used = shadows_used = 0;
+    arena_used = static_used = 0;
+    std::memset(hint_of_pc, 0, sizeof hint_of_pc);
+    for (int i = 0; i < now.launch->array_count; ++i) {
+        const Array &a = now.launch->arrays[i];
+        add_region(reinterpret_cast<uintptr_t>(a.base), a.size, nullptr, nullptr, 0, a.argument, false);
+    }
+    add_region(module_base(), static_cast<size_t>(&_end - &__ehdr_start), nullptr, nullptr, 0, -1, false);
+    arena_used = red_zone + now.launch->dynamic_shared;
+    add_region(reinterpret_cast<uintptr_t>(arena() + red_zone), now.launch->dynamic_shared, "dynamic shared memory",
+               nullptr, 0, -1, true);
+    first_phase.clear();
+}
+
+inline void close_memory() {
+    for (int i = 0; i < shadows_used; ++i) free_cells(shadows[i]);
+}
+
+inline void begin_block() {
+    now.block_phase = now.phase;
+    if (now.launch->check) first_phase.push_back(now.phase);
+}
+
+inline uint64_t block_of(uint32_t phase) {
+    size_t low = 0, high = first_phase.size();
+    while (high - low > 1) {
+        const size_t middle = (low + high) / 2;
+        (first_phase[middle] <= phase ? low : high) = middle;
+    }
+    return low;
+}
+
+inline int region_at(uintptr_t address, uintptr_t pc) {
+    uint16_t &hint = hint_of_pc[(pc ^ pc >> 10) & 1023];
+    const Region &hinted = region_table[hint];
+    if (address - hinted.base < hinted.size) return hint;
+    for (int i = 0; i < regions_used; ++i)
+        if (address - region_table[i].base < region_table[i].size) {
+            hint = static_cast<uint16_t>(i);
+            return i;
+        }
+    return -1;
+}
+
+// ---- findings -----------------------------------------------------------------------------------
+
+inline Finding access_finding(Kind kind, uintptr_t address, size_t size, Access access, uintptr_t pc, int region) {
+    Finding f = here(kind);
+    f.access = access;
+    f.size = static_cast<int>(size);
+    f.pc = pc - module_base();
+    f.region = region;
+    f.offset = static_cast<int64_t>(address - (region < 0 ? 0 : region_table[region].base));
+    return f;
+}
+
+// An access that must not be executed: this thread ends here.
+inline void refuse_access(Kind kind, uintptr_t address, size_t size, Access access, uintptr_t pc, int region) {
+    if (region < 0) {
+        // The nearest array is the one most likely meant; beyond a megabyte none is.
+        uintptr_t nearest = 1 << 20;
+        for (int i = 0; i < regions_used; ++i) {
+            const Region &r = region_table[i];
+            const uintptr_t distance = address < r.base ? r.base - address : address - (r.base + r.size);
+            if (distance < nearest && r.size) {
+                nearest = distance;
+                region = i;
+            }
+        }
+    }
+    report(access_finding(kind, address, size, access, pc, region));
+    leave_thread();
+}
+
+inline void report_race(const Stamp &other, uintptr_t address, size_t size, Access access, uintptr_t pc, int region) {
+    Finding f = access_finding(Kind::race, address, size, access, pc, region);
+    f.other_pc = other.pc;
+    f.other_access = static_cast<Access>(other.kind);
+    f.other_thread = other.thread;
+    f.other_block = block_of(other.phase);
+    report(f);
+}
+
+// ---- the shadow ---------------------------------------------------------------------------------
+
+// Halves the cells as long as an access is smaller than one.
+inline void refine(Shadow &s, unsigned shift) {
+    Shadow fine = s;
+    fine.shift = shift;
+    fine.cells = new_cells(s.size, shift);
+    if (s.cells && fine.cells)
+        for (size_t i = 0; i <= s.size >> shift; ++i) {
+            const Cell &old = s.cells[i >> (s.shift - shift)];
+            if (old.write.phase | old.read.phase) fine.cells[i] = old;
+        }
+    free_cells(s);
+    s = fine;
+}
+
+// Whether an earlier access may run at the same time as one by the current thread.
+inline bool concurrent(const Stamp &other, const Thread &me, bool shared) {
+    if (other.phase < now.block_phase) return other.phase && !shared && !now.acquired;
+    if (other.phase != now.phase || other.thread == now.current) return false;
+    return other.thread / warp_size != now.current / warp_size || other.warp_phase >= me.warp_phase;
+}
+
+inline bool read_by_others(const Stamp &read, const Thread &me, bool shared) {
+    if (!read.phase) return false;
+    if (read.detail == uint8_t(Spread::grid)) return !now.acquired;
+    if (read.phase == now.phase && read.detail == uint8_t(Spread::block)) return true;
+    if (read.phase == now.phase && read.detail == uint8_t(Spread::warp))
+        return read.thread / warp_size != now.current / warp_size || read.warp_phase >= me.warp_phase;
+    return concurrent(read, me, shared);
+}
+
+inline void note_read(Stamp &read, const Thread &me, uint32_t pc, bool shared) {
+    Spread spread = Spread::thread;
+    if (read.phase && read.phase < now.block_phase && !shared) {
+        spread = Spread::grid;
+    } else if (read.phase >= now.block_phase && read.detail == uint8_t(Spread::grid)) {
+        spread = Spread::grid;
+    } else if (read.phase == now.phase) {
+        spread = static_cast<Spread>(read.detail);
+        if (read.thread / warp_size != now.current / warp_size) spread = Spread::block;
+        else if (spread != Spread::block && read.warp_phase < me.warp_phase) spread = Spread::thread;
+        else if (spread == Spread::thread && read.thread != now.current) spread = Spread::warp;
+    }
+    read = {now.phase, pc, me.warp_phase, static_cast<uint16_t>(now.current), uint8_t(Access::read), uint8_t(spread)};
+}
+
+inline void check_cells(int index, uintptr_t address, size_t size, Access access, uintptr_t pc) {
+    const Region &region = region_table[index];
+    Shadow &s = shadows[region.shadow];
+    const Thread &me = now.threads[now.current];
+    if (size < size_t(1) << s.shift || address & ((size_t(1) << s.shift) - 1))
+        refine(s, size == 2 && !(address & 1) ? 1 : 0);
+    if (!s.cells) s.cells = new_cells(s.size, s.shift);
+    if (!s.cells) return;
+    const uint32_t offset = static_cast<uint32_t>(pc - module_base());
+    Cell *cell = s.cells + ((address - s.base) >> s.shift);
+    const Cell *end = s.cells + ((address - s.base + size - 1) >> s.shift);
+    for (; cell <= end; ++cell) {
+        const Stamp &write = cell->write;
+        const bool both_atomic = access == Access::atomic && write.kind == uint8_t(Access::atomic);
+        if (region.shared && access != Access::write && write.phase < now.block_phase) {
+            report(access_finding(Kind::uninitialised, address, size, access, pc, index));
+        } else if (both_atomic) {
+            if (!region.shared && write.phase < now.block_phase && write.detail) now.acquired = true;
+        } else if (concurrent(write, me, region.shared)) {
+            report_race(write, address, size, access, pc, index);
+        }
+        if (access == Access::read) {
+            note_read(cell->read, me, offset, region.shared);
+            continue;
+        }
+        if (read_by_others(cell->read, me, region.shared)) report_race(cell->read, address, size, access, pc, index);
+        const bool released = access == Access::atomic && (now.fenced || (both_atomic && write.detail));
+        cell->write = {now.phase, offset, me.warp_phase, static_cast<uint16_t>(now.current), uint8_t(access), released};
+    }
+}
+
+// Every access of an instrumented kernel comes here before it is executed.
+inline void on_access(uintptr_t address, size_t size, size_t align, Access access, uintptr_t pc) {
+    if (address - reinterpret_cast<uintptr_t>(now.stack) < now.launch->stack_size) return;  // local memory
+    const int index = region_at(address, pc);
+    if (index < 0 || address + size > region_table[index].base + region_table[index].size) {
+        if (now.launch->check) refuse_access(Kind::out_of_bounds, address, size, access, pc, index);
+        return;
+    }
+    if (now.launch->check) {
+        if (address & (align - 1)) refuse_access(Kind::misaligned, address, size, access, pc, index);
+        check_cells(index, address, size, access, pc);
+    }
+    const bool is_module = index == now.launch->array_count;  // added right after the arrays
+    if (now.launch->trace && !is_module) record(address, size, access, region_table[index].shared, pc);
+}
+
+}  // namespace mulfree_emulator

@@ -1,0 +1,535 @@
+// Runs a grid: blocks one after another, the threads of a block as fibers in a fixed order.
+//
+// A thread runs until it waits (at a barrier, for its warp) or ends; then the next one runs.
+#include "state.h"
+
+#include <csignal>
+#include <cstdarg>
+#include <cstdio>
+#include <cstring>
+#include <ctime>
+#include <pthread.h>
+
+#include "instrumentation.h"
+
+namespace mulfree_emulator {
+
+Launcher now;
+
+namespace {
+
+constexpr int max_findings = 256;
+Finding findings[max_findings];
+int finding_count;
+
+double clock_seconds() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + 1e-9 * t.tv_nsec;
+}
+
+// ---- threads ----------------------------------------------------------------------------------
+
+void wait(State state) {
+    Thread &me = now.threads[now.current];
+    me.state = state;
+    switch_fiber(me.fiber, now.scheduler);
+}
+
+void finish_collectives(unsigned warp);
+
+void run_thread() {
+    now.kernel->run(now.launch->arguments);
+    ++now.exited;
+    now.threads[now.current].state = State::exited;
+    finish_collectives(now.current / warp_size);
+    switch_fiber(now.threads[now.current].fiber, now.scheduler);
+}
+
+void resume(unsigned index) {
+    now.current = index;
+    now.stack = now.launch->stacks + index * now.launch->stack_size;
+    switch_fiber(now.scheduler, now.threads[index].fiber);
+}
+
+unsigned lanes_of(unsigned warp) {
+    unsigned left = now.thread_count - warp * warp_size;
+    return left < warp_size ? left : warp_size;
+}
+
+// ---- warps ------------------------------------------------------------------------------------
+
+uint64_t fold(Collective what, unsigned mask, Thread *lanes) {
+    bool first = true;
+    uint32_t r = 0;
+    for (unsigned i = 0; i < warp_size; ++i) {
+        if (!(mask >> i & 1)) continue;
+        const uint32_t v = static_cast<uint32_t>(lanes[i].value);
+        const int32_t a = static_cast<int32_t>(r), b = static_cast<int32_t>(v);
+        if (first) r = v;
+        else switch (what) {
+            case Collective::add: r += v; break;
+            case Collective::min_signed: r = a < b ? r : v; break;
+            case Collective::max_signed: r = a > b ? r : v; break;
+            case Collective::min_unsigned: r = r < v ? r : v; break;
+            case Collective::max_unsigned: r = r > v ? r : v; break;
+            case Collective::bit_and: r &= v; break;
+            case Collective::bit_or: r |= v; break;
+            default: r ^= v;
+        }
+        first = false;
+    }
+    return r;
+}
+
+uint64_t collective_result(const Thread &lane, unsigned present, Thread *lanes) {
+    unsigned equal = 0, truth = 0;
+    for (unsigned i = 0; i < warp_size; ++i) {
+        if (!(present >> i & 1)) continue;
+        equal |= unsigned(lanes[i].value == lane.value) << i;
+        truth |= unsigned(lanes[i].value != 0) << i;
+    }
+    switch (lane.what) {
+        case Collective::sync: return 0;
+        case Collective::shuffle:
+            return present >> lane.source & 1 ? lanes[lane.source].value : lane.value;
+        case Collective::ballot: return truth;
+        case Collective::any: return truth != 0;
+        case Collective::all: return truth == present;
+        case Collective::match_any: return equal;
+        case Collective::match_all: return equal == present ? present : 0;
+        default: return fold(lane.what, present, lanes);
+    }
+}
+
+// Lets go the lanes of every collective of the warp for which all lanes still alive have arrived.
+void finish_collectives(unsigned warp) {
+    Thread *lanes = now.threads + warp * warp_size;
+    unsigned alive = 0, waiting = 0;
+    for (unsigned i = 0; i < lanes_of(warp); ++i) {
+        alive |= unsigned(lanes[i].state != State::exited) << i;
+        waiting |= unsigned(lanes[i].state == State::in_collective) << i;
+    }
+    while (waiting) {
+        const unsigned first = __builtin_ctz(waiting);
+        const unsigned mask = lanes[first].mask & alive;
+        unsigned arrived = 0;
+        for (unsigned i = 0; i < warp_size; ++i)
+            if (waiting >> i & 1 && lanes[i].mask == lanes[first].mask && lanes[i].what == lanes[first].what)
+                arrived |= 1u << i;
+        waiting &= ~arrived;
+        if (arrived != mask) continue;
+        const bool orders = lanes[first].what == Collective::sync;
+        if (orders) ++now.warp_phase[warp];
+        for (unsigned i = 0; i < warp_size; ++i) {
+            if (!(arrived >> i & 1)) continue;
+            lanes[i].result = collective_result(lanes[i], arrived, lanes);
+            lanes[i].state = State::ready;
+            if (orders) lanes[i].warp_phase = now.warp_phase[warp];
+        }
+    }
+}
+
+// Lets go the lanes that wait in __activemask(), one group a source line.
+bool converge(unsigned warp) {
+    Thread *lanes = now.threads + warp * warp_size;
+    bool any = false;
+    for (unsigned i = 0; i < lanes_of(warp); ++i) {
+        if (lanes[i].state != State::converging) continue;
+        unsigned group = 0;
+        for (unsigned j = i; j < lanes_of(warp); ++j)
+            if (lanes[j].state == State::converging && lanes[j].line == lanes[i].line) group |= 1u << j;
+        for (unsigned j = i; j < lanes_of(warp); ++j) {
+            if (!(group >> j & 1)) continue;
+            lanes[j].result = group;
+            lanes[j].state = State::ready;
+        }
+        any = true;
+    }
+    return any;
+}
+
+// ---- blocks -----------------------------------------------------------------------------------
+
+Finding waiting_thread(Kind kind, State state) {
+    Finding f{};
+    f.kind = kind;
+    f.block = now.block;
+    f.region = -1;
+    for (unsigned i = 0; i < now.thread_count; ++i) {
+        const Thread &t = now.threads[i];
+        if (t.state != state) continue;
+        f.thread = i;
+        f.file = t.file;
+        f.line = t.line;
+        break;
+    }
+    return f;
+}
+
+// Says which threads do not wait where the others wait, if there are any.
+void check_barrier() {
+    Finding f = waiting_thread(Kind::divergent_barrier, State::at_barrier);
+    for (unsigned i = 0; i < now.thread_count; ++i) {
+        const Thread &t = now.threads[i];
+        if (t.stopped) continue;
+        if (t.state == State::exited) {
+            f.text = "has returned";
+        } else if (t.line != f.line || std::strcmp(t.file, f.file) != 0) {
+            f.text = "waits at another barrier";
+            f.other_file = t.file;
+            f.other_line = t.line;
+        } else {
+            continue;
+        }
+        f.other_thread = i;
+        report(f);
+        return;
+    }
+}
+
+void release_barrier() {
+    if (now.launch->check && (now.exited || now.barrier_diverged)) check_barrier();
+    if (now.launch->trace) count_barrier(now.threads[waiting_thread(Kind::trap, State::at_barrier).thread]);
+    int sum = 0;
+    for (unsigned i = 0; i < now.thread_count; ++i) {
+        Thread &t = now.threads[i];
+        if (t.state != State::at_barrier) continue;
+        t.state = State::ready;
+        sum += t.value != 0;
+    }
+    now.barrier_result = sum;
+    now.waiting = 0;
+    now.barrier_diverged = false;
+    ++now.phase;
+}
+
+void report_deadlock() {
+    Finding f = waiting_thread(Kind::divergent_collective, State::in_collective);
+    const Thread &waiting = now.threads[f.thread];
+    const unsigned first = f.thread / warp_size * warp_size;
+    for (unsigned i = 0; i < lanes_of(first / warp_size); ++i) {
+        const Thread &t = now.threads[first + i];
+        if (!(waiting.mask >> i & 1) || t.state == State::exited) continue;
+        if (t.state == State::in_collective && t.mask == waiting.mask && t.what == waiting.what) continue;
+        f.other_thread = first + i;
+        f.other_file = t.file;
+        f.other_line = t.line;
+        break;
+    }
+    report(f);
+    now.exited = now.thread_count;  // nobody can go on: the block ends here
+}
+
+bool out_of_time() { return now.interrupted || clock_seconds() > now.deadline; }
+
+void stop_if_out_of_time() {
+    if (!out_of_time()) return;
+    if (!now.interrupted) {
+        Finding f = here(Kind::timeout);
+        findings[finding_count < max_findings ? finding_count++ : max_findings - 1] = f;
+    }
+    abandon_launch();
+}
+
+bool run_warps() {
+    bool ran = false;
+    for (unsigned warp = 0; warp < now.warp_count; ++warp) {
+        const unsigned first = warp * warp_size, last = first + lanes_of(warp);
+        bool again = true;
+        while (again) {
+            again = false;
+            for (unsigned i = first; i < last; ++i) {
+                if (now.threads[i].state != State::ready) continue;
+                resume(i);
+                again = ran = true;
+            }
+            if (again && now.launch->trace) count_requests();
+            for (unsigned i = first; !again && i < last; ++i)
+                if (now.threads[i].state == State::converging) again = converge(warp);
+        }
+        for (unsigned i = first; i < last; ++i)
+            if (now.threads[i].state == State::yielded) {
+                now.threads[i].state = State::ready;
+                ran = true;
+            }
+    }
+    return ran;
+}
+
+void run_block() {
+    const uint32_t *dim = now.launch->block;
+    now.exited = now.waiting = 0;
+    now.barrier_diverged = now.fenced = now.acquired = false;
+    std::memset(now.warp_phase, 0, sizeof now.warp_phase);
+    unsigned i = 0;
+    for (unsigned z = 0; z < dim[2]; ++z)
+        for (unsigned y = 0; y < dim[1]; ++y)
+            for (unsigned x = 0; x < dim[0]; ++x, ++i) {
+                Thread &t = now.threads[i];
+                t.state = State::ready;
+                t.stopped = false;
+                t.warp_phase = 0;
+                t.x = x; t.y = y; t.z = z;
+                prepare_fiber(t.fiber, now.launch->stacks + i * now.launch->stack_size,
+                              now.launch->stack_size, run_thread);
+            }
+    begin_block();
+    unsigned rounds = 0;
+    while (now.exited < now.thread_count) {
+        const bool ran = run_warps();
+        if (now.waiting && now.waiting + now.exited == now.thread_count) release_barrier();
+        else if (!ran) report_deadlock();
+        if ((++rounds & 255) == 0) stop_if_out_of_time();
+    }
+    ++now.phase;
+}
+
+void run_grid() {
+    const uint32_t *grid = now.launch->grid;
+    for (now.block_z = 0; now.block_z < grid[2]; ++now.block_z)
+        for (now.block_y = 0; now.block_y < grid[1]; ++now.block_y)
+            for (now.block_x = 0; now.block_x < grid[0]; ++now.block_x) {
+                if (now.interrupted) return;
+                run_block();
+                if ((++now.block & 255) == 0) stop_if_out_of_time();
+            }
+}
+
+// ---- signals ----------------------------------------------------------------------------------
+// Ctrl-C leaves the launch at once; a crash of an unchecked kernel becomes a finding.
+
+constexpr int caught[] = {SIGSEGV, SIGBUS, SIGFPE, SIGINT};
+struct sigaction former[4];
+pthread_t launching;
+alignas(16) char signal_stack[32768];
+
+void on_signal(int number, siginfo_t *info, void *context) {
+    int which = 0;
+    while (caught[which] != number) ++which;
+    const struct sigaction &old = former[which];
+    const bool ours = pthread_equal(pthread_self(), launching);
+    if (number == SIGINT || !ours) {
+        now.interrupted = number == SIGINT;
+        if (old.sa_flags & SA_SIGINFO) old.sa_sigaction(number, info, context);
+        else if (old.sa_handler != SIG_DFL && old.sa_handler != SIG_IGN) old.sa_handler(number);
+        else if (number != SIGINT) sigaction(number, &old, nullptr);  // again, and for good
+        if (number != SIGINT || !ours || now.busy) return;
+    } else {
+        Finding f = here(Kind::crash);
+        f.text = number == SIGFPE ? "an integer division by zero" : "an access outside of all memory";
+        if (number != SIGFPE) f.offset = reinterpret_cast<int64_t>(info->si_addr);
+        findings[finding_count < max_findings ? finding_count++ : max_findings - 1] = f;
+    }
+    siglongjmp(now.abandon, 1);
+}
+
+void catch_signals(stack_t &former_stack) {
+    stack_t mine{};
+    mine.ss_sp = signal_stack;
+    mine.ss_size = sizeof signal_stack;
+    sigaltstack(&mine, &former_stack);
+    launching = pthread_self();
+    struct sigaction action{};
+    action.sa_sigaction = on_signal;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    sigemptyset(&action.sa_mask);
+    for (int i = 0; i < 4; ++i) sigaction(caught[i], &action, &former[i]);
+}
+
+void restore_signals(const stack_t &former_stack) {
+    for (int i = 0; i < 4; ++i) sigaction(caught[i], &former[i], nullptr);
+    sigaltstack(&former_stack, nullptr);
+}
+
+}  // namespace
+
+void abandon_launch() { siglongjmp(now.abandon, 1); }
+
+void leave_thread() {
+    Thread &me = now.threads[now.current];
+    me.stopped = true;
+    ++now.exited;
+    me.state = State::exited;
+    finish_collectives(now.current / warp_size);
+    switch_fiber(me.fiber, now.scheduler);
+}
+
+void yield() {
+    wait(State::yielded);
+    if (now.interrupted) abandon_launch();
+}
+
+Finding here(Kind kind) {
+    Finding f{};
+    f.kind = kind;
+    f.region = -1;
+    f.thread = now.current;
+    f.block = now.block;
+    return f;
+}
+
+Finding *report(const Finding &finding) {
+    Finding *f = nullptr;
+    for (int i = 0; i < finding_count; ++i) {
+        const Finding &g = findings[i];
+        if (g.kind == finding.kind && g.pc == finding.pc && g.other_pc == finding.other_pc &&
+            g.line == finding.line && g.other_line == finding.other_line)
+            f = &findings[i];
+    }
+    if (!f && finding_count < max_findings) {
+        f = &findings[finding_count++];
+        *f = finding;
+    }
+    if (f) ++f->count;
+    if (now.launch->check != 2) abandon_launch();
+    return f;
+}
+
+}  // namespace mulfree_emulator
+
+// ---- what a kernel calls ------------------------------------------------------------------------
+
+using namespace mulfree_emulator;
+
+extern "C" {
+
+unsigned mulfree_coordinate(int which) {
+    const Thread &t = now.threads[now.current];
+    const uint32_t *block = now.launch->block, *grid = now.launch->grid;
+    switch (which) {
+        case thread_x: return t.x;
+        case thread_y: return t.y;
+        case thread_z: return t.z;
+        case block_x: return now.block_x;
+        case block_y: return now.block_y;
+        case block_z: return now.block_z;
+        default: return which < grid_dim_x ? block[which - block_dim_x] : grid[which - grid_dim_x];
+    }
+}
+
+int mulfree_barrier(int predicate, const char *file, int line) {
+    Thread &me = now.threads[now.current];
+    me.value = predicate;
+    me.file = file;
+    me.line = line;
+    if (!now.waiting++) {
+        now.barrier_file = file;
+        now.barrier_line = line;
+    } else if (line != now.barrier_line || file != now.barrier_file) {
+        now.barrier_diverged = true;
+    }
+    wait(State::at_barrier);
+    return now.barrier_result;
+}
+
+uint64_t mulfree_collective(Collective what, unsigned mask, uint64_t value, int source, const char *file, int line) {
+    Thread &me = now.threads[now.current];
+    me.what = what;
+    me.mask = mask;
+    me.value = value;
+    me.source = source;
+    me.file = file;
+    me.line = line;
+    if (now.launch->check && !(mask >> (now.current % warp_size) & 1)) {
+        Finding f = here(Kind::divergent_collective);
+        f.text = "is not in the mask it passes";
+        f.file = file;
+        f.line = line;
+        report(f);
+        leave_thread();
+    }
+    me.state = State::in_collective;
+    finish_collectives(now.current / warp_size);
+    if (me.state == State::in_collective) switch_fiber(me.fiber, now.scheduler);
+    return me.result;
+}
+
+unsigned mulfree_active_mask(const char *file, int line) {
+    Thread &me = now.threads[now.current];
+    me.file = file;
+    me.line = line;
+    wait(State::converging);
+    return static_cast<unsigned>(me.result);
+}
+
+int mulfree_lane() { return static_cast<int>(now.current % warp_size); }
+
+void mulfree_fence() { now.fenced = true; }
+
+void *mulfree_shared(SharedVariable *variable) {
+    if (!now.launch) return nullptr;  // the initialiser of a file-scope variable: refused by the launcher
+    if (variable->launch != now.number) {
+        variable->place = place_shared(variable->size, variable->align, variable->name, variable->file, variable->line);
+        variable->launch = now.number;
+    }
+    return variable->place;
+}
+
+void *mulfree_dynamic_shared() { return arena() + red_zone; }
+
+unsigned mulfree_dynamic_shared_size() { return now.launch->dynamic_shared; }
+
+void mulfree_trap(const char *what, const char *file, int line) {
+    Finding f = here(Kind::trap);
+    f.text = what;
+    f.file = file;
+    f.line = line;
+    report(f);
+    leave_thread();
+    __builtin_unreachable();
+}
+
+int mulfree_printf(const char *format, ...) {
+    now.busy = true;  // stdio holds a lock: no signal may leave from here
+    va_list arguments;
+    va_start(arguments, format);
+    const int n = std::vprintf(format, arguments);
+    va_end(arguments);
+    std::fflush(stdout);
+    now.busy = false;
+    return n;
+}
+
+// ---- what the launcher calls --------------------------------------------------------------------
+
+__attribute__((visibility("default"))) int mulfree_launch(const Kernel *kernel, const Launch *launch) {
+    static unsigned long launches;
+    now.launch = launch;
+    now.kernel = kernel;
+    now.number = ++launches;
+    now.thread_count = launch->block[0] * launch->block[1] * launch->block[2];
+    now.warp_count = (now.thread_count + warp_size - 1) / warp_size;
+    now.block = 0;
+    now.current = 0;
+    now.phase = 1;
+    now.interrupted = now.busy = false;
+    now.deadline = clock_seconds() + launch->seconds;
+    finding_count = 0;
+    open_memory();
+    if (launch->trace) open_trace();
+    stack_t former_stack;
+    catch_signals(former_stack);
+    if (sigsetjmp(now.abandon, 1) == 0) run_grid();
+    restore_signals(former_stack);
+    close_memory();
+    return now.interrupted ? -1 : finding_count;
+}
+
+__attribute__((visibility("default"))) const Site *mulfree_sites(int *count) {
+    *count = static_cast<int>(trace->site_count);
+    return trace->sites + 1;
+}
+
+__attribute__((visibility("default"))) const BarrierSite *mulfree_barriers(int *count) {
+    *count = static_cast<int>(trace->barrier_count);
+    return trace->barriers;
+}
+
+__attribute__((visibility("default"))) const Finding *mulfree_findings() { return findings; }
+__attribute__((visibility("default"))) const Region *mulfree_regions(int *count) {
+    *count = regions_used;
+    return region_table;
+}
+
+}  // extern "C"

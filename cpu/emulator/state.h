@@ -1,0 +1,106 @@
+// The state of the launch that is running: its threads, its phases, its findings.
+//
+// One launch runs at a time in a process, on one thread of the CPU: the launcher holds a lock.
+#pragma once
+
+#include <csetjmp>
+
+#include "fibers.h"
+#include "launch.h"
+
+namespace mulfree_emulator {
+
+constexpr unsigned max_threads = 1024, warp_size = 32, max_warps = max_threads / warp_size;
+
+enum class State : uint8_t { ready, yielded, at_barrier, in_collective, converging, exited };
+
+struct Thread {
+    Fiber fiber;
+    State state;
+    bool stopped;         // by a finding: its absence from a barrier is no second finding
+    uint32_t warp_phase;  // of the last __syncwarp it took part in
+    unsigned x, y, z;
+    // What it waits for: a barrier's predicate or a collective's operands, and where.
+    Collective what;
+    unsigned mask;
+    int source;
+    uint64_t value, result;
+    const char *file;
+    int line;
+};
+
+enum class Access : int { read, write, atomic };
+
+enum class Kind : int {
+    out_of_bounds, misaligned, race, uninitialised, divergent_barrier, divergent_collective,
+    out_of_row, trap, crash, timeout
+};
+
+// A fault as the launcher reads it (emulator/runtime.py holds the same layout).
+struct Finding {
+    Kind kind;
+    Access access, other_access;
+    int size;                     // bytes of the access
+    uint64_t pc, other_pc;        // offsets in the module, 0 when file and line say it
+    const char *file, *other_file, *text;
+    int line, other_line;
+    uint32_t thread, other_thread;
+    uint64_t block, other_block;
+    int64_t offset;               // bytes from the start of the array
+    int region;                   // -1: no array is near
+    int count;
+};
+
+// What the launcher passes in (the same layout in emulator/runtime.py).
+struct Array {
+    void *base;
+    size_t size;
+    int argument;
+};
+
+struct Launch {
+    uint32_t grid[3], block[3];
+    uint32_t dynamic_shared;
+    int check;          // 0 no, 1 stop at the first finding, 2 collect
+    int trace;
+    char *stacks;       // max_threads stacks of stack_size bytes
+    size_t stack_size;
+    void **arguments;
+    const Array *arrays;
+    int array_count;
+    double seconds;     // the time limit
+};
+
+struct Launcher {
+    const Launch *launch;
+    const Kernel *kernel;
+    Fiber scheduler;
+    sigjmp_buf abandon;           // where a signal or a fault leaves the launch
+    Thread threads[max_threads];
+    unsigned thread_count, warp_count;
+    unsigned current;             // the thread that runs
+    uint64_t block;
+    uint32_t block_x, block_y, block_z;
+    char *stack;                  // of the current thread
+    unsigned exited, waiting;     // threads of the block
+    bool barrier_diverged;        // a thread waits at another line than the first that came
+    const char *barrier_file;
+    int barrier_line;
+    int barrier_result;
+    uint32_t phase, block_phase;  // barrier intervals counted through the launch; the block's first
+    uint32_t warp_phase[max_warps];
+    bool fenced, acquired;        // the block ran __threadfence; it is ordered after earlier blocks
+    unsigned long number;         // of this launch
+    volatile bool interrupted, busy;
+    double deadline;
+};
+
+extern Launcher now;
+
+[[noreturn]] void abandon_launch();
+void leave_thread();             // stop the current thread, let the others go on
+void yield();
+Finding *report(const Finding &finding);  // stops the launch unless findings are collected
+Finding here(Kind kind);
+
+}  // namespace mulfree_emulator

@@ -1,0 +1,279 @@
+"""Run CUDA C++ on the CPU: `RawKernel` with CuPy's protocol on NumPy arrays, and `emulated_cuda`.
+
+The kernel's text is compiled by the C++ compiler of the machine behind headers that give it CUDA's
+language. While it runs it can be checked and its accesses counted; ``docs/emulator.md`` tells how.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from mulfree_cupy.launch import source
+from mulfree_cupy.launch.emulator import runtime
+from mulfree_cupy.launch.emulator.arguments import convert
+from mulfree_cupy.launch.emulator.compiler import CompilationError, compile_kernel
+from mulfree_cupy.launch.emulator.reading import read_counts, read_findings
+from mulfree_cupy.launch.emulator.report import (
+    Counts,
+    EmulationFault,
+    Finding,
+    KernelCounts,
+    Report,
+)
+
+__all__ = [
+    "CompilationError",
+    "Counts",
+    "EmulationFault",
+    "Finding",
+    "KernelCounts",
+    "RawKernel",
+    "Report",
+    "active",
+    "device",
+    "emulated_cuda",
+]
+
+_STATIC_LIMIT = 48 << 10  # shared memory of a block without asking for more
+_OPT_IN_LIMIT = 227 << 10  # with asking, on an H100
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How kernels run now: with checks or without, counted or not, and where the report goes."""
+
+    check: bool | Literal["collect"]
+    trace: bool
+    report: Report
+
+
+_settings: contextvars.ContextVar[Settings | None] = contextvars.ContextVar("emulated_cuda", default=None)
+_one_launch = threading.Lock()
+
+
+def active() -> Settings | None:
+    """The settings of the innermost `emulated_cuda` block, None outside of all."""
+    return _settings.get()
+
+
+@contextlib.contextmanager
+def emulated_cuda(check: bool | Literal["collect"] = True, trace: bool = False) -> Iterator[Report]:
+    """Run NumPy arrays through the CUDA kernels, on the CPU.
+
+    Parameters
+    ----------
+    check : bool or "collect"
+        True raises `EmulationFault` at the launch that does wrong; ``"collect"`` gathers the faults
+        in ``report.findings`` and goes on; False checks nothing and is several times faster.
+    trace : bool
+        Count loads, stores, sectors, bank conflicts and barriers into ``report.counts``.
+
+    Yields
+    ------
+    Report
+        Prints as a table.
+
+    Raises
+    ------
+    ValueError
+        If `check` is none of these.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mulfree_cupy import emulator
+    >>> twice = emulator.RawKernel('''
+    ... extern "C" __global__ void twice(float* x) { x[threadIdx.x] *= 2; }
+    ... ''', "twice")
+    >>> x = np.ones(8, np.float32)
+    >>> with emulator.emulated_cuda(trace=True) as report:
+    ...     twice((1,), (8,), (x,))
+    >>> report.counts["twice"].global_loads, float(x[0])
+    (8, 2.0)
+    """
+    if not (check is True or check is False or check == "collect"):
+        raise ValueError(f"emulated_cuda: check must be True, False or 'collect', got {check!r}")
+    report = Report()
+    token = _settings.set(Settings(check, bool(trace), report))
+    try:
+        yield report
+    finally:
+        _settings.reset(token)
+
+
+class RawKernel:
+    """A CUDA kernel given as text, called as `cupy.RawKernel` is, on NumPy arrays.
+
+    Parameters
+    ----------
+    code : str
+        CUDA C++.
+    name : str
+        The ``__global__`` function: its name if ``extern "C"``, else a name expression such as
+        ``"scale<float, 4>"``.
+    options : tuple of str
+        ``-D``, ``-U``, ``-I`` and ``-std`` are obeyed; what concerns only NVRTC is ignored.
+    backend : str
+        Accepted for CuPy's sake.
+
+    Notes
+    -----
+    Outside of `emulated_cuda` a launch is checked and not counted. The kernel is compiled at the
+    first call and kept on disk.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mulfree_cupy import emulator
+    >>> add = emulator.RawKernel('''
+    ... extern "C" __global__ void add(const int* a, const int* b, int* c, int n) {
+    ...     int i = blockIdx.x * blockDim.x + threadIdx.x;
+    ...     if (i < n) c[i] = a[i] + b[i];
+    ... }''', "add")
+    >>> a = np.arange(5, dtype=np.int32)
+    >>> c = np.empty_like(a)
+    >>> add((1,), (8,), (a, a, c, np.int32(5)))
+    >>> c
+    array([0, 2, 4, 6, 8], dtype=int32)
+    """
+
+    def __init__(self, code: str, name: str, options: Sequence[str] = (), backend: str = "nvrtc") -> None:
+        if not isinstance(code, str) or not isinstance(name, str):
+            raise TypeError("RawKernel: code and name must be strings")
+        if isinstance(options, str):
+            raise TypeError(f"RawKernel: options must be a tuple of strings, got the string {options!r}")
+        self.code, self.name, self.options, self.backend = code, name, tuple(options), backend
+        self._largest_dynamic = _STATIC_LIMIT
+        self._compiled: dict[bool, tuple[Any, runtime.Kernel]] = {}
+
+    @property
+    def max_dynamic_shared_size_bytes(self) -> int:
+        """The most ``shared_mem`` a launch may ask for; beyond 48 KiB it must be set first."""
+        return self._largest_dynamic
+
+    @max_dynamic_shared_size_bytes.setter
+    def max_dynamic_shared_size_bytes(self, size: int) -> None:
+        if not 0 <= size <= _OPT_IN_LIMIT:
+            raise ValueError(f"max_dynamic_shared_size_bytes must be 0 to {_OPT_IN_LIMIT}, got {size}")
+        self._largest_dynamic = size
+
+    def compile(self) -> None:
+        """Compile now, for the checks and counts that are active, and not at the first call."""
+        self._library(active())
+
+    def __call__(
+        self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], *, shared_mem: int = 0
+    ) -> None:
+        """Run the kernel.
+
+        Parameters
+        ----------
+        grid, block : tuple of 1 to 3 int
+            Blocks in the grid, threads in a block.
+        args : tuple
+            C-contiguous NumPy arrays for pointers; NumPy scalars; Python int (long long), float
+            (double) and bool; None (a null pointer).
+        shared_mem : int
+            Bytes of dynamic shared memory.
+
+        Raises
+        ------
+        EmulationFault
+            If the kernel does what it must not do.
+        ValueError, TypeError
+            If the launch or an argument is not what CUDA or the kernel takes.
+        CompilationError, NotImplementedError
+            If the text is no CUDA C++, or needs what a CPU has not.
+        """
+        settings = active() or Settings(True, False, Report())
+        grid = _dimensions(self.name, "grid", grid, (2**31 - 1, 65535, 65535))
+        block = _dimensions(self.name, "block", block, (1024, 1024, 64))
+        if block[0] * block[1] * block[2] > runtime.MAX_THREADS:
+            raise ValueError(f"kernel {self.name!r}: a block has 1024 threads at most, got {block}")
+        if not 0 <= shared_mem <= self._largest_dynamic:
+            raise ValueError(
+                f"kernel {self.name!r}: shared_mem must be 0 to {self._largest_dynamic}, got {shared_mem}; "
+                "set max_dynamic_shared_size_bytes for more than 48 KiB"
+            )
+        library, kernel = self._library(settings)
+        names = library.parameter_names
+        arguments = convert(self.name, args, kernel.parameters[: kernel.parameter_count], names)
+        launch = runtime.Launch(
+            grid=grid,
+            block=block,
+            dynamic_shared=shared_mem,
+            check={False: 0, True: 1, "collect": 2}[settings.check],
+            trace=settings.trace,
+            stacks=runtime.stacks(),
+            stack_size=runtime.STACK_SIZE,
+            arguments=arguments.pointers,
+            arrays=arguments.arrays,
+            array_count=sum(isinstance(a, np.ndarray) and p.kind == b"p" and a.nbytes > 0
+                            for a, p in zip(args, kernel.parameters[: kernel.parameter_count], strict=True)),
+            seconds=float(os.environ.get("MULFREE_EMULATOR_SECONDS", 3600)),
+        )
+        with _one_launch:
+            found = library.mulfree_launch(kernel, launch)
+            if found < 0:
+                raise KeyboardInterrupt
+            findings = read_findings(library, found, self.name, launch, arguments, names)
+            if settings.trace:
+                read_counts(library, self.name, launch, settings.report)
+        settings.report.findings.extend(findings)
+        if findings and settings.check != "collect":
+            raise EmulationFault(findings[0])
+
+    def _library(self, settings: Settings | None) -> tuple[Any, runtime.Kernel]:
+        instrumented = settings is None or bool(settings.check or settings.trace)
+        if instrumented not in self._compiled:
+            library = compile_kernel(self.code, self.name, self.options, instrumented)
+            self._compiled[instrumented] = library, runtime.bind(library)
+        return self._compiled[instrumented]
+
+
+def _dimensions(kernel: str, what: str, given: Sequence[int], limits: tuple[int, ...]) -> tuple[int, int, int]:
+    sizes = tuple(given) if isinstance(given, Sequence) else (given,)
+    if not 1 <= len(sizes) <= 3:
+        raise ValueError(f"kernel {kernel!r}: {what} must have 1 to 3 dimensions, got {given!r}")
+    for size, limit in zip(sizes, limits, strict=False):
+        if not isinstance(size, int | np.integer) or not 1 <= size <= limit:
+            raise ValueError(f"kernel {kernel!r}: {what} must be within 1 and {limits}, got {given!r}")
+    return (*(int(s) for s in sizes), 1, 1)[:3]
+
+
+class _Device:
+    """The emulator as the launchers see a device."""
+
+    xp = np
+
+    def __init__(self) -> None:
+        self._kernels: dict[tuple[str, str], RawKernel] = {}
+
+    def launch(
+        self,
+        path: str,
+        entry: str,
+        defines: dict[str, object],
+        grid: Sequence[int],
+        block: Sequence[int],
+        args: Sequence[Any],
+        shared_mem: int = 0,
+    ) -> None:
+        """Launch `entry` of ``cuda/<path>`` with the macros `defines`."""
+        code = source.read(path, defines)
+        kernel = self._kernels.get((code, entry))
+        if kernel is None:
+            kernel = self._kernels[code, entry] = RawKernel(code, entry)
+            kernel.max_dynamic_shared_size_bytes = _OPT_IN_LIMIT
+        kernel(grid, block, args, shared_mem=shared_mem)
+
+
+device = _Device()

@@ -1,0 +1,108 @@
+"""The arguments of a launch, checked against the kernel's parameters and turned into C values."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mulfree_cupy.launch.emulator.runtime import Array, Parameter
+
+_KINDS = {"i": "integer", "f": "floating-point", "b": "bool", "s": "struct", "p": "pointer", "v": "void"}
+
+
+@dataclass
+class Arguments:
+    """Values in C's layout, and the arrays among them."""
+
+    pointers: ctypes.Array
+    arrays: ctypes.Array
+    values: list[Any]  # keeps alive what the pointers point to
+
+    def describe(self, index: int, name: str) -> str:
+        """Words for argument `index`, an array."""
+        value = self.values[index]
+        label = f"argument {index}" + (f" ({name})" if name else "")
+        return f"{label}, {value.dtype} of shape {value.shape}"
+
+
+def convert(kernel: str, args: Sequence[Any], parameters: list[Parameter], names: list[str]) -> Arguments:
+    """Check and convert the arguments of a launch.
+
+    Raises
+    ------
+    TypeError
+        If their number, or the type of one, is not what the kernel takes.
+    ValueError
+        If an array is not C-contiguous, or is read-only where the kernel may write.
+    """
+    if len(args) != len(parameters):
+        wanted = ", ".join(n or "?" for n in names)
+        raise TypeError(
+            f"kernel {kernel!r} takes {len(parameters)} arguments ({wanted}), {len(args)} were given"
+        )
+    buffers, arrays, values = [], [], []
+    for i, (value, parameter) in enumerate(zip(args, parameters, strict=True)):
+        label = f"kernel {kernel!r}, argument {i}" + (f" ({names[i]})" if names[i] else "")
+        if parameter.kind == b"p":
+            buffers.append(ctypes.c_void_p(_pointer(label, value, parameter)))
+            if isinstance(value, np.ndarray) and value.nbytes:
+                arrays.append(Array(value.ctypes.data, value.nbytes, i))
+        else:
+            buffers.append(_scalar(label, value, parameter))
+        values.append(value)
+    pointers = (ctypes.c_void_p * max(1, len(buffers)))(*(ctypes.addressof(b) for b in buffers))
+    return Arguments(pointers, (Array * max(1, len(arrays)))(*arrays), [*values, buffers])
+
+
+def _pointer(label: str, value: Any, parameter: Parameter) -> int | None:
+    if value is None:
+        return None
+    if not isinstance(value, np.ndarray):
+        raise TypeError(
+            f"{label}: the kernel takes a pointer; expected a NumPy array or None, got {type(value).__name__}"
+        )
+    if not value.flags.c_contiguous:
+        raise ValueError(
+            f"{label}: expected a C-contiguous array, got shape {value.shape} with strides {value.strides}; "
+            "a kernel sees memory, not a view: pass numpy.ascontiguousarray of it"
+        )
+    if not value.flags.writeable and not parameter.pointee_const:
+        raise ValueError(f"{label}: the array is read-only and the kernel's pointer is not const")
+    kind, size, dtype = parameter.pointee_kind.decode(), parameter.pointee_size, value.dtype
+    wrong = (kind == "f" and (dtype.kind not in "fcV" or dtype.itemsize not in (size, 2 * size))) or (
+        # Narrow integers may be read as words, several at a time; wide ones not in pieces.
+        kind == "i" and size > 1 and (dtype.kind not in "iubV" or dtype.itemsize > size)
+    )
+    if wrong:
+        raise TypeError(
+            f"{label}: the kernel takes a pointer to a {_KINDS[kind]} type of {size} bytes, got an array of {dtype}"
+        )
+    return value.ctypes.data
+
+
+def _scalar(label: str, value: Any, parameter: Parameter) -> Any:
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.reshape(())[()]
+    kind, note = parameter.kind.decode(), ""
+    if isinstance(value, bool):
+        value = np.bool_(value)
+    elif isinstance(value, int):
+        value, note = np.int64(value), "; a Python int is passed as long long, wrap it in numpy.int32 or such"
+    elif isinstance(value, float):
+        value, note = np.float64(value), "; a Python float is passed as double, wrap it in numpy.float32"
+    if not isinstance(value, np.generic):
+        raise TypeError(
+            f"{label}: the kernel takes a {_KINDS[kind]} of {parameter.size} bytes, got {type(value).__name__}"
+        )
+    given = {"i": "i", "u": "i", "f": "f", "b": "b"}.get(value.dtype.kind, "s")
+    fits = given == kind or kind == "s" or (kind in "ib" and given in "ib")
+    if value.dtype.itemsize != parameter.size or not fits:
+        raise TypeError(
+            f"{label}: the kernel takes a {_KINDS[kind]} of {parameter.size} bytes, got {value.dtype} "
+            f"of {value.dtype.itemsize} bytes{note}"
+        )
+    return ctypes.create_string_buffer(value.tobytes(), value.dtype.itemsize)

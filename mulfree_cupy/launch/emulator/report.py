@@ -1,0 +1,162 @@
+"""What a launch found and counted, in words and numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+
+
+class EmulationFault(RuntimeError):
+    """A kernel did what it must not do.
+
+    Attributes
+    ----------
+    finding : Finding
+        What, where and by which thread.
+    """
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(str(finding))
+        self.finding = finding
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fault of a kernel.
+
+    Attributes
+    ----------
+    kind : str
+        ``out_of_bounds``, ``misaligned``, ``race``, ``uninitialised``, ``divergent_barrier``,
+        ``divergent_collective``, ``out_of_row``, ``trap``, ``crash`` or ``timeout``.
+    kernel, file, line
+        Where; line 0 if it is not known.
+    block, thread : tuple of int
+        (x, y, z) of blockIdx and threadIdx.
+    array : str or None
+        The array or ``__shared__`` variable concerned.
+    offset : int or None
+        Bytes from its start.
+    text : str
+        The fault in a sentence.
+    count : int
+        How often it happened, when findings are collected.
+    """
+
+    kind: str
+    kernel: str
+    file: str
+    line: int
+    block: tuple[int, int, int]
+    thread: tuple[int, int, int]
+    array: str | None
+    offset: int | None
+    text: str
+    count: int = 1
+
+    def __str__(self) -> str:
+        times = f" ({self.count} times)" if self.count > 1 else ""
+        return (
+            f"{self.file}:{self.line}: kernel {self.kernel}, block {self.block}, "
+            f"thread {self.thread}: {self.text}{times}"
+        )
+
+
+@dataclass
+class Counts:
+    """What threads did to memory, added up over a line or a kernel.
+
+    Loads, stores and atomics count threads; requests count warps. A request to global memory moves
+    32-byte sectors; a request to shared memory takes one pass over the 32 banks, and one more for
+    every conflict.
+    """
+
+    global_loads: int = 0
+    global_stores: int = 0
+    global_atomics: int = 0
+    global_bytes: int = 0
+    global_requests: int = 0
+    sectors: int = 0
+    shared_loads: int = 0
+    shared_stores: int = 0
+    shared_atomics: int = 0
+    shared_bytes: int = 0
+    shared_requests: int = 0
+    bank_conflicts: int = 0
+    barriers: int = 0
+
+    @property
+    def sectors_per_request(self) -> float:
+        """32-byte sectors a warp's request moves: 4 for 32 neighbouring floats, 32 at worst."""
+        return self.sectors / self.global_requests if self.global_requests else 0.0
+
+    def __iadd__(self, other: Counts) -> Counts:
+        for f in fields(Counts):
+            setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
+        return self
+
+
+@dataclass
+class KernelCounts(Counts):
+    """The totals of one kernel; `lines` has them by (file, line), `launches` and `threads` their number."""
+
+    launches: int = 0
+    threads: int = 0
+    lines: dict[tuple[str, int], Counts] = field(default_factory=dict)
+
+    def line(self, number: int) -> Counts:
+        """The counts of the line of that number, whatever its file."""
+        total = Counts()
+        for (_, line), counts in self.lines.items():
+            if line == number:
+                total += counts
+        return total
+
+
+@dataclass
+class Report:
+    """What the emulator saw while an `emulated_cuda` block was active.
+
+    Attributes
+    ----------
+    findings : list of Finding
+        Gathered with ``check="collect"``.
+    counts : dict of str to KernelCounts
+        By kernel name, with ``trace=True``.
+    """
+
+    findings: list[Finding] = field(default_factory=list)
+    counts: dict[str, KernelCounts] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        parts = [_table(name, counts) for name, counts in self.counts.items()]
+        parts += ["\n".join(["findings:", *(f"  {f}" for f in self.findings)])] if self.findings else []
+        return "\n\n".join(parts) or "nothing found, nothing counted"
+
+
+_HEADINGS = ("line", "load", "store", "atomic", "sectors", "/request", "load", "store", "atomic", "conflict", "barrier")
+
+
+def _table(name: str, counts: KernelCounts) -> str:
+    rows = [_HEADINGS]
+    rows += [_row(f"{file}:{line}", c) for (file, line), c in sorted(counts.lines.items())]
+    rows.append(_row("total", counts))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADINGS))]
+    lines = ["  ".join(_aligned(row, widths)) for row in rows]
+    left = sum(widths[:1]) + 2
+    middle = sum(widths[1:6]) + 8
+    over = " " * left + "global memory".center(middle) + "  " + "shared memory".center(sum(widths[6:10]) + 6)
+    title = f"{name}: {counts.launches} launches, {counts.threads} threads"
+    return "\n".join([title, over.rstrip(), *lines])
+
+
+def _aligned(row: Iterable[str], widths: list[int]) -> list[str]:
+    first, *rest = row
+    return [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]
+
+
+def _row(label: str, c: Counts) -> tuple[str, ...]:
+    numbers = (c.global_loads, c.global_stores, c.global_atomics, c.sectors)
+    shared = (c.shared_loads, c.shared_stores, c.shared_atomics, c.bank_conflicts, c.barriers)
+    ratio = f"{c.sectors_per_request:.2f}" if c.global_requests else "-"
+    return (label, *(str(n) if n else "-" for n in numbers), ratio, *(str(n) if n else "-" for n in shared))

@@ -1,0 +1,136 @@
+"""The C structures of ``cpu/emulator/state.h``, ``memory.h``, ``trace.h`` and ``launch.h``, for ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import mmap
+
+MAX_THREADS = 1024
+STACK_SIZE = 128 << 10
+
+
+class Parameter(ctypes.Structure):
+    _fields_ = [
+        ("kind", ctypes.c_char),
+        ("size", ctypes.c_int),
+        ("pointee_kind", ctypes.c_char),
+        ("pointee_size", ctypes.c_int),
+        ("pointee_const", ctypes.c_bool),
+    ]
+
+
+class Kernel(ctypes.Structure):
+    _fields_ = [
+        ("run", ctypes.c_void_p),
+        ("parameters", ctypes.POINTER(Parameter)),
+        ("parameter_count", ctypes.c_int),
+    ]
+
+
+class Array(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("size", ctypes.c_size_t), ("argument", ctypes.c_int)]
+
+
+class Launch(ctypes.Structure):
+    _fields_ = [
+        ("grid", ctypes.c_uint32 * 3),
+        ("block", ctypes.c_uint32 * 3),
+        ("dynamic_shared", ctypes.c_uint32),
+        ("check", ctypes.c_int),
+        ("trace", ctypes.c_int),
+        ("stacks", ctypes.c_void_p),
+        ("stack_size", ctypes.c_size_t),
+        ("arguments", ctypes.POINTER(ctypes.c_void_p)),
+        ("arrays", ctypes.POINTER(Array)),
+        ("array_count", ctypes.c_int),
+        ("seconds", ctypes.c_double),
+    ]
+
+
+class Finding(ctypes.Structure):
+    _fields_ = [
+        ("kind", ctypes.c_int),
+        ("access", ctypes.c_int),
+        ("other_access", ctypes.c_int),
+        ("size", ctypes.c_int),
+        ("pc", ctypes.c_uint64),
+        ("other_pc", ctypes.c_uint64),
+        ("file", ctypes.c_char_p),
+        ("other_file", ctypes.c_char_p),
+        ("text", ctypes.c_char_p),
+        ("line", ctypes.c_int),
+        ("other_line", ctypes.c_int),
+        ("thread", ctypes.c_uint32),
+        ("other_thread", ctypes.c_uint32),
+        ("block", ctypes.c_uint64),
+        ("other_block", ctypes.c_uint64),
+        ("offset", ctypes.c_int64),
+        ("region", ctypes.c_int),
+        ("count", ctypes.c_int),
+    ]
+
+
+class Region(ctypes.Structure):
+    _fields_ = [
+        ("base", ctypes.c_size_t),
+        ("size", ctypes.c_size_t),
+        ("name", ctypes.c_char_p),
+        ("file", ctypes.c_char_p),
+        ("line", ctypes.c_int32),
+        ("argument", ctypes.c_int32),
+        ("shared", ctypes.c_int32),
+        ("shadow", ctypes.c_int32),
+    ]
+
+
+class Site(ctypes.Structure):
+    _fields_ = [
+        ("pc", ctypes.c_uint64),
+        ("kind", ctypes.c_int32),
+        ("shared", ctypes.c_int32),
+        ("accesses", ctypes.c_uint64),
+        ("bytes", ctypes.c_uint64),
+        ("requests", ctypes.c_uint64),
+        ("sectors", ctypes.c_uint64),
+        ("wavefronts", ctypes.c_uint64),
+        ("conflicts", ctypes.c_uint64),
+    ]
+
+
+class BarrierSite(ctypes.Structure):
+    _fields_ = [("file", ctypes.c_char_p), ("line", ctypes.c_int64), ("count", ctypes.c_uint64)]
+
+
+def bind(library: ctypes.CDLL) -> Kernel:
+    """Give the library's functions their types; return the kernel's description."""
+    library.mulfree_kernel.restype = ctypes.POINTER(Kernel)
+    library.mulfree_launch.argtypes = [ctypes.POINTER(Kernel), ctypes.POINTER(Launch)]
+    library.mulfree_findings.restype = ctypes.POINTER(Finding)
+    for name, kind in (("regions", Region), ("sites", Site), ("barriers", BarrierSite)):
+        getattr(library, f"mulfree_{name}").restype = ctypes.POINTER(kind)
+    names = ctypes.c_char * 4096
+    library.parameter_names = ctypes.string_at(names.in_dll(library, "mulfree_parameters")).decode().split(",")
+    return library.mulfree_kernel().contents
+
+
+def table(library: ctypes.CDLL, name: str) -> list:
+    """The rows of one of the runtime's tables: regions, sites or barriers."""
+    count = ctypes.c_int()
+    rows = getattr(library, f"mulfree_{name}")(ctypes.byref(count))
+    return rows[: count.value]
+
+
+@functools.cache
+def stacks() -> int:
+    """The address of one stack a thread, each above a page that must not be touched."""
+    memory = mmap.mmap(-1, MAX_THREADS * STACK_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    _kept.append(memory)
+    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    protect = ctypes.CDLL(None).mprotect
+    for i in range(MAX_THREADS):
+        protect(ctypes.c_void_p(base + i * STACK_SIZE), ctypes.c_size_t(mmap.PAGESIZE), 0)
+    return base
+
+
+_kept: list[mmap.mmap] = []

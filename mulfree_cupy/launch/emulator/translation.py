@@ -1,0 +1,226 @@
+"""From the text of a CUDA file to C++: the few things that a header cannot express.
+
+The text is preprocessed first, with the emulator's headers in front, so that macros and ``#ifdef``
+are settled. What is left to rewrite are ``__shared__`` declarations and three function attributes;
+what is left to refuse is what has no meaning on a CPU.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_LINE_MARKER = re.compile(r'# (\d+) "((?:[^"\\]|\\.)*)"((?: \d)*)$')
+_STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"|\'(?:[^\'\\\n]|\\.)*\'')
+_ATTRIBUTES = {
+    "__global__": "__attribute__((noinline))",
+    "__noinline__": "__attribute__((noinline))",
+    "__forceinline__": "__attribute__((always_inline)) inline",
+    "__inline_hint__": "inline",
+}
+_INLINE_TWICE = re.compile(r"\b(?:__forceinline__\s+(?:static\s+)?inline|inline\s+__forceinline__)\b")
+_DECLARATOR = re.compile(r"([*\s]*)\b(\w+)\s*((?:\[[^\]]*\]\s*)*)$")
+_ALIGNMENT = re.compile(r"__attribute__\s*\(\((?:[^()]|\([^()]*\))*\)\)|alignas\s*(\((?:[^()]|\([^()]*\))*\))")
+
+_REFUSED = [
+    (r"\b(?:asm|__asm__|__asm)\b", "inline PTX"),
+    (r"\bwmma\s*::|\bnvcuda\s*::", "tensor-core fragments (wmma)"),
+    (r"\bCUtensorMap\b|\bcuda\s*::\s*ptx\b|\bcuda\s*::\s*barrier\b", "the tensor memory accelerator"),
+    (r"\bcuda\s*::\s*pipeline\b|\bcuda\s*::\s*memcpy_async\b", "cuda::pipeline"),
+    (r"\bcudaTextureObject_t\b|\btex[123]D\w*|\bsurf[123]D\w*|\btexture\s*<", "textures and surfaces"),
+    (r"\bthis_cluster\b|\bcluster_group\b", "thread block clusters"),
+    (r"\bthis_grid\b|\bgrid_group\b", "grid-wide synchronisation"),
+    (r"<<<", "a kernel launch inside a kernel"),
+    (r"\b__nv_bfloat162?\b", "bfloat16"),
+]
+
+
+@dataclass(frozen=True)
+class Translation:
+    """C++ text, and the names of the kernel's parameters as far as they can be read."""
+
+    text: str
+    parameters: tuple[str, ...]
+
+
+def translate(preprocessed: str, name: str, headers: str) -> Translation:
+    """The C++ text of a preprocessed CUDA text.
+
+    Parameters
+    ----------
+    preprocessed : str
+        What ``g++ -E`` wrote, with its line markers.
+    name : str
+        The kernel, perhaps with template arguments: ``"scale<float, 4>"``.
+    headers : str
+        The folder of the emulator's headers; what comes from there is left alone.
+
+    Raises
+    ------
+    NotImplementedError
+        If the text needs what a CPU cannot do.
+    ValueError
+        If the text has no such kernel.
+    """
+    parts, code = [], []
+    for is_user, file, line, text in _segments(preprocessed, headers):
+        if is_user:
+            blank = _blank(text)
+            _refuse(blank, file, line)
+            code.append(blank)
+            text = _rewrite(text, blank, file, line)
+        parts.append(text)
+    return Translation("".join(parts), _parameters("".join(code), name))
+
+
+def _segments(preprocessed: str, headers: str):
+    """Runs of lines of one file: (whether the user's, file, first line, text)."""
+    is_user, file, line, lines = False, "", 1, []
+    for row in preprocessed.splitlines(keepends=True):
+        marker = _LINE_MARKER.match(row.rstrip("\n"))
+        if not marker:
+            lines.append(row)
+            continue
+        if lines:
+            yield is_user, file, line, "".join(lines)
+        lines = []
+        yield False, "", 0, row
+        line, file = int(marker[1]), marker[2]
+        system = "3" in marker[3].split() or file.startswith((headers, "<"))
+        is_user = not system
+    if lines:
+        yield is_user, file, line, "".join(lines)
+
+
+def _blank(text: str) -> str:
+    """The text with the insides of strings and pragmas blanked out, in the same length."""
+    text = _STRING.sub(lambda m: m[0][0] + " " * (len(m[0]) - 2) + m[0][0], text)
+    return re.sub(r"^[ \t]*#.*$", lambda m: " " * (len(m[0]) - 1) + ";", text, flags=re.MULTILINE)
+
+
+def _line_at(text: str, position: int, first: int) -> int:
+    return first + text.count("\n", 0, position)
+
+
+def _refuse(blank: str, file: str, line: int) -> None:
+    for pattern, what in _REFUSED:
+        found = re.search(pattern, blank)
+        if found:
+            raise NotImplementedError(
+                f"{file}:{_line_at(blank, found.start(), line)}: {what} ({found[0].strip()}) does not "
+                "run on the emulator; put a plain C++ twin behind #ifdef MULFREE_EMULATOR"
+            )
+
+
+def _rewrite(text: str, blank: str, file: str, line: int) -> str:
+    out, end = [], 0
+    for found in re.finditer(r"\b__shared__\b", blank):
+        if found.start() < end:
+            continue  # a second __shared__ in one declaration
+        start = max((blank.rfind(c, end, found.start()) for c in ";{}"), default=-1) + 1
+        start = max(start, end)
+        stop = _end_of_statement(blank, found.end())
+        out.append(_attributes(text[end:start]))
+        place = f'"{file}", {_line_at(blank, found.start(), line)}'
+        out.append(_shared(blank[start:stop], place))
+        end = stop + 1
+    out.append(_attributes(text[end:]))
+    return "".join(out)
+
+
+def _attributes(text: str) -> str:
+    text = _INLINE_TWICE.sub("__forceinline__", text)
+    for cuda, gnu in _ATTRIBUTES.items():
+        text = re.sub(rf"\b{cuda}\b", gnu, text)
+    return text
+
+
+def _end_of_statement(blank: str, position: int) -> int:
+    depth = 0
+    for i in range(position, len(blank)):
+        depth += (blank[i] in "({[") - (blank[i] in ")}]")
+        if blank[i] == ";" and depth == 0:
+            return i
+    return len(blank)
+
+
+def _shared(declaration: str, place: str) -> str:
+    """A ``__shared__`` declaration as references into the block's shared memory."""
+    newlines = "\n" * declaration.count("\n")
+    alignments = []
+
+    def keep(attribute: re.Match[str]) -> str:
+        if attribute[1]:
+            alignments.append(f"__attribute__((aligned{attribute[1]}))")
+        else:
+            alignments.append(attribute[0])
+        return " "
+
+    words = re.sub(r"\b(?:__shared__|static)\b", " ", _ALIGNMENT.sub(keep, declaration))
+    dynamic = re.search(r"\bextern\b", words)
+    first, *others = _split(re.sub(r"\bextern\b", " ", words))
+    match = _DECLARATOR.search(first)
+    specifier = first[: match.start()].strip() if match else ""
+    if not specifier:
+        raise NotImplementedError(
+            f"{place.replace(chr(34), '').replace(', ', ':')}: the emulator cannot read the "
+            f"declaration '{' '.join(declaration.split())}'; declare one variable a line, by its type's name"
+        )
+    out = []
+    for declarator in [match, *map(_DECLARATOR.search, others)]:
+        stars, name, dims = declarator.groups()
+        kind = f"mulfree_type_of_{name}"
+        if dynamic:
+            dims = dims.partition("]")[2]
+            out.append(
+                f"typedef {specifier} {' '.join(alignments)} {kind} {stars}{dims}; "
+                f"{kind} *const {name} = ({kind} *)mulfree_dynamic_shared();"
+            )
+        else:
+            slot = f"mulfree_place_of_{name}"
+            out.append(
+                f"typedef {specifier} {stars} {kind} {dims} {' '.join(alignments)}; "
+                f"static mulfree_emulator::SharedVariable {slot} = "
+                f'{{"{name}", {place}, sizeof({kind}), alignof({kind}), 0, nullptr}}; '
+                f"{kind} &{name} = *({kind} *)mulfree_shared(&{slot});"
+            )
+    return " ".join(out).replace("\n", " ") + newlines
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas outside of all brackets."""
+    pieces, depth, start = [], 0, 0
+    for i, c in enumerate(text):
+        depth += (c in "([{<") - (c in ")]}>")
+        if c == "," and depth == 0:
+            pieces.append(text[start:i])
+            start = i + 1
+    return [*pieces, text[start:]]
+
+
+def _parameters(code: str, name: str) -> tuple[str, ...]:
+    base = re.match(r"[\w:]*", name)[0].rpartition("::")[2]
+    kernels = {}
+    for found in re.finditer(r"\b__global__\b", code):
+        header = re.compile(r"(?:__\w+__\s*(?:\(\([^;{]*?\)\)\s*)?|\bvoid\b|[^(){};])*?(\w+)\s*\(").match(
+            code, found.end()
+        )
+        if header:
+            stop = _closing(code, header.end())
+            kernels.setdefault(header[1], code[header.end() : stop])
+    if base not in kernels:
+        known = ", ".join(kernels) or "none"
+        raise ValueError(f"no __global__ function named {base!r} in the text; there are: {known}")
+    pieces = [p.partition("=")[0].strip() for p in _split(kernels[base])]
+    names = [re.search(r"(\w+)\s*(?:\[[^\]]*\]\s*)*$", p) for p in pieces if p and p != "void"]
+    return tuple(n[1] if n else "" for n in names)
+
+
+def _closing(code: str, position: int) -> int:
+    depth = 1
+    while position < len(code) and depth:
+        depth += (code[position] == "(") - (code[position] == ")")
+        position += 1
+    return position - 1
+
+
