@@ -42,15 +42,9 @@ struct Entry {
 };
 
 template <class... P>
-const Kernel *describe(void (*function)(P...)) {
+MULFREE_UNSEEN const Kernel *describe(void (*function)(P...)) {
     Entry<P...>::function = function;
     return &Entry<P...>::kernel;
 }
 
 }  // namespace mulfree_emulator
-
-// The launcher writes this line below the kernel's text.
-#define MULFREE_KERNEL(...)                                                                       \
-    extern "C" __attribute__((visibility("default"))) const mulfree_emulator::Kernel *mulfree_kernel() { \
-        return mulfree_emulator::describe(&__VA_ARGS__);                                          \
-    }

@@ -283,6 +283,7 @@ inline void check_cells(int index, uintptr_t address, size_t size, Access access
 
 // Every access of an instrumented kernel comes here before it is executed.
 inline void on_access(uintptr_t address, size_t size, size_t align, Access access, uintptr_t pc) {
+    if (!now.launch) return;  // an initialiser, while the module is loaded
     if (address - reinterpret_cast<uintptr_t>(now.stack) < now.launch->stack_size) return;  // local memory
     const int index = region_at(address, pc);
     if (index < 0 || address + size > region_table[index].base + region_table[index].size) {

@@ -513,6 +513,7 @@ __attribute__((visibility("default"))) int mulfree_launch(const Kernel *kernel, 
     if (sigsetjmp(now.abandon, 1) == 0) run_grid();
     restore_signals(former_stack);
     close_memory();
+    now.launch = nullptr;
     return now.interrupted ? -1 : finding_count;
 }
 
