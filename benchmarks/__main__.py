@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from benchmarks import timing
+
 THREAD_VARIABLES = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
 
 
@@ -26,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _out(adder)
     adder.add_argument(
-        "--threads", type=int, default=_cores(), metavar="N", help="default: every core, %(default)s"
+        "--threads", type=int, default=timing.cores(), metavar="N", help="default: %(default)s"
     )
     adder.add_argument(
         "--layers", nargs="+", metavar="TEXT", help='only layers whose name holds TEXT: "N8 64->64"'
@@ -64,8 +66,8 @@ def parser() -> argparse.ArgumentParser:
         "report",
         help="put the newest results into README.md and docs/*.md",
         description="Rewrites what stands between <!-- benchmark:NAME --> and "
-        "<!-- /benchmark:NAME --> in README.md and docs/*.md, NAME being adder, emulator, gpu or "
-        "gpu-status, from the newest JSON of each kind in benchmarks/results/.",
+        "<!-- /benchmark:NAME --> in README.md and docs/*.md from the newest JSON of each kind in "
+        "benchmarks/results/. NAME is adder, adder-beside, emulator, gpu or gpu-status.",
     )
     report.add_argument(
         "--check", action="store_true", help="write nothing; exit status 1 if a file would change"
@@ -79,13 +81,9 @@ def _out(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    # Imports wait until here: thread pools read these variables when their library is loaded.
+    # Modules that load NumPy wait until here: its thread pools read these variables as they start.
     if options.command == "adder":
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(options.threads)))
         from benchmarks import adder, layers, reference
@@ -97,6 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"python -m benchmarks adder: {error}", file=sys.stderr)
             return 1
     if options.command == "emulator":
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
         from benchmarks import emulator
 
         return emulator.run(options.out, options.quick)

@@ -75,13 +75,12 @@ def run(layers: list[Layer], threads: int, out: Path | None, quick: bool) -> int
     }
     for layer in timing.progress(layers, "layer"):
         record["layers"].append(measure(layer, threads, **settings))
-    print(summary(record), tables(record), NOTES, goals(record), sep="\n\n")
+    print(document(record))
     if out is not None:
         file = timing.write_json(record, out, "adder-cpu")
-        text = f"{summary(record)}\n\n{tables(record)}\n\n{NOTES}\n\n{goals(record)}\n"
-        file.with_suffix(".md").write_text(text, encoding="utf-8")
+        file.with_suffix(".md").write_text(document(record) + "\n", encoding="utf-8")
         plot(record, file.with_suffix(".png"))
-        print(f"\nwritten: {file.name} and its .md and .png")
+        print(f"\nwritten: {file.name} and what stands beside it")
     return 0
 
 
@@ -167,13 +166,15 @@ def summary(record: dict) -> str:
     )
 
 
-def tables(record: dict) -> str:
-    """Two markdown tables: against the goals, and beside other libraries."""
+def document(record: dict) -> str:
+    """Everything as markdown."""
     rows = record["layers"]
-    return f"{_goal_table(rows)}\n\n{_beside_table(rows)}"
+    parts = summary(record), goal_table(rows), beside_table(rows), NOTES, goals(record)
+    return "\n\n".join(parts)
 
 
-def _goal_table(rows: list[dict]) -> str:
+def goal_table(rows: list[dict]) -> str:
+    """Our times, and their ratios against the goals."""
     head = ["layer", "ms", "G terms/s", *(c.head for c in GOALS)]
     body = []
     for row in rows:
@@ -188,7 +189,8 @@ def _goal_table(rows: list[dict]) -> str:
     return timing.table(head, body)
 
 
-def _beside_table(rows: list[dict]) -> str:
+def beside_table(rows: list[dict]) -> str:
+    """Ratios to other libraries that carry no goal."""
     body = [[row["name"], *_cells(row, BESIDE)] for row in rows]
     return timing.table(["layer", *(c.head for c in BESIDE)], body)
 
@@ -217,9 +219,11 @@ def goals(record: dict) -> str:
 
 
 def plot(record: dict, file: Path) -> None:
-    """Bars of our speed relative to conv2d's, a layer each, with the two goals as lines."""
-    import matplotlib
-
+    """Bars of our speed relative to conv2d's, a layer each; nothing without conv2d, matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        return
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

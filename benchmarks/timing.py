@@ -18,25 +18,23 @@ RESULTS = Path(__file__).parent / "results"
 
 # After a parallel call the threads of that library's pool spin for some milliseconds before they
 # sleep, and would take the cores from whatever is timed next.
-GAP = 0.02
+GAP = 0.05
 
 Seconds = dict[str, list[float]]
 
 
 def call_seconds(function: Callable[[], object], least: float) -> float:
-    """Median seconds of one call: one untimed, then as many as fill `least` seconds, one or more."""
+    """Median seconds of a call: one untimed, then as many as fill `least` seconds, at least one."""
     function()
-    taken = []
-    while sum(taken) < least:
+    taken: list[float] = []
+    while not taken or sum(taken) < least:
         start = time.perf_counter()
         function()
         taken.append(time.perf_counter() - start)
     return median(taken)
 
 
-def interleaved(
-    cases: Mapping[str, Callable[[], float]], rounds: int, gap: float = GAP
-) -> Seconds:
+def interleaved(cases: Mapping[str, Callable[[], float]], rounds: int, gap: float = GAP) -> Seconds:
     """Ask every case for its seconds once a round, `rounds` times.
 
     A case returns seconds, its own measurement; a slow phase of the machine so falls on all cases
@@ -84,11 +82,16 @@ def machine(*packages: str) -> dict[str, object]:
         "date": date.today().isoformat(),
         "commit": commit(),
         "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "system": platform.system(),
         "python": platform.python_version(),
         "versions": versions("mulfree_cupy", "numpy", *packages),
     }
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -130,6 +133,11 @@ def commit() -> str:
         return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def without_paths(text: str) -> str:
+    """The text with this checkout and the user's home written short: results are published."""
+    return text.replace(str(ROOT), ".").replace(str(Path.home()), "~")
 
 
 def write_json(record: dict, out: Path, stem: str) -> Path:

@@ -1,0 +1,160 @@
+"""The record of a GPU run as markdown."""
+
+from __future__ import annotations
+
+from benchmarks.timing import cell, table
+
+# abs(x - w) a clock and multiprocessor. float32: two additions on 128 lanes (64 lanes on 7.5 and
+# 8.0). uint8: VABSDIFF4 does four, on 64 lanes if it runs at the rate of the integer unit, which
+# is what the rates section measures.
+UINT8_LIMIT = 256
+
+
+def float32_limit(compute_capability: str) -> int:
+    return 32 if compute_capability in ("75", "80") else 64
+
+
+def document(record: dict) -> str:
+    """The whole record: where, the tests, the rates, and a table for each kind of kernel."""
+    parts = [heading(record), tests_line(record)]
+    if record.get("rates"):
+        parts.append(rates_table(record))
+    if record["rows"]:
+        parts += [
+            "adder_conv float32, terms a clock and multiprocessor, by kernel:",
+            ladder_table(record, "float32"),
+            "adder_conv uint8, terms a clock and multiprocessor, by kernel:",
+            ladder_table(record, "uint8"),
+            "Other operations, and the same layers in other libraries:",
+            others_table(record),
+            NOTES,
+        ]
+    if wrong := [row for row in record["rows"] if "wrong" in row]:
+        parts.append("Wrong answers:\n" + "\n".join(f"- {row['wrong']}" for row in wrong))
+    if record["errors"]:
+        parts.append("Errors:\n" + "\n".join(f"- {k}: {v}" for k, v in record["errors"].items()))
+    if record["left_out"]:
+        parts.append("No time was left for: " + ", ".join(record["left_out"]))
+    return "\n\n".join(parts) + "\n"
+
+
+NOTES = """\
+A term is one abs(x - w). Times are medians by CUDA events, operands out of the L2 cache; a figure
+stands only where the whole answer agreed with the CPU's. The clock is measured right after each
+timing. The float32 kernels before the implicit one unfold the input, which is in their time. `-`
+was not measured, `n/a` is not served by that kernel."""
+
+
+def heading(record: dict) -> str:
+    device, machine = record["device"], record["machine"]
+    copy = record.get("copy_bytes_per_second")
+    facts = [
+        device["name"],
+        f"compute capability {device['compute_capability']}",
+        f"{device['multiprocessors']} multiprocessors",
+        f"driver {device['driver_version']}" if "driver_version" in device else "",
+        f"CuPy {device['cupy']}, NVRTC {device['nvrtc']}" if "cupy" in device else "",
+        f"copy {copy / 1e12:.2f} TB/s read plus written" if copy else "",
+        f"{machine['date']}, commit {machine['commit']}",
+    ]
+    return ", ".join(fact for fact in facts if fact)
+
+
+def tests_line(record: dict) -> str:
+    if record["emulated"]:
+        return "Emulated: answers are checked, nothing is timed, no GPU was used."
+    result = record.get("tests")
+    return f"Tests marked gpu: {result['result']}" if result else "Tests marked gpu: not run"
+
+
+def rates_table(record: dict) -> str:
+    body = [
+        [name, cell(rate["per_clock"], ".1f"), cell(rate["per_second"], ".3g")]
+        for name, rate in record["rates"].items()
+    ]
+    return table(["rate", "a clock and multiprocessor", "a second"], body)
+
+
+def terms_per_clock(record: dict, row: dict) -> float | None:
+    """Terms a clock and multiprocessor; None where there is no time."""
+    if not row.get("seconds") or not row.get("clock_hz"):
+        return None
+    ticks = row["seconds"]["median"] * row["clock_hz"] * record["device"]["multiprocessors"]
+    return row["terms"] / ticks
+
+
+def ladder_table(record: dict, dtype: str) -> str:
+    """A row a layer, a column a kernel; then the default's time and how near the roofs it is."""
+    rows = [r for r in record["rows"] if r["operation"] == "adder_conv" and r["dtype"] == dtype]
+    kernels = list(dict.fromkeys(r["kernel"] for r in rows))
+    limit = (
+        UINT8_LIMIT if dtype == "uint8" else float32_limit(record["device"]["compute_capability"])
+    )
+    body = []
+    for layer in dict.fromkeys(r["layer"] for r in rows):
+        found = {r["kernel"]: r for r in rows if r["layer"] == layer}
+        rate = terms_per_clock(record, found["default"])
+        body.append(
+            [layer]
+            + [_outcome(record, found[k]) for k in kernels]
+            + [
+                milliseconds(found["default"]),
+                cell(rate / limit if rate else None, ".0%"),
+                cell(_of_copy(record, found["default"]), ".0%"),
+            ]
+        )
+    return table(["layer", *kernels, "ms", f"of {limit}", "of copy speed"], body)
+
+
+def _outcome(record: dict, row: dict) -> str:
+    if "refused" in row:
+        return "n/a"
+    if "wrong" in row:
+        return "WRONG"
+    if record["emulated"]:
+        return "right"
+    return cell(terms_per_clock(record, row), ".1f")
+
+
+def _of_copy(record: dict, row: dict) -> float | None:
+    """Bytes that the operation must move a second, relative to a plain copy."""
+    copy = record.get("copy_bytes_per_second")
+    if not copy or not row.get("seconds"):
+        return None
+    return row["bytes"] / row["seconds"]["median"] / copy
+
+
+def others_table(record: dict) -> str:
+    """Milliseconds of everything that is no rung of the ladder, a row a layer."""
+    heads = {
+        "adder_conv": "adder_conv",
+        "adder_conv_backward": "adder backward",
+        "conv": "conv",
+        "conv_backward": "conv backward",
+        "im2col": "im2col",
+        "conv2d float32": "cuDNN float32",
+        "conv2d TF32": "cuDNN TF32",
+        "torch.cdist": "torch.cdist",
+    }
+    body = []
+    for layer in dict.fromkeys(r["layer"] for r in record["rows"]):
+        rows = [r for r in record["rows"] if r["layer"] == layer and r["dtype"] == "float32"]
+        rows = [r for r in rows if r["kernel"] in ("default", "torch")]
+        # Of cuDNN's two layouts, the faster.
+        found = [[r for r in rows if _same(r["operation"], name)] for name in heads]
+        body.append([layer, *(milliseconds(*group) for group in found)])
+    return table(["layer, ms", *heads.values()], body)
+
+
+def _same(operation: str, name: str) -> bool:
+    return operation == name or operation in (f"{name} contiguous", f"{name} channels_last")
+
+
+def milliseconds(*rows: dict) -> str:
+    """The least of the medians, `right` for an answer checked without a time."""
+    if any("wrong" in row for row in rows):
+        return "WRONG"
+    medians = [row["seconds"]["median"] for row in rows if row.get("seconds")]
+    if medians:
+        return f"{min(medians) * 1e3:.3f}"
+    return "right" if any(row.get("checked") for row in rows) else "-"

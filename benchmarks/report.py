@@ -1,0 +1,98 @@
+"""Put the newest results into the documents, between their markers."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import mulfree_cupy as mf
+from benchmarks import gpu_tables, timing
+
+NOT_RUN = "not yet run on a GPU"
+
+
+def run(check: bool) -> int:
+    """Rewrite README.md and docs/*.md; with `check` only say which would change."""
+    sections = current_sections()
+    files = [timing.ROOT / "README.md", *sorted((timing.ROOT / "docs").glob("*.md"))]
+    stale = []
+    for file in (f for f in files if f.is_file()):
+        text = file.read_text(encoding="utf-8")
+        if (new := fill(text, sections)) != text:
+            stale.append(str(file.relative_to(timing.ROOT)))
+            if not check:
+                file.write_text(new, encoding="utf-8")
+    if stale:
+        print(f"{'out of date' if check else 'rewritten'}: {', '.join(stale)}")
+    else:
+        print("up to date")
+    return 1 if check and stale else 0
+
+
+def current_sections() -> dict[str, str]:
+    """What belongs between the markers of each name, from the newest results."""
+    from benchmarks import adder, emulator
+
+    found = {kind: newest(timing.RESULTS, kind) for kind in ("adder", "emulator", "gpu")}
+    sections = {"gpu-status": status_table(found["gpu"])}
+    if record := found["adder"]:
+        rows = record["layers"]
+        parts = adder.summary(record), adder.goal_table(rows), adder.NOTES, adder.goals(record)
+        sections["adder"] = "\n\n".join(parts)
+        sections["adder-beside"] = adder.beside_table(rows)
+    if record := found["emulator"]:
+        sections["emulator"] = emulator.document(record)
+    if record := found["gpu"]:
+        sections["gpu"] = gpu_tables.document(record).strip()
+    return sections
+
+
+def newest(folder: Path, kind: str) -> dict | None:
+    """The latest record of one kind of benchmark; None if there is none."""
+    records = [json.loads(f.read_text(encoding="utf-8")) for f in sorted(folder.glob("*.json"))]
+    fitting = [r for r in records if r["benchmark"] == kind and not r.get("emulated")]
+    return max(fitting, key=lambda r: r["machine"]["date"], default=None)
+
+
+def fill(text: str, sections: dict[str, str]) -> str:
+    """The text with each marked section that has a result replaced by it."""
+
+    def replacement(match: re.Match) -> str:
+        name = match[1]
+        if name not in sections:
+            return match[0]
+        return f"<!-- benchmark:{name} -->\n{sections[name]}\n<!-- /benchmark:{name} -->"
+
+    pattern = r"<!-- benchmark:([\w-]+) -->.*?<!-- /benchmark:\1 -->"
+    return re.sub(pattern, replacement, text, flags=re.DOTALL)
+
+
+def status_table(record: dict | None) -> str:
+    """For every CUDA file: has it run on a GPU, and were its answers right?"""
+    return timing.table(
+        ["CUDA kernel", "on a GPU"],
+        [[kernel.path, _status(kernel, record)] for kernel in mf.kernels()],
+    )
+
+
+# Files that nobody selects by name, and the operation (and dtype) that runs them.
+RUN_BY = {
+    "im2col": {"operation": "im2col"},
+    "col2im": {"operation": "conv_backward"},
+    "grad_x": {"operation": "adder_conv_backward"},
+    "pack_channels": {"operation": "adder_conv", "dtype": "uint8"},
+}
+
+
+def _status(kernel, record: dict | None) -> str:
+    if record is None:
+        return NOT_RUN
+    wanted = RUN_BY.get(kernel.name, {"kernel": kernel.name}).items()
+    rows = [row for row in record["rows"] if "refused" not in row and wanted <= row.items()]
+    if not rows:
+        return NOT_RUN
+    if any("wrong" in row for row in rows):
+        return "WRONG on a GPU"
+    machine = record["machine"]
+    return f"right on {record['device']['name']}, {machine['date']}, commit {machine['commit']}"

@@ -1,0 +1,291 @@
+"""The benchmarks: their arithmetic, their checks, and that every command runs. No times."""
+
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import spec
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import mulfree_cupy as mf  # noqa: E402
+from benchmarks import adder, gpu, gpu_tables, layers, peers, reference, report, timing  # noqa: E402
+from benchmarks.__main__ import main  # noqa: E402
+
+QUICK = layers.QUICK
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+
+def assert_publishable(file):
+    """No host name and no folder of this machine in what gets committed."""
+    text = file.read_text(encoding="utf-8")
+    host = platform.node()
+    assert str(ROOT) not in text and str(Path.home()) not in text
+    assert not host or f'"{host}"' not in text
+
+
+class TestLayers:
+    def test_the_list_is_the_published_one(self):
+        assert [a.name for a in layers.LAYERS[:3]] == [
+            "N128 16->16@32",
+            "N128 32->32@16",
+            "N128 64->64@8",
+        ]
+        assert len({a.name for a in layers.LAYERS}) == 10
+
+    @pytest.mark.parametrize("layer", layers.LAYERS + QUICK, ids=lambda a: a.name)
+    def test_shapes_agree_with_the_package(self, layer):
+        x, w = np.empty((0, *layer.x_shape[1:])), np.empty(layer.w_shape)
+        assert mf.conv(x, w, **layer.options).shape[1:] == layer.out_shape[1:]
+        assert layer.terms == np.prod(layer.out_shape) * layer.channels * layer.kernel**2
+
+    def test_select(self):
+        assert layers.select(None) == layers.LAYERS
+        assert [a.name for a in layers.select(["s2"])] == [
+            a.name for a in layers.LAYERS if a.stride == 2
+        ]
+        with pytest.raises(ValueError, match="no layer matches"):
+            layers.select(["N7"])
+
+
+class TestTiming:
+    def test_rounds_are_interleaved(self):
+        order = []
+        cases = {name: lambda name=name: order.append(name) or 1.0 for name in "ab"}
+        assert timing.interleaved(cases, 3, gap=0) == {"a": [1.0] * 3, "b": [1.0] * 3}
+        assert order == list("ababab")
+
+    def test_ratio_is_taken_within_rounds(self):
+        seconds = {"a": [1.0, 20.0, 3.0], "b": [1.0, 10.0, 1.0]}
+        assert timing.ratio(seconds, "a", "b") == 2
+        assert timing.ratio(seconds, "a", "absent") is None
+
+    def test_call_seconds_runs_once_untimed(self):
+        calls = []
+        assert timing.call_seconds(lambda: calls.append(1), 0) > 0
+        assert len(calls) == 2
+
+    def test_table_and_cells(self):
+        lines = timing.table(["a", "bb"], [["x", "1"], ["long", timing.cell(None)]]).splitlines()
+        assert lines[0] == "| a    | bb |"
+        assert lines[1] == "| ---- | -: |"
+        assert lines[3] == "| long |  - |"
+        assert timing.cell(0.567, ".0%") == "57%"
+
+    def test_rounded(self):
+        assert timing.rounded({"a": [1.234567891, 2], "b": "c"}) == {"a": [1.2346, 2], "b": "c"}
+
+    def test_machine_record(self):
+        record = timing.machine("numpy", "no-such-package")
+        assert record["versions"]["numpy"] == np.__version__
+        assert "no-such-package" not in record["versions"]
+        assert timing.without_paths(f"{ROOT}/cuda/x.cu: {Path.home()}") == "./cuda/x.cu: ~"
+
+
+class TestReference:
+    @pytest.mark.parametrize("layer", QUICK, ids=lambda a: a.name)
+    def test_agrees_with_the_spec(self, layer):
+        x, w, grad = layer.floats()
+        np.testing.assert_allclose(
+            reference.adder(layer, x, w),
+            reference.rows(spec.adder_conv(x, w, **layer.options)),
+        )
+        np.testing.assert_allclose(
+            reference.conv(layer, x, w),
+            reference.rows(spec.conv(x, w, **layer.options)),
+            atol=1e-9,
+        )
+        ours = reference.adder_backward(layer, grad, x, w)
+        expected = spec.adder_conv_backward(grad, x, w, **layer.options)
+        for a, b in zip(ours, expected, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-9)
+
+    @pytest.mark.parametrize(
+        "answer, message",
+        [
+            (np.array([1.0, np.nan]), "off by nan"),
+            (np.array([1.0, 2.1]), "off by 0.1"),
+            (np.array([1.0]), "has shape"),
+        ],
+    )
+    def test_a_wrong_answer_stops(self, answer, message):
+        with pytest.raises(reference.WrongAnswer, match=message):
+            reference.agree(QUICK[0], "it", answer, np.array([1.0, 2.0]), 1e-5)
+
+
+class TestAdder:
+    def test_a_wrong_peer_stops_the_run(self):
+        layer = QUICK[0]
+        x, w, _ = layer.floats()
+        negated = -spec.adder_conv(x, w, **layer.options)
+        wrong = peers.Peer("wrong", lambda: negated, layer.batch, reference.rows)
+        with pytest.raises(reference.WrongAnswer, match=r"8->8@8: wrong is off"):
+            adder.check_peers(layer, x, w, [wrong])
+
+    def test_a_wrong_kernel_stops_the_run(self, monkeypatch, capsys):
+        monkeypatch.setattr(adder.mf, "conv", lambda x, w, **o: spec.adder_conv(x, w, **o))
+        assert main(["adder", "--quick", "--threads", "1"]) == 1
+        assert "conv is off" in capsys.readouterr().err
+
+    def test_without_the_peers(self, monkeypatch, capsys, tmp_path):
+        monkeypatch.setitem(sys.modules, "torch", None)
+        monkeypatch.setitem(sys.modules, "faiss", None)
+        assert adder.run(QUICK, 1, tmp_path, quick=True) == 0
+        printed = capsys.readouterr().out
+        assert "left out, not installed: torch, faiss" in printed
+        assert "times torch.cdist >= 20: not measured" in printed
+        (file,) = tmp_path.glob("adder-cpu-*.json")
+        record = json.loads(file.read_text(encoding="utf-8"))
+        assert [row["name"] for row in record["layers"]] == [a.name for a in QUICK]
+        assert len(record["layers"][0]["seconds"]["scipy cdist"]) == record["rounds"]
+        assert file.with_suffix(".md").exists()
+        assert_publishable(file)
+
+    def test_with_the_peers(self, tmp_path):
+        pytest.importorskip("torch")
+        done = command("adder", "--quick", "--threads", 1, "--out", tmp_path)
+        assert done.returncode == 0, done.stderr
+        (file,) = tmp_path.glob("adder-cpu-*.json")
+        (first, _) = json.loads(file.read_text(encoding="utf-8"))["layers"]
+        assert {"published", "torch.cdist", "conv2d", "conv2d int8"} <= first["seconds"].keys()
+        assert file.with_suffix(".png").exists()
+        assert_publishable(file)
+
+    def test_goals(self):
+        def row(name, speed, backward):
+            heads = {column.head: None for column in adder.GOALS}
+            measured = {"speed, conv2d = 1": speed, "backward / forward": backward}
+            return {"name": name, "ratios": heads | measured}
+
+        lines = adder.goals({"layers": [row("good", 0.5, 2), row("bad", 0.3, 3)]}).splitlines()
+        assert "- speed, conv2d = 1 >= 0.40: on 1 of 2 layers, not on bad" in lines
+        assert "- backward / forward <= 3.00: met on all 2 layers" in lines
+
+
+class TestEmulator:
+    def test_quick_run(self, tmp_path):
+        done = command("emulator", "--quick", "--out", tmp_path)
+        assert done.returncode == 0, done.stderr
+        (file,) = tmp_path.glob("emulator-cpu-*.json")
+        record = json.loads(file.read_text(encoding="utf-8"))
+        assert record["seconds"].keys() == {"unchecked", "checked", "traced"}
+        assert record["calls"]["new kernel"][0] > record["calls"]["in memory"][0]
+        assert_publishable(file)
+
+
+class TestGpu:
+    def test_stops_without_a_gpu(self, monkeypatch, capsys, tmp_path):
+        monkeypatch.setattr(gpu.devices, "unavailable", lambda: "there is none")
+        assert main(["gpu", "--out", str(tmp_path)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line == "python -m benchmarks gpu: no GPU to run on: there is none"
+        assert not any(tmp_path.iterdir())
+
+    def test_emulated_run(self, tmp_path):
+        assert gpu.run(tmp_path, 8, emulated=True) == 0
+        (file,) = tmp_path.glob("emulated-gpu-*.json")
+        record = json.loads(file.read_text(encoding="utf-8"))
+        assert not record["errors"] and not record["left_out"]
+        assert all(row.get("checked") or "refused" in row for row in record["rows"])
+        checked = {(r["kernel"], r["dtype"]) for r in record["rows"] if r.get("checked")}
+        assert {("2_shared_tile", "float32"), ("default", "uint8")} <= checked
+        assert "nothing is timed" in file.with_suffix(".md").read_text(encoding="utf-8")
+        assert_publishable(file)
+
+    def test_a_wrong_kernel_is_recorded(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(gpu, "rates", _section("rates"))
+        monkeypatch.setattr(gpu.devices.Emulated, "numpy", lambda self, array: array + 1)
+        assert gpu.run(tmp_path, 8, emulated=True) == 1
+        (file,) = tmp_path.glob("*.md")
+        assert "Wrong answers" in file.read_text(encoding="utf-8")
+
+    def test_a_section_that_fails_costs_no_other(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(gpu, "rates", _section("rates", RuntimeError(f"no {ROOT}/x.cu")))
+        monkeypatch.setattr(gpu, "layers", _section("layers"))
+        assert gpu.run(tmp_path, 8, emulated=True) == 1
+        (file,) = tmp_path.glob("*.json")
+        record = json.loads(file.read_text(encoding="utf-8"))
+        assert record["errors"] == {"rates": "RuntimeError: no ./x.cu"}
+        assert record["peers"] == "not in an emulated run"
+
+    def test_out_of_time(self, tmp_path):
+        gpu.run(tmp_path, 0, emulated=True)
+        (file,) = tmp_path.glob("*.json")
+        left_out = json.loads(file.read_text(encoding="utf-8"))["left_out"]
+        assert left_out == ["rates", "layers", "peers"]
+
+    def test_terms_per_clock(self):
+        record = {"device": {"multiprocessors": 132}}
+        row = {"terms": 132 * 64 * 1000, "seconds": {"median": 1e-6}, "clock_hz": 1e9}
+        assert gpu_tables.terms_per_clock(record, row) == pytest.approx(64)
+        assert gpu_tables.terms_per_clock(record, {**row, "seconds": None}) is None
+
+
+class TestReport:
+    def test_fill(self):
+        text = "a\n<!-- benchmark:adder -->\nold\n<!-- /benchmark:adder -->\nb <!-- benchmark:x -->"
+        new = report.fill(text, {"adder": "new"})
+        assert new == text.replace("old", "new")
+        assert report.fill(new, {"adder": "new"}) == new
+        assert report.fill(text, {}) == text
+
+    def test_newest_is_of_a_gpu_only(self, tmp_path):
+        def write(name, date, **more):
+            record = {"benchmark": "gpu", "machine": {"date": date}, **more}
+            (tmp_path / name).write_text(json.dumps(record), encoding="utf-8")
+
+        write("a.json", "2026-01-02")
+        write("b.json", "2026-01-01")
+        write("c.json", "2026-01-03", emulated=True)
+        assert report.newest(tmp_path, "gpu")["machine"]["date"] == "2026-01-02"
+        assert report.newest(tmp_path, "adder") is None
+
+    def test_status_of_every_kernel(self):
+        lines = report.status_table(None).splitlines()[2:]
+        assert len(lines) == len(mf.kernels())
+        assert all(report.NOT_RUN in line for line in lines)
+
+        rows = [
+            {"operation": "adder_conv", "kernel": "1_naive", "seconds": {}},
+            {"operation": "adder_conv", "kernel": "2_shared_tile", "wrong": "!"},
+            {"operation": "adder_conv", "kernel": "3_register_tile", "refused": "?"},
+            {"operation": "im2col", "kernel": "default"},
+        ]
+        machine = {"date": "2026-01-01", "commit": "abc"}
+        record = {"machine": machine, "device": {"name": "H200"}, "rows": rows}
+        status = dict(
+            [c.strip() for c in line.strip("| ").split("|")]
+            for line in report.status_table(record).splitlines()[2:]
+        )
+        assert status["adder/1_naive.cu"] == "right on H200, 2026-01-01, commit abc"
+        assert status["convolution/im2col.cu"] == "right on H200, 2026-01-01, commit abc"
+        assert status["adder/2_shared_tile.cu"] == "WRONG on a GPU"
+        assert status["adder/3_register_tile.cu"] == report.NOT_RUN
+
+
+def _section(name, error=None):
+    def section(state):
+        if error is not None:
+            raise error
+
+    section.__name__ = name
+    return section
+
+
+def test_help_names_every_command():
+    done = command("--help")
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in ("adder", "emulator", "gpu", "report"))
