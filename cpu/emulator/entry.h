@@ -35,7 +35,7 @@ struct Entry {
         function(*static_cast<std::remove_cv_t<P> *>(arguments[I])...);
     }
 
-    static void run(void **arguments) { call(arguments, std::index_sequence_for<P...>{}); }
+    static MULFREE_UNSEEN void run(void **arguments) { call(arguments, std::index_sequence_for<P...>{}); }
 
     static constexpr Parameter parameters[] = {describe_parameter<std::remove_cv_t<P>>()..., Parameter{}};
     static constexpr Kernel kernel = {run, parameters, sizeof...(P)};

@@ -65,6 +65,7 @@ void __ubsan_handle_out_of_bounds(OutOfBounds *data, uintptr_t index) {
     f.text = data->array->name;
     f.offset = static_cast<int64_t>(index);
     report(f);
+    leave_thread();  // the access follows, and nothing looks at it if it is to local memory
 }
 
 }  // extern "C"

@@ -55,7 +55,8 @@ struct Shadow {
 constexpr unsigned max_regions = 256, max_shadows = max_regions;
 constexpr size_t red_zone = 256;  // between __shared__ variables; keeps their banks as they are
 constexpr size_t static_limit = 48 << 10;
-constexpr size_t arena_size = (256 << 10) + max_regions * 2 * red_zone;
+constexpr size_t arena_size = (512 << 10) + max_regions * 2 * red_zone;
+constexpr size_t file_scope_offset = arena_size - (96 << 10);
 
 inline Region region_table[max_regions];
 inline int regions_used;
@@ -119,9 +120,23 @@ inline void *place_shared(size_t size, size_t align, const char *name, const cha
     return place;
 }
 
+// __shared__ variables at file scope get their place when the module is loaded, below the others.
+constexpr int max_file_scope = 64;
+inline SharedVariable file_scope[max_file_scope];
+inline int file_scope_count;
+
+inline void *place_for_good(SharedVariable variable) {
+    if (file_scope_count == max_file_scope) return nullptr;
+    const SharedVariable *last = file_scope_count ? &file_scope[file_scope_count - 1] : nullptr;
+    const uintptr_t free = reinterpret_cast<uintptr_t>(last ? static_cast<char *>(last->place) + last->size : arena() + file_scope_offset);
+    const size_t align = variable.align < red_zone ? red_zone : variable.align;
+    variable.place = reinterpret_cast<void *>((free + red_zone + align - 1) / align * align);
+    file_scope[file_scope_count++] = variable;
+    return variable.place;
+}
+
 inline void open_memory() {
     regions_used = shadows_used = 0;
-    arena_used = static_used = 0;
     std::memset(hint_of_pc, 0, sizeof hint_of_pc);
     for (int i = 0; i < now.launch->array_count; ++i) {
         const Array &a = now.launch->arrays[i];
@@ -131,6 +146,12 @@ inline void open_memory() {
     arena_used = red_zone + now.launch->dynamic_shared;
     add_region(reinterpret_cast<uintptr_t>(arena() + red_zone), now.launch->dynamic_shared, "dynamic shared memory",
                nullptr, 0, -1, true);
+    static_used = 0;
+    for (int i = 0; i < file_scope_count; ++i) {
+        const SharedVariable &v = file_scope[i];
+        add_region(reinterpret_cast<uintptr_t>(v.place), v.size, v.name, v.file, v.line, -1, true);
+        static_used += v.size;
+    }
     first_phase.clear();
 }
 
@@ -285,6 +306,7 @@ inline void check_cells(int index, uintptr_t address, size_t size, Access access
 inline void on_access(uintptr_t address, size_t size, size_t align, Access access, uintptr_t pc) {
     if (!now.launch) return;  // an initialiser, while the module is loaded
     if (address - reinterpret_cast<uintptr_t>(now.stack) < now.launch->stack_size) return;  // local memory
+    if ((++now.accesses & 0xfffff) == 0) stop_if_out_of_time();
     const int index = region_at(address, pc);
     if (index < 0 || address + size > region_table[index].base + region_table[index].size) {
         if (now.launch->check) refuse_access(Kind::out_of_bounds, address, size, access, pc, index);
@@ -295,7 +317,7 @@ inline void on_access(uintptr_t address, size_t size, size_t align, Access acces
         check_cells(index, address, size, access, pc);
     }
     const bool is_module = index == now.launch->array_count;  // added right after the arrays
-    if (now.launch->trace && !is_module) record(address, size, access, region_table[index].shared, pc);
+    if (now.launch->trace && !is_module) record(address, size, access, region_table[index].shared, pc - module_base());
 }
 
 }  // namespace mulfree_emulator

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <ctime>
 #include <pthread.h>
+#include <ucontext.h>
 
 #include "instrumentation.h"
 
@@ -21,6 +22,20 @@ namespace {
 constexpr int max_findings = 256;
 Finding findings[max_findings];
 int finding_count;
+
+void add_finding(const Finding &finding) {
+    for (int i = 0; i < finding_count; ++i) {
+        Finding &f = findings[i];
+        if (f.kind != finding.kind || f.pc != finding.pc || f.other_pc != finding.other_pc ||
+            f.line != finding.line || f.other_line != finding.other_line)
+            continue;
+        ++f.count;
+        return;
+    }
+    if (finding_count == max_findings) return;
+    findings[finding_count] = finding;
+    findings[finding_count++].count = 1;
+}
 
 double clock_seconds() {
     timespec t;
@@ -190,6 +205,7 @@ void check_barrier() {
 
 void release_barrier() {
     if (now.launch->check && (now.exited || now.barrier_diverged)) check_barrier();
+    if (now.stopping) abandon_launch();
     if (now.launch->trace) count_barrier(now.threads[waiting_thread(Kind::trap, State::at_barrier).thread]);
     int sum = 0;
     for (unsigned i = 0; i < now.thread_count; ++i) {
@@ -221,16 +237,15 @@ void report_deadlock() {
     now.exited = now.thread_count;  // nobody can go on: the block ends here
 }
 
-bool out_of_time() { return now.interrupted || clock_seconds() > now.deadline; }
+}  // namespace
 
 void stop_if_out_of_time() {
-    if (!out_of_time()) return;
-    if (!now.interrupted) {
-        Finding f = here(Kind::timeout);
-        findings[finding_count < max_findings ? finding_count++ : max_findings - 1] = f;
-    }
+    if (!now.interrupted && clock_seconds() < now.deadline) return;
+    if (!now.interrupted) add_finding(here(Kind::timeout));
     abandon_launch();
 }
+
+namespace {
 
 bool run_warps() {
     bool ran = false;
@@ -282,6 +297,7 @@ void run_block() {
         else if (!ran) report_deadlock();
         if ((++rounds & 255) == 0) stop_if_out_of_time();
     }
+    if (now.stopping) abandon_launch();
     ++now.phase;
 }
 
@@ -304,6 +320,17 @@ struct sigaction former[4];
 pthread_t launching;
 alignas(16) char signal_stack[32768];
 
+uint64_t faulting_pc(void *context) {
+    uintptr_t pc = 0;
+#if defined(__x86_64__) && defined(__linux__)
+    pc = static_cast<uintptr_t>(static_cast<ucontext_t *>(context)->uc_mcontext.gregs[REG_RIP]);
+#elif defined(__aarch64__) && defined(__linux__)
+    pc = static_cast<uintptr_t>(static_cast<ucontext_t *>(context)->uc_mcontext.pc);
+#endif
+    const bool ours = pc - module_base() < static_cast<uintptr_t>(&_end - &__ehdr_start);
+    return ours ? pc - module_base() + 1 : 0;  // as if it were a return address
+}
+
 void on_signal(int number, siginfo_t *info, void *context) {
     int which = 0;
     while (caught[which] != number) ++which;
@@ -318,8 +345,8 @@ void on_signal(int number, siginfo_t *info, void *context) {
     } else {
         Finding f = here(Kind::crash);
         f.text = number == SIGFPE ? "an integer division by zero" : "an access outside of all memory";
-        if (number != SIGFPE) f.offset = reinterpret_cast<int64_t>(info->si_addr);
-        findings[finding_count < max_findings ? finding_count++ : max_findings - 1] = f;
+        f.pc = faulting_pc(context);
+        add_finding(f);
     }
     siglongjmp(now.abandon, 1);
 }
@@ -369,21 +396,12 @@ Finding here(Kind kind) {
     return f;
 }
 
-Finding *report(const Finding &finding) {
-    Finding *f = nullptr;
-    for (int i = 0; i < finding_count; ++i) {
-        const Finding &g = findings[i];
-        if (g.kind == finding.kind && g.pc == finding.pc && g.other_pc == finding.other_pc &&
-            g.line == finding.line && g.other_line == finding.other_line)
-            f = &findings[i];
-    }
-    if (!f && finding_count < max_findings) {
-        f = &findings[finding_count++];
-        *f = finding;
-    }
-    if (f) ++f->count;
-    if (now.launch->check != 2) abandon_launch();
-    return f;
+void report(const Finding &finding) {
+    add_finding(finding);
+    if (now.launch->check == 2) return;
+    const Kind kind = finding.kind;
+    now.stopping = kind == Kind::race || kind == Kind::uninitialised;
+    if (!now.stopping) abandon_launch();
 }
 
 }  // namespace mulfree_emulator
@@ -458,7 +476,7 @@ int mulfree_lane() { return static_cast<int>(now.current % warp_size); }
 void mulfree_fence() { now.fenced = true; }
 
 void *mulfree_shared(SharedVariable *variable) {
-    if (!now.launch) return nullptr;  // the initialiser of a file-scope variable: refused by the launcher
+    if (!now.launch) return place_for_good(*variable);
     if (variable->launch != now.number) {
         variable->place = place_shared(variable->size, variable->align, variable->name, variable->file, variable->line);
         variable->launch = now.number;
@@ -503,7 +521,8 @@ __attribute__((visibility("default"))) int mulfree_launch(const Kernel *kernel, 
     now.block = 0;
     now.current = 0;
     now.phase = 1;
-    now.interrupted = now.busy = false;
+    now.interrupted = now.busy = now.stopping = false;
+    now.accesses = 0;
     now.deadline = clock_seconds() + launch->seconds;
     finding_count = 0;
     open_memory();

@@ -91,8 +91,10 @@ struct Launcher {
     uint32_t warp_phase[max_warps];
     bool fenced, acquired;        // the block ran __threadfence; it is ordered after earlier blocks
     unsigned long number;         // of this launch
+    bool stopping;                // a fault was found; the launch ends at the next barrier
     volatile bool interrupted, busy;
     double deadline;
+    uint32_t accesses;            // of the launch, to look at the clock now and then
 };
 
 extern Launcher now;
@@ -100,7 +102,10 @@ extern Launcher now;
 [[noreturn]] void abandon_launch();
 void leave_thread();             // stop the current thread, let the others go on
 void yield();
-Finding *report(const Finding &finding);  // stops the launch unless findings are collected
+void stop_if_out_of_time();
+// Unless findings are collected, a finding stops the launch: at once, or, where the thread can go on,
+// at the next barrier, for a divergent barrier explains the races that follow from it.
+void report(const Finding &finding);
 Finding here(Kind kind);
 
 }  // namespace mulfree_emulator

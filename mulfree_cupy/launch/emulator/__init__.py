@@ -229,7 +229,12 @@ class RawKernel:
                 read_counts(library, self.name, launch, settings.report)
         settings.report.findings.extend(findings)
         if findings and settings.check != "collect":
-            raise EmulationFault(findings[0])
+            # What explains the others first: behind a divergent barrier threads race, and a racing
+            # thread may read what is not written yet.
+            causes = ("divergent_barrier", "race", "uninitialised")
+            kinds = [f.kind for f in findings]
+            found = next((kinds.index(kind) for kind in causes if kind in kinds), 0)
+            raise EmulationFault(findings[found] if kinds[-1] in causes else findings[-1])
 
     def _library(self, settings: Settings | None) -> tuple[Any, runtime.Kernel]:
         instrumented = settings is None or bool(settings.check or settings.trace)

@@ -29,7 +29,7 @@ _KERNEL = [
 # float4 stays one access, as it is on a GPU.
 _INSTRUMENTED = ["-fsanitize=thread", "-fno-tree-loop-distribute-patterns"]
 _GCC = [
-    "-fno-gnu-unique", "-fno-tree-sra", "-fsanitize=bounds-strict",
+    "-fno-gnu-unique", "-fno-tree-sra", "-fno-ipa-sra", "-fsanitize=bounds-strict",
     "--param=tsan-distinguish-volatile=1", "--param=tsan-instrument-func-entry-exit=0",
 ]  # fmt: skip
 _CLANG = [

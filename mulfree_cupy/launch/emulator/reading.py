@@ -69,7 +69,8 @@ def _sentence(row, region, array, launch, lines) -> str:
         return f"{access} at offset {row.offset} of {array}, which no thread of the block has written"
     if kind == "race":
         file, line = lines.get(row.other_pc, ("?", 0))
-        who = other
+        # A cell remembers its last reader, which may be the writer itself.
+        who = other if row.other_thread != row.thread else "other threads too"
         if row.other_block != row.block:
             who = f"block {_coordinates(row.other_block, launch.grid)}, {other}"
         return (
