@@ -52,7 +52,7 @@ def newest(folder: Path, kind: str) -> dict | None:
     """The latest record of one kind of benchmark; None if there is none."""
     records = [json.loads(f.read_text(encoding="utf-8")) for f in sorted(folder.glob("*.json"))]
     fitting = [r for r in records if r["benchmark"] == kind and not r.get("emulated")]
-    return max(fitting, key=lambda r: r["machine"]["date"], default=None)
+    return max(fitting, key=lambda r: (r["machine"]["date"], r["machine"]["time"]), default=None)
 
 
 def fill(text: str, sections: dict[str, str]) -> str:

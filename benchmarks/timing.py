@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
-from datetime import date
+from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from statistics import median
@@ -78,8 +79,10 @@ def rounded(value):
 
 def machine(*packages: str) -> dict[str, object]:
     """What the figures depend on; nothing that names the machine or its folders."""
+    now = datetime.now(timezone.utc)
     return {
-        "date": date.today().isoformat(),
+        "date": now.date().isoformat(),
+        "time": f"{now:%H:%M} UTC",
         "commit": commit(),
         "cpu": cpu_model(),
         "cores": cores(),
@@ -144,7 +147,9 @@ def write_json(record: dict, out: Path, stem: str) -> Path:
     """Write `<out>/<stem>-<date>.json` and return its path."""
     out.mkdir(parents=True, exist_ok=True)
     file = out / f"{stem}-{record['machine']['date']}.json"
-    file.write_text(json.dumps(rounded(record), indent=1) + "\n", encoding="utf-8")
+    text = json.dumps(rounded(record), indent=1)
+    one_line = re.sub(r"\[([-+\d.e,\s]+)\]", lambda m: f"[{' '.join(m[1].split())}]", text)
+    file.write_text(one_line + "\n", encoding="utf-8")
     return file
 
 

@@ -196,7 +196,7 @@ class TestGpu:
 
     def test_emulated_run(self, tmp_path):
         assert gpu.run(tmp_path, 8, emulated=True) == 0
-        (file,) = tmp_path.glob("emulated-gpu-*.json")
+        (file,) = tmp_path.glob("gpu-emulator-*.json")
         record = json.loads(file.read_text(encoding="utf-8"))
         assert not record["errors"] and not record["left_out"]
         assert all(row.get("checked") or "refused" in row for row in record["rows"])
@@ -227,6 +227,16 @@ class TestGpu:
         left_out = json.loads(file.read_text(encoding="utf-8"))["left_out"]
         assert left_out == ["rates", "layers", "peers"]
 
+    @pytest.mark.parametrize(
+        "exit_status, result, good",
+        [(0, "5 passed", True), (0, "5 skipped", False), (1, "1 failed, 4 passed", False)],
+    )
+    def test_what_counts_as_success(self, exit_status, result, good):
+        tests = {"exit_status": exit_status, "result": result}
+        record = {"emulated": False, "tests": tests, "rows": [], "errors": {}}
+        assert gpu.succeeded(record) == good
+        assert not gpu.succeeded({**record, "rows": [{"wrong": "off by 1"}]})
+
     def test_terms_per_clock(self):
         record = {"device": {"multiprocessors": 132}}
         row = {"terms": 132 * 64 * 1000, "seconds": {"median": 1e-6}, "clock_hz": 1e9}
@@ -244,7 +254,8 @@ class TestReport:
 
     def test_newest_is_of_a_gpu_only(self, tmp_path):
         def write(name, date, **more):
-            record = {"benchmark": "gpu", "machine": {"date": date}, **more}
+            machine = {"date": date, "time": "00:00 UTC"}
+            record = {"benchmark": "gpu", "machine": machine, **more}
             (tmp_path / name).write_text(json.dumps(record), encoding="utf-8")
 
         write("a.json", "2026-01-02")
