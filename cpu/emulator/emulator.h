@@ -3,7 +3,6 @@
 // The launcher (mulfree_cupy/launch/emulator) preprocesses a .cu text after this header, rewrites what
 // no macro can express (__shared__ declarations), and compiles the result.
 #pragma once
-#pragma GCC system_header
 
 #include <limits.h>
 #include <math.h>

@@ -40,6 +40,7 @@ struct Cell {
 struct Region {
     uintptr_t base;
     size_t size;
+    uintptr_t origin;         // of the allocation that it is part of
     const char *name, *file;  // of a __shared__ variable
     int32_t line, argument;   // argument -1: not an argument
     int32_t shared, shadow;   // shadow: index of its shadow
@@ -55,15 +56,15 @@ struct Shadow {
 constexpr unsigned max_regions = 256, max_shadows = max_regions;
 constexpr size_t red_zone = 256;  // between __shared__ variables; keeps their banks as they are
 constexpr size_t static_limit = 48 << 10;
-constexpr size_t arena_size = (512 << 10) + max_regions * 2 * red_zone;
-constexpr size_t file_scope_offset = arena_size - (96 << 10);
+constexpr size_t arena_size = 1 << 20;  // 227 KiB of dynamic and 48 KiB of static memory, far apart
 
 inline Region region_table[max_regions];
 inline int regions_used;
 inline Shadow shadows[max_shadows];
 inline int shadows_used;
 inline uint16_t hint_of_pc[1024];
-inline size_t arena_used, static_used;
+inline char *arena_end;
+inline size_t static_used;
 inline std::vector<uint32_t> first_phase;  // of each block so far
 
 // Where the __shared__ variables of a block lie; dynamic shared memory comes first.
@@ -72,6 +73,8 @@ inline char *arena() {
                                                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     return memory;
 }
+
+inline char *dynamic_shared() { return arena() + red_zone; }
 
 inline uintptr_t module_base() { return reinterpret_cast<uintptr_t>(&__ehdr_start); }
 
@@ -102,55 +105,65 @@ inline int shadow_for(uintptr_t base, size_t size) {
     return shadows_used++;
 }
 
-inline void add_region(uintptr_t base, size_t size, const char *name, const char *file, int line, int argument,
-                       bool shared) {
-    if (regions_used == int(max_regions)) mulfree_trap("has too many __shared__ variables for the emulator", file, line);
-    region_table[regions_used++] = {base, size, name, file, line, argument, shared, shadow_for(base, size)};
+inline void add_region(Region r) {
+    if (regions_used == int(max_regions)) mulfree_trap("has too many __shared__ variables for the emulator", r.file, r.line);
+    r.shadow = shadow_for(r.base, r.size);
+    region_table[regions_used++] = r;
 }
 
-inline void *place_shared(size_t size, size_t align, const char *name, const char *file, int line) {
-    static_used += size;
+inline void add_shared(const char *place, size_t size, const char *name, const char *file, int line) {
+    static_used += file ? size : 0;
     if (static_used > static_limit) mulfree_trap("uses too much static shared memory (48 KiB at most)", file, line);
-    if (align < red_zone) align = red_zone;
-    arena_used = (arena_used + red_zone + align - 1) / align * align;
-    char *place = arena() + arena_used;
-    arena_used += size;
     const uintptr_t base = reinterpret_cast<uintptr_t>(place);
-    add_region(base, size, name, file, line, -1, true);
+    add_region({base, size, base, name, file, line, -1, true, -1});
+}
+
+inline char *after(const char *end, size_t align) {
+    if (align < red_zone) align = red_zone;
+    return reinterpret_cast<char *>((reinterpret_cast<uintptr_t>(end) + red_zone + align - 1) / align * align);
+}
+
+inline void *place_shared(const SharedVariable &v) {
+    char *place = after(arena_end, v.align);
+    arena_end = place + v.size;
+    add_shared(place, v.size, v.name, v.file, v.line);
     return place;
 }
 
-// __shared__ variables at file scope get their place when the module is loaded, below the others.
+// __shared__ variables at file scope get their place when the module is loaded, above the others.
 constexpr int max_file_scope = 64;
 inline SharedVariable file_scope[max_file_scope];
 inline int file_scope_count;
 
-inline void *place_for_good(SharedVariable variable) {
+inline void *place_for_good(SharedVariable v) {
     if (file_scope_count == max_file_scope) return nullptr;
-    const SharedVariable *last = file_scope_count ? &file_scope[file_scope_count - 1] : nullptr;
-    const uintptr_t free = reinterpret_cast<uintptr_t>(last ? static_cast<char *>(last->place) + last->size : arena() + file_scope_offset);
-    const size_t align = variable.align < red_zone ? red_zone : variable.align;
-    variable.place = reinterpret_cast<void *>((free + red_zone + align - 1) / align * align);
-    file_scope[file_scope_count++] = variable;
-    return variable.place;
+    const char *end = arena() + arena_size / 2;
+    if (file_scope_count) {
+        const SharedVariable &last = file_scope[file_scope_count - 1];
+        end = static_cast<char *>(last.place) + last.size;
+    }
+    v.place = after(end, v.align);
+    file_scope[file_scope_count++] = v;
+    return v.place;
 }
 
 inline void open_memory() {
     regions_used = shadows_used = 0;
+    static_used = 0;
     std::memset(hint_of_pc, 0, sizeof hint_of_pc);
     for (int i = 0; i < now.launch->array_count; ++i) {
         const Array &a = now.launch->arrays[i];
-        add_region(reinterpret_cast<uintptr_t>(a.base), a.size, nullptr, nullptr, 0, a.argument, false);
+        add_region({reinterpret_cast<uintptr_t>(a.base), a.size, reinterpret_cast<uintptr_t>(a.origin), nullptr,
+                    nullptr, 0, a.argument, false, -1});
     }
-    add_region(module_base(), static_cast<size_t>(&_end - &__ehdr_start), nullptr, nullptr, 0, -1, false);
-    arena_used = red_zone + now.launch->dynamic_shared;
-    add_region(reinterpret_cast<uintptr_t>(arena() + red_zone), now.launch->dynamic_shared, "dynamic shared memory",
-               nullptr, 0, -1, true);
-    static_used = 0;
+    const size_t module_size = static_cast<size_t>(&_end - &__ehdr_start);
+    add_region({module_base(), module_size, module_base(), nullptr, nullptr, 0, -1, false, -1});
+    const size_t dynamic_size = now.launch->dynamic_shared;
+    add_shared(dynamic_shared(), dynamic_size, "dynamic shared memory", nullptr, 0);
+    arena_end = dynamic_shared() + dynamic_size;
     for (int i = 0; i < file_scope_count; ++i) {
         const SharedVariable &v = file_scope[i];
-        add_region(reinterpret_cast<uintptr_t>(v.place), v.size, v.name, v.file, v.line, -1, true);
-        static_used += v.size;
+        add_shared(static_cast<char *>(v.place), v.size, v.name, v.file, v.line);
     }
     first_phase.clear();
 }
@@ -317,7 +330,8 @@ inline void on_access(uintptr_t address, size_t size, size_t align, Access acces
         check_cells(index, address, size, access, pc);
     }
     const bool is_module = index == now.launch->array_count;  // added right after the arrays
-    if (now.launch->trace && !is_module) record(address, size, access, region_table[index].shared, pc - module_base());
+    const Region &region = region_table[index];
+    if (now.launch->trace && !is_module) record(address - region.origin, size, access, region.shared, pc - module_base());
 }
 
 }  // namespace mulfree_emulator

@@ -478,13 +478,13 @@ void mulfree_fence() { now.fenced = true; }
 void *mulfree_shared(SharedVariable *variable) {
     if (!now.launch) return place_for_good(*variable);
     if (variable->launch != now.number) {
-        variable->place = place_shared(variable->size, variable->align, variable->name, variable->file, variable->line);
+        variable->place = place_shared(*variable);
         variable->launch = now.number;
     }
     return variable->place;
 }
 
-void *mulfree_dynamic_shared() { return arena() + red_zone; }
+void *mulfree_dynamic_shared() { return dynamic_shared(); }
 
 unsigned mulfree_dynamic_shared_size() { return now.launch->dynamic_shared; }
 

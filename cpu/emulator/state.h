@@ -55,6 +55,7 @@ struct Finding {
 struct Array {
     void *base;
     size_t size;
+    void *origin;  // start of the allocation: as on a GPU it begins a sector
     int argument;
 };
 

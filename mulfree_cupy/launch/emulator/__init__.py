@@ -215,9 +215,8 @@ class RawKernel:
             stacks=runtime.stacks(),
             stack_size=runtime.STACK_SIZE,
             arguments=arguments.pointers,
-            arrays=arguments.arrays,
-            array_count=sum(isinstance(a, np.ndarray) and p.kind == b"p" and a.nbytes > 0
-                            for a, p in zip(args, kernel.parameters[: kernel.parameter_count], strict=True)),
+            arrays=(runtime.Array * len(arguments.arrays))(*arguments.arrays),
+            array_count=len(arguments.arrays),
             seconds=float(os.environ.get("MULFREE_EMULATOR_SECONDS", 3600)),
         )
         with _one_launch:

@@ -19,7 +19,7 @@ class Arguments:
     """Values in C's layout, and the arrays among them."""
 
     pointers: ctypes.Array
-    arrays: ctypes.Array
+    arrays: list[Array]
     values: list[Any]  # keeps alive what the pointers point to
 
     def describe(self, index: int, name: str) -> str:
@@ -50,12 +50,12 @@ def convert(kernel: str, args: Sequence[Any], parameters: list[Parameter], names
         if parameter.kind == b"p":
             buffers.append(ctypes.c_void_p(_pointer(label, value, parameter)))
             if isinstance(value, np.ndarray) and value.nbytes:
-                arrays.append(Array(value.ctypes.data, value.nbytes, i))
+                arrays.append(Array(value.ctypes.data, value.nbytes, _origin(value), i))
         else:
             buffers.append(_scalar(label, value, parameter))
         values.append(value)
     pointers = (ctypes.c_void_p * max(1, len(buffers)))(*(ctypes.addressof(b) for b in buffers))
-    return Arguments(pointers, (Array * max(1, len(arrays)))(*arrays), [*values, buffers])
+    return Arguments(pointers, arrays, [*values, buffers])
 
 
 def _pointer(label: str, value: Any, parameter: Parameter) -> int | None:
@@ -82,6 +82,13 @@ def _pointer(label: str, value: Any, parameter: Parameter) -> int | None:
             f"{label}: the kernel takes a pointer to a {_KINDS[kind]} type of {size} bytes, got an array of {dtype}"
         )
     return value.ctypes.data
+
+
+def _origin(array: np.ndarray) -> int:
+    """Where the memory begins that the array is a view of."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array.ctypes.data
 
 
 def _scalar(label: str, value: Any, parameter: Parameter) -> Any:

@@ -136,8 +136,8 @@ def _build(file, code, name, flags, instrumented, compiler) -> None:
         preprocess = [compiler, "-E", "-x", "c++", *flags, *_WARNINGS, "-I", str(headers / "include")]
         preprocess += ["-include", str(headers / "emulator.h"), str(folder / "kernel.cpp")]
         preprocessed = _run(preprocess, name).stdout
-        # Line markers name the scratch file only above the text's own #line.
-        translation = translate(preprocessed.replace(str(folder / "kernel.cpp"), "<kernel>"), name, str(headers))
+        preprocessed = preprocessed.replace(str(folder / "kernel.cpp"), name)
+        translation = translate(preprocessed, name, str(headers))
         (folder / "kernel.ii").write_text(
             f"{translation.text}\n"
             'extern "C" __attribute__((visibility("default"))) const mulfree_emulator::Kernel *mulfree_kernel() '

@@ -29,7 +29,12 @@ class Kernel(ctypes.Structure):
 
 
 class Array(ctypes.Structure):
-    _fields_ = [("base", ctypes.c_void_p), ("size", ctypes.c_size_t), ("argument", ctypes.c_int)]
+    _fields_ = [
+        ("base", ctypes.c_void_p),
+        ("size", ctypes.c_size_t),
+        ("origin", ctypes.c_void_p),
+        ("argument", ctypes.c_int),
+    ]
 
 
 class Launch(ctypes.Structure):
@@ -75,6 +80,7 @@ class Region(ctypes.Structure):
     _fields_ = [
         ("base", ctypes.c_size_t),
         ("size", ctypes.c_size_t),
+        ("origin", ctypes.c_size_t),
         ("name", ctypes.c_char_p),
         ("file", ctypes.c_char_p),
         ("line", ctypes.c_int32),

@@ -75,7 +75,7 @@ def translate(preprocessed: str, name: str, headers: str) -> Translation:
 
 def _segments(preprocessed: str, headers: str):
     """Runs of lines of one file: (whether the user's, file, first line, text)."""
-    is_user, file, line, lines = False, "", 1, []
+    is_user, file, line, lines, user_files = False, "", 1, [], set()
     for row in preprocessed.splitlines(keepends=True):
         marker = _LINE_MARKER.match(row.rstrip("\n"))
         if not marker:
@@ -86,8 +86,10 @@ def _segments(preprocessed: str, headers: str):
         lines = []
         yield False, "", 0, row
         line, file = int(marker[1]), marker[2]
-        system = "3" in marker[3].split() or file.startswith((headers, "<"))
-        is_user = not system
+        # Flag 3 marks system headers, and also a user's line where a macro of theirs is expanded.
+        if "3" not in marker[3].split() and not file.startswith((headers, "<")):
+            user_files.add(file)
+        is_user = file in user_files
     if lines:
         yield is_user, file, line, "".join(lines)
 
