@@ -104,10 +104,11 @@ def _batched_matmul(device, kernel, a, b, out) -> None:
 
 
 def _vector(array, *lengths: int) -> int:
-    """How many elements may move as one, up to 16 bytes, at multiples of every length."""
+    """Elements that move as one: 16 bytes' worth if all lengths are multiples of it, or one."""
     interface = getattr(array, "__cuda_array_interface__", None) or array.__array_interface__
-    fits = (16 // array.itemsize, interface["data"][0] // array.itemsize, *lengths)
-    return math.gcd(4, *fits)
+    n = 16 // array.itemsize
+    aligned = interface["data"][0] % 16 == 0 and all(length % n == 0 for length in lengths)
+    return n if aligned else 1
 
 
 def _implicit_conv(device, kernel, x, w, bias, out, geometry: ConvGeometry) -> None:
@@ -159,16 +160,15 @@ def _implicit_launch(device, kernel, x, w, bias, out, g: ConvGeometry) -> None:
     images, pixels = len(out), len(out) * g.out_height * g.out_width
     tile = _conv_tile(x.itemsize, filters, pixels, g.groups)
     f, p, each_f, each_p = tile
-    defines = {
+    defines = {"T": c_type(x)} if kernel == "5_implicit_conv" else {}
+    defines |= {
         "F": f,
         "P": p,
         "EACH_F": each_f,
         "EACH_P": each_p,
         "W_VECTOR": _vector(w, length),
-        "Y_VECTOR": math.gcd(each_p, _vector(out, g.out_height * g.out_width)),
+        "Y_VECTOR": _vector(out, g.out_height * g.out_width),
     }
-    if kernel == "5_implicit_conv":
-        defines["T"] = c_type(x)
     sizes = int32(
         images, g.groups, w.shape[1], g.height, g.width, filters,
         *g.kernel, *g.stride, *g.padding, *g.dilation, g.out_height, g.out_width,
@@ -205,11 +205,11 @@ def _blocks(tile: tuple, rows: int, pixels: int, groups: int) -> int:
 
 def adder_conv_backward(device, grad, x, w, grad_x, grad_w, geometry: ConvGeometry) -> None:
     """Write sum (x - w) grad into grad_w and sum clip(w - x, -1, 1) grad into grad_x."""
-    _grad_x(device, grad, x, w, grad_x, geometry)
-    _grad_w(device, grad, x, w, grad_w, geometry)
+    adder_conv_grad_x(device, grad, x, w, grad_x, geometry)
+    adder_conv_grad_w(device, grad, x, w, grad_w, geometry)
 
 
-def _grad_w(device, grad, x, w, grad_w, g: ConvGeometry) -> None:
+def adder_conv_grad_w(device, grad, x, w, grad_w, g: ConvGeometry) -> None:
     """sum (x - w) g = sum (x - c) g - (w - c) sum g, the first a convolution's gradient.
 
     The two parts cancel where x and w share an offset; c, the mean of each channel, takes it out.
@@ -225,7 +225,7 @@ def _grad_w(device, grad, x, w, grad_w, g: ConvGeometry) -> None:
     grad_w[...] = answer.reshape(grad_w.shape)
 
 
-def _grad_x(device, grad, x, w, grad_x, g: ConvGeometry) -> None:
+def adder_conv_grad_x(device, grad, x, w, grad_x, g: ConvGeometry) -> None:
     """A launch for every phase of the stride: pixels of one phase meet the same taps."""
     xp = device.xp
     largest_w = xp.max(xp.abs(w), keepdims=True)

@@ -1,0 +1,218 @@
+"""Registers, shared memory and occupancy of every CUDA kernel, on a machine without a GPU.
+
+Needs the extra ``static``: NVRTC and its headers, driven by ``cuda.core.Program``.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from mulfree_cupy.geometry import ConvGeometry
+from mulfree_cupy.launch import adder, convolution, source
+
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+
+# Of one multiprocessor: threads, blocks, KiB of shared memory, KiB of it that each block costs.
+_LIMITS = {
+    "sm_75": (1024, 16, 64, 0),
+    "sm_80": (2048, 32, 164, 1),
+    "sm_86": (1536, 16, 100, 1),
+    "sm_89": (1536, 24, 100, 1),
+    "sm_90": (2048, 32, 228, 1),
+    "sm_100": (2048, 32, 228, 1),
+    "sm_120": (1536, 24, 100, 1),
+}
+_REGISTERS = 65536
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel as a launcher asks for it."""
+
+    path: str
+    entry: str
+    defines: tuple[tuple[str, object], ...]
+    threads: int
+    dynamic_shared: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the compiler says of one variant on one architecture.
+
+    Attributes
+    ----------
+    registers : int
+        A thread's.
+    shared : int
+        Bytes of shared memory a block.
+    spills : int
+        Bytes that did not fit the registers.
+    occupancy : float
+        Resident threads over the most that the multiprocessor holds.
+    warnings : str
+        What NVRTC complained about; empty if nothing.
+    cubin : bytes
+        The machine code.
+    """
+
+    variant: Variant
+    architecture: str
+    registers: int
+    shared: int
+    spills: int
+    occupancy: float
+    warnings: str
+    cubin: bytes
+
+
+class _Recorder:
+    """A device that notes the launches instead of running them."""
+
+    xp = np
+
+    def __init__(self) -> None:
+        self.variants: dict[tuple, Variant] = {}
+
+    def launch(self, path, entry, defines, grid, block, args, shared_mem=0):
+        threads = int(np.prod(block))
+        known = self.variants.get((path, *defines.items()))
+        if known is None or known.threads < threads:
+            variant = Variant(path, entry, tuple(defines.items()), threads, shared_mem)
+            self.variants[path, *defines.items()] = variant
+
+
+def variants() -> list[Variant]:
+    """Every kernel with every element type and tile that the launchers ask for.
+
+    Of variants that differ only in the width of their loads, the widest.
+    """
+    device = _Recorder()
+    depthwise = ConvGeometry(1, 4, 16, 16, 4, (2, 2), groups=4)
+    small = ConvGeometry(1, 64, 8, 8, 64, (1, 1))
+    for dtype in (np.float32, np.float64, np.uint8):
+        for filters in (128, 64, 32, 16, 4):
+            _record_forward(device, dtype, ConvGeometry(2, 64, 128, 128, filters, (1, 1)))
+        _record_forward(device, dtype, small)
+        _record_forward(device, dtype, depthwise)
+    for dtype in (np.float32, np.float64):
+        for channels in (64, 32, 16, 4):
+            _record_backward(device, dtype, ConvGeometry(2, channels, 16, 16, 8, (1, 1)))
+        _record_backward(device, dtype, depthwise)
+        for kernel in adder.ADDER_KERNELS[:4]:
+            for size in (128, 64):
+                a = np.zeros((size, size), dtype)
+                adder.adder_matmul(device, a, a, a, kernel)
+    for dtype in (np.uint8, np.uint16, np.float32, np.float64, np.complex128):
+        x = np.zeros(depthwise.x_shape, dtype)
+        convolution.im2col(device, x, np.zeros(depthwise.cols_shape, dtype), depthwise)
+    for dtype in (np.float32, np.float64):
+        x = np.zeros(depthwise.x_shape, dtype)
+        convolution.col2im(device, np.zeros(depthwise.cols_shape, dtype), x, depthwise)
+    return sorted(device.variants.values(), key=lambda v: v.path)
+
+
+def _record_forward(device, dtype, g: ConvGeometry) -> None:
+    out_dtype = np.int32 if dtype is np.uint8 else dtype
+    x, w = np.zeros(g.x_shape, dtype), np.zeros(g.w_shape, dtype)
+    kernel = "6_uint8" if dtype is np.uint8 else "5_implicit_conv"
+    adder.adder_conv(device, x, w, None, np.zeros(g.out_shape, out_dtype), g, kernel)
+
+
+def _record_backward(device, dtype, g: ConvGeometry) -> None:
+    x, w, grad = (np.zeros(shape, dtype) for shape in (g.x_shape, g.w_shape, g.out_shape))
+    adder.adder_conv_grad_x(device, grad, x, w, x, g)
+
+
+def compile_variant(variant: Variant, architecture: str) -> Row:
+    """Compile one variant as CuPy does, denormals flushed, and read what the compiler reports.
+
+    Raises
+    ------
+    ImportError
+        If the packages of the extra ``static`` are not installed.
+    """
+    from cuda.core import Program, ProgramOptions
+
+    options = ProgramOptions(
+        std="c++17", arch=architecture, ftz=True, ptxas_options=["-v"], name=f"cuda/{variant.path}"
+    )
+    log = io.StringIO()
+    program = Program(source.read(variant.path, dict(variant.defines)), "c++", options)
+    cubin = program.compile("cubin", logs=log).code
+    text = log.getvalue()
+    registers = _number(r"Used (\d+) registers", text)
+    shared = _number(r"(\d+) bytes smem", text) + variant.dynamic_shared
+    return Row(
+        variant,
+        architecture,
+        registers,
+        shared,
+        _number(r"(\d+) bytes spill stores", text) + _number(r"(\d+) bytes spill loads", text),
+        occupancy(architecture, variant.threads, registers, shared),
+        "\n".join(line for line in text.splitlines() if "warning" in line.lower()),
+        cubin,
+    )
+
+
+def _number(pattern: str, text: str) -> int:
+    match = re.search(pattern, text)
+    return int(match[1]) if match else 0
+
+
+def occupancy(architecture: str, threads: int, registers: int, shared: int) -> float:
+    """Resident threads of one multiprocessor over the most that it holds.
+
+    Examples
+    --------
+    >>> occupancy("sm_90", threads=256, registers=64, shared=16384)
+    0.5
+    """
+    most_threads, most_blocks, shared_kib, reserved_kib = _LIMITS[architecture]
+    warps = -(-threads // 32)
+    registers_per_warp = -(-registers * 32 // 256) * 256  # allocated 256 at a time,
+    resident_warps = _REGISTERS // registers_per_warp // 4 * 4  # on four schedulers
+    blocks = min(most_blocks, most_threads // (warps * 32), resident_warps // warps)
+    if shared + reserved_kib:
+        blocks = min(blocks, shared_kib * 1024 // (shared + reserved_kib * 1024))
+    return blocks * warps * 32 / most_threads
+
+
+def compile_all(
+    architectures: Iterable[str] = ARCHITECTURES, chosen: Iterable[Variant] | None = None
+) -> list[Row]:
+    """Compile variants (all of them, if none are chosen) for some architectures."""
+    pairs = [(v, a) for v in (variants() if chosen is None else chosen) for a in architectures]
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda pair: compile_variant(*pair), pairs))
+
+
+def print_table(architectures: Sequence[str] = ("sm_90",)) -> None:
+    """Print registers, shared memory, spills and occupancy of every kernel.
+
+    Raises
+    ------
+    ValueError
+        If an architecture is not one of `ARCHITECTURES`.
+    ImportError
+        If the packages of the extra ``static`` are not installed.
+    """
+    unknown = set(architectures) - set(ARCHITECTURES)
+    if unknown:
+        raise ValueError(
+            f"print_table: architectures must be among {', '.join(ARCHITECTURES)}, "
+            f"got {', '.join(sorted(unknown))}"
+        )
+    print(f"{'kernel':30} {'defines':58} {'arch':7} {'thr':>4} {'regs':>4} {'shared':>7} "
+          f"{'spill':>5} {'occ':>5}")  # fmt: skip
+    for row in compile_all(architectures):
+        v = row.variant
+        defines = " ".join(f"{name}={value}" for name, value in v.defines)
+        print(f"{v.path:30} {defines:58} {row.architecture:7} {v.threads:4} {row.registers:4} "
+              f"{row.shared:7} {row.spills:5} {row.occupancy:5.0%}")  # fmt: skip

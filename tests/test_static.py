@@ -1,0 +1,96 @@
+"""The CUDA sources seen by NVIDIA's compiler, on a machine without a GPU."""
+
+import re
+
+import pytest
+
+from mulfree_cupy.launch import source
+from mulfree_cupy.report import resources, sass
+
+pytest.importorskip("cuda.core", reason="needs the extra 'static': pip install .[static]")
+
+EVERY_TILE = ("sm_75", "sm_90", "sm_120")
+FORWARD = re.compile(r"adder/\d_")
+FLOAT_MULTIPLY = {"FMUL", "FFMA", "DMUL", "DFMA", "HMUL2", "HFMA2", "FMUL2", "FFMA2"}
+MATRIX_MULTIPLY = re.compile(r"[A-Z]*MMA\b")
+ADDS = ("FADD", "DADD", "VABSDIFF4")
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Every tile for three architectures, every file and type for all; a minute on two cores."""
+    variants = resources.variants()
+    one_each = {(v.path, dict(v.defines).get("T")): v for v in variants}.values()
+    others = [a for a in resources.ARCHITECTURES if a not in EVERY_TILE]
+    return resources.compile_all(EVERY_TILE, variants) + resources.compile_all(others, one_each)
+
+
+def test_variants_cover_every_file():
+    assert {v.path for v in resources.variants()} == {
+        k.path for k in source.kernels() if k.operation in ("adder", "convolution")
+    }
+
+
+def test_no_warning_and_no_spill(rows):
+    assert [(r.variant, r.architecture, r.warnings) for r in rows if r.warnings] == []
+    assert [(r.variant, r.architecture, r.spills) for r in rows if r.spills] == []
+
+
+def test_every_kernel_can_be_resident(rows):
+    assert all(row.occupancy > 0 for row in rows)
+
+
+def multiplies(instruction):
+    """Is this a floating-point multiplication, rather than a constant moved by its pipe?"""
+    opcode = sass.opcode(instruction)
+    if MATRIX_MULTIPLY.match(opcode):
+        return True
+    # HFMA2 R1, -RZ, RZ, a, b is how the compiler writes two 16-bit constants: 0 * 0 + (a, b).
+    return opcode in FLOAT_MULTIPLY and not re.search(r"-?RZ, -?RZ,", instruction)
+
+
+@pytest.mark.parametrize("architecture", EVERY_TILE)
+def test_inner_loops_of_the_forward_add_and_never_multiply(rows, architecture):
+    seen = set()
+    for row in rows:
+        v = row.variant
+        if row.architecture != architecture or not FORWARD.match(v.path) or v.path in seen:
+            continue
+        seen.add(v.path)
+        loop, counts = sass.inner_loop(sass.disassemble(row.cubin), ADDS)
+        assert [i for i in loop if multiplies(i)] == [], v
+        if v.path == "adder/6_uint8.cu":
+            continue
+        absolute = sum(sass.opcode(i) == "FADD" and "|" in i for i in loop)
+        assert counts["FADD"] == 2 * absolute > 0, v
+
+
+def test_uint8_is_one_instruction_for_four_taps(rows):
+    for row in rows:
+        v = row.variant
+        if v.path != "adder/6_uint8.cu" or row.architecture == "sm_120":
+            continue
+        defines = dict(v.defines)
+        loop, counts = sass.inner_loop(sass.disassemble(row.cubin), ADDS)
+        assert all(".ACC" in i for i in loop if sass.opcode(i) == "VABSDIFF4")
+        assert counts["VABSDIFF4"] == 8 * defines["EACH_F"] * defines["EACH_P"], row.architecture
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("FFMA.FTZ R1, R2, R3, R4", True),
+        ("HFMA2.MMA R11, -RZ, RZ, 0, 0", False),
+        ("HMUL2 R1, R2, R3", True),
+        ("IMAD.WIDE R2, R9, 0x4, R4", False),
+        ("HMMA.16816.F32 R4, R8, R2, R4", True),
+        ("FADD R1, R2, |R3|", False),
+    ],
+)
+def test_what_counts_as_a_multiplication(text, expected):
+    assert multiplies(text) is expected
+
+
+def test_an_unknown_architecture_is_an_error():
+    with pytest.raises(ValueError, match="print_table: architectures must be among sm_75.*sm_60"):
+        resources.print_table(["sm_60"])
