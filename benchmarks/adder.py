@@ -62,6 +62,8 @@ QUICK = {"rounds": 2, "least": 0.001}
 def run(layers: list[Layer], threads: int, out: Path | None, quick: bool) -> int:
     """Check and time the layers, print the tables, write them to `out`; the exit status."""
     settings = QUICK if quick else STEADY
+    if not quick and (load := timing.load()) > 0.5:
+        print(f"load average {load:.1f}: others are at work here, which makes the figures worse")
     absent = peers.missing()
     if absent:
         print(f"left out, not installed: {', '.join(absent)}")
@@ -86,7 +88,7 @@ def run(layers: list[Layer], threads: int, out: Path | None, quick: bool) -> int
 
 def measure(layer: Layer, threads: int, rounds: int, least: float) -> dict:
     """Check every answer, then time everything in `rounds` interleaved rounds."""
-    grad, x, w = (layer.floats()[i] for i in (2, 0, 1))
+    x, w, grad = layer.floats()
     bytes_x, bytes_w = layer.bytes()
     check(layer, grad, x, w, bytes_x, bytes_w)
     beside = peers.available(layer, x, w, threads)
@@ -162,7 +164,8 @@ def summary(record: dict) -> str:
     software = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
         f"{machine['date']}, {machine['cpu']}, {record['threads']} threads, "
-        f"{record['cpu_features']}; {software}; commit {machine['commit']}"
+        f"{record['cpu_features']}, load average {machine['load']} before; {software}; "
+        f"commit {machine['commit']}"
     )
 
 

@@ -132,7 +132,7 @@ def _torch_int8(layer: Layer, x, w) -> Iterator[Peer]:
     import torch
 
     scale = 4.5 / 127  # of normal numbers one in 150 000 lies beyond
-    step = 5 * layer.taps**0.5 / 127  # of the answer, whose standard deviation is sqrt(taps)
+    step = 8 * layer.taps**0.5 / 127  # of the answer, whose standard deviation is sqrt(taps)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # quantised tensors are deprecated; they still are the peer
         qx = torch.quantize_per_tensor(x, scale, 128, torch.quint8)

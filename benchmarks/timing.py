@@ -86,10 +86,16 @@ def machine(*packages: str) -> dict[str, object]:
         "commit": commit(),
         "cpu": cpu_model(),
         "cores": cores(),
+        "load": load(),
         "system": platform.system(),
         "python": platform.python_version(),
         "versions": versions("mulfree_cupy", "numpy", *packages),
     }
+
+
+def load() -> float:
+    """Processes that wanted a core during the last minute."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else float("nan")
 
 
 def cores() -> int:
