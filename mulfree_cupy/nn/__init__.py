@@ -12,7 +12,7 @@ from mulfree_cupy.nn.layers import (
     ReLU,
     Sequential,
 )
-from mulfree_cupy.nn.module import Module, Parameter
+from mulfree_cupy.nn.module import Module, Parameter, observed
 
 __all__ = [
     "AdderConv",
@@ -27,4 +27,5 @@ __all__ = [
     "Parameter",
     "ReLU",
     "Sequential",
+    "observed",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,19 @@ import numpy as np
 from mulfree_cupy import arrays
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.autograd import Tensor
+
+
+_observer = contextvars.ContextVar("observer", default=None)
+
+
+@contextlib.contextmanager
+def observed(callback: Callable[[Module, Tensor], None]) -> Iterator[None]:
+    """Inside it, `callback` is given every module that has been called, with its answer."""
+    token = _observer.set(callback)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
 
 
 class Parameter(Tensor):
@@ -39,7 +54,11 @@ class Module:
     training = True
 
     def __call__(self, *inputs: Any) -> Tensor:
-        return self.forward(*inputs)
+        answer = self.forward(*inputs)
+        callback = _observer.get()
+        if callback is not None:
+            callback(self, answer)
+        return answer
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """(name, module) of the modules directly inside, in the order they were assigned."""

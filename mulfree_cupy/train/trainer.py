@@ -1,0 +1,314 @@
+"""The training loop: epochs, checkpoints that resume bit for bit, and a clean stop."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mulfree_cupy import data, models, nn, optim
+from mulfree_cupy.arrays import Array
+from mulfree_cupy.autograd import Tensor, apply, no_grad
+from mulfree_cupy.train import checkpoint
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: everything that decides the result, besides the data.
+
+    The defaults are the AdderNet reference's for CIFAR, with fewer epochs.
+    """
+
+    model: str
+    epochs: int = 20
+    batch_size: int = 256
+    rate: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    adder: str = "adaptive"
+    adder_scale: float = 1.0
+    eta: float = 0.2
+    augment: bool = True
+    seed: int = 0
+
+
+@dataclass
+class History:
+    """One number an epoch in each list."""
+
+    train_loss: list[float] = field(default_factory=list)
+    train_accuracy: list[float] = field(default_factory=list)
+    test_accuracy: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; what it had done is saved."""
+
+
+class Training:
+    """One training run, from its first step or from a checkpoint.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    train, test : data.Dataset
+    device : {"cpu", "cuda"}
+    path : path, optional
+        Where the checkpoint goes, after every epoch and at an interruption.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        train: data.Dataset,
+        test: data.Dataset,
+        *,
+        device: str = "cpu",
+        path: str | os.PathLike | None = None,
+    ):
+        self.recipe, self.test = recipe, test
+        self.xp = namespace_of(device)
+        self.path = None if path is None else Path(path)
+        self.history = History()
+        self.epoch = self.step = 0
+        self.sums = {"loss": 0.0, "right": 0, "seen": 0}  # of the epoch under way
+        self.mean, self.std = data.statistics(train)
+        self.model = models.build(recipe.model, seed=recipe.seed, **shape_of(train)).to(self.xp)
+        self.optimiser = optim.SGD(
+            self.model.parameters(),
+            recipe.rate,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+            weight_decay=recipe.weight_decay,
+            adder=recipe.adder,
+            adder_scale=recipe.adder_scale,
+            eta=recipe.eta,
+        )
+        self.schedule = optim.cosine(recipe.rate, recipe.epochs)
+        self.loader = data.Loader(
+            train,
+            recipe.batch_size,
+            shuffle=True,
+            augment=data.crop_and_flip if recipe.augment else None,
+            mean=self.mean,
+            std=self.std,
+            seed=recipe.seed,
+        )
+        self.classes = train.classes
+
+    def run(self, *, progress: bool = True) -> History:
+        """Train to the recipe's last epoch.
+
+        Raises
+        ------
+        Interrupted
+            At Ctrl-C, after the step under way and the checkpoint.
+        FloatingPointError
+            If the loss is not finite; the message names the first layer that is at fault.
+        """
+        with _interruptible() as asked_to_stop:
+            while self.epoch < self.recipe.epochs:
+                self._run_epoch(progress, asked_to_stop)
+                self._save()
+        return self.history
+
+    def _run_epoch(self, progress: bool, asked_to_stop: list) -> None:
+        self.model.train()
+        self.optimiser.rate = self.schedule(self.epoch)
+        self.loader.epoch = self.epoch
+        start = time.perf_counter()
+        bar = tqdm(
+            self.loader,
+            desc=f"epoch {self.epoch + 1}/{self.recipe.epochs}",
+            disable=not progress,
+            leave=False,
+        )
+        for step, (images, labels) in enumerate(bar):
+            if step < self.step:
+                continue  # done before the interruption
+            loss, right = self._train_step(images, labels)
+            self.step = step + 1
+            self.sums["loss"] += loss * len(labels)
+            self.sums["right"] += right
+            self.sums["seen"] += len(labels)
+            bar.set_postfix(loss=f"{self.sums['loss'] / self.sums['seen']:.3f}")
+            if asked_to_stop:
+                bar.close()
+                self._save()
+                raise Interrupted
+        seen = self.sums["seen"]
+        self.history.train_loss.append(self.sums["loss"] / seen)
+        self.history.train_accuracy.append(self.sums["right"] / seen)
+        self.history.test_accuracy.append(self.evaluate())
+        self.history.seconds.append(time.perf_counter() - start)
+        self.epoch, self.step = self.epoch + 1, 0
+        self.sums = dict.fromkeys(self.sums, 0)
+
+    def _train_step(self, images: np.ndarray, labels: np.ndarray) -> tuple[float, int]:
+        self._seed_dropout()
+        x, labels = self.xp.asarray(images), self.xp.asarray(labels)
+        logits = self.model(Tensor(x))
+        loss = apply("cross_entropy", logits, labels=labels)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the loss is {value} in epoch {self.epoch + 1}, step {self.step + 1}; "
+                f"{_first_fault(self.model, x)}"
+            )
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        return value, int((logits.data.argmax(axis=1) == labels).sum())
+
+    def _seed_dropout(self) -> None:
+        for i, (_, module) in enumerate(self.model.modules()):
+            if isinstance(module, nn.Dropout):
+                module.rng = np.random.default_rng((self.recipe.seed, self.epoch, self.step, i))
+
+    def evaluate(self, dataset: data.Dataset | None = None) -> float:
+        """Share of right answers on a data set, the test set by default."""
+        return evaluate(self.model, dataset or self.test, self.mean, self.std, self.xp)
+
+    def _save(self) -> None:
+        if self.path is None:
+            return
+        state = {f"model/{name}": array for name, array in self.model.state_dict().items()}
+        state |= {f"optim/{name}": array for name, array in self.optimiser.state_dict().items()}
+        state |= {"mean": self.mean, "std": self.std}
+        facts = {
+            "recipe": asdict(self.recipe),
+            "history": asdict(self.history),
+            "epoch": self.epoch,
+            "step": self.step,
+            "sums": self.sums,
+            "shape": shape_of(self.test),
+            "classes": list(self.classes),
+        }
+        checkpoint.save(self.path, state, facts)
+
+    @classmethod
+    def resume(
+        cls,
+        path: str | os.PathLike,
+        train: data.Dataset,
+        test: data.Dataset,
+        *,
+        device: str = "cpu",
+        **changes: Any,
+    ) -> Training:
+        """Go on from a checkpoint; `changes` replace entries of its recipe, such as ``epochs``."""
+        state, facts = checkpoint.load(path)
+        run = cls(Recipe(**{**facts["recipe"], **changes}), train, test, device=device, path=path)
+        if facts["shape"] != shape_of(train):
+            raise ValueError(
+                f"{path} was trained on images of {facts['shape']}, the data has {shape_of(train)}"
+            )
+        run.model.load_state_dict(_below("model/", state))
+        run.optimiser.load_state_dict(_below("optim/", state))
+        run.history = History(**facts["history"])
+        run.epoch, run.step, run.sums = facts["epoch"], facts["step"], facts["sums"]
+        return run
+
+
+def load_model(path: str | os.PathLike, xp: Any = np) -> tuple[nn.Module, np.ndarray, np.ndarray, dict]:
+    """The trained network of a checkpoint, the mean and std of its images, and its facts."""
+    state, facts = checkpoint.load(path)
+    model = models.build(facts["recipe"]["model"], **facts["shape"])
+    model.load_state_dict(_below("model/", state))
+    return model.to(xp).eval(), state["mean"], state["std"], facts
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: data.Dataset,
+    mean: np.ndarray,
+    std: np.ndarray,
+    xp: Any = np,
+    batch_size: int = 500,
+) -> float:
+    """Share of right answers of a network on a data set."""
+    model.eval()
+    right = 0
+    loader = data.Loader(dataset, batch_size, shuffle=False, mean=mean, std=std)
+    with no_grad():
+        for images, labels in loader:
+            logits = model(Tensor(xp.asarray(images))).data
+            right += int((logits.argmax(axis=1) == xp.asarray(labels)).sum())
+    return right / len(dataset.labels)
+
+
+def namespace_of(device: str) -> Any:
+    """NumPy for ``"cpu"``, CuPy for ``"cuda"``."""
+    if device == "cpu":
+        return np
+    if device != "cuda":
+        raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
+    try:
+        import cupy
+    except ImportError:
+        raise ValueError("device 'cuda' needs CuPy: install the extra cuda12 or cuda13") from None
+    if not cupy.is_available():
+        raise ValueError("device 'cuda' needs a GPU, and CuPy finds none")
+    return cupy
+
+
+def shape_of(dataset: data.Dataset) -> dict[str, int]:
+    """What a network must know of the images."""
+    _, channels, height, width = dataset.images.shape
+    if height != width:
+        raise ValueError(f"the networks take square images, got {height} x {width}")
+    return {"channels": channels, "size": height, "classes": len(dataset.classes)}
+
+
+def _below(prefix: str, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {
+        name.removeprefix(prefix): array
+        for name, array in state.items()
+        if name.startswith(prefix)
+    }
+
+
+def _first_fault(model: nn.Module, x: Array) -> str:
+    """The first layer, in the order of computation, whose answer is not finite."""
+    names = {id(module): name for name, module in model.modules()}
+    faults = []
+
+    def watch(module: nn.Module, answer: Tensor) -> None:
+        if not faults and not bool(np.isfinite(answer.data).all()):
+            faults.append(f"{names[id(module)]} ({type(module).__name__})")
+
+    with nn.observed(watch), no_grad():
+        model(Tensor(x))
+    return f"the first layer that is not finite is {faults[0]}" if faults else "every layer is finite"
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[list]:
+    """Inside it the first Ctrl-C fills the list that this yields; a second one interrupts."""
+    asked: list = []
+
+    def ask(number, frame):
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    try:
+        before = signal.signal(signal.SIGINT, ask)
+    except ValueError:  # not in the main thread, where no signal arrives
+        yield asked
+        return
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
