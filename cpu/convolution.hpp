@@ -10,6 +10,7 @@
 #endif
 
 #include "bytes.hpp"
+#include "lines.hpp"
 #include "panel.hpp"
 #include "tile.hpp"
 
@@ -135,24 +136,45 @@ struct Panel {
     Run *runs, *y_runs;
     Span *spans, *y_spans, *x_spans;
     Cell *cells, *own_weights;
+    Total* line_sums;     // sums of the lines over channels, and of their magnitudes
     Total *total, *rows;  // [filter][pixel]: the sums, and values the operation wants to keep
     index start[PANEL_VECTORS + 1], y_start[PANEL_VECTORS + 1];
+    index place[PANEL_VECTORS];          // where in `cells` the vectors of the panel start,
+    const index* tap;                    // and what every tap of a block adds to that
+    index *matrix_tap, *line_tap;        // the two tables `tap` may be
+    Lines lines;
     Vec<Total> sum[PANEL_VECTORS], magnitude[PANEL_VECTORS];
-    bool redo[CHUNK_FILTERS / TILE_FILTERS];
+    bool redo[CHUNK_FILTERS / TILE_FILTERS], in_lines;
     index first_pixel, vectors, spans_at, group, filter, filters;
 
     Panel(const Convolution<E, Y>& p_, const Blocking& blocking_, const E* centre_,
           const Cell* shared_weights_, Carver& scratch)
-        : p(p_), blocking(blocking_), centre(centre_), shared_weights(shared_weights_) {
+        : p(p_),
+          blocking(blocking_),
+          centre(centre_),
+          shared_weights(shared_weights_),
+          lines(p_.height, p_.width, ROW, LANES<Cell>) {
         runs = scratch.take<Run>(ROW);
         y_runs = scratch.take<Run>(ROW);
         spans = scratch.take<Span>(ROW * blocking.position_chunk);
         y_spans = scratch.take<Span>(ROW);
         x_spans = scratch.take<Span>(ROW);
+        matrix_tap = scratch.take<index>(blocking.rows());
+        line_tap = scratch.take<index>(blocking.rows());
+        line_sums = scratch.take<Total>(2 * lines.channel);
         cells = scratch.take<Cell>(ROW * blocking.rows());
         own_weights = scratch.take<Cell>(TILE_FILTERS * blocking.rows());
         total = scratch.take<Total>(ROW * CHUNK_FILTERS);
         rows = scratch.take<Total>(ROW * CHUNK_FILTERS);
+    }
+
+    // Once the scratch memory is there.
+    void begin() {
+        for (index t = 0; t < blocking.rows(); ++t) matrix_tap[t] = t * ROW;
+        if (blocking.position_chunk == blocking.positions)
+            for (index t = 0; t < blocking.rows(); ++t)
+                line_tap[t] = t / blocking.positions * lines.channel +
+                              lines.tap(p.height, p.width, t % blocking.positions);
     }
 
     index tiles() const { return ceil_div(p.filters, TILE_FILTERS); }
@@ -166,6 +188,15 @@ struct Panel {
         vectors = ceil_div(count, LANES<Cell>);
         find_runs(height, width, first_pixel, count, LANES<Cell>, PANEL_VECTORS, runs, start);
         spans_at = -1;
+        in_lines = CELL == 1 && blocking.position_chunk == blocking.positions && p.x.column == 1 &&
+                   lines.cover(runs, start, vectors, p.height, p.width, place);
+        if (in_lines) {
+            lines.find_spans(runs, start, vectors, p.x, p.height, p.width, spans);
+            tap = line_tap;
+        } else {
+            for (index v = 0; v < PANEL_VECTORS; ++v) place[v] = v * LANES<Cell>;
+            tap = matrix_tap;
+        }
         // Rows of y without gaps are one long row.
         const index found = dense() ? find_runs(1, height * width, first_pixel, count, LANES<Cell>,
                                                 PANEL_VECTORS, y_runs, y_start)
@@ -177,12 +208,18 @@ struct Panel {
     // The panel of block b, in cells; `sums` adds its columns into sum and magnitude.
     template <bool SUMS>
     void pack_block(const Block& block) {
+        const E* x = p.x.data + (group * p.channels + block.channel) * p.x.channel;
+        if constexpr (CELL == 1)
+            if (in_lines) {
+                pack_lines<SUMS>(spans, lines, x, p.x.channel, block.channels, cells, line_sums);
+                if (SUMS) sum_windows(block.positions);
+                return;
+            }
         if (spans_at != block.position) {
             find_spans(runs, start[PANEL_VECTORS], p.x, p.height, p.width, block, spans);
             spans_at = block.position;
         }
         const PixelMap map{start, spans, p.width.step * p.x.column};
-        const E* x = p.x.data + (group * p.channels + block.channel) * p.x.channel;
         if constexpr (CELL == 1)
             pack<SUMS, PANEL_VECTORS>(map, x, p.x.channel, (const E*)nullptr, block, cells, sum, magnitude);
         else
@@ -199,9 +236,11 @@ struct Panel {
         for (index b = 0; b < blocking.count(); ++b) {
             const Block block = blocking[b];
             pack_block<SUMS>(block);
-            for (index f = 0; f < filters; f += TILE_FILTERS)
-                if (!wanted || wanted[f / TILE_FILTERS])
-                    run(f, weights(f, b, block), ceil_div(block.taps(), CELL), b == 0);
+            for (index f = 0; f < filters; f += TILE_FILTERS) {
+                if (wanted && !wanted[f / TILE_FILTERS]) continue;
+                if (b + 1 == blocking.count()) prefetch_output(f);
+                run(f, weights(f, b, block), ceil_div(block.taps(), CELL), b == 0);
+            }
         }
     }
 
@@ -209,7 +248,7 @@ struct Panel {
     template <class Op, bool SUMS>
     void accumulate(const bool* wanted) {
         reduce<SUMS>(wanted, [&](index f, const Cell* w, index n, bool first) {
-            tile_row<Op>(tile_filters(f), vectors, cells, ROW, w, n, total + f * ROW, first);
+            tile_row<Op>(tile_filters(f), vectors, cells, tap, place, w, n, total + f * ROW, ROW, first);
         });
     }
 
@@ -233,6 +272,24 @@ struct Panel {
     Y bias(index f) const { return p.bias ? p.bias[group * p.filters + filter + f] : Y(0); }
 
 private:
+    // The sums over the windows, from the sums over the channels of a block.
+    void sum_windows(index positions) {
+        for (index v = 0; v < vectors; ++v)
+            for (index t = 0; t < positions; ++t) {
+                sum[v] += load(line_sums + place[v] + line_tap[t]);
+                magnitude[v] += load(line_sums + lines.channel + place[v] + line_tap[t]);
+            }
+    }
+
+    // Brings in the lines of y that the tile will end up in while the tile is computed.
+    void prefetch_output(index tile) {
+        for (index f = tile; f < tile + tile_filters(tile); ++f) {
+            const Y* y = p.y.data + (group * p.filters + filter + f) * p.y.channel;
+            for (index v = 0; v < vectors; ++v)
+                __builtin_prefetch(y + y_spans[y_start[v]].offset + LANES<Cell> - 1, 1);
+        }
+    }
+
     const Cell* weights(index f, index b, const Block& block) {
         if (shared_weights) {
             const index tile = group * tiles() + (filter + f) / TILE_FILTERS;
@@ -264,6 +321,8 @@ inline void for_each_panel(const Convolution<E, Y>& p, const E* centre, Prepare 
     const index splits = smaller(parts, ceil_div(4 * most, panels));  // units a panel is split into
     const index threads = threads_for(panels * splits, terms);
 
+    const index grain = larger(1, smaller(8, panels * splits / (16 * threads)));
+
     const index block_weights = blocking.rows() * TILE_FILTERS;
     const index packed = p.groups * tiles * blocking.count() * block_weights * index(sizeof(Cell));
     const bool share = packed <= SHARED_WEIGHTS;
@@ -279,6 +338,7 @@ inline void for_each_panel(const Convolution<E, Y>& p, const E* centre, Prepare 
     {
         Carver mine(workspace.data() + this_thread() * scratch);
         P panel(p, blocking, centre, weights, mine);
+        panel.begin();
 
 #pragma omp for schedule(dynamic)
         for (index tile = 0; tile < p.groups * tiles; ++tile) {
@@ -289,7 +349,8 @@ inline void for_each_panel(const Convolution<E, Y>& p, const E* centre, Prepare 
                              weights + (tile * blocking.count() + b) * block_weights);
         }
 
-#pragma omp for schedule(dynamic) nowait
+        // Neighbouring panels share rows of x: a thread takes a few in a row.
+#pragma omp for schedule(dynamic, grain) nowait
         for (index unit = 0; unit < panels * splits; ++unit) {
             const index split = unit % splits;
             panel.move_to(unit / splits);

@@ -34,7 +34,8 @@ inline T common_offset(const T* w, index outer, index outer_stride, index inner)
 // and the last term, x sum(grad), is subtracted once a pixel: three instructions a term instead of four.
 // EXACT is the four as they stand.
 template <bool EXACT, int FILTERS, class T>
-inline void clip_tile(const T* grad, index row, const T* w, index rows, const T* x, T* total, bool first) {
+inline void clip_tile(const T* grad, const index* tap, const T* w, index rows, const T* x, T* total,
+                      index row, bool first) {
     Vec<T> sum[FILTERS] = {}, low[FILTERS], high[FILTERS];
     const Vec<T> one = broadcast(T(1));
 #pragma GCC unroll 8
@@ -43,8 +44,8 @@ inline void clip_tile(const T* grad, index row, const T* w, index rows, const T*
         low[f] = EXACT ? value : value - one;
         high[f] = value + one;
     }
-    for (index t = 0; t < rows; ++t, grad += row, w += TILE_FILTERS) {
-        const Vec<T> g = load(grad);
+    for (index t = 0; t < rows; ++t, w += TILE_FILTERS) {
+        const Vec<T> g = load(grad + tap[t]);
 #pragma GCC unroll 8
         for (int f = 0; f < FILTERS; ++f) {
             // The order of the operands lets a NaN through.
@@ -68,8 +69,8 @@ inline void clip_panel(P& panel, const bool* wanted) {
         for (index v = 0; v < panel.vectors; ++v) {
             const index at = f * panel.ROW + v * LANES<T>;
             with_filters<1>(panel.tile_filters(f), [&](auto filters, auto) {
-                clip_tile<EXACT, filters.value>(panel.cells + v * LANES<T>, panel.ROW, w, n,
-                                                panel.rows + at, panel.total + at, first);
+                clip_tile<EXACT, filters.value>(panel.cells + panel.place[v], panel.tap, w, n,
+                                                panel.rows + at, panel.total + at, panel.ROW, first);
             });
         }
     });

@@ -205,8 +205,10 @@ inline void pack_rows(const PixelMap& map, const T* x, index channel_stride, con
             }
         }
     }
-    if constexpr (SUMS)
+    if constexpr (SUMS) {
+#pragma GCC unroll 12
         for (int v = 0; v < VECTORS; ++v) sum[v] += s[v], magnitude[v] += m[v];
+    }
 }
 
 template <bool SUMS, int VECTORS, class T>

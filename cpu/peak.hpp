@@ -34,6 +34,7 @@ inline double measure(double seconds, double terms_in_lane) {
 #pragma omp parallel reduction(+ : rate)
     {
         Vec<Cell> sum[TILE_FILTERS][TILE_VECTORS] = {}, x[TILE_VECTORS] = {}, w{};
+        for (int v = 0; v < TILE_VECTORS; ++v) touch(x[v]);
         double repeats = 0, begin = now(), elapsed = 0;
         while (elapsed < seconds) {
             for (int i = 0; i < 10000; ++i) {

@@ -24,15 +24,19 @@ struct Max {
     static Vec<T> term(Vec<T> total, Vec<T> x, Vec<T> w) { return total + max(x, w); }
 };
 
-// total[f][v] (+)= sum over the panel's rows; panel rows are `row` elements apart, weights come
-// TILE_FILTERS a row, and totals of successive filters are `row` apart.
+// total[f][v] (+)= sum over taps t < rows of term(x, w), where vector v of tap t is at
+// x + tap[t] + place[v], weights come TILE_FILTERS a tap, and totals of successive filters are
+// `total_row` apart.
 template <class Op, int FILTERS, int VECTORS, class Cell, class Total>
-inline void tile(const Cell* x, index row, const Cell* w, index rows, Total* total, bool first) {
+inline void tile(const Cell* x, const index* tap, const index* place, const Cell* w, index rows,
+                 Total* total, index total_row, bool first) {
     Vec<Total> sum[FILTERS][VECTORS] = {};
-    for (index t = 0; t < rows; ++t, x += row, w += TILE_FILTERS) {
+    const Cell* from[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) from[v] = x + place[v];
+    for (index t = 0; t < rows; ++t, w += TILE_FILTERS) {
         Vec<Cell> pixels[VECTORS];
 #pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; ++v) pixels[v] = load(x + v * LANES<Cell>);
+        for (int v = 0; v < VECTORS; ++v) pixels[v] = load(from[v] + tap[t]);
 #pragma GCC unroll 8
         for (int f = 0; f < FILTERS; ++f) {
             const Vec<Cell> weight = broadcast(w[f]);
@@ -44,7 +48,7 @@ inline void tile(const Cell* x, index row, const Cell* w, index rows, Total* tot
     for (int f = 0; f < FILTERS; ++f)
 #pragma GCC unroll 8
         for (int v = 0; v < VECTORS; ++v) {
-            Total* t = total + f * row + v * LANES<Total>;
+            Total* t = total + f * total_row + v * LANES<Total>;
             store(t, first ? sum[f][v] : load(t) + sum[f][v]);
         }
 }
@@ -66,11 +70,11 @@ inline void with_filters(index filters, F f) {
 
 // A tile of `filters` filters along all of a panel's `vectors` vectors.
 template <class Op, class Cell, class Total>
-inline void tile_row(index filters, index vectors, const Cell* x, index row, const Cell* w, index rows,
-                     Total* total, bool first) {
+inline void tile_row(index filters, index vectors, const Cell* x, const index* tap, const index* place,
+                     const Cell* w, index rows, Total* total, index total_row, bool first) {
     for (index v = 0; v < vectors; v += TILE_VECTORS) {
         const auto run = [&](auto f, auto n) {
-            tile<Op, f.value, n.value>(x + v * LANES<Cell>, row, w, rows, total + v * LANES<Total>,
+            tile<Op, f.value, n.value>(x, tap, place + v, w, rows, total + v * LANES<Total>, total_row,
                                        first);
         };
         if (vectors - v >= TILE_VECTORS) with_filters<TILE_VECTORS>(filters, run);

@@ -1,0 +1,119 @@
+// The cheaper panel: where every vector of pixels lies in one row and neighbouring pixels are neighbours
+// in the source, the taps of a row are the same numbers shifted. Then a panel is the source rows that its
+// windows touch ("lines", with their zero padding), each copied once, and a tap is an offset into them.
+#pragma once
+
+#include "panel.hpp"
+
+namespace mulfree::MULFREE_ISA {
+
+constexpr int LINE_SPANS = 4;  // spans copied together, so that masks and sums stay in registers
+
+struct Lines {
+    index width;            // elements of a line, whole vectors
+    index channel;          // elements of the lines of one channel
+    index lanes;
+    index low_row, low_column;  // the least that a tap adds to a row and a column
+    index row_reach, column_reach;
+
+    // Room for lines is what makes them cheaper than the matrix (positions rows of `row` elements); a
+    // panel that needs more is packed as a matrix.
+    Lines(const Axis& h, const Axis& w, index row, index lanes_) : lanes(lanes_) {
+        row_reach = (larger(h.taps, 1) - 1) * larger(h.tap_step, -h.tap_step);
+        column_reach = (larger(w.taps, 1) - 1) * larger(w.tap_step, -w.tap_step);
+        low_row = h.tap_step < 0 ? -row_reach : 0;
+        low_column = w.tap_step < 0 ? -column_reach : 0;
+        width = round_up(smaller(w.pixels, row) + column_reach, lanes);
+        channel = h.taps * w.taps * row * 5 / 8 / (LINE_SPANS * lanes) * (LINE_SPANS * lanes);
+        if (w.step != 1 || w.pixels % lanes || channel < width) channel = 0;
+    }
+
+    index tap(const Axis& h, const Axis& w, index position) const {
+        const index i = position / w.taps, j = position % w.taps;
+        return (i * h.tap_step - low_row) * width + j * w.tap_step - low_column;
+    }
+
+    // Whether the lines of these vectors fit; if so, where each vector's window starts.
+    bool cover(const Run* runs, const index* start, index vectors, const Axis& h, const Axis& w,
+               index* place) {
+        if (!channel) return false;
+        first_column = runs[0].column;
+        count = 0;
+        for (index v = 0; v < vectors; ++v) {
+            const Run& run = runs[start[v]];
+            if (run.count < lanes && v + 1 < vectors) return false;
+            const bool new_row = v > 0 && runs[start[v - 1]].row != run.row;
+            if (new_row) first_column = 0;
+        }
+        for (index v = 0; v < vectors; ++v) {
+            const Run& run = runs[start[v]];
+            const bool follows = v > 0 && runs[start[v - 1]].image == run.image;
+            line[v] = follows ? line[v - 1] + (run.row - runs[start[v - 1]].row) * h.step : count;
+            count = line[v] + row_reach + 1;
+            if (run.column - first_column + lanes + column_reach > width || count * width > channel)
+                return false;
+            place[v] = line[v] * width + (run.column - first_column) * w.step;
+        }
+        return true;
+    }
+
+    // One span for every vector of every line, rounded up to whole groups with empty ones.
+    template <class T>
+    void find_spans(const Run* runs, const index* start, index vectors, const Image<T>& x, const Axis& h,
+                    const Axis& w, Span* spans) {
+        const index per_line = width / lanes;
+        index done = 0;
+        for (index v = 0; v < vectors; ++v) {
+            const Run& run = runs[start[v]];
+            const index row = run.row * h.step + h.offset + low_row;
+            const index column = first_column + w.offset + low_column;
+            for (; done < line[v] + row_reach + 1; ++done) {
+                const index r = row + done - line[v];
+                for (index k = 0; k < per_line; ++k) {
+                    const index c = column + k * lanes;
+                    const index first = smaller(lanes, larger(0, -c));
+                    const index last = r < 0 || r >= h.size ? 0 : larger(0, smaller(lanes, w.size - c));
+                    *spans++ = first < last ? make_span(run.image * x.batch + r * x.row + c, first, last)
+                                            : Span{0, 0, 0};
+                }
+            }
+        }
+        groups = ceil_div(count * per_line, LINE_SPANS);
+        for (index k = count * per_line; k < groups * LINE_SPANS; ++k) *spans++ = {0, 0, 0};
+    }
+
+    index groups;  // of LINE_SPANS spans
+
+private:
+    index line[PANEL_VECTORS], count, first_column;
+};
+
+// Copies the lines of `channels` channels; with SUMS, also their sums over the channels and the sums of
+// their magnitudes.
+template <bool SUMS, class T>
+inline void pack_lines(const Span* spans, const Lines& lines, const T* x, index channel_stride,
+                       index channels, T* panel, T* sums) {
+    for (index g = 0; g < lines.groups; ++g, spans += LINE_SPANS) {
+        const index at = g * LINE_SPANS * LANES<T>;
+        Vec<T> sum[LINE_SPANS] = {}, magnitude[LINE_SPANS] = {};
+        const T* from = x;
+        T* to = panel + at;
+        for (index c = 0; c < channels; ++c, from += channel_stride, to += lines.channel) {
+#pragma GCC unroll 4
+            for (int k = 0; k < LINE_SPANS; ++k) {
+                const Vec<T> v = gather<CONTIGUOUS>(spans + k, spans + k + 1, from, 1);
+                store(to + k * LANES<T>, v);
+                if constexpr (SUMS) sum[k] += v, magnitude[k] += abs(v);
+            }
+        }
+        if constexpr (SUMS) {
+#pragma GCC unroll 4
+            for (int k = 0; k < LINE_SPANS; ++k) {
+                store(sums + at + k * LANES<T>, sum[k]);
+                store(sums + lines.channel + at + k * LANES<T>, magnitude[k]);
+            }
+        }
+    }
+}
+
+}  // namespace mulfree::MULFREE_ISA
