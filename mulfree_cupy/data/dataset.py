@@ -1,0 +1,129 @@
+"""Labelled images in memory, their statistics, and the split of what comes undivided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Dataset:
+    """Labelled images of one size.
+
+    Parameters
+    ----------
+    images : ndarray of uint8, shape (N, C, H, W)
+        In C order.
+    labels : ndarray of int64, shape (N,)
+        Indices into `classes`.
+    classes : tuple of str
+        The names of the classes.
+    name : str
+        What the data set is called in reports.
+
+    Raises
+    ------
+    TypeError
+        If an array has another dtype.
+    ValueError
+        If a shape does not fit, nothing is in it, or a label has no class.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mulfree_cupy.data import Dataset
+    >>> Dataset(np.zeros((2, 3, 4, 4), np.uint8), np.array([0, 1]), ("cat", "dog"), "pets")
+    Dataset('pets', 2 images of 3x4x4, 2 classes)
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    name: str
+
+    def __post_init__(self) -> None:
+        for field, dtype, ndim in (("images", np.uint8, 4), ("labels", np.int64, 1)):
+            array = getattr(self, field)
+            if not isinstance(array, np.ndarray) or array.dtype != dtype:
+                given = getattr(array, "dtype", type(array).__name__)
+                raise TypeError(
+                    f"Dataset: {field} must be an array of {np.dtype(dtype)}, got {given}"
+                )
+            if array.ndim != ndim or array.size == 0:
+                raise ValueError(
+                    f"Dataset: {field} must be a {ndim}-D array and not empty, "
+                    f"got shape {array.shape}"
+                )
+        if not self.images.flags.c_contiguous:
+            raise ValueError("Dataset: images must be in C order; use np.ascontiguousarray")
+        if len(self.images) != len(self.labels):
+            raise ValueError(
+                f"Dataset: {len(self.images)} images but {len(self.labels)} labels in {self.name}"
+            )
+        low, high = self.labels.min(), self.labels.max()
+        if low < 0 or high >= len(self.classes):
+            raise ValueError(
+                f"Dataset: labels must be 0..{len(self.classes) - 1} for {len(self.classes)} "
+                f"classes, got {low}..{high} in {self.name}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.images.shape[1:]))
+        return f"Dataset({self.name!r}, {len(self)} images of {size}, {len(self.classes)} classes)"
+
+
+def statistics(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel over all images, in units of a pixel value.
+
+    Both come from exact integer sums: ``std**2 = sum(x**2) / n - mean**2``.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        The training part, as a rule.
+
+    Returns
+    -------
+    mean, std : ndarray of float64, shape (C,)
+
+    Examples
+    --------
+    >>> from mulfree_cupy import data
+    >>> mean, std = data.statistics(data.load("digits")[0])
+    >>> print(mean.round(2), std.round(2))
+    [4.88] [6.02]
+    """
+    images = dataset.images
+    count = images[:, 0].size
+    mean = images.sum(axis=(0, 2, 3), dtype=np.int64) / count
+    squares = np.einsum("nchw,nchw->c", images, images, dtype=np.int64) / count
+    return mean, np.sqrt(np.maximum(squares - mean**2, 0))
+
+
+def split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the training and of the test images: every fifth image of a class is for testing.
+
+    Parameters
+    ----------
+    labels : ndarray of int, shape (N,)
+
+    Returns
+    -------
+    train, test : ndarray of int, in ascending order
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mulfree_cupy import data
+    >>> data.split(np.array([0, 0, 1, 0, 0, 0, 1]))
+    (array([0, 1, 2, 3, 4, 6]), array([5]))
+    """
+    by_class = np.argsort(labels, kind="stable")
+    counts = np.unique(labels, return_counts=True)[1]
+    place = np.empty(len(labels), np.int64)
+    place[by_class] = np.concatenate([np.arange(count) for count in counts])
+    return np.flatnonzero(place % 5 != 4), np.flatnonzero(place % 5 == 4)

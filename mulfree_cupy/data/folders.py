@@ -1,0 +1,171 @@
+"""Images in class folders, such as ``cat/1.png``: which part each is in, and their decoding."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+
+from mulfree_cupy.data.archives import Files
+from mulfree_cupy.data.dataset import Dataset, split
+from mulfree_cupy.data.progress import progress
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"}
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")
+_GRAY_MODES = {"1", "L"}
+_MODES = {*_GRAY_MODES, "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}  # 8 bits a channel
+_MOST_PIXELS = 1 << 26  # of one image; more is a decompression bomb
+_MOST_BYTES = 16 << 30  # of all images of a part, decoded
+_CHUNK = 64  # images decoded as one task
+
+
+class _Image(NamedTuple):
+    label: str
+    where: str
+    read: Callable[[], bytes]
+
+
+def load(
+    contents: list[Files], sources: list[Path], path: Path, size: tuple[int, int] | None
+) -> tuple[Dataset, Dataset]:
+    """The training and the test part: of one source, or one source each."""
+    if len(sources) == 1:
+        parts = _divide(contents[0], path)
+    else:
+        parts = [_only_group(files, path) for files, path in zip(contents, sources, strict=True)]
+    train, test = parts
+    classes = tuple(sorted({image.label for image in train}))
+    index = {label: number for number, label in enumerate(classes)}
+    for image in test:
+        if image.label not in index:
+            raise ValueError(f"{image.where}: no training image is of class {image.label!r}")
+
+    def dataset(images: list[_Image]) -> Dataset:
+        labels = np.array([index[image.label] for image in images], np.int64)
+        return Dataset(_decode(images, size, path), labels, classes, path.name.split(".")[0])
+
+    datasets = dataset(train), dataset(test)
+    shapes = [part.images.shape[1:] for part in datasets]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{path}: training images of (C, H, W) = {shapes[0]} but test images of {shapes[1]}"
+        )
+    return datasets
+
+
+def _divide(files: Files, path: Path) -> tuple[list[_Image], list[_Image]]:
+    """The images of ``train/`` and ``test/``, or an undivided collection split."""
+    groups = _groups(files, path)
+    by_name = {PurePosixPath(folder).name: images for folder, images in groups.items()}
+    for test in ("test", "val"):
+        if len(groups) == 2 and set(by_name) == {"train", test}:
+            return by_name["train"], by_name[test]
+    images = _only_group(files, path)
+    train, test = split(np.unique([image.label for image in images], return_inverse=True)[1])
+    if len(test) == 0:
+        raise ValueError(
+            f"{path}: {len(images)} images in {len({image.label for image in images})} classes are "
+            "too few to split: every fifth of a class is a test image"
+        )
+    return [images[i] for i in train], [images[i] for i in test]
+
+
+def _only_group(files: Files, path: Path) -> list[_Image]:
+    groups = _groups(files, path)
+    if len(groups) != 1:
+        found = ", ".join(repr(folder) for folder in sorted(groups)[:6])
+        raise ValueError(
+            f"{path}: class folders lie in {len(groups)} folders ({found}); expected one, or "
+            "train and test"
+        )
+    return groups.popitem()[1]
+
+
+def _groups(files: Files, path: Path) -> dict[str, list[_Image]]:
+    """The images under each folder that has class folders, sorted by name."""
+    groups = defaultdict(list)
+    for name in sorted(files):
+        pure = PurePosixPath(name)
+        if pure.suffix.lower() not in _SUFFIXES:
+            continue
+        if len(pure.parts) < 2:
+            raise ValueError(f"{path}: {name} is in no class folder, such as cat/{name}")
+        image = _Image(pure.parts[-2], f"{path}: {name}", files[name])
+        groups["/".join(pure.parts[:-2])].append(image)
+    if not groups:
+        raise ValueError(
+            f"{path}: no CIFAR binary files, no idx files and no images "
+            f"({', '.join(sorted(_SUFFIXES))}) among {len(files)} files"
+        )
+    return groups
+
+
+def _decode(images: list[_Image], size: tuple[int, int] | None, path: Path) -> np.ndarray:
+    """The pixels, uint8 of shape (N, C, H, W); C is 1 if every image is gray, else 3."""
+    pillow = _pillow()
+    height, width = _pixels(pillow, images[0], size)[0].shape[:2]
+    if len(images) * 3 * height * width > _MOST_BYTES:
+        raise ValueError(
+            f"{path}: {len(images)} images of {height}x{width} take more than "
+            f"{_MOST_BYTES >> 30} GiB decoded; pass a smaller image_size"
+        )
+    out = np.empty((len(images), 3, height, width), np.uint8)
+
+    def decode(start: int) -> bool:
+        gray = True
+        for i in range(start, min(start + _CHUNK, len(images))):
+            pixels, is_gray = _pixels(pillow, images[i], size)
+            if pixels.shape[:2] != (height, width):
+                raise ValueError(
+                    f"{images[i].where} is {pixels.shape[0]}x{pixels.shape[1]}, but "
+                    f"{images[0].where} is {height}x{width}; pass image_size to resize all"
+                )
+            out[i] = pixels.transpose(2, 0, 1)
+            gray &= is_gray
+        return gray
+
+    # Thumbnails spend their time in Python, where threads only get in each other's way.
+    threads = (os.cpu_count() or 1) if height * width > 64 * 64 else 1
+    with ThreadPoolExecutor(threads) as pool:
+        starts = range(0, len(images), _CHUNK)
+        chunks = progress(pool.map(decode, starts), "decoding", " images", len(starts), _CHUNK)
+        gray = all(list(chunks))
+    return np.ascontiguousarray(out[:, :1]) if gray else out
+
+
+def _pixels(
+    pillow: ModuleType, image: _Image, size: tuple[int, int] | None
+) -> tuple[np.ndarray, bool]:
+    """One image as RGB, uint8 of shape (H, W, 3), and whether it is gray."""
+    data = image.read()
+    # Pillow's decoders raise nearly everything on damaged input, and warnings may be errors too.
+    try:
+        with pillow.open(io.BytesIO(data), formats=_FORMATS) as picture:
+            if picture.mode not in _MODES:
+                raise ValueError(f"mode {picture.mode}, expected 8 bits a channel")
+            if picture.width * picture.height > _MOST_PIXELS:
+                raise ValueError(f"{picture.width}x{picture.height} pixels are too many")
+            gray = picture.mode in _GRAY_MODES
+            picture = picture.convert("RGB")
+            if size is not None:
+                picture = picture.resize(size[::-1], pillow.Resampling.BILINEAR)
+            return np.asarray(picture), gray
+    except Exception as error:
+        raise ValueError(f"{image.where}: no readable image: {error}") from error
+
+
+def _pillow() -> ModuleType:
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ImportError(
+            "load: images are decoded by Pillow; pip install 'mulfree_cupy[train]'"
+        ) from error
+    return Image

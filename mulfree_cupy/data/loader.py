@@ -1,0 +1,155 @@
+"""Batches of a data set, prepared ahead by one background thread."""
+
+from __future__ import annotations
+
+import operator
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+
+from mulfree_cupy.data.augment import Augment
+from mulfree_cupy.data.dataset import Dataset
+
+
+class Loader:
+    """Iterate over a data set in normalised batches, ``(augment(image) - mean) / std``.
+
+    The order and the augmentation of an epoch depend on ``(seed, epoch)`` alone, so a run resumed
+    with ``loader.epoch = e`` sees the very batches, bit for bit, of one that never stopped. Batch
+    by batch they depend on ``(seed, epoch, batch)``: to resume inside an epoch, skip what has been
+    seen with ``itertools.islice(loader, seen, None)``.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    batch_size : int
+        The last batch has what is left.
+    shuffle : bool
+        A new order each epoch, or the data set's own.
+    augment : callable, optional
+        Takes uint8 images (N, C, H, W) and a `numpy.random.Generator` and returns such images, as
+        `RandomCrop` and `RandomFlip` do.
+    mean, std : float or sequence of C floats
+        In units of a pixel value, as `statistics` returns them.
+    seed : int
+        At least 0.
+    dtype : {float32, float64}
+        Of the images.
+    prefetch : int, default 2
+        Batches prepared ahead, at least 1.
+
+    Attributes
+    ----------
+    epoch : int
+        The epoch that the next loop goes through; 0 at first, one more after each whole loop.
+
+    Raises
+    ------
+    TypeError
+        If an integer is none, or `dtype` is another.
+    ValueError
+        If an integer is too small, `mean` or `std` does not fit the channels, or a `std` is not
+        positive.
+
+    Notes
+    -----
+    What `augment` raises comes out of the loop. However the loop ends, its thread ends with it.
+    The streams of `numpy.random.Generator` may change between NumPy versions.
+
+    Examples
+    --------
+    >>> from mulfree_cupy import data
+    >>> train, test = data.load("digits")
+    >>> mean, std = data.statistics(train)
+    >>> loader = data.Loader(train, 500, shuffle=True, mean=mean, std=std, seed=0)
+    >>> for images, labels in loader:
+    ...     print(images.shape, images.dtype, labels.shape)
+    (500, 1, 8, 8) float32 (500,)
+    (500, 1, 8, 8) float32 (500,)
+    (442, 1, 8, 8) float32 (442,)
+    >>> len(loader), loader.epoch
+    (3, 1)
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        augment: Augment | None = None,
+        mean: float | np.ndarray,
+        std: float | np.ndarray,
+        seed: int,
+        dtype: np.dtype | type = np.float32,
+        prefetch: int = 2,
+    ) -> None:
+        self.dataset = dataset
+        self.batch_size = _integer("batch_size", batch_size, 1)
+        self.shuffle = shuffle
+        self.augment = augment
+        self.seed = _integer("seed", seed, 0)
+        self.prefetch = _integer("prefetch", prefetch, 1)
+        self.epoch = 0
+        self.dtype = np.dtype(dtype)
+        if self.dtype not in (np.float32, np.float64):
+            raise TypeError(f"Loader: dtype must be float32 or float64, got {self.dtype}")
+        self._mean = self._channels("mean", mean)
+        self._std = self._channels("std", std)
+        if not (self._std > 0).all():
+            raise ValueError(f"Loader: std must be positive, got {std}")
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        epoch = _integer("epoch", self.epoch, 0)
+        order = np.arange(len(self.dataset))
+        if self.shuffle:
+            np.random.default_rng((self.seed, epoch, 0)).shuffle(order)
+        pool = ThreadPoolExecutor(1, thread_name_prefix="mulfree-loader")
+        batches = (pool.submit(self._batch, order, epoch, number) for number in range(len(self)))
+        try:
+            ahead = deque(islice(batches, self.prefetch))
+            while ahead:
+                batch = ahead.popleft().result()
+                ahead.extend(islice(batches, 1))
+                yield batch
+        finally:
+            pool.shutdown(cancel_futures=True)
+        self.epoch = epoch + 1
+
+    def _batch(self, order: np.ndarray, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+        chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
+        images = self.dataset.images[chosen]
+        if self.augment is not None:
+            # Stream 0 of the epoch is the order's.
+            images = self.augment(images, np.random.default_rng((self.seed, epoch, number + 1)))
+        normalised = images.astype(self.dtype)
+        normalised -= self._mean
+        normalised /= self._std
+        return normalised, self.dataset.labels[chosen]
+
+    def _channels(self, name: str, value: float | np.ndarray) -> np.ndarray:
+        channels = self.dataset.images.shape[1]
+        array = np.asarray(value, self.dtype)
+        if array.shape not in ((), (channels,)) or not np.isfinite(array).all():
+            raise ValueError(
+                f"Loader: {name} must be a finite number or one for each of {channels} channels, "
+                f"got {value}"
+            )
+        return np.broadcast_to(array, channels)[:, np.newaxis, np.newaxis]
+
+
+def _integer(name: str, value: int, least: int) -> int:
+    try:
+        value = operator.index(value)
+    except TypeError:
+        raise TypeError(f"Loader: {name} must be an integer, got {value!r}") from None
+    if value < least:
+        raise ValueError(f"Loader: {name} must be at least {least}, got {value}")
+    return value
