@@ -1,7 +1,8 @@
-// 5_implicit_conv: the convolution itself: gather pixels into the tile, fetch the next one meanwhile
+// 5_implicit_conv: gather pixels straight into the tile, and fetch the next tile meanwhile
 //
 // Fixes: 4_vectorised_loads needs im2col's copy, kh*kw times x, and waits for each tile it loads
-// Cost: L / F + L / P global loads, (L / EACH_F + L / EACH_P) / (16 bytes) shared loads, 2 L adds per output
+// Cost: L / F + L / P global loads, (L / EACH_F + L / EACH_P) / (16 bytes) shared loads and
+// 2 L adds per output
 //
 // y[n, k, oh, ow] = bias[k] - sum over c, i, j of |x[n, c, h, w] - w[k, c, i, j]| with
 // h = oh*sh - ph + i*dh, w = ow*sw - pw + j*dw. Outside the image x is 0, and the tap counts.
@@ -9,9 +10,11 @@
 // A block owns F filters of one group times P output pixels, taken through all images in a row, so
 // that small planes fill a tile too. A thread owns EACH_F x EACH_P of them. Step s of the sum uses
 // one of two buffers; meanwhile the elements of step s + 1 travel from global memory to registers,
-// and from there, after the arithmetic, into the other buffer: one barrier a step. The taps of step
-// s + 2 are decoded by DEPTH threads; nobody divides in the inner loop. Past the end of the sum both
+// and from there, after the arithmetic, into the other buffer: one barrier a step. DEPTH threads
+// decode the taps of step s + 2 for all; a pixel costs no division. Past the end of the sum both
 // operands are 0, and |0 - 0| adds nothing.
+//
+// Offsets have 32 bits: the launcher passes no more images at once than that allows.
 //
 // T: float or double. F, P, EACH_F, EACH_P, DEPTH: the tile. W_VECTOR: weights in one global load;
 // L = C/groups*kh*kw must be a multiple. Y_VECTOR: outputs in one store; OH*OW must be a multiple.

@@ -21,8 +21,8 @@ struct Pixel {
 template <class Element>
 __device__ __forceinline__ Element gather(const Element* image, const Pixel& pixel, const Tap& tap,
                                           int height, int width) {
-  const bool inside =
-      (unsigned)(pixel.h + tap.h) < (unsigned)height && (unsigned)(pixel.w + tap.w) < (unsigned)width;
+  const bool inside = (unsigned)(pixel.h + tap.h) < (unsigned)height &&
+                      (unsigned)(pixel.w + tap.w) < (unsigned)width;
   return inside ? image[pixel.offset + tap.offset] : Element(0);
 }
 

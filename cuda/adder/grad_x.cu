@@ -3,8 +3,8 @@
 // Fixes: a scatter needs atomic additions, and clip(w - x, -1, 1) * g takes four instructions
 // Cost: 2 instructions (multiply-add, one of them saturated) a term; loads as in 5_implicit_conv
 //
-// grad_x[n, c, h, w] = sum over k, i, j of clip(w[k, c, i, j] - x[n, c, h, w], -1, 1) * g[n, k, oh, ow]
-// with oh*sh - ph + i*dh = h and ow*sw - pw + j*dw = w. The tile is 5_implicit_conv's with g in the
+// grad_x[n, c, h, w] = sum over k, i, j of clip(w[k, c, i, j] - x[n, c, h, w], -1, 1) times
+// g[n, k, oh, ow] with oh*sh - ph + i*dh = h and ow*sw - pw + j*dw = w. The tile is 5_implicit_conv's with g in the
 // place of x: its columns are gathered from g, its rows are the weights of C channels, and the
 // thread's own pixels of x stay in registers. With a stride only every stride-th tap meets an
 // output, so a launch takes the pixels of one phase, h = first_h + u*sh, whose taps are the same:
