@@ -51,9 +51,6 @@ class Cuda:
     def context(self) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
 
-    def kernel(self, code: str, name: str) -> Any:
-        return self.xp.RawKernel(code, name)
-
     def numpy(self, array: Any) -> np.ndarray:
         return self.xp.asnumpy(array)
 
@@ -135,9 +132,6 @@ class Emulated:
 
     def context(self) -> contextlib.AbstractContextManager:
         return mf.emulated_cuda()
-
-    def kernel(self, code: str, name: str) -> Any:
-        return mf.emulator.RawKernel(code, name)
 
     def numpy(self, array: np.ndarray) -> np.ndarray:
         return array

@@ -24,6 +24,29 @@ from mulfree_cupy.launch.adder import ADDER_KERNELS
 FILLED = [layer.with_batch(16 * layer.batch) for layer in LAYERS if layer.stride == 1]
 
 TEST_SECONDS = 150
+
+RATE_SOURCES = Path(__file__).parent / "rates"
+THREADS = 256
+BLOCKS = 48  # of 256 threads a multiprocessor: full waves whether it holds 4, 6 or 8 of them
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One micro-benchmark: `results` is what a thread does in a round."""
+
+    name: str
+    file: str
+    entry: str
+    results: int
+    dtype: type
+
+
+RATES = [
+    Rate("float32 terms, 2 FADD", "vabsdiff4.cu", "fadd_pair", 256, np.float32),
+    Rate("uint8 terms, VABSDIFF4.ACC", "vabsdiff4.cu", "vabsdiff4_acc", 1024, np.uint32),
+    Rate("uint8 terms, VABSDIFF4 + DP4A", "vabsdiff4.cu", "vabsdiff4_dp4a", 1024, np.uint32),
+    Rate("bits ANDed and counted, MMA", "binary_mma.cu", "binary_and_popc", 65536, np.int32),
+]
 FIELDS = "x", "w", "grad", "bytes_x", "bytes_w"
 
 
@@ -71,7 +94,7 @@ def run(out: Path, minutes: float, emulated: bool) -> int:
     # Every run on a GPU is kept, so its file is named after the device and the commit.
     stem = f"gpu {record['device']['name']} {record['machine']['commit'].split()[0]}"
     stem = stem.lower().replace(" ", "-")
-    sections = [rates, layers, peers] if emulated else [tests, rates, bandwidth, layers, peers]
+    sections = [layers] if emulated else [tests, rates, bandwidth, layers, peers]
     for section in sections:
         name = section.__name__
         print(f"{name} ...", flush=True)
@@ -121,7 +144,25 @@ def tests(state: Run) -> None:
 
 
 def rates(state: Run) -> None:
-    """Instructions a clock and multiprocessor, of those that everything later rests on."""
+    """Results a clock and multiprocessor of the instructions that the kernels rest on."""
+    state.record["rates"] = {rate.name: _rate(state.device, rate) for rate in RATES}
+
+
+def _rate(device: devices.Cuda, rate: Rate) -> dict[str, float]:
+    code = (RATE_SOURCES / rate.file).read_text(encoding="utf-8")
+    kernel = device.xp.RawKernel(code, rate.entry)
+    blocks, rounds = BLOCKS * device.multiprocessors, 16
+    out, seed = device.xp.empty(blocks * THREADS, rate.dtype), rate.dtype(3)
+
+    def launch(rounds):
+        kernel((blocks,), (THREADS,), (out, seed, np.int32(rounds)))
+
+    once = device.seconds(lambda: launch(rounds))["min"]
+    enough = max(rounds, int(rounds * 0.01 / once))
+    seconds = device.seconds(lambda: launch(enough))["median"]
+    per_second = rate.results * blocks * THREADS * enough / seconds
+    per_clock = per_second / (device.clock() * device.multiprocessors)
+    return {"per_clock": per_clock, "per_second": per_second}
 
 
 def bandwidth(state: Run) -> None:
@@ -222,9 +263,6 @@ def _measured(
 
 def peers(state: Run) -> None:
     """torch.cdist and cuDNN's convolution at the same layers, if torch sees the GPU."""
-    if isinstance(state.device, devices.Emulated):
-        state.record["peers"] = "not in an emulated run"
-        return
     try:
         import torch
     except ImportError:

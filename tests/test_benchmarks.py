@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -206,26 +207,36 @@ class TestGpu:
         assert_publishable(file)
 
     def test_a_wrong_kernel_is_recorded(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(gpu, "rates", _section("rates"))
         monkeypatch.setattr(gpu.devices.Emulated, "numpy", lambda self, array: array + 1)
         assert gpu.run(tmp_path, 8, emulated=True) == 1
         (file,) = tmp_path.glob("*.md")
         assert "Wrong answers" in file.read_text(encoding="utf-8")
 
-    def test_a_section_that_fails_costs_no_other(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(gpu, "rates", _section("rates", RuntimeError(f"no {ROOT}/x.cu")))
-        monkeypatch.setattr(gpu, "layers", _section("layers"))
+    def test_a_section_that_fails_is_recorded(self, monkeypatch, tmp_path):
+        def layers(state):
+            raise RuntimeError(f"no {ROOT}/x.cu")
+
+        monkeypatch.setattr(gpu, "layers", layers)
         assert gpu.run(tmp_path, 8, emulated=True) == 1
         (file,) = tmp_path.glob("*.json")
         record = json.loads(file.read_text(encoding="utf-8"))
-        assert record["errors"] == {"rates": "RuntimeError: no ./x.cu"}
-        assert record["peers"] == "not in an emulated run"
+        assert record["errors"] == {"layers": "RuntimeError: no ./x.cu"}
 
     def test_out_of_time(self, tmp_path):
         gpu.run(tmp_path, 0, emulated=True)
         (file,) = tmp_path.glob("*.json")
-        left_out = json.loads(file.read_text(encoding="utf-8"))["left_out"]
-        assert left_out == ["rates", "layers", "peers"]
+        assert json.loads(file.read_text(encoding="utf-8"))["left_out"] == ["layers"]
+
+    @pytest.mark.parametrize("rate", gpu.RATES, ids=lambda rate: rate.entry)
+    def test_rates_count_what_their_source_does(self, rate):
+        code = (gpu.RATE_SOURCES / rate.file).read_text(encoding="utf-8")
+        assert f" {rate.entry}(" in code
+        chains, steps = (
+            int(re.search(rf"#define {n} (\d+)", code)[1]) for n in ("CHAINS", "STEPS")
+        )
+        # Four differences an instruction; 32768 bits a product of the 32 threads of a warp.
+        each = {np.float32: 1, np.uint32: 4, np.int32: 32768 // 32}[rate.dtype]
+        assert rate.results == chains * steps * each
 
     @pytest.mark.parametrize(
         "exit_status, result, good",
@@ -285,15 +296,6 @@ class TestReport:
         assert status["convolution/im2col.cu"] == "right on H200, 2026-01-01, commit abc"
         assert status["adder/2_shared_tile.cu"] == "WRONG on a GPU"
         assert status["adder/3_register_tile.cu"] == report.NOT_RUN
-
-
-def _section(name, error=None):
-    def section(state):
-        if error is not None:
-            raise error
-
-    section.__name__ = name
-    return section
 
 
 def test_help_names_every_command():
