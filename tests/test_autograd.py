@@ -24,6 +24,10 @@ IMAGE, FILTERS = rng.normal(size=(2, 4, 5, 6)), rng.normal(size=(6, 2, 3, 2))
 CASES = {
     "absolute": lambda: (abs, A),
     "add": lambda: (lambda a, b: a + b, A, ROW),
+    "batch_norm": lambda: (
+        lambda x, w, b, r: apply("batch_norm", x, w, b, r, relu=True, eps=1e-3),
+        *(IMAGE, rng.normal(size=4), rng.normal(size=4), rng.choice([-9.0, 9.0], IMAGE.shape)),
+    ),
     "conv": lambda: (
         lambda x, w, b: apply("conv", x, w, b, stride=(2, 1), padding=1, groups=2),
         IMAGE,
@@ -41,6 +45,10 @@ CASES = {
     "log": lambda: (lambda a: apply("log", a), POSITIVE),
     "matmul": lambda: (lambda a, b: a @ b, A, B.T),
     "maximum": lambda: (lambda a, b: apply("maximum", a, b), A, B),
+    "max_pool": lambda: (
+        lambda a: apply("max_pool", a, kernel_size=3, stride=2, padding=1),
+        IMAGE,
+    ),
     "mean": lambda: (lambda a: a.mean(axis=0), A),
     "multiply": lambda: (lambda a, b: a * b, A, ROW[:, None][:3]),
     "negative": lambda: (lambda a: -a, A),
@@ -74,6 +82,30 @@ def test_a_composition_is_differentiated():
         return (hidden @ v) ** 2 / (1 + abs(hidden).sum())
 
     check_gradients(network, IMAGE, FILTERS, rng.normal(size=(6, 3)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (4, 3, 2, 5)])
+@pytest.mark.parametrize("relu", [False, True])
+def test_batch_norm_with_given_statistics(shape, relu):
+    statistics = dict(mean=rng.normal(size=3), variance=rng.uniform(1, 2, size=3))
+    check_gradients(
+        lambda x, w, b: apply("batch_norm", x, w, b, relu=relu, eps=1e-3, **statistics),
+        *(rng.normal(size=shape), rng.normal(size=3), rng.normal(size=3)),
+    )
+
+
+def test_max_pool_is_the_largest_of_each_window():
+    x = rng.normal(size=(2, 3, 7, 6))
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+    y = apply("max_pool", Tensor(x), kernel_size=3, stride=2, padding=1)
+    assert_array_equal(y.data, windows[:, :, ::2, ::2].max(axis=(4, 5)))
+
+
+def test_max_pool_gives_equal_values_one_gradient():
+    x = Tensor(np.zeros((1, 1, 4, 4)), requires_grad=True)
+    apply("max_pool", x, kernel_size=2, stride=2, padding=0).sum().backward()
+    assert_array_equal(x.grad[0, 0], np.tile([[1, 0], [0, 0]], (2, 2)))
 
 
 def test_adder_conv_records_the_published_surrogates():

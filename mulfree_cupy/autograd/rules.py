@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from mulfree_cupy import geometry
 from mulfree_cupy.arrays import namespace
 from mulfree_cupy.ops import adder, convolution
+from mulfree_cupy.ops import batch_norm as normalisation
 
 
 def absolute(a):
@@ -101,6 +103,63 @@ def _with_bias(backward, x, w, bias, options):
     return pullback
 
 
+def batch_norm(
+    x, weight, bias, residual=None, *, relu, eps, mean=None, variance=None, observe=None
+):
+    """`observe(mean, variance, count)` is told the batch's statistics, if none are given."""
+    fixed = mean is not None
+    y, mean, variance = normalisation.batch_norm(
+        x, weight, bias, residual, relu=relu, eps=eps, mean=mean, variance=variance
+    )
+    if not fixed and observe is not None:
+        observe(mean, variance, x.size // len(weight))
+
+    def pullback(g):
+        gradients = normalisation.batch_norm_backward(
+            g, x, y, weight, mean, variance, relu=relu, eps=eps, fixed=fixed
+        )
+        return gradients if residual is not None else gradients[:3]
+
+    return y, pullback
+
+
+def max_pool(x, *, kernel_size, stride, padding):
+    """Largest value of each window; of equal ones the first gets the gradient."""
+    g = geometry.window("max_pool", x.shape, kernel_size, stride=stride, padding=padding)
+    xp = namespace(x)
+    padded = xp.full((*x.shape[:2], *_padded_size(g)), -np.inf, x.dtype)
+    top, side = g.padding
+    inside = np.s_[:, :, top : top + g.height, side : side + g.width]
+    padded[inside] = x
+    seen = [padded[window] for window in _windows(g)]
+    y = seen[0].copy()
+    for view in seen[1:]:
+        xp.maximum(y, view, out=y)
+
+    def pullback(gradient):
+        total = xp.zeros_like(padded)
+        left = gradient.copy()  # what no window position has taken yet
+        for window, view in zip(_windows(g), seen, strict=True):
+            taken = xp.where(view == y, left, 0)
+            left -= taken
+            total[window] += taken
+        return (total[inside],)
+
+    return y, pullback
+
+
+def _padded_size(g):
+    return tuple(size + 2 * p for size, p in zip((g.height, g.width), g.padding, strict=True))
+
+
+def _windows(g):
+    """For each tap the slices of the padded image that it sees."""
+    (sh, sw), rows, columns = g.stride, g.out_height, g.out_width
+    for i in range(g.kernel[0]):
+        for j in range(g.kernel[1]):
+            yield np.s_[:, :, i : i + sh * (rows - 1) + 1 : sh, j : j + sw * (columns - 1) + 1 : sw]
+
+
 def cross_entropy(logits, *, labels):
     """Mean over the batch of -log softmax(logits)[label]; logits (N, classes), labels (N,)."""
     xp = namespace(logits)
@@ -122,6 +181,7 @@ RULES = {
     "absolute": absolute,
     "add": lambda a, b: (a + b, lambda g: (g, g)),
     "adder_conv": adder_conv,
+    "batch_norm": batch_norm,
     "conv": conv,
     "cross_entropy": cross_entropy,
     "divide": lambda a, b: (a / b, lambda g: (g / b, -g * a / (b * b))),
@@ -131,6 +191,7 @@ RULES = {
     "log": lambda a: (namespace(a).log(a), lambda g: (g / a,)),
     "matmul": matmul,
     "maximum": maximum,
+    "max_pool": max_pool,
     "mean": mean,
     "multiply": lambda a, b: (a * b, lambda g: (g * b, g * a)),
     "negative": lambda a: (-a, lambda g: (-g,)),

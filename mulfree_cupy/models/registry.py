@@ -51,7 +51,7 @@ def build(name: str, *, seed: int = 0, **shape: int) -> nn.Module:
     >>> from mulfree_cupy import models
     >>> network = models.build("adder-resnet20")
     >>> sum(p.size for p in network.parameters())
-    274676
+    272484
     """
     if name not in MODELS:
         raise ValueError(f"no model named {name!r}; there are {', '.join(MODELS)}")

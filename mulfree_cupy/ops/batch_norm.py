@@ -1,0 +1,218 @@
+"""Batch normalisation with the residual and the ReLU that follow it, in as few passes as it takes.
+
+On the CPU a pass is a compiled kernel; on the GPU, and without a compiler, it is an array expression.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from mulfree_cupy import arrays, geometry, launch
+from mulfree_cupy.arrays import Array
+
+__all__ = ["batch_norm", "batch_norm_backward"]
+
+
+def batch_norm(
+    x: Array,
+    weight: Array,
+    bias: Array,
+    residual: Array | None = None,
+    *,
+    relu: bool = False,
+    eps: float = 1e-5,
+    mean: Array | None = None,
+    variance: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """Normalise each channel over the batch and the pixels.
+
+    Parameters
+    ----------
+    x : array, shape (N, C, H, W) or (N, C)
+        float32 or float64.
+    weight, bias : arrays, shape (C,)
+    residual : array, shape of x, optional
+        Added before the ReLU.
+    relu : bool
+        Whether a ReLU follows.
+    eps : float
+        Added to the variance.
+    mean, variance : arrays, shape (C,), optional
+        Use these in the place of the batch's own.
+
+    Returns
+    -------
+    y : array, shape of x
+    mean, variance : arrays, shape (C,)
+        The statistics used; the variance is the biased one.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, or a batch without elements has no statistics.
+    TypeError
+        If a dtype is not served, or the arrays are on different devices.
+
+    Notes
+    -----
+    ``y = relu((x - mean) / sqrt(variance + eps) * weight + bias + residual)``.
+
+    References
+    ----------
+    .. [1] S. Ioffe and C. Szegedy, "Batch Normalization", ICML 2015.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mulfree_cupy.ops.batch_norm import batch_norm
+    >>> y, mean, variance = batch_norm(np.array([[1.0], [3.0]]), np.ones(1), np.zeros(1), eps=0)
+    >>> y.ravel(), mean, variance
+    (array([-1.,  1.]), array([2.]), array([1.]))
+    """
+    x, weight, bias, residual, mean, variance = arrays.take_floats(
+        "batch_norm",
+        x=x,
+        weight=weight,
+        bias=bias,
+        residual=residual,
+        mean=mean,
+        variance=variance,
+    )
+    _check("batch_norm", x, weight=weight, bias=bias, mean=mean, variance=variance)
+    if residual is not None:
+        geometry.check_shape("batch_norm", "residual", residual.shape, x.shape, "like x")
+    kernels = _kernels(x)
+    planes, added = _planes(x), _planes(residual)
+    if mean is None:
+        if x.size == 0:
+            raise ValueError(f"batch_norm: x of shape {x.shape} has no statistics")
+        mean, variance = (kernels.batch_norm_moments if kernels else _moments)(planes)
+    scale = weight / np.sqrt(variance + x.dtype.type(eps))
+    # About the mean: x * scale + shift would cancel where the mean is many deviations from zero.
+    run = kernels.batch_norm if kernels else _normalise
+    y = run(planes, mean, scale, bias, added, relu)
+    return y.reshape(x.shape), mean, variance
+
+
+def batch_norm_backward(
+    grad: Array,
+    x: Array,
+    y: Array,
+    weight: Array,
+    mean: Array,
+    variance: Array,
+    *,
+    relu: bool = False,
+    eps: float = 1e-5,
+    fixed: bool = False,
+) -> tuple[Array, Array, Array, Array]:
+    """Gradients of `batch_norm` with respect to x, weight, bias and residual.
+
+    Parameters
+    ----------
+    grad, x, y : arrays, shape (N, C, H, W) or (N, C)
+        The gradient of the answer, the input and the answer.
+    weight, mean, variance : arrays, shape (C,)
+        As given to and returned by `batch_norm`.
+    relu, eps
+        As given to `batch_norm`.
+    fixed : bool
+        Whether mean and variance were given, and so do not depend on x.
+
+    Returns
+    -------
+    grad_x, grad_weight, grad_bias, grad_residual : arrays
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mulfree_cupy.ops.batch_norm import batch_norm, batch_norm_backward
+    >>> x, ones = np.array([[1.0], [2.0], [6.0]]), np.ones(1)
+    >>> y, mean, variance = batch_norm(x, ones, 0 * ones)
+    >>> gradients = batch_norm_backward(np.ones((3, 1)), x, y, ones, mean, variance)
+    >>> gradients[0].ravel().round(6) + 0, gradients[2]
+    (array([0., 0., 0.]), array([3.]))
+    """
+    grad, x, y, weight, mean, variance = arrays.take_floats(
+        "batch_norm_backward", grad=grad, x=x, y=y, weight=weight, mean=mean, variance=variance
+    )
+    _check("batch_norm_backward", x, weight=weight, mean=mean, variance=variance)
+    for name, array in (("grad", grad), ("y", y)):
+        geometry.check_shape("batch_norm_backward", name, array.shape, x.shape, "like x")
+    kernels = _kernels(x)
+    inverse = 1 / np.sqrt(variance + x.dtype.type(eps))
+    answer = _planes(y) if relu else None
+    given = _planes(grad), _planes(x), answer, mean
+    sums, dots = (kernels.batch_norm_sums if kernels else _sums)(*given)
+    grad_weight = dots * inverse
+    count = x.size // len(weight)
+    slope = weight * inverse
+    if fixed:
+        constant = along_x = np.zeros_like(slope)
+    else:
+        constant, along_x = slope * sums / count, slope * grad_weight * inverse / count
+    run = kernels.batch_norm_grad if kernels else _grad
+    grad_x, flow = run(*given, slope, constant, along_x)
+    shaped = (a.reshape(x.shape) for a in (grad_x, flow))
+    return next(shaped), grad_weight, sums, next(shaped)
+
+
+def _check(function, x, **channels):
+    if x.ndim not in (2, 4):
+        raise ValueError(
+            f"{function}: x must have 4 dimensions (N, C, H, W) or 2 (N, C), got shape {x.shape}"
+        )
+    for name, array in channels.items():
+        if array is not None:
+            geometry.check_shape(function, name, array.shape, (x.shape[1],), "(C,)")
+
+
+def _planes(x):
+    """x as (N, C, pixels) in C order."""
+    return None if x is None else arrays.contiguous(x).reshape(*x.shape[:2], math.prod(x.shape[2:]))
+
+
+def _kernels(x):
+    """The compiled kernels where they can serve."""
+    kernels = launch.cpu_kernels() if arrays.namespace(x) is np else None
+    return kernels if hasattr(kernels, "batch_norm") and x.size else None
+
+
+# The passes as array expressions.
+
+
+def _moments(x):
+    mean = x.mean(axis=(0, 2))
+    return mean, np.square(x - mean[:, None]).mean(axis=(0, 2))
+
+
+def _normalise(x, mean, scale, bias, residual, relu):
+    y = (x - mean[:, None]) * scale[:, None] + bias[:, None]
+    if residual is not None:
+        y += residual
+    return np.maximum(y, 0, out=y) if relu else y
+
+
+def _flow(grad, answer):
+    """The gradient that passes the ReLU."""
+    return grad if answer is None else grad * (answer > 0)
+
+
+def _sums(grad, x, answer, mean):
+    """sum(flow) and sum(flow * (x - mean)) by channel."""
+    flow = _flow(grad, answer)
+    return flow.sum(axis=(0, 2)), (flow * (x - mean[:, None])).sum(axis=(0, 2))
+
+
+def _grad(grad, x, answer, mean, slope, constant, along_x):
+    """flow * slope - constant - (x - mean) * along_x, and the flow itself."""
+    flow = _flow(grad, answer)
+    centred = (x - mean[:, None]) * along_x[:, None]
+    return flow * slope[:, None] - constant[:, None] - centred, flow

@@ -1,0 +1,207 @@
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import mulfree_cupy as mf
+from mulfree_cupy import models, nn, optim
+from mulfree_cupy.autograd import Tensor, apply, no_grad
+from mulfree_cupy.ops.batch_norm import batch_norm
+
+rng = np.random.default_rng(0)
+
+
+def normalised(x, weight, bias, eps):
+    """Batch normalisation from its formula."""
+    axes = (0, *range(2, x.ndim))
+    shape = (1, -1) + (1,) * (x.ndim - 2)
+    mean, variance = x.mean(axis=axes, keepdims=True), x.var(axis=axes, keepdims=True)
+    return (x - mean) / np.sqrt(variance + eps) * weight.reshape(shape) + bias.reshape(shape)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (4, 3, 5, 7), (1, 3, 2, 1), (2, 3, 40, 33)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("offset", [0, -3000])
+def test_batch_norm_is_its_formula(shape, dtype, offset):
+    """Also where the mean is large beside the deviation, as it is after an adder convolution."""
+    x = (rng.normal(size=shape) * 50 + offset).astype(dtype)
+    weight, bias = rng.normal(size=(2, 3)).astype(dtype)
+    residual = rng.normal(size=shape).astype(dtype)
+    expected = normalised(x.astype(float), weight.astype(float), bias.astype(float), 1e-5)
+    tolerance = {"float32": 2e-4 if offset else 1e-5, "float64": 1e-10}[dtype]
+    y, mean, variance = batch_norm(x, weight, bias)
+    assert y.dtype == dtype
+    assert_allclose(y, expected, atol=tolerance)
+    assert_allclose(mean, x.mean(axis=(0, *range(2, x.ndim)), dtype=float), rtol=1e-5, atol=1e-4)
+    y, *_ = batch_norm(x, weight, bias, residual, relu=True)
+    assert_allclose(y, np.maximum(expected + residual, 0), atol=tolerance)
+
+
+def test_batch_norm_refuses_what_does_not_fit():
+    x, ones = np.ones((2, 3, 4, 4)), np.ones(3)
+    with pytest.raises(ValueError, match=r"batch_norm: weight must have shape \(3,\).*\(2,\)"):
+        batch_norm(x, ones[:2], ones)
+    with pytest.raises(ValueError, match=r"batch_norm: residual must have shape \(2, 3, 4, 4\)"):
+        batch_norm(x, ones, ones, x[:1])
+    with pytest.raises(ValueError, match=r"4 dimensions \(N, C, H, W\) or 2 .*\(2, 3, 4\)"):
+        batch_norm(x[..., 0], ones, ones)
+    with pytest.raises(ValueError, match="has no statistics"):
+        batch_norm(x[:0], ones, ones)
+    with pytest.raises(ValueError, match="one value a channel has no variance"):
+        nn.BatchNorm(3)(Tensor(np.ones((1, 3), np.float32)))
+
+
+def test_batch_norm_learns_running_statistics():
+    layer = nn.BatchNorm(3, momentum=1.0)
+    x = rng.normal(2, 3, size=(50, 3)).astype(np.float32)
+    layer(Tensor(x))
+    assert_allclose(layer.running_mean, x.mean(axis=0), rtol=1e-5)
+    assert_allclose(layer.running_var, x.var(axis=0, ddof=1), rtol=1e-5)
+    evaluated = layer.eval()(Tensor(x)).data
+    assert_allclose(evaluated, (x - x.mean(0)) / np.sqrt(x.var(0, ddof=1) + 1e-5), atol=1e-5)
+
+
+def test_layers_run_the_operations():
+    x = rng.normal(size=(2, 4, 8, 8)).astype(np.float32)
+    for layer, function in (
+        (nn.Conv(4, 6, 3, rng, bias=True, stride=2, padding=1, groups=2), mf.conv),
+        (nn.AdderConv(4, 6, 3, rng, bias=True, stride=2, padding=1, groups=2), mf.adder_conv),
+    ):
+        expected = function(x, layer.weight.data, layer.bias.data, stride=2, padding=1, groups=2)
+        assert_array_equal(layer(Tensor(x)).data, expected)
+        assert layer.weight.adder == (function is mf.adder_conv)
+    linear = nn.Linear(8, 5, rng)
+    assert_allclose(
+        linear(Tensor(x[0, 0])).data, x[0, 0] @ linear.weight.data.T + linear.bias.data, rtol=1e-5
+    )
+
+
+def test_dropout_keeps_the_mean_and_only_while_training():
+    layer = nn.Dropout(0.25, np.random.default_rng(0))
+    x = Tensor(np.ones((100, 100), np.float32))
+    y = layer(x).data
+    assert set(np.unique(y)) == {0, np.float32(4 / 3)} and abs(y.mean() - 1) < 0.02
+    assert layer.eval()(x) is x
+    with pytest.raises(ValueError, match="share must be in"):
+        nn.Dropout(1.0, rng)
+
+
+def test_observed_modules_are_told_of_in_order():
+    seen = []
+    model = nn.Sequential(nn.ReLU(), nn.Flatten())
+    with nn.observed(lambda module, answer: seen.append((type(module).__name__, answer.shape))):
+        model(Tensor(np.ones((2, 3, 1, 1))))
+    assert seen == [("ReLU", (2, 3, 1, 1)), ("Flatten", (2, 3)), ("Sequential", (2, 3))]
+
+
+def trained_once(**options):
+    """One step of a small AdderNet from fixed weights."""
+    model = models.build("adder-lenet", size=8)
+    optimiser = optim.SGD(model.parameters(), 0.1, momentum=0.9, **options)
+    x = Tensor(np.random.default_rng(2).normal(size=(8, 1, 8, 8)).astype(np.float32))
+    for _ in range(2):
+        apply("cross_entropy", model(x), labels=np.arange(8)).backward()
+    optimiser.step()
+    return model
+
+
+def test_state_is_saved_and_loaded_by_name():
+    source, target = trained_once(), models.build("adder-lenet", size=8, seed=3)
+    state = source.state_dict()
+    assert {"conv1.weight", "bn1.bias", "bn1.running_mean", "fc3.weight"} <= state.keys()
+    target.load_state_dict(state)
+    x = Tensor(rng.normal(size=(4, 1, 8, 8)).astype(np.float32))
+    with no_grad():
+        assert_array_equal(source.eval()(x).data, target.eval()(x).data)
+
+    with pytest.raises(KeyError, match=r"missing \['conv1.weight'\].*unknown \['conv9.weight'\]"):
+        target.load_state_dict(
+            {name.replace("conv1", "conv9") if name == "conv1.weight" else name: array
+             for name, array in state.items()}
+        )
+    with pytest.raises(ValueError, match=r"bn1.bias must have shape \(6,\), got \(1,\)"):
+        target.load_state_dict({**state, "bn1.bias": np.zeros(1)})
+
+
+def test_the_adaptive_rate_sees_accumulated_gradients():
+    """After accumulation the step is that of the sum; in backward it is the sum of two."""
+    before = models.build("adder-lenet", size=8).conv1.weight.data
+    for adder, size in (("adaptive", 0.2), ("adaptive in backward", 0.4)):
+        change = (before - trained_once(adder=adder).conv1.weight.data) / 0.1
+        assert_allclose(np.sqrt(np.mean(change**2)), size, rtol=1e-4)
+
+
+def test_a_fixed_rate_scales_adder_gradients_only():
+    filters, others = nn.Parameter(np.ones(3), adder=True), nn.Parameter(np.ones(3))
+    optimiser = optim.SGD([filters, others], 0.01, adder="fixed", adder_scale=100)
+    (filters + others).sum().backward()
+    optimiser.step()
+    assert_allclose(filters.data, 0, atol=1e-15)
+    assert_allclose(others.data, 0.99)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_is_its_formula(nesterov):
+    w = nn.Parameter(np.array([2.0, -1.0]))
+    optimiser = optim.SGD([w], 0.1, momentum=0.9, nesterov=nesterov, weight_decay=0.01)
+    expected, velocity = w.data.copy(), 0
+    for _ in range(4):
+        optimiser.zero_grad()
+        (w**2).sum().backward()
+        optimiser.step()
+        gradient = 2 * expected + 0.01 * expected
+        velocity = 0.9 * velocity + gradient
+        expected = expected - 0.1 * (gradient + 0.9 * velocity if nesterov else velocity)
+        assert_allclose(w.data, expected)
+    other = optim.SGD([w], 0.1, momentum=0.9)
+    other.load_state_dict(optimiser.state_dict())
+    assert_array_equal(other.velocities[0], optimiser.velocities[0])
+
+
+def test_sgd_refuses_bad_numbers():
+    for options, message in (
+        (dict(rate=-1), "rate must be a finite number >= 0, got -1"),
+        (dict(rate=np.nan), "rate must be"),
+        (dict(rate=0.1, nesterov=True), "nesterov needs momentum"),
+        (dict(rate=0.1, adder="sometimes"), "adder must be 'adaptive'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            optim.SGD([], **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "count"),
+    [
+        ("resnet20", dict(), 272_484),
+        ("resnet32", dict(), 466_916),
+        ("resnet18", dict(size=224, classes=1000), None),
+        ("resnet50", dict(size=224, classes=1000), None),
+        ("vggsmall", dict(), None),
+    ],
+)
+def test_twins_have_the_same_parameters(name, shape, count):
+    adder, conv = (models.build(f"{kind}-{name}", **shape) for kind in ("adder", "conv"))
+    shapes = [(n, p.shape) for n, p in adder.named_parameters()]
+    assert shapes == [(n, p.shape) for n, p in conv.named_parameters()]
+    total = sum(p.size for p in adder.parameters())
+    assert count is None or total == count
+    kinds = [m for _, m in adder.modules() if isinstance(m, nn.AdderConv)]
+    assert kinds and not [m for _, m in conv.modules() if isinstance(m, nn.AdderConv)]
+    assert isinstance(adder.features.layers[0] if name == "vggsmall" else adder.conv1, nn.Conv)
+
+
+@pytest.mark.parametrize("kind", ["adder", "conv"])
+@pytest.mark.parametrize(
+    ("name", "channels", "size"),
+    [("resnet20", 3, 32), ("resnet20", 1, 8), ("lenet", 1, 28), ("lenet", 1, 8), ("vggsmall", 3, 32)],
+)
+def test_networks_take_their_images(kind, name, channels, size):
+    model = models.build(f"{kind}-{name}", channels=channels, size=size).eval()
+    with no_grad():
+        assert model(Tensor(np.ones((2, channels, size, size), np.float32))).shape == (2, 10)
+
+
+def test_models_refuse_what_they_cannot_do():
+    with pytest.raises(ValueError, match="no model named 'adder-alexnet'; there are adder-lenet"):
+        models.build("adder-alexnet")
+    with pytest.raises(ValueError, match="size must be a multiple of 8, got 20"):
+        models.build("adder-vggsmall", size=20)
