@@ -105,7 +105,7 @@ def statistics(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 
 def split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the training and of the test images: every fifth image of a class is for testing.
+    """Divide image indices into training and test: every fifth of a class is for testing.
 
     Parameters
     ----------

@@ -157,6 +157,9 @@ def _pixels(
             if size is not None:
                 picture = picture.resize(size[::-1], pillow.Resampling.BILINEAR)
             return np.asarray(picture), gray
+    except pillow.UnidentifiedImageError:  # its own message names a buffer
+        formats = ", ".join(_FORMATS)
+        raise ValueError(f"{image.where}: no readable image of {formats}") from None
     except Exception as error:
         raise ValueError(f"{image.where}: no readable image: {error}") from error
 
