@@ -1,8 +1,6 @@
 // AdderNet's forward pass: y = bias - sum |x - w|.
 #pragma once
 
-#include <cfloat>
-
 #include "bytes.hpp"
 #include "convolution.hpp"
 
@@ -28,24 +26,23 @@ inline void sum_contiguous(const float* w, index n, float* sum, float* magnitude
     *sum = float(total), *magnitude = float(size);
 }
 
-// y = bias - total, for the tiles that `wanted` names (null: all).
+// y = bias - sum |x - w|, term by term, for the tiles that `wanted` names (null: all).
 template <class P>
-inline void write_negated(P& panel, const bool* wanted) {
+inline void exact_panel(P& panel, const bool* wanted) {
     using T = typename P::Sum;
-    for (index f = 0; f < panel.filters; ++f) {
-        if (wanted && !wanted[f / TILE_FILTERS]) continue;
-        const Vec<T> bias = broadcast(panel.bias(f));
-        const T* total = panel.total + f * panel.ROW;
-        panel.write(f, [&](index v) { return bias - load(total + v * LANES<T>); });
-    }
+    panel.template accumulate<AbsDiff<T>, false>(wanted, [&](index tile) {
+        for (index f = tile; f < tile + panel.tile_filters(tile); ++f) {
+            const Vec<T> bias = broadcast(panel.bias(f));
+            const T* total = panel.total + f * panel.ROW;
+            panel.write(f, [&](index v) { return bias - load(total + v * LANES<T>); });
+        }
+    });
 }
 
 template <class T>
 inline void adder_conv_exact(const Convolution<T, T>& p) {
-    for_each_panel<T, T>(p, static_cast<const T*>(nullptr), [](index, index) {}, [](auto& panel) {
-        panel.template accumulate<AbsDiff<T>, false>(nullptr);
-        write_negated(panel, nullptr);
-    });
+    for_each_panel<T, T>(p, static_cast<const T*>(nullptr), [](index, index) {},
+                         [](auto& panel) { exact_panel(panel, nullptr); });
 }
 
 inline void adder_conv(const Convolution<double, double>& p) { adder_conv_exact(p); }
@@ -68,10 +65,9 @@ inline void adder_conv(const Convolution<float, float>& p) {
     };
 
     for_each_panel<float, float>(p, static_cast<const float*>(nullptr), sum_weights, [=](auto& panel) {
-        panel.template accumulate<Max<float>, true>(nullptr);
         bool any = false;
-        for (index tile = 0; tile < panel.filters; tile += TILE_FILTERS) {
-            bool redo = false;
+        panel.template accumulate<Max<float>, true>(nullptr, [&](index tile) {
+            Vec<float> negative{}, infinite{};  // the sign of a lane, a NaN in it, say: redo
             for (index f = tile; f < tile + panel.tile_filters(tile); ++f) {
                 const index k = panel.group * panel.p.filters + panel.filter + f;
                 const Vec<float> sum = broadcast(w_sum[k]), size = broadcast(w_size[k]);
@@ -80,18 +76,17 @@ inline void adder_conv(const Convolution<float, float>& p) {
                 panel.write(f, [&](index v) {
                     const Vec<float> m = load(total + v * LANES<float>);
                     const Vec<float> distance = (m - panel.sum[v]) + (m - sum);
-                    const Vec<float> bound = panel.magnitude[v] + size;
-                    redo |= below<float>(distance, bound * 0.125f);
-                    redo |= below<float>(broadcast(FLT_MAX), bound);
+                    const Vec<float> margin = distance - 0.125f * (panel.magnitude[v] + size);
+                    negative = either(negative, margin);
+                    infinite += margin * 0.0f;
                     return bias - distance;
                 });
             }
+            const bool redo = any_negative(negative) || below<float>(infinite, Vec<float>{});
             panel.redo[tile / TILE_FILTERS] = redo;
             any |= redo;
-        }
-        if (!any) return;
-        panel.template accumulate<AbsDiff<float>, false>(panel.redo);
-        write_negated(panel, panel.redo);
+        });
+        if (any) exact_panel(panel, panel.redo);
     });
 }
 
@@ -109,8 +104,8 @@ inline void adder_conv_u8(const Convolution<std::uint8_t, std::int32_t>& p) {
     };
 
     for_each_panel<ByteCell, ByteCell>(p, static_cast<const std::uint8_t*>(nullptr), sum_weights, [=](auto& panel) {
-        panel.template accumulate<Bytes, BYTE_SUMS>(nullptr);
-        for (index f = 0; f < panel.filters; ++f) {
+        panel.template accumulate<Bytes, BYTE_SUMS>(nullptr, [&](index tile) {
+        for (index f = tile; f < tile + panel.tile_filters(tile); ++f) {
             const std::uint32_t bias = panel.bias(f);
             const ByteCell* total = panel.total + f * panel.ROW;
             if constexpr (BYTE_SUMS) {
@@ -126,6 +121,7 @@ inline void adder_conv_u8(const Convolution<std::uint8_t, std::int32_t>& p) {
                 panel.write_lanes(f, y);
             }
         }
+        });
     });
 }
 

@@ -144,7 +144,8 @@ struct Panel {
     index *matrix_tap, *line_tap;        // the two tables `tap` may be
     Lines lines;
     Vec<Total> sum[PANEL_VECTORS], magnitude[PANEL_VECTORS];
-    bool redo[CHUNK_FILTERS / TILE_FILTERS], in_lines;
+    bool redo[CHUNK_FILTERS / TILE_FILTERS];
+    bool in_lines, solid;  // how x was packed; whether the pixels of y are contiguous
     index first_pixel, vectors, spans_at, group, filter, filters;
 
     Panel(const Convolution<E, Y>& p_, const Blocking& blocking_, const E* centre_,
@@ -203,6 +204,8 @@ struct Panel {
                                     : find_runs(height, width, first_pixel, count, LANES<Cell>,
                                                 PANEL_VECTORS, y_runs, y_start);
         for (index r = 0; r < found; ++r) y_spans[r] = pixel_span(y_runs[r], p.y);
+        solid = dense() && p.y.column == 1 && count == ROW && found == PANEL_VECTORS &&
+                y_runs[0].image == y_runs[PANEL_VECTORS - 1].image;
     }
 
     // The panel of block b, in cells; `sums` adds its columns into sum and magnitude.
@@ -227,35 +230,43 @@ struct Panel {
     }
 
     // Calls run(f, weights, rows, first) for every block and every wanted tile of filters
-    // [filter + f, ...); the panel of the block is in `cells`.
-    template <bool SUMS, class Run_>
-    void reduce(const bool* wanted, Run_ run) {
+    // [filter + f, ...), the panel of the block being in `cells`, and finish(f) when a tile is complete.
+    template <bool SUMS, class Run_, class Finish>
+    void reduce(const bool* wanted, Run_ run, Finish finish) {
         for (index v = 0; v < PANEL_VECTORS; ++v) sum[v] = magnitude[v] = Vec<Total>{};
-        if (blocking.count() == 0)
-            for (index i = 0; i < ROW * filters; ++i) total[i] = 0;
-        for (index b = 0; b < blocking.count(); ++b) {
+        const index blocks = blocking.count();
+        for (index i = 0; blocks == 0 && i < ROW * filters; ++i) total[i] = 0;
+        for (index b = 0; b < larger(1, blocks); ++b) {
             const Block block = blocking[b];
-            pack_block<SUMS>(block);
+            if (blocks) pack_block<SUMS>(block);
             for (index f = 0; f < filters; f += TILE_FILTERS) {
                 if (wanted && !wanted[f / TILE_FILTERS]) continue;
-                if (b + 1 == blocking.count()) prefetch_output(f);
-                run(f, weights(f, b, block), ceil_div(block.taps(), CELL), b == 0);
+                const bool last = b + 1 >= blocks;
+                if (last) prefetch_output(f);
+                if (blocks) run(f, weights(f, b, block), ceil_div(block.taps(), CELL), b == 0);
+                if (last) finish(f);
             }
         }
     }
 
     // total[f] = sum over all taps of Op::term.
-    template <class Op, bool SUMS>
-    void accumulate(const bool* wanted) {
+    template <class Op, bool SUMS, class Finish>
+    void accumulate(const bool* wanted, Finish finish) {
         reduce<SUMS>(wanted, [&](index f, const Cell* w, index n, bool first) {
             tile_row<Op>(tile_filters(f), vectors, cells, tap, place, w, n, total + f * ROW, ROW, first);
-        });
+        }, finish);
     }
 
-    // Stores value(v) as the pixels of filter f; `bias` is added by the caller, who knows the sign.
+    // Stores value(v) as vector v of the pixels of filter f.
     template <class F>
     void write(index f, F value) {
         Y* y = p.y.data + (group * p.filters + filter + f) * p.y.channel;
+        if (solid) {
+            y += y_spans[0].offset;
+#pragma GCC unroll 12
+            for (int v = 0; v < PANEL_VECTORS; ++v) store(y + v * LANES<Y>, value(v));
+            return;
+        }
         for (index v = 0; v < vectors; ++v)
             scatter(y_spans + y_start[v], y_spans + y_start[v + 1], y, p.y.column, value(v));
     }
@@ -367,12 +378,13 @@ inline void for_each_panel(const Convolution<E, Y>& p, const E* centre, Prepare 
 template <class T>
 inline void conv(const Convolution<T, T>& p) {
     for_each_panel<T, T>(p, static_cast<const T*>(nullptr), [](index, index) {}, [](auto& panel) {
-        panel.template accumulate<Dot<T>, false>(nullptr);
-        for (index f = 0; f < panel.filters; ++f) {
-            const Vec<T> bias = broadcast(panel.bias(f));
-            const T* total = panel.total + f * panel.ROW;
-            panel.write(f, [&](index v) { return load(total + v * LANES<T>) + bias; });
-        }
+        panel.template accumulate<Dot<T>, false>(nullptr, [&](index tile) {
+            for (index f = tile; f < tile + panel.tile_filters(tile); ++f) {
+                const Vec<T> bias = broadcast(panel.bias(f));
+                const T* total = panel.total + f * panel.ROW;
+                panel.write(f, [&](index v) { return load(total + v * LANES<T>) + bias; });
+            }
+        });
     });
 }
 

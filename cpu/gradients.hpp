@@ -62,8 +62,8 @@ inline void clip_tile(const T* grad, const index* tap, const T* w, index rows, c
     }
 }
 
-template <bool EXACT, class P>
-inline void clip_panel(P& panel, const bool* wanted) {
+template <bool EXACT, class P, class Finish>
+inline void clip_panel(P& panel, const bool* wanted, Finish finish) {
     using T = typename P::Sum;
     panel.template reduce<!EXACT>(wanted, [&](index f, const T* w, index n, bool first) {
         for (index v = 0; v < panel.vectors; ++v) {
@@ -73,7 +73,7 @@ inline void clip_panel(P& panel, const bool* wanted) {
                                                 panel.rows + at, panel.total + at, panel.ROW, first);
             });
         }
-    });
+    }, finish);
 }
 
 // x at the panel's own pixels, less the channel's offset.
@@ -96,7 +96,6 @@ inline void load_pixels(P& panel, const Image<const T>& x) {
 
 template <class T>
 inline void adder_grad_x(const AdderGradX<T>& g) {
-    constexpr bool EXACT = sizeof(T) == 8;
     constexpr T LIMIT = 4;  // of |x|: the fast form's rounding error grows with it
     const Convolution<T, T>& p = g.convolution;
     Workspace workspace;
@@ -107,32 +106,34 @@ inline void adder_grad_x(const AdderGradX<T>& g) {
         centre[group * p.filters + f] = common_offset(w, p.channels, p.w_channel, p.w_filter);
     };
 
+    const auto exact = [](auto& panel, const bool* wanted) {
+        clip_panel<true>(panel, wanted, [&](index tile) {
+            for (index f = tile; f < tile + panel.tile_filters(tile); ++f) {
+                const T* total = panel.total + f * panel.ROW;
+                panel.write(f, [&](index v) { return load(total + v * LANES<T>); });
+            }
+        });
+    };
     for_each_panel<T, T>(p, centre, find_offset, [&](auto& panel) {
         load_pixels(panel, g.x);
-        clip_panel<EXACT>(panel, nullptr);
+        if constexpr (sizeof(T) == 8) return exact(panel, nullptr);
         bool any = false;
-        for (index tile = 0; tile < panel.filters; tile += TILE_FILTERS) {
-            bool redo = false;
+        clip_panel<false>(panel, nullptr, [&](index tile) {
+            Vec<T> largest{}, infinite{};
             for (index f = tile; f < tile + panel.tile_filters(tile); ++f) {
                 const T *total = panel.total + f * panel.ROW, *x = panel.rows + f * panel.ROW;
                 panel.write(f, [&](index v) {
                     const Vec<T> sum = load(total + v * LANES<T>), value = load(x + v * LANES<T>);
-                    if (EXACT) return sum;
-                    redo |= below<T>(broadcast(LIMIT), abs(value));
-                    redo |= below<T>(broadcast(LARGEST<T>), panel.magnitude[v]);
+                    largest = max(largest, abs(value));
+                    infinite += (value + panel.magnitude[v]) * T(0);
                     return sum - value * panel.sum[v];
                 });
             }
+            const bool redo = below<T>(broadcast(LIMIT), largest) || below<T>(infinite, Vec<T>{});
             panel.redo[tile / TILE_FILTERS] = redo;
             any |= redo;
-        }
-        if (!any) return;
-        clip_panel<true>(panel, panel.redo);
-        for (index f = 0; f < panel.filters; ++f) {
-            if (!panel.redo[f / TILE_FILTERS]) continue;
-            const T* total = panel.total + f * panel.ROW;
-            panel.write(f, [&](index v) { return load(total + v * LANES<T>); });
-        }
+        });
+        if (any) exact(panel, panel.redo);
     });
 }
 

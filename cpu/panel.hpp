@@ -194,6 +194,9 @@ inline void pack_rows(const PixelMap& map, const T* x, index channel_stride, con
     for (index c = 0; c < block.channels; ++c, x += channel_stride) {
         const Vec<T> shift = broadcast(centre ? centre[c] : T(0));
         const Span* spans = map.spans;
+        if constexpr (SUMS)
+            for (int v = 0; v < VECTORS; ++v)
+                __builtin_prefetch(x + (spans + (block.positions - 1) * runs + map.start[v])->offset + VECTORS * LANES<T> * map.lane_stride + 16, 0, 2);
         for (index t = 0; t < block.positions; ++t, spans += runs, panel += VECTORS * LANES<T>) {
 #pragma GCC unroll 12
             for (int v = 0; v < VECTORS; ++v) {
@@ -201,6 +204,7 @@ inline void pack_rows(const PixelMap& map, const T* x, index channel_stride, con
                 const Span* last = SINGLE ? first + 1 : spans + map.start[v + 1];
                 const Vec<T> row = gather<ACCESS>(first, last, x, map.lane_stride) - shift;
                 store(panel + v * LANES<T>, row);
+                if constexpr (ACCESS != STRIDED) __builtin_prefetch(x + 2 * channel_stride + first->offset);
                 if constexpr (SUMS) s[v] += row, m[v] += abs(row);
             }
         }

@@ -117,6 +117,17 @@ inline bool below(Vec<T> a, Vec<T> b) {
 #endif
 }
 
+// Bitwise or; with any_negative, a cheap way to remember the sign bits of many vectors.
+inline Vec<float> either(Vec<float> a, Vec<float> b) {
+    return (Vec<float>)((Vec<std::uint32_t>)a | (Vec<std::uint32_t>)b);
+}
+
+inline bool any_negative(Vec<float> a) {
+    std::uint32_t sign = 0;
+    for (index i = 0; i < LANES<float>; ++i) sign |= ((Vec<std::uint32_t>)a)[i];
+    return sign >> 31;
+}
+
 // The sum of the lanes, pair by pair.
 template <class T>
 inline T sum_lanes(Vec<T> v) {
