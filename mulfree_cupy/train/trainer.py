@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import signal
@@ -21,11 +22,19 @@ from mulfree_cupy.autograd import Tensor, apply, no_grad
 from mulfree_cupy.train import checkpoint
 
 
+AUGMENTATIONS = {
+    "none": None,
+    "crop": data.RandomCrop(),
+    "crop and flip": data.Compose(data.RandomCrop(), data.RandomFlip()),
+}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How to train: everything that decides the result, besides the data.
 
-    The defaults are the AdderNet reference's for CIFAR, with fewer epochs.
+    The defaults are the AdderNet reference's for CIFAR, with fewer epochs. `augment` is a key of
+    `AUGMENTATIONS`; the rest is as in `mulfree_cupy.optim.SGD`.
     """
 
     model: str
@@ -38,7 +47,7 @@ class Recipe:
     adder: str = "adaptive"
     adder_scale: float = 1.0
     eta: float = 0.2
-    augment: bool = True
+    augment: str = "crop and flip"
     seed: int = 0
 
 
@@ -100,7 +109,7 @@ class Training:
             train,
             recipe.batch_size,
             shuffle=True,
-            augment=data.crop_and_flip if recipe.augment else None,
+            augment=AUGMENTATIONS[recipe.augment],
             mean=self.mean,
             std=self.std,
             seed=recipe.seed,
@@ -128,17 +137,18 @@ class Training:
         self.optimiser.rate = self.schedule(self.epoch)
         self.loader.epoch = self.epoch
         start = time.perf_counter()
+        left = itertools.islice(self.loader, self.step, None)  # what an interruption left over
         bar = tqdm(
-            self.loader,
+            left,
+            total=len(self.loader),
+            initial=self.step,
             desc=f"epoch {self.epoch + 1}/{self.recipe.epochs}",
             disable=not progress,
             leave=False,
         )
-        for step, (images, labels) in enumerate(bar):
-            if step < self.step:
-                continue  # done before the interruption
+        for images, labels in bar:
             loss, right = self._train_step(images, labels)
-            self.step = step + 1
+            self.step += 1
             self.sums["loss"] += loss * len(labels)
             self.sums["right"] += right
             self.sums["seen"] += len(labels)
@@ -240,7 +250,7 @@ def evaluate(
     """Share of right answers of a network on a data set."""
     model.eval()
     right = 0
-    loader = data.Loader(dataset, batch_size, shuffle=False, mean=mean, std=std)
+    loader = data.Loader(dataset, batch_size, shuffle=False, mean=mean, std=std, seed=0)
     with no_grad():
         for images, labels in loader:
             logits = model(Tensor(xp.asarray(images))).data

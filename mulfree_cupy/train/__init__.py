@@ -1,0 +1,23 @@
+"""Training: recipes, runs that stop and resume bit for bit, checkpoints."""
+
+from mulfree_cupy.train.trainer import (
+    AUGMENTATIONS,
+    History,
+    Interrupted,
+    Recipe,
+    Training,
+    evaluate,
+    load_model,
+    namespace_of,
+)
+
+__all__ = [
+    "AUGMENTATIONS",
+    "History",
+    "Interrupted",
+    "Recipe",
+    "Training",
+    "evaluate",
+    "load_model",
+    "namespace_of",
+]
