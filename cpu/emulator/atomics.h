@@ -40,7 +40,6 @@ using Same = std::common_type_t<T>;
     }
 MULFREE_ATOMIC(atomicAdd, old + v)
 MULFREE_ATOMIC(atomicSub, old - v)
-MULFREE_ATOMIC(atomicExch, v)
 MULFREE_ATOMIC(atomicMin, v < old ? v : old)
 MULFREE_ATOMIC(atomicMax, old < v ? v : old)
 MULFREE_ATOMIC(atomicAnd, old & v)
@@ -50,9 +49,18 @@ MULFREE_ATOMIC(atomicInc, old >= v ? 0 : old + 1)
 MULFREE_ATOMIC(atomicDec, old == 0 || old > v ? v : old - 1)
 #undef MULFREE_ATOMIC
 
+// These two make locks: one that changes nothing may be waiting.
+template <class T>
+__attribute__((always_inline)) inline T atomicExch(T *address, mulfree_emulator::Same<T> v) {
+    const T old = mulfree_emulator::atomic(address, [=](T) { return v; });
+    if (old == v) mulfree_spin();
+    return old;
+}
 template <class T>
 __attribute__((always_inline)) inline T atomicCAS(T *address, mulfree_emulator::Same<T> compare, mulfree_emulator::Same<T> v) {
-    return mulfree_emulator::atomic(address, [=](T old) { return old == compare ? T(v) : old; });
+    const T old = mulfree_emulator::atomic(address, [=](T old) { return old == compare ? T(v) : old; });
+    if (old != compare) mulfree_spin();
+    return old;
 }
 
 inline void __threadfence() { mulfree_fence(); }

@@ -27,6 +27,7 @@ static void on_volatile(void *p, size_t size, Access access, uintptr_t pc) {
     const int index = region_at(address, pc);
     const bool global = index >= 0 && !region_table[index].shared;
     on_access(address, size, size, global ? Access::atomic : access, pc);
+    if (global && access == Access::read) mulfree_spin();
 }
 
 MULFREE_CALLBACKS(1)
@@ -48,9 +49,10 @@ void __tsan_init() {}
 void mulfree_atomic(void *p, int size) {
     if (now.launch->check || now.launch->trace)
         on_access(uintptr_t(p), size_t(size), size_t(size), Access::atomic, MULFREE_CALLER);
-    // A spinning lock lets the others run.
-    static unsigned calls;
-    if ((++calls & 63) == 0) yield();
+}
+
+void mulfree_spin() {
+    if ((++now.spins & 63) == 0) yield();
 }
 
 struct SourceLocation { const char *file; uint32_t line, column; };

@@ -96,6 +96,7 @@ struct Launcher {
     volatile bool interrupted, busy;
     double deadline;
     uint32_t accesses;            // of the launch, to look at the clock now and then
+    uint32_t spins;
 };
 
 extern Launcher now;

@@ -73,7 +73,7 @@ def _pointer(label: str, value: Any, parameter: Parameter) -> int | None:
     if not value.flags.writeable and not parameter.pointee_const:
         raise ValueError(f"{label}: the array is read-only and the kernel's pointer is not const")
     kind, size, dtype = parameter.pointee_kind.decode(), parameter.pointee_size, value.dtype
-    wrong = (kind == "f" and (dtype.kind not in "fcV" or dtype.itemsize not in (size, 2 * size))) or (
+    wrong = (kind == "f" and dtype.itemsize != {"f": size, "c": 2 * size}.get(dtype.kind, 0)) or (
         # Narrow integers may be read as words, several at a time; wide ones not in pieces.
         kind == "i" and size > 1 and (dtype.kind not in "iubV" or dtype.itemsize > size)
     )

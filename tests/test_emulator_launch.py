@@ -1,0 +1,199 @@
+"""The launch protocol: arguments, dimensions, settings, the cache and the compiler."""
+
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+
+from mulfree_cupy.launch import emulator
+from mulfree_cupy.launch.emulator import RawKernel, emulated_cuda
+
+F, I = np.float32, np.int32
+CODE = """
+struct Pair { int a; float b; };
+extern "C" __global__ void all(const float* x, float* y, long long n, double a, bool flag, float b, int c,
+                               const unsigned char* bytes, Pair p, const unsigned int* words) {
+    int i = threadIdx.x;
+    if (i < n) y[i] = (x ? x[i] : 0.0f) + a + flag + b + c + bytes[i] + p.a + p.b + (words ? words[0] : 0);
+}"""
+PAIR = np.array((3, 0.5), np.dtype([("a", I), ("b", F)]))[()]
+ARGS = (np.ones(4, F), np.zeros(4, F), 4, 0.25, True, F(2), I(1), np.arange(4, dtype=np.uint8), PAIR, None)
+kernel = RawKernel(CODE, "all")
+
+
+def changed(index, value):
+    return (*ARGS[:index], value, *ARGS[index + 1 :])
+
+
+def test_every_kind_of_argument():
+    y = np.zeros(4, F)
+    kernel((1,), (8,), changed(1, y))
+    np.testing.assert_array_equal(y, 8.75 + np.arange(4))
+    words = np.array([1, 0, 0, 0], np.uint8)  # four bytes are a word
+    kernel(1, 8, (None, y, *ARGS[2:9], words))
+    np.testing.assert_array_equal(y, 8.75 + np.arange(4))
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "message"),
+    [
+        (ARGS[:-1], TypeError, r"takes 10 arguments \(x, y, n, a, flag, b, c, bytes, p, words\), 9 were given"),
+        (changed(0, np.ones(4)), TypeError, r"argument 0 \(x\).*floating-point type of 4 bytes, got an array of float64"),
+        (changed(0, np.ones(4, I)), TypeError, r"argument 0 \(x\).*got an array of int32"),
+        (changed(9, np.ones(4, np.int64)), TypeError, r"argument 9 \(words\).*integer type of 4 bytes.*int64"),
+        (changed(0, [1.0]), TypeError, r"argument 0 \(x\): the kernel takes a pointer.*got list"),
+        (changed(0, np.ones(8, F)[::2]), ValueError, r"argument 0 \(x\): expected a C-contiguous array.*strides \(8,\)"),
+        (changed(2, I(4)), TypeError, r"argument 2 \(n\): the kernel takes a integer of 8 bytes, got int32"),
+        (changed(3, F(1)), TypeError, r"argument 3 \(a\).*got float32 of 4 bytes"),
+        (changed(5, 2.0), TypeError, r"argument 5 \(b\).*double, wrap it in numpy.float32"),
+        (changed(6, 1), TypeError, r"argument 6 \(c\).*long long, wrap it in numpy.int32"),
+        (changed(6, F(1)), TypeError, r"argument 6 \(c\).*integer of 4 bytes, got float32"),
+        (changed(8, I(1)), TypeError, r"argument 8 \(p\).*struct of 8 bytes"),
+        (changed(6, "1"), TypeError, r"argument 6 \(c\).*got str"),
+    ],
+)
+def test_bad_arguments(args, error, message):
+    with pytest.raises(error, match=message):
+        kernel((1,), (8,), args)
+
+
+def test_a_read_only_array_is_not_written():
+    y = np.zeros(4, F)
+    y.flags.writeable = False
+    with pytest.raises(ValueError, match=r"argument 1 \(y\).*read-only"):
+        kernel((1,), (8,), changed(1, y))
+    x = np.ones(4, F)
+    x.flags.writeable = False
+    kernel((1,), (8,), changed(0, x))
+
+
+@pytest.mark.parametrize(
+    ("grid", "block", "shared_mem", "message"),
+    [
+        ((0,), (8,), 0, "grid must be within"),
+        ((1,), (0,), 0, "block must be within"),
+        ((1,), (1025,), 0, "block must be within"),
+        ((1,), (1, 1, 65), 0, "block must be within"),
+        ((1,), (32, 64), 0, "1024 threads at most"),
+        ((1, 65536), (8,), 0, "grid must be within"),
+        ((1, 1, 1, 1), (8,), 0, "1 to 3 dimensions"),
+        ((1.5,), (8,), 0, "grid must be within"),
+        ((1,), (8,), 49153, "set max_dynamic_shared_size_bytes"),
+        ((1,), (8,), -1, "shared_mem must be"),
+    ],
+)
+def test_bad_launches(grid, block, shared_mem, message):
+    with pytest.raises(ValueError, match=message):
+        kernel(grid, block, ARGS, shared_mem=shared_mem)
+
+
+def test_more_dynamic_shared_memory_must_be_asked_for():
+    code = """extern "C" __global__ void last(float* x, int n) {
+        extern __shared__ float s[];
+        s[n - 1] = 5;
+        x[0] = s[n - 1];
+    }"""
+    large, x = RawKernel(code, "last"), np.zeros(1, F)
+    with pytest.raises(ValueError, match="49152"):
+        large((1,), (1,), (x, I(20000)), shared_mem=80000)
+    large.max_dynamic_shared_size_bytes = 80000
+    large((1,), (1,), (x, I(20000)), shared_mem=80000)
+    assert x[0] == 5
+    with pytest.raises(ValueError, match="232448"):
+        large.max_dynamic_shared_size_bytes = 300000
+
+
+def test_names_and_options():
+    with pytest.raises(ValueError, match="no __global__ function named 'some'.* there are: all"):
+        RawKernel(CODE, "some")((1,), (1,), ())
+    with pytest.raises(TypeError, match="options must be a tuple"):
+        RawKernel(CODE, "all", "-DX=1")
+    code = '#include "value.h"\nextern "C" __global__ void f(int* x) { x[0] = VALUE + X + (__cplusplus > 202000); }'
+    x = np.zeros(1, I)
+    with pytest.raises(emulator.CompilationError, match=r"value\.h"):
+        RawKernel(code, "f", ("-DX=2",))((1,), (1,), (x,))
+
+
+def test_include_folders_macros_and_standard(tmp_path):
+    (tmp_path / "value.h").write_text("#define VALUE 40\n")
+    code = '#include "value.h"\nextern "C" __global__ void f(int* x) { x[0] = VALUE + X + (__cplusplus > 202000); }'
+    x = np.zeros(1, I)
+    options = ("-D", "X=2", f"-I{tmp_path}", "--std=c++20", "-lineinfo")
+    RawKernel(code, "f", options)((1,), (1,), (x,))
+    assert x[0] == 43
+
+
+def test_settings_nest_and_end():
+    assert emulator.active() is None
+    with emulated_cuda(check=False) as outer:
+        assert emulator.active().check is False
+        with emulated_cuda(check="collect", trace=True) as inner:
+            assert emulator.active().report is inner is not outer
+        assert emulator.active().report is outer
+        seen = []
+        other = threading.Thread(target=lambda: seen.append(emulator.active()))
+        other.start()
+        other.join()
+        assert seen == [None]
+    assert emulator.active() is None
+    with pytest.raises(ValueError, match="check must be True, False or 'collect'"), emulated_cuda(check="all"):
+        pass
+
+
+def test_launches_from_several_threads():
+    outs = [np.zeros(4, F) for _ in range(8)]
+    threads = [threading.Thread(target=kernel, args=((1,), (8,), changed(1, y))) for y in outs]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    for y in outs:
+        np.testing.assert_array_equal(y, 8.75 + np.arange(4))
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_ctrl_c_stops_a_launch(check):
+    code = """extern "C" __global__ void forever(volatile int* x) { while (x[0] == 0) {} }"""
+    endless = RawKernel(code, "forever")
+    with emulated_cuda(check=check):
+        endless((1,), (1,), (np.ones(1, I),))
+        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            endless((1,), (1,), (np.zeros(1, I),))
+        timer.join()
+        endless((1,), (1,), (np.ones(1, I),))
+
+
+TINY = """extern "C" __global__ void tiny(int* x) { x[0] = 7; }"""
+
+
+def run_tiny():
+    x = np.zeros(1, I)
+    RawKernel(TINY, "tiny")((1,), (1,), (x,))
+    return x[0]
+
+
+def test_the_cache_is_used_and_mended(tmp_path, monkeypatch):
+    monkeypatch.setenv("MULFREE_CACHE_DIR", str(tmp_path / "kernels"))
+    assert run_tiny() == 7
+    (library,) = (tmp_path / "kernels").glob("*.so")
+    before = library.stat().st_mtime_ns
+    assert run_tiny() == 7
+    assert library.stat().st_mtime_ns == before
+    whole = library.read_bytes()
+    library.unlink()
+    library.write_bytes(whole[: len(whole) // 2])
+    assert run_tiny() == 7
+    assert library.stat().st_size == len(whole)
+    assert sorted(p.suffix for p in (tmp_path / "kernels").iterdir()) == [".o", ".so"]
+
+
+def test_without_a_compiler(tmp_path, monkeypatch):
+    monkeypatch.setenv("MULFREE_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(RuntimeError, match=r"needs a C\+\+ compiler.*apt install g\+\+"):
+        run_tiny()
