@@ -49,13 +49,37 @@ def test_the_correct_kernel_is_right_and_not_blamed():
     [
         ("__syncthreads();  // line 11", "", "race", {9, 10, 12}, "__shared__"),
         ("__syncthreads();  // line 13", "", "race", {9, 10, 12}, "__shared__"),
-        ("__syncthreads();  // line 13", "if (tx < 8) __syncthreads();", "divergent_barrier", {11, 13}, None),
-        ("if (row < m && col < n) out", "if (col < n) out", "out_of_bounds", {15}, "argument 2 (out)"),
+        (
+            "__syncthreads();  // line 13",
+            "if (tx < 8) __syncthreads();",
+            "divergent_barrier",
+            {11, 13},
+            None,
+        ),
+        (
+            "if (row < m && col < n) out",
+            "if (col < n) out",
+            "out_of_bounds",
+            {15},
+            "argument 2 (out)",
+        ),
         ("if (row < m && col < n) out", "if (row < m) out", "race", {15}, "argument 2 (out)"),
         ("row < m && k0 + tx < k ? a[", "k0 + tx < k ? a[", "out_of_bounds", {9}, "argument 0 (a)"),
-        ("a[row * k + k0 + tx]", "a[row * k + k0 + tx - 1]", "out_of_bounds", {9}, "argument 0 (a)"),
+        (
+            "a[row * k + k0 + tx]",
+            "a[row * k + k0 + tx - 1]",
+            "out_of_bounds",
+            {9},
+            "argument 0 (a)",
+        ),
         ("i < T", "i <= T", "out_of_row", {12}, None),
-        ("bs[ty][tx] = col", "if (ty < 8) bs[ty][tx] = col", "uninitialised", {12}, "__shared__ bs"),
+        (
+            "bs[ty][tx] = col",
+            "if (ty < 8) bs[ty][tx] = col",
+            "uninitialised",
+            {12},
+            "__shared__ bs",
+        ),
     ],
 )
 def test_seeded_bug(right, wrong, kind, lines, array):

@@ -22,7 +22,8 @@ extern "C" __global__ void copy(const float* x, float* y, int stride, int offset
 
 
 @pytest.mark.parametrize(
-    ("stride", "offset", "sectors"), [(1, 0, 4), (1, 1, 5), (2, 0, 8), (8, 0, 32), (32, 0, 32), (0, 0, 1)]
+    ("stride", "offset", "sectors"),
+    [(1, 0, 4), (1, 1, 5), (2, 0, 8), (8, 0, 32), (32, 0, 32), (0, 0, 1)],
 )
 def test_sectors_of_strided_loads(stride, offset, sectors):
     x, y = np.zeros(128 * 32 + 8, F), np.zeros(128, F)

@@ -90,7 +90,9 @@ extern "C" __global__ void __launch_bounds__(128) histogram(const unsigned char*
     for (int i = threadIdx.x; i < BINS; i += blockDim.x) atomicAdd(bins + i, local[i]);
 }"""
     data, bins = rng.integers(0, 256, 5000).astype(np.uint8), np.zeros(256, U)
-    RawKernel(code, "histogram", ("--use_fast_math", "-arch=sm_90"))((4,), (128,), (data, bins, 5000))
+    RawKernel(code, "histogram", ("--use_fast_math", "-arch=sm_90"))(
+        (4,), (128,), (data, bins, 5000)
+    )
     np.testing.assert_array_equal(bins, np.bincount(data, minlength=256))
 
 
@@ -165,7 +167,15 @@ __global__ void laplace(const float* u, float* v, dim3 n) {
     RawKernel(code, "laplace")((2, 3, 2), (8, 4, 4), (u, v, size))
     p = np.pad(u, 1)
     c = slice(1, -1)
-    expected = -6 * u + p[:-2, c, c] + p[2:, c, c] + p[c, :-2, c] + p[c, 2:, c] + p[c, c, :-2] + p[c, c, 2:]
+    expected = (
+        -6 * u
+        + p[:-2, c, c]
+        + p[2:, c, c]
+        + p[c, :-2, c]
+        + p[c, 2:, c]
+        + p[c, c, :-2]
+        + p[c, c, 2:]
+    )
     np.testing.assert_array_equal(v, expected)
 
 

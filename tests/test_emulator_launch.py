@@ -19,7 +19,18 @@ extern "C" __global__ void all(const float* x, float* y, long long n, double a, 
     if (i < n) y[i] = (x ? x[i] : 0.0f) + a + flag + b + c + bytes[i] + p.a + p.b + (words ? words[0] : 0);
 }"""
 PAIR = np.array((3, 0.5), np.dtype([("a", I), ("b", F)]))[()]
-ARGS = (np.ones(4, F), np.zeros(4, F), 4, 0.25, True, F(2), I(1), np.arange(4, dtype=np.uint8), PAIR, None)
+ARGS = (
+    np.ones(4, F),
+    np.zeros(4, F),
+    4,
+    0.25,
+    True,
+    F(2),
+    I(1),
+    np.arange(4, dtype=np.uint8),
+    PAIR,
+    None,
+)
 kernel = RawKernel(CODE, "all")
 
 
@@ -39,13 +50,33 @@ def test_every_kind_of_argument():
 @pytest.mark.parametrize(
     ("args", "error", "message"),
     [
-        (ARGS[:-1], TypeError, r"takes 10 arguments \(x, y, n, a, flag, b, c, bytes, p, words\), 9 were given"),
-        (changed(0, np.ones(4)), TypeError, r"argument 0 \(x\).*floating-point type of 4 bytes, got an array of float64"),
+        (
+            ARGS[:-1],
+            TypeError,
+            r"takes 10 arguments \(x, y, n, a, flag, b, c, bytes, p, words\), 9 were given",
+        ),
+        (
+            changed(0, np.ones(4)),
+            TypeError,
+            r"argument 0 \(x\).*floating-point type of 4 bytes, got an array of float64",
+        ),
         (changed(0, np.ones(4, I)), TypeError, r"argument 0 \(x\).*got an array of int32"),
-        (changed(9, np.ones(4, np.int64)), TypeError, r"argument 9 \(words\).*integer type of 4 bytes.*int64"),
+        (
+            changed(9, np.ones(4, np.int64)),
+            TypeError,
+            r"argument 9 \(words\).*integer type of 4 bytes.*int64",
+        ),
         (changed(0, [1.0]), TypeError, r"argument 0 \(x\): the kernel takes a pointer.*got list"),
-        (changed(0, np.ones(8, F)[::2]), ValueError, r"argument 0 \(x\): expected a C-contiguous array.*strides \(8,\)"),
-        (changed(2, I(4)), TypeError, r"argument 2 \(n\): the kernel takes a integer of 8 bytes, got int32"),
+        (
+            changed(0, np.ones(8, F)[::2]),
+            ValueError,
+            r"argument 0 \(x\): expected a C-contiguous array.*strides \(8,\)",
+        ),
+        (
+            changed(2, I(4)),
+            TypeError,
+            r"argument 2 \(n\): the kernel takes a integer of 8 bytes, got int32",
+        ),
         (changed(3, F(1)), TypeError, r"argument 3 \(a\).*got float32 of 4 bytes"),
         (changed(5, 2.0), TypeError, r"argument 5 \(b\).*double, wrap it in numpy.float32"),
         (changed(6, 1), TypeError, r"argument 6 \(c\).*long long, wrap it in numpy.int32"),
@@ -138,7 +169,10 @@ def test_settings_nest_and_end():
         other.join()
         assert seen == [None]
     assert emulator.active() is None
-    with pytest.raises(ValueError, match="check must be True, False or 'collect'"), emulated_cuda(check="all"):
+    with (
+        pytest.raises(ValueError, match="check must be True, False or 'collect'"),
+        emulated_cuda(check="all"),
+    ):
         pass
 
 
@@ -188,7 +222,8 @@ def test_the_cache_is_used_and_mended(tmp_path, monkeypatch):
     library.write_bytes(whole[: len(whole) // 2])
     assert run_tiny() == 7
     assert library.stat().st_size == len(whole)
-    assert sorted(p.suffix for p in (tmp_path / "kernels").iterdir()) == [".o", ".so"]
+    left = {p.suffix for p in (tmp_path / "kernels").iterdir()}
+    assert left <= {".o", ".so", ".h", ".gch"}
 
 
 def test_without_a_compiler(tmp_path, monkeypatch):

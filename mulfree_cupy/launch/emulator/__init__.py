@@ -55,7 +55,9 @@ class Settings:
     report: Report
 
 
-_settings: contextvars.ContextVar[Settings | None] = contextvars.ContextVar("emulated_cuda", default=None)
+_settings: contextvars.ContextVar[Settings | None] = contextvars.ContextVar(
+    "emulated_cuda", default=None
+)
 _one_launch = threading.Lock()
 
 
@@ -145,11 +147,15 @@ class RawKernel:
     array([0, 2, 4, 6, 8], dtype=int32)
     """
 
-    def __init__(self, code: str, name: str, options: Sequence[str] = (), backend: str = "nvrtc") -> None:
+    def __init__(
+        self, code: str, name: str, options: Sequence[str] = (), backend: str = "nvrtc"
+    ) -> None:
         if not isinstance(code, str) or not isinstance(name, str):
             raise TypeError("RawKernel: code and name must be strings")
         if isinstance(options, str):
-            raise TypeError(f"RawKernel: options must be a tuple of strings, got the string {options!r}")
+            raise TypeError(
+                f"RawKernel: options must be a tuple of strings, got the string {options!r}"
+            )
         self.code, self.name, self.options, self.backend = code, name, tuple(options), backend
         self._largest_dynamic = _STATIC_LIMIT
         self._compiled: dict[bool, tuple[Any, runtime.Kernel]] = {}
@@ -162,7 +168,9 @@ class RawKernel:
     @max_dynamic_shared_size_bytes.setter
     def max_dynamic_shared_size_bytes(self, size: int) -> None:
         if not 0 <= size <= _OPT_IN_LIMIT:
-            raise ValueError(f"max_dynamic_shared_size_bytes must be 0 to {_OPT_IN_LIMIT}, got {size}")
+            raise ValueError(
+                f"max_dynamic_shared_size_bytes must be 0 to {_OPT_IN_LIMIT}, got {size}"
+            )
         self._largest_dynamic = size
 
     def compile(self) -> None:
@@ -243,13 +251,17 @@ class RawKernel:
         return self._compiled[instrumented]
 
 
-def _dimensions(kernel: str, what: str, given: Sequence[int], limits: tuple[int, ...]) -> tuple[int, int, int]:
+def _dimensions(
+    kernel: str, what: str, given: Sequence[int], limits: tuple[int, ...]
+) -> tuple[int, int, int]:
     sizes = tuple(given) if isinstance(given, Sequence) else (given,)
     if not 1 <= len(sizes) <= 3:
         raise ValueError(f"kernel {kernel!r}: {what} must have 1 to 3 dimensions, got {given!r}")
     for size, limit in zip(sizes, limits, strict=False):
         if not isinstance(size, int | np.integer) or not 1 <= size <= limit:
-            raise ValueError(f"kernel {kernel!r}: {what} must be within 1 and {limits}, got {given!r}")
+            raise ValueError(
+                f"kernel {kernel!r}: {what} must be within 1 and {limits}, got {given!r}"
+            )
     return (*(int(s) for s in sizes), 1, 1)[:3]
 
 

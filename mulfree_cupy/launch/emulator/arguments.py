@@ -11,7 +11,14 @@ import numpy as np
 
 from mulfree_cupy.launch.emulator.runtime import Array, Parameter
 
-_KINDS = {"i": "integer", "f": "floating-point", "b": "bool", "s": "struct", "p": "pointer", "v": "void"}
+_KINDS = {
+    "i": "integer",
+    "f": "floating-point",
+    "b": "bool",
+    "s": "struct",
+    "p": "pointer",
+    "v": "void",
+}
 
 
 @dataclass
@@ -29,7 +36,9 @@ class Arguments:
         return f"{label}, {value.dtype} of shape {value.shape}"
 
 
-def convert(kernel: str, args: Sequence[Any], parameters: list[Parameter], names: list[str]) -> Arguments:
+def convert(
+    kernel: str, args: Sequence[Any], parameters: list[Parameter], names: list[str]
+) -> Arguments:
     """Check and convert the arguments of a launch.
 
     Raises
@@ -98,9 +107,15 @@ def _scalar(label: str, value: Any, parameter: Parameter) -> Any:
     if isinstance(value, bool):
         value = np.bool_(value)
     elif isinstance(value, int):
-        value, note = np.int64(value), "; a Python int is passed as long long, wrap it in numpy.int32 or such"
+        value, note = (
+            np.int64(value),
+            "; a Python int is passed as long long, wrap it in numpy.int32 or such",
+        )
     elif isinstance(value, float):
-        value, note = np.float64(value), "; a Python float is passed as double, wrap it in numpy.float32"
+        value, note = (
+            np.float64(value),
+            "; a Python float is passed as double, wrap it in numpy.float32",
+        )
     if not isinstance(value, np.generic):
         raise TypeError(
             f"{label}: the kernel takes a {_KINDS[kind]} of {parameter.size} bytes, got {type(value).__name__}"

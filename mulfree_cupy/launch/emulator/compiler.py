@@ -29,20 +29,23 @@ _KERNEL = [
 # float4 stays one access, as it is on a GPU.
 _INSTRUMENTED = ["-fsanitize=thread", "-fno-tree-loop-distribute-patterns"]
 _GCC = [
-    "-fno-gnu-unique", "-fno-tree-sra", "-fno-ipa-sra", "-fsanitize=bounds-strict",
+    "-fno-tree-sra", "-fno-ipa-sra", "-fsanitize=bounds-strict",
     "--param=tsan-distinguish-volatile=1", "--param=tsan-instrument-func-entry-exit=0",
 ]  # fmt: skip
 _CLANG = [
     "-fsanitize=array-bounds", "-mllvm", "-tsan-distinguish-volatile=1",
     "-mllvm", "-tsan-instrument-func-entry-exit=0",
 ]  # fmt: skip
+_EXPORT = 'extern "C" __attribute__((visibility("default")))'
 
 
 class CompilationError(RuntimeError):
     """The C++ compiler refused a kernel; the message carries its words and the kernel's lines."""
 
 
-def compile_kernel(code: str, name: str, options: tuple[str, ...], instrumented: bool) -> ctypes.CDLL:
+def compile_kernel(
+    code: str, name: str, options: tuple[str, ...], instrumented: bool
+) -> ctypes.CDLL:
     """The loaded library of one kernel, from the cache or compiled now."""
     compiler = find_compiler()
     flags = tuple(_flags(options))
@@ -128,57 +131,124 @@ def _load(file: Path) -> ctypes.CDLL | None:
 
 
 def _build(file, code, name, flags, instrumented, compiler) -> None:
-    headers = source.headers()
-    with tempfile.TemporaryDirectory(prefix="mulfree") as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix="mulfree") as scratch,
+        _Prepared(
+            compiler, next(f for f in flags if f.startswith("-std")), instrumented
+        ) as prepared,
+    ):
         folder = Path(scratch)
-        runtime = _Runtime(compiler, headers)
         (folder / "kernel.cpp").write_text(f'#line 1 "{name}"\n{code}\n')
-        preprocess = [compiler, "-E", "-x", "c++", *flags, *_WARNINGS, "-I", str(headers / "include")]
-        preprocess += ["-include", str(headers / "emulator.h"), str(folder / "kernel.cpp")]
-        preprocessed = _run(preprocess, name).stdout
-        preprocessed = preprocessed.replace(str(folder / "kernel.cpp"), name)
-        translation = translate(preprocessed, name, str(headers))
+        command = [
+            *prepared.command,
+            "-E",
+            "-fpch-preprocess",
+            *flags,
+            "-include",
+            str(prepared.header()),
+        ]
+        preprocessed = _run([*command, str(folder / "kernel.cpp")], name)
+        translation = translate(
+            preprocessed.replace(str(folder / "kernel.cpp"), name),
+            name,
+            (prepared.headers, prepared.cache),
+        )
         (folder / "kernel.ii").write_text(
             f"{translation.text}\n"
-            'extern "C" __attribute__((visibility("default"))) const mulfree_emulator::Kernel *mulfree_kernel() '
+            f"{_EXPORT} const mulfree_emulator::Kernel *mulfree_kernel() "
             f"{{ return mulfree_emulator::describe(&{name}); }}\n"
-            'extern "C" __attribute__((visibility("default"))) const char mulfree_parameters[] = '
-            f'"{",".join(translation.parameters)}";\n'
+            f'{_EXPORT} const char mulfree_parameters[] = "{",".join(translation.parameters)}";\n'
         )
-        is_clang = "clang" in _version(compiler)
-        extra = [*_INSTRUMENTED, *(_CLANG if is_clang else _GCC)] if instrumented else []
-        standard = [f for f in flags if f.startswith("-std")]
-        build = [compiler, *standard, *_WARNINGS, *_KERNEL, *extra, f"-fdebug-prefix-map={folder}=/mulfree"]
-        if not is_clang and not instrumented:
-            build.append("-fno-gnu-unique")
-        _run([*build, "-c", "kernel.ii", "-o", "kernel.o"], name, cwd=folder)
-        _run([compiler, "-shared", "-Wl,-Bsymbolic", "kernel.o", str(runtime.wait()), "-o", "kernel.so"], name, cwd=folder)
+        # Reports name the text's own files, wherever it and the header were compiled.
+        mapped = [f"-fdebug-prefix-map={f}=/mulfree" for f in (folder, prepared.cache)]
+        _run([*prepared.command, *mapped, "-c", "kernel.ii", "-o", "kernel.o"], name, folder)
+        link = [
+            compiler,
+            "-shared",
+            "-Wl,-Bsymbolic",
+            "kernel.o",
+            str(prepared.runtime()),
+            "-o",
+            "kernel.so",
+        ]
+        _run(link, name, folder)
         data = (folder / "kernel.so").read_bytes()
     _write(file, data + hashlib.sha256(data).digest())
 
 
-class _Runtime:
-    """The runtime's object file, compiled beside the first kernel."""
+class _Prepared:
+    """What every kernel needs, made once: the runtime's object file and the precompiled header."""
 
-    def __init__(self, compiler: str, headers: Path) -> None:
-        key = _hash(_version(compiler), _headers_hash())
-        self.file = cache_directory() / f"{key}.o"
-        self.process = None
-        if not self.file.exists():
-            self.scratch = tempfile.NamedTemporaryFile(suffix=".o", delete=False)  # noqa: SIM115
-            command = [compiler, "-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE"]
-            command += ["-w", "-c", str(headers / "runtime.cpp"), "-o", self.scratch.name]
-            self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    def __init__(self, compiler: str, standard: str, instrumented: bool) -> None:
+        self.headers, self.cache = str(source.headers()), str(cache_directory().resolve())
+        is_clang = "clang" in _version(compiler)
+        extra = [] if is_clang else ["-fno-gnu-unique"]
+        if instrumented:
+            extra += [*_INSTRUMENTED, *(_CLANG if is_clang else _GCC)]
+        include = ["-I", f"{self.headers}/include"]
+        self.command = [compiler, standard, *_WARNINGS, *_KERNEL, *extra, *include]
+        key = _hash(_version(compiler), _headers_hash(), *self.command)
+        self._header = Path(self.cache, f"{key}.h")
+        self._runtime = Path(self.cache, f"{_hash(_version(compiler), _headers_hash())}.o")
+        self._jobs: dict[Path, tuple[subprocess.Popen, str]] = {}
 
-    def wait(self) -> Path:
-        if self.process is not None:
-            _, errors = self.process.communicate()
-            data = Path(self.scratch.name).read_bytes()
-            os.unlink(self.scratch.name)
-            if self.process.returncode:
-                raise CompilationError(f"the emulator's runtime does not compile:\n{errors}")
-            _write(self.file, data)
-        return self.file
+        runtime = [
+            compiler,
+            "-std=c++17",
+            "-O2",
+            "-fPIC",
+            "-fvisibility=hidden",
+            "-U_FORTIFY_SOURCE",
+        ]
+        self._start(self._runtime, [*runtime, *_WARNINGS, "-c", f"{self.headers}/runtime.cpp"])
+        if not is_clang:
+            self._start(
+                Path(f"{self._header}.gch"),
+                [*self.command, "-x", "c++-header", f"{self.headers}/emulator.h"],
+            )
+
+    def __enter__(self) -> _Prepared:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process, scratch in self._jobs.values():
+            process.kill()
+            process.communicate()
+            os.unlink(scratch)
+
+    def runtime(self) -> Path:
+        """The object file that kernels are linked with."""
+        self._finish(self._runtime)
+        return self._runtime
+
+    def header(self) -> Path:
+        """The header to include; GCC takes the ``.gch`` beside it instead."""
+        self._finish(Path(f"{self._header}.gch"))
+        if not self._header.exists():
+            _write(self._header, f'#include "{self.headers}/emulator.h"\n'.encode())
+        return self._header
+
+    def _start(self, file: Path, command: list[str]) -> None:
+        if file.exists():
+            return
+        handle, scratch = tempfile.mkstemp(suffix=file.suffix, dir=self.cache)
+        os.close(handle)
+        process = subprocess.Popen(
+            [*command, "-o", scratch], stderr=subprocess.PIPE, text=True, cwd=self.cache
+        )
+        self._jobs[file] = process, scratch
+
+    def _finish(self, file: Path) -> None:
+        if file not in self._jobs:
+            return
+        process, scratch = self._jobs[file]
+        _, errors = process.communicate()
+        if process.returncode:
+            raise CompilationError(
+                f"the emulator's own {file.suffix} file does not compile:\n{errors}"
+            )
+        os.replace(scratch, file)
+        del self._jobs[file]
 
 
 def _write(file: Path, data: bytes) -> None:
@@ -188,8 +258,8 @@ def _write(file: Path, data: bytes) -> None:
     os.replace(scratch.name, file)
 
 
-def _run(command: list[str], name: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def _run(command: list[str], name: str, cwd: Path | None = None) -> str:
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
     if done.returncode:
         raise CompilationError(f"kernel {name!r} does not compile:\n{done.stderr.strip()}")
-    return done
+    return done.stdout

@@ -66,7 +66,9 @@ def _sentence(row, region, array, launch, lines) -> str:
     if kind == "misaligned":
         return f"{access} at offset {row.offset} of {array}, which is no multiple of {row.size}"
     if kind == "uninitialised":
-        return f"{access} at offset {row.offset} of {array}, which no thread of the block has written"
+        return (
+            f"{access} at offset {row.offset} of {array}, which no thread of the block has written"
+        )
     if kind == "race":
         file, line = lines.get(row.other_pc, ("?", 0))
         # A cell remembers its last reader, which may be the writer itself.
@@ -83,7 +85,11 @@ def _sentence(row, region, array, launch, lines) -> str:
     if kind == "divergent_collective":
         if text:
             return text
-        where = f"; {other} is at {row.other_file.decode()}:{row.other_line}" if row.other_file else f"; {other} does not come"
+        where = (
+            f"; {other} is at {row.other_file.decode()}:{row.other_line}"
+            if row.other_file
+            else f"; {other} does not come"
+        )
         return f"waits for the other lanes of its warp, which never all arrive{where}"
     if kind == "out_of_row":
         return f"indexes {text} with {row.offset}"
@@ -155,7 +161,11 @@ def _source_lines(library: ctypes.CDLL, offsets: set[int]) -> dict[int, tuple[st
         return known
     command = [tool, "-a", "-i", "-e", library._name]
     answer = subprocess.run(
-        command, input="\n".join(hex(o - 1) for o in wanted), capture_output=True, text=True, check=False
+        command,
+        input="\n".join(hex(o - 1) for o in wanted),
+        capture_output=True,
+        text=True,
+        check=False,
     ).stdout
     headers = str(source.headers())
     for row in answer.splitlines():

@@ -130,11 +130,25 @@ class Report:
 
     def __str__(self) -> str:
         parts = [_table(name, counts) for name, counts in self.counts.items()]
-        parts += ["\n".join(["findings:", *(f"  {f}" for f in self.findings)])] if self.findings else []
+        parts += (
+            ["\n".join(["findings:", *(f"  {f}" for f in self.findings)])] if self.findings else []
+        )
         return "\n\n".join(parts) or "nothing found, nothing counted"
 
 
-_HEADINGS = ("line", "load", "store", "atomic", "sectors", "/request", "load", "store", "atomic", "conflict", "barrier")
+_HEADINGS = (
+    "line",
+    "load",
+    "store",
+    "atomic",
+    "sectors",
+    "/request",
+    "load",
+    "store",
+    "atomic",
+    "conflict",
+    "barrier",
+)
 
 
 def _table(name: str, counts: KernelCounts) -> str:
@@ -145,18 +159,31 @@ def _table(name: str, counts: KernelCounts) -> str:
     lines = ["  ".join(_aligned(row, widths)) for row in rows]
     left = sum(widths[:1]) + 2
     middle = sum(widths[1:6]) + 8
-    over = " " * left + "global memory".center(middle) + "  " + "shared memory".center(sum(widths[6:10]) + 6)
+    over = (
+        " " * left
+        + "global memory".center(middle)
+        + "  "
+        + "shared memory".center(sum(widths[6:10]) + 6)
+    )
     title = f"{name}: {counts.launches} launches, {counts.threads} threads"
     return "\n".join([title, over.rstrip(), *lines])
 
 
 def _aligned(row: Iterable[str], widths: list[int]) -> list[str]:
     first, *rest = row
-    return [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]
+    return [
+        first.ljust(widths[0]),
+        *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)),
+    ]
 
 
 def _row(label: str, c: Counts) -> tuple[str, ...]:
     numbers = (c.global_loads, c.global_stores, c.global_atomics, c.sectors)
     shared = (c.shared_loads, c.shared_stores, c.shared_atomics, c.bank_conflicts, c.barriers)
     ratio = f"{c.sectors_per_request:.2f}" if c.global_requests else "-"
-    return (label, *(str(n) if n else "-" for n in numbers), ratio, *(str(n) if n else "-" for n in shared))
+    return (
+        label,
+        *(str(n) if n else "-" for n in numbers),
+        ratio,
+        *(str(n) if n else "-" for n in shared),
+    )

@@ -116,7 +116,9 @@ def bind(library: ctypes.CDLL) -> Kernel:
     for name, kind in (("regions", Region), ("sites", Site), ("barriers", BarrierSite)):
         getattr(library, f"mulfree_{name}").restype = ctypes.POINTER(kind)
     names = ctypes.c_char * 4096
-    library.parameter_names = ctypes.string_at(names.in_dll(library, "mulfree_parameters")).decode().split(",")
+    library.parameter_names = (
+        ctypes.string_at(names.in_dll(library, "mulfree_parameters")).decode().split(",")
+    )
     return library.mulfree_kernel().contents
 
 

@@ -18,16 +18,26 @@ _ATTRIBUTES = {
     "__forceinline__": "__attribute__((always_inline)) inline",
     "__inline_hint__": "inline",
 }
-_INLINE_TWICE = re.compile(r"\b(?:__forceinline__\s+(?:static\s+)?inline|inline\s+__forceinline__)\b")
+_INLINE_TWICE = re.compile(
+    r"\b(?:__forceinline__\s+(?:static\s+)?inline|inline\s+__forceinline__)\b"
+)
 _DECLARATOR = re.compile(r"([*\s]*)\b(\w+)\s*((?:\[[^\]]*\]\s*)*)$")
-_ALIGNMENT = re.compile(r"__attribute__\s*\(\((?:[^()]|\([^()]*\))*\)\)|alignas\s*(\((?:[^()]|\([^()]*\))*\))")
+_ALIGNMENT = re.compile(
+    r"__attribute__\s*\(\((?:[^()]|\([^()]*\))*\)\)|alignas\s*(\((?:[^()]|\([^()]*\))*\))"
+)
 
 _REFUSED = [
     (r"\b(?:asm|__asm__|__asm)\b", "inline PTX"),
     (r"\bwmma\s*::|\bnvcuda\s*::", "tensor-core fragments (wmma)"),
-    (r"\bCUtensorMap\b|\bcuda\s*::\s*ptx\b|\bcuda\s*::\s*barrier\b", "the tensor memory accelerator"),
+    (
+        r"\bCUtensorMap\b|\bcuda\s*::\s*ptx\b|\bcuda\s*::\s*barrier\b",
+        "the tensor memory accelerator",
+    ),
     (r"\bcuda\s*::\s*pipeline\b|\bcuda\s*::\s*memcpy_async\b", "cuda::pipeline"),
-    (r"\bcudaTextureObject_t\b|\btex[123]D\w*|\bsurf[123]D\w*|\btexture\s*<", "textures and surfaces"),
+    (
+        r"\bcudaTextureObject_t\b|\btex[123]D\w*|\bsurf[123]D\w*|\btexture\s*<",
+        "textures and surfaces",
+    ),
     (r"\bthis_cluster\b|\bcluster_group\b", "thread block clusters"),
     (r"\bthis_grid\b|\bgrid_group\b", "grid-wide synchronisation"),
     (r"<<<", "a kernel launch inside a kernel"),
@@ -43,7 +53,7 @@ class Translation:
     parameters: tuple[str, ...]
 
 
-def translate(preprocessed: str, name: str, headers: str) -> Translation:
+def translate(preprocessed: str, name: str, headers: tuple[str, ...]) -> Translation:
     """The C++ text of a preprocessed CUDA text.
 
     Parameters
@@ -52,8 +62,8 @@ def translate(preprocessed: str, name: str, headers: str) -> Translation:
         What ``g++ -E`` wrote, with its line markers.
     name : str
         The kernel, perhaps with template arguments: ``"scale<float, 4>"``.
-    headers : str
-        The folder of the emulator's headers; what comes from there is left alone.
+    headers : tuple of str
+        The folders of the emulator's headers; what comes from there is left alone.
 
     Raises
     ------
@@ -73,7 +83,7 @@ def translate(preprocessed: str, name: str, headers: str) -> Translation:
     return Translation("".join(parts), _parameters("".join(code), name))
 
 
-def _segments(preprocessed: str, headers: str):
+def _segments(preprocessed: str, headers: tuple[str, ...]):
     """Runs of lines of one file: (whether the user's, file, first line, text)."""
     is_user, file, line, lines, user_files = False, "", 1, [], set()
     for row in preprocessed.splitlines(keepends=True):
@@ -87,7 +97,7 @@ def _segments(preprocessed: str, headers: str):
         yield False, "", 0, row
         line, file = int(marker[1]), marker[2]
         # Flag 3 marks system headers, and also a user's line where a macro of theirs is expanded.
-        if "3" not in marker[3].split() and not file.startswith((headers, "<")):
+        if "3" not in marker[3].split() and not file.startswith((*headers, "<")):
             user_files.add(file)
         is_user = file in user_files
     if lines:
@@ -204,9 +214,9 @@ def _parameters(code: str, name: str) -> tuple[str, ...]:
     base = re.match(r"[\w:]*", name)[0].rpartition("::")[2]
     kernels = {}
     for found in re.finditer(r"\b__global__\b", code):
-        header = re.compile(r"(?:__\w+__\s*(?:\(\([^;{]*?\)\)\s*)?|\bvoid\b|[^(){};])*?(\w+)\s*\(").match(
-            code, found.end()
-        )
+        header = re.compile(
+            r"(?:__\w+__\s*(?:\(\([^;{]*?\)\)\s*)?|\bvoid\b|[^(){};])*?(\w+)\s*\("
+        ).match(code, found.end())
         if header:
             stop = _closing(code, header.end())
             kernels.setdefault(header[1], code[header.end() : stop])
@@ -224,5 +234,3 @@ def _closing(code: str, position: int) -> int:
         depth += (code[position] == "(") - (code[position] == ")")
         position += 1
     return position - 1
-
-
