@@ -143,7 +143,7 @@ class Training:
             total=len(self.loader),
             initial=self.step,
             desc=f"epoch {self.epoch + 1}/{self.recipe.epochs}",
-            disable=not progress,
+            disable=None if progress else True,  # None: where nobody watches
             leave=False,
         )
         for images, labels in bar:
@@ -210,20 +210,23 @@ class Training:
     @classmethod
     def resume(
         cls,
-        path: str | os.PathLike,
+        source: str | os.PathLike,
         train: data.Dataset,
         test: data.Dataset,
         *,
         device: str = "cpu",
+        path: str | os.PathLike | None = None,
         **changes: Any,
     ) -> Training:
         """Go on from a checkpoint; `changes` replace entries of its recipe, such as ``epochs``."""
-        state, facts = checkpoint.load(path)
-        run = cls(Recipe(**{**facts["recipe"], **changes}), train, test, device=device, path=path)
+        state, facts = checkpoint.load(source)
         if facts["shape"] != shape_of(train):
             raise ValueError(
-                f"{path} was trained on images of {facts['shape']}, the data has {shape_of(train)}"
+                f"{source} was trained on images of {facts['shape']}, the data has "
+                f"{shape_of(train)}"
             )
+        recipe = Recipe(**{**facts["recipe"], **changes})
+        run = cls(recipe, train, test, device=device, path=path)
         run.model.load_state_dict(_below("model/", state))
         run.optimiser.load_state_dict(_below("optim/", state))
         run.history = History(**facts["history"])

@@ -1,0 +1,198 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from mulfree_cupy import cli, data, models
+from mulfree_cupy.autograd import Tensor
+from mulfree_cupy.report import curves
+from mulfree_cupy.train import History, Interrupted, Recipe, Training, checkpoint
+
+RECIPE = Recipe("adder-lenet", epochs=3, batch_size=40, rate=0.1, augment="crop", seed=4)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    train, test = data.load("digits")
+    return replace(train, images=train.images[:200], labels=train.labels[:200]), test
+
+
+def finished(digits, path=None, **changes):
+    run = Training(replace(RECIPE, **changes), *digits, path=path)
+    run.run(progress=False)
+    return run
+
+
+def assert_same(one, other):
+    for name, array in one.model.state_dict().items():
+        assert_array_equal(array, other.model.state_dict()[name])
+    assert one.history.train_loss == other.history.train_loss
+    assert one.history.test_accuracy == other.history.test_accuracy
+
+
+def test_a_run_is_a_function_of_its_recipe(digits):
+    run = finished(digits)
+    assert_same(run, finished(digits))
+    assert finished(digits, seed=5).history.train_loss != run.history.train_loss
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("steps", [1, 5, 7, 14])
+def test_a_killed_run_resumes_bit_for_bit(digits, tmp_path, monkeypatch, steps):
+    """Killed in step `steps` + 1; the checkpoint is that of the last whole epoch, or there is none."""
+    path = tmp_path / "checkpoint.npz"
+    step, left = Training._train_step, iter(range(steps))
+
+    def mortal(self, *batch):
+        if next(left, None) is None:
+            raise Killed
+        return step(self, *batch)
+
+    monkeypatch.setattr(Training, "_train_step", mortal)
+    with pytest.raises(Killed):
+        finished(digits, path)
+    monkeypatch.undo()
+    if steps < 5:
+        assert not path.exists()
+        return
+    resumed = Training.resume(path, *digits)
+    assert resumed.epoch == steps // 5
+    resumed.run(progress=False)
+    assert_same(resumed, finished(digits))
+
+
+def test_an_interrupted_run_resumes_inside_its_epoch(digits, tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.npz"
+    step = Training._train_step
+    seen = []
+
+    def interrupted(self, *batch):
+        seen.append(batch)
+        if len(seen) == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, *batch)
+
+    monkeypatch.setattr(Training, "_train_step", interrupted)
+    with pytest.raises(Interrupted):
+        finished(digits, path)
+    monkeypatch.undo()
+    resumed = Training.resume(path, *digits)
+    assert (resumed.epoch, resumed.step) == (1, 2)
+    resumed.run(progress=False)
+    assert_same(resumed, finished(digits))
+
+
+def test_a_loss_that_is_not_finite_names_the_layer(digits):
+    run = Training(RECIPE, *digits)
+    run.model.conv2.weight.data[0, 0, 0, 0] = np.nan
+    with pytest.raises(FloatingPointError, match=r"loss is nan in epoch 1.*conv2 \(AdderConv\)"):
+        run.run(progress=False)
+
+
+def test_evaluation_does_not_depend_on_the_batch(digits):
+    run = finished(digits, epochs=1)
+    run.model.eval()
+    alone = run.model(Tensor(np.ones((1, 1, 8, 8), np.float32))).data
+    both = run.model(Tensor(np.ones((2, 1, 8, 8), np.float32))).data
+    np.testing.assert_allclose(both[:1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_checkpoints_are_whole_or_absent(tmp_path, monkeypatch):
+    path = tmp_path / "deep" / "checkpoint.npz"
+    checkpoint.save(path, {"a": np.arange(3)}, {"epoch": 1})
+
+    def full(*arguments):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.save(path, {"a": np.arange(4)}, {"epoch": 2})
+    arrays, facts = checkpoint.load(path)
+    assert len(arrays["a"]) == 3 and facts["epoch"] == 1
+    assert os.listdir(path.parent) == ["checkpoint.npz"]
+
+
+def test_damaged_checkpoints_are_refused(tmp_path):
+    path = tmp_path / "checkpoint.npz"
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
+        checkpoint.load(path)
+    checkpoint.save(path, {"a": np.arange(1000)}, {})
+    whole = path.read_bytes()
+    for damaged in (whole[:-100], b"", b"not a zip", whole[:200] + bytes(50) + whole[250:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="is no checkpoint of mulfree, or is damaged"):
+            checkpoint.load(path)
+    np.savez(path, a=np.array([{}], dtype=object), facts="{}")
+    with pytest.raises(ValueError, match="no checkpoint"):
+        checkpoint.load(path)
+    np.savez(path, facts=json.dumps({"format": 99}))
+    with pytest.raises(ValueError, match="format 99; this version reads up to 1"):
+        checkpoint.load(path)
+
+
+def test_curves_are_drawn_and_tabled(tmp_path):
+    history = History([1.0, 0.5], [0.5, 0.7], [0.4, 0.6], [1.0, 1.0])
+    curves.write(tmp_path / "curve.png", {"one": history, "two": history})
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "curve.csv").read_text().splitlines()[2] == "one,2,0.5,0.7,0.6,1"
+
+
+def test_the_command_trains_evaluates_and_resumes(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert cli.main(["train", "--epochs", "1", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "adder-lenet" in printed and "Test accuracy" in printed.splitlines()[-1]
+    assert {"checkpoint.npz", "curve.png", "curve.csv"} == set(os.listdir(out))
+    resume = ["train", "--resume", str(out / "checkpoint.npz"), "--epochs", "2", "--out", str(out)]
+    assert cli.main(resume) == 0
+    assert "from epoch 2" in capsys.readouterr().out
+    assert cli.main(["evaluate", str(out / "checkpoint.npz")]) == 0
+    assert "adder-lenet on digits: test accuracy" in capsys.readouterr().out
+
+
+def test_ctrl_c_saves_and_exits_cleanly(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "mulfree_cupy.cli", "train", "--out", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.readline()
+    while not (tmp_path / "checkpoint.npz").exists():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "go on with: mulfree train --resume" in printed and "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--model", "adder-alexnet"], "no model named 'adder-alexnet'"),
+        (["train", "--data", "nowhere"], "nowhere"),
+        (["train", "--device", "cuda"], "device 'cuda' needs"),
+        (["train", "--batch-size", "0"], "batch_size must be at least 1"),
+        (["evaluate", "nowhere.npz"], "there is no checkpoint nowhere.npz"),
+    ],
+)
+def test_the_command_explains_what_it_cannot_do(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(models.MODELS))
+def test_every_model_has_a_place_in_a_checkpoint(name):
+    shape = {"size": 32, "channels": 3, "classes": 10}
+    model = models.build(name, **shape)
+    model.load_state_dict(models.build(name, seed=1, **shape).state_dict())
