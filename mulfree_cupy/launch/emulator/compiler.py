@@ -143,6 +143,7 @@ def _build(file, code, name, flags, instrumented, compiler) -> None:
             *prepared.command,
             "-E",
             "-fpch-preprocess",
+            "-fno-working-directory",
             *flags,
             "-include",
             str(prepared.header()),
