@@ -92,5 +92,5 @@ def test_what_counts_as_a_multiplication(text, expected):
 
 
 def test_an_unknown_architecture_is_an_error():
-    with pytest.raises(ValueError, match="print_table: architectures must be among sm_75.*sm_60"):
+    with pytest.raises(ValueError, match=r"print_table: architectures must be among sm_75.*sm_60"):
         resources.print_table(["sm_60"])

@@ -5,8 +5,7 @@
 //
 // The block owns 64x64 outputs. For each l a thread reads 4 values of a and 4 of b and combines
 // them 16 ways: 8 shared loads for 32 adds. Its columns lie 16 apart, so that neighbouring threads
-// read neighbouring words of b: no bank conflict. A row of the a tile is one word longer than it
-// need be, because its elements are stored by threads that run along l.
+// read neighbouring words of b, and all read the same words of a: no bank conflict.
 #ifndef T
 #define T float
 #endif
@@ -17,7 +16,7 @@
 
 extern "C" __global__ void __launch_bounds__(THREADS* THREADS)
     adder_matmul(const T* a, const T* b, T* out, int M, int L, int P, int a_batch) {
-  __shared__ T a_tile[TILE][DEPTH + 1];
+  __shared__ T a_tile[TILE][DEPTH];
   __shared__ T b_tile[DEPTH][TILE];
 
   const int tx = threadIdx.x, ty = threadIdx.y;
@@ -27,13 +26,15 @@ extern "C" __global__ void __launch_bounds__(THREADS* THREADS)
 
   T sum[EACH][EACH] = {};
   for (int start = 0; start < L; start += DEPTH) {
-    const int a_column = start + tx, b_row = start + ty;
 #pragma unroll
     for (int i = 0; i < EACH; ++i) {
-      const int m = first_m + ty + i * THREADS;
-      a_tile[ty + i * THREADS][tx] = m < M && a_column < L ? a[(long long)m * L + a_column] : T(0);
-      const int p = first_p + tx + i * THREADS;
-      b_tile[ty][tx + i * THREADS] = p < P && b_row < L ? b[(long long)b_row * P + p] : T(0);
+      const int t = (i * THREADS + ty) * THREADS + tx;
+      const int m = t / DEPTH, a_column = start + t % DEPTH;
+      a_tile[m][t % DEPTH] =
+          first_m + m < M && a_column < L ? a[(long long)(first_m + m) * L + a_column] : T(0);
+      const int p = t % TILE, b_row = start + t / TILE;
+      b_tile[t / TILE][p] =
+          first_p + p < P && b_row < L ? b[(long long)b_row * P + first_p + p] : T(0);
     }
     __syncthreads();
 #pragma unroll

@@ -10,7 +10,8 @@
 // warp, which run along l, on different banks.
 //
 // T: float or double. TILE: outputs along each side of a block. EACH: of a thread.
-// A_VECTOR, B_VECTOR: elements in one global load; L (of a) and P (of b) must be multiples.
+// L_VECTOR, P_VECTOR: elements that move as one along rows of a, and of b and out; L and P must be
+// multiples.
 #ifndef T
 #define T float
 #endif
@@ -20,11 +21,11 @@
 #ifndef EACH
 #define EACH 8
 #endif
-#ifndef A_VECTOR
-#define A_VECTOR 1
+#ifndef L_VECTOR
+#define L_VECTOR 1
 #endif
-#ifndef B_VECTOR
-#define B_VECTOR 1
+#ifndef P_VECTOR
+#define P_VECTOR 1
 #endif
 #define THREADS (TILE / EACH)                // threads along each side of the block
 #define FETCHED 4                            // elements of each tile that a thread fetches a step
@@ -63,23 +64,23 @@ extern "C" __global__ void __launch_bounds__(THREADS* THREADS, 512 / (THREADS * 
   T sum[EACH][EACH] = {};
   for (int start = 0; start < L; start += DEPTH) {
 #pragma unroll
-    for (int i = 0; i < FETCHED / A_VECTOR; ++i) {
+    for (int i = 0; i < FETCHED / L_VECTOR; ++i) {
       const int t = threadIdx.x + i * THREADS * THREADS;
-      const int m = t / (DEPTH / A_VECTOR), l = t % (DEPTH / A_VECTOR) * A_VECTOR;
-      Vector<A_VECTOR> loaded = {};
+      const int m = t / (DEPTH / L_VECTOR), l = t % (DEPTH / L_VECTOR) * L_VECTOR;
+      Vector<L_VECTOR> loaded = {};
       if (first_m + m < M && start + l < L)
-        loaded = *(const Vector<A_VECTOR>*)(a + (long long)(first_m + m) * L + start + l);
+        loaded = *(const Vector<L_VECTOR>*)(a + (long long)(first_m + m) * L + start + l);
 #pragma unroll
-      for (int v = 0; v < A_VECTOR; ++v) a_tile[l + v][m] = loaded.at[v];
+      for (int v = 0; v < L_VECTOR; ++v) a_tile[l + v][m] = loaded.at[v];
     }
 #pragma unroll
-    for (int i = 0; i < FETCHED / B_VECTOR; ++i) {
+    for (int i = 0; i < FETCHED / P_VECTOR; ++i) {
       const int t = threadIdx.x + i * THREADS * THREADS;
-      const int l = t / (TILE / B_VECTOR), p = t % (TILE / B_VECTOR) * B_VECTOR;
-      Vector<B_VECTOR> loaded = {};
+      const int l = t / (TILE / P_VECTOR), p = t % (TILE / P_VECTOR) * P_VECTOR;
+      Vector<P_VECTOR> loaded = {};
       if (first_p + p < P && start + l < L)
-        loaded = *(const Vector<B_VECTOR>*)(b + (long long)(start + l) * P + first_p + p);
-      *(Vector<B_VECTOR>*)&b_tile[l][p] = loaded;
+        loaded = *(const Vector<P_VECTOR>*)(b + (long long)(start + l) * P + first_p + p);
+      *(Vector<P_VECTOR>*)&b_tile[l][p] = loaded;
     }
     __syncthreads();
 #pragma unroll
@@ -100,9 +101,12 @@ extern "C" __global__ void __launch_bounds__(THREADS* THREADS, 512 / (THREADS * 
   for (int i = 0; i < EACH; ++i) {
     const int m = first_m + position(ty, i);
 #pragma unroll
-    for (int j = 0; j < EACH; ++j) {
+    for (int j = 0; j < EACH; j += P_VECTOR) {
       const int p = first_p + position(tx, j);
-      if (m < M && p < P) out[(long long)m * P + p] = -sum[i][j];
+      Vector<P_VECTOR> result;
+#pragma unroll
+      for (int v = 0; v < P_VECTOR; ++v) result.at[v] = -sum[i][j + v];
+      if (m < M && p < P) *(Vector<P_VECTOR>*)(out + (long long)m * P + p) = result;
     }
   }
 }

@@ -129,7 +129,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
       const Tap tap = taps[start / DEPTH % 2][threadIdx.x / P + r * ROW_STEP];
 #pragma unroll
       for (int i = 0; i < COLUMNS; ++i)
-        fetched_x[i][r] = gather(x, pixel[i], tap, height, width);
+        fetched_x[i][r] = gather(x, pixel[i], tap, height, width, (T)0);
     }
 #pragma unroll
     for (int i = 0; i < WEIGHT_LOADS; ++i) {

@@ -1,7 +1,7 @@
 // The shared part of the implicit products: a matrix whose columns are gathered, never stored.
 //
 // Row l of the matrix is a tap of the sum: a plane of the image and a place in the window. Column p
-// is an output pixel. Element (l, p) is one pixel of the image, or 0 outside it. What belongs to
+// is an output pixel. Element (l, p) is one pixel of the image, or `outside`. What belongs to
 // the row alone is a Tap, decoded once a step into shared memory; what belongs to the column alone
 // is a Pixel, decoded once a thread; putting the two together takes two adds and two comparisons.
 
@@ -20,10 +20,10 @@ struct Pixel {
 
 template <class Element>
 __device__ __forceinline__ Element gather(const Element* image, const Pixel& pixel, const Tap& tap,
-                                          int height, int width) {
+                                          int height, int width, Element outside) {
   const bool inside = (unsigned)(pixel.h + tap.h) < (unsigned)height &&
                       (unsigned)(pixel.w + tap.w) < (unsigned)width;
-  return inside ? image[pixel.offset + tap.offset] : Element(0);
+  return inside ? image[pixel.offset + tap.offset] : outside;
 }
 
 // n elements that move as one.

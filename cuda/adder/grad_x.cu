@@ -61,6 +61,11 @@ __device__ __forceinline__ T saturated_sum(T a, T b) {
 #endif
 }
 
+// Stands for g where there is no output. As a number it is 0, and 0 * NaN would be NaN: the formula
+// as it stands has to leave such terms out.
+#define NO_TERM T(-0.0)
+__device__ __forceinline__ bool is_term(T g) { return g != 0 || !signbit(g); }
+
 // NaN fails both comparisons and stays.
 __device__ __forceinline__ T clip(T d) { return d > 1 ? T(1) : d < -1 ? T(-1) : d; }
 
@@ -142,7 +147,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
       const Tap tap = step[threadIdx.x / P + r * ROW_STEP];
 #pragma unroll
       for (int i = 0; i < COLUMNS; ++i)
-        fetched_g[i][r] = gather(g, pixel[i], tap, out_h, out_w);
+        fetched_g[i][r] = gather(g, pixel[i], tap, out_h, out_w, NO_TERM);
     }
 #pragma unroll
     for (int i = 0; i < WEIGHT_LOADS; ++i) {
@@ -183,10 +188,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
 #pragma unroll 1
       for (int l = 0; l < DEPTH; ++l)
 #pragma unroll
-        for (int c = 0; c < EACH_C; ++c)
+        for (int p = 0; p < EACH_P; ++p)
+          if (is_term(gs[l][thread_p + p]))
 #pragma unroll
-          for (int p = 0; p < EACH_P; ++p)
-            sum[c][p] += clip(ws[l][thread_c + c] - own[c][p]) * gs[l][thread_p + p];
+            for (int c = 0; c < EACH_C; ++c)
+              sum[c][p] += clip(ws[l][thread_c + c] - own[c][p]) * gs[l][thread_p + p];
     } else {
 #pragma unroll
       for (int l = 0; l < DEPTH; ++l) {

@@ -15,8 +15,9 @@ from mulfree_cupy.launch.convolution import (
     GRID_LIMIT,
     c_type,
     chunks,
-    cols_bytes,
+    column_chunks,
     columns,
+    images_at_once,
     int32,
     plane_launch,
     weight_gradient,
@@ -53,7 +54,7 @@ def adder_conv(device, x, w, bias, out, geometry: ConvGeometry, kernel: str | No
         return
     g = geometry
     filters = w.reshape(g.groups, g.filters // g.groups, g.taps)
-    for images in chunks(g, cols_bytes(g, x.itemsize)):
+    for images in column_chunks(g, x.itemsize):
         cols = columns(device, x[images], g)
         answer = out[images].reshape(len(cols), g.filters // g.groups, g.cols_shape[2])
         _batched_matmul(device, kernel, filters, cols, answer)
@@ -85,8 +86,8 @@ def _batched_matmul(device, kernel, a, b, out) -> None:
         defines |= {
             "TILE": tile,
             "EACH": each,
-            "A_VECTOR": _vector(a, a.shape[2]),
-            "B_VECTOR": _vector(b, b.shape[2]),
+            "L_VECTOR": _vector(a, a.shape[2]),
+            "P_VECTOR": min(_vector(b, b.shape[2]), _vector(out, b.shape[2])),
         }
     a_batch, length, p = len(a), a.shape[2], b.shape[2]
     if a_batch > GRID_LIMIT:
@@ -122,15 +123,14 @@ def _implicit_conv(device, kernel, x, w, bias, out, geometry: ConvGeometry) -> N
     x_size, out_size = packed_channels * g.height * g.width, math.prod(g.out_shape[1:])
     _check_int32("adder_conv", "x", (packed_channels, g.height, g.width))
     _check_int32("adder_conv", "out", g.out_shape[1:])
-    bytes_per_image = x_size * 4 if kernel == "6_uint8" else 1
-    for part in chunks(g, bytes_per_image):
-        step = _INT32 // max(x_size, out_size)
-        for start in range(part.start, part.stop, step):
-            images = slice(start, min(start + step, part.stop))
-            x_part = x[images]
-            if kernel == "6_uint8":
-                x_part = _packed(device, x_part, g.channels // g.groups)
-            _implicit_launch(device, kernel, x_part, w, bias, out[images], g)
+    at_once = _INT32 // max(x_size, out_size)
+    if kernel == "6_uint8":
+        at_once = min(at_once, images_at_once(4 * x_size))
+    for images in chunks(g.batch, at_once):
+        x_part = x[images]
+        if kernel == "6_uint8":
+            x_part = _packed(device, x_part, g.channels // g.groups)
+        _implicit_launch(device, kernel, x_part, w, bias, out[images], g)
 
 
 def _check_int32(function: str, argument: str, shape: tuple) -> None:
@@ -232,9 +232,8 @@ def adder_conv_grad_x(device, grad, x, w, grad_x, g: ConvGeometry) -> None:
     largest_g = xp.maximum(xp.max(grad, keepdims=True), -xp.min(grad, keepdims=True))
     _check_int32("adder_conv_backward", "x", g.x_shape[1:])
     _check_int32("adder_conv_backward", "grad", g.out_shape[1:])
-    step = _INT32 // max(math.prod(g.x_shape[1:]), math.prod(g.out_shape[1:]))
-    for start in range(0, g.batch, step):
-        images = slice(start, start + step)
+    at_once = _INT32 // max(math.prod(g.x_shape[1:]), math.prod(g.out_shape[1:]))
+    for images in chunks(g.batch, at_once):
         arrays = grad[images], x[images], w, largest_w, largest_g, grad_x[images]
         for first_h in range(min(g.stride[0], g.height)):
             for first_w in range(min(g.stride[1], g.width)):

@@ -41,11 +41,20 @@ def plane_launch(pixels: int, planes: int, images: int) -> tuple[tuple, tuple]:
     return (blocks, min(planes, GRID_LIMIT), min(images, GRID_LIMIT)), (threads,)
 
 
-def chunks(geometry: ConvGeometry, bytes_per_image: int) -> Iterator[slice]:
-    """Ranges of the batch whose workspace stays within `WORKSPACE`."""
-    step = max(1, WORKSPACE // bytes_per_image)
-    for start in range(0, geometry.batch, step):
-        yield slice(start, min(start + step, geometry.batch))
+def images_at_once(bytes_per_image: int) -> int:
+    """Images whose workspace stays within `WORKSPACE`, or one."""
+    return max(1, WORKSPACE // bytes_per_image)
+
+
+def chunks(batch: int, images: int) -> Iterator[slice]:
+    """The batch in ranges of so many images."""
+    for start in range(0, batch, images):
+        yield slice(start, min(start + images, batch))
+
+
+def column_chunks(geometry: ConvGeometry, itemsize: int) -> Iterator[slice]:
+    """Ranges of the batch whose im2col matrix stays within `WORKSPACE`."""
+    return chunks(geometry.batch, images_at_once(cols_bytes(geometry, itemsize)))
 
 
 def cols_bytes(geometry: ConvGeometry, itemsize: int) -> int:
@@ -118,7 +127,7 @@ def conv(device, x, w, bias, out, geometry: ConvGeometry) -> None:
     """Write the cross-correlation of x with w into out, im2col and a product at a time."""
     g = geometry
     filters = w.reshape(g.groups, g.filters // g.groups, g.taps)
-    for images in chunks(g, cols_bytes(g, x.itemsize)):
+    for images in column_chunks(g, x.itemsize):
         cols = columns(device, x[images], g).reshape(-1, g.groups, g.taps, g.cols_shape[2])
         answer = out[images].reshape(-1, g.groups, g.filters // g.groups, g.cols_shape[2])
         device.xp.matmul(filters, cols, out=answer)
@@ -131,7 +140,7 @@ def conv_backward(device, grad, x, w, grad_x, grad_w, geometry: ConvGeometry) ->
     g, xp = geometry, device.xp
     _, rows, pixels = g.cols_shape
     filters = w.reshape(g.groups, g.filters // g.groups, g.taps).transpose(0, 2, 1)
-    for images in chunks(g, cols_bytes(g, x.itemsize)):
+    for images in column_chunks(g, x.itemsize):
         part = grad[images].reshape(-1, g.groups, g.filters // g.groups, pixels)
         cols = xp.matmul(filters, part).reshape(-1, rows, pixels)
         col2im(device, cols, grad_x[images], g)
@@ -150,7 +159,7 @@ def weight_gradient(device, grad, x, geometry: ConvGeometry, centre=None):
     g, xp = geometry, device.xp
     _, rows, pixels = g.cols_shape
     total = xp.zeros((g.groups, g.filters // g.groups, g.taps), x.dtype)
-    for images in chunks(g, cols_bytes(g, x.itemsize)):
+    for images in column_chunks(g, x.itemsize):
         n = images.stop - images.start
         cols = xp.empty((rows, n * pixels), x.dtype)
         _im2col(device, x[images], cols, g, row_stride=n * pixels, image_stride=pixels)

@@ -1,0 +1,1 @@
+"""What kernels cost, in tables: registers and occupancy, and the machine code itself."""

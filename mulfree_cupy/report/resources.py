@@ -82,10 +82,9 @@ class _Recorder:
 
     def launch(self, path, entry, defines, grid, block, args, shared_mem=0):
         threads = int(np.prod(block))
-        known = self.variants.get((path, *defines.items()))
-        if known is None or known.threads < threads:
-            variant = Variant(path, entry, tuple(defines.items()), threads, shared_mem)
-            self.variants[path, *defines.items()] = variant
+        key = (path, tuple(defines.items()))
+        if key not in self.variants or self.variants[key].threads < threads:
+            self.variants[key] = Variant(path, entry, key[1], threads, shared_mem)
 
 
 def variants() -> list[Variant]:

@@ -1,0 +1,309 @@
+"""Every CUDA launcher against the formulas: emulated with all checks on, and on a GPU."""
+
+import numpy as np
+import pytest
+import spec
+from numpy.testing import assert_allclose, assert_array_equal
+
+import mulfree_cupy as mf
+from mulfree_cupy.geometry import ConvGeometry
+from mulfree_cupy.launch import adder, convolution, emulator
+
+FLOAT_KERNELS = adder.ADDER_KERNELS[:5]
+TOLERANCE = {"float32": 1e-5, "float64": 1e-13}
+
+GEOMETRIES = {
+    "27 taps": ConvGeometry(2, 3, 7, 9, 5, (3, 3), padding=(1, 1)),
+    "147 taps, stride 2": ConvGeometry(1, 3, 15, 13, 16, (7, 7), (2, 2), (3, 3)),
+    "stride (2, 1), wide padding, dilation": ConvGeometry(
+        1, 4, 9, 6, 20, (3, 2), (2, 1), (3, 2), (1, 2)
+    ),
+    "depthwise, stride 2": ConvGeometry(3, 4, 5, 5, 4, (3, 3), (2, 2), (1, 1), groups=4),
+    "groups, stride above kernel": ConvGeometry(
+        2, 6, 8, 7, 9, (2, 3), (3, 4), (2, 0), (2, 1), groups=3
+    ),
+    "1x1": ConvGeometry(2, 5, 4, 4, 3, (1, 1)),
+    "1x1, stride 2": ConvGeometry(3, 8, 6, 6, 4, (1, 1), (2, 2)),
+    "one pixel, 70 filters": ConvGeometry(1, 3, 1, 1, 70, (1, 1)),
+    "vectors everywhere": ConvGeometry(3, 8, 4, 8, 34, (3, 3), padding=(1, 1)),
+    "a whole tile of 128 filters": ConvGeometry(1, 4, 5, 5, 130, (2, 2), padding=(1, 1)),
+}
+geometries = pytest.mark.parametrize("g", GEOMETRIES.values(), ids=GEOMETRIES.keys())
+floats = pytest.mark.parametrize("dtype", ["float32", "float64"])
+
+
+class Emulated:
+    device = emulator.device
+
+    def __call__(self, launcher, *args):
+        with mf.emulated_cuda(check=True):
+            launcher(self.device, *args)
+
+
+class Gpu:
+    """Takes NumPy arrays to the GPU and the answers back into them."""
+
+    def __init__(self):
+        cupy = pytest.importorskip("cupy")
+        if not cupy.is_available():
+            pytest.skip("no GPU")
+        from mulfree_cupy.launch.cuda import device
+
+        self.device = device
+
+    def __call__(self, launcher, *args):
+        xp = self.device.xp
+        moved = [xp.asarray(a) if isinstance(a, np.ndarray) else a for a in args]
+        launcher(self.device, *moved)
+        for array, answer in zip(args, moved, strict=True):
+            if isinstance(array, np.ndarray):
+                array[...] = xp.asnumpy(answer)
+
+
+@pytest.fixture(params=[Emulated, pytest.param(Gpu, marks=pytest.mark.gpu)])
+def run(request):
+    return request.param()
+
+
+def options(g):
+    return dict(stride=g.stride, padding=g.padding, dilation=g.dilation, groups=g.groups)
+
+
+def without_groups(g):
+    return {name: value for name, value in options(g).items() if name != "groups"}
+
+
+def values(shape, dtype, seed=0, offset=0.0):
+    rng = np.random.default_rng(seed)
+    if dtype == "uint8":
+        return rng.integers(0, 256, shape, np.uint8)
+    return (rng.standard_normal(shape) + offset).astype(dtype)
+
+
+def unwritten(shape, dtype):
+    """What no kernel would write."""
+    return np.full(shape, 77 if np.issubdtype(dtype, np.integer) else np.nan, dtype)
+
+
+def assert_close(answer, expected, scale=None):
+    """Within the dtype's tolerance of the largest entry, or of `scale`."""
+    scale = np.abs(expected).max() if scale is None else scale
+    assert_allclose(answer, expected, rtol=0, atol=TOLERANCE[answer.dtype.name] * scale)
+
+
+@geometries
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "float32", "float64", "complex128"])
+def test_im2col(run, g, dtype):
+    x = values(g.x_shape, "float32").astype(dtype)
+    cols = unwritten(g.cols_shape, dtype)
+    run(convolution.im2col, x, cols, g)
+    expected = spec.im2col(x.real.astype("float64"), g.kernel, **without_groups(g))
+    assert_array_equal(cols, expected.astype(dtype))
+
+
+@geometries
+@floats
+def test_col2im(run, g, dtype):
+    cols, x = values(g.cols_shape, dtype), unwritten(g.x_shape, dtype)
+    run(convolution.col2im, cols, x, g)
+    assert_close(x, spec.col2im(cols, g.x_shape, g.kernel, **without_groups(g)))
+
+
+@geometries
+@floats
+def test_conv_and_its_gradients(run, g, dtype):
+    x, w, bias = (values(s, dtype, i) for i, s in enumerate((g.x_shape, g.w_shape, g.filters)))
+    out = unwritten(g.out_shape, dtype)
+    run(convolution.conv, x, w, bias, out, g)
+    assert_close(out, spec.conv(x, w, bias, **options(g)))
+
+    grad = values(g.out_shape, dtype, 3)
+    grad_x, grad_w = unwritten(g.x_shape, dtype), unwritten(g.w_shape, dtype)
+    run(convolution.conv_backward, grad, x, w, grad_x, grad_w, g)
+    expected_x, expected_w = spec.conv_backward(grad, x, w, **options(g))
+    assert_close(grad_x, expected_x)
+    assert_close(grad_w, expected_w)
+
+
+@geometries
+@pytest.mark.parametrize("kernel", FLOAT_KERNELS)
+@floats
+def test_adder_conv(run, g, kernel, dtype):
+    x, w, bias = (values(s, dtype, i) for i, s in enumerate((g.x_shape, g.w_shape, g.filters)))
+    out = unwritten(g.out_shape, dtype)
+    run(adder.adder_conv, x, w, bias, out, g, kernel)
+    assert_close(out, spec.adder_conv(x, w, bias, **options(g)))
+
+
+@geometries
+def test_adder_conv_of_uint8_is_exact(run, g):
+    x, w = values(g.x_shape, "uint8"), values(g.w_shape, "uint8", 1)
+    bias = np.arange(g.filters, dtype=np.int32) - 3
+    out = unwritten(g.out_shape, np.int32)
+    run(adder.adder_conv, x, w, bias, out, g)
+    assert_array_equal(out, spec.adder_conv(x, w, bias, **options(g)))
+
+
+@geometries
+@floats
+@pytest.mark.parametrize("offset", [0, 1000])
+def test_adder_conv_backward(run, g, dtype, offset):
+    x, w = values(g.x_shape, dtype, 0, offset), values(g.w_shape, dtype, 1, offset)
+    grad = values(g.out_shape, dtype, 2)
+    grad_x, grad_w = unwritten(g.x_shape, dtype), unwritten(g.w_shape, dtype)
+    run(adder.adder_conv_backward, grad, x, w, grad_x, grad_w, g)
+    expected_x, expected_w = spec.adder_conv_backward(grad, x, w, **options(g))
+    assert_close(grad_x, expected_x)
+    assert_close(grad_w, expected_w)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e-2, 0.3, 10, 1e6])
+def test_grad_x_is_accurate_at_every_scale(run, scale):
+    """Where the saturated form would cancel or lose digits, the kernel must not use it."""
+    g = GEOMETRIES["vectors everywhere"]
+    x = values(g.x_shape, "float32") * np.float32(scale)
+    w = values(g.w_shape, "float32", 1) * np.float32(scale)
+    grad, grad_x = values(g.out_shape, "float32", 2), unwritten(g.x_shape, "float32")
+    run(adder.adder_conv_grad_x, grad, x, w, grad_x, g)
+    assert_close(grad_x, spec.adder_conv_backward(grad, x, w, **options(g))[0])
+
+
+@pytest.mark.parametrize("where", ["grad", "x", "w"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@floats
+def test_nan_and_infinity_pass_through_the_gradient_of_x(run, where, value, dtype):
+    g = ConvGeometry(2, 3, 5, 6, 4, (3, 3), (2, 1), (1, 1))
+    arrays = [values(s, dtype, i) for i, s in enumerate((g.out_shape, g.x_shape, g.w_shape))]
+    arrays[["grad", "x", "w"].index(where)][1, 1, 1, 2] = value
+    grad_x = unwritten(g.x_shape, dtype)
+    run(adder.adder_conv_grad_x, *arrays, grad_x, g)
+    with np.errstate(invalid="ignore"):
+        expected = spec.adder_conv_backward(*arrays, **options(g))[0]
+    assert_allclose(grad_x, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", FLOAT_KERNELS)
+@floats
+@pytest.mark.parametrize("shape", [(1, 1, 1), (17, 27, 33), (70, 147, 65), (4, 16, 128)])
+def test_adder_matmul(run, kernel, dtype, shape):
+    m, length, p = shape
+    a, b = values((m, length), dtype), values((length, p), dtype, 1)
+    out = unwritten((m, p), dtype)
+    run(adder.adder_matmul, a, b, out, kernel)
+    assert_close(out, spec.adder_matmul(a, b))
+
+
+def test_adder_matmul_of_uint8_is_exact(run):
+    a, b = values((19, 30), "uint8"), values((30, 21), "uint8", 1)
+    out = unwritten((19, 21), np.int32)
+    run(adder.adder_matmul, a, b, out)
+    assert_array_equal(out, spec.adder_matmul(a, b))
+
+
+def test_arrays_that_are_not_aligned_take_the_narrow_loads(run):
+    buffer = values(1 + 16 * 8 + 8 * 16, "float32")
+    a, b = buffer[1:129].reshape(16, 8), buffer[129:257].reshape(8, 16)
+    out = unwritten(1 + 16 * 16, "float32")[1:].reshape(16, 16)
+    expected = spec.adder_matmul(a, b)
+    for kernel in FLOAT_KERNELS:
+        run(adder.adder_matmul, a, b, out, kernel)
+        assert_close(out, expected)
+
+
+def test_chunks_of_the_batch_make_no_difference(run, monkeypatch):
+    g = ConvGeometry(5, 4, 5, 4, 3, (3, 3), padding=(1, 1))
+    x, w = values(g.x_shape, "float64"), values(g.w_shape, "float64", 1)
+    grad = values(g.out_shape, "float64", 2)
+    monkeypatch.setattr(convolution, "WORKSPACE", 2 * convolution.cols_bytes(g, 8))
+    monkeypatch.setattr(adder, "_INT32", 2 * 4 * 5 * 4)
+    out = unwritten(g.out_shape, "float64")
+    for kernel in FLOAT_KERNELS:
+        run(adder.adder_conv, x, w, None, out, g, kernel)
+        assert_close(out, spec.adder_conv(x, w, **options(g)))
+    run(convolution.conv, x, w, None, out, g)
+    assert_close(out, spec.conv(x, w, **options(g)))
+    grad_x, grad_w = unwritten(g.x_shape, "float64"), unwritten(g.w_shape, "float64")
+    run(adder.adder_conv_backward, grad, x, w, grad_x, grad_w, g)
+    expected_x, expected_w = spec.adder_conv_backward(grad, x, w, **options(g))
+    assert_close(grad_x, expected_x)
+    assert_close(grad_w, expected_w)
+
+
+def test_grids_fold_what_is_too_many_for_one_launch(run, monkeypatch):
+    g = ConvGeometry(5, 4, 5, 4, 6, (3, 3), padding=(1, 1), groups=2)
+    x, w = values(g.x_shape, "float64"), values(g.w_shape, "float64", 1)
+    out, cols = unwritten(g.out_shape, "float64"), unwritten(g.cols_shape, "float64")
+    for module in (adder, convolution):
+        monkeypatch.setattr(module, "GRID_LIMIT", 3)
+    run(adder.adder_conv, x, w, None, out, g, "1_naive")
+    assert_close(out, spec.adder_conv(x, w, **options(g)))
+    run(convolution.im2col, x, cols, g)
+    assert_array_equal(cols, spec.im2col(x, g.kernel, **without_groups(g)))
+    a, b = values((100, 4), "float64"), values((4, 7), "float64", 1)
+    product = unwritten((100, 7), "float64")
+    run(adder.adder_matmul, a, b, product, "2_shared_tile")
+    assert_close(product, spec.adder_matmul(a, b))
+
+
+def test_an_image_too_large_for_32_bit_offsets_is_an_error(monkeypatch):
+    g = GEOMETRIES["27 taps"]
+    monkeypatch.setattr(adder, "_INT32", 100)
+    x, w, out = values(g.x_shape, "float32"), values(g.w_shape, "float32"), np.zeros(g.out_shape)
+    with pytest.raises(ValueError, match=r"adder_conv: one image of x .* shape \(3, 7, 9\)"):
+        adder.adder_conv(emulator.device, x, w, None, out, g)
+
+
+@pytest.mark.parametrize(
+    "dtype, kernel, message",
+    [
+        ("float32", "6_uint8", "kernel '6_uint8' does not take float32; 1_naive, 2_shared_tile"),
+        ("uint8", "1_naive", "kernel '1_naive' does not take uint8; 6_uint8 can"),
+        ("float32", "fastest", "kernel must be one of 1_naive, .*, got 'fastest'"),
+    ],
+)
+def test_a_rung_that_cannot_is_an_error(dtype, kernel, message):
+    g = GEOMETRIES["1x1"]
+    x, w = values(g.x_shape, dtype), values(g.w_shape, dtype)
+    with pytest.raises(ValueError, match=f"adder_conv: {message}"):
+        adder.adder_conv(emulator.device, x, w, None, unwritten(g.out_shape, dtype), g, kernel)
+
+
+@pytest.fixture(scope="module")
+def counts():
+    """What each rung does for 128x128 outputs with sums of 64 terms, by rung."""
+    a, b = values((128, 64), "float32"), values((64, 128), "float32", 1)
+    found = {}
+    for kernel in FLOAT_KERNELS:
+        with mf.emulated_cuda(check=False, trace=True) as report:
+            out = unwritten((128, 128), "float32")
+            adder.adder_matmul(emulator.device, a, b, out, kernel)
+        (found[kernel],) = report.counts.values()
+    return found
+
+
+# Loads per output that the opening comments promise, for L = 64: global, then shared.
+PROMISED = {
+    "1_naive": (2 * 64, 0),
+    "2_shared_tile": (2 * 64 / 16, 2 * 64),
+    "3_register_tile": (2 * 64 / 64, 2 * 64 / 4),
+    "4_vectorised_loads": (2 * 64 / 128 / 4, 2 * 64 / 8 / 4),  # four elements a load
+}
+
+
+@pytest.mark.parametrize("kernel", PROMISED)
+def test_loads_per_output_are_those_of_the_opening_comment(counts, kernel):
+    outputs = 128 * 128
+    assert counts[kernel].global_loads / outputs == PROMISED[kernel][0]
+    assert counts[kernel].shared_loads / outputs == PROMISED[kernel][1]
+
+
+def test_the_implicit_tile_waits_once_a_step(counts):
+    steps = 64 // 8
+    blocks = counts["5_implicit_conv"].threads // 128
+    assert counts["5_implicit_conv"].barriers == blocks * (2 + steps)
+    assert counts["4_vectorised_loads"].barriers == 2 * steps
+
+
+@pytest.mark.parametrize("kernel", FLOAT_KERNELS)
+def test_no_rung_has_bank_conflicts(counts, kernel):
+    assert counts[kernel].bank_conflicts == 0
