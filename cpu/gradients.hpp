@@ -87,8 +87,9 @@ inline void load_pixels(P& panel, const Image<const T>& x) {
         for (index v = 0; v < panel.vectors; ++v) {
             const Span* first = panel.x_spans + panel.start[v];
             const Span* last = panel.x_spans + panel.start[v + 1];
-            const Vec<T> value = x.column == 1 ? gather<CONTIGUOUS>(first, last, base, 1)
-                                               : gather<STRIDED>(first, last, base, x.column);
+            const Vec<T> value = x.column == 1   ? gather<CONTIGUOUS>(first, last, base, 1)
+                                 : x.column == 2 ? gather<EVEN>(first, last, base, 2)
+                                                 : gather<STRIDED>(first, last, base, x.column);
             store(panel.rows + f * panel.ROW + v * LANES<T>, value - broadcast(panel.centre[channel]));
         }
     }
@@ -140,15 +141,17 @@ inline void adder_grad_x(const AdderGradX<T>& g) {
 // ---- grad_w: a product of two long thin matrices ----------------------------------------------------------
 
 constexpr int GRAD_VECTORS = 32;     // vectors of pixels packed at a time
-constexpr index GRAD_ROWS = 72;      // rows of im2col (channel, tap) a unit of work
+constexpr index GRAD_ROWS = 144;     // rows of im2col (channel, tap) a unit of work
 constexpr index GRAD_FILTERS = 64;   // filters a unit of work
+
+constexpr index GRAD_WORKSPACE = 60 << 20;  // bytes, all threads together
 
 // total[f][r] += sum over the pixels of grad[f] * x[r], kept lane by lane until the very end.
 template <int FILTERS, int ROWS, class T>
-inline void product_tile(const T* grad, const T* x, T* total, index total_row) {
+inline void product_tile(const T* grad, const T* x, index pixels, T* total, index total_row) {
     constexpr index ROW = GRAD_VECTORS * LANES<T>;
     Vec<T> sum[FILTERS][ROWS] = {};
-    for (index i = 0; i < ROW; i += LANES<T>) {
+    for (index i = 0; i < pixels; i += LANES<T>) {
         Vec<T> row[ROWS];
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) row[r] = load(x + r * ROW + i);
@@ -169,13 +172,13 @@ inline void product_tile(const T* grad, const T* x, T* total, index total_row) {
 }
 
 template <class T>
-inline void products(index filters, index rows, const T* grad, const T* x, T* total) {
+inline void products(index filters, index rows, index pixels, const T* grad, const T* x, T* total) {
     constexpr index ROW = GRAD_VECTORS * LANES<T>;
     const index total_row = (GRAD_ROWS + 1) * LANES<T>;
     for (index f = 0; f < filters; f += TILE_FILTERS)
         for (index r = 0; r < rows; r += TILE_VECTORS) {
             const auto run = [&](auto n, auto m) {
-                product_tile<n.value, m.value>(grad + f * ROW, x + r * ROW,
+                product_tile<n.value, m.value>(grad + f * ROW, x + r * ROW, pixels,
                                                total + f * total_row + r * LANES<T>, total_row);
             };
             if (rows - r >= TILE_VECTORS) with_filters<TILE_VECTORS>(filters - f, run);
@@ -232,7 +235,7 @@ inline void grad_w_unit(const GradW<T>& p, const T* centre, const GradScratch<T>
         pack<false, GRAD_VECTORS>(grad_map, p.grad.data + k * p.grad.channel, p.grad.channel,
                                   (const T*)nullptr, each_filter, s.grad, (Vec<T>*)nullptr,
                                   (Vec<T>*)nullptr);
-        products(filters, rows, s.grad, s.x, s.total);
+        products(filters, rows, smaller(ROW, pixels - begin), s.grad, s.x, s.total);
     }
     for (index f = 0; f < filters; ++f) {
         const T* total = s.total + f * total_row;
@@ -277,11 +280,10 @@ inline void grad_w(const GradW<T>& p) {
     const index cuts = ceil_div(2 * most, p.groups * filter_blocks * ceil_div(positions, blocking.position_chunk));
     blocking.channel_chunk = larger(1, smaller(GRAD_ROWS / blocking.position_chunk, p.channels / cuts));
     const index units = p.groups * filter_blocks * blocking.count();
-    const index threads = threads_for(units, terms);
-
     Carver measure(nullptr);
     GradScratch<T>{measure};
     const index scratch = measure.used();
+    const index threads = smaller(threads_for(units, terms), GRAD_WORKSPACE / scratch);
     Workspace workspace;
     workspace.allocate(threads * scratch + (channels + filters) * index(sizeof(T)));
     T* grad_sum = reinterpret_cast<T*>(workspace.data() + threads * scratch);

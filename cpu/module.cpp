@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <numeric>
 #include <optional>
@@ -121,8 +122,9 @@ Axis phase_axis(index first, index x_size, index grad_size, index taps, index st
             met,  -tap_stride * dilation / stride,  grad_size,  tap,  tap_stride};
 }
 
-// The convolution of grad with w that is the gradient by x, one stride phase at a time. Where grad_x has
-// H by W pixels, run(convolution, row, column) gets the phase that starts at that row and column.
+// The convolution of grad with w that is the gradient by x, one stride phase at a time:
+// run(convolution, row, column) gets the phase whose first pixel is (row, column). Pixels that no tap
+// meets are zero.
 template <class T, class Run>
 void for_each_phase(const Source<T>& grad, const Array<T>& w, py::array& grad_x, Pair stride, Pair padding,
                     Pair dilation, index groups, Run run) {
@@ -135,12 +137,19 @@ void for_each_phase(const Source<T>& grad, const Array<T>& w, py::array& grad_x,
     const T* weights = contiguous(w);
     Image<T> x = image_of(to, channels, height, width);
     py::gil_scoped_release release;
+    const auto touches_all = [](index taps, index stride, index dilation) {
+        return taps >= stride && std::gcd(stride, dilation) == 1;
+    };
+    if (!touches_all(kernel_h, stride.first, dilation.first) ||
+        !touches_all(kernel_w, stride.second, dilation.second))
+        std::fill(to, to + batch * x.batch, T(0));
     for (index row = 0; row < std::min(stride.first, height); ++row)
         for (index column = 0; column < std::min(stride.second, width); ++column) {
             const Axis h = phase_axis(row, height, grad.shape(2), kernel_h, stride.first, padding.first,
                                       dilation.first);
             const Axis v = phase_axis(column, width, grad.shape(3), kernel_w, stride.second, padding.second,
                                       dilation.second);
+            if (h.taps == 0 || v.taps == 0) continue;
             Image<T> y{to + row * x.row + column, x.batch, x.channel, x.row * stride.first, stride.second};
             run(Convolution<T, T>{batch, groups, filters / groups, group_channels, h, v, grad.image, weights,
                                   filters / groups * group_channels * positions, positions,

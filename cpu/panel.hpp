@@ -151,6 +151,18 @@ inline void scatter(const Span* span, const Span* end, T* base, index lane_strid
         }
         return;
     }
+    if constexpr (sizeof(T) == 4)
+        if (lane_stride == 2) {
+            const __m512i low = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+            const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+            for (; span != end; ++span) {
+                T* p = base + span->offset;
+                _mm512_mask_storeu_epi32(p, span->wide & 0xffff, _mm512_permutexvar_epi32(low, (__m512i)v));
+                _mm512_mask_storeu_epi32(p + 16, span->wide >> 16,
+                                         _mm512_permutexvar_epi32(high, (__m512i)v));
+            }
+            return;
+        }
 #endif
     T lane[LANES<T>];
     store(lane, v);
@@ -194,9 +206,10 @@ inline void pack_rows(const PixelMap& map, const T* x, index channel_stride, con
     for (index c = 0; c < block.channels; ++c, x += channel_stride) {
         const Vec<T> shift = broadcast(centre ? centre[c] : T(0));
         const Span* spans = map.spans;
-        if constexpr (SUMS)
-            for (int v = 0; v < VECTORS; ++v)
-                __builtin_prefetch(x + (spans + (block.positions - 1) * runs + map.start[v])->offset + VECTORS * LANES<T> * map.lane_stride + 16, 0, 2);
+        // For the next panel, on its way into the second-level cache; below, for the next channels.
+        for (index r = 0; r < runs; ++r)
+            __builtin_prefetch(x + spans[(block.positions - 1) * runs + r].offset +
+                                   (VECTORS + 1) * LANES<T> * map.lane_stride, 0, 2);
         for (index t = 0; t < block.positions; ++t, spans += runs, panel += VECTORS * LANES<T>) {
 #pragma GCC unroll 12
             for (int v = 0; v < VECTORS; ++v) {

@@ -131,6 +131,10 @@ inline bool any_negative(Vec<float> a) {
 // The sum of the lanes, pair by pair.
 template <class T>
 inline T sum_lanes(Vec<T> v) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) return _mm512_reduce_add_ps((__m512)v);
+    else return _mm512_reduce_add_pd((__m512d)v);
+#endif
     T lane[LANES<T>];
     store(lane, v);
     for (index half = LANES<T> / 2; half; half /= 2)

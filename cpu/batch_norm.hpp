@@ -1,0 +1,151 @@
+// Batch normalisation with the residual and the ReLU that follow it: four passes over memory, each a loop
+// over contiguous rows of pixels. A channel is summed by one thread, so the answer does not depend on
+// their number; a row is summed in T, the rows in double.
+#pragma once
+
+#include "kernels.hpp"
+#include "vector.hpp"
+
+namespace mulfree::MULFREE_ISA {
+
+// Calls f(row, n) for the rows of every channel, channels in parallel; f.finish(channel) ends a channel.
+template <class T, class F>
+inline void for_each_channel(const BatchNorm<T>& p, F f) {
+#pragma omp parallel for schedule(static)
+    for (index c = 0; c < p.channels; ++c) f(c);
+}
+
+template <class T>
+inline const T* row_of(const BatchNorm<T>& p, const T* a, index n, index c) {
+    return a + (n * p.channels + c) * p.pixels;
+}
+
+// Two sums over a row, of terms(i) by vectors and by single elements.
+template <class T>
+struct Pair {
+    T first, second;
+};
+
+template <class T, class Vector, class Single>
+inline Pair<T> sum_pairs(index n, Vector by_vector, Single by_element) {
+    Vec<T> first{}, second{};
+    index i = 0;
+    for (; i + LANES<T> <= n; i += LANES<T>) by_vector(i, first, second);
+    Pair<T> sum{sum_lanes<T>(first), sum_lanes<T>(second)};
+    for (; i < n; ++i) by_element(i, sum);
+    return sum;
+}
+
+// mean[c] and variance[c], about the channel's first element: one pass, and no cancellation where the
+// mean is many deviations away from zero, as it is behind an adder convolution.
+template <class T>
+inline void batch_norm_moments(const BatchNorm<T>& p) {
+    for_each_channel(p, [&](index c) {
+        const T origin = *row_of(p, p.x, 0, c);
+        const Vec<T> origins = broadcast(origin);
+        double sum = 0, squares = 0;
+        for (index n = 0; n < p.batch; ++n) {
+            const T* x = row_of(p, p.x, n, c);
+            const auto row = sum_pairs<T>(
+                p.pixels,
+                [&](index i, Vec<T>& s, Vec<T>& q) {
+                    const Vec<T> d = load(x + i) - origins;
+                    s += d, q += d * d;
+                },
+                [&](index i, Pair<T>& s) {
+                    const T d = x[i] - origin;
+                    s.first += d, s.second += d * d;
+                });
+            sum += row.first, squares += row.second;
+        }
+        const double count = double(p.batch * p.pixels), shift = sum / count;
+        const double variance = squares / count - shift * shift;
+        p.mean_out[c] = T(double(origin) + shift);
+        p.variance_out[c] = T(variance < 0 ? 0 : variance);
+    });
+}
+
+// y = relu((x - mean) * scale + bias + residual)
+template <class T>
+inline void batch_norm(const BatchNorm<T>& p) {
+    for_each_channel(p, [&](index c) {
+        const T mean = p.mean[c], scale = p.scale[c], bias = p.bias[c];
+        for (index n = 0; n < p.batch; ++n) {
+            const T* x = row_of(p, p.x, n, c);
+            const T* residual = p.residual ? row_of(p, p.residual, n, c) : nullptr;
+            T* y = const_cast<T*>(row_of<T>(p, p.y, n, c));
+            if (residual)
+                for (index i = 0; i < p.pixels; ++i) y[i] = (x[i] - mean) * scale + bias + residual[i];
+            else
+                for (index i = 0; i < p.pixels; ++i) y[i] = (x[i] - mean) * scale + bias;
+            // Written so that a NaN stays one.
+            if (p.relu)
+                for (index i = 0; i < p.pixels; ++i) y[i] = y[i] < 0 ? T(0) : y[i];
+        }
+    });
+}
+
+// The gradient that passes the ReLU: grad where the answer is positive.
+template <class T>
+inline T flow(const T* grad, const T* answer, index i) {
+    return !answer || answer[i] > 0 ? grad[i] : T(0);
+}
+template <class T>
+inline Vec<T> flows(const T* grad, const T* answer, index i) {
+    if (!answer) return load(grad + i);
+    const auto passes = load(answer + i) > Vec<T>{};
+    return (Vec<T>)((decltype(passes))load(grad + i) & passes);
+}
+
+// sums[c] = sum of flow, dots[c] = sum of flow * (x - mean)
+template <class T>
+inline void batch_norm_sums(const BatchNorm<T>& p) {
+    for_each_channel(p, [&](index c) {
+        const T mean = p.mean[c];
+        const Vec<T> means = broadcast(mean);
+        double sum = 0, dot = 0;
+        for (index n = 0; n < p.batch; ++n) {
+            const T *x = row_of(p, p.x, n, c), *grad = row_of(p, p.grad, n, c);
+            const T* answer = p.answer ? row_of(p, p.answer, n, c) : nullptr;
+            const auto row = sum_pairs<T>(
+                p.pixels,
+                [&](index i, Vec<T>& s, Vec<T>& d) {
+                    const Vec<T> g = flows(grad, answer, i);
+                    s += g, d += g * (load(x + i) - means);
+                },
+                [&](index i, Pair<T>& s) {
+                    const T g = flow(grad, answer, i);
+                    s.first += g, s.second += g * (x[i] - mean);
+                });
+            sum += row.first, dot += row.second;
+        }
+        p.sums[c] = T(sum), p.dots[c] = T(dot);
+    });
+}
+
+// grad_x = flow * scale - constant - (x - mean) * along_x, and the flow itself where it is asked for
+template <class T>
+inline void batch_norm_grad(const BatchNorm<T>& p) {
+    for_each_channel(p, [&](index c) {
+        const T mean = p.mean[c], scale = p.scale[c], constant = p.constant[c], along = p.along_x[c];
+        for (index n = 0; n < p.batch; ++n) {
+            const T *x = row_of(p, p.x, n, c), *grad = row_of(p, p.grad, n, c);
+            const T* answer = p.answer ? row_of(p, p.answer, n, c) : nullptr;
+            T* grad_x = const_cast<T*>(row_of<T>(p, p.y, n, c));
+            T* passed = p.flow ? const_cast<T*>(row_of<T>(p, p.flow, n, c)) : nullptr;
+            index i = 0;
+            for (; i + LANES<T> <= p.pixels; i += LANES<T>) {
+                const Vec<T> g = flows(grad, answer, i);
+                store(grad_x + i, g * scale - constant - (load(x + i) - mean) * along);
+                if (passed) store(passed + i, g);
+            }
+            for (; i < p.pixels; ++i) {
+                const T g = flow(grad, answer, i);
+                grad_x[i] = g * scale - constant - (x[i] - mean) * along;
+                if (passed) passed[i] = g;
+            }
+        }
+    });
+}
+
+}  // namespace mulfree::MULFREE_ISA
