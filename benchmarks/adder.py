@@ -57,13 +57,13 @@ backward: both gradients."""
 
 STEADY = {"rounds": 7, "least": 0.05}
 QUICK = {"rounds": 2, "least": 0.001}
+PATIENCE = 300  # seconds in a run for repeating what other processes disturbed
 
 
 def run(layers: list[Layer], threads: int, out: Path | None, quick: bool) -> int:
     """Check and time the layers, print the tables, write them to `out`; the exit status."""
     settings = QUICK if quick else STEADY
-    if not quick and (load := timing.load()) > 0.5:
-        print(f"load average {load:.1f}: others are at work here, which makes the figures worse")
+    quiet = timing.Quiet(0 if quick else PATIENCE)
     absent = peers.missing()
     if absent:
         print(f"left out, not installed: {', '.join(absent)}")
@@ -76,7 +76,8 @@ def run(layers: list[Layer], threads: int, out: Path | None, quick: bool) -> int
         "layers": [],
     }
     for layer in timing.progress(layers, "layer"):
-        record["layers"].append(measure(layer, threads, **settings))
+        record["layers"].append(measure(layer, threads, quiet, **settings))
+    record |= {"measurements": quiet.taken, "disturbed": quiet.disturbed}
     print(document(record))
     if out is not None:
         file = timing.write_json(record, out, "adder-cpu")
@@ -86,7 +87,7 @@ def run(layers: list[Layer], threads: int, out: Path | None, quick: bool) -> int
     return 0
 
 
-def measure(layer: Layer, threads: int, rounds: int, least: float) -> dict:
+def measure(layer: Layer, threads: int, quiet: timing.Quiet, rounds: int, least: float) -> dict:
     """Check every answer, then time everything in `rounds` interleaved rounds."""
     x, w, grad = layer.floats()
     bytes_x, bytes_w = layer.bytes()
@@ -108,7 +109,7 @@ def measure(layer: Layer, threads: int, rounds: int, least: float) -> dict:
         cases["max/add peak"] = lambda: layer.terms / peak("max_add", least)
         cases["max/dot peak"] = lambda: layer.terms / peak("u8_max_dot", least)
 
-    seconds = timing.interleaved(cases, rounds)
+    seconds = timing.interleaved(cases, rounds, quiet)
     _choose_layout(seconds)
     ratios = {c.head: timing.ratio(seconds, c.over, c.under) for c in GOALS + BESIDE}
     return {"name": layer.name, "terms": layer.terms, "seconds": seconds, "ratios": ratios}
@@ -164,9 +165,13 @@ def summary(record: dict) -> str:
     software = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
         f"{machine['date']}, {machine['cpu']}, {record['threads']} threads, "
-        f"{record['cpu_features']}, load average {machine['load']} before; {software}; "
-        f"commit {machine['commit']}"
+        f"{record['cpu_features']}; {software}; commit {machine['commit']}{_disturbed(record)}"
     )
+
+
+def _disturbed(record: dict) -> str:
+    count, total = record["disturbed"], record["measurements"]
+    return f"; other processes disturbed {count} of {total} measurements" if count else ""
 
 
 def document(record: dict) -> str:

@@ -108,7 +108,7 @@ def rates(layer: Layer, rounds: int) -> timing.Seconds:
         name: lambda mode=mode: timing.call_seconds(lambda: emulated(mode), 0.0)
         for name, mode in MODES.items()
     }
-    return timing.interleaved(cases, rounds)
+    return timing.interleaved(cases, rounds, timing.Quiet(0 if rounds == 1 else 60))
 
 
 def document(record: dict) -> str:

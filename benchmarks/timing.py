@@ -35,7 +35,44 @@ def call_seconds(function: Callable[[], object], least: float) -> float:
     return median(taken)
 
 
-def interleaved(cases: Mapping[str, Callable[[], float]], rounds: int, gap: float = GAP) -> Seconds:
+class Quiet:
+    """Repeats a measurement during which other processes were at work, while patience lasts."""
+
+    def __init__(self, patience: float) -> None:
+        self.patience = patience
+        self.taken = 0
+        self.disturbed = 0  # measurements that were kept all the same
+
+    def __call__(self, case: Callable[[], float]) -> float:
+        self.taken += 1
+        while True:
+            time.sleep(GAP)
+            start, others = time.monotonic(), others_seconds()
+            seconds = case()
+            elapsed, others = time.monotonic() - start, others_seconds() - others
+            if others <= 0.02 + 0.05 * elapsed:  # the kernel counts in steps of 0.01 s
+                return seconds
+            if self.patience <= 0:
+                self.disturbed += 1
+                return seconds
+            time.sleep(0.3)
+            self.patience -= elapsed + 0.3
+
+
+def others_seconds() -> float:
+    """Processor seconds that other processes have used so far; 0 where the system does not tell."""
+    try:
+        fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
+    except OSError:
+        return 0.0
+    user, nice, system, _, _, interrupts, soft_interrupts, steal = map(int, fields[1:9])
+    busy = user + nice + system + interrupts + soft_interrupts + steal
+    return busy / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+
+def interleaved(
+    cases: Mapping[str, Callable[[], float]], rounds: int, measure: Callable
+) -> Seconds:
     """Ask every case for its seconds once a round, `rounds` times.
 
     A case returns seconds, its own measurement; a slow phase of the machine so falls on all cases
@@ -44,8 +81,7 @@ def interleaved(cases: Mapping[str, Callable[[], float]], rounds: int, gap: floa
     seconds: Seconds = {name: [] for name in cases}
     for _ in range(rounds):
         for name, case in cases.items():
-            time.sleep(gap)
-            seconds[name].append(case())
+            seconds[name].append(measure(case))
     return seconds
 
 
@@ -86,16 +122,10 @@ def machine(*packages: str) -> dict[str, object]:
         "commit": commit(),
         "cpu": cpu_model(),
         "cores": cores(),
-        "load": load(),
         "system": platform.system(),
         "python": platform.python_version(),
         "versions": versions("mulfree_cupy", "numpy", *packages),
     }
-
-
-def load() -> float:
-    """Processes that wanted a core during the last minute."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else float("nan")
 
 
 def cores() -> int:

@@ -66,8 +66,17 @@ class TestTiming:
     def test_rounds_are_interleaved(self):
         order = []
         cases = {name: lambda name=name: order.append(name) or 1.0 for name in "ab"}
-        assert timing.interleaved(cases, 3, gap=0) == {"a": [1.0] * 3, "b": [1.0] * 3}
+        seconds = timing.interleaved(cases, 3, measure=lambda case: case())
+        assert seconds == {"a": [1.0] * 3, "b": [1.0] * 3}
         assert order == list("ababab")
+
+    def test_what_others_disturbed_is_measured_again(self, monkeypatch):
+        others = iter([0, 9, 10, 10, 20, 29])  # before and after each case
+        monkeypatch.setattr(timing, "others_seconds", lambda: next(others))
+        quiet, measured = timing.Quiet(patience=0.1), iter([1.0, 2.0, 3.0])
+        assert quiet(lambda: next(measured)) == 2
+        assert quiet(lambda: next(measured)) == 3  # patience is spent
+        assert quiet.disturbed == 1
 
     def test_ratio_is_taken_within_rounds(self):
         seconds = {"a": [1.0, 20.0, 3.0], "b": [1.0, 10.0, 1.0]}
