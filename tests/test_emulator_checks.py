@@ -184,7 +184,8 @@ NAMES = re.findall(r"__device__ void (\w+)", BUGS)
 CASES = "\n".join(f"case {i}: {name}(x, n); break;" for i, name in enumerate(NAMES))
 # One kernel with all of them compiles once.
 SMALL = RawKernel(
-    f'{BUGS}extern "C" __global__ void small(int which, float* x, int n) {{ switch (which) {{ {CASES} }} }}',
+    BUGS + 'extern "C" __global__ void small(int which, float* x, int n) {'
+    f"switch (which) {{ {CASES} }} }}",
     "small",
 )
 

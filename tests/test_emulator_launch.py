@@ -10,23 +10,28 @@ import pytest
 from mulfree_cupy.launch import emulator
 from mulfree_cupy.launch.emulator import RawKernel, emulated_cuda
 
-F, I = np.float32, np.int32
+F32, I32 = np.float32, np.int32
 CODE = """
 struct Pair { int a; float b; };
-extern "C" __global__ void all(const float* x, float* y, long long n, double a, bool flag, float b, int c,
-                               const unsigned char* bytes, Pair p, const unsigned int* words) {
+extern "C" __global__ void all(const float* x, float* y, long long n, double a, bool flag,
+                               float b, int c, const unsigned char* bytes, Pair p,
+                               const unsigned int* words) {
     int i = threadIdx.x;
-    if (i < n) y[i] = (x ? x[i] : 0.0f) + a + flag + b + c + bytes[i] + p.a + p.b + (words ? words[0] : 0);
+    float sum = a + flag + b + c + p.a + p.b + (words ? words[0] : 0);
+    if (i < n) y[i] = (x ? x[i] : 0.0f) + bytes[i] + sum;
 }"""
-PAIR = np.array((3, 0.5), np.dtype([("a", I), ("b", F)]))[()]
+INCLUDING = """
+#include "value.h"
+extern "C" __global__ void f(int* x) { x[0] = VALUE + X + (__cplusplus > 202000); }"""
+PAIR = np.array((3, 0.5), np.dtype([("a", I32), ("b", F32)]))[()]
 ARGS = (
-    np.ones(4, F),
-    np.zeros(4, F),
+    np.ones(4, F32),
+    np.zeros(4, F32),
     4,
     0.25,
     True,
-    F(2),
-    I(1),
+    F32(2),
+    I32(1),
     np.arange(4, dtype=np.uint8),
     PAIR,
     None,
@@ -39,7 +44,7 @@ def changed(index, value):
 
 
 def test_every_kind_of_argument():
-    y = np.zeros(4, F)
+    y = np.zeros(4, F32)
     kernel((1,), (8,), changed(1, y))
     np.testing.assert_array_equal(y, 8.75 + np.arange(4))
     words = np.array([1, 0, 0, 0], np.uint8)  # four bytes are a word
@@ -58,30 +63,30 @@ def test_every_kind_of_argument():
         (
             changed(0, np.ones(4)),
             TypeError,
-            r"argument 0 \(x\).*floating-point type of 4 bytes, got an array of float64",
+            r"argument 0 \(x\).*floating-point number of 4 bytes, got an array of float64",
         ),
-        (changed(0, np.ones(4, I)), TypeError, r"argument 0 \(x\).*got an array of int32"),
+        (changed(0, np.ones(4, I32)), TypeError, r"argument 0 \(x\).*got an array of int32"),
         (
             changed(9, np.ones(4, np.int64)),
             TypeError,
-            r"argument 9 \(words\).*integer type of 4 bytes.*int64",
+            r"argument 9 \(words\).*integer of 4 bytes.*int64",
         ),
         (changed(0, [1.0]), TypeError, r"argument 0 \(x\): the kernel takes a pointer.*got list"),
         (
-            changed(0, np.ones(8, F)[::2]),
+            changed(0, np.ones(8, F32)[::2]),
             ValueError,
             r"argument 0 \(x\): expected a C-contiguous array.*strides \(8,\)",
         ),
         (
-            changed(2, I(4)),
+            changed(2, I32(4)),
             TypeError,
-            r"argument 2 \(n\): the kernel takes a integer of 8 bytes, got int32",
+            r"argument 2 \(n\): the kernel takes an integer of 8 bytes, got int32",
         ),
-        (changed(3, F(1)), TypeError, r"argument 3 \(a\).*got float32 of 4 bytes"),
+        (changed(3, F32(1)), TypeError, r"argument 3 \(a\).*got float32 of 4 bytes"),
         (changed(5, 2.0), TypeError, r"argument 5 \(b\).*double, wrap it in numpy.float32"),
         (changed(6, 1), TypeError, r"argument 6 \(c\).*long long, wrap it in numpy.int32"),
-        (changed(6, F(1)), TypeError, r"argument 6 \(c\).*integer of 4 bytes, got float32"),
-        (changed(8, I(1)), TypeError, r"argument 8 \(p\).*struct of 8 bytes"),
+        (changed(6, F32(1)), TypeError, r"argument 6 \(c\).*integer of 4 bytes, got float32"),
+        (changed(8, I32(1)), TypeError, r"argument 8 \(p\).*struct of 8 bytes"),
         (changed(6, "1"), TypeError, r"argument 6 \(c\).*got str"),
     ],
 )
@@ -91,11 +96,11 @@ def test_bad_arguments(args, error, message):
 
 
 def test_a_read_only_array_is_not_written():
-    y = np.zeros(4, F)
+    y = np.zeros(4, F32)
     y.flags.writeable = False
     with pytest.raises(ValueError, match=r"argument 1 \(y\).*read-only"):
         kernel((1,), (8,), changed(1, y))
-    x = np.ones(4, F)
+    x = np.ones(4, F32)
     x.flags.writeable = False
     kernel((1,), (8,), changed(0, x))
 
@@ -126,33 +131,31 @@ def test_more_dynamic_shared_memory_must_be_asked_for():
         s[n - 1] = 5;
         x[0] = s[n - 1];
     }"""
-    large, x = RawKernel(code, "last"), np.zeros(1, F)
+    large, x = RawKernel(code, "last"), np.zeros(1, F32)
     with pytest.raises(ValueError, match="49152"):
-        large((1,), (1,), (x, I(20000)), shared_mem=80000)
+        large((1,), (1,), (x, I32(20000)), shared_mem=80000)
     large.max_dynamic_shared_size_bytes = 80000
-    large((1,), (1,), (x, I(20000)), shared_mem=80000)
+    large((1,), (1,), (x, I32(20000)), shared_mem=80000)
     assert x[0] == 5
     with pytest.raises(ValueError, match="232448"):
         large.max_dynamic_shared_size_bytes = 300000
 
 
 def test_names_and_options():
-    with pytest.raises(ValueError, match="no __global__ function named 'some'.* there are: all"):
+    with pytest.raises(ValueError, match=r"no __global__ function named 'some'.* there are: all"):
         RawKernel(CODE, "some")((1,), (1,), ())
     with pytest.raises(TypeError, match="options must be a tuple"):
         RawKernel(CODE, "all", "-DX=1")
-    code = '#include "value.h"\nextern "C" __global__ void f(int* x) { x[0] = VALUE + X + (__cplusplus > 202000); }'
-    x = np.zeros(1, I)
+    x = np.zeros(1, I32)
     with pytest.raises(emulator.CompilationError, match=r"value\.h"):
-        RawKernel(code, "f", ("-DX=2",))((1,), (1,), (x,))
+        RawKernel(INCLUDING, "f", ("-DX=2",))((1,), (1,), (x,))
 
 
 def test_include_folders_macros_and_standard(tmp_path):
     (tmp_path / "value.h").write_text("#define VALUE 40\n")
-    code = '#include "value.h"\nextern "C" __global__ void f(int* x) { x[0] = VALUE + X + (__cplusplus > 202000); }'
-    x = np.zeros(1, I)
+    x = np.zeros(1, I32)
     options = ("-D", "X=2", f"-I{tmp_path}", "--std=c++20", "-lineinfo")
-    RawKernel(code, "f", options)((1,), (1,), (x,))
+    RawKernel(INCLUDING, "f", options)((1,), (1,), (x,))
     assert x[0] == 43
 
 
@@ -177,7 +180,7 @@ def test_settings_nest_and_end():
 
 
 def test_launches_from_several_threads():
-    outs = [np.zeros(4, F) for _ in range(8)]
+    outs = [np.zeros(4, F32) for _ in range(8)]
     threads = [threading.Thread(target=kernel, args=((1,), (8,), changed(1, y))) for y in outs]
     for t in threads:
         t.start()
@@ -192,20 +195,20 @@ def test_ctrl_c_stops_a_launch(check):
     code = """extern "C" __global__ void forever(volatile int* x) { while (x[0] == 0) {} }"""
     endless = RawKernel(code, "forever")
     with emulated_cuda(check=check):
-        endless((1,), (1,), (np.ones(1, I),))
+        endless((1,), (1,), (np.ones(1, I32),))
         timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
         with pytest.raises(KeyboardInterrupt):
-            endless((1,), (1,), (np.zeros(1, I),))
+            endless((1,), (1,), (np.zeros(1, I32),))
         timer.join()
-        endless((1,), (1,), (np.ones(1, I),))
+        endless((1,), (1,), (np.ones(1, I32),))
 
 
 TINY = """extern "C" __global__ void tiny(int* x) { x[0] = 7; }"""
 
 
 def run_tiny():
-    x = np.zeros(1, I)
+    x = np.zeros(1, I32)
     RawKernel(TINY, "tiny")((1,), (1,), (x,))
     return x[0]
 

@@ -208,8 +208,8 @@ class RawKernel:
             raise ValueError(f"kernel {self.name!r}: a block has 1024 threads at most, got {block}")
         if not 0 <= shared_mem <= self._largest_dynamic:
             raise ValueError(
-                f"kernel {self.name!r}: shared_mem must be 0 to {self._largest_dynamic}, got {shared_mem}; "
-                "set max_dynamic_shared_size_bytes for more than 48 KiB"
+                f"kernel {self.name!r}: shared_mem must be 0 to {self._largest_dynamic}, "
+                f"got {shared_mem}; set max_dynamic_shared_size_bytes for more than 48 KiB"
             )
         library, kernel = self._library(settings)
         names = library.parameter_names

@@ -11,14 +11,7 @@ import numpy as np
 
 from mulfree_cupy.launch.emulator.runtime import Array, Parameter
 
-_KINDS = {
-    "i": "integer",
-    "f": "floating-point",
-    "b": "bool",
-    "s": "struct",
-    "p": "pointer",
-    "v": "void",
-}
+_KINDS = {"i": "an integer", "f": "a floating-point number", "b": "a bool", "s": "a struct"}
 
 
 @dataclass
@@ -51,7 +44,8 @@ def convert(
     if len(args) != len(parameters):
         wanted = ", ".join(n or "?" for n in names)
         raise TypeError(
-            f"kernel {kernel!r} takes {len(parameters)} arguments ({wanted}), {len(args)} were given"
+            f"kernel {kernel!r} takes {len(parameters)} arguments ({wanted}), "
+            f"{len(args)} were given"
         )
     buffers, arrays, values = [], [], []
     for i, (value, parameter) in enumerate(zip(args, parameters, strict=True)):
@@ -72,12 +66,13 @@ def _pointer(label: str, value: Any, parameter: Parameter) -> int | None:
         return None
     if not isinstance(value, np.ndarray):
         raise TypeError(
-            f"{label}: the kernel takes a pointer; expected a NumPy array or None, got {type(value).__name__}"
+            f"{label}: the kernel takes a pointer; expected a NumPy array or None, "
+            f"got {type(value).__name__}"
         )
     if not value.flags.c_contiguous:
         raise ValueError(
-            f"{label}: expected a C-contiguous array, got shape {value.shape} with strides {value.strides}; "
-            "a kernel sees memory, not a view: pass numpy.ascontiguousarray of it"
+            f"{label}: expected a C-contiguous array, got shape {value.shape} with strides "
+            f"{value.strides}; a kernel sees memory, not a view: pass numpy.ascontiguousarray of it"
         )
     if not value.flags.writeable and not parameter.pointee_const:
         raise ValueError(f"{label}: the array is read-only and the kernel's pointer is not const")
@@ -88,7 +83,8 @@ def _pointer(label: str, value: Any, parameter: Parameter) -> int | None:
     )
     if wrong:
         raise TypeError(
-            f"{label}: the kernel takes a pointer to a {_KINDS[kind]} type of {size} bytes, got an array of {dtype}"
+            f"{label}: the kernel takes a pointer to {_KINDS[kind]} of {size} bytes, "
+            f"got an array of {dtype}"
         )
     return value.ctypes.data
 
@@ -118,13 +114,14 @@ def _scalar(label: str, value: Any, parameter: Parameter) -> Any:
         )
     if not isinstance(value, np.generic):
         raise TypeError(
-            f"{label}: the kernel takes a {_KINDS[kind]} of {parameter.size} bytes, got {type(value).__name__}"
+            f"{label}: the kernel takes {_KINDS[kind]} of {parameter.size} bytes, "
+            f"got {type(value).__name__}"
         )
     given = {"i": "i", "u": "i", "f": "f", "b": "b"}.get(value.dtype.kind, "s")
     fits = given == kind or kind == "s" or (kind in "ib" and given in "ib")
     if value.dtype.itemsize != parameter.size or not fits:
         raise TypeError(
-            f"{label}: the kernel takes a {_KINDS[kind]} of {parameter.size} bytes, got {value.dtype} "
-            f"of {value.dtype.itemsize} bytes{note}"
+            f"{label}: the kernel takes {_KINDS[kind]} of {parameter.size} bytes, "
+            f"got {value.dtype} of {value.dtype.itemsize} bytes{note}"
         )
     return ctypes.create_string_buffer(value.tobytes(), value.dtype.itemsize)

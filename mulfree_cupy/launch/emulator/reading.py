@@ -1,4 +1,4 @@
-"""Read the runtime's findings and counts after a launch, and find the source lines they speak of."""
+"""Read the runtime's findings and counts after a launch, and look up the lines they speak of."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def _sentence(row, region, array, launch, lines) -> str:
         if row.other_block != row.block:
             who = f"block {_coordinates(row.other_block, launch.grid)}, {other}"
         return (
-            f"data race: {access} at offset {row.offset} of {array}, {_PAST[row.other_access]} by {who} "
-            f"at {file}:{line} with no barrier between them"
+            f"data race: {access} at offset {row.offset} of {array}, "
+            f"{_PAST[row.other_access]} by {who} at {file}:{line} with no barrier between them"
         )
     if kind == "divergent_barrier":
         where = f" at {row.other_file.decode()}:{row.other_line}" if row.other_file else ""

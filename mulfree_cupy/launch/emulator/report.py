@@ -98,7 +98,7 @@ class Counts:
 
 @dataclass
 class KernelCounts(Counts):
-    """The totals of one kernel; `lines` has them by (file, line), `launches` and `threads` their number."""
+    """The totals of a kernel over `launches` and `threads`; `lines` has them by (file, line)."""
 
     launches: int = 0
     threads: int = 0

@@ -1,4 +1,4 @@
-"""The C structures of ``cpu/emulator/state.h``, ``memory.h``, ``trace.h`` and ``launch.h``, for ctypes."""
+"""The C structures of ``cpu/emulator`` (state.h, memory.h, trace.h, launch.h) for ctypes."""
 
 from __future__ import annotations
 

@@ -119,8 +119,8 @@ def _refuse(blank: str, file: str, line: int) -> None:
         found = re.search(pattern, blank)
         if found:
             raise NotImplementedError(
-                f"{file}:{_line_at(blank, found.start(), line)}: {what} ({found[0].strip()}) does not "
-                "run on the emulator; put a plain C++ twin behind #ifdef MULFREE_EMULATOR"
+                f"{file}:{_line_at(blank, found.start(), line)}: {what} ({found[0].strip()}) does "
+                "not run on the emulator; put a plain C++ twin behind #ifdef MULFREE_EMULATOR"
             )
 
 
@@ -176,7 +176,8 @@ def _shared(declaration: str, place: str) -> str:
     if not specifier:
         raise NotImplementedError(
             f"{place.replace(chr(34), '').replace(', ', ':')}: the emulator cannot read the "
-            f"declaration '{' '.join(declaration.split())}'; declare one variable a line, by its type's name"
+            f"declaration '{' '.join(declaration.split())}'; "
+            "declare one variable a line, by its type's name"
         )
     out = []
     for declarator in [match, *map(_DECLARATOR.search, others)]:
