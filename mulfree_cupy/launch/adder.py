@@ -203,6 +203,7 @@ def _blocks(tile: tuple, rows: int, pixels: int, groups: int) -> int:
     return -(-rows // tile[0]) * -(-pixels // tile[1]) * groups
 
 
+@np.errstate(invalid="ignore", over="ignore")  # NaN and Inf go through in silence
 def adder_conv_backward(device, grad, x, w, grad_x, grad_w, geometry: ConvGeometry) -> None:
     """Write sum (x - w) grad into grad_w and sum clip(w - x, -1, 1) grad into grad_x."""
     adder_conv_grad_x(device, grad, x, w, grad_x, geometry)

@@ -123,6 +123,7 @@ def _is_product(geometry: ConvGeometry) -> bool:
     return g.kernel == g.stride == (1, 1) and g.padding == (0, 0)
 
 
+@np.errstate(invalid="ignore", over="ignore")  # NaN and Inf go through in silence
 def conv(device, x, w, bias, out, geometry: ConvGeometry) -> None:
     """Write the cross-correlation of x with w into out, im2col and a product at a time."""
     g = geometry
@@ -135,6 +136,7 @@ def conv(device, x, w, bias, out, geometry: ConvGeometry) -> None:
         out += bias.reshape(-1, 1, 1)
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def conv_backward(device, grad, x, w, grad_x, grad_w, geometry: ConvGeometry) -> None:
     """Write the gradients of sum(conv(x, w) * grad) by x and w into grad_x and grad_w."""
     g, xp = geometry, device.xp
