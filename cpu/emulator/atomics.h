@@ -12,7 +12,7 @@ template <class T>
 MULFREE_UNSEEN void poke(T *address, T value) { *address = value; }
 
 template <class T, class Function>
-__attribute__((always_inline)) inline T atomic(T *address, Function f) {
+MULFREE_INLINE T atomic(T *address, Function f) {
     mulfree_atomic(address, sizeof(T));
     const T old = peek(address);
     poke(address, f(old));
@@ -27,15 +27,15 @@ using Same = std::common_type_t<T>;
 
 #define MULFREE_ATOMIC(name, expression)                                                              \
     template <class T>                                                                                \
-    __attribute__((always_inline)) inline T name(T *address, mulfree_emulator::Same<T> v) {           \
+    MULFREE_INLINE T name(T *address, mulfree_emulator::Same<T> v) {           \
         return mulfree_emulator::atomic(address, [=](T old) { (void)old; return T(expression); });    \
     }                                                                                                 \
     template <class T>                                                                                \
-    __attribute__((always_inline)) inline T name##_block(T *address, mulfree_emulator::Same<T> v) {   \
+    MULFREE_INLINE T name##_block(T *address, mulfree_emulator::Same<T> v) {   \
         return name(address, v);                                                                      \
     }                                                                                                 \
     template <class T>                                                                                \
-    __attribute__((always_inline)) inline T name##_system(T *address, mulfree_emulator::Same<T> v) {  \
+    MULFREE_INLINE T name##_system(T *address, mulfree_emulator::Same<T> v) {  \
         return name(address, v);                                                                      \
     }
 MULFREE_ATOMIC(atomicAdd, old + v)
@@ -51,13 +51,14 @@ MULFREE_ATOMIC(atomicDec, old == 0 || old > v ? v : old - 1)
 
 // These two make locks: one that changes nothing may be waiting.
 template <class T>
-__attribute__((always_inline)) inline T atomicExch(T *address, mulfree_emulator::Same<T> v) {
+MULFREE_INLINE T atomicExch(T *address, mulfree_emulator::Same<T> v) {
     const T old = mulfree_emulator::atomic(address, [=](T) { return v; });
     if (old == v) mulfree_spin();
     return old;
 }
 template <class T>
-__attribute__((always_inline)) inline T atomicCAS(T *address, mulfree_emulator::Same<T> compare, mulfree_emulator::Same<T> v) {
+MULFREE_INLINE T atomicCAS(T *address, mulfree_emulator::Same<T> compare,
+                           mulfree_emulator::Same<T> v) {
     const T old = mulfree_emulator::atomic(address, [=](T old) { return old == compare ? T(v) : old; });
     if (old != compare) mulfree_spin();
     return old;
@@ -69,9 +70,9 @@ inline void __threadfence_system() { mulfree_fence(); }
 inline void __nanosleep(unsigned int) {}
 
 #define MULFREE_LOAD(name) \
-    template <class T> __attribute__((always_inline)) inline T name(const T *address) { return *address; }
+    template <class T> MULFREE_INLINE T name(const T *address) { return *address; }
 #define MULFREE_STORE(name) \
-    template <class T> __attribute__((always_inline)) inline void name(T *address, mulfree_emulator::Same<T> v) { *address = v; }
+    template <class T> MULFREE_INLINE void name(T *address, mulfree_emulator::Same<T> v) { *address = v; }
 MULFREE_LOAD(__ldg)
 MULFREE_LOAD(__ldca)
 MULFREE_LOAD(__ldcg)

@@ -40,6 +40,9 @@
 #define __trap() mulfree_trap("__trap()", __FILE__, __LINE__)
 #define __brkpt() ((void)0)
 
+// Inlined even so: what it accesses is accounted to the kernel's own line.
+#define MULFREE_INLINE __attribute__((always_inline)) inline
+
 // Reads and writes that the checks do not see, for what announces itself to them.
 #define MULFREE_UNSEEN __attribute__((noinline, no_sanitize("thread")))
 
@@ -53,7 +56,7 @@
 constexpr int warpSize = 32;
 
 namespace mulfree_emulator {
-__attribute__((always_inline)) inline uint3 coordinates(int first) {
+MULFREE_INLINE uint3 coordinates(int first) {
     return {mulfree_coordinate(first), mulfree_coordinate(first + 1), mulfree_coordinate(first + 2)};
 }
 }  // namespace mulfree_emulator

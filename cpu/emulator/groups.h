@@ -43,14 +43,17 @@ class lanes {
         return from(v, static_cast<int>(rank + n < size() ? rank + n : rank), file, line);
     }
     template <class T>
-    T shfl_xor(T v, unsigned n, MULFREE_HERE) const { return from(v, static_cast<int>(thread_rank() ^ n), file, line); }
+    T shfl_xor(T v, unsigned n, MULFREE_HERE) const {
+        return from(v, static_cast<int>(thread_rank() ^ n), file, line);
+    }
 
   private:
     template <class T>
     T from(T v, int rank, const char *file, int line) const {
         unsigned rest = mask_;
         for (int i = 0; i < rank; ++i) rest &= rest - 1;
-        return mulfree_emulator::shuffle(mask_, v, rest ? __ffs(static_cast<int>(rest)) - 1 : mulfree_lane(), file, line);
+        const int lane = rest ? __ffs(static_cast<int>(rest)) - 1 : mulfree_lane();
+        return mulfree_emulator::shuffle(mask_, v, lane, file, line);
     }
     unsigned packed(unsigned bits) const {
         unsigned r = 0, n = 0;
@@ -66,7 +69,8 @@ class thread_block_tile : public lanes {
     static_assert(Size <= 32 && (Size & (Size - 1)) == 0, "a tile has 1, 2, 4, ... 32 threads");
 
   public:
-    thread_block_tile() : lanes((Size == 32 ? ~0u : (1u << Size % 32) - 1) << (mulfree_lane() & ~int(Size - 1))) {}
+    thread_block_tile()
+        : lanes((Size == 32 ? ~0u : (1u << Size % 32) - 1) << (mulfree_lane() & ~int(Size - 1))) {}
     static constexpr unsigned num_threads() { return Size; }
     static constexpr unsigned size() { return Size; }
     static unsigned meta_group_rank() { return thread_block::thread_rank() / Size; }
@@ -100,7 +104,8 @@ inline T reduce(const Group &group, T value, Function f, MULFREE_HERE) {
         return value;
     }
     T result = group.shfl(value, 0, file, line);
-    for (unsigned rank = 1; rank < n; ++rank) result = f(result, group.shfl(value, static_cast<int>(rank), file, line));
+    for (unsigned rank = 1; rank < n; ++rank)
+        result = f(result, group.shfl(value, static_cast<int>(rank), file, line));
     return result;
 }
 

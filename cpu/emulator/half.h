@@ -14,8 +14,9 @@ inline unsigned short half_bits(double x) {
     int exponent;
     frexp(magnitude, &exponent);
     if (exponent < -13) exponent = -13;
-    const unsigned long long steps = static_cast<unsigned long long>(nearbyint(ldexp(magnitude, 11 - exponent)));
-    return static_cast<unsigned short>(sign | ((static_cast<unsigned>(exponent + 13) << 10) + static_cast<unsigned>(steps)));
+    const unsigned steps = static_cast<unsigned>(nearbyint(ldexp(magnitude, 11 - exponent)));
+    const unsigned field = static_cast<unsigned>(exponent + 13) << 10;
+    return static_cast<unsigned short>(sign | (field + steps));
 }
 
 inline float half_value(unsigned short bits) {
@@ -139,6 +140,8 @@ MULFREE_HALF_BINARY(__hmax, fmaxf(a, b))
 inline __half __hdiv(__half a, __half b) { return a / b; }
 inline __half2 __h2div(__half2 a, __half2 b) { return a / b; }
 inline __half __hfma(__half a, __half b, __half c) { return __half(double(float(a)) * float(b) + float(c)); }
-inline __half2 __hfma2(__half2 a, __half2 b, __half2 c) { return {__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)}; }
+inline __half2 __hfma2(__half2 a, __half2 b, __half2 c) {
+    return {__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)};
+}
 inline __half2 __hneg2(__half2 a) { return {-a.x, -a.y}; }
 inline __half2 __habs2(__half2 a) { return {__habs(a.x), __habs(a.y)}; }

@@ -44,7 +44,9 @@ inline int __mulhi(int a, int b) { return static_cast<int>(static_cast<long long
 inline unsigned int __umulhi(unsigned int a, unsigned int b) {
     return static_cast<unsigned int>(static_cast<unsigned long long>(a) * b >> 32);
 }
-inline long long __mul64hi(long long a, long long b) { return static_cast<long long>(static_cast<__int128>(a) * b >> 64); }
+inline long long __mul64hi(long long a, long long b) {
+    return static_cast<long long>(static_cast<__int128>(a) * b >> 64);
+}
 inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
     return static_cast<unsigned long long>(static_cast<unsigned __int128>(a) * b >> 64);
 }
@@ -56,8 +58,12 @@ inline unsigned int __sad(int a, int b, unsigned int c) {
 inline unsigned int __usad(unsigned int a, unsigned int b, unsigned int c) { return c + (a < b ? b - a : a - b); }
 inline int __hadd(int a, int b) { return static_cast<int>((static_cast<long long>(a) + b) >> 1); }
 inline int __rhadd(int a, int b) { return static_cast<int>((static_cast<long long>(a) + b + 1) >> 1); }
-inline unsigned int __uhadd(unsigned int a, unsigned int b) { return static_cast<unsigned int>((0ull + a + b) >> 1); }
-inline unsigned int __urhadd(unsigned int a, unsigned int b) { return static_cast<unsigned int>((1ull + a + b) >> 1); }
+inline unsigned int __uhadd(unsigned int a, unsigned int b) {
+    return static_cast<unsigned int>((0ull + a + b) >> 1);
+}
+inline unsigned int __urhadd(unsigned int a, unsigned int b) {
+    return static_cast<unsigned int>((1ull + a + b) >> 1);
+}
 
 // ---- words of bytes or halfwords ------------------------------------------------------------------
 
@@ -65,6 +71,11 @@ namespace mulfree_emulator {
 
 template <class Lane>
 inline int lane_of(unsigned int word, int i) { return static_cast<Lane>(word >> 8 * sizeof(Lane) * i); }
+
+template <class Lane>
+inline unsigned int distance(unsigned int a, unsigned int b, int i) {
+    return abs(lane_of<Lane>(a, i) - lane_of<Lane>(b, i));
+}
 
 template <class Lane, class Function>
 inline unsigned int each_lane(unsigned int a, unsigned int b, Function f) {
@@ -94,7 +105,7 @@ inline int dot(unsigned int a, unsigned int b) {
 
 #define MULFREE_LANES(name, Lane, expression)                                                                   \
     inline unsigned int name(unsigned int x, unsigned int y) {                                                  \
-        return mulfree_emulator::each_lane<Lane>(x, y, [](int a, int b) { (void)a; (void)b; return int(expression); }); \
+        return mulfree_emulator::each_lane<Lane>(x, y, [](int a, int b) { return int(expression); });         \
     }
 #define MULFREE_LANE(name, Lane, expression)                                                                    \
     inline unsigned int name(unsigned int x) {                                                                  \
@@ -135,12 +146,12 @@ inline int dot(unsigned int a, unsigned int b) {
     MULFREE_LANE(__vnegss##n, S, mulfree_emulator::clamp<S>(-a))                                           \
     inline unsigned int __vsads##n(unsigned int x, unsigned int y) {                                       \
         unsigned int sum = 0;                                                                              \
-        for (int i = 0; i < n; ++i) sum += abs(mulfree_emulator::lane_of<S>(x, i) - mulfree_emulator::lane_of<S>(y, i)); \
+        for (int i = 0; i < n; ++i) sum += mulfree_emulator::distance<S>(x, y, i); \
         return sum;                                                                                        \
     }                                                                                                      \
     inline unsigned int __vsadu##n(unsigned int x, unsigned int y) {                                       \
         unsigned int sum = 0;                                                                              \
-        for (int i = 0; i < n; ++i) sum += abs(mulfree_emulator::lane_of<U>(x, i) - mulfree_emulator::lane_of<U>(y, i)); \
+        for (int i = 0; i < n; ++i) sum += mulfree_emulator::distance<U>(x, y, i); \
         return sum;                                                                                        \
     }
 MULFREE_SIMD(4, signed char, unsigned char)
@@ -155,4 +166,6 @@ inline unsigned int __dp4a(unsigned int a, unsigned int b, unsigned int c) {
     return c + mulfree_emulator::dot<unsigned char, unsigned char>(a, b);
 }
 inline int __dp4a(char4 a, char4 b, int c) { return c + a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
-inline unsigned int __dp4a(uchar4 a, uchar4 b, unsigned int c) { return c + a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
+inline unsigned int __dp4a(uchar4 a, uchar4 b, unsigned int c) {
+    return c + a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
+}

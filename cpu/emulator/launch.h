@@ -57,5 +57,5 @@ void mulfree_fence();
 void mulfree_atomic(void *address, int size);  // announces an atomic access by the caller
 void mulfree_spin();  // the caller may be waiting for another thread: now and then that one runs
 void mulfree_trap(const char *what, const char *file, int line) __attribute__((noreturn));
-int mulfree_printf(const char *format, ...) __attribute__((format(printf, 1, 2)));
+int mulfree_printf(const char *format, ...) __attribute__((format(__printf__, 1, 2)));
 }

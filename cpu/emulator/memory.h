@@ -106,14 +106,16 @@ inline int shadow_for(uintptr_t base, size_t size) {
 }
 
 inline void add_region(Region r) {
-    if (regions_used == int(max_regions)) mulfree_trap("has too many __shared__ variables for the emulator", r.file, r.line);
+    if (regions_used == int(max_regions))
+        mulfree_trap("has too many __shared__ variables for the emulator", r.file, r.line);
     r.shadow = shadow_for(r.base, r.size);
     region_table[regions_used++] = r;
 }
 
 inline void add_shared(const char *place, size_t size, const char *name, const char *file, int line) {
     static_used += file ? size : 0;
-    if (static_used > static_limit) mulfree_trap("uses too much static shared memory (48 KiB at most)", file, line);
+    if (static_used > static_limit)
+        mulfree_trap("uses too much static shared memory (48 KiB at most)", file, line);
     const uintptr_t base = reinterpret_cast<uintptr_t>(place);
     add_region({base, size, base, name, file, line, -1, true, -1});
 }
@@ -228,7 +230,8 @@ inline void refuse_access(Kind kind, uintptr_t address, size_t size, Access acce
     leave_thread();
 }
 
-inline void report_race(const Stamp &other, uintptr_t address, size_t size, Access access, uintptr_t pc, int region) {
+inline void report_race(const Stamp &other, uintptr_t address, size_t size, Access access, uintptr_t pc,
+                        int region) {
     Finding f = access_finding(Kind::race, address, size, access, pc, region);
     f.other_pc = other.pc;
     f.other_access = static_cast<Access>(other.kind);
@@ -251,6 +254,10 @@ inline void refine(Shadow &s, unsigned shift) {
         }
     free_cells(s);
     s = fine;
+}
+
+inline Stamp stamp(const Thread &me, uint32_t pc, Access kind, uint8_t detail) {
+    return {now.phase, pc, me.warp_phase, static_cast<uint16_t>(now.current), uint8_t(kind), detail};
 }
 
 // Whether an earlier access may run at the same time as one by the current thread.
@@ -281,7 +288,7 @@ inline void note_read(Stamp &read, const Thread &me, uint32_t pc, bool shared) {
         else if (spread != Spread::block && read.warp_phase < me.warp_phase) spread = Spread::thread;
         else if (spread == Spread::thread && read.thread != now.current) spread = Spread::warp;
     }
-    read = {now.phase, pc, me.warp_phase, static_cast<uint16_t>(now.current), uint8_t(Access::read), uint8_t(spread)};
+    read = stamp(me, pc, Access::read, uint8_t(spread));
 }
 
 inline void check_cells(int index, uintptr_t address, size_t size, Access access, uintptr_t pc) {
@@ -309,9 +316,10 @@ inline void check_cells(int index, uintptr_t address, size_t size, Access access
             note_read(cell->read, me, offset, region.shared);
             continue;
         }
-        if (read_by_others(cell->read, me, region.shared)) report_race(cell->read, address, size, access, pc, index);
+        if (read_by_others(cell->read, me, region.shared))
+            report_race(cell->read, address, size, access, pc, index);
         const bool released = access == Access::atomic && (now.fenced || (both_atomic && write.detail));
-        cell->write = {now.phase, offset, me.warp_phase, static_cast<uint16_t>(now.current), uint8_t(access), released};
+        cell->write = stamp(me, offset, access, released);
     }
 }
 
@@ -331,7 +339,8 @@ inline void on_access(uintptr_t address, size_t size, size_t align, Access acces
     }
     const bool is_module = index == now.launch->array_count;  // added right after the arrays
     const Region &region = region_table[index];
-    if (now.launch->trace && !is_module) record(address - region.origin, size, access, region.shared, pc - module_base());
+    if (now.launch->trace && !is_module)
+        record(address - region.origin, size, access, region.shared, pc - module_base());
 }
 
 }  // namespace mulfree_emulator

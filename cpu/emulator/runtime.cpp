@@ -3,25 +3,22 @@
 // A thread runs until it waits (at a barrier, for its warp) or ends; then the next one runs.
 #include "state.h"
 
-#include <csignal>
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
 #include <ctime>
-#include <pthread.h>
-#include <ucontext.h>
 
+#include "collectives.h"
 #include "instrumentation.h"
+#include "signals.h"
 
 namespace mulfree_emulator {
 
 Launcher now;
 
-namespace {
-
 constexpr int max_findings = 256;
-Finding findings[max_findings];
-int finding_count;
+static Finding findings[max_findings];
+static int finding_count;
 
 void add_finding(const Finding &finding) {
     for (int i = 0; i < finding_count; ++i) {
@@ -37,6 +34,8 @@ void add_finding(const Finding &finding) {
     findings[finding_count++].count = 1;
 }
 
+namespace {
+
 double clock_seconds() {
     timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -51,8 +50,6 @@ void wait(State state) {
     switch_fiber(me.fiber, now.scheduler);
 }
 
-void finish_collectives(unsigned warp);
-
 void run_thread() {
     now.kernel->run(now.launch->arguments);
     ++now.exited;
@@ -65,103 +62,6 @@ void resume(unsigned index) {
     now.current = index;
     now.stack = now.launch->stacks + index * now.launch->stack_size;
     switch_fiber(now.scheduler, now.threads[index].fiber);
-}
-
-unsigned lanes_of(unsigned warp) {
-    unsigned left = now.thread_count - warp * warp_size;
-    return left < warp_size ? left : warp_size;
-}
-
-// ---- warps ------------------------------------------------------------------------------------
-
-uint64_t fold(Collective what, unsigned mask, Thread *lanes) {
-    bool first = true;
-    uint32_t r = 0;
-    for (unsigned i = 0; i < warp_size; ++i) {
-        if (!(mask >> i & 1)) continue;
-        const uint32_t v = static_cast<uint32_t>(lanes[i].value);
-        const int32_t a = static_cast<int32_t>(r), b = static_cast<int32_t>(v);
-        if (first) r = v;
-        else switch (what) {
-            case Collective::add: r += v; break;
-            case Collective::min_signed: r = a < b ? r : v; break;
-            case Collective::max_signed: r = a > b ? r : v; break;
-            case Collective::min_unsigned: r = r < v ? r : v; break;
-            case Collective::max_unsigned: r = r > v ? r : v; break;
-            case Collective::bit_and: r &= v; break;
-            case Collective::bit_or: r |= v; break;
-            default: r ^= v;
-        }
-        first = false;
-    }
-    return r;
-}
-
-uint64_t collective_result(const Thread &lane, unsigned present, Thread *lanes) {
-    unsigned equal = 0, truth = 0;
-    for (unsigned i = 0; i < warp_size; ++i) {
-        if (!(present >> i & 1)) continue;
-        equal |= unsigned(lanes[i].value == lane.value) << i;
-        truth |= unsigned(lanes[i].value != 0) << i;
-    }
-    switch (lane.what) {
-        case Collective::sync: return 0;
-        case Collective::shuffle:
-            return present >> lane.source & 1 ? lanes[lane.source].value : lane.value;
-        case Collective::ballot: return truth;
-        case Collective::any: return truth != 0;
-        case Collective::all: return truth == present;
-        case Collective::match_any: return equal;
-        case Collective::match_all: return equal == present ? present : 0;
-        default: return fold(lane.what, present, lanes);
-    }
-}
-
-// Lets go the lanes of every collective of the warp for which all lanes still alive have arrived.
-void finish_collectives(unsigned warp) {
-    Thread *lanes = now.threads + warp * warp_size;
-    unsigned alive = 0, waiting = 0;
-    for (unsigned i = 0; i < lanes_of(warp); ++i) {
-        alive |= unsigned(lanes[i].state != State::exited) << i;
-        waiting |= unsigned(lanes[i].state == State::in_collective) << i;
-    }
-    while (waiting) {
-        const unsigned first = __builtin_ctz(waiting);
-        const unsigned mask = lanes[first].mask & alive;
-        unsigned arrived = 0;
-        for (unsigned i = 0; i < warp_size; ++i)
-            if (waiting >> i & 1 && lanes[i].mask == lanes[first].mask && lanes[i].what == lanes[first].what)
-                arrived |= 1u << i;
-        waiting &= ~arrived;
-        if (arrived != mask) continue;
-        const bool orders = lanes[first].what == Collective::sync;
-        if (orders) ++now.warp_phase[warp];
-        for (unsigned i = 0; i < warp_size; ++i) {
-            if (!(arrived >> i & 1)) continue;
-            lanes[i].result = collective_result(lanes[i], arrived, lanes);
-            lanes[i].state = State::ready;
-            if (orders) lanes[i].warp_phase = now.warp_phase[warp];
-        }
-    }
-}
-
-// Lets go the lanes that wait in __activemask(), one group a source line.
-bool converge(unsigned warp) {
-    Thread *lanes = now.threads + warp * warp_size;
-    bool any = false;
-    for (unsigned i = 0; i < lanes_of(warp); ++i) {
-        if (lanes[i].state != State::converging) continue;
-        unsigned group = 0;
-        for (unsigned j = i; j < lanes_of(warp); ++j)
-            if (lanes[j].state == State::converging && lanes[j].line == lanes[i].line) group |= 1u << j;
-        for (unsigned j = i; j < lanes_of(warp); ++j) {
-            if (!(group >> j & 1)) continue;
-            lanes[j].result = group;
-            lanes[j].state = State::ready;
-        }
-        any = true;
-    }
-    return any;
 }
 
 // ---- blocks -----------------------------------------------------------------------------------
@@ -310,63 +210,6 @@ void run_grid() {
                 run_block();
                 if ((++now.block & 255) == 0) stop_if_out_of_time();
             }
-}
-
-// ---- signals ----------------------------------------------------------------------------------
-// Ctrl-C leaves the launch at once; a crash of an unchecked kernel becomes a finding.
-
-constexpr int caught[] = {SIGSEGV, SIGBUS, SIGFPE, SIGINT};
-struct sigaction former[4];
-pthread_t launching;
-alignas(16) char signal_stack[32768];
-
-uint64_t faulting_pc(void *context) {
-    uintptr_t pc = 0;
-#if defined(__x86_64__) && defined(__linux__)
-    pc = static_cast<uintptr_t>(static_cast<ucontext_t *>(context)->uc_mcontext.gregs[REG_RIP]);
-#elif defined(__aarch64__) && defined(__linux__)
-    pc = static_cast<uintptr_t>(static_cast<ucontext_t *>(context)->uc_mcontext.pc);
-#endif
-    const bool ours = pc - module_base() < static_cast<uintptr_t>(&_end - &__ehdr_start);
-    return ours ? pc - module_base() + 1 : 0;  // as if it were a return address
-}
-
-void on_signal(int number, siginfo_t *info, void *context) {
-    int which = 0;
-    while (caught[which] != number) ++which;
-    const struct sigaction &old = former[which];
-    const bool ours = pthread_equal(pthread_self(), launching);
-    if (number == SIGINT || !ours) {
-        now.interrupted = number == SIGINT;
-        if (old.sa_flags & SA_SIGINFO) old.sa_sigaction(number, info, context);
-        else if (old.sa_handler != SIG_DFL && old.sa_handler != SIG_IGN) old.sa_handler(number);
-        else if (number != SIGINT) sigaction(number, &old, nullptr);  // again, and for good
-        if (number != SIGINT || !ours || now.busy) return;
-    } else {
-        Finding f = here(Kind::crash);
-        f.text = number == SIGFPE ? "an integer division by zero" : "an access outside of all memory";
-        f.pc = faulting_pc(context);
-        add_finding(f);
-    }
-    siglongjmp(now.abandon, 1);
-}
-
-void catch_signals(stack_t &former_stack) {
-    stack_t mine{};
-    mine.ss_sp = signal_stack;
-    mine.ss_size = sizeof signal_stack;
-    sigaltstack(&mine, &former_stack);
-    launching = pthread_self();
-    struct sigaction action{};
-    action.sa_sigaction = on_signal;
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-    sigemptyset(&action.sa_mask);
-    for (int i = 0; i < 4; ++i) sigaction(caught[i], &action, &former[i]);
-}
-
-void restore_signals(const stack_t &former_stack) {
-    for (int i = 0; i < 4; ++i) sigaction(caught[i], &former[i], nullptr);
-    sigaltstack(&former_stack, nullptr);
 }
 
 }  // namespace

@@ -108,6 +108,7 @@ void stop_if_out_of_time();
 // Unless findings are collected, a finding stops the launch: at once, or, where the thread can go on,
 // at the next barrier, for a divergent barrier explains the races that follow from it.
 void report(const Finding &finding);
-Finding here(Kind kind);
+void add_finding(const Finding &finding);
+Finding here(Kind kind);  // of the current thread
 
 }  // namespace mulfree_emulator

@@ -69,12 +69,14 @@ inline int __all_sync(unsigned mask, int predicate, MULFREE_HERE) {
 }
 template <class T>
 inline unsigned __match_any_sync(unsigned mask, T v, MULFREE_HERE) {
-    return mulfree_emulator::together(mulfree_emulator::Collective::match_any, mask, mulfree_emulator::word_of(v), file, line);
+    const uint64_t word = mulfree_emulator::word_of(v);
+    return mulfree_emulator::together(mulfree_emulator::Collective::match_any, mask, word, file, line);
 }
 template <class T>
 inline unsigned __match_all_sync(unsigned mask, T v, int *predicate, MULFREE_HERE) {
+    const uint64_t word = mulfree_emulator::word_of(v);
     const unsigned r =
-        mulfree_emulator::together(mulfree_emulator::Collective::match_all, mask, mulfree_emulator::word_of(v), file, line);
+        mulfree_emulator::together(mulfree_emulator::Collective::match_all, mask, word, file, line);
     *predicate = r != 0;
     return r;
 }

@@ -1,0 +1,103 @@
+// What the lanes of a warp do together: the last one that arrives computes everybody's result.
+#pragma once
+
+#include "state.h"
+
+namespace mulfree_emulator {
+
+inline unsigned lanes_of(unsigned warp) {
+    unsigned left = now.thread_count - warp * warp_size;
+    return left < warp_size ? left : warp_size;
+}
+
+inline uint64_t fold(Collective what, unsigned mask, Thread *lanes) {
+    bool first = true;
+    uint32_t r = 0;
+    for (unsigned i = 0; i < warp_size; ++i) {
+        if (!(mask >> i & 1)) continue;
+        const uint32_t v = static_cast<uint32_t>(lanes[i].value);
+        const int32_t a = static_cast<int32_t>(r), b = static_cast<int32_t>(v);
+        if (first) r = v;
+        else switch (what) {
+            case Collective::add: r += v; break;
+            case Collective::min_signed: r = a < b ? r : v; break;
+            case Collective::max_signed: r = a > b ? r : v; break;
+            case Collective::min_unsigned: r = r < v ? r : v; break;
+            case Collective::max_unsigned: r = r > v ? r : v; break;
+            case Collective::bit_and: r &= v; break;
+            case Collective::bit_or: r |= v; break;
+            default: r ^= v;
+        }
+        first = false;
+    }
+    return r;
+}
+
+inline uint64_t collective_result(const Thread &lane, unsigned present, Thread *lanes) {
+    unsigned equal = 0, truth = 0;
+    for (unsigned i = 0; i < warp_size; ++i) {
+        if (!(present >> i & 1)) continue;
+        equal |= unsigned(lanes[i].value == lane.value) << i;
+        truth |= unsigned(lanes[i].value != 0) << i;
+    }
+    switch (lane.what) {
+        case Collective::sync: return 0;
+        case Collective::shuffle:
+            return present >> lane.source & 1 ? lanes[lane.source].value : lane.value;
+        case Collective::ballot: return truth;
+        case Collective::any: return truth != 0;
+        case Collective::all: return truth == present;
+        case Collective::match_any: return equal;
+        case Collective::match_all: return equal == present ? present : 0;
+        default: return fold(lane.what, present, lanes);
+    }
+}
+
+// Lets go the lanes of every collective of the warp for which all lanes still alive have arrived.
+inline void finish_collectives(unsigned warp) {
+    Thread *lanes = now.threads + warp * warp_size;
+    unsigned alive = 0, waiting = 0;
+    for (unsigned i = 0; i < lanes_of(warp); ++i) {
+        alive |= unsigned(lanes[i].state != State::exited) << i;
+        waiting |= unsigned(lanes[i].state == State::in_collective) << i;
+    }
+    while (waiting) {
+        const unsigned first = __builtin_ctz(waiting);
+        const unsigned mask = lanes[first].mask & alive;
+        unsigned arrived = 0;
+        for (unsigned i = 0; i < warp_size; ++i)
+            if (waiting >> i & 1 && lanes[i].mask == lanes[first].mask && lanes[i].what == lanes[first].what)
+                arrived |= 1u << i;
+        waiting &= ~arrived;
+        if (arrived != mask) continue;
+        const bool orders = lanes[first].what == Collective::sync;
+        if (orders) ++now.warp_phase[warp];
+        for (unsigned i = 0; i < warp_size; ++i) {
+            if (!(arrived >> i & 1)) continue;
+            lanes[i].result = collective_result(lanes[i], arrived, lanes);
+            lanes[i].state = State::ready;
+            if (orders) lanes[i].warp_phase = now.warp_phase[warp];
+        }
+    }
+}
+
+// Lets go the lanes that wait in __activemask(), one group a source line.
+inline bool converge(unsigned warp) {
+    Thread *lanes = now.threads + warp * warp_size;
+    bool any = false;
+    for (unsigned i = 0; i < lanes_of(warp); ++i) {
+        if (lanes[i].state != State::converging) continue;
+        unsigned group = 0;
+        for (unsigned j = i; j < lanes_of(warp); ++j)
+            if (lanes[j].state == State::converging && lanes[j].line == lanes[i].line) group |= 1u << j;
+        for (unsigned j = i; j < lanes_of(warp); ++j) {
+            if (!(group >> j & 1)) continue;
+            lanes[j].result = group;
+            lanes[j].state = State::ready;
+        }
+        any = true;
+    }
+    return any;
+}
+
+}  // namespace mulfree_emulator
