@@ -1,14 +1,15 @@
 // grad_x: AdderNet's gradient of x, gathered: every pixel sums the outputs whose windows hold it
 //
 // Fixes: a scatter needs atomic additions, and clip(w - x, -1, 1) * g takes four instructions
-// Cost: 2 instructions (multiply-add, one of them saturated) a term; loads as in 5_implicit_conv
+// Cost: 2 instructions a term, a saturated add and a multiply-add; loads as in 5_implicit_conv
 //
 // grad_x[n, c, h, w] = sum over k, i, j of clip(w[k, c, i, j] - x[n, c, h, w], -1, 1) times
-// g[n, k, oh, ow] with oh*sh - ph + i*dh = h and ow*sw - pw + j*dw = w. The tile is 5_implicit_conv's with g in the
-// place of x: its columns are gathered from g, its rows are the weights of C channels, and the
-// thread's own pixels of x stay in registers. With a stride only every stride-th tap meets an
-// output, so a launch takes the pixels of one phase, h = first_h + u*sh, whose taps are the same:
-// i = i_first + s*i_step, at output row u + oh_first - s*oh_step.
+// g[n, k, oh, ow], with oh*sh - ph + i*dh = h and ow*sw - pw + j*dw = w. The tile is
+// 5_implicit_conv's with g in the place of x: its columns are gathered from g, its rows are the
+// weights of C channels, and the thread's own pixels of x stay in registers. With a stride only
+// every stride-th tap meets an output, so a launch takes the pixels of one phase,
+// h = first_h + u*sh, whose taps are the same: i = i_first + s*i_step, at output row
+// u + oh_first - s*oh_step.
 //
 // Since clip(d, -1, 1) = 2 saturate(d/2 + 1/2) - 1, a term is saturate(w/2 + (1/2 - x/2)) * g, two
 // instructions, and the sum of g, the same for all channels, is taken off at the end. A block uses

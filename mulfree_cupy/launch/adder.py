@@ -28,7 +28,7 @@ _MATMUL_KERNELS = (*_TILE, "4_vectorised_loads")
 _FLOAT_KERNELS = (*_MATMUL_KERNELS, "5_implicit_conv")
 ADDER_KERNELS = (*_FLOAT_KERNELS, "6_uint8")
 
-_INT32 = 2**31 - 1
+_INT32 = 2**31 - 1024  # and room for what a last tile has beyond the end
 _FULL = 256  # blocks below which a large GPU stands partly idle, and a smaller tile is better
 
 
