@@ -7,13 +7,15 @@
 #include <cstddef>
 #include <cstdint>
 
-#if !defined(__x86_64__)
+#if defined(__x86_64__) && !defined(MULFREE_UCONTEXT)
+#define MULFREE_OWN_SWITCH
+#else
 #include <ucontext.h>
 #endif
 
 namespace mulfree_emulator {
 
-#if defined(__x86_64__)
+#ifdef MULFREE_OWN_SWITCH
 
 struct Fiber {
     void *stack_pointer;

@@ -178,7 +178,7 @@ class RawKernel:
         self._library(active())
 
     def __call__(
-        self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], *, shared_mem: int = 0
+        self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared_mem: int = 0
     ) -> None:
         """Run the kernel.
 
@@ -212,7 +212,8 @@ class RawKernel:
                 f"got {shared_mem}; set max_dynamic_shared_size_bytes for more than 48 KiB"
             )
         library, kernel = self._library(settings)
-        names = library.parameter_names
+        # A name that could not be read is empty.
+        names = [*library.parameter_names, *[""] * kernel.parameter_count][: kernel.parameter_count]
         arguments = convert(self.name, args, kernel.parameters[: kernel.parameter_count], names)
         launch = runtime.Launch(
             grid=grid,

@@ -26,6 +26,8 @@ _ALIGNMENT = re.compile(
     r"__attribute__\s*\(\((?:[^()]|\([^()]*\))*\)\)|alignas\s*(\((?:[^()]|\([^()]*\))*\))"
 )
 
+_NOT_A_NAME = ("__attribute__", "alignas", "decltype")  # before the parenthesis of a function
+
 _REFUSED = [
     (r"\b(?:asm|__asm__|__asm)\b", "inline PTX"),
     (r"\bwmma\s*::|\bnvcuda\s*::", "tensor-core fragments (wmma)"),
@@ -213,14 +215,14 @@ def _split(text: str) -> list[str]:
 
 def _parameters(code: str, name: str) -> tuple[str, ...]:
     base = re.match(r"[\w:]*", name)[0].rpartition("::")[2]
-    kernels = {}
+    kernels: dict[str, str] = {}
     for found in re.finditer(r"\b__global__\b", code):
-        header = re.compile(
-            r"(?:__\w+__\s*(?:\(\([^;{]*?\)\)\s*)?|\bvoid\b|[^(){};])*?(\w+)\s*\("
-        ).match(code, found.end())
-        if header:
-            stop = _closing(code, header.end())
-            kernels.setdefault(header[1], code[header.end() : stop])
+        position = found.end()
+        while header := re.compile(r"(\w+)\s*\(").search(code, position):
+            position = _closing(code, header.end())
+            if header[1] not in _NOT_A_NAME:
+                kernels.setdefault(header[1], code[header.end() : position])
+                break
     if base not in kernels:
         known = ", ".join(kernels) or "none"
         raise ValueError(f"no __global__ function named {base!r} in the text; there are: {known}")
