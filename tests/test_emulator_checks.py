@@ -250,6 +250,16 @@ def test_views_of_one_array_are_one_memory():
         kernel((1,), (32,), (x[1:33], x[:32]))
 
 
+def test_an_overrun_into_another_argument_is_out_of_bounds():
+    x = np.zeros(64, np.float32)
+    code = """extern "C" __global__ void ones(float* to, const float* neighbour) {
+        to[threadIdx.x] = 1; }"""
+    with pytest.raises(EmulationFault) as caught:
+        RawKernel(code, "ones")((1,), (33,), (x[:32], x[32:]))
+    assert caught.value.finding.kind == "out_of_bounds"
+    np.testing.assert_array_equal(x, [1] * 32 + [0] * 32)
+
+
 def test_a_launch_that_never_ends_runs_out_of_time(monkeypatch):
     monkeypatch.setenv("MULFREE_EMULATOR_SECONDS", "0.2")
     code = """extern "C" __global__ void spin(volatile int* x) { while (*x == 0) {} }"""

@@ -149,14 +149,59 @@ inline void *place_for_good(SharedVariable v) {
     return v.place;
 }
 
+// Checked kernels work on copies of the arrays that lie far apart and begin as CuPy's allocations do:
+// an overrun lands in no other array, and alignment is what it would be on a GPU. Arrays that overlap
+// are one copy.
+struct Copy {
+    char *memory;
+    size_t mapped;
+    uintptr_t low, high, start;  // what was copied, and whereto
+};
+
+inline Copy copies[max_regions];
+inline int copies_used;
+constexpr size_t gap = 1 << 20;
+
+inline void copy_array(const Array &a) {
+    const uintptr_t base = reinterpret_cast<uintptr_t>(a.base);
+    Copy *c = copies_used ? &copies[copies_used - 1] : nullptr;
+    if (!c || base >= c->high) {
+        uintptr_t high = base + a.size;
+        for (const Array *b = &a; b != now.launch->arrays + now.launch->array_count; ++b) {
+            const uintptr_t start = reinterpret_cast<uintptr_t>(b->base);
+            if (start >= high) break;
+            if (start + b->size > high) high = start + b->size;
+        }
+        c = &copies[copies_used++];
+        *c = {nullptr, 2 * gap + 256 + (high - base), base, high, 0};
+        c->memory = static_cast<char *>(mmap(nullptr, c->mapped, PROT_READ | PROT_WRITE,
+                                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+        c->start = reinterpret_cast<uintptr_t>(c->memory) + gap + ((base - reinterpret_cast<uintptr_t>(a.origin)) & 255);
+        std::memcpy(reinterpret_cast<void *>(c->start), a.base, high - base);
+    }
+    *static_cast<uintptr_t *>(now.launch->arguments[a.argument]) = c->start + (base - c->low);
+}
+
+inline void write_back() {
+    for (int i = 0; i < now.launch->array_count && copies_used; ++i) {
+        const Array &a = now.launch->arrays[i];
+        const uintptr_t copy = *static_cast<uintptr_t *>(now.launch->arguments[a.argument]);
+        if (a.writable) std::memcpy(a.base, reinterpret_cast<void *>(copy), a.size);
+    }
+    for (int i = 0; i < copies_used; ++i) munmap(copies[i].memory, copies[i].mapped);
+    copies_used = 0;
+}
+
 inline void open_memory() {
     regions_used = shadows_used = 0;
     static_used = 0;
     std::memset(hint_of_pc, 0, sizeof hint_of_pc);
     for (int i = 0; i < now.launch->array_count; ++i) {
         const Array &a = now.launch->arrays[i];
-        add_region({reinterpret_cast<uintptr_t>(a.base), a.size, reinterpret_cast<uintptr_t>(a.origin), nullptr,
-                    nullptr, 0, a.argument, false, -1});
+        if (now.launch->check) copy_array(a);
+        const uintptr_t base = *static_cast<uintptr_t *>(now.launch->arguments[a.argument]);
+        const uintptr_t before = reinterpret_cast<uintptr_t>(a.base) - reinterpret_cast<uintptr_t>(a.origin);
+        add_region({base, a.size, base - before, nullptr, nullptr, 0, a.argument, false, -1});
     }
     const size_t module_size = static_cast<size_t>(&_end - &__ehdr_start);
     add_region({module_base(), module_size, module_base(), nullptr, nullptr, 0, -1, false, -1});
@@ -171,6 +216,7 @@ inline void open_memory() {
 }
 
 inline void close_memory() {
+    write_back();
     for (int i = 0; i < shadows_used; ++i) free_cells(shadows[i]);
 }
 

@@ -57,6 +57,7 @@ struct Array {
     size_t size;
     void *origin;  // start of the allocation: as on a GPU it begins a sector
     int argument;
+    int writable;
 };
 
 struct Launch {
@@ -67,7 +68,7 @@ struct Launch {
     char *stacks;       // max_threads stacks of stack_size bytes
     size_t stack_size;
     void **arguments;
-    const Array *arrays;
+    const Array *arrays;  // by ascending address
     int array_count;
     double seconds;     // the time limit
 };

@@ -53,12 +53,14 @@ def convert(
         if parameter.kind == b"p":
             buffers.append(ctypes.c_void_p(_pointer(label, value, parameter)))
             if isinstance(value, np.ndarray) and value.nbytes:
-                arrays.append(Array(value.ctypes.data, value.nbytes, _origin(value), i))
+                arrays.append(
+                    Array(value.ctypes.data, value.nbytes, _origin(value), i, value.flags.writeable)
+                )
         else:
             buffers.append(_scalar(label, value, parameter))
         values.append(value)
     pointers = (ctypes.c_void_p * max(1, len(buffers)))(*(ctypes.addressof(b) for b in buffers))
-    return Arguments(pointers, arrays, [*values, buffers])
+    return Arguments(pointers, sorted(arrays, key=lambda a: a.base), [*values, buffers])
 
 
 def _pointer(label: str, value: Any, parameter: Parameter) -> int | None:

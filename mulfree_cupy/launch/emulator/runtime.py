@@ -34,6 +34,7 @@ class Array(ctypes.Structure):
         ("size", ctypes.c_size_t),
         ("origin", ctypes.c_void_p),
         ("argument", ctypes.c_int),
+        ("writable", ctypes.c_int),
     ]
 
 
