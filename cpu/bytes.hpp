@@ -94,39 +94,59 @@ inline void store_cells(ByteCell* cells, const ByteLanes tap[8]) {
 
 #endif
 
+// The tap that goes into place `place` of a row, told by where its channel's data and its spans start.
+struct ByteTap {
+    const std::uint8_t* base;
+    const Span* spans;
+};
+
 template <Access ACCESS>
-inline void pack_byte_rows(const PixelMap& map, const std::uint8_t* x, index channel_stride,
-                           const Block& block, ByteCell* panel) {
-    constexpr index CELL = sizeof(ByteCell);
-    const index runs = map.start[PANEL_VECTORS], taps = block.taps();
-    index position = 0;
-    for (index tap = 0; tap < taps; tap += CELL) {
-        const std::uint8_t* base[CELL];
-        const Span* spans[CELL];
-        const index real = smaller(CELL, taps - tap);
-        for (index t = 0; t < real; ++t) {
-            base[t] = x, spans[t] = map.spans + position * runs;
-            if (++position == block.positions) position = 0, x += channel_stride;
-        }
-        for (index v = 0; v < PANEL_VECTORS; ++v, panel += LANES<ByteCell>) {
-            decltype(gather_bytes<ACCESS>(nullptr, nullptr, x, 1)) lanes[CELL] = {};
-            for (index t = 0; t < real; ++t)
-                lanes[t] = gather_bytes<ACCESS>(spans[t] + map.start[v], spans[t] + map.start[v + 1],
-                                                base[t], map.lane_stride);
-            store_cells(panel, lanes);
-        }
+inline void pack_byte_row(const PixelMap& map, const ByteTap* taps, index real, ByteCell* row) {
+    for (index v = 0; v < PANEL_VECTORS; ++v, row += LANES<ByteCell>) {
+        decltype(gather_bytes<ACCESS>(nullptr, nullptr, nullptr, 1)) lanes[sizeof(ByteCell)] = {};
+        for (index t = 0; t < real; ++t)
+            lanes[t] = gather_bytes<ACCESS>(taps[t].spans + map.start[v], taps[t].spans + map.start[v + 1],
+                                            taps[t].base, map.lane_stride);
+        store_cells(row, lanes);
     }
 }
 
-// Rows of cells, each CELL taps in (channel, position) order; the taps the last row lacks are zero. With
-// SUMS, adds every pixel's bytes into sum.
+template <Access ACCESS>
+inline void pack_byte_rows(const PixelMap& map, const std::uint8_t* x, index channel_stride,
+                           const Block& block, bool by_channel, ByteCell* panel) {
+    constexpr index CELL = sizeof(ByteCell), ROW = PANEL_VECTORS * LANES<ByteCell>;
+    const index runs = map.start[PANEL_VECTORS];
+    ByteTap taps[CELL];
+    if (by_channel) {
+        for (index c = 0; c < block.channels; c += CELL, x += CELL * channel_stride)
+            for (index t = 0; t < block.positions; ++t, panel += ROW) {
+                for (index k = 0; k < CELL; ++k)
+                    taps[k] = {x + k * channel_stride, map.spans + t * runs};
+                pack_byte_row<ACCESS>(map, taps, CELL, panel);
+            }
+        return;
+    }
+    index position = 0;
+    for (index tap = 0; tap < block.taps(); tap += CELL, panel += ROW) {
+        const index real = smaller(CELL, block.taps() - tap);
+        for (index k = 0; k < real; ++k) {
+            taps[k] = {x, map.spans + position * runs};
+            if (++position == block.positions) position = 0, x += channel_stride;
+        }
+        pack_byte_row<ACCESS>(map, taps, real, panel);
+    }
+}
+
+// Rows of cells in the order that Blocking says; the taps the last row lacks are zero. With SUMS, adds
+// every pixel's bytes into sum.
 template <bool SUMS>
 inline void pack_bytes(const PixelMap& map, const std::uint8_t* x, index channel_stride,
-                       const Block& block, ByteCell* panel, Vec<ByteCell>* sum) {
+                       const Block& block, bool by_channel, ByteCell* panel, Vec<ByteCell>* sum) {
+    const auto run = [&](auto rows) { rows(map, x, channel_stride, block, by_channel, panel); };
     switch (access(map.lane_stride)) {
-    case CONTIGUOUS: pack_byte_rows<CONTIGUOUS>(map, x, channel_stride, block, panel); break;
-    case EVEN: pack_byte_rows<EVEN>(map, x, channel_stride, block, panel); break;
-    case STRIDED: pack_byte_rows<STRIDED>(map, x, channel_stride, block, panel); break;
+    case CONTIGUOUS: run(pack_byte_rows<CONTIGUOUS>); break;
+    case EVEN: run(pack_byte_rows<EVEN>); break;
+    case STRIDED: run(pack_byte_rows<STRIDED>); break;
     }
     if constexpr (SUMS) {
         Vec<ByteCell> s[PANEL_VECTORS] = {};

@@ -73,15 +73,26 @@ private:
 };
 
 // The reduction cut into blocks: chunks of kernel positions, and in each, chunks of channels. A panel row
-// holds `cell` taps.
+// holds `cell` taps: those of one position in successive channels where the channels come out even,
+// else whichever follow each other in (channel, position) order.
 struct Blocking {
     index channels, positions, channel_chunk, position_chunk, cell;
+    bool by_channel;
 
     Blocking(index channels_, index positions_, index cell_)
-        : channels(channels_), positions(positions_), cell(cell_) {
+        : channels(channels_), positions(positions_), cell(cell_), by_channel(channels_ % cell_ == 0) {
         position_chunk = ceil_div(larger(positions, 1), ceil_div(larger(positions, 1), BLOCK_POSITIONS));
         const index limit = larger(1, BLOCK_ROWS * cell / position_chunk);
         channel_chunk = ceil_div(channels, ceil_div(channels, limit));
+        if (by_channel) channel_chunk = round_up(channel_chunk, cell);
+    }
+    // The row of a block that holds a tap, and its place in the row.
+    index row(index channel, index position, index block_positions) const {
+        return by_channel ? channel / cell * block_positions + position
+                          : (channel * block_positions + position) / cell;
+    }
+    index place(index channel, index position, index block_positions) const {
+        return (by_channel ? channel : channel * block_positions + position) % cell;
     }
     index channel_chunks() const { return ceil_div(channels, channel_chunk); }
     index count() const { return ceil_div(positions, position_chunk) * channel_chunks(); }
@@ -96,8 +107,8 @@ struct Blocking {
 // The weights of one tile of filters and one block, laid out as the register tile reads them:
 // [row][filter][tap of the cell], zero where there is none; less centre[filter] where centres are given.
 template <class E, class Y, class Cell>
-inline void pack_weights(const Convolution<E, Y>& p, const E* centre, index group, index filter,
-                         const Block& block, Cell* packed) {
+inline void pack_weights(const Convolution<E, Y>& p, const Blocking& blocking, const E* centre, index group,
+                         index filter, const Block& block, Cell* packed) {
     constexpr index CELL = index(sizeof(Cell) / sizeof(E));
     E* to = reinterpret_cast<E*>(packed);
     const index rows = ceil_div(block.taps(), CELL);
@@ -105,18 +116,19 @@ inline void pack_weights(const Convolution<E, Y>& p, const E* centre, index grou
         const bool real = filter + f < p.filters;
         const E shift = real && centre ? centre[group * p.filters + filter + f] : E(0);
         const E* w = p.w + group * p.w_group + (filter + f) * p.w_filter;
-        index tap = 0;
         for (index c = 0; c < block.channels; ++c)
-            for (index t = 0; t < block.positions; ++t, ++tap) {
+            for (index t = 0; t < block.positions; ++t) {
                 const index i = (block.position + t) / p.width.taps;
                 const index j = (block.position + t) % p.width.taps;
                 const index at = (block.channel + c) * p.w_channel +
                                  (p.height.kernel + i * p.height.kernel_step) * p.w_row +
                                  (p.width.kernel + j * p.width.kernel_step) * p.w_column;
-                to[(tap / CELL * TILE_FILTERS + f) * CELL + tap % CELL] = real ? E(w[at] - shift) : E(0);
+                const index row = blocking.row(c, t, block.positions);
+                to[(row * TILE_FILTERS + f) * CELL + blocking.place(c, t, block.positions)] =
+                    real ? E(w[at] - shift) : E(0);
             }
-        for (; tap < rows * CELL; ++tap)
-            to[(tap / CELL * TILE_FILTERS + f) * CELL + tap % CELL] = E(0);
+        for (index empty = block.taps(); empty < rows * CELL; ++empty)
+            to[((rows - 1) * TILE_FILTERS + f) * CELL + empty % CELL] = E(0);
     }
 }
 
@@ -189,7 +201,7 @@ struct Panel {
         vectors = ceil_div(count, LANES<Cell>);
         find_runs(height, width, first_pixel, count, LANES<Cell>, PANEL_VECTORS, runs, start);
         spans_at = -1;
-        in_lines = CELL == 1 && blocking.position_chunk == blocking.positions && p.x.column == 1 &&
+        in_lines = blocking.by_channel && blocking.position_chunk == blocking.positions && p.x.column == 1 &&
                    lines.cover(runs, start, vectors, p.height, p.width, place);
         if (in_lines) {
             lines.find_spans(runs, start, vectors, p.x, p.height, p.width, spans);
@@ -212,12 +224,11 @@ struct Panel {
     template <bool SUMS>
     void pack_block(const Block& block) {
         const E* x = p.x.data + (group * p.channels + block.channel) * p.x.channel;
-        if constexpr (CELL == 1)
-            if (in_lines) {
-                pack_lines<SUMS>(spans, lines, x, p.x.channel, block.channels, cells, line_sums);
-                if (SUMS) sum_windows(block.positions);
-                return;
-            }
+        if (in_lines) {
+            pack_lines<SUMS>(spans, lines, x, p.x.channel, block.channels, cells, line_sums);
+            if (SUMS) sum_windows(block.positions);
+            return;
+        }
         if (spans_at != block.position) {
             find_spans(runs, start[PANEL_VECTORS], p.x, p.height, p.width, block, spans);
             spans_at = block.position;
@@ -226,7 +237,7 @@ struct Panel {
         if constexpr (CELL == 1)
             pack<SUMS, PANEL_VECTORS>(map, x, p.x.channel, (const E*)nullptr, block, cells, sum, magnitude);
         else
-            pack_bytes<SUMS>(map, x, p.x.channel, block, cells, sum);
+            pack_bytes<SUMS>(map, x, p.x.channel, block, blocking.by_channel, cells, sum);
     }
 
     // Calls run(f, weights, rows, first) for every block and every wanted tile of filters
@@ -306,7 +317,7 @@ private:
             const index tile = group * tiles() + (filter + f) / TILE_FILTERS;
             return shared_weights + (tile * blocking.count() + b) * blocking.rows() * TILE_FILTERS;
         }
-        pack_weights(p, centre, group, filter + f, block, own_weights);
+        pack_weights(p, blocking, centre, group, filter + f, block, own_weights);
         return own_weights;
     }
 };
@@ -356,7 +367,7 @@ inline void for_each_panel(const Convolution<E, Y>& p, const E* centre, Prepare 
             const index group = tile / tiles, filter = tile % tiles * TILE_FILTERS;
             for (index f = filter; f < smaller(filter + TILE_FILTERS, p.filters); ++f) prepare(group, f);
             for (index b = 0; share && b < blocking.count(); ++b)
-                pack_weights(p, centre, group, filter, blocking[b],
+                pack_weights(p, blocking, centre, group, filter, blocking[b],
                              weights + (tile * blocking.count() + b) * block_weights);
         }
 
