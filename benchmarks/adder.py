@@ -57,13 +57,13 @@ backward: both gradients."""
 
 STEADY = {"rounds": 7, "least": 0.05}
 QUICK = {"rounds": 2, "least": 0.001}
-PATIENCE = 300  # seconds in a run for repeating what other processes disturbed
+PATIENCE = 30  # seconds a layer for repeating what other processes disturbed
 
 
 def run(layers: list[Layer], threads: int, out: Path | None, quick: bool) -> int:
     """Check and time the layers, print the tables, write them to `out`; the exit status."""
     settings = QUICK if quick else STEADY
-    quiet = timing.Quiet(0 if quick else PATIENCE)
+    quiet = timing.Quiet()
     absent = peers.missing()
     if absent:
         print(f"left out, not installed: {', '.join(absent)}")
@@ -76,6 +76,7 @@ def run(layers: list[Layer], threads: int, out: Path | None, quick: bool) -> int
         "layers": [],
     }
     for layer in timing.progress(layers, "layer"):
+        quiet.patience = 0 if quick else PATIENCE
         record["layers"].append(measure(layer, threads, quiet, **settings))
     record |= {"measurements": quiet.taken, "disturbed": quiet.disturbed}
     print(document(record))

@@ -38,7 +38,7 @@ def call_seconds(function: Callable[[], object], least: float) -> float:
 class Quiet:
     """Repeats a measurement during which other processes were at work, while patience lasts."""
 
-    def __init__(self, patience: float) -> None:
+    def __init__(self, patience: float = 0) -> None:
         self.patience = patience
         self.taken = 0
         self.disturbed = 0  # measurements that were kept all the same
