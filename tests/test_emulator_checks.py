@@ -171,6 +171,9 @@ __device__ void asserted(float* x, int n) {
 __device__ void divides(float* x, int n) {
     ((int*)x)[threadIdx.x] /= n - 1;       // 66
 }
+__device__ void copies(float* x, int n) {
+    memcpy(x + 30 * n, x, 16 * n);         // 69
+}
 __device__ __noinline__ int deep(int n) {
     volatile int a[1000];
     a[n % 1000] = n;
@@ -214,6 +217,7 @@ def run_small(name, x, block, grid=(1,)):
         ("mixed_atomic", "race", 60),
         ("asserted", "trap", 63),
         ("divides", "crash", 66),
+        ("copies", "out_of_bounds", 69),
         ("recurses", "crash", None),
     ],
 )

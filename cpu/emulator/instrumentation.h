@@ -55,6 +55,27 @@ void mulfree_spin() {
     if ((++now.spins & 63) == 0) yield();
 }
 
+static void on_copy(const void *p, size_t size, Access access, uintptr_t pc) {
+    if (size && now.launch && (now.launch->check || now.launch->trace)) on_access(uintptr_t(p), size, 1, access, pc);
+}
+
+void *mulfree_memcpy(void *to, const void *from, size_t size) {
+    on_copy(from, size, Access::read, MULFREE_CALLER);
+    on_copy(to, size, Access::write, MULFREE_CALLER);
+    return std::memcpy(to, from, size);
+}
+
+void *mulfree_memmove(void *to, const void *from, size_t size) {
+    on_copy(from, size, Access::read, MULFREE_CALLER);
+    on_copy(to, size, Access::write, MULFREE_CALLER);
+    return std::memmove(to, from, size);
+}
+
+void *mulfree_memset(void *to, int value, size_t size) {
+    on_copy(to, size, Access::write, MULFREE_CALLER);
+    return std::memset(to, value, size);
+}
+
 struct SourceLocation { const char *file; uint32_t line, column; };
 struct TypeDescriptor { uint16_t kind, info; char name[1]; };
 struct OutOfBounds { SourceLocation location; const TypeDescriptor *array, *index; };

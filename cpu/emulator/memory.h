@@ -385,8 +385,12 @@ inline void on_access(uintptr_t address, size_t size, size_t align, Access acces
     }
     const bool is_module = index == now.launch->array_count;  // added right after the arrays
     const Region &region = region_table[index];
-    if (now.launch->trace && !is_module)
-        record(address - region.origin, size, access, region.shared, pc - module_base());
+    if (!now.launch->trace || is_module) return;
+    // A GPU moves 16 bytes at a time at most.
+    for (size_t done = 0; done < size; done += 16) {
+        const size_t piece = size - done < 16 ? size - done : 16;
+        record(address - region.origin + done, piece, access, region.shared, pc - module_base());
+    }
 }
 
 }  // namespace mulfree_emulator

@@ -106,7 +106,7 @@ inline unsigned distinct(const Request &r, unsigned first, unsigned last, unsign
 
 inline void count_request(const Request &r, Site &site) {
     const unsigned accesses = static_cast<unsigned>(__builtin_popcount(r.lanes));
-    uintptr_t pieces[warp_size * 33];
+    uintptr_t pieces[warp_size * 5];  // 16 bytes touch five words at most
     ++site.requests;
     site.accesses += accesses;
     site.bytes += uint64_t(accesses) * r.size;

@@ -27,9 +27,10 @@ _KERNEL = [
 ]  # fmt: skip
 # The calls of -fsanitize=thread reach the emulator's own functions. Without scalar replacement a
 # float4 stays one access, as it is on a GPU.
-_INSTRUMENTED = ["-fsanitize=thread", "-fno-tree-loop-distribute-patterns"]
+_INSTRUMENTED = ["-fsanitize=thread", "-fno-optimize-sibling-calls"]
 _GCC = [
-    "-fno-tree-sra", "-fno-ipa-sra", "-fsanitize=bounds-strict",
+    "-fno-tree-sra", "-fno-ipa-sra", "-fno-tree-loop-distribute-patterns",
+    "-fsanitize=bounds-strict",
     "--param=tsan-distinguish-volatile=1", "--param=tsan-instrument-func-entry-exit=0",
 ]  # fmt: skip
 _CLANG = [
