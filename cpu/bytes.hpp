@@ -101,12 +101,34 @@ struct ByteTap {
 };
 
 template <Access ACCESS>
+using ByteVector = decltype(gather_bytes<ACCESS>(nullptr, nullptr, nullptr, 1));
+
+template <Access ACCESS>
 inline void pack_byte_row(const PixelMap& map, const ByteTap* taps, index real, ByteCell* row) {
     for (index v = 0; v < PANEL_VECTORS; ++v, row += LANES<ByteCell>) {
-        decltype(gather_bytes<ACCESS>(nullptr, nullptr, nullptr, 1)) lanes[sizeof(ByteCell)] = {};
+        ByteVector<ACCESS> lanes[sizeof(ByteCell)] = {};
         for (index t = 0; t < real; ++t)
             lanes[t] = gather_bytes<ACCESS>(taps[t].spans + map.start[v], taps[t].spans + map.start[v + 1],
                                             taps[t].base, map.lane_stride);
+        store_cells(row, lanes);
+    }
+}
+
+// The same where the taps of the row are one position of successive channels.
+template <Access ACCESS>
+inline void pack_channel_row(const PixelMap& map, const Span* spans, const std::uint8_t* x,
+                             index channel_stride, ByteCell* row) {
+    constexpr int CELL = sizeof(ByteCell);
+    for (index v = 0; v < PANEL_VECTORS; ++v, row += LANES<ByteCell>) {
+        const Span *first = spans + map.start[v], *last = spans + map.start[v + 1];
+        ByteVector<ACCESS> lanes[CELL];
+#pragma GCC unroll 8
+        for (int k = 0; k < CELL; ++k)
+            lanes[k] = gather_bytes<ACCESS>(first, last, x + k * channel_stride, map.lane_stride);
+        if constexpr (ACCESS != STRIDED)
+#pragma GCC unroll 8
+            for (int k = 0; k < CELL; ++k)
+                __builtin_prefetch(x + (CELL + k) * channel_stride + first->offset);
         store_cells(row, lanes);
     }
 }
@@ -119,11 +141,8 @@ inline void pack_byte_rows(const PixelMap& map, const std::uint8_t* x, index cha
     ByteTap taps[CELL];
     if (by_channel) {
         for (index c = 0; c < block.channels; c += CELL, x += CELL * channel_stride)
-            for (index t = 0; t < block.positions; ++t, panel += ROW) {
-                for (index k = 0; k < CELL; ++k)
-                    taps[k] = {x + k * channel_stride, map.spans + t * runs};
-                pack_byte_row<ACCESS>(map, taps, CELL, panel);
-            }
+            for (index t = 0; t < block.positions; ++t, panel += ROW)
+                pack_channel_row<ACCESS>(map, map.spans + t * runs, x, channel_stride, panel);
         return;
     }
     index position = 0;

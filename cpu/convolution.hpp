@@ -86,14 +86,6 @@ struct Blocking {
         channel_chunk = ceil_div(channels, ceil_div(channels, limit));
         if (by_channel) channel_chunk = round_up(channel_chunk, cell);
     }
-    // The row of a block that holds a tap, and its place in the row.
-    index row(index channel, index position, index block_positions) const {
-        return by_channel ? channel / cell * block_positions + position
-                          : (channel * block_positions + position) / cell;
-    }
-    index place(index channel, index position, index block_positions) const {
-        return (by_channel ? channel : channel * block_positions + position) % cell;
-    }
     index channel_chunks() const { return ceil_div(channels, channel_chunk); }
     index count() const { return ceil_div(positions, position_chunk) * channel_chunks(); }
     index rows() const { return ceil_div(channel_chunk * position_chunk, cell); }
@@ -116,17 +108,19 @@ inline void pack_weights(const Convolution<E, Y>& p, const Blocking& blocking, c
         const bool real = filter + f < p.filters;
         const E shift = real && centre ? centre[group * p.filters + filter + f] : E(0);
         const E* w = p.w + group * p.w_group + (filter + f) * p.w_filter;
-        for (index c = 0; c < block.channels; ++c)
-            for (index t = 0; t < block.positions; ++t) {
-                const index i = (block.position + t) / p.width.taps;
-                const index j = (block.position + t) % p.width.taps;
-                const index at = (block.channel + c) * p.w_channel +
-                                 (p.height.kernel + i * p.height.kernel_step) * p.w_row +
-                                 (p.width.kernel + j * p.width.kernel_step) * p.w_column;
-                const index row = blocking.row(c, t, block.positions);
-                to[(row * TILE_FILTERS + f) * CELL + blocking.place(c, t, block.positions)] =
-                    real ? E(w[at] - shift) : E(0);
+        for (index t = 0; t < block.positions; ++t) {
+            const index i = (block.position + t) / p.width.taps, j = (block.position + t) % p.width.taps;
+            const index at = block.channel * p.w_channel +
+                             (p.height.kernel + i * p.height.kernel_step) * p.w_row +
+                             (p.width.kernel + j * p.width.kernel_step) * p.w_column;
+            for (index c = 0; c < block.channels; ++c) {
+                const index tap = c * block.positions + t;
+                const index row = blocking.by_channel ? c / CELL * block.positions + t : tap / CELL;
+                const index place = (blocking.by_channel ? c : tap) % CELL;
+                to[(row * TILE_FILTERS + f) * CELL + place] =
+                    real ? E(w[at + c * p.w_channel] - shift) : E(0);
             }
+        }
         for (index empty = block.taps(); empty < rows * CELL; ++empty)
             to[((rows - 1) * TILE_FILTERS + f) * CELL + empty % CELL] = E(0);
     }

@@ -128,7 +128,8 @@ inline void pack_lines(const Span* spans, const Lines& lines, const std::uint8_t
         const std::uint8_t* from = x;
         ByteCell* to = panel + at;
         for (index c = 0; c < channels; c += CELL, to += lines.channel) {
-            decltype(gather_bytes<CONTIGUOUS>(nullptr, nullptr, nullptr, 1)) lanes[CELL];
+            ByteVector<CONTIGUOUS> lanes[CELL];
+#pragma GCC unroll 8
             for (index k = 0; k < CELL; ++k, from += channel_stride)
                 lanes[k] = gather_bytes<CONTIGUOUS>(spans + g, spans + g + 1, from, 1);
             store_cells(to, lanes);
