@@ -157,6 +157,9 @@ def test_include_folders_macros_and_standard(tmp_path):
     options = ("-D", "X=2", f"-I{tmp_path}", "--std=c++20", "-lineinfo")
     RawKernel(INCLUDING, "f", options)((1,), (1,), (x,))
     assert x[0] == 43
+    (tmp_path / "value.h").write_text("#define VALUE 100\n")
+    RawKernel(INCLUDING, "f", options)((1,), (1,), (x,))
+    assert x[0] == 103
 
 
 def test_settings_nest_and_end():

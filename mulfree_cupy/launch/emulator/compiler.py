@@ -50,7 +50,8 @@ def compile_kernel(
     """The loaded library of one kernel, from the cache or compiled now."""
     compiler = find_compiler()
     flags = tuple(_flags(options))
-    key = _hash(code, name, *flags, str(instrumented), _version(compiler), _headers_hash())
+    mode = "instrumented" if instrumented else "plain"
+    key = _hash(code, name, *flags, mode, _version(compiler), _headers_hash(), _included(flags))
     file = cache_directory() / f"{key}.so"
     library = _load(file)
     if library is None:
@@ -92,6 +93,13 @@ def _version(compiler: str) -> str:
 def _headers_hash() -> str:
     files = sorted(f for f in source.headers().rglob("*") if f.is_file() and f.suffix != ".py")
     return _hash(*(f.read_bytes() for f in files), Path(__file__).read_bytes())
+
+
+def _included(flags: tuple[str, ...]) -> str:
+    """What lies in the user's include folders, so that an edited header is noticed."""
+    files = [f for flag in flags if flag.startswith("-I") for f in Path(flag[2:]).rglob("*")]
+    stats = [(str(f), f.stat()) for f in sorted(files) if f.is_file()]
+    return repr([(name, s.st_mtime_ns, s.st_size) for name, s in stats])
 
 
 def _hash(*parts: str | bytes) -> str:
