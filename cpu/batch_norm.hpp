@@ -8,19 +8,18 @@
 
 namespace mulfree::MULFREE_ISA {
 
-// Calls f(row, n) for the rows of every channel, channels in parallel; f.finish(channel) ends a channel.
 template <class T, class F>
 inline void for_each_channel(const BatchNorm<T>& p, F f) {
 #pragma omp parallel for schedule(static)
     for (index c = 0; c < p.channels; ++c) f(c);
 }
 
-template <class T>
-inline const T* row_of(const BatchNorm<T>& p, const T* a, index n, index c) {
-    return a + (n * p.channels + c) * p.pixels;
+template <class T, class Element>
+inline Element* row_of(const BatchNorm<T>& p, Element* a, index n, index c) {
+    return a ? a + (n * p.channels + c) * p.pixels : nullptr;
 }
 
-// Two sums over a row, of terms(i) by vectors and by single elements.
+// Two sums over a row, by vectors and then by single elements.
 template <class T>
 struct Pair {
     T first, second;
@@ -36,7 +35,7 @@ inline Pair<T> sum_pairs(index n, Vector by_vector, Single by_element) {
     return sum;
 }
 
-// mean[c] and variance[c], about the channel's first element: one pass, and no cancellation where the
+// Mean and variance, about the channel's first element: one pass, and no cancellation where the
 // mean is many deviations away from zero, as it is behind an adder convolution.
 template <class T>
 inline void batch_norm_moments(const BatchNorm<T>& p) {
@@ -60,8 +59,8 @@ inline void batch_norm_moments(const BatchNorm<T>& p) {
         }
         const double count = double(p.batch * p.pixels), shift = sum / count;
         const double variance = squares / count - shift * shift;
-        p.mean_out[c] = T(double(origin) + shift);
-        p.variance_out[c] = T(variance < 0 ? 0 : variance);
+        p.first[c] = T(double(origin) + shift);
+        p.second[c] = T(variance < 0 ? 0 : variance);
     });
 }
 
@@ -72,8 +71,8 @@ inline void batch_norm(const BatchNorm<T>& p) {
         const T mean = p.mean[c], scale = p.scale[c], bias = p.bias[c];
         for (index n = 0; n < p.batch; ++n) {
             const T* x = row_of(p, p.x, n, c);
-            const T* residual = p.residual ? row_of(p, p.residual, n, c) : nullptr;
-            T* y = const_cast<T*>(row_of<T>(p, p.y, n, c));
+            const T* residual = row_of(p, p.residual, n, c);
+            T* y = row_of(p, p.y, n, c);
             if (residual)
                 for (index i = 0; i < p.pixels; ++i) y[i] = (x[i] - mean) * scale + bias + residual[i];
             else
@@ -97,7 +96,7 @@ inline Vec<T> flows(const T* grad, const T* answer, index i) {
     return (Vec<T>)((decltype(passes))load(grad + i) & passes);
 }
 
-// sums[c] = sum of flow, dots[c] = sum of flow * (x - mean)
+// The sums of flow and of flow * (x - mean).
 template <class T>
 inline void batch_norm_sums(const BatchNorm<T>& p) {
     for_each_channel(p, [&](index c) {
@@ -106,7 +105,7 @@ inline void batch_norm_sums(const BatchNorm<T>& p) {
         double sum = 0, dot = 0;
         for (index n = 0; n < p.batch; ++n) {
             const T *x = row_of(p, p.x, n, c), *grad = row_of(p, p.grad, n, c);
-            const T* answer = p.answer ? row_of(p, p.answer, n, c) : nullptr;
+            const T* answer = row_of(p, p.answer, n, c);
             const auto row = sum_pairs<T>(
                 p.pixels,
                 [&](index i, Vec<T>& s, Vec<T>& d) {
@@ -119,20 +118,20 @@ inline void batch_norm_sums(const BatchNorm<T>& p) {
                 });
             sum += row.first, dot += row.second;
         }
-        p.sums[c] = T(sum), p.dots[c] = T(dot);
+        p.first[c] = T(sum), p.second[c] = T(dot);
     });
 }
 
-// grad_x = flow * scale - constant - (x - mean) * along_x, and the flow itself where it is asked for
+// y = flow * scale - constant - (x - mean) * along_x, and the flow itself where it is asked for
 template <class T>
 inline void batch_norm_grad(const BatchNorm<T>& p) {
     for_each_channel(p, [&](index c) {
         const T mean = p.mean[c], scale = p.scale[c], constant = p.constant[c], along = p.along_x[c];
         for (index n = 0; n < p.batch; ++n) {
             const T *x = row_of(p, p.x, n, c), *grad = row_of(p, p.grad, n, c);
-            const T* answer = p.answer ? row_of(p, p.answer, n, c) : nullptr;
-            T* grad_x = const_cast<T*>(row_of<T>(p, p.y, n, c));
-            T* passed = p.flow ? const_cast<T*>(row_of<T>(p, p.flow, n, c)) : nullptr;
+            const T* answer = row_of(p, p.answer, n, c);
+            T* grad_x = row_of(p, p.y, n, c);
+            T* passed = row_of(p, p.flow, n, c);
             index i = 0;
             for (; i + LANES<T> <= p.pixels; i += LANES<T>) {
                 const Vec<T> g = flows(grad, answer, i);

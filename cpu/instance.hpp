@@ -3,6 +3,7 @@
 #pragma once
 
 #include "adder.hpp"
+#include "batch_norm.hpp"
 #include "gradients.hpp"
 #include "peak.hpp"
 
@@ -16,9 +17,11 @@ namespace mulfree {
 extern const Kernels MULFREE_JOIN(MULFREE_ISA, _kernels) = {
     MULFREE_TEXT(MULFREE_ISA),
     {MULFREE_ISA::conv<float>, MULFREE_ISA::adder_conv, MULFREE_ISA::adder_grad_x<float>,
-     MULFREE_ISA::grad_w<float>},
+     MULFREE_ISA::grad_w<float>, MULFREE_ISA::batch_norm_moments<float>, MULFREE_ISA::batch_norm<float>,
+     MULFREE_ISA::batch_norm_sums<float>, MULFREE_ISA::batch_norm_grad<float>},
     {MULFREE_ISA::conv<double>, MULFREE_ISA::adder_conv, MULFREE_ISA::adder_grad_x<double>,
-     MULFREE_ISA::grad_w<double>},
+     MULFREE_ISA::grad_w<double>, MULFREE_ISA::batch_norm_moments<double>, MULFREE_ISA::batch_norm<double>,
+     MULFREE_ISA::batch_norm_sums<double>, MULFREE_ISA::batch_norm_grad<double>},
     MULFREE_ISA::adder_conv_u8,
     MULFREE_ISA::peak,
 };

@@ -58,12 +58,30 @@ struct GradW {
     T* grad_w;
 };
 
+// One pass of batch normalisation over x (batch, channels, pixels), C-contiguous as all arrays here;
+// arrays of one value a channel where nothing else is said. A pass uses what its formula names.
+template <class T>
+struct BatchNorm {
+    index batch, channels, pixels;
+    const T* x;
+    const T *mean, *scale, *bias, *constant, *along_x;
+    const T* residual;          // like x, or null
+    const T *grad, *answer;     // like x; answer is null where no ReLU follows
+    bool relu;
+    T *y, *flow;                // like x; flow may be null
+    T *first, *second;          // the two results of a sum
+};
+
 template <class T>
 struct FloatKernels {
     void (*conv)(const Convolution<T, T>&);
     void (*adder_conv)(const Convolution<T, T>&);
     void (*adder_grad_x)(const AdderGradX<T>&);
     void (*grad_w)(const GradW<T>&);
+    void (*batch_norm_moments)(const BatchNorm<T>&);
+    void (*batch_norm)(const BatchNorm<T>&);
+    void (*batch_norm_sums)(const BatchNorm<T>&);
+    void (*batch_norm_grad)(const BatchNorm<T>&);
 };
 
 // The kernels of one instruction set.

@@ -272,6 +272,91 @@ void bind_float(py::module_& m) {
        py::arg("padding"), py::arg("dilation"));
 }
 
+// ---- batch normalisation ------------------------------------------------------------------------------------
+
+template <class T>
+BatchNorm<T> planes(const Array<T>& x) {
+    require(x.ndim() == 3, "x must have 3 dimensions");
+    BatchNorm<T> p{};
+    p.batch = x.shape(0), p.channels = x.shape(1), p.pixels = x.shape(2), p.x = contiguous(x);
+    return p;
+}
+
+template <class T>
+const T* like(const BatchNorm<T>& p, const Array<T>& a) {
+    require(a.size() == p.batch * p.channels * p.pixels, "arrays of one shape expected");
+    return contiguous(a);
+}
+
+template <class T>
+const T* by_channel(const BatchNorm<T>& p, const Array<T>& a) {
+    require(a.size() == p.channels, "one value a channel expected");
+    return contiguous(a);
+}
+
+template <class T>
+Array<T> empty_like(const BatchNorm<T>& p) {
+    return Array<T>({p.batch, p.channels, p.pixels});
+}
+
+template <class T>
+void run_pass(void (*kernel)(const BatchNorm<T>&), const BatchNorm<T>& p) {
+    py::gil_scoped_release release;
+    kernel(p);
+}
+
+// The two results of a pass that sums.
+template <class T>
+py::tuple summed(void (*kernel)(const BatchNorm<T>&), BatchNorm<T> p) {
+    Array<T> first(p.channels), second(p.channels);
+    p.first = first.mutable_data(), p.second = second.mutable_data();
+    run_pass(kernel, p);
+    return py::make_tuple(first, second);
+}
+
+template <class T>
+void bind_batch_norm(py::module_& m) {
+    using Optional = std::optional<Array<T>>;
+    m.def("batch_norm_moments", [](Array<T> x) {
+        return summed(kernels<T>().batch_norm_moments, planes(x));
+    }, py::arg("x").noconvert());
+    m.def("batch_norm", [](Array<T> x, Array<T> mean, Array<T> scale, Array<T> bias, Optional residual,
+                           bool relu) {
+        BatchNorm<T> p = planes(x);
+        p.mean = by_channel(p, mean), p.scale = by_channel(p, scale), p.bias = by_channel(p, bias);
+        p.residual = residual ? like(p, *residual) : nullptr, p.relu = relu;
+        Array<T> y = empty_like(p);
+        p.y = y.mutable_data();
+        run_pass(kernels<T>().batch_norm, p);
+        return y;
+    }, py::arg("x").noconvert(), py::arg("mean").noconvert(), py::arg("scale").noconvert(),
+       py::arg("bias").noconvert(), py::arg("residual").noconvert().none(true), py::arg("relu"));
+    const auto backward = [](const Array<T>& grad, const Array<T>& x, const Optional& answer,
+                             const Array<T>& mean) {
+        BatchNorm<T> p = planes(x);
+        p.grad = like(p, grad), p.answer = answer ? like(p, *answer) : nullptr, p.mean = by_channel(p, mean);
+        return p;
+    };
+    m.def("batch_norm_sums", [=](Array<T> grad, Array<T> x, Optional answer, Array<T> mean) {
+        return summed(kernels<T>().batch_norm_sums, backward(grad, x, answer, mean));
+    }, py::arg("grad").noconvert(), py::arg("x").noconvert(), py::arg("answer").noconvert().none(true),
+       py::arg("mean").noconvert());
+    m.def("batch_norm_grad", [=](Array<T> grad, Array<T> x, Optional answer, Array<T> mean, Array<T> scale,
+                                 Array<T> constant, Array<T> along_x, bool wants_flow) {
+        BatchNorm<T> p = backward(grad, x, answer, mean);
+        p.scale = by_channel(p, scale), p.constant = by_channel(p, constant);
+        p.along_x = by_channel(p, along_x);
+        Array<T> grad_x = empty_like(p);
+        Optional flow;
+        if (wants_flow) flow = empty_like(p);
+        p.y = grad_x.mutable_data(), p.flow = flow ? flow->mutable_data() : nullptr;
+        run_pass(kernels<T>().batch_norm_grad, p);
+        return py::make_tuple(grad_x, flow);
+    }, py::arg("grad").noconvert(), py::arg("x").noconvert(), py::arg("answer").noconvert().none(true),
+       py::arg("mean").noconvert(), py::arg("scale").noconvert(), py::arg("constant").noconvert(),
+       py::arg("along_x").noconvert(), py::arg("wants_flow"));
+}
+
 struct Bits128 {
     std::uint64_t half[2];
 };
@@ -342,6 +427,8 @@ PYBIND11_MODULE(_cpu, m) {
 
     bind_float<float>(m);
     bind_float<double>(m);
+    bind_batch_norm<float>(m);
+    bind_batch_norm<double>(m);
     m.def("adder_conv", [](py::array_t<std::uint8_t, 0> x, py::array_t<std::uint8_t, 0> w,
                            std::optional<py::array_t<std::int32_t, 0>> bias, py::array_t<std::int32_t, 0> out,
                            Pair s, Pair p, Pair d, mulfree::index groups) {

@@ -116,7 +116,11 @@ def batch_norm(
 
     def pullback(g):
         gradients = normalisation.batch_norm_backward(
-            g, x, y, weight, mean, variance, relu=relu, eps=eps, fixed=fixed
+            *(g, x, y, weight, mean, variance),
+            relu=relu,
+            eps=eps,
+            fixed=fixed,
+            residual=residual is not None,
         )
         return gradients if residual is not None else gradients[:3]
 

@@ -107,7 +107,8 @@ def batch_norm_backward(
     relu: bool = False,
     eps: float = 1e-5,
     fixed: bool = False,
-) -> tuple[Array, Array, Array, Array]:
+    residual: bool = False,
+) -> tuple[Array, Array, Array, Array | None]:
     """Gradients of `batch_norm` with respect to x, weight, bias and residual.
 
     Parameters
@@ -120,10 +121,13 @@ def batch_norm_backward(
         As given to `batch_norm`.
     fixed : bool
         Whether mean and variance were given, and so do not depend on x.
+    residual : bool
+        Whether the residual's gradient is wanted.
 
     Returns
     -------
     grad_x, grad_weight, grad_bias, grad_residual : arrays
+        The last is None if it is not wanted.
 
     Raises
     ------
@@ -159,9 +163,10 @@ def batch_norm_backward(
     else:
         constant, along_x = slope * sums / count, slope * grad_weight * inverse / count
     run = kernels.batch_norm_grad if kernels else _grad
-    grad_x, flow = run(*given, slope, constant, along_x)
-    shaped = (a.reshape(x.shape) for a in (grad_x, flow))
-    return next(shaped), grad_weight, sums, next(shaped)
+    # Without a ReLU the residual's gradient is the answer's, unchanged.
+    grad_x, flow = run(*given, slope, constant, along_x, residual and relu)
+    grad_residual = (flow.reshape(x.shape) if relu else grad) if residual else None
+    return grad_x.reshape(x.shape), grad_weight, sums, grad_residual
 
 
 def _check(function, x, **channels):
@@ -211,8 +216,9 @@ def _sums(grad, x, answer, mean):
     return flow.sum(axis=(0, 2)), (flow * (x - mean[:, None])).sum(axis=(0, 2))
 
 
-def _grad(grad, x, answer, mean, slope, constant, along_x):
-    """flow * slope - constant - (x - mean) * along_x, and the flow itself."""
+def _grad(grad, x, answer, mean, slope, constant, along_x, wants_flow):
+    """flow * slope - constant - (x - mean) * along_x, and the flow itself if it is wanted."""
     flow = _flow(grad, answer)
     centred = (x - mean[:, None]) * along_x[:, None]
-    return flow * slope[:, None] - constant[:, None] - centred, flow
+    grad_x = flow * slope[:, None] - constant[:, None] - centred
+    return grad_x, flow if wants_flow else None
