@@ -57,7 +57,7 @@ backward: both gradients."""
 
 STEADY = {"rounds": 7, "least": 0.05}
 QUICK = {"rounds": 2, "least": 0.001}
-PATIENCE = 30  # seconds a layer for repeating what other processes disturbed
+PATIENCE = 15  # seconds a layer for repeating what other processes disturbed
 
 
 def run(layers: list[Layer], threads: int, out: Path | None, quick: bool) -> int:
@@ -78,10 +78,11 @@ def run(layers: list[Layer], threads: int, out: Path | None, quick: bool) -> int
     for layer in timing.progress(layers, "layer"):
         quiet.patience = 0 if quick else PATIENCE
         record["layers"].append(measure(layer, threads, quiet, **settings))
-    record |= {"measurements": quiet.taken, "disturbed": quiet.disturbed}
+        record |= {"measurements": quiet.taken, "disturbed": quiet.disturbed}
+        if out is not None:  # now, so that a run that is cut off leaves what it has
+            file = timing.write_json(record, out, "adder-cpu")
     print(document(record))
     if out is not None:
-        file = timing.write_json(record, out, "adder-cpu")
         file.with_suffix(".md").write_text(document(record) + "\n", encoding="utf-8")
         plot(record, file.with_suffix(".png"))
         print(f"\nwritten: {file.name} and what stands beside it")
