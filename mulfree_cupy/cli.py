@@ -38,6 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_kernels(commands)
     _add_train(commands)
     _add_evaluate(commands)
+    _add_ablation(commands)
     return parser
 
 
@@ -191,6 +192,51 @@ def _evaluate(chosen: argparse.Namespace) -> int:
     accuracy = evaluate(model, test, mean, std, xp)
     name = facts["recipe"]["model"]
     print(f"{name} on {test.name}: test accuracy {accuracy:.2%} of {len(test)} images")
+    return 0
+
+
+def _add_ablation(commands) -> None:
+    command = commands.add_parser(
+        "ablation",
+        help="AdderNet's ablation: full or sign gradient, adaptive or fixed rate",
+        description="Train LeNet-5-BN four times, with the full-precision or the sign gradient of "
+        "the filters, at the adaptive rate or at a fixed one 100 times larger. Prints a table and "
+        "writes ablation.png and ablation.csv.",
+    )
+    command.add_argument("--data", default="digits", help=_DATA_HELP + " (default: digits)")
+    command.add_argument("--epochs", type=int, default=30, help="default: 30")
+    command.add_argument("--batch-size", type=int, default=64, help="default: 64")
+    command.add_argument("--seed", type=int, default=0, help="default: 0")
+    command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    command.add_argument("--out", default="mulfree-run", help="folder (default: mulfree-run)")
+    command.set_defaults(run=_ablation)
+
+
+def _ablation(chosen: argparse.Namespace) -> int:
+    from mulfree_cupy import data
+    from mulfree_cupy.report import curves
+    from mulfree_cupy.train import ablation
+
+    train, test = data.load(chosen.data)
+    histories = ablation(
+        train,
+        test,
+        epochs=chosen.epochs,
+        batch_size=chosen.batch_size,
+        seed=chosen.seed,
+        device=chosen.device,
+    )
+    out = Path(chosen.out)
+    out.mkdir(parents=True, exist_ok=True)
+    curves.write(out / "ablation.png", histories, title=f"AdderNet's ablation on {train.name}")
+    print(f"{'filters of LeNet-5-BN':30} {'test accuracy':>14} {'best':>8}")
+    for name, history in histories.items():
+        accuracies = history.test_accuracy
+        shown = (
+            f"{accuracies[-1]:14.2%} {max(accuracies):8.2%}" if accuracies else "      diverged"
+        )
+        print(f"{name:30} {shown}")
+    print(f"Curves {out / 'ablation.png'}")
     return 0
 
 

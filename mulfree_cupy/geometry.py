@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 Pair = tuple[int, int]
@@ -61,6 +62,20 @@ class ConvGeometry:
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
     """Number of places at which the kernel fits along one axis."""
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def windows(
+    kernel: Pair, stride: Pair, dilation: Pair, out_size: Pair
+) -> Iterator[tuple[int, int, tuple[slice, slice]]]:
+    """For each tap (i, j) of a kernel, the rows and columns of the padded image that it sees."""
+
+    def seen(axis: int, tap: int) -> slice:
+        first = tap * dilation[axis]
+        return slice(first, first + (out_size[axis] - 1) * stride[axis] + 1, stride[axis])
+
+    for i in range(kernel[0]):
+        for j in range(kernel[1]):
+            yield i, j, (seen(0, i), seen(1, j))
 
 
 def pair(function: str, argument: str, value: object, least: int) -> Pair:

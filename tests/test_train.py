@@ -159,6 +159,15 @@ def test_the_command_trains_evaluates_and_resumes(tmp_path, capsys):
     assert "adder-lenet on digits: test accuracy" in capsys.readouterr().out
 
 
+def test_the_ablation_compares_four_runs(tmp_path, capsys):
+    assert cli.main(["ablation", "--epochs", "1", "--batch-size", "256", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for gradient in ("full", "sign"):
+        for rate in ("adaptive", "100 x"):
+            assert f"{gradient} gradient, {rate} rate" in printed
+    assert (tmp_path / "ablation.png").exists() and (tmp_path / "ablation.csv").exists()
+
+
 def test_ctrl_c_saves_and_exits_cleanly(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "mulfree_cupy.cli", "train", "--out", str(tmp_path)],

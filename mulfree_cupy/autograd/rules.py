@@ -90,9 +90,15 @@ def conv(x, w, bias=None, **options):
     return y, _with_bias(convolution.conv_backward, x, w, bias, options)
 
 
-def adder_conv(x, w, bias=None, **options):
+def adder_conv(x, w, bias=None, *, sign=False, **options):
+    """With `sign` the filters get the true derivative, a sign, as in AdderNet's ablation."""
     y = adder.adder_conv(x, w, bias, **options)
-    return y, _with_bias(adder.adder_conv_backward, x, w, bias, options)
+
+    def backward(g, x, w, **options):
+        grad_x, grad_w = adder.adder_conv_backward(g, x, w, **options)
+        return grad_x, adder.adder_conv_sign_gradient(g, x, w, **options) if sign else grad_w
+
+    return y, _with_bias(backward, x, w, bias, options)
 
 
 def _with_bias(backward, x, w, bias, options):
@@ -131,37 +137,26 @@ def max_pool(x, *, kernel_size, stride, padding):
     """Largest value of each window; of equal ones the first gets the gradient."""
     g = geometry.window("max_pool", x.shape, kernel_size, stride=stride, padding=padding)
     xp = namespace(x)
-    padded = xp.full((*x.shape[:2], *_padded_size(g)), -np.inf, x.dtype)
     top, side = g.padding
-    inside = np.s_[:, :, top : top + g.height, side : side + g.width]
+    padded = xp.full((*x.shape[:2], g.height + 2 * top, g.width + 2 * side), -np.inf, x.dtype)
+    inside = np.s_[..., top : top + g.height, side : side + g.width]
     padded[inside] = x
-    seen = [padded[window] for window in _windows(g)]
-    y = seen[0].copy()
-    for view in seen[1:]:
-        xp.maximum(y, view, out=y)
+    taps = geometry.windows(g.kernel, g.stride, g.dilation, g.out_shape[2:])
+    seen = [(..., *slices) for _, _, slices in taps]
+    y = padded[seen[0]].copy()
+    for window in seen[1:]:
+        xp.maximum(y, padded[window], out=y)
 
     def pullback(gradient):
         total = xp.zeros_like(padded)
         left = gradient.copy()  # what no window position has taken yet
-        for window, view in zip(_windows(g), seen, strict=True):
-            taken = xp.where(view == y, left, 0)
+        for window in seen:
+            taken = xp.where(padded[window] == y, left, 0)
             left -= taken
             total[window] += taken
         return (total[inside],)
 
     return y, pullback
-
-
-def _padded_size(g):
-    return tuple(size + 2 * p for size, p in zip((g.height, g.width), g.padding, strict=True))
-
-
-def _windows(g):
-    """For each tap the slices of the padded image that it sees."""
-    (sh, sw), rows, columns = g.stride, g.out_height, g.out_width
-    for i in range(g.kernel[0]):
-        for j in range(g.kernel[1]):
-            yield np.s_[:, :, i : i + sh * (rows - 1) + 1 : sh, j : j + sw * (columns - 1) + 1 : sw]
 
 
 def cross_entropy(logits, *, labels):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mulfree_cupy.geometry import output_size
+from mulfree_cupy.geometry import output_size, windows
 
 _WORKSPACE = 64 << 20  # bytes; a chunk of the batch at a time stays below it
 
@@ -28,13 +28,8 @@ def _taps(
     padded: np.ndarray, kernel: tuple, stride: tuple, dilation: tuple, out_size: tuple
 ) -> Iterator[tuple[int, int, np.ndarray]]:
     """(i, j, the view of the padded image that tap (i, j) sees), shape (N, C, OH, OW)."""
-    for i in range(kernel[0]):
-        rows = slice(i * dilation[0], i * dilation[0] + (out_size[0] - 1) * stride[0] + 1, stride[0])
-        for j in range(kernel[1]):
-            columns = slice(
-                j * dilation[1], j * dilation[1] + (out_size[1] - 1) * stride[1] + 1, stride[1]
-            )
-            yield i, j, padded[:, :, rows, columns]
+    for i, j, seen in windows(kernel, stride, dilation, out_size):
+        yield i, j, padded[(..., *seen)]
 
 
 def _chunks(batch: int, bytes_an_image: int) -> Iterator[slice]:

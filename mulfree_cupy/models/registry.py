@@ -19,7 +19,11 @@ _NETWORKS = {
     "resnet18": partial(ImageNetResNet, depth=18),
     "resnet50": partial(ImageNetResNet, depth=50),
 }
-_KINDS = {"adder": nn.AdderConv, "conv": nn.Conv}
+_KINDS = {
+    "adder": nn.AdderConv,
+    "conv": nn.Conv,
+    "sign-adder": partial(nn.AdderConv, sign=True),  # slow; for AdderNet's ablation
+}
 
 MODELS = {
     f"{kind}-{name}": partial(network, convolution)
@@ -34,7 +38,8 @@ def build(name: str, *, seed: int = 0, **shape: int) -> nn.Module:
     Parameters
     ----------
     name : str
-        ``adder-`` or ``conv-`` and ``lenet``, ``vggsmall``, ``resnet20``, ``resnet32``,
+        ``adder-``, ``conv-`` or ``sign-adder-`` (filters trained on the derivative's sign, as in
+        AdderNet's ablation), and ``lenet``, ``vggsmall``, ``resnet20``, ``resnet32``,
         ``resnet18`` or ``resnet50``.
     seed : int
         Of the weights.

@@ -73,6 +73,8 @@ class AdderConv(_Windowed):
     bias : bool
     stride, padding, dilation, groups
         As in `mulfree_cupy.adder_conv`.
+    sign : bool
+        Train the filters on the sign of the difference, the true derivative, for comparison.
     """
 
     operation = "adder_conv"

@@ -9,7 +9,13 @@ from mulfree_cupy.arrays import Array
 from mulfree_cupy.launch import adder as launchers
 from mulfree_cupy.ops.convolution import backward, forward
 
-__all__ = ["adaptive_rate", "adder_conv", "adder_conv_backward", "adder_matmul"]
+__all__ = [
+    "adaptive_rate",
+    "adder_conv",
+    "adder_conv_backward",
+    "adder_conv_sign_gradient",
+    "adder_matmul",
+]
 
 _UINT8_TAPS = (2**31 - 1) // 255  # of difference 255 each, the longest sum an int32 can hold
 
@@ -238,6 +244,64 @@ def adder_conv_backward(
     return backward(
         "adder_conv_backward", launchers.adder_conv_backward, on_cpu, g, grad, x, w
     )
+
+
+def adder_conv_sign_gradient(
+    grad: Array,
+    x: Array,
+    w: Array,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+) -> Array:
+    """The adder convolution's true derivative by w, which AdderNet is compared with.
+
+    A signed sum is no matrix product: this is plain array code, for study and not for speed.
+
+    Parameters
+    ----------
+    grad, x, w, stride, padding, dilation, groups
+        As in `adder_conv_backward`.
+
+    Returns
+    -------
+    array, shape of w
+
+    Raises
+    ------
+    ValueError, TypeError
+        As `adder_conv_backward`.
+
+    Notes
+    -----
+    ``grad_w[k,c,i,j] = sum_nhw sign(x - w) * grad``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mulfree_cupy.ops.adder import adder_conv_sign_gradient
+    >>> x, w = np.array([[[[0.0, 0.5, 4.0]]]]), np.array([[[[3.0]]]])
+    >>> adder_conv_sign_gradient(np.ones((1, 1, 1, 3)), x, w).item()
+    -1.0
+    """
+    name = "adder_conv_sign_gradient"
+    grad, x, w = arrays.take_floats(name, grad=grad, x=x, w=w)
+    options = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+    g = geometry.convolution(name, x.shape, w.shape, **options)
+    geometry.check_shape(name, "grad", grad.shape, g.out_shape, "(N, K, OH, OW)")
+    xp = arrays.namespace(x)
+    padded = xp.pad(x, ((0, 0), (0, 0), *((p, p) for p in g.padding)))
+    channels, filters = g.channels // g.groups, g.filters // g.groups
+    grad_w = xp.empty_like(w)
+    for i, j, window in geometry.windows(g.kernel, g.stride, g.dilation, g.out_shape[2:]):
+        seen = padded[(..., *window)]
+        for k in range(g.filters):
+            first = k // filters * channels
+            sign = xp.sign(seen[:, first : first + channels] - w[k, :, i, j, None, None])
+            grad_w[k, :, i, j] = (sign * grad[:, k, None]).sum(axis=(0, 2, 3))
+    return grad_w
 
 
 def adaptive_rate(grad_w: Array, eta: float = 0.2) -> Array:

@@ -1,5 +1,6 @@
 """Training: recipes, runs that stop and resume bit for bit, checkpoints."""
 
+from mulfree_cupy.train.ablation import ablation
 from mulfree_cupy.train.trainer import (
     AUGMENTATIONS,
     History,
@@ -17,6 +18,7 @@ __all__ = [
     "Interrupted",
     "Recipe",
     "Training",
+    "ablation",
     "evaluate",
     "load_model",
     "namespace_of",
