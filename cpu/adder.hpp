@@ -105,22 +105,23 @@ inline void adder_conv_u8(const Convolution<std::uint8_t, std::int32_t>& p) {
 
     for_each_panel<ByteCell, ByteCell>(p, static_cast<const std::uint8_t*>(nullptr), sum_weights, [=](auto& panel) {
         panel.template accumulate<Bytes, BYTE_SUMS>(nullptr, [&](index tile) {
-        for (index f = tile; f < tile + panel.tile_filters(tile); ++f) {
-            const std::uint32_t bias = panel.bias(f);
-            const ByteCell* total = panel.total + f * panel.ROW;
-            if constexpr (BYTE_SUMS) {
-                const index k = panel.group * panel.p.filters + panel.filter + f;
-                const Vec<ByteCell> constant = broadcast<ByteCell>(bias + w_sum[k]);
-                panel.write(f, [&](index v) {
-                    const Vec<ByteCell> m = load(total + v * LANES<ByteCell>);
-                    return (Vec<std::int32_t>)(constant + panel.sum[v] - m - m);
-                });
-            } else {
-                std::int32_t y[panel.ROW];
-                for (index i = 0; i < panel.ROW; ++i) y[i] = std::int32_t(bias - std::uint32_t(total[i]));
-                panel.write_lanes(f, y);
+            for (index f = tile; f < tile + panel.tile_filters(tile); ++f) {
+                const std::uint32_t bias = panel.bias(f);
+                const ByteCell* total = panel.total + f * panel.ROW;
+                if constexpr (BYTE_SUMS) {
+                    const index k = panel.group * panel.p.filters + panel.filter + f;
+                    const Vec<ByteCell> constant = broadcast<ByteCell>(bias + w_sum[k]);
+                    panel.write(f, [&](index v) {
+                        const Vec<ByteCell> m = load(total + v * LANES<ByteCell>);
+                        return (Vec<std::int32_t>)(constant + panel.sum[v] - m - m);
+                    });
+                } else {
+                    std::int32_t y[panel.ROW];
+                    for (index i = 0; i < panel.ROW; ++i)
+                        y[i] = std::int32_t(bias - std::uint32_t(total[i]));
+                    panel.write_lanes(f, y);
+                }
             }
-        }
         });
     });
 }

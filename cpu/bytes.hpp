@@ -125,10 +125,8 @@ inline void pack_channel_row(const PixelMap& map, const Span* spans, const std::
 #pragma GCC unroll 8
         for (int k = 0; k < CELL; ++k)
             lanes[k] = gather_bytes<ACCESS>(first, last, x + k * channel_stride, map.lane_stride);
-        if constexpr (ACCESS != STRIDED)
-#pragma GCC unroll 8
-            for (int k = 0; k < CELL; ++k)
-                __builtin_prefetch(x + (CELL + k) * channel_stride + first->offset);
+        for (int k = 0; k < CELL && ACCESS != STRIDED && first != last; ++k)
+            prefetch(x, (CELL + k) * channel_stride + first->offset);
         store_cells(row, lanes);
     }
 }

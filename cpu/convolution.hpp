@@ -302,7 +302,7 @@ private:
         for (index f = tile; f < tile + tile_filters(tile); ++f) {
             const Y* y = p.y.data + (group * p.filters + filter + f) * p.y.channel;
             for (index v = 0; v < vectors; ++v)
-                __builtin_prefetch(y + y_spans[y_start[v]].offset + LANES<Cell> - 1, 1);
+                prefetch(y, y_spans[y_start[v]].offset + LANES<Cell> - 1);
         }
     }
 

@@ -201,6 +201,15 @@ void grad_w(const Source<T>& grad, const Source<T>& x, const T* w, py::array& gr
     kernels<T>().grad_w(p);
 }
 
+Columns columns(const py::array& x, Pair kernel, Pair stride, Pair padding, Pair dilation) {
+    const auto axis = [](index size, index taps, index s, index p, index d) {
+        return forward_axis(size, (size + 2 * p - d * (taps - 1) - 1) / s + 1, taps, s, p, d);
+    };
+    return {x.shape(0), x.shape(1),
+            axis(x.shape(2), kernel.first, stride.first, padding.first, dilation.first),
+            axis(x.shape(3), kernel.second, stride.second, padding.second, dilation.second)};
+}
+
 template <class T>
 void bind_float(py::module_& m) {
     using Bias = std::optional<Array<T>>;
@@ -252,15 +261,7 @@ void bind_float(py::module_& m) {
                 cols = py::array(cols.attr("copy")("C"));
                 break;
             }
-        const auto pixels = [](index size, index taps, index stride, index padding, index dilation) {
-            return (size + 2 * padding - dilation * (taps - 1) - 1) / stride + 1;
-        };
-        const Columns c{x.shape(0), x.shape(1),
-                        forward_axis(x.shape(2), pixels(x.shape(2), kernel.first, s.first, p.first, d.first),
-                                     kernel.first, s.first, p.first, d.first),
-                        forward_axis(x.shape(3),
-                                     pixels(x.shape(3), kernel.second, s.second, p.second, d.second),
-                                     kernel.second, s.second, p.second, d.second)};
+        const Columns c = columns(x, kernel, s, p, d);
         require(cols.shape(0) == c.batch && cols.shape(1) == c.channels * kernel.first * kernel.second &&
                     cols.shape(2) == c.height.pixels * c.width.pixels,
                 "cols and x do not match");
@@ -365,14 +366,7 @@ template <class T>
 void im2col_bits(py::array x_array, py::array cols, Pair kernel, Pair s, Pair p, Pair d) {
     const Source<T> x(std::move(x_array));
     T* to = writable<T>(cols, 3);
-    const auto pixels = [](index size, index taps, index stride, index padding, index dilation) {
-        return (size + 2 * padding - dilation * (taps - 1) - 1) / stride + 1;
-    };
-    const Columns c{x.shape(0), x.shape(1),
-                    forward_axis(x.shape(2), pixels(x.shape(2), kernel.first, s.first, p.first, d.first),
-                                 kernel.first, s.first, p.first, d.first),
-                    forward_axis(x.shape(3), pixels(x.shape(3), kernel.second, s.second, p.second, d.second),
-                                 kernel.second, s.second, p.second, d.second)};
+    const Columns c = columns(x.array, kernel, s, p, d);
     require(cols.shape(0) == c.batch && cols.shape(1) == c.channels * kernel.first * kernel.second &&
                 cols.shape(2) == c.height.pixels * c.width.pixels,
             "cols and x do not match");

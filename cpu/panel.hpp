@@ -208,8 +208,8 @@ inline void pack_rows(const PixelMap& map, const T* x, index channel_stride, con
         const Span* spans = map.spans;
         // For the next panel, on its way into the second-level cache; below, for the next channels.
         for (index r = 0; r < runs; ++r)
-            __builtin_prefetch(x + spans[(block.positions - 1) * runs + r].offset +
-                                   (VECTORS + 1) * LANES<T> * map.lane_stride, 0, 2);
+            prefetch<2>(x, spans[(block.positions - 1) * runs + r].offset +
+                               (VECTORS + 1) * LANES<T> * map.lane_stride);
         for (index t = 0; t < block.positions; ++t, spans += runs, panel += VECTORS * LANES<T>) {
 #pragma GCC unroll 12
             for (int v = 0; v < VECTORS; ++v) {
@@ -217,7 +217,7 @@ inline void pack_rows(const PixelMap& map, const T* x, index channel_stride, con
                 const Span* last = SINGLE ? first + 1 : spans + map.start[v + 1];
                 const Vec<T> row = gather<ACCESS>(first, last, x, map.lane_stride) - shift;
                 store(panel + v * LANES<T>, row);
-                if constexpr (ACCESS != STRIDED) __builtin_prefetch(x + 2 * channel_stride + first->offset);
+                if (ACCESS != STRIDED && first != last) prefetch(x, 2 * channel_stride + first->offset);
                 if constexpr (SUMS) s[v] += row, m[v] += abs(row);
             }
         }

@@ -44,6 +44,13 @@ inline void store(T* p, Vec<T> v) {
     __builtin_memcpy(p, &v, sizeof v);
 }
 
+// Asks for the line of base[offset], which need not exist. LEVEL 3 is the first cache, 2 the second.
+template <int LEVEL = 3, class T>
+inline void prefetch(const T* base, index offset) {
+    const auto at = reinterpret_cast<std::uintptr_t>(base) + std::uintptr_t(offset) * sizeof(T);
+    __builtin_prefetch(reinterpret_cast<const void*>(at), 0, LEVEL);
+}
+
 // s - 0 is s, the sign of a zero included.
 template <class T>
 inline Vec<T> broadcast(T s) {
