@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_ablation(commands)
+    _add_profile(commands)
     return parser
 
 
@@ -237,6 +238,35 @@ def _ablation(chosen: argparse.Namespace) -> int:
         )
         print(f"{name:30} {shown}")
     print(f"Curves {out / 'ablation.png'}")
+    return 0
+
+
+def _add_profile(commands) -> None:
+    command = commands.add_parser(
+        "profile",
+        help="where the time of a training step goes, layer by layer",
+        description="Time training steps on random images and print the median by layer.",
+    )
+    command.add_argument("--model", default="adder-resnet20", help="default: adder-resnet20")
+    command.add_argument("--batch-size", type=int, default=256, help="default: 256")
+    command.add_argument("--size", type=int, default=32, help="pixels a side (default: 32)")
+    command.add_argument("--channels", type=int, default=3, help="default: 3")
+    command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    command.set_defaults(run=_profile)
+
+
+def _profile(chosen: argparse.Namespace) -> int:
+    import numpy as np
+
+    from mulfree_cupy import models
+    from mulfree_cupy.train import namespace_of, profile
+
+    xp = namespace_of(chosen.device)
+    model = models.build(chosen.model, channels=chosen.channels, size=chosen.size, classes=10)
+    shape = chosen.batch_size, chosen.channels, chosen.size, chosen.size
+    images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    labels = np.arange(chosen.batch_size) % 10
+    print(profile(model.to(xp), xp.asarray(images), xp.asarray(labels)))
     return 0
 
 

@@ -88,7 +88,7 @@ def test_dropout_keeps_the_mean_and_only_while_training():
 def test_observed_modules_are_told_of_in_order():
     seen = []
     model = nn.Sequential(nn.ReLU(), nn.Flatten())
-    with nn.observed(lambda module, answer: seen.append((type(module).__name__, answer.shape))):
+    with nn.observed(lambda module, answer, _: seen.append((type(module).__name__, answer.shape))):
         model(Tensor(np.ones((2, 3, 1, 1))))
     assert seen == [("ReLU", (2, 3, 1, 1)), ("Flatten", (2, 3)), ("Sequential", (2, 3))]
 

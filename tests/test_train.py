@@ -168,6 +168,13 @@ def test_the_ablation_compares_four_runs(tmp_path, capsys):
     assert (tmp_path / "ablation.png").exists() and (tmp_path / "ablation.csv").exists()
 
 
+def test_a_step_is_profiled_by_layer(capsys):
+    assert cli.main(["profile", "--model", "adder-lenet", "--batch-size", "4", "--size", "8"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[:2] for row in rows[1:3]] == [["conv1", "AdderConv"], ["bn1", "BatchNorm"]]
+    assert rows[-1].startswith("step ") and rows[-1].endswith("of it convolutions")
+
+
 def test_ctrl_c_saves_and_exits_cleanly(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "mulfree_cupy.cli", "train", "--out", str(tmp_path)],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -18,8 +19,8 @@ _observer = contextvars.ContextVar("observer", default=None)
 
 
 @contextlib.contextmanager
-def observed(callback: Callable[[Module, Tensor], None]) -> Iterator[None]:
-    """Inside it, `callback` is given every module that has been called, with its answer."""
+def observed(callback: Callable[[Module, Tensor, float], None]) -> Iterator[None]:
+    """Inside it, `callback` gets every module called, its answer, and the seconds it took."""
     token = _observer.set(callback)
     try:
         yield
@@ -54,10 +55,12 @@ class Module:
     training = True
 
     def __call__(self, *inputs: Any) -> Tensor:
-        answer = self.forward(*inputs)
         callback = _observer.get()
-        if callback is not None:
-            callback(self, answer)
+        if callback is None:
+            return self.forward(*inputs)
+        start = time.perf_counter()
+        answer = self.forward(*inputs)
+        callback(self, answer, time.perf_counter() - start)
         return answer
 
     def children(self) -> Iterator[tuple[str, Module]]:

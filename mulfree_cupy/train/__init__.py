@@ -1,6 +1,7 @@
 """Training: recipes, runs that stop and resume bit for bit, checkpoints."""
 
 from mulfree_cupy.train.ablation import ablation
+from mulfree_cupy.train.profile import StepProfile, profile
 from mulfree_cupy.train.trainer import (
     AUGMENTATIONS,
     History,
@@ -17,9 +18,11 @@ __all__ = [
     "History",
     "Interrupted",
     "Recipe",
+    "StepProfile",
     "Training",
     "ablation",
     "evaluate",
     "load_model",
     "namespace_of",
+    "profile",
 ]

@@ -297,7 +297,7 @@ def _first_fault(model: nn.Module, x: Array) -> str:
     names = {id(module): name for name, module in model.modules()}
     faults = []
 
-    def watch(module: nn.Module, answer: Tensor) -> None:
+    def watch(module: nn.Module, answer: Tensor, _: float) -> None:
         if not faults and not bool(np.isfinite(answer.data).all()):
             faults.append(f"{names[id(module)]} ({type(module).__name__})")
 
