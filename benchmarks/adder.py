@@ -173,7 +173,10 @@ def summary(record: dict) -> str:
 
 def _disturbed(record: dict) -> str:
     count, total = record["disturbed"], record["measurements"]
-    return f"; other processes disturbed {count} of {total} measurements" if count else ""
+    if not count:
+        return ""
+    verdict = ": not fit to be quoted" if count > total / 10 else ""
+    return f"; other processes disturbed {count} of {total} measurements{verdict}"
 
 
 def document(record: dict) -> str:

@@ -174,6 +174,15 @@ class TestAdder:
         assert file.with_suffix(".png").exists()
         assert_publishable(file)
 
+    @pytest.mark.parametrize(
+        "disturbed, ends", [(0, "commit abc"), (10, "of 100 measurements"), (11, "be quoted")]
+    )
+    def test_a_disturbed_run_says_so(self, disturbed, ends):
+        machine = {"date": "2026-01-01", "cpu": "a CPU", "versions": {}, "commit": "abc"}
+        counted = {"measurements": 100, "disturbed": disturbed}
+        record = {"machine": machine, "threads": 2, "cpu_features": "avx2", **counted}
+        assert adder.summary(record).endswith(ends)
+
     def test_goals(self):
         def row(name, speed, backward):
             heads = {column.head: None for column in adder.GOALS}
