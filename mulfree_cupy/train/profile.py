@@ -69,7 +69,11 @@ def profile(model: nn.Module, images: Array, labels: Array) -> StepProfile:
     ('conv1', 'AdderConv')
     """
     names = {id(module): name for name, module in model.modules()}
-    leaves = {id(module) for _, module in model.modules() if not any(module.children())}
+    leaves = {
+        id(module)
+        for _, module in model.modules()
+        if not any(module.children()) and not isinstance(module, nn.Sequential)
+    }
     optimiser = optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
     synchronise = _synchroniser(images)
     runs: list[dict[str, LayerTime]] = []
