@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -316,11 +317,12 @@ def _interruptible() -> Iterator[list]:
             raise KeyboardInterrupt
         asked.append(number)
 
-    try:
-        before = signal.signal(signal.SIGINT, ask)
-    except ValueError:  # not in the main thread, where no signal arrives
+    # A background job ignores Ctrl-C, and only the main thread hears of it.
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored or threading.current_thread() is not threading.main_thread():
         yield asked
         return
+    before = signal.signal(signal.SIGINT, ask)
     try:
         yield asked
     finally:
