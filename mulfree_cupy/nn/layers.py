@@ -13,11 +13,25 @@ class _Windowed(Module):
     """What Conv and AdderConv share: a weight (K, C/groups, kh, kw) that slides over an image."""
 
     operation: str
+    adder: bool
 
-    def __init__(self, weight: Parameter, bias: Parameter | None, **options: object):
-        self.weight, self.options = weight, options
-        if bias is not None:
-            self.bias = bias
+    def __init__(
+        self,
+        channels: int,
+        filters: int,
+        kernel_size: int,
+        rng: np.random.Generator,
+        *,
+        bias: bool = False,
+        groups: int = 1,
+        **options: object,
+    ):
+        shape = filters, channels // groups, kernel_size, kernel_size
+        fan_out = filters * kernel_size**2 / groups
+        self.weight = Parameter(self.draw_weight(rng, shape, fan_out).astype(np.float32), self.adder)
+        if bias:
+            self.bias = Parameter(self.draw_bias(rng, filters).astype(np.float32))
+        self.options = {"groups": groups, **options}
 
     def forward(self, x: Tensor) -> Tensor:
         bias = [self.bias] if hasattr(self, "bias") else []
@@ -34,31 +48,20 @@ class Conv(_Windowed):
     rng : numpy.random.Generator
         Draws the weights: normal, variance 2 / (K*kh*kw/groups).
     bias : bool
+        Zero at first.
     stride, padding, dilation, groups
         As in `mulfree_cupy.conv`.
     """
 
-    operation = "conv"
+    operation, adder = "conv", False
 
-    def __init__(
-        self,
-        channels: int,
-        filters: int,
-        kernel_size: int,
-        rng: np.random.Generator,
-        *,
-        bias: bool = False,
-        groups: int = 1,
-        **options: object,
-    ):
-        fan_out = filters * kernel_size**2 / groups
-        shape = filters, channels // groups, kernel_size, kernel_size
-        super().__init__(
-            Parameter(rng.normal(0, np.sqrt(2 / fan_out), shape).astype(np.float32)),
-            Parameter(np.zeros(filters, np.float32)) if bias else None,
-            groups=groups,
-            **options,
-        )
+    @staticmethod
+    def draw_weight(rng: np.random.Generator, shape: tuple, fan_out: float) -> np.ndarray:
+        return rng.normal(0, np.sqrt(2 / fan_out), shape)
+
+    @staticmethod
+    def draw_bias(rng: np.random.Generator, filters: int) -> np.ndarray:
+        return np.zeros(filters)
 
 
 class AdderConv(_Windowed):
@@ -69,7 +72,7 @@ class AdderConv(_Windowed):
     channels, filters : int
     kernel_size : int
     rng : numpy.random.Generator
-        Draws the weights: normal, variance 1, as in the reference.
+        Draws the weights, normal with variance 1, and biases in [0, 1), as the reference does.
     bias : bool
     stride, padding, dilation, groups
         As in `mulfree_cupy.adder_conv`.
@@ -77,26 +80,15 @@ class AdderConv(_Windowed):
         Train the filters on the sign of the difference, the true derivative, for comparison.
     """
 
-    operation = "adder_conv"
+    operation, adder = "adder_conv", True
 
-    def __init__(
-        self,
-        channels: int,
-        filters: int,
-        kernel_size: int,
-        rng: np.random.Generator,
-        *,
-        bias: bool = False,
-        groups: int = 1,
-        **options: object,
-    ):
-        shape = filters, channels // groups, kernel_size, kernel_size
-        super().__init__(
-            Parameter(rng.normal(size=shape).astype(np.float32), adder=True),
-            Parameter(rng.uniform(size=filters).astype(np.float32)) if bias else None,
-            groups=groups,
-            **options,
-        )
+    @staticmethod
+    def draw_weight(rng: np.random.Generator, shape: tuple, fan_out: float) -> np.ndarray:
+        return rng.normal(size=shape)
+
+    @staticmethod
+    def draw_bias(rng: np.random.Generator, filters: int) -> np.ndarray:
+        return rng.uniform(size=filters)
 
 
 class Linear(Module):
