@@ -98,6 +98,10 @@ class Kernel:
 def kernels() -> list[Kernel]:
     """The CUDA files with their operation, idea and cost, in reading order.
 
+    Returns
+    -------
+    list of Kernel
+
     Examples
     --------
     >>> import mulfree_cupy as mf
