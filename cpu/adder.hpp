@@ -41,7 +41,7 @@ inline void exact_panel(P& panel, const bool* wanted) {
 
 template <class T>
 inline void adder_conv_exact(const Convolution<T, T>& p) {
-    for_each_panel<T, T>(p, static_cast<const T*>(nullptr), [](index, index) {},
+    for_each_panel(p, Weights<T>{p, nullptr}, [](index, index) {},
                          [](auto& panel) { exact_panel(panel, nullptr); });
 }
 
@@ -64,7 +64,7 @@ inline void adder_conv(const Convolution<float, float>& p) {
         sum_contiguous(p.w + group * p.w_group + f * p.w_filter, taps, w_sum + k, w_size + k);
     };
 
-    for_each_panel<float, float>(p, static_cast<const float*>(nullptr), sum_weights, [=](auto& panel) {
+    for_each_panel(p, Weights<float>{p, nullptr}, sum_weights, [=](auto& panel) {
         bool any = false;
         panel.template accumulate<Max<float>, true>(nullptr, [&](index tile) {
             Vec<float> negative{}, infinite{};  // the sign of a lane, a NaN in it, say: redo
@@ -90,20 +90,77 @@ inline void adder_conv(const Convolution<float, float>& p) {
     });
 }
 
+// ---- uint8 --------------------------------------------------------------------------------------------
+
+constexpr index CELL_IMAGE = 8 << 20;  // bytes of x's slices as cells
+
+// The source positions that a slice of an axis's pixels meets, as an axis of their own: `size` of them from
+// `from` on, `apart` apart.
+struct SourceAxis {
+    index from, apart, size;
+
+    // `padded`: positions outside the source are wanted too.
+    SourceAxis(const Axis& a, index first, index pixels, index taps, bool padded)
+        : from(first * a.step + a.offset), apart(taps == 1 ? a.step : 1) {
+        index end = from + (pixels - 1) * a.step + (taps - 1) * a.tap_step + 1;
+        if (!padded) {
+            from += from < 0 ? round_up(-from, apart) : 0;
+            end = smaller(end, a.size);
+        }
+        size = larger(0, ceil_div(end - from, apart));
+    }
+    // The axis on which the slice is a convolution.
+    Axis axis(const Axis& a, index first, index pixels, index taps) const {
+        return {pixels, a.step / apart, (first * a.step + a.offset - from) / apart, taps, a.tap_step, size, 0, 1};
+    }
+};
+
+// The source of a slice as cells: [image][group][cell channel][row][column].
+inline void fill_cells(const Convolution<std::uint8_t, std::int32_t>& p, const CellShape& shape, index image,
+                       index images, const SourceAxis& h, const SourceAxis& w, ByteCell* cells) {
+    const index channels = shape.cell_channels(), planes = images * p.groups * channels;
+    const index stride = w.apart * p.x.column, row_stride = h.apart * p.x.row;
+    // Rows without gaps are one long row.
+    const bool dense = shape.along == 1 && row_stride == w.size * stride;
+    const index rows = dense ? 1 : h.size, columns = dense ? h.size * w.size : w.size;
+#pragma omp parallel for num_threads(threads_for(planes, double(planes * rows * columns)))
+    for (index plane = 0; plane < planes; ++plane) {
+        const index cell = plane % channels, group = plane / channels % p.groups;
+        const index channel = shape.channel(cell);
+        const std::uint8_t* x = p.x.data + (image + plane / (channels * p.groups)) * p.x.batch +
+                                (group * p.channels + channel) * p.x.channel + h.from * p.x.row;
+        for (index r = 0; r < rows; ++r) {
+            ByteRow places[CELL] = {};
+            for (index k = 0; k < CELL; ++k) {
+                const index tap = shape.column(cell) + shape.place_column[k];
+                if (tap >= shape.columns || channel + shape.place_channel[k] >= p.channels) continue;
+                const index from = w.from + tap * p.width.tap_step;
+                places[k] = {x + shape.place_channel[k] * p.x.channel + r * row_stride + from * p.x.column,
+                             from < 0 ? ceil_div(-from, w.apart) : 0,
+                             shape.along == 1 ? columns
+                                              : smaller(columns, ceil_div(p.width.size - from, w.apart))};
+            }
+            interleave(places, stride, columns, cells + (plane * rows + r) * columns);
+        }
+    }
+}
+
 // All sums are taken modulo 2^32, and the answer fits.
-inline void adder_conv_u8(const Convolution<std::uint8_t, std::int32_t>& p) {
-    const index taps = p.channels * p.height.taps * p.width.taps;
-    Workspace workspace;
-    workspace.allocate(p.groups * p.filters * index(sizeof(std::uint32_t)));
-    auto* w_sum = reinterpret_cast<std::uint32_t*>(workspace.data());
-    const auto sum_weights = [=, &p](index group, index f) {
-        const std::uint8_t* w = p.w + group * p.w_group + f * p.w_filter;
+inline void adder_conv_cells(const Convolution<ByteCell, std::int32_t>& p,
+                             const Convolution<std::uint8_t, std::int32_t>& bytes, const CellShape& shape,
+                             std::uint32_t* w_sum) {
+    const index taps = bytes.channels * bytes.height.taps * bytes.width.taps;
+    const auto sum_weights = [=, &bytes](index group, index f) {
+        const std::uint8_t* w = bytes.w + group * bytes.w_group + f * bytes.w_filter;
         std::uint32_t sum = 0;
         for (index i = 0; i < taps; ++i) sum += w[i];
-        w_sum[group * p.filters + f] = sum;
+        w_sum[group * bytes.filters + f] = sum;
     };
-
-    for_each_panel<ByteCell, ByteCell>(p, static_cast<const std::uint8_t*>(nullptr), sum_weights, [=](auto& panel) {
+    const auto weight = [&](index group, index f, index cell, index i, index j) {
+        return shape.weights(bytes.w + group * bytes.w_group + f * bytes.w_filter + i * bytes.w_row,
+                             bytes.w_channel, cell, j);
+    };
+    for_each_panel(p, weight, sum_weights, [=](auto& panel) {
         panel.template accumulate<Bytes, BYTE_SUMS>(nullptr, [&](index tile) {
             for (index f = tile; f < tile + panel.tile_filters(tile); ++f) {
                 const std::uint32_t bias = panel.bias(f);
@@ -124,6 +181,47 @@ inline void adder_conv_u8(const Convolution<std::uint8_t, std::int32_t>& p) {
             }
         });
     });
+}
+
+// Slice by slice: turns the bytes that the slice needs into cells, then runs the engine on them.
+inline void adder_conv_u8(const Convolution<std::uint8_t, std::int32_t>& p) {
+    const CellShape shape(p.channels, p.width.taps);
+    const index channels = shape.cell_channels(), columns_met = shape.taps();
+    const bool padded = shape.along > 1;  // a cell that starts in the padding may reach into x
+    index images = p.batch, rows = p.height.pixels, columns = p.width.pixels;
+    const auto most_cells = [&] {
+        return images * p.groups * channels * SourceAxis(p.height, 0, rows, p.height.taps, true).size *
+               SourceAxis(p.width, 0, columns, columns_met, true).size;
+    };
+    while (most_cells() * CELL > CELL_IMAGE && images * rows * columns > 1) {
+        index& cut = images > 1 ? images : rows > 1 ? rows : columns;
+        cut = ceil_div(cut, 2);
+    }
+    Workspace workspace;
+    workspace.allocate(most_cells() * CELL + p.groups * p.filters * index(sizeof(std::uint32_t)));
+    auto* cells = reinterpret_cast<ByteCell*>(workspace.data());
+    auto* w_sum = reinterpret_cast<std::uint32_t*>(cells + most_cells());
+
+    for (index n = 0; n < p.batch; n += images)
+        for (index r = 0; r < p.height.pixels; r += rows)
+            for (index c = 0; c < p.width.pixels; c += columns) {
+                const index slice_images = smaller(images, p.batch - n);
+                const index slice_rows = smaller(rows, p.height.pixels - r);
+                const index slice_columns = smaller(columns, p.width.pixels - c);
+                const SourceAxis h(p.height, r, slice_rows, p.height.taps, false);
+                const SourceAxis w(p.width, c, slice_columns, columns_met, padded);
+                fill_cells(p, shape, n, slice_images, h, w, cells);
+                const Image<std::int32_t>& y = p.y;
+                const index plane = h.size * w.size;
+                adder_conv_cells({slice_images, p.groups, channels, p.filters,
+                                  h.axis(p.height, r, slice_rows, p.height.taps),
+                                  w.axis(p.width, c, slice_columns, columns_met),
+                                  {cells, p.groups * channels * plane, plane, w.size, 1},
+                                  nullptr, 0, 0, 0, 0, 0, p.bias,
+                                  {y.data + n * y.batch + r * y.row + c * y.column, y.batch, y.channel, y.row,
+                                   y.column}},
+                                 p, shape, w_sum);
+            }
 }
 
 }  // namespace mulfree::MULFREE_ISA

@@ -1,9 +1,10 @@
 // uint8 operands: several taps of a pixel share one lane (a cell), so that one instruction sums them.
 // AVX-512 VNNI: four taps in 32 bits, sum of max by vpdpbusd with ones. Elsewhere: eight taps in 64
-// bits, sum of absolute differences by psadbw.
+// bits, sum of absolute differences by psadbw. x is turned into an image of cells, a bounded slice at a
+// time; from there on a cell is a number like any other, and the engine is the one of the floats.
 #pragma once
 
-#include "panel.hpp"
+#include "vector.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
@@ -22,43 +23,13 @@ struct Bytes {
     }
 };
 
-template <Access ACCESS>
-inline __m128i gather_bytes(const Span* span, const Span* end, const std::uint8_t* base,
-                            index lane_stride) {
-    __m128i v = _mm_setzero_si128();
-    if constexpr (ACCESS == CONTIGUOUS) {
-        for (; span != end; ++span) v = _mm_mask_loadu_epi8(v, span->mask, base + span->offset);
-        return v;
-    }
-    if constexpr (ACCESS == EVEN) {
-        for (; span != end; ++span) {
-            const __m256i both = _mm256_maskz_loadu_epi8(span->wide, base + span->offset);
-            v = _mm_mask_mov_epi8(v, span->mask, _mm256_cvtepi16_epi8(both));
-        }
-        return v;
-    }
-    std::uint8_t lane[16] = {};
-    for (; span != end; ++span) gather_lanes(lane, *span, base, lane_stride);
-    return _mm_loadu_si128((const __m128i*)lane);
-}
-
-// Four taps of sixteen pixels, turned into sixteen cells.
-inline void store_cells(ByteCell* cells, const __m128i tap[4]) {
-    const __m128i a = _mm_unpacklo_epi8(tap[0], tap[1]), b = _mm_unpackhi_epi8(tap[0], tap[1]);
-    const __m128i c = _mm_unpacklo_epi8(tap[2], tap[3]), d = _mm_unpackhi_epi8(tap[2], tap[3]);
-    __m128i* to = (__m128i*)cells;
-    _mm_storeu_si128(to + 0, _mm_unpacklo_epi16(a, c));
-    _mm_storeu_si128(to + 1, _mm_unpackhi_epi16(a, c));
-    _mm_storeu_si128(to + 2, _mm_unpacklo_epi16(b, d));
-    _mm_storeu_si128(to + 3, _mm_unpackhi_epi16(b, d));
-}
+// What pack adds up of a panel's pixels; magnitudes would be the same.
+inline void add_sums(Vec<ByteCell>& sum, Vec<ByteCell>&, Vec<ByteCell> x) { sum = add_bytes(sum, x); }
 
 #else
 
 using ByteCell = std::uint64_t;
 constexpr bool BYTE_SUMS = false;
-
-inline Vec<ByteCell> add_bytes(Vec<ByteCell> total, Vec<ByteCell>) { return total; }
 
 struct Bytes {
     static Vec<ByteCell> term(Vec<ByteCell> total, Vec<ByteCell> x, Vec<ByteCell> w) {
@@ -74,105 +45,91 @@ struct Bytes {
     }
 };
 
-struct ByteLanes {
-    std::uint8_t lane[LANES<ByteCell>];
-};
-
-template <Access>
-inline ByteLanes gather_bytes(const Span* span, const Span* end, const std::uint8_t* base,
-                              index lane_stride) {
-    ByteLanes v = {};
-    for (; span != end; ++span) gather_lanes(v.lane, *span, base, lane_stride);
-    return v;
-}
-
-inline void store_cells(ByteCell* cells, const ByteLanes tap[8]) {
-    auto* to = reinterpret_cast<std::uint8_t*>(cells);
-    for (index l = 0; l < LANES<ByteCell>; ++l)
-        for (index t = 0; t < 8; ++t) *to++ = tap[t].lane[l];
-}
-
 #endif
 
-// The tap that goes into place `place` of a row, told by where its channel's data and its spans start.
-struct ByteTap {
-    const std::uint8_t* base;
-    const Span* spans;
+constexpr index CELL = sizeof(ByteCell);
+
+// Which taps share a cell: `across` successive channels by `along` successive columns of the kernel.
+// Cells of several columns unroll the kernel's width into channels; such a cell channel stands for
+// (channel, first column), and what lies outside the kernel is zero in x and w alike.
+struct CellShape {
+    index across = CELL, along = 1;
+    index channels, columns;  // of x and of the kernel
+    index starts;             // first columns of a channel
+    index place_channel[CELL], place_column[CELL];
+
+    CellShape(index channels_, index columns_) : channels(channels_), columns(columns_) {
+        index least = ceil_div(channels, CELL) * columns;
+        for (index b = 2; b <= CELL; b *= 2) {
+            const index cells = ceil_div(channels, CELL / b) * ceil_div(columns, b);
+            if (cells < least) least = cells, along = b, across = CELL / b;
+        }
+        starts = along == 1 ? 1 : ceil_div(columns, along);
+        for (index k = 0; k < CELL; ++k) place_channel[k] = k / along, place_column[k] = k % along;
+    }
+    index cell_channels() const { return ceil_div(channels, across) * starts; }
+    index taps() const { return along == 1 ? columns : 1; }
+
+    // Of the first tap in a cell of this channel.
+    index channel(index cell) const { return starts == 1 ? cell * across : cell / starts * across; }
+    index column(index cell) const { return starts == 1 ? 0 : cell % starts * along; }
+
+    // The weights of a cell at tap `tap` of its width; w points to the kernel row in channel 0.
+    ByteCell weights(const std::uint8_t* w, index w_channel, index cell, index tap) const {
+        const index c = channel(cell), j = column(cell) + tap;
+        ByteCell bytes = 0;
+        for (index k = 0; k < CELL; ++k) {
+            const index from = c + place_channel[k], at = j + place_column[k];
+            if (from < channels && at < columns) bytes |= ByteCell(w[from * w_channel + at]) << 8 * k;
+        }
+        return bytes;
+    }
 };
 
-template <Access ACCESS>
-using ByteVector = decltype(gather_bytes<ACCESS>(nullptr, nullptr, nullptr, 1));
+// The bytes of one place in a row of cells: lanes [first, last) of base[lane * stride]; the rest is zero.
+struct ByteRow {
+    const std::uint8_t* base;
+    index first, last;
+};
 
-template <Access ACCESS>
-inline void pack_byte_row(const PixelMap& map, const ByteTap* taps, index real, ByteCell* row) {
-    for (index v = 0; v < PANEL_VECTORS; ++v, row += LANES<ByteCell>) {
-        ByteVector<ACCESS> lanes[sizeof(ByteCell)] = {};
-        for (index t = 0; t < real; ++t)
-            lanes[t] = gather_bytes<ACCESS>(taps[t].spans + map.start[v], taps[t].spans + map.start[v + 1],
-                                            taps[t].base, map.lane_stride);
-        store_cells(row, lanes);
-    }
-}
-
-// The same where the taps of the row are one position of successive channels.
-template <Access ACCESS>
-inline void pack_channel_row(const PixelMap& map, const Span* spans, const std::uint8_t* x,
-                             index channel_stride, ByteCell* row) {
-    constexpr int CELL = sizeof(ByteCell);
-    for (index v = 0; v < PANEL_VECTORS; ++v, row += LANES<ByteCell>) {
-        const Span *first = spans + map.start[v], *last = spans + map.start[v + 1];
-        ByteVector<ACCESS> lanes[CELL];
-#pragma GCC unroll 8
-        for (int k = 0; k < CELL; ++k)
-            lanes[k] = gather_bytes<ACCESS>(first, last, x + k * channel_stride, map.lane_stride);
-        for (int k = 0; k < CELL && ACCESS != STRIDED && first != last; ++k)
-            prefetch(x, (CELL + k) * channel_stride + first->offset);
-        store_cells(row, lanes);
-    }
-}
-
-template <Access ACCESS>
-inline void pack_byte_rows(const PixelMap& map, const std::uint8_t* x, index channel_stride,
-                           const Block& block, bool by_channel, ByteCell* panel) {
-    constexpr index CELL = sizeof(ByteCell), ROW = PANEL_VECTORS * LANES<ByteCell>;
-    const index runs = map.start[PANEL_VECTORS];
-    ByteTap taps[CELL];
-    if (by_channel) {
-        for (index c = 0; c < block.channels; c += CELL, x += CELL * channel_stride)
-            for (index t = 0; t < block.positions; ++t, panel += ROW)
-                pack_channel_row<ACCESS>(map, map.spans + t * runs, x, channel_stride, panel);
+// to[i] = the bytes i of the rows.
+inline void interleave(const ByteRow* rows, index stride, index count, ByteCell* to) {
+#if defined(__AVX512VNNI__)
+    if (stride == 1 || stride == 2) {
+        const auto bits = [](index n) { return n >= 64 ? ~0ull : n <= 0 ? 0 : (1ull << n) - 1; };
+        // Bytes [first, last) of 64 from p, or of every second of 128.
+        const auto load_bytes = [=](const std::uint8_t* p, index first, index last) {
+            if (stride == 1) return _mm512_maskz_loadu_epi8(bits(last) & ~bits(first), p);
+            const auto every_second = [&](index at) {
+                const auto mask = bits(2 * last - 1 - at) & ~bits(2 * first - at);
+                return _mm512_cvtepi16_epi8(_mm512_maskz_loadu_epi8(mask, p + at));
+            };
+            return _mm512_inserti64x4(_mm512_castsi256_si512(every_second(0)), every_second(64), 1);
+        };
+        // Brings the bytes to the 128-bit lanes in which unpacking leaves successive cells.
+        const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        for (index i = 0; i < count; i += 64) {
+            __m512i x[CELL];
+#pragma GCC unroll 4
+            for (index k = 0; k < CELL; ++k)
+                x[k] = _mm512_permutexvar_epi32(
+                    order, load_bytes(rows[k].base + i * stride, rows[k].first - i, rows[k].last - i));
+            const __m512i a = _mm512_unpacklo_epi8(x[0], x[1]), b = _mm512_unpackhi_epi8(x[0], x[1]);
+            const __m512i c = _mm512_unpacklo_epi8(x[2], x[3]), d = _mm512_unpackhi_epi8(x[2], x[3]);
+            const __m512i cells[] = {_mm512_unpacklo_epi16(a, c), _mm512_unpackhi_epi16(a, c),
+                                     _mm512_unpacklo_epi16(b, d), _mm512_unpackhi_epi16(b, d)};
+#pragma GCC unroll 4
+            for (index q = 0; q < 4; ++q)
+                if (i + 16 * q < count)
+                    _mm512_mask_storeu_epi32(to + i + 16 * q, __mmask16(bits(count - i) >> 16 * q), cells[q]);
+        }
         return;
     }
-    index position = 0;
-    for (index tap = 0; tap < block.taps(); tap += CELL, panel += ROW) {
-        const index real = smaller(CELL, block.taps() - tap);
-        for (index k = 0; k < real; ++k) {
-            taps[k] = {x, map.spans + position * runs};
-            if (++position == block.positions) position = 0, x += channel_stride;
-        }
-        pack_byte_row<ACCESS>(map, taps, real, panel);
-    }
-}
-
-// Rows of cells in the order that Blocking says; the taps the last row lacks are zero. With SUMS, adds
-// every pixel's bytes into sum.
-template <bool SUMS>
-inline void pack_bytes(const PixelMap& map, const std::uint8_t* x, index channel_stride,
-                       const Block& block, bool by_channel, ByteCell* panel, Vec<ByteCell>* sum) {
-    const auto run = [&](auto rows) { rows(map, x, channel_stride, block, by_channel, panel); };
-    switch (access(map.lane_stride)) {
-    case CONTIGUOUS: run(pack_byte_rows<CONTIGUOUS>); break;
-    case EVEN: run(pack_byte_rows<EVEN>); break;
-    case STRIDED: run(pack_byte_rows<STRIDED>); break;
-    }
-    if constexpr (SUMS) {
-        Vec<ByteCell> s[PANEL_VECTORS] = {};
-        const index rows = ceil_div(block.taps(), index(sizeof(ByteCell)));
-        for (index r = 0; r < rows; ++r)
-            for (int v = 0; v < PANEL_VECTORS; ++v, panel += LANES<ByteCell>)
-                s[v] = add_bytes(s[v], load(panel));
-        for (int v = 0; v < PANEL_VECTORS; ++v) sum[v] += s[v];
-    }
+#endif
+    for (index i = 0; i < count; ++i) to[i] = 0;
+    for (index k = 0; k < CELL; ++k)
+        for (index i = rows[k].first; i < rows[k].last; ++i)
+            to[i] |= ByteCell(rows[k].base[i * stride]) << 8 * k;
 }
 
 }  // namespace mulfree::MULFREE_ISA

@@ -9,7 +9,6 @@
 #include <omp.h>
 #endif
 
-#include "bytes.hpp"
 #include "lines.hpp"
 #include "panel.hpp"
 #include "tile.hpp"
@@ -72,23 +71,18 @@ private:
     index used_ = 0;
 };
 
-// The reduction cut into blocks: chunks of kernel positions, and in each, chunks of channels. A panel row
-// holds `cell` taps: those of one position in successive channels where the channels come out even,
-// else whichever follow each other in (channel, position) order.
+// The reduction cut into blocks: chunks of kernel positions, and in each, chunks of channels.
 struct Blocking {
-    index channels, positions, channel_chunk, position_chunk, cell;
-    bool by_channel;
+    index channels, positions, channel_chunk, position_chunk;
 
-    Blocking(index channels_, index positions_, index cell_)
-        : channels(channels_), positions(positions_), cell(cell_), by_channel(channels_ % cell_ == 0) {
+    Blocking(index channels_, index positions_) : channels(channels_), positions(positions_) {
         position_chunk = ceil_div(larger(positions, 1), ceil_div(larger(positions, 1), BLOCK_POSITIONS));
-        const index limit = larger(1, BLOCK_ROWS * cell / position_chunk);
+        const index limit = larger(1, BLOCK_ROWS / position_chunk);
         channel_chunk = ceil_div(channels, ceil_div(channels, limit));
-        if (by_channel) channel_chunk = round_up(channel_chunk, cell);
     }
     index channel_chunks() const { return ceil_div(channels, channel_chunk); }
     index count() const { return ceil_div(positions, position_chunk) * channel_chunks(); }
-    index rows() const { return ceil_div(channel_chunk * position_chunk, cell); }
+    index rows() const { return channel_chunk * position_chunk; }
     Block operator[](index b) const {
         const index c = b % channel_chunks() * channel_chunk;
         const index k = b / channel_chunks() * position_chunk;
@@ -96,71 +90,70 @@ struct Blocking {
     }
 };
 
+// A convolution's own weights, less centre[filter] where centres are given.
+template <class T>
+struct Weights {
+    const Convolution<T, T>& p;
+    const T* centre;
+
+    T operator()(index group, index filter, index channel, index i, index j) const {
+        const T w = p.w[group * p.w_group + filter * p.w_filter + channel * p.w_channel +
+                        (p.height.kernel + i * p.height.kernel_step) * p.w_row +
+                        (p.width.kernel + j * p.width.kernel_step) * p.w_column];
+        return centre ? w - centre[group * p.filters + filter] : w;
+    }
+};
+
 // The weights of one tile of filters and one block, laid out as the register tile reads them:
-// [row][filter][tap of the cell], zero where there is none; less centre[filter] where centres are given.
-template <class E, class Y, class Cell>
-inline void pack_weights(const Convolution<E, Y>& p, const Blocking& blocking, const E* centre, index group,
-                         index filter, const Block& block, Cell* packed) {
-    constexpr index CELL = index(sizeof(Cell) / sizeof(E));
-    E* to = reinterpret_cast<E*>(packed);
-    const index rows = ceil_div(block.taps(), CELL);
+// [row][filter], zero where there is none.
+template <class X, class Y, class Weight>
+inline void pack_weights(const Convolution<X, Y>& p, const Weight& weight, index group, index filter,
+                         const Block& block, X* packed) {
     for (index f = 0; f < TILE_FILTERS; ++f) {
         const bool real = filter + f < p.filters;
-        const E shift = real && centre ? centre[group * p.filters + filter + f] : E(0);
-        const E* w = p.w + group * p.w_group + (filter + f) * p.w_filter;
         for (index t = 0; t < block.positions; ++t) {
             const index i = (block.position + t) / p.width.taps, j = (block.position + t) % p.width.taps;
-            const index at = block.channel * p.w_channel +
-                             (p.height.kernel + i * p.height.kernel_step) * p.w_row +
-                             (p.width.kernel + j * p.width.kernel_step) * p.w_column;
-            for (index c = 0; c < block.channels; ++c) {
-                const index tap = c * block.positions + t;
-                const index row = blocking.by_channel ? c / CELL * block.positions + t : tap / CELL;
-                const index place = (blocking.by_channel ? c : tap) % CELL;
-                to[(row * TILE_FILTERS + f) * CELL + place] =
-                    real ? E(w[at + c * p.w_channel] - shift) : E(0);
-            }
+            X* to = packed + t * TILE_FILTERS + f;
+            for (index c = 0; c < block.channels; ++c, to += block.positions * TILE_FILTERS)
+                *to = real ? weight(group, filter + f, block.channel + c, i, j) : X(0);
         }
-        for (index empty = block.taps(); empty < rows * CELL; ++empty)
-            to[((rows - 1) * TILE_FILTERS + f) * CELL + empty % CELL] = E(0);
     }
 }
 
 // One panel of pixels with one chunk of one group's filters: the unit of work a thread takes, and the
 // scratch memory it works in.
-template <class E, class Y, class Cell, class Total>
+template <class X, class Y, class Weight>
 struct Panel {
-    using Sum = Total;
-    static constexpr index ROW = PANEL_VECTORS * LANES<Cell>;  // pixels in a panel
-    static constexpr index CELL = index(sizeof(Cell) / sizeof(E));
+    using Sum = X;
+    static constexpr index ROW = PANEL_VECTORS * LANES<X>;  // pixels in a panel
 
-    const Convolution<E, Y>& p;
+    const Convolution<X, Y>& p;
     const Blocking& blocking;
-    const E* centre;
-    const Cell* shared_weights;
+    const Weight& weight;
+    const X* shared_weights;
 
     Run *runs, *y_runs;
     Span *spans, *y_spans, *x_spans;
-    Cell *cells, *own_weights;
-    Total* line_sums;     // sums of the lines over channels, and of their magnitudes
-    Total *total, *rows;  // [filter][pixel]: the sums, and values the operation wants to keep
+    X *pixels, *own_weights;
+    X* line_sums;     // sums of the lines over channels, and of their magnitudes
+    X *total, *rows;  // [filter][pixel]: the sums, and values the operation wants to keep
     index start[PANEL_VECTORS + 1], y_start[PANEL_VECTORS + 1];
-    index place[PANEL_VECTORS];          // where in `cells` the vectors of the panel start,
+    index place[PANEL_VECTORS];          // where in `pixels` the vectors of the panel start,
     const index* tap;                    // and what every tap of a block adds to that
     index *matrix_tap, *line_tap;        // the two tables `tap` may be
     Lines lines;
-    Vec<Total> sum[PANEL_VECTORS], magnitude[PANEL_VECTORS];
+    Vec<X> sum[PANEL_VECTORS], magnitude[PANEL_VECTORS];
     bool redo[CHUNK_FILTERS / TILE_FILTERS];
     bool in_lines, solid;  // how x was packed; whether the pixels of y are contiguous
     index first_pixel, vectors, spans_at, group, filter, filters;
 
-    Panel(const Convolution<E, Y>& p_, const Blocking& blocking_, const E* centre_,
-          const Cell* shared_weights_, Carver& scratch)
+    Panel(const Convolution<X, Y>& p_, const Blocking& blocking_, const Weight& weight_,
+          const X* shared_weights_, Carver& scratch)
         : p(p_),
           blocking(blocking_),
-          centre(centre_),
+          weight(weight_),
           shared_weights(shared_weights_),
-          lines(p_.height, p_.width, ROW, LANES<Cell>) {
+          lines(p_.height, p_.width, ROW, LANES<X>) {
         runs = scratch.take<Run>(ROW);
         y_runs = scratch.take<Run>(ROW);
         spans = scratch.take<Span>(ROW * blocking.position_chunk);
@@ -168,11 +161,11 @@ struct Panel {
         x_spans = scratch.take<Span>(ROW);
         matrix_tap = scratch.take<index>(blocking.rows());
         line_tap = scratch.take<index>(blocking.rows());
-        line_sums = scratch.take<Total>(2 * lines.channel);
-        cells = scratch.take<Cell>(ROW * blocking.rows());
-        own_weights = scratch.take<Cell>(TILE_FILTERS * blocking.rows());
-        total = scratch.take<Total>(ROW * CHUNK_FILTERS);
-        rows = scratch.take<Total>(ROW * CHUNK_FILTERS);
+        line_sums = scratch.take<X>(2 * lines.channel);
+        pixels = scratch.take<X>(ROW * blocking.rows());
+        own_weights = scratch.take<X>(TILE_FILTERS * blocking.rows());
+        total = scratch.take<X>(ROW * CHUNK_FILTERS);
+        rows = scratch.take<X>(ROW * CHUNK_FILTERS);
     }
 
     // Once the scratch memory is there.
@@ -192,34 +185,34 @@ struct Panel {
         const index height = p.height.pixels, width = p.width.pixels;
         first_pixel = panel * ROW;
         const index count = smaller(ROW, p.batch * height * width - first_pixel);
-        vectors = ceil_div(count, LANES<Cell>);
-        find_runs(height, width, first_pixel, count, LANES<Cell>, PANEL_VECTORS, runs, start);
+        vectors = ceil_div(count, LANES<X>);
+        find_runs(height, width, first_pixel, count, LANES<X>, PANEL_VECTORS, runs, start);
         spans_at = -1;
-        in_lines = blocking.by_channel && blocking.position_chunk == blocking.positions && p.x.column == 1 &&
+        in_lines = blocking.position_chunk == blocking.positions && p.x.column == 1 &&
                    lines.cover(runs, start, vectors, p.height, p.width, place);
         if (in_lines) {
             lines.find_spans(runs, start, vectors, p.x, p.height, p.width, spans);
             tap = line_tap;
         } else {
-            for (index v = 0; v < PANEL_VECTORS; ++v) place[v] = v * LANES<Cell>;
+            for (index v = 0; v < PANEL_VECTORS; ++v) place[v] = v * LANES<X>;
             tap = matrix_tap;
         }
         // Rows of y without gaps are one long row.
-        const index found = dense() ? find_runs(1, height * width, first_pixel, count, LANES<Cell>,
+        const index found = dense() ? find_runs(1, height * width, first_pixel, count, LANES<X>,
                                                 PANEL_VECTORS, y_runs, y_start)
-                                    : find_runs(height, width, first_pixel, count, LANES<Cell>,
+                                    : find_runs(height, width, first_pixel, count, LANES<X>,
                                                 PANEL_VECTORS, y_runs, y_start);
         for (index r = 0; r < found; ++r) y_spans[r] = pixel_span(y_runs[r], p.y);
         solid = dense() && p.y.column == 1 && count == ROW && found == PANEL_VECTORS &&
                 y_runs[0].image == y_runs[PANEL_VECTORS - 1].image;
     }
 
-    // The panel of block b, in cells; `sums` adds its columns into sum and magnitude.
+    // The panel of a block; SUMS adds its columns into sum and magnitude.
     template <bool SUMS>
     void pack_block(const Block& block) {
-        const E* x = p.x.data + (group * p.channels + block.channel) * p.x.channel;
+        const X* x = p.x.data + (group * p.channels + block.channel) * p.x.channel;
         if (in_lines) {
-            pack_lines<SUMS>(spans, lines, x, p.x.channel, block.channels, cells, line_sums);
+            pack_lines<SUMS>(spans, lines, x, p.x.channel, block.channels, pixels, line_sums);
             if (SUMS) sum_windows(block.positions);
             return;
         }
@@ -228,17 +221,14 @@ struct Panel {
             spans_at = block.position;
         }
         const PixelMap map{start, spans, p.width.step * p.x.column};
-        if constexpr (CELL == 1)
-            pack<SUMS, PANEL_VECTORS>(map, x, p.x.channel, (const E*)nullptr, block, cells, sum, magnitude);
-        else
-            pack_bytes<SUMS>(map, x, p.x.channel, block, blocking.by_channel, cells, sum);
+        pack<SUMS, PANEL_VECTORS>(map, x, p.x.channel, (const X*)nullptr, block, pixels, sum, magnitude);
     }
 
     // Calls run(f, weights, rows, first) for every block and every wanted tile of filters
-    // [filter + f, ...), the panel of the block being in `cells`, and finish(f) when a tile is complete.
+    // [filter + f, ...), the panel of the block being in `pixels`, and finish(f) when a tile is complete.
     template <bool SUMS, class Run_, class Finish>
     void reduce(const bool* wanted, Run_ run, Finish finish) {
-        for (index v = 0; v < PANEL_VECTORS; ++v) sum[v] = magnitude[v] = Vec<Total>{};
+        for (index v = 0; v < PANEL_VECTORS; ++v) sum[v] = magnitude[v] = Vec<X>{};
         const index blocks = blocking.count();
         for (index i = 0; blocks == 0 && i < ROW * filters; ++i) total[i] = 0;
         for (index b = 0; b < larger(1, blocks); ++b) {
@@ -248,7 +238,7 @@ struct Panel {
                 if (wanted && !wanted[f / TILE_FILTERS]) continue;
                 const bool last = b + 1 >= blocks;
                 if (last) prefetch_output(f);
-                if (blocks) run(f, weights(f, b, block), ceil_div(block.taps(), CELL), b == 0);
+                if (blocks) run(f, weights(f, b, block), block.taps(), b == 0);
                 if (last) finish(f);
             }
         }
@@ -257,8 +247,8 @@ struct Panel {
     // total[f] = sum over all taps of Op::term.
     template <class Op, bool SUMS, class Finish>
     void accumulate(const bool* wanted, Finish finish) {
-        reduce<SUMS>(wanted, [&](index f, const Cell* w, index n, bool first) {
-            tile_row<Op>(tile_filters(f), vectors, cells, tap, place, w, n, total + f * ROW, ROW, first);
+        reduce<SUMS>(wanted, [&](index f, const X* w, index n, bool first) {
+            tile_row<Op>(tile_filters(f), vectors, pixels, tap, place, w, n, total + f * ROW, ROW, first);
         }, finish);
     }
 
@@ -281,8 +271,8 @@ struct Panel {
         Y* y = p.y.data + (group * p.filters + filter + f) * p.y.channel;
         for (index v = 0; v < vectors; ++v)
             for (const Span* s = y_spans + y_start[v]; s != y_spans + y_start[v + 1]; ++s)
-                for (index l = 0; l < LANES<Cell>; ++l)
-                    if (s->mask >> l & 1) y[s->offset + l * p.y.column] = value[v * LANES<Cell> + l];
+                for (index l = 0; l < LANES<X>; ++l)
+                    if (s->mask >> l & 1) y[s->offset + l * p.y.column] = value[v * LANES<X> + l];
     }
 
     Y bias(index f) const { return p.bias ? p.bias[group * p.filters + filter + f] : Y(0); }
@@ -302,27 +292,28 @@ private:
         for (index f = tile; f < tile + tile_filters(tile); ++f) {
             const Y* y = p.y.data + (group * p.filters + filter + f) * p.y.channel;
             for (index v = 0; v < vectors; ++v)
-                prefetch(y, y_spans[y_start[v]].offset + LANES<Cell> - 1);
+                prefetch(y, y_spans[y_start[v]].offset + LANES<X> - 1);
         }
     }
 
-    const Cell* weights(index f, index b, const Block& block) {
+    const X* weights(index f, index b, const Block& block) {
         if (shared_weights) {
             const index tile = group * tiles() + (filter + f) / TILE_FILTERS;
             return shared_weights + (tile * blocking.count() + b) * blocking.rows() * TILE_FILTERS;
         }
-        pack_weights(p, blocking, centre, group, filter + f, block, own_weights);
+        pack_weights(p, weight, group, filter + f, block, own_weights);
         return own_weights;
     }
 };
 
-// Runs prepare(group, filter) once for every filter and then, tile by tile, packs its weights; after
-// that runs work(panel) for every panel of pixels and chunk of filters.
-template <class Total, class Cell, class E, class Y, class Prepare, class Work>
-inline void for_each_panel(const Convolution<E, Y>& p, const E* centre, Prepare prepare, Work work) {
-    using P = Panel<E, Y, Cell, Total>;
+// Runs prepare(group, filter) once for every filter and then, tile by tile, packs its weights, which
+// weight(group, filter, channel, i, j) gives; after that runs work(panel) for every panel of pixels and
+// chunk of filters.
+template <class X, class Y, class Weight, class Prepare, class Work>
+inline void for_each_panel(const Convolution<X, Y>& p, const Weight& weight, Prepare prepare, Work work) {
+    using P = Panel<X, Y, Weight>;
     const index positions = p.height.taps * p.width.taps;
-    const Blocking blocking(p.channels, positions, P::CELL);
+    const Blocking blocking(p.channels, positions);
     const index tiles = ceil_div(p.filters, TILE_FILTERS);
     const index pixels = p.batch * p.height.pixels * p.width.pixels;
     const index panels = ceil_div(pixels, P::ROW);
@@ -340,20 +331,20 @@ inline void for_each_panel(const Convolution<E, Y>& p, const E* centre, Prepare 
     const index grain = larger(1, smaller(8, panels * splits / (16 * threads)));
 
     const index block_weights = blocking.rows() * TILE_FILTERS;
-    const index packed = p.groups * tiles * blocking.count() * block_weights * index(sizeof(Cell));
+    const index packed = p.groups * tiles * blocking.count() * block_weights * index(sizeof(X));
     const bool share = packed <= SHARED_WEIGHTS;
     Carver measure(nullptr);
-    P(p, blocking, nullptr, nullptr, measure);
+    P(p, blocking, weight, nullptr, measure);
     const index scratch = measure.used();
 
     Workspace workspace;
     workspace.allocate(threads * scratch + (share ? packed : 0) + 64);
-    Cell* weights = share ? reinterpret_cast<Cell*>(workspace.data() + threads * scratch) : nullptr;
+    X* weights = share ? reinterpret_cast<X*>(workspace.data() + threads * scratch) : nullptr;
 
 #pragma omp parallel num_threads(threads)
     {
         Carver mine(workspace.data() + this_thread() * scratch);
-        P panel(p, blocking, centre, weights, mine);
+        P panel(p, blocking, weight, weights, mine);
         panel.begin();
 
 #pragma omp for schedule(dynamic)
@@ -361,7 +352,7 @@ inline void for_each_panel(const Convolution<E, Y>& p, const E* centre, Prepare 
             const index group = tile / tiles, filter = tile % tiles * TILE_FILTERS;
             for (index f = filter; f < smaller(filter + TILE_FILTERS, p.filters); ++f) prepare(group, f);
             for (index b = 0; share && b < blocking.count(); ++b)
-                pack_weights(p, blocking, centre, group, filter, blocking[b],
+                pack_weights(p, weight, group, filter, blocking[b],
                              weights + (tile * blocking.count() + b) * block_weights);
         }
 
@@ -382,7 +373,7 @@ inline void for_each_panel(const Convolution<E, Y>& p, const E* centre, Prepare 
 
 template <class T>
 inline void conv(const Convolution<T, T>& p) {
-    for_each_panel<T, T>(p, static_cast<const T*>(nullptr), [](index, index) {}, [](auto& panel) {
+    for_each_panel(p, Weights<T>{p, nullptr}, [](index, index) {}, [](auto& panel) {
         panel.template accumulate<Dot<T>, false>(nullptr, [&](index tile) {
             for (index f = tile; f < tile + panel.tile_filters(tile); ++f) {
                 const Vec<T> bias = broadcast(panel.bias(f));

@@ -69,7 +69,7 @@ inline void clip_panel(P& panel, const bool* wanted, Finish finish) {
         for (index v = 0; v < panel.vectors; ++v) {
             const index at = f * panel.ROW + v * LANES<T>;
             with_filters<1>(panel.tile_filters(f), [&](auto filters, auto) {
-                clip_tile<EXACT, filters.value>(panel.cells + panel.place[v], panel.tap, w, n,
+                clip_tile<EXACT, filters.value>(panel.pixels + panel.place[v], panel.tap, w, n,
                                                 panel.rows + at, panel.total + at, panel.ROW, first);
             });
         }
@@ -78,7 +78,7 @@ inline void clip_panel(P& panel, const bool* wanted, Finish finish) {
 
 // x at the panel's own pixels, less the channel's offset.
 template <class P, class T>
-inline void load_pixels(P& panel, const Image<const T>& x) {
+inline void load_pixels(P& panel, const Image<const T>& x, const T* centre) {
     for (index r = 0; r < panel.start[PANEL_VECTORS]; ++r)
         panel.x_spans[r] = pixel_span(panel.runs[r], x);
     for (index f = 0; f < panel.filters; ++f) {
@@ -90,7 +90,7 @@ inline void load_pixels(P& panel, const Image<const T>& x) {
             const Vec<T> value = x.column == 1   ? gather<CONTIGUOUS>(first, last, base, 1)
                                  : x.column == 2 ? gather<EVEN>(first, last, base, 2)
                                                  : gather<STRIDED>(first, last, base, x.column);
-            store(panel.rows + f * panel.ROW + v * LANES<T>, value - broadcast(panel.centre[channel]));
+            store(panel.rows + f * panel.ROW + v * LANES<T>, value - broadcast(centre[channel]));
         }
     }
 }
@@ -115,8 +115,8 @@ inline void adder_grad_x(const AdderGradX<T>& g) {
             }
         });
     };
-    for_each_panel<T, T>(p, centre, find_offset, [&](auto& panel) {
-        load_pixels(panel, g.x);
+    for_each_panel(p, Weights<T>{p, centre}, find_offset, [&](auto& panel) {
+        load_pixels(panel, g.x, centre);
         if constexpr (sizeof(T) == 8) return exact(panel, nullptr);
         bool any = false;
         clip_panel<false>(panel, nullptr, [&](index tile) {
@@ -275,7 +275,7 @@ inline void grad_w(const GradW<T>& p) {
     const double terms = double(p.batch) * p.height.pixels * p.width.pixels * filters * p.channels * positions;
 
     // A sum depends on nothing but its own row and filter, so the cut may depend on the threads.
-    Blocking blocking(p.channels, positions, 1);
+    Blocking blocking(p.channels, positions);
     const index most = threads_for(index(1) << 30, terms);
     const index cuts = ceil_div(2 * most, p.groups * filter_blocks * ceil_div(positions, blocking.position_chunk));
     blocking.channel_chunk = larger(1, smaller(GRAD_ROWS / blocking.position_chunk, p.channels / cuts));

@@ -3,7 +3,6 @@
 // windows touch ("lines", with their zero padding), each copied once, and a tap is an offset into them.
 #pragma once
 
-#include "bytes.hpp"
 #include "panel.hpp"
 
 namespace mulfree::MULFREE_ISA {
@@ -104,7 +103,7 @@ inline void pack_lines(const Span* spans, const Lines& lines, const T* x, index 
             for (int k = 0; k < LINE_SPANS; ++k) {
                 const Vec<T> v = gather<CONTIGUOUS>(spans + k, spans + k + 1, from, 1);
                 store(to + k * LANES<T>, v);
-                if constexpr (SUMS) sum[k] += v, magnitude[k] += abs(v);
+                if constexpr (SUMS) add_sums(sum[k], magnitude[k], v);
             }
         }
         if constexpr (SUMS) {
@@ -113,31 +112,6 @@ inline void pack_lines(const Span* spans, const Lines& lines, const T* x, index 
                 store(sums + at + k * LANES<T>, sum[k]);
                 store(sums + lines.channel + at + k * LANES<T>, magnitude[k]);
             }
-        }
-    }
-}
-
-// The same for bytes, CELL channels to a cell; magnitudes are the sums themselves.
-template <bool SUMS>
-inline void pack_lines(const Span* spans, const Lines& lines, const std::uint8_t* x, index channel_stride,
-                       index channels, ByteCell* panel, ByteCell* sums) {
-    constexpr index CELL = sizeof(ByteCell);
-    for (index g = 0; g < lines.groups * LINE_SPANS; ++g) {
-        const index at = g * LANES<ByteCell>;
-        Vec<ByteCell> sum{};
-        const std::uint8_t* from = x;
-        ByteCell* to = panel + at;
-        for (index c = 0; c < channels; c += CELL, to += lines.channel) {
-            ByteVector<CONTIGUOUS> lanes[CELL];
-#pragma GCC unroll 8
-            for (index k = 0; k < CELL; ++k, from += channel_stride)
-                lanes[k] = gather_bytes<CONTIGUOUS>(spans + g, spans + g + 1, from, 1);
-            store_cells(to, lanes);
-            if constexpr (SUMS) sum = add_bytes(sum, load(to));
-        }
-        if constexpr (SUMS) {
-            store(sums + at, sum);
-            store(sums + lines.channel + at, sum);
         }
     }
 }

@@ -7,7 +7,7 @@
 // the channel, so they are worked out once a panel and used for every channel.
 #pragma once
 
-#include "vector.hpp"
+#include "bytes.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
@@ -123,12 +123,12 @@ inline Vec<T> gather(const Span* span, const Span* end, const T* base, index lan
                 const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
                 const __m256i mask = _mm256_set1_epi32(int(span->mask));
                 const __m256i lanes = _mm256_cmpeq_epi32(_mm256_and_si256(mask, bit), bit);
-                v = (Vec<T>)_mm256_or_ps((__m256)v, _mm256_maskload_ps(p, lanes));
+                v = (Vec<T>)_mm256_or_ps((__m256)v, _mm256_maskload_ps((const float*)p, lanes));
             } else {
                 const __m256i bit = _mm256_setr_epi64x(1, 2, 4, 8);
                 const __m256i mask = _mm256_set1_epi64x(span->mask);
                 const __m256i lanes = _mm256_cmpeq_epi64(_mm256_and_si256(mask, bit), bit);
-                v = (Vec<T>)_mm256_or_pd((__m256d)v, _mm256_maskload_pd(p, lanes));
+                v = (Vec<T>)_mm256_or_pd((__m256d)v, _mm256_maskload_pd((const double*)p, lanes));
             }
         }
         return v;
@@ -196,6 +196,12 @@ struct PixelMap {
     index lane_stride;
 };
 
+// What SUMS adds up of the pixels of a panel: their sum, and the sum of their magnitudes.
+template <class V>
+inline void add_sums(V& sum, V& magnitude, V x) {
+    sum += x, magnitude += abs(x);
+}
+
 // Rows (channel, position) of VECTORS vectors, less centre[channel] where centres are given. With SUMS,
 // adds the rows up into sum, and their magnitudes into magnitude.
 template <Access ACCESS, bool SINGLE, bool SUMS, int VECTORS, class T>
@@ -218,7 +224,7 @@ inline void pack_rows(const PixelMap& map, const T* x, index channel_stride, con
                 const Vec<T> row = gather<ACCESS>(first, last, x, map.lane_stride) - shift;
                 store(panel + v * LANES<T>, row);
                 if (ACCESS != STRIDED && first != last) prefetch(x, 2 * channel_stride + first->offset);
-                if constexpr (SUMS) s[v] += row, m[v] += abs(row);
+                if constexpr (SUMS) add_sums(s[v], m[v], row);
             }
         }
     }
