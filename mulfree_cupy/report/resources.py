@@ -187,6 +187,13 @@ def compile_all(
     architectures: Iterable[str] = ARCHITECTURES, chosen: Iterable[Variant] | None = None
 ) -> list[Row]:
     """Compile variants (all of them, if none are chosen) for some architectures."""
+    try:
+        import cuda.core  # noqa: F401 - once, before threads do: its first import is not for several
+    except ImportError as error:
+        raise ImportError(
+            f"compiling without a GPU needs the extra 'static', pip install "
+            f"'mulfree_cupy[static]': {error}"
+        ) from error
     pairs = [(v, a) for v in (variants() if chosen is None else chosen) for a in architectures]
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(lambda pair: compile_variant(*pair), pairs))
