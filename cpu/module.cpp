@@ -126,7 +126,7 @@ Axis phase_axis(index first, index x_size, index grad_size, index taps, index st
 // run(convolution, row, column) gets the phase whose first pixel is (row, column). Pixels that no tap
 // meets are zero.
 template <class T, class Run>
-void for_each_phase(const Source<T>& grad, const Array<T>& w, py::array& grad_x, Pair stride, Pair padding,
+void for_each_phase(const Source<T>& grad, const Array<T>& w, py::array grad_x, Pair stride, Pair padding,
                     Pair dilation, index groups, Run run) {
     T* to = writable<T>(grad_x, 4);
     const index batch = grad_x.shape(0), channels = grad_x.shape(1), height = grad_x.shape(2),
@@ -151,20 +151,47 @@ void for_each_phase(const Source<T>& grad, const Array<T>& w, py::array& grad_x,
                                       dilation.second);
             if (h.taps == 0 || v.taps == 0) continue;
             Image<T> y{to + row * x.row + column, x.batch, x.channel, x.row * stride.first, stride.second};
-            run(Convolution<T, T>{batch, groups, filters / groups, group_channels, h, v, grad.image, weights,
-                                  filters / groups * group_channels * positions, positions,
-                                  group_channels * positions, kernel_w, 1, nullptr, y},
-                row, column);
+            Convolution<T, T> phase{
+                batch, groups, filters / groups, group_channels, h, v, grad.image, weights,
+                filters / groups * group_channels * positions, positions, group_channels * positions,
+                kernel_w, 1, nullptr, y};
+            run(phase, row, column);
         }
+}
+
+// ---- matrix products ----------------------------------------------------------------------------------------
+
+// A kernel as large as the image meets every number once: then all the numbers of an image may as well be
+// channels. Returns whether that is so.
+bool meets_all_once(const py::array& x, const py::array& w, Pair padding, Pair dilation) {
+    return x.ndim() == 4 && w.ndim() == 4 && x.shape(2) == w.shape(2) && x.shape(3) == w.shape(3) &&
+           padding == Pair(0, 0) && dilation == Pair(1, 1);
+}
+template <class A>
+A as_channels(A a) {
+    return a.reshape({a.shape(0), a.shape(1) * a.shape(2) * a.shape(3), py::ssize_t(1), py::ssize_t(1)});
+}
+
+// Planes of one pixel: the images become the pixels of one row, so that lanes lie at even distances.
+template <class P, class... Images>
+void images_as_row(P& p, Images&... images) {
+    const auto one = [](const Axis& a) { return a.pixels == 1 && a.taps == 1 && a.size == 1 && a.offset == 0; };
+    if (!one(p.height) || !one(p.width)) return;
+    p.width.pixels = p.width.size = p.batch;
+    p.width.step = 1;
+    p.batch = 1;
+    ((images.column = images.batch), ...);
 }
 
 // ---- operations -------------------------------------------------------------------------------------------
 
 template <class X, class Y>
-void forward(void (*kernel)(const Convolution<X, Y>&), py::array x_array, const Array<X>& w,
+void forward(void (*kernel)(const Convolution<X, Y>&), const py::array& x_array, const Array<X>& w_array,
              const std::optional<Array<Y>>& bias, py::array out, Pair stride, Pair padding, Pair dilation,
              index groups) {
-    const Source<X> x(std::move(x_array));
+    const bool product = meets_all_once(x_array, w_array, padding, dilation);
+    const Source<X> x(product ? as_channels(x_array) : x_array);
+    const Array<X> w = product ? as_channels(w_array) : w_array;
     Y* y = writable<Y>(out, 4);
     require(w.ndim() == 4, "w must have 4 dimensions");
     const index filters = w.shape(0), channels = w.shape(1), kh = w.shape(2), kw = w.shape(3);
@@ -172,19 +199,20 @@ void forward(void (*kernel)(const Convolution<X, Y>&), py::array x_array, const 
                 out.shape(0) == x.shape(0) && out.shape(1) == filters,
             "x, w, out and groups do not match");
     const index taps = channels * kh * kw;
-    const Convolution<X, Y> p{
+    Convolution<X, Y> p{
         x.shape(0), groups, channels, filters / groups,
         forward_axis(x.shape(2), out.shape(2), kh, stride.first, padding.first, dilation.first),
         forward_axis(x.shape(3), out.shape(3), kw, stride.second, padding.second, dilation.second),
         x.image, contiguous(w), filters / groups * taps, taps, kh * kw, kw, 1,
         bias ? contiguous(*bias) : nullptr,
         image_of(y, filters, out.shape(2), out.shape(3))};
+    images_as_row(p, p.x, p.y);
     py::gil_scoped_release release;
     kernel(p);
 }
 
 template <class T>
-void grad_w(const Source<T>& grad, const Source<T>& x, const T* w, py::array& grad_w_array, Pair stride,
+void grad_w(const Source<T>& grad, const Source<T>& x, const T* w, py::array grad_w_array, Pair stride,
             Pair padding, Pair dilation, index groups) {
     T* to = writable<T>(grad_w_array, 4);
     const index filters = grad_w_array.shape(0), channels = grad_w_array.shape(1),
@@ -192,11 +220,12 @@ void grad_w(const Source<T>& grad, const Source<T>& x, const T* w, py::array& gr
     require(groups > 0 && filters % groups == 0 && x.shape(1) == channels * groups &&
                 grad.shape(1) == filters && grad.shape(0) == x.shape(0),
             "grad, x, grad_w and groups do not match");
-    const GradW<T> p{
+    GradW<T> p{
         x.shape(0), groups, channels, filters / groups,
         forward_axis(x.shape(2), grad.shape(2), kh, stride.first, padding.first, dilation.first),
         forward_axis(x.shape(3), grad.shape(3), kw, stride.second, padding.second, dilation.second),
         grad.image, x.image, w, to};
+    images_as_row(p, p.x, p.grad);
     py::gil_scoped_release release;
     kernels<T>().grad_w(p);
 }
@@ -226,30 +255,42 @@ void bind_float(py::module_& m) {
        py::arg("groups"));
     m.def("conv_grad_x", [](Array<T> grad, Array<T> w, Array<T> grad_x, Pair s, Pair p, Pair d,
                             index groups) {
-        for_each_phase<T>(Source<T>(grad), w, grad_x, s, p, d, groups,
-                          [](const Convolution<T, T>& phase, index, index) { kernels<T>().conv(phase); });
+        const bool product = meets_all_once(grad_x, w, p, d);
+        for_each_phase<T>(Source<T>(grad), product ? as_channels(w) : w,
+                          product ? as_channels(grad_x) : grad_x, s, p, d, groups,
+                          [](Convolution<T, T>& phase, index, index) {
+            images_as_row(phase, phase.x, phase.y);
+            kernels<T>().conv(phase);
+        });
     }, py::arg("grad").noconvert(), py::arg("w").noconvert(), py::arg("grad_x").noconvert(),
        py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"));
     m.def("adder_conv_grad_x", [](Array<T> grad, Array<T> x_array, Array<T> w, Array<T> grad_x, Pair s,
                                   Pair p, Pair d, index groups) {
-        const Source<T> x(x_array);
-        for_each_phase<T>(Source<T>(grad), w, grad_x, s, p, d, groups,
-                          [&](const Convolution<T, T>& phase, index row, index column) {
-            const Image<const T> pixels{x.image.data + row * x.image.row + column * x.image.column,
+        const bool product = meets_all_once(x_array, w, p, d);
+        const Source<T> x(product ? as_channels(x_array) : x_array);
+        for_each_phase<T>(Source<T>(grad), product ? as_channels(w) : w,
+                          product ? as_channels(grad_x) : grad_x, s, p, d, groups,
+                          [&](Convolution<T, T>& phase, index row, index column) {
+            Image<const T> pixels{x.image.data + row * x.image.row + column * x.image.column,
                                         x.image.batch, x.image.channel, x.image.row * s.first,
                                         x.image.column * s.second};
+            images_as_row(phase, phase.x, phase.y, pixels);
             kernels<T>().adder_grad_x({phase, pixels});
         });
     }, py::arg("grad").noconvert(), py::arg("x").noconvert(), py::arg("w").noconvert(),
        py::arg("grad_x").noconvert(), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
        py::arg("groups"));
     m.def("conv_grad_w", [](Array<T> grad, Array<T> x, Array<T> out, Pair s, Pair p, Pair d, index groups) {
-        grad_w<T>(Source<T>(grad), Source<T>(x), nullptr, out, s, p, d, groups);
+        const bool product = meets_all_once(x, out, p, d);
+        grad_w<T>(Source<T>(grad), Source<T>(product ? as_channels(x) : x), nullptr,
+                  product ? as_channels(out) : out, s, p, d, groups);
     }, py::arg("grad").noconvert(), py::arg("x").noconvert(), py::arg("grad_w").noconvert(),
        py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"));
     m.def("adder_conv_grad_w", [](Array<T> grad, Array<T> x, Array<T> w, Array<T> out, Pair s, Pair p,
                                   Pair d, index groups) {
-        grad_w<T>(Source<T>(grad), Source<T>(x), contiguous(w), out, s, p, d, groups);
+        const bool product = meets_all_once(x, out, p, d);
+        grad_w<T>(Source<T>(grad), Source<T>(product ? as_channels(x) : x), contiguous(w),
+                  product ? as_channels(out) : out, s, p, d, groups);
     }, py::arg("grad").noconvert(), py::arg("x").noconvert(), py::arg("w").noconvert(),
        py::arg("grad_w").noconvert(), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
        py::arg("groups"));

@@ -84,12 +84,21 @@ inline Access access(index lane_stride) {
     return lane_stride == 1 ? CONTIGUOUS : lane_stride == 2 ? EVEN : STRIDED;
 }
 
-template <class T>
-inline void gather_lanes(T* lane, const Span& span, const T* base, index lane_stride) {
-    if (!span.mask) return;
-    const index first = __builtin_ctz(span.mask), last = 32 - __builtin_clz(span.mask);
-    for (index l = first; l < last; ++l) lane[l] = base[span.offset + l * lane_stride];
+// Calls f for every lane of a span.
+template <index MOST, class F>
+inline void for_each_lane(const Span& span, F f) {
+    for (index l = 0; l < MOST; ++l)
+        if (span.mask >> l & 1) f(l);
 }
+
+#if defined(__AVX512F__)
+// The offsets of sixteen lanes, for the instructions that gather and scatter.
+inline bool reaches(index lane_stride) { return lane_stride < (1 << 27) && lane_stride > -(1 << 27); }
+inline __m512i lane_offsets(index lane_stride) {
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_mullo_epi32(lanes, _mm512_set1_epi32(int(lane_stride)));
+}
+#endif
 
 // One vector of the panel; lanes outside the source are zero.
 template <Access ACCESS, class T>
@@ -115,6 +124,13 @@ inline Vec<T> gather(const Span* span, const Span* end, const T* base, index lan
         }
         return v;
     }
+    if constexpr (ACCESS == STRIDED && sizeof(T) == 4)
+        if (reaches(lane_stride)) {
+            const __m512i lanes = lane_offsets(lane_stride);
+            for (; span != end; ++span)
+                v = (Vec<T>)_mm512_mask_i32gather_ps((__m512)v, span->mask, lanes, base + span->offset, 4);
+            return v;
+        }
 #elif defined(__AVX2__)
     if constexpr (ACCESS == CONTIGUOUS) {
         for (; span != end; ++span) {
@@ -135,7 +151,8 @@ inline Vec<T> gather(const Span* span, const Span* end, const T* base, index lan
     }
 #endif
     T lane[LANES<T>] = {};
-    for (; span != end; ++span) gather_lanes(lane, *span, base, lane_stride);
+    for (; span != end; ++span)
+        for_each_lane<LANES<T>>(*span, [&](index l) { lane[l] = base[span->offset + l * lane_stride]; });
     return load(lane);
 }
 
@@ -163,13 +180,18 @@ inline void scatter(const Span* span, const Span* end, T* base, index lane_strid
             }
             return;
         }
+    if constexpr (sizeof(T) == 4)
+        if (reaches(lane_stride)) {
+            const __m512i lanes = lane_offsets(lane_stride);
+            for (; span != end; ++span)
+                _mm512_mask_i32scatter_ps(base + span->offset, span->mask, lanes, (__m512)v, 4);
+            return;
+        }
 #endif
     T lane[LANES<T>];
     store(lane, v);
-    for (; span != end; ++span) {
-        const index first = __builtin_ctz(span->mask), last = 32 - __builtin_clz(span->mask);
-        for (index l = first; l < last; ++l) base[span->offset + l * lane_stride] = lane[l];
-    }
+    for (; span != end; ++span)
+        for_each_lane<LANES<T>>(*span, [&](index l) { base[span->offset + l * lane_stride] = lane[l]; });
 }
 
 // A block of the reduction: channels [channel, channel + channels) at kernel positions
