@@ -42,8 +42,8 @@ struct Lines {
         for (index v = 0; v < vectors; ++v) {
             const Run& run = runs[start[v]];
             if (run.count < lanes && v + 1 < vectors) return false;
-            const bool new_row = v > 0 && runs[start[v - 1]].row != run.row;
-            if (new_row) first_column = 0;
+            const Run& before = runs[start[larger(v, 1) - 1]];
+            if (before.image != run.image || before.row != run.row) first_column = 0;
         }
         for (index v = 0; v < vectors; ++v) {
             const Run& run = runs[start[v]];
