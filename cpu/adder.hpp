@@ -94,34 +94,32 @@ inline void adder_conv(const Convolution<float, float>& p) {
 
 constexpr index CELL_IMAGE = 8 << 20;  // bytes of x's slices as cells
 
-// The source positions that a slice of an axis's pixels meets, as an axis of their own: `size` of them from
-// `from` on, `apart` apart.
+// The source positions [from, from + size) that a slice of an axis's pixels meets; all of them, which
+// are quicker to copy, where the slice is the whole axis.
 struct SourceAxis {
-    index from, apart, size;
+    index from, size;
 
     // `padded`: positions outside the source are wanted too.
     SourceAxis(const Axis& a, index first, index pixels, index taps, bool padded)
-        : from(first * a.step + a.offset), apart(taps == 1 ? a.step : 1) {
+        : from(first * a.step + a.offset) {
         index end = from + (pixels - 1) * a.step + (taps - 1) * a.tap_step + 1;
-        if (!padded) {
-            from += from < 0 ? round_up(-from, apart) : 0;
-            end = smaller(end, a.size);
-        }
-        size = larger(0, ceil_div(end - from, apart));
+        if (!padded) from = larger(0, from), end = smaller(end, a.size);
+        if (!padded && pixels == a.pixels) from = 0, end = a.size;
+        size = larger(0, end - from);
     }
     // The axis on which the slice is a convolution.
     Axis axis(const Axis& a, index first, index pixels, index taps) const {
-        return {pixels, a.step / apart, (first * a.step + a.offset - from) / apart, taps, a.tap_step, size, 0, 1};
+        return {pixels, a.step, first * a.step + a.offset - from, taps, a.tap_step, size, 0, 1};
     }
 };
 
 // The source of a slice as cells: [image][group][cell channel][row][column].
-inline void fill_cells(const Convolution<std::uint8_t, std::int32_t>& p, const CellShape& shape, index image,
-                       index images, const SourceAxis& h, const SourceAxis& w, ByteCell* cells) {
+inline void fill_cells(const Convolution<std::uint8_t, std::int32_t>& p, const CellShape& shape,
+                       index image, index images, const SourceAxis& h, const SourceAxis& w,
+                       ByteCell* cells) {
     const index channels = shape.cell_channels(), planes = images * p.groups * channels;
-    const index stride = w.apart * p.x.column, row_stride = h.apart * p.x.row;
     // Rows without gaps are one long row.
-    const bool dense = shape.along == 1 && row_stride == w.size * stride;
+    const bool dense = shape.along == 1 && p.x.row == w.size * p.x.column;
     const index rows = dense ? 1 : h.size, columns = dense ? h.size * w.size : w.size;
 #pragma omp parallel for num_threads(threads_for(planes, double(planes * rows * columns)))
     for (index plane = 0; plane < planes; ++plane) {
@@ -135,12 +133,11 @@ inline void fill_cells(const Convolution<std::uint8_t, std::int32_t>& p, const C
                 const index tap = shape.column(cell) + shape.place_column[k];
                 if (tap >= shape.columns || channel + shape.place_channel[k] >= p.channels) continue;
                 const index from = w.from + tap * p.width.tap_step;
-                places[k] = {x + shape.place_channel[k] * p.x.channel + r * row_stride + from * p.x.column,
-                             from < 0 ? ceil_div(-from, w.apart) : 0,
-                             shape.along == 1 ? columns
-                                              : smaller(columns, ceil_div(p.width.size - from, w.apart))};
+                places[k] = {x + shape.place_channel[k] * p.x.channel + r * p.x.row + from * p.x.column,
+                             larger(0, -from),
+                             dense ? columns : smaller(columns, p.width.size - from)};
             }
-            interleave(places, stride, columns, cells + (plane * rows + r) * columns);
+            interleave(places, p.x.column, columns, cells + (plane * rows + r) * columns);
         }
     }
 }
@@ -190,8 +187,11 @@ inline void adder_conv_u8(const Convolution<std::uint8_t, std::int32_t>& p) {
     const bool padded = shape.along > 1;  // a cell that starts in the padding may reach into x
     index images = p.batch, rows = p.height.pixels, columns = p.width.pixels;
     const auto most_cells = [&] {
-        return images * p.groups * channels * SourceAxis(p.height, 0, rows, p.height.taps, true).size *
-               SourceAxis(p.width, 0, columns, columns_met, true).size;
+        const auto most = [](const Axis& a, index pixels, index taps) {
+            return larger(pixels == a.pixels ? a.size : 0, SourceAxis(a, 0, pixels, taps, true).size);
+        };
+        return images * p.groups * channels * most(p.height, rows, p.height.taps) *
+               most(p.width, columns, columns_met);
     };
     while (most_cells() * CELL > CELL_IMAGE && images * rows * columns > 1) {
         index& cut = images > 1 ? images : rows > 1 ? rows : columns;
@@ -218,8 +218,8 @@ inline void adder_conv_u8(const Convolution<std::uint8_t, std::int32_t>& p) {
                                   w.axis(p.width, c, slice_columns, columns_met),
                                   {cells, p.groups * channels * plane, plane, w.size, 1},
                                   nullptr, 0, 0, 0, 0, 0, p.bias,
-                                  {y.data + n * y.batch + r * y.row + c * y.column, y.batch, y.channel, y.row,
-                                   y.column}},
+                                  {y.data + n * y.batch + r * y.row + c * y.column, y.batch, y.channel,
+                                   y.row, y.column}},
                                  p, shape, w_sum);
             }
 }

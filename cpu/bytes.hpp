@@ -95,25 +95,17 @@ struct ByteRow {
 // to[i] = the bytes i of the rows.
 inline void interleave(const ByteRow* rows, index stride, index count, ByteCell* to) {
 #if defined(__AVX512VNNI__)
-    if (stride == 1 || stride == 2) {
+    if (stride == 1) {
         const auto bits = [](index n) { return n >= 64 ? ~0ull : n <= 0 ? 0 : (1ull << n) - 1; };
-        // Bytes [first, last) of 64 from p, or of every second of 128.
-        const auto load_bytes = [=](const std::uint8_t* p, index first, index last) {
-            if (stride == 1) return _mm512_maskz_loadu_epi8(bits(last) & ~bits(first), p);
-            const auto every_second = [&](index at) {
-                const auto mask = bits(2 * last - 1 - at) & ~bits(2 * first - at);
-                return _mm512_cvtepi16_epi8(_mm512_maskz_loadu_epi8(mask, p + at));
-            };
-            return _mm512_inserti64x4(_mm512_castsi256_si512(every_second(0)), every_second(64), 1);
-        };
         // Brings the bytes to the 128-bit lanes in which unpacking leaves successive cells.
         const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
         for (index i = 0; i < count; i += 64) {
             __m512i x[CELL];
 #pragma GCC unroll 4
-            for (index k = 0; k < CELL; ++k)
-                x[k] = _mm512_permutexvar_epi32(
-                    order, load_bytes(rows[k].base + i * stride, rows[k].first - i, rows[k].last - i));
+            for (index k = 0; k < CELL; ++k) {
+                const auto mask = bits(rows[k].last - i) & ~bits(rows[k].first - i);
+                x[k] = _mm512_permutexvar_epi32(order, _mm512_maskz_loadu_epi8(mask, rows[k].base + i));
+            }
             const __m512i a = _mm512_unpacklo_epi8(x[0], x[1]), b = _mm512_unpackhi_epi8(x[0], x[1]);
             const __m512i c = _mm512_unpacklo_epi8(x[2], x[3]), d = _mm512_unpackhi_epi8(x[2], x[3]);
             const __m512i cells[] = {_mm512_unpacklo_epi16(a, c), _mm512_unpackhi_epi16(a, c),
@@ -121,7 +113,8 @@ inline void interleave(const ByteRow* rows, index stride, index count, ByteCell*
 #pragma GCC unroll 4
             for (index q = 0; q < 4; ++q)
                 if (i + 16 * q < count)
-                    _mm512_mask_storeu_epi32(to + i + 16 * q, __mmask16(bits(count - i) >> 16 * q), cells[q]);
+                    _mm512_mask_storeu_epi32(to + i + 16 * q, __mmask16(bits(count - i) >> 16 * q),
+                                             cells[q]);
         }
         return;
     }

@@ -11,9 +11,8 @@ inline unsigned short half_bits(double x) {
     if (!(magnitude == magnitude)) return 0x7fff;
     if (magnitude >= 65520.0) return static_cast<unsigned short>(sign | 0x7c00);
     // The weight of the last place: 2^-24 among the subnormals, 2^(exponent - 10) above.
-    int exponent;
-    frexp(magnitude, &exponent);
-    if (exponent < -13) exponent = -13;
+    int exponent = -13;
+    if (magnitude >= 0x1p-14) frexp(magnitude, &exponent);
     const unsigned steps = static_cast<unsigned>(nearbyint(ldexp(magnitude, 11 - exponent)));
     const unsigned field = static_cast<unsigned>(exponent + 13) << 10;
     return static_cast<unsigned short>(sign | (field + steps));
