@@ -62,7 +62,7 @@ def main():
         "scipy cdist float64": lambda: cdist(flat_test, flat_train, "cityblock"),
         "NumPy broadcasting": lambda: np.abs(flat_test[:, None] - flat_train).sum(axis=2),
     }
-    times = {name: median_time(run) for name, run in tqdm(contenders.items(), leave=False)}
+    times = {name: median_time(run) for name, run in tqdm(contenders.items(), leave=False, disable=None)}
     fastest = min(times.values())
     for name, seconds in times.items():
         print(f"  {name:22} {1e3 * seconds:9.2f} ms {seconds / fastest:8.1f} x")
@@ -107,7 +107,7 @@ def draw(queries, train, target, picture):
             if row == 0:
                 axis.set_title(titles[column], fontsize=9)
         axes[row, 1].text(
-            7.6, 7.6, target[nearest[row]], color="tab:red", ha="right", va="bottom", fontsize=11
+            8.0, 4.0, target[nearest[row]], color="tab:red", ha="left", va="center", fontsize=11
         )
     figure.tight_layout()
     figure.savefig(picture, dpi=110)

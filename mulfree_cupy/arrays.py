@@ -24,10 +24,11 @@ def namespace(array: Array) -> ModuleType:
     return cupy if cupy is not None and isinstance(array, cupy.ndarray) else np
 
 
-def take(function: str, **arguments: Any) -> list[Array]:
-    """The arguments as NumPy or CuPy arrays of one device, without a copy; None stays None.
+def take(function: str, *, optional: tuple[str, ...] = (), **arguments: Any) -> list[Array]:
+    """The arguments as NumPy or CuPy arrays of one device, without a copy.
 
-    Arrays of other libraries come in through ``__dlpack__``, sequences of numbers as NumPy arrays.
+    Arrays of other libraries come in through ``__dlpack__``, sequences of numbers as NumPy arrays;
+    those named in `optional` may be None, and stay it.
 
     Raises
     ------
@@ -35,7 +36,7 @@ def take(function: str, **arguments: Any) -> list[Array]:
         For arrays of different devices, or what is no array of real numbers.
     """
     arrays = {
-        name: None if value is None else _adopt(function, name, value)
+        name: None if value is None and name in optional else _adopt(function, name, value)
         for name, value in arguments.items()
     }
     devices = {name: _device(array) for name, array in arrays.items() if array is not None}
@@ -43,6 +44,15 @@ def take(function: str, **arguments: Any) -> list[Array]:
         where = ", ".join(f"{name} on {device}" for name, device in devices.items())
         raise TypeError(f"{function}: all arrays must be on one device, got {where}")
     return list(arrays.values())
+
+
+def take_out(function: str, out: Any, beside: Array) -> Array | None:
+    """The array to write to, which must be one, on the device of `beside`; None stays None."""
+    if out is None:
+        return None
+    if isinstance(out, (list, tuple)) or not hasattr(out, "__dlpack__"):
+        raise TypeError(f"{function}: out must be an array, got {type(out).__name__}")
+    return take(function, input=beside, out=out)[1]
 
 
 def _adopt(function: str, name: str, value: Any) -> Array:
@@ -73,7 +83,7 @@ def _from_dlpack(function: str, name: str, value: Any) -> Array:
         import cupy
 
         return cupy.from_dlpack(value)
-    except (BufferError, RuntimeError, TypeError, ImportError) as error:
+    except (BufferError, RuntimeError, TypeError, ValueError, ImportError) as error:
         raise TypeError(
             f"{function}: {name}, a {type(value).__module__}.{type(value).__name__}, "
             f"cannot be taken in through DLPack: {error}"
@@ -84,9 +94,11 @@ def _device(array: Array) -> str:
     return "the CPU (NumPy)" if namespace(array) is np else f"GPU {array.device.id} (CuPy)"
 
 
-def take_floats(function: str, **arguments: Any) -> list[Array]:
+def take_floats(
+    function: str, *, optional: tuple[str, ...] = (), **arguments: Any
+) -> list[Array]:
     """As `take`, all in their common dtype, which must be float32 or float64."""
-    arrays = take(function, **arguments)
+    arrays = take(function, optional=optional, **arguments)
     given = {
         name: array.dtype
         for name, array in zip(arguments, arrays, strict=True)
@@ -110,7 +122,10 @@ def contiguous(array: Array | None) -> Array | None:
 def check_out(
     function: str, out: Array | None, shape: tuple, dtype: np.dtype, **inputs: Array | None
 ) -> None:
-    """Refuse an `out` of another shape or dtype, read-only, or overlapping an input."""
+    """Refuse an `out` of another shape or dtype, read-only, or overlapping an input or itself.
+
+    The inputs are the caller's own arrays: a converted copy shares no memory that could be spoilt.
+    """
     if out is None:
         return
     if out.shape != tuple(shape) or out.dtype != dtype:
@@ -120,6 +135,10 @@ def check_out(
         )
     if namespace(out) is np and not out.flags.writeable:
         raise ValueError(f"{function}: out is read-only, shape {out.shape}")
+    if _overlaps_itself(out):
+        raise ValueError(
+            f"{function}: elements of out share memory, shape {out.shape}, strides {out.strides}"
+        )
     for name, array in inputs.items():
         if array is not None and _overlap(out, array):
             raise ValueError(
@@ -135,11 +154,31 @@ def _overlap(a: Array, b: Array) -> bool:
         return True
 
 
+def _overlaps_itself(array: Array) -> bool:
+    """Whether the strides of an axis step within what the shorter-stepping axes span."""
+    span = array.itemsize
+    for stride, size in sorted(
+        (abs(stride), size) for stride, size in zip(array.strides, array.shape, strict=True)
+    ):
+        if size > 1 and stride < span:
+            return True
+        span += (size - 1) * stride
+    return False
+
+
+def empty_beside(like: Array, shape: tuple, dtype: np.dtype) -> Array:
+    """A new array on the device of `like`, which need not be the current one."""
+    if namespace(like) is np:
+        return np.empty(shape, dtype)
+    with like.device:
+        return namespace(like).empty(shape, dtype)
+
+
 def answer(out: Array | None, shape: tuple, dtype: np.dtype, like: Array) -> Array:
     """Where a kernel writes: `out` if it lies in C order, else a new array beside `like`."""
     if out is not None and out.flags.c_contiguous:
         return out
-    return namespace(like).empty(shape, dtype)
+    return empty_beside(like, shape, dtype)
 
 
 def deliver(result: Array, out: Array | None) -> Array:

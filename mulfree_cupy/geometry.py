@@ -78,6 +78,9 @@ def windows(
             yield i, j, (seen(0, i), seen(1, j))
 
 
+_MOST = 2**31 - 1  # what a kernel's int can hold
+
+
 def pair(function: str, argument: str, value: object, least: int) -> Pair:
     """An int or a pair of ints, both at least `least`, as a pair."""
     values = value if isinstance(value, (tuple, list)) else (value, value)
@@ -89,7 +92,23 @@ def pair(function: str, argument: str, value: object, least: int) -> Pair:
         ) from None
     if first < least or second < least:
         raise ValueError(f"{function}: {argument} must be at least {least}, got {value!r}")
+    if first > _MOST or second > _MOST:
+        raise ValueError(f"{function}: {argument} must be below 2**31, got {value!r}")
     return first, second
+
+
+def shape4(function: str, argument: str, value: object) -> tuple[int, int, int, int]:
+    """A shape (N, C, H, W) given as such."""
+    try:
+        shape = tuple(operator.index(size) for size in value)
+    except TypeError:
+        raise TypeError(
+            f"{function}: {argument} must be 4 ints (N, C, H, W), got {value!r}"
+        ) from None
+    check_rank(function, argument, shape, "N, C, H, W")
+    if min(shape) < 0:
+        raise ValueError(f"{function}: {argument} must not be negative, got {shape}")
+    return shape
 
 
 def check_rank(function: str, argument: str, shape: tuple, axes: str) -> None:
@@ -134,6 +153,11 @@ def window(
     )
     if geometry.height < 1 or geometry.width < 1:
         raise ValueError(f"{function}: x must have H >= 1 and W >= 1, got shape {x_shape}")
+    if max(geometry.height, geometry.width) + 2 * max(geometry.padding) > _MOST:
+        raise ValueError(
+            f"{function}: the padded image must have fewer than 2**31 rows and columns: x has shape "
+            f"{x_shape}, padding {geometry.padding}"
+        )
     if geometry.out_height < 1 or geometry.out_width < 1:
         raise ValueError(
             f"{function}: the kernel {geometry.kernel} with dilation {geometry.dilation} is larger "
@@ -156,7 +180,12 @@ def convolution(
     check_rank(function, "x", x_shape, "N, C, H, W")
     check_rank(function, "w", w_shape, "K, C/groups, kh, kw")
     channels, filters = x_shape[1], w_shape[0]
-    groups, _ = pair(function, "groups", (groups, groups), 1)
+    try:
+        groups = operator.index(groups)
+    except TypeError:
+        raise TypeError(f"{function}: groups must be an int, got {groups!r}") from None
+    if groups < 1:
+        raise ValueError(f"{function}: groups must be at least 1, got {groups}")
     if channels % groups or filters % groups:
         raise ValueError(
             f"{function}: groups={groups} must divide the channels of x, {channels}, and the "

@@ -157,6 +157,11 @@ def test_adaptive_rate_is_its_formula(seed, scale):
     assert_allclose(np.sqrt(np.mean(np.square(single, dtype=float))), 0.5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_adaptive_rate_hides_no_fault(value):
+    assert np.isnan(mf.adaptive_rate(np.array([value, 1.0]))).any()
+
+
 def test_adaptive_rate_leaves_zeros():
     assert_array_equal(mf.adaptive_rate(np.zeros((2, 3))), np.zeros((2, 3)))
     assert mf.adaptive_rate(np.zeros((0, 3))).shape == (0, 3)

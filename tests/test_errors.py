@@ -25,7 +25,12 @@ BAD = [
     (dict(groups=4), ValueError, r"groups=4 must divide"),
     (dict(groups=2), ValueError, r"C/groups = 4/2 = 2 channels, got 4"),
     (dict(groups=0), ValueError, "groups must be at least 1"),
-    (dict(groups=1.5), TypeError, "groups must be an int"),
+    (dict(groups=1.0), TypeError, "groups must be an int, got 1.0"),
+    (dict(x=None), TypeError, "x must hold real numbers"),
+    (dict(w=None), TypeError, "w must hold real numbers"),
+    (dict(stride=2**70), ValueError, "stride must be below 2"),
+    (dict(dilation=(1, 2**63)), ValueError, "dilation must be below 2"),
+    (dict(padding=2**31 - 1), ValueError, r"padded image must have fewer than 2\*\*31 rows"),
     (dict(stride=0), ValueError, "stride must be at least 1, got 0"),
     (dict(stride=(1, -2)), ValueError, r"stride must be at least 1, got \(1, -2\)"),
     (dict(stride=(1, 2, 3)), TypeError, "stride must be an int or a pair of ints"),
@@ -108,6 +113,44 @@ def test_out_between_the_columns_of_an_input_is_no_overlap(name):
     assert (memory[..., ::2] == 1).all() and (memory[..., 1::2] != 1).all()
 
 
+@pytest.mark.parametrize("name", FORWARD)
+def test_out_that_a_cast_would_hide_is_refused(name):
+    """x is converted to float64, and the copy shares no memory with out."""
+    memory = np.zeros(1000)
+    x = memory.view(np.float32)[:288].reshape(2, 4, 6, 6)
+    with pytest.raises(ValueError, match="out, of shape .* overlaps the memory of x"):
+        CALLS[name](x=x, w=W.astype(float), out=memory[:192].reshape(2, 6, 4, 4))
+    assert not memory.any()
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_out_whose_elements_share_memory_is_refused(name):
+    memory = np.zeros(144, np.float32)
+    out = np.lib.stride_tricks.as_strided(memory, (2, 6, 4, 3), (0, 0, 12, 4))
+    with pytest.raises(ValueError, match=rf"{name}: elements of out share memory"):
+        CALLS[name](out=out)
+    assert not memory.any()
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_out_must_be_an_array(name):
+    with pytest.raises(TypeError, match=f"{name}: out must be an array, got list"):
+        CALLS[name](out=np.zeros((2, 6, 4, 3)).tolist())
+
+
+def test_uint8_answers_that_could_leave_int32_are_refused():
+    x, bias = np.zeros((1, 1, 2, 2), np.uint8), np.array([-(2**31)], np.int32)
+    with pytest.raises(ValueError, match="adder_conv: bias goes down to -2147483648"):
+        mf.adder_conv(x, x[:, :, :1, :1] + np.uint8(1), bias)
+
+
+def test_adaptive_rate_arguments():
+    with pytest.raises(TypeError, match="adaptive_rate: eta must be a number, got 'x'"):
+        mf.adaptive_rate(np.ones(3), eta="x")
+    with pytest.raises(TypeError, match="adaptive_rate: grad_w must hold real numbers"):
+        mf.adaptive_rate(None)
+
+
 def test_uint8_mixes_with_nothing_that_has_no_float_in_it():
     x, w = X.astype(np.uint8), W.astype(np.int8)
     with pytest.raises(TypeError, match="x uint8, w int8"):
@@ -142,6 +185,11 @@ def test_im2col_and_col2im():
         mf.col2im(np.ones((2, 36)), X.shape, 3)
     with pytest.raises(ValueError, match="col2im: x_shape must have 4 dimensions"):
         mf.col2im(np.ones((2, 36, 12)), (4, 6, 5), 3)
+    for shape in (5, "abcd", (1, 1, 3.0, 3)):
+        with pytest.raises(TypeError, match=r"col2im: x_shape must be 4 ints \(N, C, H, W\), got"):
+            mf.col2im(np.ones((2, 36, 12)), shape, 3)
+    with pytest.raises(ValueError, match="col2im: x_shape must not be negative"):
+        mf.col2im(np.ones((2, 36, 12)), (-1, 4, 6, 5), 3)
     with pytest.raises(TypeError, match="col2im: .*float32 or float64, got cols int64"):
         mf.col2im(np.ones((2, 36, 12), int), X.shape, 3)
 

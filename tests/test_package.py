@@ -94,6 +94,13 @@ def test_import_loads_numpy_and_nothing_heavy():
     assert result.stdout.strip() == "set()", result
 
 
+def test_unknown_cpu_features_are_an_error():
+    code = "import numpy as np, mulfree_cupy as mf; mf.adder_matmul(np.ones((1, 1)), np.ones((1, 1)))"
+    result = python(code, MULFREE_CPU_FEATURES="AVX2")
+    assert result.returncode == 1
+    assert "MULFREE_CPU_FEATURES: CPU features 'AVX2' are not available; this" in result.stderr
+
+
 def test_the_numpy_kernels_are_the_compiled_ones_by_name():
     compiled = launch.cpu_kernels()
     for name, twin in inspect.getmembers(numpy_kernels, inspect.isfunction):

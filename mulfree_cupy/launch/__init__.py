@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -29,16 +30,31 @@ def device_for(array: Array) -> Any | None:
 
 @functools.cache
 def cpu_kernels() -> ModuleType:
-    """The compiled CPU kernels, or their NumPy twins where the install had no C++ compiler."""
+    """The compiled CPU kernels, or their NumPy twins where the install had no C++ compiler.
+
+    Raises
+    ------
+    ValueError
+        If MULFREE_CPU_FEATURES names what this machine has not.
+    """
     try:
         from mulfree_cupy import _cpu as kernels
     except ImportError as error:
+        if "CPU features" in str(error):
+            raise ValueError(f"MULFREE_CPU_FEATURES: {error}") from error
         from mulfree_cupy.launch import numpy_kernels as kernels
 
         warnings.warn(
-            f"mulfree_cupy runs on its slow NumPy kernels: the compiled ones are missing ({error}). "
-            "Install a C++17 compiler and reinstall mulfree_cupy.",
+            f"mulfree_cupy runs on its slow NumPy kernels, without the compiled ones ({error}). "
+            f"{_remedy()}",
             RuntimeWarning,
             stacklevel=4,
         )
     return kernels
+
+
+def _remedy() -> str:
+    checkout = Path(__file__).parents[2]
+    if (checkout / "setup.py").is_file():
+        return f"This is the source tree {checkout}: run pip install -e . there, or leave it."
+    return "Install a C++17 compiler and reinstall mulfree_cupy."

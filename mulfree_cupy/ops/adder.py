@@ -30,7 +30,7 @@ def adder_matmul(
     a : array, shape (M, L)
         float32, float64, or uint8.
     b : array, shape (L, P)
-        uint8 if and only if a is.
+        uint8 beside uint8 is exact; other mixtures are promoted as NumPy does.
     out : array, shape (M, P), optional
         Receives the answer; must not overlap an input.
     kernel : str, optional
@@ -59,7 +59,8 @@ def adder_matmul(
     array([[-3., -2.],
            [-6., -3.]])
     """
-    a, b, out = arrays.take("adder_matmul", a=a, b=b, out=out)
+    a, b = given = arrays.take("adder_matmul", a=a, b=b)
+    out = arrays.take_out("adder_matmul", out, beside=a)
     geometry.check_rank("adder_matmul", "a", a.shape, "M, L")
     geometry.check_rank("adder_matmul", "b", b.shape, "L, P")
     if a.shape[1] != b.shape[0]:
@@ -68,7 +69,9 @@ def adder_matmul(
             f"got a of shape {a.shape} and b of shape {b.shape}"
         )
     (a, b, _), dtype = _supported("adder_matmul", a.shape[1], a=a, b=b, bias=None)
-    arrays.check_out("adder_matmul", out, (a.shape[0], b.shape[1]), dtype, a=a, b=b)
+    arrays.check_out(
+        "adder_matmul", out, (a.shape[0], b.shape[1]), dtype, a=given[0], b=given[1]
+    )
     result = arrays.answer(out, (a.shape[0], b.shape[1]), dtype, like=a)
     device = _device("adder_matmul", "a", a, kernel)
     if not (result.size and a.shape[1]):
@@ -111,9 +114,10 @@ def adder_conv(
     x : array, shape (N, C, H, W)
         float32, float64, or uint8, in any memory order.
     w : array, shape (K, C/groups, kh, kw)
-        uint8 if and only if x is.
+        uint8 beside uint8 is exact; other mixtures are promoted as NumPy does.
     bias : array, shape (K,), optional
-        Added to each filter's plane; of an integer dtype that fits int32 when x is uint8.
+        Added to each filter's plane; of an integer dtype that fits int32 when x and w are uint8.
+        There the sum must fit int32 too, which is checked on the CPU and not on a GPU.
     stride, padding, dilation : int or pair of ints
     groups : int
         Divides C and K; ``groups=C`` is the depthwise form.
@@ -156,7 +160,8 @@ def adder_conv(
            [-10.,  -8., -10.],
            [-11., -10., -11.]])
     """
-    x, w, bias = arrays.take("adder_conv", x=x, w=w, bias=bias)
+    given = dict(x=x, w=w, bias=bias)
+    x, w, bias = arrays.take("adder_conv", **given, optional=("bias",))
     g = geometry.convolution(
         "adder_conv",
         x.shape,
@@ -169,7 +174,7 @@ def adder_conv(
     (x, w, bias), dtype = _supported("adder_conv", g.taps, x=x, w=w, bias=bias)
     _device("adder_conv", "x", x, kernel)
     return forward(
-        "adder_conv", launchers.adder_conv, g, x, w, bias, out, dtype, kernel=kernel
+        "adder_conv", launchers.adder_conv, g, x, w, bias, out, dtype, given, kernel=kernel
     )
 
 
@@ -338,13 +343,19 @@ def adaptive_rate(grad_w: Array, eta: float = 0.2) -> Array:
     (grad_w,) = arrays.take_floats("adaptive_rate", grad_w=grad_w)
     if grad_w.size == 0:
         return grad_w.copy()
+    try:
+        eta = float(eta)
+    except (TypeError, ValueError):
+        raise TypeError(f"adaptive_rate: eta must be a number, got {eta!r}") from None
     xp = arrays.namespace(grad_w)
     # Scaled by the largest entry, so that squares neither overflow nor vanish.
-    largest = xp.abs(grad_w).max()
-    scaled = grad_w / xp.where(largest > 0, largest, 1)
-    norm = xp.sqrt(xp.square(scaled, dtype=np.float64).sum())
-    factor = eta * np.sqrt(grad_w.size) / xp.where(norm > 0, norm, 1)
-    return scaled * factor.astype(grad_w.dtype)
+    largest = xp.maximum(grad_w.max(), -grad_w.min())
+    with np.errstate(invalid="ignore"):
+        answer = grad_w / xp.where(largest == 0, xp.ones_like(largest), largest)
+    flat = answer.ravel(order="K")
+    norm = xp.sqrt(flat @ flat)
+    answer *= eta * np.sqrt(grad_w.size) / xp.where(norm == 0, xp.ones_like(norm), norm)
+    return answer
 
 
 def _supported(function, taps, **named):
@@ -362,8 +373,13 @@ def _supported(function, taps, **named):
                 f"{_UINT8_TAPS} is the most, {first} has shape {a.shape} and "
                 f"{second} has shape {b.shape}"
             )
+        if isinstance(bias, np.ndarray) and bias.size and bias.min() < 255 * taps - 2**31:
+            raise ValueError(
+                f"{function}: bias goes down to {bias.min()}, and with {taps} taps of uint8 the answer "
+                "could fall below int32"
+            )
         return [a, b, None if bias is None else bias.astype(np.int32, copy=False)], np.int32
-    converted = arrays.take_floats(function, **named)
+    converted = arrays.take_floats(function, **named, optional=("bias",))
     return converted, converted[0].dtype
 
 

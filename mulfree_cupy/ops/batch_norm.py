@@ -73,6 +73,7 @@ def batch_norm(
     """
     x, weight, bias, residual, mean, variance = arrays.take_floats(
         "batch_norm",
+        optional=("residual", "mean", "variance"),
         x=x,
         weight=weight,
         bias=bias,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.launch import convolution as launchers
@@ -52,7 +54,7 @@ def im2col(
     g = geometry.window(
         "im2col", x.shape, kernel_size, stride=stride, padding=padding, dilation=dilation
     )
-    cols = arrays.namespace(x).empty(g.cols_shape, x.dtype)
+    cols = arrays.empty_beside(x, g.cols_shape, x.dtype)
     if cols.size == 0:
         return cols
     device = launch.device_for(x)
@@ -108,13 +110,12 @@ def col2im(
            [1., 2., 1.]])
     """
     (cols,) = arrays.take_floats("col2im", cols=cols)
-    shape = tuple(x_shape)
-    geometry.check_rank("col2im", "x_shape", shape, "N, C, H, W")
+    shape = geometry.shape4("col2im", "x_shape", x_shape)
     g = geometry.window(
         "col2im", shape, kernel_size, stride=stride, padding=padding, dilation=dilation
     )
     geometry.check_shape("col2im", "cols", cols.shape, g.cols_shape, "(N, C*kh*kw, OH*OW)")
-    x = arrays.namespace(cols).empty(shape, cols.dtype)
+    x = arrays.empty_beside(cols, shape, cols.dtype)
     if x.size == 0:
         return x
     device = launch.device_for(cols)
@@ -175,11 +176,12 @@ def conv(
            [12., 18., 12.],
            [ 8., 12.,  8.]])
     """
-    x, w, bias = arrays.take_floats("conv", x=x, w=w, bias=bias)
+    given = dict(x=x, w=w, bias=bias)
+    x, w, bias = arrays.take_floats("conv", **given, optional=("bias",))
     g = geometry.convolution(
         "conv", x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups
     )
-    return forward("conv", launchers.conv, g, x, w, bias, out, x.dtype)
+    return forward("conv", launchers.conv, g, x, w, bias, out, x.dtype, given)
 
 
 def conv_backward(
@@ -245,13 +247,18 @@ def conv_backward(
     return backward("conv_backward", launchers.conv_backward, on_cpu, g, grad, x, w)
 
 
-def forward(function, launcher, g, x, w, bias, out, dtype, **options):
-    """Check bias and out, then run the CPU kernel named like the function, or the launcher."""
+@np.errstate(invalid="ignore", over="ignore")  # NaN and Inf go through in silence
+def forward(function, launcher, g, x, w, bias, out, dtype, given, **options):
+    """Check bias and out, then run the CPU kernel named like the function, or the launcher.
+
+    `given` holds the arguments x, w and bias as the caller gave them.
+    """
     if bias is not None:
         geometry.check_shape(function, "bias", bias.shape, (g.filters,), "(K,)")
     if out is not None:
-        _, out = arrays.take(function, x=x, out=out)
-    arrays.check_out(function, out, g.out_shape, dtype, x=x, w=w, bias=bias)
+        out = arrays.take_out(function, out, beside=x)
+        inputs = arrays.take(function, **given, optional=("bias",))
+        arrays.check_out(function, out, g.out_shape, dtype, **dict(zip(given, inputs, strict=True)))
     result = arrays.answer(out, g.out_shape, dtype, like=x)
     device = launch.device_for(x)
     if result.size and g.taps:
@@ -266,11 +273,11 @@ def forward(function, launcher, g, x, w, bias, out, dtype, **options):
     return arrays.deliver(result, out)
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def backward(function, launcher, on_cpu, g, grad, x, w):
     """Check grad, then fill grad_x and grad_w by the CPU kernels or the launcher."""
     geometry.check_shape(function, "grad", grad.shape, g.out_shape, "(N, K, OH, OW)")
-    xp = arrays.namespace(x)
-    grad_x, grad_w = xp.empty(g.x_shape, x.dtype), xp.empty(g.w_shape, x.dtype)
+    grad_x, grad_w = (arrays.empty_beside(x, shape, x.dtype) for shape in (g.x_shape, g.w_shape))
     device = launch.device_for(x)
     if not (grad.size and g.taps):
         grad_x[...], grad_w[...] = 0, 0
