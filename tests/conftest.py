@@ -1,8 +1,10 @@
+import os
 import signal
 import sys
 from pathlib import Path
 
 import hypothesis
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # spec.py and problems.py
 
@@ -12,3 +14,12 @@ hypothesis.settings.load_profile("default")
 
 # A shell's background job starts with Ctrl-C ignored, and then the tests of Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_session(tmp_path_factory):
+    """Compiled kernels go to a folder of the test run, not to the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "MULFREE_CACHE_DIR" not in os.environ:
+            patch.setenv("MULFREE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield

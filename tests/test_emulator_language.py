@@ -181,33 +181,6 @@ __global__ void laplace(const float* u, float* v, dim3 n) {
     np.testing.assert_array_equal(v, expected)
 
 
-def test_half():
-    code = """
-#include <cuda_fp16.h>
-extern "C" __global__ void convert(const half* x, float* wide, half* next) {
-    int i = blockIdx.x * blockDim.x + threadIdx.x;
-    wide[i] = __half2float(x[i]);
-    next[i] = __float2half(wide[i] * 1.0009765f + 1e-7f);
-}
-extern "C" __global__ void pairs(const half2* x, const half2* y, half2* z) {
-    int i = threadIdx.x;
-    z[i] = __hfma2(x[i], y[i], __hadd2(__hmul2(x[i], y[i]), __float2half2_rn(0.5f)));
-}"""
-    every = np.arange(1 << 16).astype(np.uint16).view(np.float16)
-    wide, following = np.zeros(1 << 16, F32), np.zeros_like(every)
-    RawKernel(code, "convert")((256,), (256,), (every, wide, following))
-    np.testing.assert_array_equal(wide, every.astype(F32))
-    with np.errstate(all="ignore"):
-        expected = (wide * F32(1.0009765) + F32(1e-7)).astype(np.float16)
-    np.testing.assert_array_equal(following, expected)
-
-    x, y = rng.standard_normal((2, 64)).astype(np.float16)
-    z = np.zeros_like(x)
-    RawKernel(code, "pairs")((1,), (32,), (x, y, z))
-    product = x.astype(float) * y.astype(float)
-    np.testing.assert_array_equal(z, (product + (x * y + np.float16(0.5))).astype(np.float16))
-
-
 def test_words_of_bytes_and_bits():
     code = """
 extern "C" __global__ void words(const unsigned* a, const unsigned* b, int* dot, unsigned* out) {
