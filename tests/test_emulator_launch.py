@@ -1,14 +1,15 @@
 """The launch protocol: arguments, dimensions, settings, the cache and the compiler."""
 
 import os
+import shutil
 import signal
 import threading
 
 import numpy as np
 import pytest
 
-from mulfree_cupy.launch import emulator
-from mulfree_cupy.launch.emulator import RawKernel, emulated_cuda
+from mulfree_cupy.launch import emulator, source
+from mulfree_cupy.launch.emulator import EmulationFault, RawKernel, emulated_cuda
 
 F32, I32 = np.float32, np.int32
 CODE = """
@@ -238,3 +239,22 @@ def test_without_a_compiler(tmp_path, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(RuntimeError, match=r"needs a C\+\+ compiler.*apt install g\+\+"):
         run_tiny()
+
+
+def test_installs_in_two_places_share_a_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MULFREE_CACHE_DIR", str(tmp_path / "kernels"))
+    code = """extern "C" __global__ void beyond(int* x) {
+        x[0] = 1;
+        atomicAdd(x + 1 + threadIdx.x, 1);  // through a header's function
+    }"""
+    places = []
+    for install in ("first", "second"):
+        headers = tmp_path / install
+        shutil.copytree(source.headers(), headers)
+        with monkeypatch.context() as patch:
+            patch.setattr(source, "headers", lambda folder=headers: folder)
+            with pytest.raises(EmulationFault) as caught:
+                RawKernel(code, "beyond")((1,), (1,), (np.zeros(1, I32),))
+        places.append((caught.value.finding.file, caught.value.finding.line))
+    assert places == [("beyond", 3)] * 2
+    assert len(list((tmp_path / "kernels").glob("*.so"))) == 1

@@ -38,6 +38,7 @@ _CLANG = [
     "-mllvm", "-tsan-instrument-func-entry-exit=0",
 ]  # fmt: skip
 _EXPORT = 'extern "C" __attribute__((visibility("default")))'
+HEADERS = "/mulfree_emulator"  # what the headers' folder is called in a compiled kernel
 
 
 class CompilationError(RuntimeError):
@@ -169,8 +170,11 @@ def _build(file, code, name, flags, instrumented, compiler) -> None:
             f"{{ return mulfree_emulator::describe(&{name}); }}\n"
             f'{_EXPORT} const char mulfree_parameters[] = "{",".join(translation.parameters)}";\n'
         )
-        # Reports name the text's own files, wherever it and the header were compiled.
-        mapped = [f"-fdebug-prefix-map={f}=/mulfree" for f in (folder, prepared.cache)]
+        # Reports name the text's own files, wherever it and the headers lay when they were compiled.
+        mapped = [
+            f"-ffile-prefix-map={prepared.headers}={HEADERS}",
+            *(f"-fdebug-prefix-map={f}=/mulfree" for f in (folder, prepared.cache)),
+        ]
         _run([*prepared.command, *mapped, "-c", "kernel.ii", "-o", "kernel.o"], name, folder)
         link = [
             compiler,

@@ -6,9 +6,9 @@ import ctypes
 import shutil
 import subprocess
 
-from mulfree_cupy.launch import source
 from mulfree_cupy.launch.emulator import runtime
 from mulfree_cupy.launch.emulator.arguments import Arguments
+from mulfree_cupy.launch.emulator.compiler import HEADERS
 from mulfree_cupy.launch.emulator.report import Counts, Finding, KernelCounts, Report
 
 _KINDS = (
@@ -167,13 +167,12 @@ def _source_lines(library: ctypes.CDLL, offsets: set[int]) -> dict[int, tuple[st
         text=True,
         check=False,
     ).stdout
-    headers = str(source.headers())
     for row in answer.splitlines():
         if row.startswith("0x"):
             offset = int(row, 16) + 1
             continue
         # The frames of inlined functions follow one another, innermost first.
         file, _, line = row.partition(" (")[0].rpartition(":")
-        if offset not in known and file != "??" and not file.startswith(headers) and line.isdigit():
+        if offset not in known and file != "??" and not file.startswith(HEADERS) and line.isdigit():
             known[offset] = file.removeprefix("/mulfree/"), int(line)
     return known
