@@ -1,5 +1,7 @@
 """Every CUDA launcher against the formulas: emulated with all checks on, and on a GPU."""
 
+import math
+
 import numpy as np
 import pytest
 import spec
@@ -210,23 +212,66 @@ def test_arrays_that_are_not_aligned_take_the_narrow_loads(run):
         assert_close(out, expected)
 
 
-def test_chunks_of_the_batch_make_no_difference(run, monkeypatch):
-    g = ConvGeometry(5, 4, 5, 4, 3, (3, 3), padding=(1, 1))
+CHUNKED = {
+    "two images": (ConvGeometry(5, 4, 5, 4, 3, (3, 3), padding=(1, 1)), 2 * (36 + 3) * 32 * 8),
+    "32 pixels": (ConvGeometry(2, 4, 9, 11, 6, (3, 2), padding=(2, 1), groups=2), 1),
+    "64 pixels, stride and dilation": (
+        ConvGeometry(2, 3, 20, 23, 2, (3, 3), (2, 1), (2, 1), (1, 2)),
+        2 * (27 + 2) * 32 * 8,
+    ),
+    "1x1": (ConvGeometry(2, 3, 5, 10, 4, (1, 1)), 1),
+    "nothing but padding": (ConvGeometry(1, 1, 2, 3, 2, (3, 3), padding=(9, 20)), 1),
+}
+
+
+@pytest.mark.parametrize("g, workspace", CHUNKED.values(), ids=CHUNKED.keys())
+def test_chunks_make_no_difference(run, monkeypatch, g, workspace):
     x, w = values(g.x_shape, "float64"), values(g.w_shape, "float64", 1)
-    grad = values(g.out_shape, "float64", 2)
-    monkeypatch.setattr(convolution, "WORKSPACE", 2 * convolution.cols_bytes(g, 8))
-    monkeypatch.setattr(adder, "_INT32", 2 * 4 * 5 * 4)
+    bias, grad = values(g.filters, "float64", 3), values(g.out_shape, "float64", 2)
+    monkeypatch.setattr(convolution, "WORKSPACE", workspace)
+    padded = g.channels * math.prod(convolution.padded_image(g))
+    monkeypatch.setattr(adder, "INT32", 2 * max(padded, grad[0].size))
     out = unwritten(g.out_shape, "float64")
     for kernel in FLOAT_KERNELS:
-        run(adder.adder_conv, x, w, None, out, g, kernel)
-        assert_close(out, spec.adder_conv(x, w, **options(g)))
-    run(convolution.conv, x, w, None, out, g)
-    assert_close(out, spec.conv(x, w, **options(g)))
-    grad_x, grad_w = unwritten(g.x_shape, "float64"), unwritten(g.w_shape, "float64")
-    run(adder.adder_conv_backward, grad, x, w, grad_x, grad_w, g)
-    expected_x, expected_w = spec.adder_conv_backward(grad, x, w, **options(g))
-    assert_close(grad_x, expected_x)
-    assert_close(grad_w, expected_w)
+        out[...] = np.nan
+        run(adder.adder_conv, x, w, bias, out, g, kernel)
+        assert_close(out, spec.adder_conv(x, w, bias, **options(g)))
+    out[...] = np.nan
+    run(convolution.conv, x, w, bias, out, g)
+    assert_close(out, spec.conv(x, w, bias, **options(g)))
+    for launcher, formula in (
+        (convolution.conv_backward, spec.conv_backward),
+        (adder.adder_conv_backward, spec.adder_conv_backward),
+    ):
+        grad_x, grad_w = unwritten(g.x_shape, "float64"), unwritten(g.w_shape, "float64")
+        run(launcher, grad, x, w, grad_x, grad_w, g)
+        expected_x, expected_w = formula(grad, x, w, **options(g))
+        assert_close(grad_x, expected_x)
+        assert_close(grad_w, expected_w)
+
+
+def test_the_matrix_of_a_large_image_stays_within_the_workspace(monkeypatch):
+    g = ConvGeometry(2, 8, 40, 40, 16, (3, 3), padding=(1, 1))
+    largest = {}
+
+    class Recorder:
+        xp = np
+
+        def launch(self, path, entry, defines, grid, block, args):
+            matrix = {"im2col": 1, "col2im": 0, "adder_matmul": 1}.get(entry)
+            if matrix is not None:
+                largest[entry] = max(largest.get(entry, 0), args[matrix].nbytes)
+
+    workspace = 2**16
+    monkeypatch.setattr(convolution, "WORKSPACE", workspace)
+    arrays = [np.zeros(shape, "float32") for shape in (g.out_shape, g.x_shape, g.w_shape)]
+    grad, x, w = arrays
+    convolution.conv(Recorder(), x, w, None, grad, g)
+    convolution.conv_backward(Recorder(), *arrays, x, w, g)
+    adder.adder_conv_backward(Recorder(), *arrays, x, w, g)
+    adder.adder_conv(Recorder(), x, w, None, grad, g, "1_naive")
+    assert largest.keys() == {"im2col", "col2im", "adder_matmul"}
+    assert all(workspace / 2 < size <= workspace for size in largest.values())
 
 
 def test_grids_fold_what_is_too_many_for_one_launch(run, monkeypatch):
@@ -247,10 +292,106 @@ def test_grids_fold_what_is_too_many_for_one_launch(run, monkeypatch):
 
 def test_an_image_too_large_for_32_bit_offsets_is_an_error(monkeypatch):
     g = GEOMETRIES["27 taps"]
-    monkeypatch.setattr(adder, "_INT32", 100)
+    monkeypatch.setattr(adder, "INT32", 100)
     x, w, out = values(g.x_shape, "float32"), values(g.w_shape, "float32"), np.zeros(g.out_shape)
-    with pytest.raises(ValueError, match=r"adder_conv: one image of x .* shape \(3, 7, 9\)"):
+    message = r"adder_conv: .* image of x, of shape \(2, 3, 7, 9\), must be at most 100, got 297"
+    with pytest.raises(ValueError, match=message):
         adder.adder_conv(emulator.device, x, w, None, out, g)
+
+
+TOO_LONG = ConvGeometry(1, 1, 5, 4, 1, (2, 2), padding=(0, 2**30), stride=(1, 2**30))
+X, W, OUT, COLS = (
+    np.zeros(shape, "float32")
+    for shape in (TOO_LONG.x_shape, TOO_LONG.w_shape, TOO_LONG.out_shape, TOO_LONG.cols_shape)
+)
+
+
+@pytest.mark.parametrize(
+    "launcher, arrays",
+    [
+        (convolution.im2col, (X, COLS)),
+        (convolution.col2im, (COLS, X)),
+        (convolution.conv, (X, W, None, OUT)),
+        (convolution.conv_backward, (OUT, X, W, X, W)),
+        (adder.adder_conv, (X, W, None, OUT)),
+        (adder.adder_conv_backward, (OUT, X, W, X, W)),
+    ],
+)
+def test_padding_beyond_32_bits_is_an_error(launcher, arrays):
+    message = rf"{launcher.__name__}: W \+ 2\*padding must be at most \d+, got 2147483652"
+    with pytest.raises(ValueError, match=message):
+        launcher(emulator.device, *arrays, TOO_LONG)
+
+
+def test_the_implicit_kernels_refuse_what_reaches_nowhere():
+    """gather.cuh marks what is outside every image by a row of -2**30."""
+    g = ConvGeometry(1, 1, 5, 4, 1, (2, 2), padding=(0, 2**29), stride=(1, 2**30))
+    with pytest.raises(ValueError, match=r"must be at most 1073741824, got 1073741828"):
+        adder.adder_conv(emulator.device, X, W, None, OUT, g)
+
+
+def test_too_many_groups_for_a_grid_is_an_error(monkeypatch):
+    g = GEOMETRIES["depthwise, stride 2"]
+    x, w, out = (values(s, "float32") for s in (g.x_shape, g.w_shape, g.out_shape))
+    monkeypatch.setattr(adder, "GRID_LIMIT", 3)
+    with pytest.raises(ValueError, match="adder_conv: kernel '1_naive' takes at most 3 groups"):
+        adder.adder_conv(emulator.device, x, w, None, out, g, "1_naive")
+
+
+def test_an_error_of_adder_matmul_names_it(monkeypatch):
+    a, b = values((3, 4), "float32"), values((4, 5), "float32")
+    monkeypatch.setattr(adder, "INT32", 4)
+    with pytest.raises(ValueError, match="adder_matmul: P must be at most 4, got 5"):
+        adder.adder_matmul(emulator.device, a, b, np.zeros((3, 5), "float32"))
+    monkeypatch.setattr(adder, "INT32", 12)
+    with pytest.raises(ValueError, match=r"adder_matmul: .* padded image of x"):
+        adder.adder_matmul(emulator.device, a, b, np.zeros((3, 5)), "5_implicit_conv")
+
+
+def test_kernels_and_new_arrays_go_to_the_gpu_of_the_arrays():
+    """The launchers make that GPU current, whichever was."""
+    current = []
+
+    class OnGpu(np.ndarray):
+        @property
+        def device(self):
+            return self
+
+        def __enter__(self):
+            current.append(1)
+
+        def __exit__(self, *_):
+            current.pop()
+
+    class Recorder:
+        launched = 0
+
+        class xp:
+            def __getattr__(self, name):
+                assert current, name
+                return getattr(np, name)
+
+        xp = xp()
+
+        def launch(self, *args):
+            assert current
+            self.launched += 1
+
+    g = GEOMETRIES["27 taps"]
+    new = lambda shape: np.zeros(shape, "float32").view(OnGpu)  # noqa: E731
+    x, w, out, cols = map(new, (g.x_shape, g.w_shape, g.out_shape, g.cols_shape))
+    for launcher, arrays in (
+        (convolution.im2col, (x, cols, g)),
+        (convolution.col2im, (cols, x, g)),
+        (convolution.conv, (x, w, None, out, g)),
+        (convolution.conv_backward, (out, x, w, x, w, g)),
+        (adder.adder_matmul, (cols[0], cols[0].T, new((27, 27)))),
+        (adder.adder_conv, (x, w, None, out, g)),
+        (adder.adder_conv_backward, (out, x, w, x, w, g)),
+    ):
+        device = Recorder()
+        launcher(device, *arrays)
+        assert device.launched and not current
 
 
 @pytest.mark.parametrize(

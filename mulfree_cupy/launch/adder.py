@@ -13,12 +13,18 @@ import numpy as np
 from mulfree_cupy.geometry import ConvGeometry
 from mulfree_cupy.launch.convolution import (
     GRID_LIMIT,
+    INT32,
+    WORKSPACE,
+    by_group,
     c_type,
+    check_geometry,
+    check_sizes,
     chunks,
-    column_chunks,
     columns,
-    images_at_once,
     int32,
+    on_device_of_arrays,
+    padded_image,
+    parts,
     plane_launch,
     weight_gradient,
 )
@@ -28,36 +34,48 @@ _MATMUL_KERNELS = (*_TILE, "4_vectorised_loads")
 _FLOAT_KERNELS = (*_MATMUL_KERNELS, "5_implicit_conv")
 ADDER_KERNELS = (*_FLOAT_KERNELS, "6_uint8")
 
-_INT32 = 2**31 - 1024  # and room for what a last tile has beyond the end
+_LONGEST = 2**30  # rows or columns of a padded image: gather.cuh's NOWHERE lies beyond
 _FULL = 256  # blocks below which a large GPU stands partly idle, and a smaller tile is better
 
 
+@on_device_of_arrays
 def adder_matmul(device, a, b, out, kernel: str | None = None) -> None:
     """Write -sum_l abs(a[m, l] - b[l, p]) into out, for a (M, L) and b (L, P)."""
     kernel = _checked("adder_matmul", kernel, b, "4_vectorised_loads")
     (m, length), p = a.shape, b.shape[1]
+    check_sizes("adder_matmul", INT32, {"M": m, "L": length, "P": p})
     if kernel in _MATMUL_KERNELS:
         _batched_matmul(device, kernel, a[None], b[None], out[None])
     else:
         _implicit_conv(
-            device, kernel,
+            "adder_matmul", device, kernel,
             b.reshape(1, length, 1, p), a.reshape(m, length, 1, 1), None, out.reshape(1, m, 1, p),
             ConvGeometry(1, length, 1, p, m, (1, 1)),
         )  # fmt: skip
 
 
+@on_device_of_arrays
 def adder_conv(device, x, w, bias, out, geometry: ConvGeometry, kernel: str | None = None) -> None:
     """Write bias[k] - sum of abs(x - w) over each window into out."""
     kernel = _checked("adder_conv", kernel, x, "5_implicit_conv")
     if kernel not in _MATMUL_KERNELS:
-        _implicit_conv(device, kernel, x, w, bias, out, geometry)
+        _implicit_conv("adder_conv", device, kernel, x, w, bias, out, geometry)
         return
-    g = geometry
+    g, xp = geometry, device.xp
+    check_geometry("adder_conv", g)
+    if g.groups > GRID_LIMIT:
+        raise ValueError(
+            f"adder_conv: kernel {kernel!r} takes at most {GRID_LIMIT} groups, got {g.groups}"
+        )
     filters = w.reshape(g.groups, g.filters // g.groups, g.taps)
-    for images in column_chunks(g, x.itemsize):
-        cols = columns(device, x[images], g)
-        answer = out[images].reshape(len(cols), g.filters // g.groups, g.cols_shape[2])
-        _batched_matmul(device, kernel, filters, cols, answer)
+    for images, pixels in parts(g, x.itemsize):
+        cols = xp.ascontiguousarray(columns(device, x[images], g, pixels))
+        part = by_group(out, g)[images, ..., pixels]
+        answer = part if part.flags.c_contiguous else xp.empty(part.shape, part.dtype)
+        b, y = (matrices.reshape(-1, *matrices.shape[2:]) for matrices in (cols, answer))
+        _batched_matmul(device, kernel, filters, b, y)
+        if answer is not part:
+            part[...] = answer
     if bias is not None:
         out += bias.reshape(-1, 1, 1)
 
@@ -90,8 +108,6 @@ def _batched_matmul(device, kernel, a, b, out) -> None:
             "P_VECTOR": min(_vector(b, b.shape[2]), _vector(out, b.shape[2])),
         }
     a_batch, length, p = len(a), a.shape[2], b.shape[2]
-    if a_batch > GRID_LIMIT:
-        raise ValueError(f"adder_conv: kernel {kernel!r} takes at most {GRID_LIMIT} groups")
     images = GRID_LIMIT // a_batch * a_batch  # a grid's third dimension; then its second
     rows = a.shape[1] if a_batch * len(b) > 1 else GRID_LIMIT * tile
     for z in range(0, len(b), images):
@@ -112,33 +128,32 @@ def _vector(array, *lengths: int) -> int:
     return n if aligned else 1
 
 
-def _implicit_conv(device, kernel, x, w, bias, out, geometry: ConvGeometry) -> None:
+def _implicit_conv(function, device, kernel, x, w, bias, out, geometry: ConvGeometry) -> None:
     """Rungs 5 and 6. Their offsets have 32 bits: a launch takes as many images as that allows."""
-    g, xp = geometry, device.xp
+    g, channels = geometry, geometry.channels // geometry.groups
+    words = -(-channels // 4) if kernel == "6_uint8" else channels
+    at_once = _images_at_once(function, g, words * g.groups)
     if bias is None:
-        bias = xp.zeros(g.filters, out.dtype)
+        bias = device.xp.zeros(g.filters, out.dtype)
     if kernel == "6_uint8":
-        w = _packed(device, w, g.channels // g.groups)
-    packed_channels = w.shape[1] * g.groups
-    x_size, out_size = packed_channels * g.height * g.width, math.prod(g.out_shape[1:])
-    _check_int32("adder_conv", "x", (packed_channels, g.height, g.width))
-    _check_int32("adder_conv", "out", g.out_shape[1:])
-    at_once = _INT32 // max(x_size, out_size)
-    if kernel == "6_uint8":
-        at_once = min(at_once, images_at_once(4 * x_size))
+        w = _packed(device, w, channels)
+        at_once = min(at_once, max(1, WORKSPACE // (4 * words * g.groups * g.height * g.width)))
     for images in chunks(g.batch, at_once):
-        x_part = x[images]
-        if kernel == "6_uint8":
-            x_part = _packed(device, x_part, g.channels // g.groups)
+        x_part = _packed(device, x[images], channels) if kernel == "6_uint8" else x[images]
         _implicit_launch(device, kernel, x_part, w, bias, out[images], g)
 
 
-def _check_int32(function: str, argument: str, shape: tuple) -> None:
-    if math.prod(shape) > _INT32:
-        raise ValueError(
-            f"{function}: one image of {argument} must have fewer than 2**31 elements, "
-            f"got shape {shape}"
-        )
+def _images_at_once(function: str, g: ConvGeometry, channels: int) -> int:
+    """Images whose offsets fit 32 bits, those of the padding around them too."""
+    check_geometry(function, g, _LONGEST)
+    x_size, out_size = channels * math.prod(padded_image(g)), math.prod(g.out_shape[1:])
+    sizes = {
+        f"the elements of one padded image of x, of shape {g.x_shape},": x_size,
+        f"the elements of one image of the output, of shape {g.out_shape},": out_size,
+        f"the elements of w, of shape {g.w_shape},": math.prod(g.w_shape),
+    }
+    check_sizes(function, INT32, sizes)
+    return INT32 // max(x_size, out_size)
 
 
 def _packed(device, x, channels: int):
@@ -203,6 +218,7 @@ def _blocks(tile: tuple, rows: int, pixels: int, groups: int) -> int:
     return -(-rows // tile[0]) * -(-pixels // tile[1]) * groups
 
 
+@on_device_of_arrays
 @np.errstate(invalid="ignore", over="ignore")  # NaN and Inf go through in silence
 def adder_conv_backward(device, grad, x, w, grad_x, grad_w, geometry: ConvGeometry) -> None:
     """Write sum (x - w) grad into grad_w and sum clip(w - x, -1, 1) grad into grad_x."""
@@ -231,10 +247,7 @@ def adder_conv_grad_x(device, grad, x, w, grad_x, g: ConvGeometry) -> None:
     xp = device.xp
     largest_w = xp.max(xp.abs(w), keepdims=True)
     largest_g = xp.maximum(xp.max(grad, keepdims=True), -xp.min(grad, keepdims=True))
-    _check_int32("adder_conv_backward", "x", g.x_shape[1:])
-    _check_int32("adder_conv_backward", "grad", g.out_shape[1:])
-    at_once = _INT32 // max(math.prod(g.x_shape[1:]), math.prod(g.out_shape[1:]))
-    for images in chunks(g.batch, at_once):
+    for images in chunks(g.batch, _images_at_once("adder_conv_backward", g, g.channels)):
         arrays = grad[images], x[images], w, largest_w, largest_g, grad_x[images]
         for first_h in range(min(g.stride[0], g.height)):
             for first_w in range(min(g.stride[1], g.width)):

@@ -6,14 +6,18 @@ are C-contiguous, checked and not empty.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import functools
+import itertools
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from mulfree_cupy.geometry import ConvGeometry
 
-WORKSPACE = 64 * 2**20  # bytes of im2col's matrix at a time, or one image's if that is more
+WORKSPACE = 64 * 2**20  # bytes of im2col's matrix at a time, or 32 columns if that is more
 GRID_LIMIT = 65535  # blocks along y and z
+INT32 = 2**31 - 2**16  # and room for what a last tile or step of the grid has beyond the end
 _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.uint64}
 _MOVED_AS = {
     1: "unsigned char",
@@ -25,6 +29,17 @@ _MOVED_AS = {
 _C_NAMES = {"float32": "float", "float64": "double"}
 
 
+def on_device_of_arrays(launcher: Callable) -> Callable:
+    """The launcher, with its first array's GPU current: kernels and new arrays belong there."""
+
+    @functools.wraps(launcher)
+    def launch(device, first, *args, **options) -> None:
+        with contextlib.nullcontext() if device.xp is np else first.device:
+            launcher(device, first, *args, **options)
+
+    return launch
+
+
 def c_type(array) -> str:
     """The C++ name of a floating-point array's element."""
     return _C_NAMES[array.dtype.name]
@@ -34,6 +49,29 @@ def int32(*values: int) -> tuple[np.int32, ...]:
     return tuple(np.int32(v) for v in values)
 
 
+def int64(*values: int) -> tuple[np.int64, ...]:
+    return tuple(np.int64(v) for v in values)
+
+
+def check_sizes(function: str, limit: int, sizes: dict[str, int]) -> None:
+    """Refuse what a kernel's integers of 32 bits cannot hold."""
+    for name, size in sizes.items():
+        if size > limit:
+            raise ValueError(f"{function}: {name} must be at most {limit}, got {size}")
+
+
+def check_geometry(function: str, g: ConvGeometry, longest: int | None = None) -> None:
+    """Refuse sizes that overflow 32 bits, and a padded image of more rows or columns."""
+    check_sizes(function, INT32, {"N": g.batch, "C*kh*kw": g.cols_shape[1], "K": g.filters})
+    padded = {"H + 2*padding": padded_image(g)[0], "W + 2*padding": padded_image(g)[1]}
+    check_sizes(function, INT32 if longest is None else longest, padded)
+
+
+def padded_image(g: ConvGeometry) -> tuple[int, int]:
+    """Its height and width."""
+    return g.height + 2 * g.padding[0], g.width + 2 * g.padding[1]
+
+
 def plane_launch(pixels: int, planes: int, images: int) -> tuple[tuple, tuple]:
     """Grid and block with a thread a pixel; the kernel walks further along y and z."""
     threads = min(256, -(-pixels // 32) * 32)
@@ -41,60 +79,76 @@ def plane_launch(pixels: int, planes: int, images: int) -> tuple[tuple, tuple]:
     return (blocks, min(planes, GRID_LIMIT), min(images, GRID_LIMIT)), (threads,)
 
 
-def images_at_once(bytes_per_image: int) -> int:
-    """Images whose workspace stays within `WORKSPACE`, or one."""
-    return max(1, WORKSPACE // bytes_per_image)
+def chunks(total: int, size: int) -> Iterator[slice]:
+    """Ranges of at most `size` that make up the total."""
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))
 
 
-def chunks(batch: int, images: int) -> Iterator[slice]:
-    """The batch in ranges of so many images."""
-    for start in range(0, batch, images):
-        yield slice(start, min(start + images, batch))
+def parts(g: ConvGeometry, itemsize: int) -> Iterator[tuple[slice, slice]]:
+    """Images, or pixels of one, whose im2col matrix and outputs stay within `WORKSPACE`.
+
+    The pixels are a multiple of 32, or all of an image's.
+    """
+    _, rows, pixels = g.cols_shape
+    at_once = max(1, WORKSPACE // ((rows + g.filters) * itemsize * 32)) * 32
+    return itertools.product(
+        chunks(g.batch, max(1, at_once // pixels)), list(chunks(pixels, at_once))
+    )
 
 
-def column_chunks(geometry: ConvGeometry, itemsize: int) -> Iterator[slice]:
-    """Ranges of the batch whose im2col matrix stays within `WORKSPACE`."""
-    return chunks(geometry.batch, images_at_once(cols_bytes(geometry, itemsize)))
-
-
-def cols_bytes(geometry: ConvGeometry, itemsize: int) -> int:
-    """Bytes of im2col's matrix for one image."""
-    _, rows, pixels = geometry.cols_shape
-    return rows * pixels * itemsize
-
-
+@on_device_of_arrays
 def im2col(device, x, cols, geometry: ConvGeometry) -> None:
     """Fill cols (N, C*kh*kw, OH*OW) with the windows of x (N, C, H, W)."""
+    check_geometry("im2col", geometry)
     _, rows, pixels = geometry.cols_shape
-    _im2col(device, x, cols, geometry, row_stride=pixels, image_stride=rows * pixels)
+    _im2col(device, x, cols, geometry, slice(0, pixels), pixels, rows * pixels)
 
 
-def _im2col(device, x, cols, geometry, row_stride, image_stride) -> None:
-    _, rows, pixels = geometry.cols_shape
-    images, bits = len(x), _BITS[x.itemsize]
+def _im2col(device, x, cols, g: ConvGeometry, pixels: slice, row_stride, image_stride) -> None:
+    images, bits, count = len(x), _BITS[x.itemsize], pixels.stop - pixels.start
     device.launch(
         "convolution/im2col.cu",
         "im2col",
         {"T": _MOVED_AS[x.itemsize]},
-        *plane_launch(pixels, rows, images),
+        *plane_launch(count, g.cols_shape[1], images),
         (
             x.view(bits),
             cols.view(bits),
-            *int32(images, *_sizes(geometry)),
-            np.int64(row_stride),
-            np.int64(image_stride),
+            *int32(images, *_sizes(g)),
+            *int64(pixels.start, count, row_stride, image_stride),
         ),
     )
 
 
+@on_device_of_arrays
 def col2im(device, cols, x, geometry: ConvGeometry) -> None:
     """Overwrite x (N, C, H, W) with the sums of its entries in cols (N, C*kh*kw, OH*OW)."""
+    check_geometry("col2im", geometry)
+    _col2im(device, cols, x, geometry, slice(0, geometry.cols_shape[2]))
+
+
+def _col2im(device, cols, x, g: ConvGeometry, pixels: slice) -> None:
+    """Sums of a range of output pixels; the first range overwrites x, the others add to it."""
+    top, bottom = 0, g.height
+    if pixels.start > 0:  # rows of x within reach
+        top = max(0, pixels.start // g.out_width * g.stride[0] - g.padding[0])
+        last = (pixels.stop - 1) // g.out_width * g.stride[0] - g.padding[0]
+        bottom = min(g.height, last + (g.kernel[0] - 1) * g.dilation[0] + 1)
+    if top >= bottom:
+        return
+    start, stop = top * g.width, bottom * g.width
     device.launch(
         "convolution/col2im.cu",
         "col2im",
         {"T": c_type(x)},
-        *plane_launch(geometry.height * geometry.width, geometry.channels, len(x)),
-        (cols, x, *int32(len(x), *_sizes(geometry))),
+        *plane_launch(stop - start, g.channels, len(x)),
+        (
+            cols,
+            x,
+            *int32(len(x), *_sizes(g)),
+            *int64(pixels.start, pixels.stop - pixels.start, start, stop),
+        ),
     )
 
 
@@ -106,15 +160,19 @@ def _sizes(g: ConvGeometry) -> tuple[int, ...]:
     )  # fmt: skip
 
 
-def columns(device, x, geometry: ConvGeometry):
-    """Matrices (n*groups, C/groups*kh*kw, OH*OW) whose columns are the windows of some images."""
-    _, rows, pixels = geometry.cols_shape
-    if _is_product(geometry):
-        cols = x
-    else:
-        cols = device.xp.empty((len(x), rows, pixels), x.dtype)
-        im2col(device, x, cols, geometry)
-    return cols.reshape(len(x) * geometry.groups, geometry.taps, pixels)
+def columns(device, x, g: ConvGeometry, pixels: slice):
+    """Matrices (n, groups, C/groups*kh*kw, pixels) whose columns are windows of some images."""
+    rows, count = g.cols_shape[1], pixels.stop - pixels.start
+    if _is_product(g):
+        return x.reshape(len(x), g.groups, g.taps, -1)[..., pixels]
+    cols = device.xp.empty((len(x), g.groups, g.taps, count), x.dtype)
+    _im2col(device, x, cols, g, pixels, count, rows * count)
+    return cols
+
+
+def by_group(outputs, g: ConvGeometry):
+    """An array (N, K, OH, OW) as (N, groups, K/groups, OH*OW)."""
+    return outputs.reshape(g.batch, g.groups, g.filters // g.groups, g.cols_shape[2])
 
 
 def _is_product(geometry: ConvGeometry) -> bool:
@@ -123,53 +181,52 @@ def _is_product(geometry: ConvGeometry) -> bool:
     return g.kernel == g.stride == (1, 1) and g.padding == (0, 0)
 
 
+@on_device_of_arrays
 @np.errstate(invalid="ignore", over="ignore")  # NaN and Inf go through in silence
 def conv(device, x, w, bias, out, geometry: ConvGeometry) -> None:
     """Write the cross-correlation of x with w into out, im2col and a product at a time."""
     g = geometry
-    filters = w.reshape(g.groups, g.filters // g.groups, g.taps)
-    for images in column_chunks(g, x.itemsize):
-        cols = columns(device, x[images], g).reshape(-1, g.groups, g.taps, g.cols_shape[2])
-        answer = out[images].reshape(-1, g.groups, g.filters // g.groups, g.cols_shape[2])
-        device.xp.matmul(filters, cols, out=answer)
+    check_geometry("conv", g)
+    filters, answer = w.reshape(g.groups, g.filters // g.groups, g.taps), by_group(out, g)
+    for images, pixels in parts(g, x.itemsize):
+        cols = columns(device, x[images], g, pixels)
+        device.xp.matmul(filters, cols, out=answer[images, ..., pixels])
     if bias is not None:
         out += bias.reshape(-1, 1, 1)
 
 
+@on_device_of_arrays
 @np.errstate(invalid="ignore", over="ignore")
 def conv_backward(device, grad, x, w, grad_x, grad_w, geometry: ConvGeometry) -> None:
     """Write the gradients of sum(conv(x, w) * grad) by x and w into grad_x and grad_w."""
-    g, xp = geometry, device.xp
-    _, rows, pixels = g.cols_shape
+    g = geometry
+    check_geometry("conv_backward", g)
     filters = w.reshape(g.groups, g.filters // g.groups, g.taps).transpose(0, 2, 1)
-    for images in column_chunks(g, x.itemsize):
-        part = grad[images].reshape(-1, g.groups, g.filters // g.groups, pixels)
-        cols = xp.matmul(filters, part).reshape(-1, rows, pixels)
-        col2im(device, cols, grad_x[images], g)
+    for images, pixels in parts(g, x.itemsize):
+        cols = device.xp.matmul(filters, by_group(grad, g)[images, ..., pixels])
+        _col2im(device, cols, grad_x[images], g, pixels)
     grad_w[...] = weight_gradient(device, grad, x, g).reshape(grad_w.shape)
 
 
-def weight_gradient(device, grad, x, geometry: ConvGeometry, centre=None):
+def weight_gradient(device, grad, x, g: ConvGeometry, centre=None):
     """Sum over images and pixels of grad[n, k, p] * (cols[n, l, p] - centre[l]).
 
-    The matrix holds a chunk of images side by side, so that one product sums over all of them.
+    The matrix holds a part's images side by side, so that one product sums over all of them.
 
     Returns
     -------
     array (groups, K/groups, C/groups*kh*kw)
     """
-    g, xp = geometry, device.xp
-    _, rows, pixels = g.cols_shape
-    total = xp.zeros((g.groups, g.filters // g.groups, g.taps), x.dtype)
-    for images in column_chunks(g, x.itemsize):
-        n = images.stop - images.start
-        cols = xp.empty((rows, n * pixels), x.dtype)
-        _im2col(device, x[images], cols, g, row_stride=n * pixels, image_stride=pixels)
+    xp, rows = device.xp, g.cols_shape[1]
+    total = xp.zeros((g.groups, g.taps, g.filters // g.groups), x.dtype)
+    for images, pixels in parts(g, x.itemsize):
+        part = by_group(grad, g)[images, ..., pixels].transpose(1, 0, 3, 2)
+        n, count = part.shape[1:3]
+        cols = xp.empty((rows, n * count), x.dtype)
+        _im2col(device, x[images], cols, g, pixels, n * count, count)
         if centre is not None:
             cols -= centre[:, None]
-        part = grad[images].reshape(n, g.filters, pixels).transpose(1, 0, 2)
         total += xp.matmul(
-            xp.ascontiguousarray(part).reshape(g.groups, -1, n * pixels),
-            cols.reshape(g.groups, g.taps, n * pixels).transpose(0, 2, 1),
+            cols.reshape(g.groups, g.taps, n * count), part.reshape(g.groups, n * count, -1)
         )
-    return total
+    return total.transpose(0, 2, 1)

@@ -12,7 +12,7 @@ STATIC_SHARED_LIMIT = 48 * 1024  # bytes; a kernel must ask for more
 
 
 class Device:
-    """The current CUDA device. CuPy is imported at the first use."""
+    """The current CUDA device; the launchers make it that of their arrays. Imports CuPy late."""
 
     @property
     def xp(self):
