@@ -156,23 +156,40 @@ __device__ void lanes_missing(float* x, int n) {
 __device__ void not_in_mask(float* x, int n) {
     __syncwarp(0xff);                      // 51
 }
+__device__ void passed_by(float* x, int n) {
+    float v = threadIdx.x;
+    if (threadIdx.x < 16) v = __shfl_down_sync(0xffffffff, v, 1);  // 55
+    x[threadIdx.x] = v;
+}
+__device__ void passed_by_a_ballot(float* x, int n) {
+    unsigned v = 0;
+    if (threadIdx.x < 16) v = __ballot_sync(0xffffffff, n);  // 60
+    else __syncwarp(0xffff0000);
+    if (threadIdx.x == 0) x[0] = v;
+}
+__device__ void outside_of_the_mask(float* x, int n) {
+    if (threadIdx.x < 16) x[threadIdx.x] = __shfl_sync(0xffff, 1.0f, 20 * n);  // 65
+}
+__device__ void across_the_mask(float* x, int n) {
+    if (threadIdx.x < 16) x[threadIdx.x] = __shfl_xor_sync(0xffff, 1.0f, 16);  // 68
+}
 __device__ void no_syncwarp(float* x, int n) {
     __shared__ float s[32];
-    s[threadIdx.x] = threadIdx.x;          // 55
+    s[threadIdx.x] = threadIdx.x;          // 72
     x[threadIdx.x] = s[31 - threadIdx.x];
 }
 __device__ void mixed_atomic(float* x, int n) {
     if (threadIdx.x == 0) x[0] = 1;
-    else atomicAdd(x, 1.0f);               // 60
+    else atomicAdd(x, 1.0f);               // 77
 }
 __device__ void asserted(float* x, int n) {
-    assert(threadIdx.x < 7);               // 63
+    assert(threadIdx.x < 7);               // 80
 }
 __device__ void divides(float* x, int n) {
-    ((int*)x)[threadIdx.x] /= n - 1;       // 66
+    ((int*)x)[threadIdx.x] /= n - 1;       // 83
 }
 __device__ void copies(float* x, int n) {
-    memcpy(x + 30 * n, x, 16 * n);         // 69
+    memcpy(x + 30 * n, x, 16 * n);         // 86
 }
 __device__ __noinline__ int deep(int n) {
     volatile int a[1000];
@@ -213,11 +230,15 @@ def run_small(name, x, block, grid=(1,)):
         ("other_barrier", "divergent_barrier", 41),
         ("lanes_missing", "divergent_collective", 47),
         ("not_in_mask", "divergent_collective", 51),
-        ("no_syncwarp", "race", 55),
-        ("mixed_atomic", "race", 60),
-        ("asserted", "trap", 63),
-        ("divides", "crash", 66),
-        ("copies", "out_of_bounds", 69),
+        ("passed_by", "divergent_collective", 55),
+        ("passed_by_a_ballot", "divergent_collective", 60),
+        ("outside_of_the_mask", "divergent_collective", 65),
+        ("across_the_mask", "divergent_collective", 68),
+        ("no_syncwarp", "race", 72),
+        ("mixed_atomic", "race", 77),
+        ("asserted", "trap", 80),
+        ("divides", "crash", 83),
+        ("copies", "out_of_bounds", 86),
         ("recurses", "crash", None),
     ],
 )
@@ -270,3 +291,79 @@ def test_a_launch_that_never_ends_runs_out_of_time(monkeypatch):
     with pytest.raises(EmulationFault) as caught:
         RawKernel(code, "spin")((1,), (1,), (np.zeros(1, np.int32),))
     assert caught.value.finding.kind == "timeout"
+
+
+def test_lanes_that_do_not_come_and_need_not():
+    code = """
+#define ALL 0xffffffff
+__device__ float sum(unsigned mask, float v, int n) {
+    for (int i = n / 2; i > 0; i /= 2) v += __shfl_down_sync(mask, v, i);
+    return v;
+}
+extern "C" __global__ void quiet(int which, float* x, int n) {
+    int t = threadIdx.x;
+    float v = 1;
+    if (which == 0) {          // a warp that is not full
+        v = sum(ALL, v, 32);
+    } else if (which == 1) {   // lanes that end before
+        if (t >= n) return;
+        v = __shfl_down_sync(ALL, v, 1);
+    } else if (which == 2) {   // and after they wrote what the others wrote
+        x[t] = 2;
+        if (t < n) return;
+        v = __shfl_up_sync(ALL, v, 1);
+    } else if (which == 3) {   // the edge of a part of the warp
+        if (t < 16) v = sum(0xffff, v, 16);
+    } else if (which == 4) {   // a last round with fewer lanes
+        for (int i = t; i < n + 32; i += 32) x[t] = __shfl_xor_sync(ALL, v, 1);
+        return;
+    } else {                   // parts of the warp, each by itself, then one of them no more
+        unsigned part = t < 16 ? 0xffff : 0xffff0000;
+        for (int i = 0; i < 3; ++i) v = __shfl_xor_sync(part, v, 1);
+        if (t >= 16) return;
+        v = __shfl_sync(ALL, v, 0);
+    }
+    x[t] = v;
+}"""
+    quiet, x = RawKernel(code, "quiet"), np.zeros(32, np.float32)
+    for which, threads in ((0, 20), (1, 32), (2, 32), (3, 32), (4, 32), (5, 32)):
+        quiet((1,), (threads,), (np.int32(which), x, np.int32(20)))
+
+
+def test_a_read_only_array_is_written():
+    code = """extern "C" __global__ void overwrite(const int* x, int* y, int n) {
+        y[threadIdx.x] = ((const volatile int*)x)[threadIdx.x];
+        if (n == 1) const_cast<int*>(x)[threadIdx.x] = 7;
+        if (n == 2) atomicAdd((int*)x, 1);
+        y[threadIdx.x] += x[threadIdx.x];
+    }"""
+    overwrite, y = RawKernel(code, "overwrite"), np.zeros(4, np.int32)
+    x = np.arange(4, dtype=np.int32)
+    frozen = x.view()
+    frozen.flags.writeable = False
+    overwrite((1,), (4,), (frozen, y, np.int32(0)))
+    np.testing.assert_array_equal(y, 2 * x)
+    for n, line in ((1, 3), (2, 4)):
+        with pytest.raises(EmulationFault, match="argument 0.*which is read-only") as caught:
+            overwrite((1,), (4,), (frozen, y, np.int32(n)))
+        assert (caught.value.finding.kind, caught.value.finding.line) == ("read_only", line)
+        with emulated_cuda(check=False):
+            overwrite((1,), (4,), (frozen, y, np.int32(n)))
+        np.testing.assert_array_equal(x, range(4))
+    with emulated_cuda(check=False):
+        overwrite((1,), (4,), (frozen, y, np.int32(1)))
+    np.testing.assert_array_equal(y, np.arange(4) + 7)
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_writable_view_of_a_read_only_array(check):
+    x = np.arange(8, dtype=np.int32)
+    frozen = x.view()
+    frozen.flags.writeable = False
+    code = """extern "C" __global__ void forward(const int* x, int* y) {
+        y[threadIdx.x] = 5;
+        y[threadIdx.x] += x[threadIdx.x + 2];
+    }"""
+    with emulated_cuda(check=check):
+        RawKernel(code, "forward")((1,), (4,), (frozen, x[2:6]))
+    np.testing.assert_array_equal(x, [0, 1, 10, 10, 10, 10, 6, 7])

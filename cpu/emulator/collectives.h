@@ -54,6 +54,7 @@ inline uint64_t collective_result(const Thread &lane, unsigned present, Thread *
 }
 
 // Lets go the lanes of every collective of the warp for which all lanes still alive have arrived.
+// That a lane has ended is no fault: nothing waits for it on a GPU.
 inline void finish_collectives(unsigned warp) {
     Thread *lanes = now.threads + warp * warp_size;
     unsigned alive = 0, waiting = 0;
@@ -77,8 +78,25 @@ inline void finish_collectives(unsigned warp) {
             lanes[i].result = collective_result(lanes[i], arrived, lanes);
             lanes[i].state = State::ready;
             if (orders) lanes[i].warp_phase = now.warp_phase[warp];
+            lanes[i].steps = arrived == alive ? 0 : lanes[i].steps + 1;
         }
     }
+}
+
+// A lane of the warp that waits for the current thread in a collective which that one, about to end,
+// has passed by; null if there is none. `if (i >= n) return;` before the collective is common and
+// works, but here a lane may arrive before the next one has even started. So a lane passed by only if
+// it did more than those that wait: wrote once more, or took part in another collective.
+inline const Thread *deserted_lane() {
+    const unsigned lane = now.current % warp_size, warp = now.current / warp_size;
+    const Thread *lanes = now.threads + warp * warp_size, *deserted = nullptr;
+    for (unsigned i = 0; i < lanes_of(warp); ++i) {
+        const Thread &other = lanes[i];
+        if (other.state != State::in_collective || !(other.mask >> lane & 1)) continue;
+        if (other.steps >= lanes[lane].steps) return nullptr;
+        if (!deserted) deserted = &other;
+    }
+    return deserted;
 }
 
 // Lets go the lanes that wait in __activemask(), one group a source line.

@@ -26,7 +26,7 @@ static void on_volatile(void *p, size_t size, Access access, uintptr_t pc) {
     const uintptr_t address = uintptr_t(p);
     const int index = region_at(address, pc);
     const bool global = index >= 0 && !region_table[index].shared;
-    on_access(address, size, size, global ? Access::atomic : access, pc);
+    on_access(address, size, size, global ? Access::atomic : access, pc, access == Access::write);
     if (global && access == Access::read) mulfree_spin();
 }
 

@@ -192,13 +192,21 @@ inline void write_back() {
     copies_used = 0;
 }
 
+// Unchecked kernels have copies if one of the arrays is read-only: they may cast its const away.
+inline bool needs_copies() {
+    bool needed = now.launch->check;
+    for (int i = 0; i < now.launch->array_count; ++i) needed |= !now.launch->arrays[i].writable;
+    return needed;
+}
+
 inline void open_memory() {
     regions_used = shadows_used = 0;
+    const bool copied = needs_copies();
     static_used = 0;
     std::memset(hint_of_pc, 0, sizeof hint_of_pc);
     for (int i = 0; i < now.launch->array_count; ++i) {
         const Array &a = now.launch->arrays[i];
-        if (now.launch->check) copy_array(a);
+        if (copied) copy_array(a);
         const uintptr_t base = *static_cast<uintptr_t *>(now.launch->arguments[a.argument]);
         const uintptr_t before = reinterpret_cast<uintptr_t>(a.base) - reinterpret_cast<uintptr_t>(a.origin);
         add_region({base, a.size, base - before, nullptr, nullptr, 0, a.argument, false, -1});
@@ -369,8 +377,17 @@ inline void check_cells(int index, uintptr_t address, size_t size, Access access
     }
 }
 
+// Of arrays that overlap one may be writable; the arrays are the first regions.
+inline bool is_writable(int index, uintptr_t address) {
+    const int count = now.launch->array_count;
+    if (index >= count || now.launch->arrays[index].writable) return true;
+    for (int i = 0; i < count; ++i)
+        if (address - region_table[i].base < region_table[i].size && now.launch->arrays[i].writable) return true;
+    return false;
+}
+
 // Every access of an instrumented kernel comes here before it is executed.
-inline void on_access(uintptr_t address, size_t size, size_t align, Access access, uintptr_t pc) {
+inline void on_access(uintptr_t address, size_t size, size_t align, Access access, uintptr_t pc, bool writes) {
     if (!now.launch) return;  // an initialiser, while the module is loaded
     if (address - reinterpret_cast<uintptr_t>(now.stack) < now.launch->stack_size) return;  // local memory
     if ((++now.accesses & 0xfffff) == 0) stop_if_out_of_time();
@@ -381,6 +398,10 @@ inline void on_access(uintptr_t address, size_t size, size_t align, Access acces
     }
     if (now.launch->check) {
         if (address & (align - 1)) refuse_access(Kind::misaligned, address, size, access, pc, index);
+        if (writes) {
+            if (!is_writable(index, address)) refuse_access(Kind::read_only, address, size, access, pc, index);
+            ++now.threads[now.current].steps;
+        }
         check_cells(index, address, size, access, pc);
     }
     const bool is_module = index == now.launch->array_count;  // added right after the arrays
@@ -391,6 +412,10 @@ inline void on_access(uintptr_t address, size_t size, size_t align, Access acces
         const size_t piece = size - done < 16 ? size - done : 16;
         record(address - region.origin + done, piece, access, region.shared, pc - module_base());
     }
+}
+
+inline void on_access(uintptr_t address, size_t size, size_t align, Access access, uintptr_t pc) {
+    on_access(address, size, align, access, pc, access != Access::read);
 }
 
 }  // namespace mulfree_emulator

@@ -50,8 +50,21 @@ void wait(State state) {
     switch_fiber(me.fiber, now.scheduler);
 }
 
+// Says if other lanes still wait for the current thread, which ends.
+void check_deserted() {
+    const Thread *waiting = deserted_lane();
+    if (!waiting) return;
+    Finding f = here(Kind::divergent_collective);
+    f.thread = static_cast<uint32_t>(waiting - now.threads);
+    f.file = waiting->file;
+    f.line = waiting->line;
+    f.other_thread = now.current;
+    report(f);
+}
+
 void run_thread() {
     now.kernel->run(now.launch->arguments);
+    if (now.launch->check) check_deserted();
     ++now.exited;
     now.threads[now.current].state = State::exited;
     finish_collectives(now.current / warp_size);
@@ -112,6 +125,7 @@ void release_barrier() {
         Thread &t = now.threads[i];
         if (t.state != State::at_barrier) continue;
         t.state = State::ready;
+        t.steps = 0;
         sum += t.value != 0;
     }
     now.barrier_result = sum;
@@ -184,7 +198,7 @@ void run_block() {
                 Thread &t = now.threads[i];
                 t.state = State::ready;
                 t.stopped = false;
-                t.warp_phase = 0;
+                t.warp_phase = t.steps = 0;
                 t.x = x; t.y = y; t.z = z;
                 prepare_fiber(t.fiber, now.launch->stacks + i * now.launch->stack_size,
                               now.launch->stack_size, run_thread);
@@ -299,6 +313,13 @@ uint64_t mulfree_collective(Collective what, unsigned mask, uint64_t value, int 
         f.line = line;
         report(f);
         leave_thread();
+    }
+    if (now.launch->check && what == Collective::shuffle && !(mask >> source & 1)) {
+        Finding f = here(Kind::divergent_collective);
+        f.text = "reads from a lane that is not in the mask it passes";
+        f.file = file;
+        f.line = line;
+        report(f);
     }
     me.state = State::in_collective;
     finish_collectives(now.current / warp_size);

@@ -19,6 +19,7 @@ struct Thread {
     State state;
     bool stopped;         // by a finding: its absence from a barrier is no second finding
     uint32_t warp_phase;  // of the last __syncwarp it took part in
+    uint32_t steps;       // writes and partial collectives since its whole warp or block met
     unsigned x, y, z;
     // What it waits for: a barrier's predicate or a collective's operands, and where.
     Collective what;
@@ -33,7 +34,7 @@ enum class Access : int { read, write, atomic };
 
 enum class Kind : int {
     out_of_bounds, misaligned, race, uninitialised, divergent_barrier, divergent_collective,
-    out_of_row, trap, crash, timeout
+    out_of_row, trap, crash, timeout, read_only
 };
 
 // A fault as the launcher reads it (emulator/runtime.py holds the same layout).

@@ -36,7 +36,8 @@ inline void __syncwarp(unsigned mask = 0xffffffff, MULFREE_HERE) {
     mulfree_emulator::together(mulfree_emulator::Collective::sync, mask, 0, file, line);
 }
 
-// A lane that would read beyond its segment of `width` lanes keeps its own value.
+// A lane that would read beyond its segment of `width` lanes keeps its own value. So does one whose
+// source, up or down, is not in the mask: at a group's edge that is usual, and nobody uses the value.
 template <class T>
 inline T __shfl_sync(unsigned mask, T v, int source, int width = 32, MULFREE_HERE) {
     const int lane = mulfree_lane();
@@ -45,12 +46,14 @@ inline T __shfl_sync(unsigned mask, T v, int source, int width = 32, MULFREE_HER
 template <class T>
 inline T __shfl_up_sync(unsigned mask, T v, unsigned delta, int width = 32, MULFREE_HERE) {
     const int lane = mulfree_lane(), source = lane - static_cast<int>(delta);
-    return mulfree_emulator::shuffle(mask, v, source < (lane & ~(width - 1)) ? lane : source, file, line);
+    const bool outside = source < (lane & ~(width - 1)) || !(mask >> source & 1);
+    return mulfree_emulator::shuffle(mask, v, outside ? lane : source, file, line);
 }
 template <class T>
 inline T __shfl_down_sync(unsigned mask, T v, unsigned delta, int width = 32, MULFREE_HERE) {
     const int lane = mulfree_lane(), source = lane + static_cast<int>(delta);
-    return mulfree_emulator::shuffle(mask, v, source > (lane | (width - 1)) ? lane : source, file, line);
+    const bool outside = source > (lane | (width - 1)) || !(mask >> source & 1);
+    return mulfree_emulator::shuffle(mask, v, outside ? lane : source, file, line);
 }
 template <class T>
 inline T __shfl_xor_sync(unsigned mask, T v, int lane_mask, int width = 32, MULFREE_HERE) {

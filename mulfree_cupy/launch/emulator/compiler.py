@@ -170,7 +170,7 @@ def _build(file, code, name, flags, instrumented, compiler) -> None:
             f"{{ return mulfree_emulator::describe(&{name}); }}\n"
             f'{_EXPORT} const char mulfree_parameters[] = "{",".join(translation.parameters)}";\n'
         )
-        # Reports name the text's own files, wherever it and the headers lay when they were compiled.
+        # Reports name the text's own files, wherever it and the headers were compiled.
         mapped = [
             f"-ffile-prefix-map={prepared.headers}={HEADERS}",
             *(f"-fdebug-prefix-map={f}=/mulfree" for f in (folder, prepared.cache)),

@@ -13,7 +13,7 @@ from mulfree_cupy.launch.emulator.report import Counts, Finding, KernelCounts, R
 
 _KINDS = (
     "out_of_bounds", "misaligned", "race", "uninitialised", "divergent_barrier",
-    "divergent_collective", "out_of_row", "trap", "crash", "timeout",
+    "divergent_collective", "out_of_row", "trap", "crash", "timeout", "read_only",
 )  # fmt: skip
 _READ, _WRITE, _ATOMIC = range(3)
 _VERBS = ("reads", "writes", "updates atomically")
@@ -63,6 +63,8 @@ def _sentence(row, region, array, launch, lines) -> str:
     text = (row.text or b"").decode()
     if kind == "out_of_bounds":
         return f"{access} {_whereabouts(row, region, array)}"
+    if kind == "read_only":
+        return f"{access} at offset {row.offset} of {array}, which is read-only"
     if kind == "misaligned":
         return f"{access} at offset {row.offset} of {array}, which is no multiple of {row.size}"
     if kind == "uninitialised":

@@ -28,7 +28,8 @@ class Finding:
     ----------
     kind : str
         ``out_of_bounds``, ``misaligned``, ``race``, ``uninitialised``, ``divergent_barrier``,
-        ``divergent_collective``, ``out_of_row``, ``trap``, ``crash`` or ``timeout``.
+        ``divergent_collective``, ``out_of_row``, ``read_only``, ``trap``, ``crash`` or
+        ``timeout``.
     kernel, file, line
         Where; line 0 if it is not known.
     block, thread : tuple of int
