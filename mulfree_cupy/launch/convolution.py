@@ -15,7 +15,7 @@ import numpy as np
 
 from mulfree_cupy.geometry import ConvGeometry
 
-WORKSPACE = 64 * 2**20  # bytes of im2col's matrix at a time, or 32 columns if that is more
+WORKSPACE = 64 * 2**20  # bytes of im2col's matrix and its outputs, or 32 columns if that is more
 GRID_LIMIT = 65535  # blocks along y and z
 INT32 = 2**31 - 2**16  # and room for what a last tile or step of the grid has beyond the end
 _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.uint64}
@@ -92,9 +92,7 @@ def parts(g: ConvGeometry, itemsize: int) -> Iterator[tuple[slice, slice]]:
     """
     _, rows, pixels = g.cols_shape
     at_once = max(1, WORKSPACE // ((rows + g.filters) * itemsize * 32)) * 32
-    return itertools.product(
-        chunks(g.batch, max(1, at_once // pixels)), list(chunks(pixels, at_once))
-    )
+    return itertools.product(chunks(g.batch, max(1, at_once // pixels)), chunks(pixels, at_once))
 
 
 @on_device_of_arrays
