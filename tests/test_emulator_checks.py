@@ -1,6 +1,7 @@
 """Seeded bugs: each is found, on its line, by its kind; the correct kernel is not blamed."""
 
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -285,14 +286,6 @@ def test_an_overrun_into_another_argument_is_out_of_bounds():
     np.testing.assert_array_equal(x, [1] * 32 + [0] * 32)
 
 
-def test_a_launch_that_never_ends_runs_out_of_time(monkeypatch):
-    monkeypatch.setenv("MULFREE_EMULATOR_SECONDS", "0.2")
-    code = """extern "C" __global__ void spin(volatile int* x) { while (*x == 0) {} }"""
-    with pytest.raises(EmulationFault) as caught:
-        RawKernel(code, "spin")((1,), (1,), (np.zeros(1, np.int32),))
-    assert caught.value.finding.kind == "timeout"
-
-
 def test_lanes_that_do_not_come_and_need_not():
     code = """
 #define ALL 0xffffffff
@@ -344,7 +337,7 @@ def test_a_read_only_array_is_written():
     overwrite((1,), (4,), (frozen, y, np.int32(0)))
     np.testing.assert_array_equal(y, 2 * x)
     for n, line in ((1, 3), (2, 4)):
-        with pytest.raises(EmulationFault, match="argument 0.*which is read-only") as caught:
+        with pytest.raises(EmulationFault, match=r"argument 0.*which is read-only") as caught:
             overwrite((1,), (4,), (frozen, y, np.int32(n)))
         assert (caught.value.finding.kind, caught.value.finding.line) == ("read_only", line)
         with emulated_cuda(check=False):
@@ -367,3 +360,36 @@ def test_a_writable_view_of_a_read_only_array(check):
     with emulated_cuda(check=check):
         RawKernel(code, "forward")((1,), (4,), (frozen, x[2:6]))
     np.testing.assert_array_equal(x, [0, 1, 10, 10, 10, 10, 6, 7])
+
+
+LOOPS = """
+__global__ void volatile_read(volatile int* x) { while (*x == 0) {} }
+__global__ void arithmetic(volatile int* x) {
+    for (unsigned i = 0;; ++i)
+        if (i * i == 3) *x = 1;  // no square ends so
+}
+__global__ void barriers(volatile int* x) { for (;;) __syncthreads(); }
+"""
+
+
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        "volatile_read",
+        pytest.param(
+            "arithmetic",
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="takes Linux's timers"),
+        ),
+        "barriers",
+    ],
+)
+def test_a_launch_that_never_ends_runs_out_of_time(monkeypatch, kernel, check):
+    endless, x = RawKernel(LOOPS, kernel), np.zeros(1, np.int32)
+    for seconds in ("0.2", "0", "0.01"):
+        monkeypatch.setenv("MULFREE_EMULATOR_SECONDS", seconds)
+        with emulated_cuda(check=check), pytest.raises(EmulationFault) as caught:
+            endless((1,), (40,), (x,))
+        assert caught.value.finding.kind == "timeout"
+    monkeypatch.delenv("MULFREE_EMULATOR_SECONDS")
+    run_small("between_blocks", np.zeros(40, np.float32), (40,))

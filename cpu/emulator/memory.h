@@ -230,7 +230,11 @@ inline void close_memory() {
 
 inline void begin_block() {
     now.block_phase = now.phase;
-    if (now.launch->check) first_phase.push_back(now.phase);
+    if (!now.launch->check) return;
+    now.busy = true;  // it may allocate: no signal may leave from here
+    first_phase.push_back(now.phase);
+    now.busy = false;
+    if (now.interrupted) abandon_launch();
 }
 
 inline uint64_t block_of(uint32_t phase) {

@@ -385,7 +385,8 @@ __attribute__((visibility("default"))) int mulfree_launch(const Kernel *kernel, 
     now.block = 0;
     now.current = 0;
     now.phase = 1;
-    now.interrupted = now.busy = now.stopping = false;
+    now.interrupted = now.stopping = false;
+    now.busy = true;
     now.accesses = 0;
     now.deadline = clock_seconds() + launch->seconds;
     finding_count = 0;
@@ -393,7 +394,10 @@ __attribute__((visibility("default"))) int mulfree_launch(const Kernel *kernel, 
     if (launch->trace) open_trace();
     stack_t former_stack;
     catch_signals(former_stack);
-    if (sigsetjmp(now.abandon, 1) == 0) run_grid();
+    if (sigsetjmp(now.abandon, 1) == 0) {
+        now.busy = false;
+        run_grid();
+    }
     restore_signals(former_stack);
     close_memory();
     now.launch = nullptr;

@@ -1,10 +1,17 @@
-// Signals during a launch: Ctrl-C leaves it at once, the crash of an unchecked kernel becomes a finding.
+// Signals during a launch: Ctrl-C leaves it at once, the crash of an unchecked kernel becomes a finding,
+// and so does, on Linux, the loop that is still running when the time is up.
 #pragma once
 
 #include <pthread.h>
 #include <ucontext.h>
 
 #include <csignal>
+#include <ctime>
+
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "memory.h"
 
@@ -47,6 +54,55 @@ inline void on_signal(int number, siginfo_t *info, void *context) {
     siglongjmp(now.abandon, 1);
 }
 
+// Time is up also in a loop in which nothing calls the runtime and so looks at the clock.
+#ifdef __linux__
+#ifndef sigev_notify_thread_id
+#define sigev_notify_thread_id _sigev_un._tid
+#endif
+
+inline timer_t timer;
+inline bool timer_runs;
+inline struct sigaction former_timer_action;
+
+inline int timer_signal() { return SIGRTMAX - 2; }
+
+inline void on_timer(int, siginfo_t *info, void *context) {
+    if (info->si_code != SI_TIMER || now.busy) return;  // the timer comes again
+    Finding f = here(Kind::timeout);
+    f.pc = faulting_pc(context);
+    add_finding(f);
+    siglongjmp(now.abandon, 1);
+}
+
+inline void start_timer() {
+    struct sigaction action{};
+    action.sa_sigaction = on_timer;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    sigemptyset(&action.sa_mask);
+    sigaction(timer_signal(), &action, &former_timer_action);
+    struct sigevent event{};
+    event.sigev_notify = SIGEV_THREAD_ID;
+    event.sigev_signo = timer_signal();
+    event.sigev_notify_thread_id = static_cast<pid_t>(syscall(SYS_gettid));
+    timer_runs = timer_create(CLOCK_MONOTONIC, &event, &timer) == 0;
+    if (!timer_runs) return;
+    const double limit = now.launch->seconds, seconds = limit < 0 ? 0 : limit < 1e9 ? limit : 1e9;
+    itimerspec when{};
+    when.it_value.tv_sec = static_cast<time_t>(seconds);
+    when.it_value.tv_nsec = static_cast<long>(1e9 * (seconds - static_cast<double>(when.it_value.tv_sec))) | 1;
+    when.it_interval.tv_nsec = 100'000'000;
+    timer_settime(timer, 0, &when, nullptr);
+}
+
+inline void stop_timer() {
+    if (timer_runs) timer_delete(timer);
+    sigaction(timer_signal(), &former_timer_action, nullptr);
+}
+#else
+inline void start_timer() {}
+inline void stop_timer() {}
+#endif
+
 inline void catch_signals(stack_t &former_stack) {
     stack_t mine{};
     mine.ss_sp = signal_stack;
@@ -58,9 +114,12 @@ inline void catch_signals(stack_t &former_stack) {
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     sigemptyset(&action.sa_mask);
     for (int i = 0; i < 4; ++i) sigaction(caught[i], &action, &former[i]);
+    start_timer();
 }
 
 inline void restore_signals(const stack_t &former_stack) {
+    now.busy = true;  // no signal may leave from here
+    stop_timer();
     for (int i = 0; i < 4; ++i) sigaction(caught[i], &former[i], nullptr);
     sigaltstack(&former_stack, nullptr);
 }

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -184,6 +185,7 @@ def _build(file, code, name, flags, instrumented, compiler) -> None:
             str(prepared.runtime()),
             "-o",
             "kernel.so",
+            *(["-lrt"] if sys.platform == "linux" else []),  # timers, before glibc 2.34
         ]
         _run(link, name, folder)
         data = (folder / "kernel.so").read_bytes()
