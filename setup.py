@@ -69,7 +69,7 @@ setup(
             "mulfree_cupy._cpu",
             ["cpu/module.cpp"],
             cxx_std=17,
-            depends=sorted(map(str, Path("cpu").glob("*.hpp"))),
+            depends=sorted(map(str, Path("cpu").glob("*.[ch]pp"))),
             optional=True,  # without a compiler the NumPy kernels serve
         )
     ],

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # spec.py and problems.py
 hypothesis.settings.register_profile("default", deadline=None, max_examples=60, print_blob=True)
 hypothesis.settings.load_profile("default")
 
-# A shell's background job starts with Ctrl-C ignored, and then the tests of Ctrl-C would wait for ever.
+# A shell's background job starts with Ctrl-C ignored; the tests of Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -1,7 +1,8 @@
 """How a kernel gets to run: compiled for the CPU, through CuPy on a GPU, or emulated.
 
 The compiled CPU kernels and their NumPy twins are one set of functions, `cpu_kernels`. CUDA kernels
-go through a *device*, an object with ``xp`` and ``launch(path, entry, defines, grid, block, args)``;
+go through a *device*, an object with ``xp`` and
+``launch(path, entry, defines, grid, block, args)``;
 the launchers in `adder` and `convolution` take one and do not ask which it is.
 """
 
