@@ -32,15 +32,18 @@ def run(check: bool) -> int:
 
 def current_sections() -> dict[str, str]:
     """What belongs between the markers of each name, from the newest results."""
-    from benchmarks import adder, emulator
+    from benchmarks import adder, emulator, training
 
-    found = {kind: newest(timing.RESULTS, kind) for kind in ("adder", "emulator", "gpu")}
+    kinds = "adder", "training", "emulator", "gpu"
+    found = {kind: newest(timing.RESULTS, kind) for kind in kinds}
     sections = {"gpu-status": status_table(found["gpu"])}
     if record := found["adder"]:
         rows = record["layers"]
         parts = adder.summary(record), adder.goal_table(rows), adder.NOTES, adder.goals(record)
         sections["adder"] = "\n\n".join(parts)
         sections["adder-beside"] = adder.beside_table(rows)
+    if record := found["training"]:
+        sections["training"] = training.document(record)
     if record := found["emulator"]:
         sections["emulator"] = emulator.document(record)
     if record := found["gpu"]:

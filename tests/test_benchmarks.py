@@ -320,3 +320,14 @@ def test_help_names_every_command():
     done = command("--help")
     assert done.returncode == 0
     assert all(name in done.stdout for name in ("adder", "emulator", "gpu", "report"))
+
+
+def test_a_training_step_is_timed_and_documented(tmp_path, capsys):
+    from benchmarks import training
+
+    assert training.run(threads=2, out=tmp_path, quick=True) == 0
+    printed = capsys.readouterr().out
+    assert "mulfree_cupy AdderNet" in printed and "Convolutions take" in printed
+    (file,) = tmp_path.glob("training-cpu-*.json")
+    record = json.loads(file.read_text(encoding="utf-8"))
+    assert record["peak_mib"].keys() == record["seconds"].keys()
