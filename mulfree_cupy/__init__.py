@@ -5,6 +5,16 @@ from mulfree_cupy.launch.emulator import EmulationFault, emulated_cuda
 from mulfree_cupy.launch.source import kernels
 from mulfree_cupy.ops.adder import adaptive_rate, adder_conv, adder_conv_backward, adder_matmul
 from mulfree_cupy.ops.convolution import col2im, conv, conv_backward, im2col
+from mulfree_cupy.ops.shift import (
+    group_shifts,
+    modulo_shifts,
+    shift,
+    shift_adder_conv,
+    shift_adder_conv_backward,
+    shift_backward,
+    shift_conv,
+    shift_conv_backward,
+)
 from mulfree_cupy.version import __version__
 
 __all__ = [
@@ -19,6 +29,14 @@ __all__ = [
     "conv_backward",
     "emulated_cuda",
     "emulator",
+    "group_shifts",
     "im2col",
     "kernels",
+    "modulo_shifts",
+    "shift",
+    "shift_adder_conv",
+    "shift_adder_conv_backward",
+    "shift_backward",
+    "shift_conv",
+    "shift_conv_backward",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -24,7 +25,31 @@ def namespace(array: Array) -> ModuleType:
     return cupy if cupy is not None and isinstance(array, cupy.ndarray) else np
 
 
-def take(function: str, *, optional: tuple[str, ...] = (), **arguments: Any) -> list[Array]:
+def real_numbers(function: str, name: str, array: Array) -> None:
+    """Refuse what is no array of real numbers."""
+    if array.dtype.kind not in "biuf":
+        raise TypeError(
+            f"{function}: {name} must hold real numbers, got dtype {array.dtype} and "
+            f"shape {array.shape}"
+        )
+
+
+def plain_bits(function: str, name: str, array: Array) -> None:
+    """Refuse elements that cannot be moved as 1, 2, 4, 8 or 16 bytes, all zero for zero."""
+    if array.dtype.hasobject or array.dtype.itemsize not in (1, 2, 4, 8, 16):
+        raise TypeError(
+            f"{function}: {name} must have elements of 1, 2, 4, 8 or 16 plain bytes, "
+            f"got dtype {array.dtype} and shape {array.shape}"
+        )
+
+
+def take(
+    function: str,
+    *,
+    optional: tuple[str, ...] = (),
+    check: Callable[[str, str, Array], None] = real_numbers,
+    **arguments: Any,
+) -> list[Array]:
     """The arguments as NumPy or CuPy arrays of one device, without a copy.
 
     Arrays of other libraries come in through ``__dlpack__``, sequences of numbers as NumPy arrays;
@@ -33,12 +58,15 @@ def take(function: str, *, optional: tuple[str, ...] = (), **arguments: Any) -> 
     Raises
     ------
     TypeError
-        For arrays of different devices, or what is no array of real numbers.
+        For arrays of different devices, or what is no array, or whose dtype `check` refuses.
     """
     arrays = {
         name: None if value is None and name in optional else _adopt(function, name, value)
         for name, value in arguments.items()
     }
+    for name, array in arrays.items():
+        if array is not None:
+            check(function, name, array)
     devices = {name: _device(array) for name, array in arrays.items() if array is not None}
     if len(set(devices.values())) > 1:
         where = ", ".join(f"{name} on {device}" for name, device in devices.items())
@@ -46,13 +74,18 @@ def take(function: str, *, optional: tuple[str, ...] = (), **arguments: Any) -> 
     return list(arrays.values())
 
 
-def take_out(function: str, out: Any, beside: Array) -> Array | None:
+def take_out(
+    function: str,
+    out: Any,
+    beside: Array,
+    check: Callable[[str, str, Array], None] = real_numbers,
+) -> Array | None:
     """The array to write to, which must be one, on the device of `beside`; None stays None."""
     if out is None:
         return None
     if isinstance(out, (list, tuple)) or not hasattr(out, "__dlpack__"):
         raise TypeError(f"{function}: out must be an array, got {type(out).__name__}")
-    return take(function, input=beside, out=out)[1]
+    return take(function, check=check, input=beside, out=out)[1]
 
 
 def _adopt(function: str, name: str, value: Any) -> Array:
@@ -68,11 +101,6 @@ def _adopt(function: str, name: str, value: Any) -> Array:
             array = np.asarray(value)
         except ValueError as error:
             raise TypeError(f"{function}: {name} is no array: {error}") from None
-    if array.dtype.kind not in "biuf":
-        raise TypeError(
-            f"{function}: {name} must hold real numbers, got dtype {array.dtype} and "
-            f"shape {array.shape}"
-        )
     return array
 
 
@@ -95,9 +123,13 @@ def _device(array: Array) -> str:
 
 
 def take_floats(
-    function: str, *, optional: tuple[str, ...] = (), **arguments: Any
+    function: str,
+    *,
+    optional: tuple[str, ...] = (),
+    also: tuple[type, ...] = (),
+    **arguments: Any,
 ) -> list[Array]:
-    """As `take`, all in their common dtype, which must be float32 or float64."""
+    """As `take`, all in their common dtype, which must be float32, float64 or one of `also`."""
     arrays = take(function, optional=optional, **arguments)
     given = {
         name: array.dtype
@@ -105,7 +137,7 @@ def take_floats(
         if array is not None
     }
     dtype = np.result_type(*given.values())
-    if dtype not in (np.float32, np.float64):
+    if dtype not in (np.float32, np.float64, *also):
         listed = ", ".join(f"{name} {dtype}" for name, dtype in given.items())
         raise TypeError(
             f"{function}: the common dtype must be float32 or float64, got {listed}; "

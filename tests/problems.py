@@ -98,3 +98,38 @@ def problems(draw, dtypes=("float32", "float64"), most=6):
         bias=bias if bias is None or dtype != np.uint8 else bias.astype(np.int32),
         options=dict(stride=stride, padding=padding, dilation=dilation, groups=groups),
     )
+
+
+@dataclass
+class ShiftProblem:
+    x: np.ndarray
+    w: np.ndarray
+    shifts: np.ndarray
+    bias: np.ndarray | None
+    stride: tuple[int, int]
+
+    def grad(self, channels):
+        size = (-(-n // s) for n, s in zip(self.x.shape[2:], self.stride, strict=True))
+        shape = self.x.shape[0], channels, *size
+        return np.random.default_rng(7).normal(size=shape).astype(self.x.dtype)
+
+
+@st.composite
+def shift_problems(draw, dtypes=("float32", "float64")):
+    """A small image with any table of shifts, also such as leave the image, and any stride."""
+    channels, filters = draw(st.integers(1, 20)), draw(st.integers(1, 10))
+    size = draw(st.tuples(st.integers(1, 12), st.integers(1, 40)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    dtype = draw(st.sampled_from(dtypes))
+    most = draw(st.sampled_from([1, 1, 2, 15, 50]))
+    table = rng.integers(-most, most, (channels, 2), endpoint=True)
+    if most == 1 and channels >= 9:
+        table = draw(st.sampled_from([mf.modulo_shifts, mf.group_shifts]))(channels)
+    values = lambda *shape: rng.normal(size=shape).astype(dtype)  # noqa: E731
+    return ShiftProblem(
+        x=lay_out(values(draw(st.integers(1, 3)), channels, *size), draw(st.sampled_from(LAYOUTS))),
+        w=lay_out(values(filters, channels), draw(st.sampled_from(LAYOUTS[:2]))),
+        shifts=table,
+        bias=values(filters) if draw(st.booleans()) else None,
+        stride=draw(st.sampled_from([(1, 1), (1, 1), (2, 2), (2, 1), (1, 3), (30, 50)])),
+    )

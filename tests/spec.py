@@ -57,9 +57,7 @@ def conv(x, w, bias=None, *, stride=1, padding=0, dilation=1, groups=1):
 
 
 def adder_conv(x, w, bias=None, *, stride=1, padding=0, dilation=1, groups=1):
-    return _forward(
-        lambda a, b: -np.abs(a - b), x, w, bias, stride, padding, dilation, groups
-    )
+    return _forward(lambda a, b: -np.abs(a - b), x, w, bias, stride, padding, dilation, groups)
 
 
 def adder_matmul(a, b):
@@ -72,7 +70,10 @@ def _backward(slope_x, slope_w, grad, x, w, stride, padding, dilation, groups):
     grad, x, w = (np.asarray(a, np.float64) for a in (grad, x, w))
     parts_x, parts_w = [], []
     for g, xg, wg in zip(
-        np.split(grad, groups, axis=1), np.split(x, groups, axis=1), np.split(w, groups), strict=True
+        np.split(grad, groups, axis=1),
+        np.split(x, groups, axis=1),
+        np.split(w, groups),
+        strict=True,
     ):
         columns, grad_w = [], np.zeros_like(wg)
         for i, j, view in _windows(xg, w.shape[2:], stride, padding, dilation):
@@ -102,6 +103,46 @@ def adder_conv_backward(grad, x, w, *, stride=1, padding=0, dilation=1, groups=1
         lambda a, b: a - b,
         *(grad, x, w, stride, padding, dilation, groups),
     )
+
+
+def shift(x, shifts, *, stride=1):
+    (sh, sw), (height, width) = _pair(stride), x.shape[2:]
+    rows, columns = sh * np.arange(-(-height // sh)), sw * np.arange(-(-width // sw))
+    y = np.zeros((*x.shape[:2], len(rows), len(columns)), x.dtype)
+    for c, (dh, dw) in enumerate(shifts):
+        for p in np.flatnonzero((rows + dh >= 0) & (rows + dh < height)):
+            for q in np.flatnonzero((columns + dw >= 0) & (columns + dw < width)):
+                y[:, c, p, q] = x[:, c, rows[p] + dh, columns[q] + dw]
+    return y
+
+
+def shift_backward(grad, shifts, x_shape, *, stride=1):
+    """Every entry of grad goes back to where shift took it from."""
+    index = np.arange(1, np.prod(x_shape) + 1).reshape(x_shape)
+    image = np.zeros(np.prod(x_shape) + 1, grad.dtype)
+    image[shift(index, shifts, stride=stride).ravel()] = grad.ravel()
+    return image[1:].reshape(x_shape)
+
+
+def shift_conv(x, w, shifts, bias=None, *, stride=1):
+    return conv(shift(x, shifts, stride=stride), w[:, :, None, None], bias)
+
+
+def shift_adder_conv(x, w, shifts, bias=None, *, stride=1):
+    return adder_conv(shift(x, shifts, stride=stride), w[:, :, None, None], bias)
+
+
+def _shifted_backward(point, grad, x, w, shifts, stride):
+    grad_moved, grad_w = point(grad, shift(x, shifts, stride=stride), w[:, :, None, None])
+    return shift_backward(grad_moved, shifts, x.shape, stride=stride), grad_w[:, :, 0, 0]
+
+
+def shift_conv_backward(grad, x, w, shifts, *, stride=1):
+    return _shifted_backward(conv_backward, grad, x, w, shifts, stride)
+
+
+def shift_adder_conv_backward(grad, x, w, shifts, *, stride=1):
+    return _shifted_backward(adder_conv_backward, grad, x, w, shifts, stride)
 
 
 def adaptive_rate(grad_w, eta=0.2):

@@ -29,6 +29,25 @@ def device_for(array: Array) -> Any | None:
     return emulator.device if emulator.active() is not None else None
 
 
+def check_kernel(
+    function: str, kernel: str | None, names: tuple[str, ...], **argument: Array
+) -> None:
+    """Refuse the name of a CUDA kernel that is none of `names`, or one for a NumPy array.
+
+    The array stands under the name of the argument it is.
+    """
+    if kernel is None:
+        return
+    if kernel not in names:
+        raise ValueError(f"{function}: no kernel named {kernel!r}; there are {', '.join(names)}")
+    ((name, array),) = argument.items()
+    if device_for(array) is None:
+        raise ValueError(
+            f"{function}: kernel={kernel!r} is a CUDA kernel and {name} a NumPy array: pass "
+            "CuPy arrays, or call inside `with mulfree_cupy.emulated_cuda():`"
+        )
+
+
 @functools.cache
 def cpu_kernels() -> ModuleType:
     """The compiled CPU kernels, or their NumPy twins where the install had no C++ compiler.

@@ -69,11 +69,10 @@ def adder_matmul(
             f"got a of shape {a.shape} and b of shape {b.shape}"
         )
     (a, b, _), dtype = _supported("adder_matmul", a.shape[1], a=a, b=b, bias=None)
-    arrays.check_out(
-        "adder_matmul", out, (a.shape[0], b.shape[1]), dtype, a=given[0], b=given[1]
-    )
+    arrays.check_out("adder_matmul", out, (a.shape[0], b.shape[1]), dtype, a=given[0], b=given[1])
+    launch.check_kernel("adder_matmul", kernel, launchers.ADDER_KERNELS, a=a)
     result = arrays.answer(out, (a.shape[0], b.shape[1]), dtype, like=a)
-    device = _device("adder_matmul", "a", a, kernel)
+    device = launch.device_for(a)
     if not (result.size and a.shape[1]):
         result[...] = 0
     elif device is None:
@@ -172,9 +171,14 @@ def adder_conv(
         groups=groups,
     )
     (x, w, bias), dtype = _supported("adder_conv", g.taps, x=x, w=w, bias=bias)
-    _device("adder_conv", "x", x, kernel)
+    launch.check_kernel("adder_conv", kernel, launchers.ADDER_KERNELS, x=x)
+
+    def on_cpu(kernels, weights, bias, out):
+        options = g.stride, g.padding, g.dilation, g.groups
+        kernels.adder_conv(x, weights, bias, out, *options)
+
     return forward(
-        "adder_conv", launchers.adder_conv, g, x, w, bias, out, dtype, given, kernel=kernel
+        "adder_conv", launchers.adder_conv, on_cpu, g, x, w, bias, out, dtype, given, kernel=kernel
     )
 
 
@@ -246,9 +250,7 @@ def adder_conv_backward(
         kernels.adder_conv_grad_x(grad, x, weights, grad_x, *options)
         kernels.adder_conv_grad_w(grad, x, weights, grad_w, *options)
 
-    return backward(
-        "adder_conv_backward", launchers.adder_conv_backward, on_cpu, g, grad, x, w
-    )
+    return backward("adder_conv_backward", launchers.adder_conv_backward, on_cpu, g, grad, x, w)
 
 
 def adder_conv_sign_gradient(
@@ -381,17 +383,3 @@ def _supported(function, taps, **named):
         return [a, b, None if bias is None else bias.astype(np.int32, copy=False)], np.int32
     converted = arrays.take_floats(function, **named, optional=("bias",))
     return converted, converted[0].dtype
-
-
-def _device(function, argument, array, kernel):
-    device = launch.device_for(array)
-    if kernel is not None and kernel not in launchers.ADDER_KERNELS:
-        raise ValueError(
-            f"{function}: no kernel named {kernel!r}; there are {', '.join(launchers.ADDER_KERNELS)}"
-        )
-    if kernel is not None and device is None:
-        raise ValueError(
-            f"{function}: kernel={kernel!r} is a CUDA kernel and {argument} a NumPy array: pass "
-            "CuPy arrays, or call inside `with mulfree_cupy.emulated_cuda():`"
-        )
-    return device

@@ -181,7 +181,11 @@ def conv(
     g = geometry.convolution(
         "conv", x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups
     )
-    return forward("conv", launchers.conv, g, x, w, bias, out, x.dtype, given)
+
+    def on_cpu(kernels, weights, bias, out):
+        kernels.conv(x, weights, bias, out, g.stride, g.padding, g.dilation, g.groups)
+
+    return forward("conv", launchers.conv, on_cpu, g, x, w, bias, out, x.dtype, given)
 
 
 def conv_backward(
@@ -248,8 +252,8 @@ def conv_backward(
 
 
 @np.errstate(invalid="ignore", over="ignore")  # NaN and Inf go through in silence
-def forward(function, launcher, g, x, w, bias, out, dtype, given, **options):
-    """Check bias and out, then run the CPU kernel named like the function, or the launcher.
+def forward(function, launcher, on_cpu, g, x, w, bias, out, dtype, given, **options):
+    """Check bias and out, then fill out by the CPU kernel or the launcher.
 
     `given` holds the arguments x, w and bias as the caller gave them.
     """
@@ -264,8 +268,7 @@ def forward(function, launcher, g, x, w, bias, out, dtype, given, **options):
     if result.size and g.taps:
         w, bias = arrays.contiguous(w), arrays.contiguous(bias)
         if device is None:
-            kernel = getattr(launch.cpu_kernels(), function)
-            kernel(x, w, bias, result, g.stride, g.padding, g.dilation, g.groups)
+            on_cpu(launch.cpu_kernels(), w, bias, result)
         else:
             launcher(device, arrays.contiguous(x), w, bias, result, g, **options)
     else:
@@ -277,7 +280,7 @@ def forward(function, launcher, g, x, w, bias, out, dtype, given, **options):
 def backward(function, launcher, on_cpu, g, grad, x, w):
     """Check grad, then fill grad_x and grad_w by the CPU kernels or the launcher."""
     geometry.check_shape(function, "grad", grad.shape, g.out_shape, "(N, K, OH, OW)")
-    grad_x, grad_w = (arrays.empty_beside(x, shape, x.dtype) for shape in (g.x_shape, g.w_shape))
+    grad_x, grad_w = (arrays.empty_beside(x, shape, x.dtype) for shape in (g.x_shape, w.shape))
     device = launch.device_for(x)
     if not (grad.size and g.taps):
         grad_x[...], grad_w[...] = 0, 0
