@@ -15,10 +15,17 @@ from mulfree_cupy.ops.shift import (
     shift_conv,
     shift_conv_backward,
 )
+from mulfree_cupy.ops.winograd import (
+    WinogradWeights,
+    winograd_conv,
+    winograd_conv_backward,
+    winograd_matrices,
+)
 from mulfree_cupy.version import __version__
 
 __all__ = [
     "EmulationFault",
+    "WinogradWeights",
     "__version__",
     "adaptive_rate",
     "adder_conv",
@@ -39,4 +46,7 @@ __all__ = [
     "shift_backward",
     "shift_conv",
     "shift_conv_backward",
+    "winograd_conv",
+    "winograd_conv_backward",
+    "winograd_matrices",
 ]

@@ -148,3 +148,74 @@ def shift_adder_conv_backward(grad, x, w, shifts, *, stride=1):
 def adaptive_rate(grad_w, eta=0.2):
     grad_w = np.asarray(grad_w, np.float64)
     return grad_w * eta * np.sqrt(grad_w.size) / np.linalg.norm(grad_w)
+
+
+# Lavin's matrices BT, G, AT of F(2x2, 3x3), and those of F(4x4, 3x3) from the points 0, +-1, +-2.
+WINOGRAD = {
+    2: (
+        np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]),
+        np.array([[1, 0, 0], [1 / 2, 1 / 2, 1 / 2], [1 / 2, -1 / 2, 1 / 2], [0, 0, 1]]),
+        np.array([[1, 1, 1, 0], [0, 1, -1, -1]]),
+    ),
+    4: (
+        np.array(
+            [
+                [4, 0, -5, 0, 1, 0],
+                [0, -4, -4, 1, 1, 0],
+                [0, 4, -4, -1, 1, 0],
+                [0, -2, -1, 2, 1, 0],
+                [0, 2, -1, -2, 1, 0],
+                [0, 4, 0, -5, 0, 1],
+            ]
+        ),
+        np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24,
+        np.array(
+            [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+        ),
+    ),
+}
+
+
+def _tiles(x, m, out_shape, padding):
+    """x with zeros all around, and (first row, first column) of each tile of t x t pixels on it."""
+    (ph, pw), (rows, columns) = _pair(padding), (-(-size // m) for size in out_shape)
+    low = rows * m + 2 - x.shape[2] - ph, columns * m + 2 - x.shape[3] - pw
+    ends = [(p, max(0, extra)) for p, extra in zip((ph, pw), low, strict=True)]
+    padded = np.pad(np.asarray(x, np.float64), ((0, 0), (0, 0), *ends))
+    return padded, [(m * i, m * j) for i in range(rows) for j in range(columns)]
+
+
+def winograd_conv(x, u, matrices, bias=None, *, padding=1, relu=False):
+    """A^T [ sum_c U . V ] A of each tile; the first begins at -padding, and the last is cropped."""
+    BT, _, AT = matrices
+    m, t = AT.shape
+    height, width = (size + 2 * p - 2 for size, p in zip(x.shape[2:], _pair(padding), strict=True))
+    padded, places = _tiles(x, m, (height, width), padding)
+    y = np.zeros((x.shape[0], u.shape[2], height + m, width + m))
+    for i, j in places:
+        v = BT @ padded[:, :, i : i + t, j : j + t] @ BT.T
+        if relu:
+            v = np.maximum(v, 0)
+        products = np.einsum("ijkc,ncij->nkij", np.asarray(u, np.float64), v)
+        y[:, :, i : i + m, j : j + m] = AT @ products @ AT.T
+    y = y[:, :, :height, :width]
+    return y if bias is None else y + np.asarray(bias, np.float64)[:, None, None]
+
+
+def winograd_conv_backward(grad, x, u, matrices, *, padding=1, relu=False):
+    """grad_x and grad_u, the latter at every entry: what autograd would give, tile by tile."""
+    BT, _, AT = matrices
+    m, t = AT.shape
+    padded, places = _tiles(x, m, grad.shape[2:], padding)
+    grad_padded, grad_u = np.zeros_like(padded), np.zeros(u.shape)
+    grad = np.pad(np.asarray(grad, np.float64), ((0, 0), (0, 0), (0, m), (0, m)))
+    for i, j in places:
+        v = BT @ padded[:, :, i : i + t, j : j + t] @ BT.T
+        dm = AT.T @ grad[:, :, i : i + m, j : j + m] @ AT
+        dv = np.einsum("ijkc,nkij->ncij", np.asarray(u, np.float64), dm)
+        grad_u += np.einsum("nkij,ncij->ijkc", dm, np.maximum(v, 0) if relu else v)
+        if relu:
+            dv = dv * (v > 0)
+        grad_padded[:, :, i : i + t, j : j + t] += BT.T @ dv @ BT
+    (ph, pw), (height, width) = _pair(padding), x.shape[2:]
+    return grad_padded[:, :, ph : ph + height, pw : pw + width], grad_u

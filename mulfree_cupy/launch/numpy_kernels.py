@@ -11,6 +11,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from mulfree_cupy.geometry import output_size, windows
+from mulfree_cupy.launch.numpy_winograd import (  # noqa: F401
+    winograd_blocks,
+    winograd_conv,
+    winograd_conv_grad_u,
+    winograd_conv_grad_x,
+    winograd_dense,
+    winograd_sparse,
+)
 
 _WORKSPACE = 64 << 20  # bytes; a chunk of the batch at a time stays below it
 

@@ -1,0 +1,202 @@
+"""The convolution in the Winograd domain, of dense or sparse weights, and its gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mulfree_cupy import arrays, geometry, launch
+from mulfree_cupy.arrays import Array
+from mulfree_cupy.launch import numpy_winograd
+from mulfree_cupy.ops.winograd.matrices import matrices
+from mulfree_cupy.ops.winograd.weights import WinogradWeights, cpu_kernels
+
+__all__ = ["KERNELS", "winograd_conv", "winograd_conv_backward"]
+
+KERNELS = ("dense", "sparse", "blocks", "scipy")
+
+
+@np.errstate(invalid="ignore", over="ignore")  # NaN and Inf go through in silence
+def winograd_conv(
+    x: Array,
+    weights: WinogradWeights,
+    bias: Array | None = None,
+    *,
+    padding: int | tuple[int, int] = 1,
+    relu: bool = False,
+    out: Array | None = None,
+    kernel: str | None = None,
+) -> Array:
+    """Winograd convolution, or the Winograd-ReLU layer, with weights in the Winograd domain.
+
+    Parameters
+    ----------
+    x : array, shape (N, C, H, W)
+        float32 or float64, in any memory order. Weights of another dtype are converted in each
+        call.
+    weights : WinogradWeights, shape (t, t, K, C)
+    bias : array, shape (K,), optional
+    padding : int or pair of ints
+        Zeros around the image; the first tile begins there, at ``-padding``. Tiles reach past the
+        other end as need be, over zeros, and their answers are cropped.
+    relu : bool
+        Clip the transformed input at zero. The layer is then no convolution: it depends on where
+        the tiles begin, and on the signs of the transform.
+    out : array, shape (N, K, OH, OW), optional
+        Receives the answer; must not overlap an input.
+    kernel : str, optional
+        On the CPU ``"dense"``, ``"sparse"``, ``"blocks"`` (four filters share the places of their
+        weights) or ``"scipy"``. The default is what the weights' density makes fastest.
+
+    Returns
+    -------
+    array, shape (N, K, OH, OW)
+        float32, or float64 if an input is; ``OH = H + 2*padding - 2``.
+
+    Raises
+    ------
+    ValueError
+        If shapes, padding or `out` do not fit, or there is no such kernel.
+    TypeError
+        If a dtype is not served, or the arrays are on different devices.
+
+    Notes
+    -----
+    ``AT @ (sum_c U * V) @ AT.T`` for each tile d of t x t pixels, m pixels apart, with
+    ``V = BT @ d @ BT.T``, or ``max(V, 0)`` for the Winograd-ReLU layer [1]_, and the matrices of
+    `winograd_matrices`. An infinite or NaN pixel makes all outputs of its tiles NaN.
+
+    References
+    ----------
+    .. [1] X. Liu et al., "Efficient Sparse-Winograd Convolutional Neural Networks", ICLR 2018.
+
+    Examples
+    --------
+    >>> import numpy as np, mulfree_cupy as mf
+    >>> weights = mf.WinogradWeights.from_spatial(np.ones((1, 2, 3, 3)))
+    >>> mf.winograd_conv(np.ones((1, 2, 3, 3)), weights)[0, 0]
+    array([[ 8., 12.,  8.],
+           [12., 18., 12.],
+           [ 8., 12.,  8.]])
+    """
+    name = "winograd_conv"
+    x, bias, weights, g, given = _checked(name, x, weights, padding, bias=bias)
+    if bias is not None:
+        geometry.check_shape(name, "bias", bias.shape, (g.filters,), "(K,)")
+    out = arrays.take_out(name, out, beside=x)
+    arrays.check_out(name, out, g.out_shape, x.dtype, **given)
+    if kernel is not None and kernel not in KERNELS:
+        raise ValueError(f"{name}: no kernel named {kernel!r}; there are {', '.join(KERNELS)}")
+    result = arrays.answer(out, g.out_shape, x.dtype, like=x)
+    if result.size and g.channels:
+        kernel = kernel or fastest(weights)
+        arguments = arrays.contiguous(bias), result, g.padding, bool(relu), _matrices(weights)
+        if kernel == "scipy":
+            numpy_winograd.forward(x, _scipy_product(weights), *arguments)
+        else:
+            cpu_kernels().winograd_conv(x, weights.plan(kernel), *arguments)
+    else:
+        result[...] = 0 if bias is None else bias[:, None, None]
+    return arrays.deliver(result, out)
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def winograd_conv_backward(
+    grad: Array,
+    x: Array,
+    weights: WinogradWeights,
+    *,
+    padding: int | tuple[int, int] = 1,
+    relu: bool = False,
+) -> tuple[Array, Array]:
+    """Gradients of ``(winograd_conv(x, weights) * grad).sum()`` with respect to x and the weights.
+
+    Parameters
+    ----------
+    grad : array, shape (N, K, OH, OW)
+    x : array, shape (N, C, H, W)
+    weights : WinogradWeights, shape (t, t, K, C)
+    padding, relu
+        As given to `winograd_conv`.
+
+    Returns
+    -------
+    grad_x, grad_u : arrays, shapes (N, C, H, W) and (t, t, K, C)
+        grad_u is zero where the weights are pruned.
+
+    Raises
+    ------
+    ValueError
+        If shapes or padding do not fit.
+    TypeError
+        If a dtype is not served, or the arrays are on different devices.
+
+    Notes
+    -----
+    With ``dM = A @ grad @ A.T`` for each tile: ``grad_u = mask * sum dM * V`` over the tiles, and
+    each tile's ``B @ (sum_k U * dM) @ B.T`` (where relu: of its entries at which V > 0) is added
+    into grad_x, where tiles overlap.
+
+    Examples
+    --------
+    >>> import numpy as np, mulfree_cupy as mf
+    >>> weights = mf.WinogradWeights.from_spatial(np.ones((1, 1, 3, 3)))
+    >>> grad_x, grad_u = mf.winograd_conv_backward(
+    ...     np.ones((1, 1, 2, 2)), np.ones((1, 1, 2, 2)), weights)
+    >>> grad_x[0, 0]
+    array([[4., 4.],
+           [4., 4.]])
+    >>> grad_u.shape
+    (4, 4, 1, 1)
+    """
+    name = "winograd_conv_backward"
+    x, grad, weights, g, _ = _checked(name, x, weights, padding, grad=grad)
+    geometry.check_shape(name, "grad", grad.shape, g.out_shape, "(N, K, OH, OW)")
+    grad_x = arrays.empty_beside(x, g.x_shape, x.dtype)
+    grad_u = arrays.empty_beside(x, weights.shape, x.dtype)
+    if grad.size and g.channels:
+        options = g.padding, bool(relu), _matrices(weights)
+        cpu_kernels().winograd_conv_grad_x(grad, x, weights.dense, grad_x, *options)
+        cpu_kernels().winograd_conv_grad_u(grad, x, grad_u, *options)
+        grad_u[~weights.mask] = 0
+    else:
+        grad_x[...], grad_u[...] = 0, 0
+    return grad_x, grad_u
+
+
+def _checked(function, x, weights, padding, **other):
+    """x, the other array and the weights in one dtype; the geometry; the arrays as given."""
+    if not isinstance(weights, WinogradWeights):
+        raise TypeError(
+            f"{function}: weights must be WinogradWeights, such as "
+            f"WinogradWeights.from_spatial(w), got {type(weights).__name__}"
+        )
+    optional = ("bias",)
+    given = arrays.take(function, x=x, weights=weights.dense, **other, optional=optional)
+    given = dict(zip(("x", "weights", *other), given, strict=True))
+    x, _, array = arrays.take_floats(function, **given, optional=optional)
+    geometry.check_rank(function, "x", x.shape, "N, C, H, W")
+    filters, channels = weights.shape[2:]
+    if x.shape[1] != channels:
+        raise ValueError(
+            f"{function}: x must have the {channels} channels of weights, got {x.shape[1]}: x has "
+            f"shape {x.shape}, weights have shape {weights.shape}"
+        )
+    g = geometry.window(function, x.shape, 3, filters=filters, padding=padding)
+    if launch.device_for(x) is not None:
+        raise NotImplementedError(f"{function}: there are no CUDA kernels yet")
+    return x, array, weights.astype(x.dtype), g, given
+
+
+def fastest(weights: WinogradWeights) -> str:
+    """The kernel that the weights' density makes fastest."""
+    return "dense"
+
+
+def _matrices(weights):
+    """What the CPU kernels want of the transform: those of F(2x2, 3x3) they know."""
+    BT, _, AT = matrices(weights.m, weights.points)
+    return None if weights.m == 2 else (BT, AT)
+
+
+def _scipy_product(weights):
+    return lambda seen: np.stack([u @ v for u, v in zip(weights.matrices, seen, strict=True)])

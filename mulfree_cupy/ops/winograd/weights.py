@@ -1,0 +1,524 @@
+"""Weights in the Winograd domain: dense or sparse, pruned, saved."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from os import PathLike
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mulfree_cupy import arrays, geometry, launch
+from mulfree_cupy.arrays import Array
+from mulfree_cupy.launch import numpy_kernels
+from mulfree_cupy.ops.winograd.matrices import importance, matrices, winograd_matrices
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
+
+__all__ = ["WinogradWeights", "precondition", "prune_spatial"]
+
+
+class WinogradWeights:
+    """Weights of a Winograd convolution: a K x C matrix for each of the t x t tile positions.
+
+    Made by `from_spatial`, `from_dense`, `from_sparse` or `load`, and not changed afterwards: the
+    packed forms that kernels ask for are made once.
+
+    Attributes
+    ----------
+    dense : array, shape (t, t, K, C)
+        Zero where mask is False; read-only.
+    mask : array of bool, shape (t, t, K, C)
+        The entries that are part of the model; read-only.
+    m : int
+        Side of an output tile, 2 or 4; t = m + 2.
+    points : str
+        Interpolation points, see `winograd_matrices`.
+
+    Examples
+    --------
+    >>> import numpy as np, mulfree_cupy as mf
+    >>> w = np.random.default_rng(0).normal(size=(8, 4, 3, 3))
+    >>> weights = mf.WinogradWeights.from_spatial(w)
+    >>> weights.prune(0.4)
+    WinogradWeights(F(2x2, 3x3), K=8, C=4, density 0.400, float64)
+    >>> weights.prune(0.4).matrices[0].shape
+    (8, 4)
+    """
+
+    def __init__(self, dense: Array, mask: Array, points: str):
+        self.dense, self.mask, self.points = dense, mask, points
+        self.m = dense.shape[0] - 2
+        self._plans = {}
+        for array in (dense, mask):
+            if arrays.namespace(array) is np:
+                array.flags.writeable = False
+
+    @classmethod
+    def from_spatial(
+        cls, w: Array, m: int = 2, *, points: str = "lavin", allow_float16: bool = False
+    ) -> WinogradWeights:
+        """The weights that compute an ordinary convolution with w.
+
+        Parameters
+        ----------
+        w : array, shape (K, C, 3, 3)
+            float32 or float64; float16 as said at `from_dense`.
+        m, points
+            As in `winograd_matrices`.
+        allow_float16 : bool
+            See `from_dense`.
+
+        Returns
+        -------
+        WinogradWeights
+            ``G g G^T`` of each kernel g, computed in float64, in the dtype of w.
+
+        Raises
+        ------
+        ValueError
+            If shapes do not fit, there is no such transform, or float16 would be too coarse.
+        TypeError
+            If the dtype is not served.
+
+        Examples
+        --------
+        >>> import numpy as np, mulfree_cupy as mf
+        >>> mf.WinogradWeights.from_spatial(np.ones((1, 1, 3, 3))).dense[:, :, 0, 0]
+        array([[1.  , 1.5 , 0.5 , 1.  ],
+               [1.5 , 2.25, 0.75, 1.5 ],
+               [0.5 , 0.75, 0.25, 0.5 ],
+               [1.  , 1.5 , 0.5 , 1.  ]])
+        """
+        name = "WinogradWeights.from_spatial"
+        w = _take_weights(name, "w", w)
+        geometry.check_rank(name, "w", w.shape, "K, C, 3, 3")
+        geometry.check_shape(name, "w", w.shape, (*w.shape[:2], 3, 3), "(K, C, 3, 3)")
+        _, G, _ = winograd_matrices(m, points=points)
+        xp = arrays.namespace(w)
+        G = xp.asarray(G)
+        u = xp.einsum("ia,kcab,jb->ijkc", G, w.astype(np.float64), G)
+        return cls._checked(name, u.astype(w.dtype), None, points, allow_float16)
+
+    @classmethod
+    def from_dense(
+        cls,
+        u: Array,
+        mask: Array | None = None,
+        *,
+        points: str = "lavin",
+        allow_float16: bool = False,
+    ) -> WinogradWeights:
+        """Weights given in the Winograd domain; they are copied.
+
+        Parameters
+        ----------
+        u : array, shape (t, t, K, C)
+            t is 4 or 6. float32 or float64; float16 for GPUs.
+        mask : array, shape (t, t, K, C), optional
+            Entries where it is zero are pruned; the default keeps those that are not zero.
+        points : str
+            As in `winograd_matrices`.
+        allow_float16 : bool
+            Admits float16 for t = 6, whose rounding errors reach a tenth of the output's size; for
+            t = 4 they stay under a hundredth and need no leave.
+
+        Returns
+        -------
+        WinogradWeights
+
+        Raises
+        ------
+        ValueError
+            If shapes do not fit, there is no such transform, or float16 would be too coarse.
+        TypeError
+            If the dtype is not served, or u and mask are on different devices.
+
+        Examples
+        --------
+        >>> import numpy as np, mulfree_cupy as mf
+        >>> mf.WinogradWeights.from_dense(np.eye(5) * np.ones((4, 4, 1, 1)))
+        WinogradWeights(F(2x2, 3x3), K=5, C=5, density 0.200, float64)
+        """
+        return cls._checked("WinogradWeights.from_dense", u, mask, points, allow_float16)
+
+    @classmethod
+    def _checked(cls, name, u, mask, points, allow_float16):
+        u = _take_weights(name, "u", u)
+        geometry.check_rank(name, "u", u.shape, "t, t, K, C")
+        if u.shape[0] != u.shape[1] or u.shape[0] not in (4, 6):
+            raise ValueError(
+                f"{name}: u must have shape (t, t, K, C) with t = 4 or 6, got {u.shape}"
+            )
+        winograd_matrices(u.shape[0] - 2, points=points)
+        if u.dtype == np.float16 and u.shape[0] == 6 and not allow_float16:
+            raise ValueError(
+                f"{name}: F(4x4, 3x3) is too coarse in float16 (errors up to a tenth of the "
+                f"output), u has shape {u.shape}; use m=2, or pass allow_float16=True"
+            )
+        xp = arrays.namespace(u)
+        if mask is None:
+            return cls(u.copy(order="C"), u != 0, points)
+        u, mask = arrays.take(name, u=u, mask=mask)
+        geometry.check_shape(name, "mask", mask.shape, u.shape, "(t, t, K, C)")
+        mask = xp.array(mask, dtype=bool, order="C")
+        return cls(xp.where(mask, u, u.dtype.type(0)), mask, points)
+
+    @classmethod
+    def from_sparse(
+        cls, matrices: Sequence[Any], shape: tuple[int, int, int, int], *, points: str = "lavin"
+    ) -> WinogradWeights:
+        """Weights given as SciPy sparse matrices.
+
+        Parameters
+        ----------
+        matrices : sequence of t*t sparse matrices or arrays, shape (K, C) each
+            Of any SciPy format, position (i, j) at ``i*t + j``. Duplicate entries are summed, zeros
+            that are stored are not kept.
+        shape : tuple of 4 ints
+            (t, t, K, C).
+        points : str
+            As in `winograd_matrices`.
+
+        Returns
+        -------
+        WinogradWeights
+
+        Raises
+        ------
+        ValueError
+            If number or shapes do not fit, or there is no such transform.
+        TypeError
+            If a matrix is not a sparse one of real numbers.
+
+        Examples
+        --------
+        >>> import scipy.sparse, mulfree_cupy as mf
+        >>> mf.WinogradWeights.from_sparse([scipy.sparse.eye_array(3)] * 16, (4, 4, 3, 3)).density
+        0.3333333333333333
+        """
+        from scipy import sparse
+
+        name = "WinogradWeights.from_sparse"
+        shape = geometry.shape4(name, "shape", shape)
+        matrices = list(matrices)
+        if len(matrices) != shape[0] * shape[1]:
+            raise ValueError(
+                f"{name}: shape {shape} needs {shape[0] * shape[1]} matrices, got {len(matrices)}"
+            )
+        for position, matrix in enumerate(matrices):
+            if not sparse.issparse(matrix):
+                raise TypeError(
+                    f"{name}: matrices[{position}] must be a SciPy sparse matrix or array, "
+                    f"got {type(matrix).__name__}"
+                )
+            geometry.check_shape(name, f"matrices[{position}]", matrix.shape, shape[2:], "(K, C)")
+        dense = [matrix.toarray() for matrix in matrices]
+        return cls._checked(name, np.stack(dense).reshape(shape), None, points, False)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(t, t, K, C)."""
+        return self.dense.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.dense.dtype
+
+    @property
+    def size(self) -> int:
+        """Entries, pruned ones included."""
+        return self.dense.size
+
+    @functools.cached_property
+    def nnz(self) -> int:
+        """Entries that are not pruned."""
+        return int(self.mask.sum())
+
+    @property
+    def density(self) -> float:
+        """nnz / size; 0 if there are no entries."""
+        return self.nnz / self.size if self.size else 0.0
+
+    def __repr__(self) -> str:
+        filters, channels = self.shape[2:]
+        return (
+            f"WinogradWeights(F({self.m}x{self.m}, 3x3), K={filters}, C={channels}, "
+            f"density {self.density:.3f}, {self.dtype})"
+        )
+
+    def astype(self, dtype: Any, *, allow_float16: bool = False) -> WinogradWeights:
+        """The weights in another dtype; themselves if it is theirs."""
+        if self.dtype == dtype:
+            return self
+        return self._checked(
+            "WinogradWeights.astype",
+            self.dense.astype(dtype),
+            self.mask,
+            self.points,
+            allow_float16,
+        )
+
+    def prune(self, density: float, score: str = "magnitude") -> WinogradWeights:
+        """Keep the highest-scoring entries, taken over all positions of the layer.
+
+        Parameters
+        ----------
+        density : float, from 0 to 1
+            Exactly ``max(1, round(density * size))`` entries are kept; of equals, the first. What
+            was pruned before stays so, hence a density above the present one changes nothing.
+        score : str
+            ``"magnitude"``, or ``"importance"``: magnitude times the factor of `importance`.
+
+        Returns
+        -------
+        WinogradWeights
+
+        Raises
+        ------
+        ValueError
+            If density or score are not such, or a weight is NaN.
+        TypeError
+            If density is no number.
+
+        Examples
+        --------
+        >>> import numpy as np, mulfree_cupy as mf
+        >>> u = np.arange(16.0).reshape(4, 4, 1, 1)
+        >>> mf.WinogradWeights.from_dense(u).prune(0.25).dense.ravel()[-5:]
+        array([ 0., 12., 13., 14., 15.])
+        """
+        name = "WinogradWeights.prune"
+        if score not in ("magnitude", "importance"):
+            raise ValueError(f"{name}: score must be 'magnitude' or 'importance', got {score!r}")
+        xp = arrays.namespace(self.dense)
+        scores = abs(self.dense)
+        if score == "importance":
+            factors = xp.asarray(importance(self.m, points=self.points))
+            scores = scores * factors[:, :, None, None]
+        # Entries pruned before come after those that are zero.
+        kept = _highest(name, xp.where(self.mask, scores, -1), density)
+        return self._checked(name, self.dense, kept & self.mask, self.points, True)
+
+    @functools.cached_property
+    def matrices(self) -> tuple[csr_array, ...]:
+        """A SciPy CSR array (K, C) for each tile position, (i, j) at ``i*t + j``; needs SciPy."""
+        from scipy.sparse import csr_array
+
+        filters = self.shape[2]
+        indptr, indices, values = self.csr
+        made = []
+        for first in range(0, len(indptr) - 1, filters or 1):
+            starts = indptr[first : first + filters + 1]
+            part = slice(starts[0], starts[-1])
+            made.append(
+                csr_array((values[part], indices[part], starts - starts[0]), self.shape[2:])
+            )
+        return tuple(made)
+
+    @functools.cached_property
+    def csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """indptr (t*t*K + 1,), indices, values: the matrices on top of one another, as one CSR."""
+        mask, dense = _on_host(self.mask), _on_host(self.dense)
+        rows = mask.reshape(-1, self.shape[3])
+        return _indptr(rows), np.nonzero(rows)[1].astype(np.int32), dense[mask]
+
+    @functools.cached_property
+    def blocks(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `csr`, of groups of four filters, which share a pattern; values (entries, 4)."""
+        positions, (filters, channels) = self.shape[0] ** 2, self.shape[2:]
+        fill = (0, 0), (0, -filters % 4), (0, 0)
+        dense = _on_host(self.dense).reshape(positions, filters, channels)
+        mask = _on_host(self.mask).reshape(positions, filters, channels)
+        mask = np.pad(mask, fill).reshape(-1, 4, channels).any(axis=1)
+        groups = np.pad(dense, fill).reshape(-1, 4, channels).swapaxes(1, 2)
+        return _indptr(mask), np.nonzero(mask)[1].astype(np.int32), groups[mask]
+
+    def plan(self, form: str) -> Any:
+        """The weights as the CPU kernels want them, packed at the first call.
+
+        Parameters
+        ----------
+        form : str
+            ``"dense"``, ``"sparse"`` or ``"blocks"``.
+
+        Returns
+        -------
+        object
+            For the CPU kernel `winograd_conv` alone.
+        """
+        kernels = cpu_kernels()
+        if (kernels, form) not in self._plans:
+            t, _, *matrix = self.shape
+            if form == "dense":
+                plan = kernels.winograd_dense(self.dense)
+            elif form == "sparse":
+                plan = kernels.winograd_sparse(*self.csr, (t, *matrix))
+            else:
+                plan = kernels.winograd_blocks(*self.blocks, (t, *matrix))
+            self._plans[kernels, form] = plan
+        return self._plans[kernels, form]
+
+    def __reduce__(self):
+        return WinogradWeights, (self.dense, self.mask, self.points)
+
+    def save(self, file: str | PathLike) -> None:
+        """Write an .npz file; `scipy.sparse.load_npz` reads it too, as one (t*t*K, C) CSR array."""
+        indptr, indices, values = self.csr
+        np.savez(
+            file,
+            format=b"csr",
+            _is_array=True,
+            shape=(len(indptr) - 1, self.shape[3]),
+            data=values,
+            indices=indices,
+            indptr=indptr,
+            winograd_shape=self.shape,
+            winograd_points=self.points,
+        )
+
+    @classmethod
+    def load(cls, file: str | PathLike) -> WinogradWeights:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the file is not such a one.
+        """
+        name = "WinogradWeights.load"
+        with np.load(file, allow_pickle=False) as saved:
+            missing = {"indptr", "indices", "data", "winograd_shape", "winograd_points"} - {*saved}
+            if missing:
+                raise ValueError(f"{name}: {file} lacks {', '.join(sorted(missing))}")
+            shape = geometry.shape4(name, "the shape saved", saved["winograd_shape"])
+            rows = np.repeat(np.arange(np.prod(shape[:3])), np.diff(saved["indptr"]))
+            dense = np.zeros((np.prod(shape[:3]), shape[3]), saved["data"].dtype)
+            mask = np.zeros(dense.shape, bool)
+            dense[rows, saved["indices"]] = saved["data"]
+            mask[rows, saved["indices"]] = True
+            points = str(saved["winograd_points"])
+        return cls._checked(name, dense.reshape(shape), mask.reshape(shape), points, True)
+
+
+def prune_spatial(w: Array, density: float) -> Array:
+    """Zero all but the largest of a layer's spatial weights, as Han et al. do.
+
+    Parameters
+    ----------
+    w : array
+        float32 or float64, of any shape.
+    density : float, from 0 to 1
+        Exactly ``max(1, round(density * size))`` entries are kept; of equals, the first.
+
+    Returns
+    -------
+    array, shape and dtype of w
+
+    Raises
+    ------
+    ValueError
+        If density is out of range, or a weight is NaN.
+    TypeError
+        If density is no number, or w not float32 or float64.
+
+    References
+    ----------
+    .. [1] S. Han et al., "Learning both Weights and Connections for Efficient Neural Networks",
+       NeurIPS 2015.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mulfree_cupy.ops.winograd import prune_spatial
+    >>> prune_spatial(np.array([3.0, -4.0, 1.0, 0.5]), 0.5)
+    array([ 3., -4.,  0.,  0.])
+    """
+    (w,) = arrays.take_floats("prune_spatial", w=w)
+    kept = _highest("prune_spatial", abs(w), density)
+    return arrays.namespace(w).where(kept, w, w.dtype.type(0))
+
+
+def precondition(grad_u: Array, *, points: str = "lavin") -> Array:
+    """The gradient by which a step on U is a step on the spatial kernel behind it.
+
+    Parameters
+    ----------
+    grad_u : array, shape (t, t, K, C)
+        float32 or float64.
+    points : str
+        As in `winograd_matrices`.
+
+    Returns
+    -------
+    array, shape and dtype of grad_u
+        ``(G G^T) grad_u (G G^T)``. It is not zero where a mask made grad_u zero: mask it again.
+
+    Raises
+    ------
+    ValueError
+        If the shape is not such, or there is no such transform.
+    TypeError
+        If the dtype is not served.
+
+    Notes
+    -----
+    Plain gradient descent on U diverges at rates that suit spatial weights, since U has directions
+    that no spatial kernel reaches and whose gradients are large.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mulfree_cupy.ops.winograd import precondition
+    >>> precondition(np.ones((4, 4, 1, 1)))[0, :, 0, 0]
+    array([4., 4., 4., 4.])
+    """
+    (grad_u,) = arrays.take_floats("precondition", grad_u=grad_u)
+    geometry.check_rank("precondition", "grad_u", grad_u.shape, "t, t, K, C")
+    t = grad_u.shape[0]
+    geometry.check_shape(
+        "precondition", "grad_u", grad_u.shape, (t, t, *grad_u.shape[2:]), "(t, t, K, C)"
+    )
+    winograd_matrices(t - 2, points=points)
+    G = matrices(t - 2, points)[1]
+    both = arrays.namespace(grad_u).asarray(G @ G.T, dtype=grad_u.dtype)
+    return arrays.namespace(grad_u).einsum("ia,abkc,bj->ijkc", both, grad_u, both)
+
+
+def _highest(function: str, scores: Array, density: float) -> Array:
+    """True at the ``max(1, round(density * size))`` highest scores, the first among equals."""
+    try:
+        density = float(density)
+    except (TypeError, ValueError):
+        raise TypeError(f"{function}: density must be a number, got {density!r}") from None
+    if not 0 <= density <= 1:
+        raise ValueError(f"{function}: density must be from 0 to 1, got {density}")
+    xp = arrays.namespace(scores)
+    flat = scores.ravel()
+    if xp.isnan(flat).any():
+        raise ValueError(f"{function}: weights of shape {scores.shape} hold NaN")
+    kept = xp.zeros(flat.shape, bool)
+    kept[xp.argsort(-flat, kind="stable")[: max(1, round(density * flat.size))]] = True
+    return kept.reshape(scores.shape)
+
+
+def _take_weights(function: str, name: str, value: Any) -> Array:
+    (array,) = arrays.take(function, **{name: value})
+    return array if array.dtype == np.float16 else arrays.take_floats(function, **{name: array})[0]
+
+
+def cpu_kernels() -> ModuleType:
+    """As `launch.cpu_kernels`."""
+    kernels = launch.cpu_kernels()
+    return kernels if hasattr(kernels, "winograd_conv") else numpy_kernels
+
+
+def _indptr(rows: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(rows.sum(axis=1))])
+
+
+def _on_host(array: Array) -> np.ndarray:
+    return array if arrays.namespace(array) is np else array.get()
