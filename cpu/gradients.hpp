@@ -172,9 +172,9 @@ inline void product_tile(const T* grad, const T* x, index pixels, T* total, inde
 }
 
 template <class T>
-inline void products(index filters, index rows, index pixels, const T* grad, const T* x, T* total) {
+inline void products(index filters, index rows, index pixels, const T* grad, const T* x, T* total,
+                     index total_row) {
     constexpr index ROW = GRAD_VECTORS * LANES<T>;
-    const index total_row = (GRAD_ROWS + 1) * LANES<T>;
     for (index f = 0; f < filters; f += TILE_FILTERS)
         for (index r = 0; r < rows; r += TILE_VECTORS) {
             const auto run = [&](auto n, auto m) {
@@ -235,7 +235,7 @@ inline void grad_w_unit(const GradW<T>& p, const T* centre, const GradScratch<T>
         pack<false, GRAD_VECTORS>(grad_map, p.grad.data + k * p.grad.channel, p.grad.channel,
                                   (const T*)nullptr, each_filter, s.grad, (Vec<T>*)nullptr,
                                   (Vec<T>*)nullptr);
-        products(filters, rows, smaller(ROW, pixels - begin), s.grad, s.x, s.total);
+        products(filters, rows, smaller(ROW, pixels - begin), s.grad, s.x, s.total, total_row);
     }
     for (index f = 0; f < filters; ++f) {
         const T* total = s.total + f * total_row;

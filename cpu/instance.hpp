@@ -6,6 +6,7 @@
 #include "batch_norm.hpp"
 #include "gradients.hpp"
 #include "peak.hpp"
+#include "winograd_gradients.hpp"
 
 #define MULFREE_TEXT_(x) #x
 #define MULFREE_TEXT(x) MULFREE_TEXT_(x)
@@ -18,10 +19,12 @@ extern const Kernels MULFREE_JOIN(MULFREE_ISA, _kernels) = {
     MULFREE_TEXT(MULFREE_ISA),
     {MULFREE_ISA::conv<float>, MULFREE_ISA::adder_conv, MULFREE_ISA::adder_grad_x<float>,
      MULFREE_ISA::grad_w<float>, MULFREE_ISA::batch_norm_moments<float>, MULFREE_ISA::batch_norm<float>,
-     MULFREE_ISA::batch_norm_sums<float>, MULFREE_ISA::batch_norm_grad<float>},
+     MULFREE_ISA::batch_norm_sums<float>, MULFREE_ISA::batch_norm_grad<float>,
+     MULFREE_ISA::winograd_conv<float>, MULFREE_ISA::winograd_grad_x<float>, MULFREE_ISA::winograd_grad_u<float>},
     {MULFREE_ISA::conv<double>, MULFREE_ISA::adder_conv, MULFREE_ISA::adder_grad_x<double>,
      MULFREE_ISA::grad_w<double>, MULFREE_ISA::batch_norm_moments<double>, MULFREE_ISA::batch_norm<double>,
-     MULFREE_ISA::batch_norm_sums<double>, MULFREE_ISA::batch_norm_grad<double>},
+     MULFREE_ISA::batch_norm_sums<double>, MULFREE_ISA::batch_norm_grad<double>,
+     MULFREE_ISA::winograd_conv<double>, MULFREE_ISA::winograd_grad_x<double>, MULFREE_ISA::winograd_grad_u<double>},
     MULFREE_ISA::adder_conv_u8,
     MULFREE_ISA::peak,
 };

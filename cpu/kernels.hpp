@@ -72,6 +72,49 @@ struct BatchNorm {
     T *first, *second;          // the two results of a sum
 };
 
+// Winograd weights packed for the kernels (winograd_plan.hpp): for every group of filters, chunk of
+// channels and position of the tile, in this order, a section of jobs. A job is a row of weights, or
+// ROWS filters that share a row's pattern; its entries lie in the order in which jobs are done.
+constexpr index WINOGRAD_GROUP = 64, WINOGRAD_CHUNK = 128;
+constexpr int WINOGRAD_ROWS = 4;
+
+template <class T, int ROWS>
+struct WinogradEntry {
+    T value[ROWS];
+    std::int32_t channel;  // in the chunk
+};
+
+struct WinogradJob {
+    std::int32_t row, count;  // first filter in the group; entries
+};
+
+struct WinogradSection {
+    index job, entry;  // the first of each
+};
+
+template <class T>
+struct WinogradWeights {
+    index rows;  // of a job: 1 or WINOGRAD_ROWS
+    const WinogradSection* sections;
+    const WinogradJob* jobs;
+    const void* entries;
+};
+
+// Winograd's convolution over tiles of (m + 2) x (m + 2) numbers of x, m x m of y; a kernel uses what
+// its formula names. The axes count tiles; their taps are the numbers of a tile.
+template <class T>
+struct Winograd {
+    index batch, channels, filters;
+    Axis height, width, out_height, out_width;
+    Image<const T> x, grad;
+    WinogradWeights<T> weights;  // for the gradient by x: of channels by filters
+    const T* bias;               // one value a filter, or null
+    bool relu;                   // of the transformed x
+    const T *bt, *at;            // the transforms' matrices; null for F(2 x 2, 3 x 3), Lavin's signs
+    Image<T> y;                  // or the gradient by x
+    T* grad_u;                   // [position][filter][channel]
+};
+
 template <class T>
 struct FloatKernels {
     void (*conv)(const Convolution<T, T>&);
@@ -82,6 +125,9 @@ struct FloatKernels {
     void (*batch_norm)(const BatchNorm<T>&);
     void (*batch_norm_sums)(const BatchNorm<T>&);
     void (*batch_norm_grad)(const BatchNorm<T>&);
+    void (*winograd_conv)(const Winograd<T>&);
+    void (*winograd_grad_x)(const Winograd<T>&);
+    void (*winograd_grad_u)(const Winograd<T>&);
 };
 
 // The kernels of one instruction set.

@@ -15,6 +15,7 @@
 
 #include "columns.hpp"
 #include "kernels.hpp"
+#include "winograd_plan.hpp"
 
 namespace py = pybind11;
 
@@ -399,6 +400,154 @@ void bind_batch_norm(py::module_& m) {
        py::arg("along_x").noconvert(), py::arg("wants_flow"));
 }
 
+// ---- Winograd ---------------------------------------------------------------------------------------------
+
+using Matrices = std::optional<std::pair<Array<double>, Array<double>>>;
+
+// The problem but for its arrays; the transforms' matrices are kept beside it, in T.
+template <class T>
+struct WinogradProblem : Winograd<T> {
+    std::vector<T> matrices;
+
+    WinogradProblem(index tile, index batch, index channels, index filters, index height, index width,
+                    index out_height, index out_width, Pair padding, bool relu, const Matrices& given)
+        : Winograd<T>{} {
+        require(tile == 4 || tile == 6, "tiles must be 4 x 4 or 6 x 6");
+        require(given.has_value() == (tile == 6), "matrices belong to tiles of 6 x 6");
+        require(padding.first >= 0 && padding.second >= 0 && out_height == height + 2 * padding.first - 2 &&
+                    out_width == width + 2 * padding.second - 2 && out_height > 0 && out_width > 0,
+                "sizes and padding do not match");
+        const index m = tile - 2;
+        const auto tiles = [=](index out) { return (out + m - 1) / m; };
+        this->batch = batch, this->channels = channels, this->filters = filters, this->relu = relu;
+        this->height = forward_axis(height, tiles(out_height), tile, m, padding.first, 1);
+        this->width = forward_axis(width, tiles(out_width), tile, m, padding.second, 1);
+        this->out_height = forward_axis(out_height, tiles(out_height), m, m, 0, 1);
+        this->out_width = forward_axis(out_width, tiles(out_width), m, m, 0, 1);
+        if (given) {
+            require(given->first.size() == 36 && given->second.size() == 24, "matrices must be (6, 6), (4, 6)");
+            const double *bt = contiguous(given->first), *at = contiguous(given->second);
+            matrices.assign(bt, bt + 36);
+            matrices.insert(matrices.end(), at, at + 24);
+            this->bt = matrices.data(), this->at = matrices.data() + 36;
+        }
+    }
+    WinogradProblem(const WinogradProblem&) = delete;
+};
+
+struct WinogradShape {
+    index tile, filters, channels;
+    WinogradShape(const std::tuple<index, index, index>& shape)
+        : tile(std::get<0>(shape)), filters(std::get<1>(shape)), channels(std::get<2>(shape)) {
+        require((tile == 4 || tile == 6) && filters > 0 && channels > 0, "shape must be (4 or 6, K, C)");
+    }
+    explicit WinogradShape(const py::array& u) : WinogradShape(checked(u)) {}
+
+private:
+    static std::tuple<index, index, index> checked(const py::array& u) {
+        require(u.ndim() == 4 && u.shape(0) == u.shape(1), "u must have the shape (t, t, K, C)");
+        return {u.shape(0), u.shape(2), u.shape(3)};
+    }
+};
+
+template <class T, int ROWS>
+WinogradPlan<T> sparse_plan(const char* form, const Array<std::int64_t>& indptr,
+                            const Array<std::int32_t>& indices, const Array<T>& values,
+                            const WinogradShape& shape) {
+    const std::int64_t* bounds = contiguous(indptr);
+    const std::int32_t* columns = contiguous(indices);
+    const T* weights = contiguous(values);
+    const index rows = shape.tile * shape.tile * ((shape.filters + ROWS - 1) / ROWS), count = indices.size();
+    require(indptr.size() == rows + 1 && bounds[0] == 0 && bounds[rows] == count && values.size() == count * ROWS,
+            "indptr, indices, values and shape do not match");
+    py::gil_scoped_release release;
+    require(std::is_sorted(bounds, bounds + rows + 1), "indptr must not decrease");
+    require(std::all_of(columns, columns + count, [&](std::int32_t c) { return c >= 0 && c < shape.channels; }),
+            "indices must lie within the channels");
+    return WinogradPlan<T>::template sparse<ROWS>(form, shape.tile, shape.filters, shape.channels, bounds,
+                                                  columns, weights);
+}
+
+template <class T>
+void bind_winograd(py::module_& m, const char* plan_name, const char* dtype) {
+    using Plan = WinogradPlan<T>;
+    using Indptr = Array<std::int64_t>;
+    using Indices = Array<std::int32_t>;
+    py::class_<Plan>(m, plan_name)
+        .def_property_readonly("form", [](const Plan& p) { return p.form; })
+        .def_property_readonly("shape", [](const Plan& p) { return py::make_tuple(p.tile, p.filters, p.channels); })
+        .def_property_readonly("dtype", [=](const Plan&) { return dtype; })
+        .def_property_readonly("nbytes", &Plan::bytes);
+    m.def("winograd_dense", [](Array<T> u) {
+        const WinogradShape shape(u);
+        const T* weights = contiguous(u);
+        py::gil_scoped_release release;
+        return Plan::dense(shape.tile, shape.filters, shape.channels, [=](index position, index k, index c) {
+            return weights[(position * shape.filters + k) * shape.channels + c];
+        });
+    }, py::arg("u").noconvert());
+    m.def("winograd_sparse", [](Indptr indptr, Indices indices, Array<T> values,
+                                std::tuple<index, index, index> shape) {
+        return sparse_plan<T, 1>("sparse", indptr, indices, values, shape);
+    }, py::arg("indptr").noconvert(), py::arg("indices").noconvert(), py::arg("values").noconvert(),
+       py::arg("shape"));
+    m.def("winograd_blocks", [](Indptr indptr, Indices indices, Array<T> values,
+                                std::tuple<index, index, index> shape) {
+        return sparse_plan<T, WINOGRAD_ROWS>("blocks", indptr, indices, values, shape);
+    }, py::arg("indptr").noconvert(), py::arg("indices").noconvert(), py::arg("values").noconvert(),
+       py::arg("shape"));
+    m.def("winograd_conv", [](Array<T> x_array, const Plan& plan, std::optional<Array<T>> bias, Array<T> out,
+                              Pair padding, bool relu, Matrices matrices) {
+        const Source<T> x(x_array);
+        T* y = writable<T>(out, 4);
+        require(x.shape(1) == plan.channels && out.shape(0) == x.shape(0) && out.shape(1) == plan.filters &&
+                    (!bias || bias->size() == plan.filters),
+                "x, plan, bias and out do not match");
+        WinogradProblem<T> p(plan.tile, x.shape(0), plan.channels, plan.filters, x.shape(2), x.shape(3),
+                             out.shape(2), out.shape(3), padding, relu, matrices);
+        p.x = x.image, p.weights = plan.weights(), p.bias = bias ? contiguous(*bias) : nullptr;
+        p.y = image_of(y, plan.filters, out.shape(2), out.shape(3));
+        py::gil_scoped_release release;
+        kernels<T>().winograd_conv(p);
+    }, py::arg("x").noconvert(), py::arg("plan"), py::arg("bias").noconvert().none(true),
+       py::arg("out").noconvert(), py::arg("padding"), py::arg("relu"), py::arg("matrices").none(true));
+    m.def("winograd_conv_grad_x", [](Array<T> grad_array, Array<T> x_array, Array<T> u, Array<T> grad_x,
+                                     Pair padding, bool relu, Matrices matrices) {
+        const Source<T> grad(grad_array), x(x_array);
+        const WinogradShape shape(u);
+        const T* weights = contiguous(u);
+        T* to = writable<T>(grad_x, 4);
+        require(grad.shape(1) == shape.filters && x.shape(1) == shape.channels && grad.shape(0) == x.shape(0) &&
+                    std::equal(grad_x.shape(), grad_x.shape() + 4, x_array.shape()),
+                "grad, x, u and grad_x do not match");
+        WinogradProblem<T> p(shape.tile, x.shape(0), shape.channels, shape.filters, x.shape(2), x.shape(3),
+                             grad.shape(2), grad.shape(3), padding, relu, matrices);
+        p.grad = grad.image, p.x = x.image;
+        p.y = image_of(to, shape.channels, x.shape(2), x.shape(3));
+        py::gil_scoped_release release;
+        const auto transposed = Plan::dense(shape.tile, shape.channels, shape.filters,
+                                            [=](index position, index c, index k) {
+            return weights[(position * shape.filters + k) * shape.channels + c];
+        });
+        p.weights = transposed.weights();
+        kernels<T>().winograd_grad_x(p);
+    }, py::arg("grad").noconvert(), py::arg("x").noconvert(), py::arg("u").noconvert(),
+       py::arg("grad_x").noconvert(), py::arg("padding"), py::arg("relu"), py::arg("matrices").none(true));
+    m.def("winograd_conv_grad_u", [](Array<T> grad_array, Array<T> x_array, Array<T> grad_u, Pair padding,
+                                     bool relu, Matrices matrices) {
+        const Source<T> grad(grad_array), x(x_array);
+        const WinogradShape shape(grad_u);
+        require(grad.shape(1) == shape.filters && x.shape(1) == shape.channels && grad.shape(0) == x.shape(0),
+                "grad, x and grad_u do not match");
+        WinogradProblem<T> p(shape.tile, x.shape(0), shape.channels, shape.filters, x.shape(2), x.shape(3),
+                             grad.shape(2), grad.shape(3), padding, relu, matrices);
+        p.grad = grad.image, p.x = x.image, p.grad_u = writable<T>(grad_u, 4);
+        py::gil_scoped_release release;
+        kernels<T>().winograd_grad_u(p);
+    }, py::arg("grad").noconvert(), py::arg("x").noconvert(), py::arg("grad_u").noconvert(),
+       py::arg("padding"), py::arg("relu"), py::arg("matrices").none(true));
+}
+
 struct Bits128 {
     std::uint64_t half[2];
 };
@@ -464,6 +613,8 @@ PYBIND11_MODULE(_cpu, m) {
     bind_float<double>(m);
     bind_batch_norm<float>(m);
     bind_batch_norm<double>(m);
+    bind_winograd<float>(m, "WinogradPlanFloat32", "float32");
+    bind_winograd<double>(m, "WinogradPlanFloat64", "float64");
     m.def("adder_conv", [](py::array_t<std::uint8_t, 0> x, py::array_t<std::uint8_t, 0> w,
                            std::optional<py::array_t<std::int32_t, 0>> bias, py::array_t<std::int32_t, 0> out,
                            Pair s, Pair p, Pair d, mulfree::index groups) {

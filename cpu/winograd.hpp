@@ -1,0 +1,220 @@
+// Winograd's convolution, fused: a panel of tiles, numbered through rows, planes and images, is
+// transformed into slabs that stay in the second-level cache, multiplied position by position by packed
+// weights (winograd_plan.hpp), dense or sparse, and transformed back.
+#pragma once
+
+#include "winograd_transform.hpp"
+
+namespace mulfree::MULFREE_ISA {
+
+// With four vectors of four filters the accumulators fill half of AVX-512's registers, and all others'.
+#if defined(__AVX512F__)
+constexpr int FILTERS_BY_VECTORS = 4;
+#else
+constexpr int FILTERS_BY_VECTORS = 2;
+#endif
+
+// One job: m[row] (+)= sum over its entries of value[row] * v[channel]. Twice the accumulators where one
+// row's would wait for each other.
+template <int ROWS, int VECTORS, class T>
+inline void multiply(const WinogradEntry<T, ROWS>* e, index count, const T* v, T* m, bool first) {
+    constexpr int CHAINS = ROWS == 1 ? 2 : 1;
+    constexpr index ROW = PANEL_TILES<T>;
+    Vec<T> sum[CHAINS][ROWS][VECTORS] = {};
+    const auto add = [&](const WinogradEntry<T, ROWS>& entry, auto& to) {
+        const T* x = v + entry.channel * ROW;
+        Vec<T> tiles[VECTORS];
+#pragma GCC unroll 4
+        for (int i = 0; i < VECTORS; ++i) tiles[i] = load(x + i * LANES<T>);
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; ++r) {
+            const Vec<T> weight = broadcast(entry.value[r]);
+#pragma GCC unroll 4
+            for (int i = 0; i < VECTORS; ++i) to[r][i] = multiply_add(tiles[i], weight, to[r][i]);
+        }
+    };
+    index i = 0;
+    for (; i + CHAINS <= count; i += CHAINS) {
+        add(e[i], sum[0]);
+        if (CHAINS == 2) add(e[i + 1], sum[CHAINS - 1]);
+    }
+    if (i < count) add(e[i], sum[0]);
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+        for (int i = 0; i < VECTORS; ++i) {
+            T* to = m + r * ROW + i * LANES<T>;
+            const Vec<T> total = CHAINS == 2 ? sum[0][r][i] + sum[CHAINS - 1][r][i] : sum[0][r][i];
+            store(to, first ? total : load(to) + total);
+        }
+}
+
+template <int ROWS, int VECTORS, class T>
+inline void multiply_section(const WinogradWeights<T>& w, index section, const T* v, T* m, bool first) {
+    const auto* entry = static_cast<const WinogradEntry<T, ROWS>*>(w.entries) + w.sections[section].entry;
+    const WinogradJob *job = w.jobs + w.sections[section].job, *end = w.jobs + w.sections[section + 1].job;
+    for (; job < end; entry += job->count, ++job)
+        multiply<ROWS, VECTORS>(entry, job->count, v, m + job->row * PANEL_TILES<T>, first);
+}
+
+// A panel's product by the weights of one section.
+template <class T>
+inline void multiply_panel(const WinogradWeights<T>& w, index section, index vectors, const T* v, T* m,
+                           bool first) {
+    if (w.rows > 1) {
+        index i = 0;
+        for (; i + FILTERS_BY_VECTORS <= vectors; i += FILTERS_BY_VECTORS)
+            multiply_section<WINOGRAD_ROWS, FILTERS_BY_VECTORS>(w, section, v + i * LANES<T>, m + i * LANES<T>,
+                                                                first);
+        for (; i < vectors; ++i)
+            multiply_section<WINOGRAD_ROWS, 1>(w, section, v + i * LANES<T>, m + i * LANES<T>, first);
+        return;
+    }
+    switch (vectors) {
+    case 1: return multiply_section<1, 1>(w, section, v, m, first);
+    case 2: return multiply_section<1, 2>(w, section, v, m, first);
+    case 3: return multiply_section<1, 3>(w, section, v, m, first);
+    default: return multiply_section<1, 4>(w, section, v, m, first);
+    }
+}
+
+// Forward: source x, target y.
+template <class Transform, class T>
+struct WinogradForward {
+    static constexpr int TILE = Transform::TILE, IN = TILE, OUT = Transform::OUT;
+    const Winograd<T>& p;
+    const Transform transform;
+
+    explicit WinogradForward(const Winograd<T>& p_) : p(p_), transform(p_) {}
+
+    index columns() const { return p.channels; }
+    index rows() const { return p.filters; }
+    bool relu() const { return p.relu; }
+    const Image<const T>& source() const { return p.x; }
+    const Axis& source_height() const { return p.height; }
+    const Axis& source_width() const { return p.width; }
+    const Axis& target_height() const { return p.out_height; }
+    const Axis& target_width() const { return p.out_width; }
+    void in(const Vec<T>* d, Vec<T>* v) const { transform.input(d, v); }
+    // Panels may be cut anywhere.
+    index tiles_a_unit() const { return PANEL_TILES<T>; }
+
+    struct Scratch {
+        Scratch(const WinogradForward&, Carver&) {}
+        void move_to(const TilePanel<T>&) {}
+    };
+    void begin(index, index, index, index) const {}
+    void write(const Scratch&, const Patches<OUT, T>& y, index k, index v, Vec<T> (&m)[TILE][TILE]) const {
+        const Vec<T> bias = broadcast(p.bias ? p.bias[k] : T(0));
+        Vec<T> out[OUT][OUT];
+        both_axes(m, out, [&](const Vec<T>* a, Vec<T>* b) { transform.output(a, b); });
+#pragma GCC unroll 16
+        for (int i = 0; i < OUT * OUT; ++i) out[i / OUT][i % OUT] += bias;
+        y.store(k, v, out);
+    }
+};
+
+// What a thread works in: source tiles -> v -> product -> m -> target tiles. Rows of weights are taken
+// GROUPS groups at a time, so that both slabs fit the second-level cache.
+template <class Pass, class T>
+struct WinogradPanel {
+    static constexpr int TILE = Pass::TILE;
+    static constexpr index POSITIONS = TILE * TILE, GROUPS = TILE == 4 ? 4 : 2;
+
+    const Winograd<T>& p;
+    const Pass& pass;
+    const index chunks;
+    TilePanel<T> tiles;
+    Patches<Pass::IN, const T> source;
+    Patches<Pass::OUT, T> target;
+    typename Pass::Scratch more;
+    Slab<T> v, m;
+
+    WinogradPanel(const Pass& pass_, Carver& scratch)
+        : p(pass_.p),
+          pass(pass_),
+          chunks(ceil_div(pass.columns(), WINOGRAD_CHUNK)),
+          tiles(scratch),
+          source(pass.source(), pass.source_height(), pass.source_width(), scratch),
+          target(p.y, pass.target_height(), pass.target_width(), scratch),
+          more(pass, scratch),
+          v(POSITIONS, smaller(pass.columns(), WINOGRAD_CHUNK), PANEL_TILES<T>, scratch),
+          m(POSITIONS, smaller(round_up(pass.rows(), WINOGRAD_ROWS), GROUPS * WINOGRAD_GROUP), PANEL_TILES<T>,
+            scratch) {}
+
+    // Tiles [begin, end), groups of rows [first, last).
+    void run(index begin, index end, index first, index last) {
+        pass.begin(begin, end, first * WINOGRAD_GROUP, smaller(pass.rows(), last * WINOGRAD_GROUP));
+        for (index tile = begin; tile < end; tile += PANEL_TILES<T>) {
+            tiles.move_to(p, tile, end);
+            source.move_to(tiles.runs, tiles.start);
+            target.move_to(tiles.runs, tiles.start);
+            more.move_to(tiles);
+            for (index group = first; group < last; group += GROUPS)
+                run_groups(group, smaller(last, group + GROUPS), group == first);
+        }
+    }
+
+private:
+    void run_groups(index group, index end, bool first) {
+        for (index chunk = 0; chunk < chunks; ++chunk) {
+            const index column = chunk * WINOGRAD_CHUNK;
+            if (chunks > 1 || first)
+                transform_in<TILE>(source, column, smaller(WINOGRAD_CHUNK, pass.columns() - column), tiles.vectors,
+                                   pass.relu(), v, 0, [&](const Vec<T>* d, Vec<T>* t) { pass.in(d, t); });
+            for (index position = 0; position < POSITIONS; ++position)
+                for (index g = group; g < end; ++g)
+                    multiply_panel(p.weights, (g * chunks + chunk) * POSITIONS + position, tiles.vectors,
+                                   v.row(position, 0), m.row(position, (g - group) * WINOGRAD_GROUP), chunk == 0);
+        }
+        const index row = group * WINOGRAD_GROUP;
+        for (index r = row; r < smaller(pass.rows(), end * WINOGRAD_GROUP); ++r)
+            for (index i = 0; i < tiles.vectors; ++i) {
+                Vec<T> t[TILE][TILE];
+                load_tile(m, r - row, i, t);
+                pass.write(more, target, r, i, t);
+            }
+    }
+};
+
+constexpr index WINOGRAD_WORKSPACE = 60 << 20;  // bytes, all threads together
+
+template <class Pass, class T>
+inline void for_each_tile(const Winograd<T>& p, const Pass& pass) {
+    using Panel = WinogradPanel<Pass, T>;
+    const index tiles = p.batch * p.height.pixels * p.width.pixels, length = pass.tiles_a_unit();
+    const index pieces = ceil_div(tiles, length), groups = ceil_div(pass.rows(), WINOGRAD_GROUP);
+    const double terms = double(tiles) * p.channels * p.filters * Panel::POSITIONS;
+
+    // Few pieces: cut the rows of weights as well, so that every thread has something to do.
+    const index most = threads_for(index(1) << 30, terms);
+    const index splits = smaller(groups, ceil_div(2 * most, pieces));
+
+    Carver measure(nullptr);
+    Panel(pass, measure);
+    const index scratch = measure.used();
+    const index threads = smaller(threads_for(pieces * splits, terms), larger(1, WINOGRAD_WORKSPACE / scratch));
+    Workspace workspace;
+    workspace.allocate(threads * scratch);
+
+#pragma omp parallel num_threads(threads)
+    {
+        Carver mine(workspace.data() + this_thread() * scratch);
+        Panel panel(pass, mine);
+#pragma omp for schedule(dynamic)
+        for (index unit = 0; unit < pieces * splits; ++unit) {
+            const index begin = unit / splits * length, split = unit % splits;
+            panel.run(begin, smaller(tiles, begin + length), groups * split / splits,
+                      groups * (split + 1) / splits);
+        }
+    }
+}
+
+template <class T>
+inline void winograd_conv(const Winograd<T>& p) {
+    with_transform(p, [&](auto transform) {
+        for_each_tile(p, WinogradForward<decltype(transform), T>(p));
+    });
+}
+
+}  // namespace mulfree::MULFREE_ISA
