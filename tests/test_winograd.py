@@ -147,3 +147,121 @@ def test_the_spec_gradients_are_derivatives(problem):
     scale = 1e-7 * np.sqrt(x.size * u.size) * 100
     assert_allclose(loss(x + dx, u) - loss(x - dx, u), 2 * (grad_x * dx).sum(), atol=1e-4 * scale)
     assert_allclose(loss(x, u + du) - loss(x, u - du), 2 * (grad_u * du).sum(), atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_errors_stay_within_the_table(m, dtype):
+    """At the size of a real layer, relative to the size of the answer."""
+    rng = np.random.default_rng(2)
+    x = np.maximum(rng.normal(size=(1, 64, 14, 14)), 0).astype(dtype)
+    w = (rng.normal(size=(64, 64, 3, 3)) * (2 / 9 / 64) ** 0.5).astype(dtype)
+    answer = mf.winograd_conv(x, mf.WinogradWeights.from_spatial(w, m))
+    assert_close(answer, spec.conv(x, w, padding=1), m, dtype)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_bands_of_tiles_meet(way, monkeypatch):
+    """As many bands as images, or as rows of tiles, give the answer of one."""
+    rng = np.random.default_rng(3)
+    x, weights = rng.normal(size=(3, 4, 9, 11)), mf.WinogradWeights.from_dense(
+        rng.normal(size=(4, 4, 5, 4))
+    )  # fmt: skip
+    y = run(way, mf.winograd_conv, x, weights, relu=True)
+    gradients = run(way, mf.winograd_conv_backward, y, x, weights, relu=True)
+    for workspace in (1, 40_000, 100_000):
+        monkeypatch.setattr("mulfree_cupy.launch.numpy_winograd._WORKSPACE", workspace)
+        assert_allclose(run(way, mf.winograd_conv, x, weights, relu=True), y, atol=1e-9)
+        again = run(way, mf.winograd_conv_backward, y, x, weights, relu=True)
+        for ours, theirs in zip(again, gradients, strict=True):
+            assert_allclose(ours, theirs, atol=1e-9)
+
+
+def test_the_relu_layer_depends_on_where_tiles_begin():
+    """A shift of x by one tile moves the answer along; a shift by a pixel gives another."""
+    rng = np.random.default_rng(4)
+    x, weights = np.zeros((1, 3, 16, 16)), mf.WinogradWeights.from_dense(
+        rng.normal(size=(4, 4, 2, 3))
+    )  # fmt: skip
+    x[:, :, 4:9, 4:9] = rng.normal(size=(1, 3, 5, 5))
+    y = mf.winograd_conv(x, weights, relu=True)
+    by_two = mf.winograd_conv(np.roll(x, 2, axis=3), weights, relu=True)
+    by_one = mf.winograd_conv(np.roll(x, 1, axis=3), weights, relu=True)
+    assert_allclose(by_two, np.roll(y, 2, axis=3), atol=1e-12)
+    assert np.abs(by_one - np.roll(y, 1, axis=3)).max() > 0.1
+
+
+def test_out_receives_the_answer():
+    weights = mf.WinogradWeights.from_spatial(np.ones((3, 2, 3, 3)))
+    for out in (np.empty((1, 3, 2, 2)), np.empty((1, 3, 2, 4))[..., ::2]):
+        assert mf.winograd_conv(np.ones((1, 2, 4, 4)), weights, padding=0, out=out) is out
+        assert_array_equal(out, 18)
+
+
+def test_an_empty_batch_gives_an_empty_answer():
+    weights = mf.WinogradWeights.from_spatial(np.ones((3, 2, 3, 3), np.float32))
+    y = mf.winograd_conv(np.ones((0, 2, 4, 4), np.float32), weights)
+    assert y.shape == (0, 3, 4, 4) and y.dtype == np.float32
+    grad_x, grad_u = mf.winograd_conv_backward(y, np.ones((0, 2, 4, 4), np.float32), weights)
+    assert grad_x.shape == (0, 2, 4, 4) and not grad_u.any()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_stays_within_its_tiles(value):
+    x, weights = np.ones((1, 2, 8, 8)), mf.WinogradWeights.from_spatial(np.ones((3, 2, 3, 3)))
+    x[0, 1, 0, 0] = value
+    y = mf.winograd_conv(x, weights)
+    assert not np.isfinite(y[..., :2, :2]).all() and np.isfinite(y[..., 4:, 4:]).all()
+
+
+X = np.ones((2, 4, 6, 5), np.float32)
+WEIGHTS = mf.WinogradWeights.from_spatial(np.ones((6, 4, 3, 3), np.float32))
+CALLS = {
+    "winograd_conv": lambda x=X, weights=WEIGHTS, **options: mf.winograd_conv(
+        x, weights, **options
+    ),
+    "winograd_conv_backward": lambda x=X, weights=WEIGHTS, **options: mf.winograd_conv_backward(
+        np.ones((2, 6, 6, 5), np.float32), x, weights, **options
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (dict(x=X[0]), ValueError, r"x must have 4 dimensions .*\(4, 6, 5\)"),
+        (dict(x=X[:, :3]), ValueError, r"the 4 channels of weights, got 3.*\(2, 3, 6, 5\)"),
+        (dict(weights=WEIGHTS.dense), TypeError, "weights must be WinogradWeights, .*got ndarray"),
+        (dict(x=None), TypeError, "x must hold real numbers"),
+        (dict(padding=-1), ValueError, "padding must be at least 0"),
+        (dict(padding=1.0), TypeError, "padding must be an int or a pair of ints, got 1.0"),
+        (dict(x=X[:, :, :2], padding=0), ValueError, r"larger than the padded image.*\(2, 4, 2, 5"),
+        (dict(x=X[..., :0]), ValueError, "x must have H >= 1 and W >= 1"),
+        (dict(x=np.ma.masked_equal(X, 0)), TypeError, "x is a masked array"),
+    ],
+)
+def test_bad_arguments(name, options, error, message):
+    with pytest.raises(error, match=f"^{name}: .*{message}"):
+        CALLS[name](**options)
+
+
+def test_bad_arguments_of_one_direction():
+    with pytest.raises(ValueError, match=r"winograd_conv: bias must have shape \(6,\).*\(5,\)"):
+        CALLS["winograd_conv"](bias=np.ones(5))
+    with pytest.raises(ValueError, match="winograd_conv: no kernel named 'x'; there are dense, sp"):
+        CALLS["winograd_conv"](kernel="x")
+    with pytest.raises(ValueError, match=r"winograd_conv_backward: grad must have shape .*6, 4, 3"):
+        CALLS["winograd_conv_backward"](padding=0)
+    for out, message in [
+        (np.zeros((2, 6, 6, 4), np.float32), "out must have shape"),
+        (np.zeros((2, 6, 6, 5)), "out must have .* dtype float32"),
+        (np.zeros((2, 6, 6, 5)).tolist(), "out must be an array"),
+    ]:
+        with pytest.raises((ValueError, TypeError), match=f"winograd_conv: {message}"):
+            CALLS["winograd_conv"](out=out)
+    memory = np.ones(600, np.float32)
+    x, out = memory[:240].reshape(2, 4, 6, 5), memory[200:560].reshape(2, 6, 6, 5)
+    with pytest.raises(ValueError, match=r"winograd_conv: out, .* overlaps the memory of x"):
+        CALLS["winograd_conv"](x=x, out=out)
+    assert (memory == 1).all()

@@ -49,6 +49,15 @@ def forward(x, product, bias, out, padding, relu, matrices):
         untile(product(_seen(x, band, BT, padding, relu)), band, AT.T, (0, 0), out)
 
 
+def transformed(x, padding, relu, matrices):
+    """Yield what meets the weights, (t*t, C, P), P tiles at a time."""
+    BT, AT = matrices
+    (ph, pw), (height, width) = padding, x.shape[2:]
+    out = np.empty((len(x), 0, height + 2 * ph - 2, width + 2 * pw - 2))
+    for band in _bands(x, out, AT):
+        yield _seen(x, band, BT, padding, relu)
+
+
 def winograd_conv_grad_x(grad, x, u, grad_x, padding, relu, matrices):
     BT, AT = matrices or _F2
     transposed = winograd_dense(u).swapaxes(1, 2)

@@ -157,7 +157,7 @@ def winograd_conv_backward(
         options = g.padding, bool(relu), _matrices(weights)
         cpu_kernels().winograd_conv_grad_x(grad, x, weights.dense, grad_x, *options)
         cpu_kernels().winograd_conv_grad_u(grad, x, grad_u, *options)
-        grad_u[~weights.mask] = 0
+        arrays.namespace(x).copyto(grad_u, 0, where=~weights.mask)
     else:
         grad_x[...], grad_u[...] = 0, 0
     return grad_x, grad_u

@@ -308,22 +308,22 @@ class WinogradWeights:
         """A SciPy CSR array (K, C) for each tile position, (i, j) at ``i*t + j``; needs SciPy."""
         from scipy.sparse import csr_array
 
-        filters = self.shape[2]
+        t, _, filters, channels = self.shape
         indptr, indices, values = self.csr
         made = []
-        for first in range(0, len(indptr) - 1, filters or 1):
-            starts = indptr[first : first + filters + 1]
+        for position in range(t * t):
+            starts = indptr[position * filters : (position + 1) * filters + 1]
             part = slice(starts[0], starts[-1])
-            made.append(
-                csr_array((values[part], indices[part], starts - starts[0]), self.shape[2:])
-            )
+            rows = values[part], indices[part], starts - starts[0]
+            made.append(csr_array(rows, shape=(filters, channels)))
         return tuple(made)
 
     @functools.cached_property
     def csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """indptr (t*t*K + 1,), indices, values: the matrices on top of one another, as one CSR."""
+        t, _, filters, channels = self.shape
         mask, dense = _on_host(self.mask), _on_host(self.dense)
-        rows = mask.reshape(-1, self.shape[3])
+        rows = mask.reshape(t * t * filters, channels)
         return _indptr(rows), np.nonzero(rows)[1].astype(np.int32), dense[mask]
 
     @functools.cached_property
@@ -517,7 +517,7 @@ def cpu_kernels() -> ModuleType:
 
 
 def _indptr(rows: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(rows.sum(axis=1))])
+    return np.concatenate([[0], np.cumsum(rows.sum(axis=1))]).astype(np.int64)
 
 
 def _on_host(array: Array) -> np.ndarray:

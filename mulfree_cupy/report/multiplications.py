@@ -1,0 +1,223 @@
+"""Multiplications of a network by the rule of the Winograd pruning papers, and all its operations.
+
+The rule counts products alone, those with a zero weight or activation as none, and transforms as
+free. Only hardware that skips zero activations reaches it; what the weights alone save is `static`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mulfree_cupy.geometry import Pair, pair, window
+from mulfree_cupy.launch.numpy_winograd import transformed
+from mulfree_cupy.ops.winograd import winograd_matrices
+
+FORMS = ("dense", "spatial", "native", "winograd-relu")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution of one image; a fully connected layer is a 1x1 one of one pixel.
+
+    Parameters
+    ----------
+    name : str
+    channels, filters : int
+    size : int or pair of ints
+        Of the output.
+    kernel : int or pair of ints
+    form : str
+        ``"dense"``; ``"spatial"``: pruned spatial weights, clipped activations; ``"native"``:
+        pruned Winograd weights, dense activations; ``"winograd-relu"``: both sparse.
+    weight_density, activation_density : float
+        Shares that are not zero, in the domain in which they meet.
+    m : int
+        Of F(m x m, 3 x 3).
+
+    Raises
+    ------
+    ValueError
+        If the form is none of these, or it is of the Winograd domain and the kernel not 3x3.
+
+    Examples
+    --------
+    >>> from mulfree_cupy.report.multiplications import Layer
+    >>> layer = Layer("conv2", 64, 64, 32, form="winograd-relu", weight_density=0.4)
+    >>> layer.direct, round(layer.direct / layer.static, 3)
+    (37748736, 5.625)
+    """
+
+    name: str
+    channels: int
+    filters: int
+    size: int | Pair
+    kernel: int | Pair = 3
+    form: str = "dense"
+    weight_density: float = 1.0
+    activation_density: float = 1.0
+    m: int = 2
+
+    def __post_init__(self):
+        if self.form not in FORMS:
+            raise ValueError(
+                f"Layer: form must be one of {', '.join(FORMS)}, got {self.form!r} for {self.name}"
+            )
+        for field in ("size", "kernel"):
+            object.__setattr__(self, field, pair("Layer", field, getattr(self, field), 1))
+        if self.in_winograd_domain and self.kernel != (3, 3):
+            raise ValueError(
+                f"Layer: form {self.form!r} needs a 3x3 kernel, got {self.kernel} for {self.name}"
+            )
+
+    @property
+    def in_winograd_domain(self) -> bool:
+        return self.form in ("native", "winograd-relu")
+
+    @property
+    def tiles(self) -> int:
+        """Output tiles of one image, those that reach beyond it included."""
+        return int(np.prod([-(-size // self.m) for size in self.size]))
+
+    @property
+    def direct(self) -> int:
+        """Multiplications of the dense convolution, the papers' 36 a tile of 2x2 outputs."""
+        return self.channels * self.filters * int(np.prod(self.kernel) * np.prod(self.size))
+
+    @property
+    def static(self) -> float:
+        """Multiplications by weights that are not zero."""
+        dense = self.direct
+        if self.in_winograd_domain:
+            dense = self.channels * self.filters * (self.m + 2) ** 2 * self.tiles
+        return dense * self.weight_density
+
+    @property
+    def dynamic(self) -> float:
+        """Those of `static` whose activation is not zero either."""
+        return self.static * (1 if self.form == "native" else self.activation_density)
+
+    @property
+    def operations(self) -> float:
+        """Multiplications and additions by weights that are not zero, transforms included."""
+        operations = 2 * self.static
+        if self.in_winograd_domain:
+            BT, _, AT = winograd_matrices(self.m)
+            operations += self.tiles * (self.channels * _cost(BT) + self.filters * _cost(AT))
+        return operations
+
+
+def _cost(matrix: np.ndarray) -> int:
+    """Operations of ``matrix @ tile @ matrix.T`` as written: sums, and factors other than +-1."""
+    a_column = (matrix != 0).sum() - len(matrix) + (~np.isin(matrix, (-1, 0, 1))).sum()
+    return int(a_column * sum(matrix.shape))
+
+
+def activation_density(
+    x: np.ndarray, form: str, *, m: int = 2, points: str = "lavin", padding: int | Pair = 1
+) -> float:
+    """Share of a layer's activations that are not zero, measured where they meet the weights.
+
+    Parameters
+    ----------
+    x : array, shape (N, C, H, W)
+        The layer's input.
+    form : str
+        As of `Layer`; for the two Winograd forms x is transformed, for ``"winograd-relu"`` clipped.
+    m, points, padding
+        As of the layer.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        If there is no such form or transform, or x does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mulfree_cupy.report.multiplications import activation_density
+    >>> activation_density(np.eye(4).reshape(1, 1, 4, 4), "spatial")
+    0.25
+    """
+    if form not in FORMS:
+        raise ValueError(
+            f"activation_density: form must be one of {', '.join(FORMS)}, got {form!r}"
+        )
+    if form in ("dense", "spatial"):
+        return float(np.count_nonzero(x) / x.size)
+    BT, _, AT = winograd_matrices(m, points=points)
+    padding = window("activation_density", x.shape, 3, padding=padding).padding
+    nonzero = size = 0
+    for seen in transformed(x, padding, form == "winograd-relu", (BT, AT)):
+        nonzero, size = nonzero + np.count_nonzero(seen), size + seen.size
+    return nonzero / size
+
+
+def reduction(layers: Iterable[Layer], count: str = "dynamic") -> float:
+    """How many times fewer multiplications the layers take than their dense convolutions.
+
+    Parameters
+    ----------
+    layers : iterable of Layer
+    count : str
+        ``"dynamic"``, ``"static"``, or ``"operations"``, against as many additions as products.
+
+    Returns
+    -------
+    float
+    """
+    layers = list(layers)
+    dense = sum(layer.direct for layer in layers) * (2 if count == "operations" else 1)
+    return dense / sum(getattr(layer, count) for layer in layers)
+
+
+def table(layers: Iterable[Layer]) -> str:
+    """Multiplications by layer, of the layers that are not dense, and of all, as text.
+
+    Parameters
+    ----------
+    layers : iterable of Layer
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> from mulfree_cupy.report.multiplications import Layer, table
+    >>> print(table([Layer("conv", 64, 64, 32, form="native", weight_density=0.5)]))
+    layer             form          weights activations   direct M   static  dynamic operations
+    conv              native          50.0%           -      37.75    4.50x    4.50x      4.27x
+    all pruned                                               37.75    4.50x    4.50x      4.27x
+    network                                                  37.75    4.50x    4.50x      4.27x
+    """
+    layers = list(layers)
+    lines = [
+        f"{'layer':17} {'form':13} {'weights':>7} {'activations':>11} {'direct M':>10} "
+        f"{'static':>8} {'dynamic':>8} {'operations':>10}"
+    ]
+    for layer in layers:
+        ours = (
+            f"{layer.activation_density:.1%}" if layer.form in ("spatial", "winograd-relu") else "-"
+        )
+        weights = f"{layer.weight_density:.1%}"
+        lines.append(f"{layer.name:17} {layer.form:13} {weights:>7} {ours:>11} {_row([layer])}")
+    pruned = [layer for layer in layers if layer.form != "dense"]
+    for name, chosen in (("all pruned", pruned), ("network", layers)):
+        if chosen:
+            lines.append(f"{name:17} {'':13} {'':7} {'':11} {_row(chosen)}")
+    return "\n".join(lines)
+
+
+def _row(layers: list[Layer]) -> str:
+    static, dynamic, operations = (
+        reduction(layers, count) for count in ("static", "dynamic", "operations")
+    )
+    direct = sum(layer.direct for layer in layers) / 1e6
+    return f"{direct:10.2f} {static:7.2f}x {dynamic:7.2f}x {operations:9.2f}x"

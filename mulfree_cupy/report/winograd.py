@@ -1,0 +1,79 @@
+"""A picture of a layer's Winograd kernels: what pruning left of them, by tile position."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+import numpy as np
+
+from mulfree_cupy.ops.winograd import WinogradWeights
+
+
+def mean_magnitude(weights: WinogradWeights) -> np.ndarray:
+    """Mean abs(U) at each tile position, pruned entries counted as zeros.
+
+    Parameters
+    ----------
+    weights : WinogradWeights
+
+    Returns
+    -------
+    array, shape (t, t)
+    """
+    return np.abs(weights.dense).mean(axis=(2, 3), dtype=np.float64)
+
+
+def draw(
+    path: str | PathLike, weights: WinogradWeights, *, most: int = 12, title: str = ""
+) -> None:
+    """Draw kernels as t x t tiles, beside the mean magnitude and the density by tile position.
+
+    Parameters
+    ----------
+    path : path
+        Of the picture.
+    weights : WinogradWeights
+    most : int
+        Filters, and channels, shown: the first of each. Pruned entries are left white.
+    title : str
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (kernels, magnitude, density) = plt.subplots(
+        1, 3, figsize=(12, 4.2), gridspec_kw={"width_ratios": [1.6, 1, 1]}
+    )
+    shown = weights.dense[:, :, :most, :most]
+    limit = np.abs(shown).max(initial=0) or 1
+    image = kernels.imshow(
+        _mosaic(shown, weights.mask[:, :, :most, :most]), cmap="RdBu", vmin=-limit, vmax=limit
+    )
+    kernels.set(xlabel="channel", ylabel="filter", xticks=[], yticks=[])
+    figure.colorbar(image, ax=kernels, shrink=0.8)
+    _by_position(magnitude, mean_magnitude(weights), "mean |U|")
+    _by_position(density, weights.mask.mean(axis=(2, 3)), "density")
+    figure.suptitle(title or repr(weights), fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _mosaic(u: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """(t, t, K, C) as one image, kernels side by side with gaps; NaN is left white."""
+    t, _, filters, channels = u.shape
+    image = np.full((filters, t + 1, channels, t + 1), np.nan)
+    image[:, :t, :, :t] = np.where(mask, u, np.nan).transpose(2, 0, 3, 1)
+    return image.reshape(filters * (t + 1), channels * (t + 1))[:-1, :-1]
+
+
+def _by_position(axes, values: np.ndarray, title: str) -> None:
+    axes.imshow(values, cmap="viridis", vmin=0)
+    for (i, j), value in np.ndenumerate(values):
+        axes.text(j, i, f"{value:.3g}", ha="center", va="center", fontsize=8, color="white",
+                  bbox={"facecolor": "black", "alpha": 0.4, "linewidth": 0, "pad": 1})  # fmt: skip
+    positions = range(1, len(values) + 1)
+    axes.set(title=title, xticks=range(len(values)), yticks=range(len(values)))
+    axes.set_xticklabels(positions)
+    axes.set_yticklabels(positions)
