@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_ablation(commands)
     _add_profile(commands)
+    _add_count(commands)
     return parser
 
 
@@ -267,6 +268,38 @@ def _profile(chosen: argparse.Namespace) -> int:
     images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     labels = np.arange(chosen.batch_size) % 10
     print(profile(model.to(xp), xp.asarray(images), xp.asarray(labels)))
+    return 0
+
+
+def _add_count(commands) -> None:
+    command = commands.add_parser(
+        "count",
+        help="parameters, multiplications and additions of a network, layer by layer",
+        description="Print the parameters of a network and what one image costs it, layer by "
+        "layer. A product-sum counts as a multiplication and an addition, abs(x - w) as two "
+        "additions, a shift as nothing; normalisations, activations, pooling and residual sums "
+        "are left out, as in the papers.",
+    )
+    command.add_argument("model", metavar="MODEL", help="name of the network")
+    for option, meaning in (
+        ("channels", "of the images"),
+        ("size", "pixels a side"),
+        ("classes", "of the labels"),
+    ):
+        command.add_argument(f"--{option}", type=int, help=f"{meaning} (default: the network's)")
+    command.set_defaults(run=_count)
+
+
+def _count(chosen: argparse.Namespace) -> int:
+    from mulfree_cupy import models
+    from mulfree_cupy.report import operations
+
+    shape = {
+        option: default if getattr(chosen, option) is None else getattr(chosen, option)
+        for option, default in models.default_shape(chosen.model).items()
+    }
+    model = models.build(chosen.model, **shape)
+    print(operations.count(model, shape["channels"], shape["size"]))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 
 import numpy as np
@@ -58,6 +59,23 @@ def build(name: str, *, seed: int = 0, **shape: int) -> nn.Module:
     >>> sum(p.size for p in network.parameters())
     272484
     """
+    return _constructor(name)(np.random.default_rng(seed), **shape)
+
+
+def default_shape(name: str) -> dict[str, int]:
+    """The ``channels``, ``size`` and ``classes`` that a network is built for if none are given.
+
+    Examples
+    --------
+    >>> from mulfree_cupy import models
+    >>> models.default_shape("conv-resnet18")
+    {'channels': 3, 'size': 224, 'classes': 1000}
+    """
+    options = inspect.signature(_constructor(name)).parameters
+    return {option: options[option].default for option in ("channels", "size", "classes")}
+
+
+def _constructor(name: str):
     if name not in MODELS:
         raise ValueError(f"no model named {name!r}; there are {', '.join(MODELS)}")
-    return MODELS[name](np.random.default_rng(seed), **shape)
+    return MODELS[name]

@@ -1,1 +1,1 @@
-"""What kernels cost, in tables: registers and occupancy, and the machine code itself."""
+"""What things cost, in tables: kernels' registers and machine code, networks' operations."""
