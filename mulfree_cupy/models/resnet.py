@@ -6,7 +6,7 @@ convolutions of the shortcuts are of the chosen kind, and the logits are batch-n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class BasicBlock(nn.Module):
         self.bn1 = nn.BatchNorm(width, relu=True)
         self.conv2 = convolution(width, width, 3, rng, padding=1)
         self.bn2 = nn.BatchNorm(width, relu=True)
-        self.shortcut = _shortcut(convolution, before, width, stride, rng)
+        self.shortcut = shortcut(convolution, before, width, stride, rng)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn1(self.conv1(x))
@@ -39,40 +39,64 @@ class Bottleneck(nn.Module):
     expansion = 4
 
     def __init__(
-        self, convolution: type, before: int, width: int, stride: int, rng: np.random.Generator
+        self, convolution: type, before: int, after: int, stride: int, rng: np.random.Generator
     ):
-        after = width * self.expansion
+        width = after // self.expansion
         self.conv1 = convolution(before, width, 1, rng)
         self.bn1 = nn.BatchNorm(width, relu=True)
         self.conv2 = convolution(width, width, 3, rng, stride=stride, padding=1)
         self.bn2 = nn.BatchNorm(width, relu=True)
         self.conv3 = convolution(width, after, 1, rng)
         self.bn3 = nn.BatchNorm(after, relu=True)
-        self.shortcut = _shortcut(convolution, before, after, stride, rng)
+        self.shortcut = shortcut(convolution, before, after, stride, rng)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(self.bn1(self.conv1(x))))
         return self.bn3(self.conv3(y), self.shortcut(x))
 
 
-def _shortcut(convolution, before, after, stride, rng) -> nn.Sequential:
+def shortcut(
+    convolution: type, before: int, after: int, stride: int, rng: np.random.Generator
+) -> nn.Sequential:
+    """The identity, or a normalised 1x1 convolution where the shape changes."""
     if stride == 1 and before == after:
         return nn.Sequential()
-    return nn.Sequential(
-        convolution(before, after, 1, rng, stride=stride), nn.BatchNorm(after)
-    )
+    return nn.Sequential(convolution(before, after, 1, rng, stride=stride), nn.BatchNorm(after))
 
 
-def _stages(
-    block: type, convolution: type, before: int, widths: Sequence[int], depths: Sequence[int], rng
+def stages(
+    block: Callable[[int, int, int], nn.Module],
+    before: int,
+    widths: Sequence[int],
+    depths: Sequence[int],
 ) -> nn.Sequential:
+    """Blocks made by ``block(before, after, stride)``: `depths` of them with each of the widths.
+
+    The first block of each stage but the first has stride 2.
+    """
     blocks = []
     for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):
         for i in range(depth):
-            stride = 2 if stage > 0 and i == 0 else 1
-            blocks.append(block(convolution, before, width, stride, rng))
-            before = width * block.expansion
+            blocks.append(block(before, width, 2 if stage > 0 and i == 0 else 1))
+            before = width
     return nn.Sequential(*blocks)
+
+
+def cifar_stages(
+    block: Callable[[int, int, int], nn.Module], network: str, depth: int, size: int
+) -> nn.Sequential:
+    """Three stages of ``(depth - 2) / 6`` blocks, of 16, 32 and 64 channels.
+
+    Raises
+    ------
+    ValueError
+        If there are no such stages, or the images are too small for them.
+    """
+    if depth < 8 or depth % 6 != 2:
+        raise ValueError(f"{network}: depth must be 6 n + 2, got {depth}")
+    if size < 4:
+        raise ValueError(f"{network}: size must be at least 4, got {size}")
+    return stages(block, 16, (16, 32, 64), [(depth - 2) // 6] * 3)
 
 
 class CifarResNet(nn.Module):
@@ -99,14 +123,12 @@ class CifarResNet(nn.Module):
         size: int = 32,
         classes: int = 10,
     ):
-        if depth < 8 or depth % 6 != 2:
-            raise ValueError(f"CifarResNet: depth must be 6 n + 2, got {depth}")
-        if size < 4:
-            raise ValueError(f"CifarResNet: size must be at least 4, got {size}")
+        def block(*shape: int) -> BasicBlock:
+            return BasicBlock(convolution, *shape, rng)
+
         self.conv1 = nn.Conv(channels, 16, 3, rng, padding=1)
         self.bn1 = nn.BatchNorm(16, relu=True)
-        depths = [(depth - 2) // 6] * 3
-        self.stages = _stages(BasicBlock, convolution, 16, (16, 32, 64), depths, rng)
+        self.stages = cifar_stages(block, "CifarResNet", depth, size)
         self.pool = nn.GlobalAveragePool()
         self.fc = nn.Linear(64, classes, rng, bias=False)
         self.bn2 = nn.BatchNorm(classes)
@@ -143,13 +165,18 @@ class ImageNetResNet(nn.Module):
             raise ValueError(f"ImageNetResNet: depth must be 18 or 50, got {depth}")
         if size < 32:
             raise ValueError(f"ImageNetResNet: size must be at least 32, got {size}")
-        block, depths = {18: (BasicBlock, (2, 2, 2, 2)), 50: (Bottleneck, (3, 4, 6, 3))}[depth]
+        kind, depths = {18: (BasicBlock, (2, 2, 2, 2)), 50: (Bottleneck, (3, 4, 6, 3))}[depth]
+        widths = [kind.expansion * width for width in (64, 128, 256, 512)]
+
+        def block(*shape: int) -> nn.Module:
+            return kind(convolution, *shape, rng)
+
         self.conv1 = nn.Conv(channels, 64, 7, rng, stride=2, padding=3)
         self.bn1 = nn.BatchNorm(64, relu=True)
         self.maxpool = nn.MaxPool(3, stride=2, padding=1)
-        self.stages = _stages(block, convolution, 64, (64, 128, 256, 512), depths, rng)
+        self.stages = stages(block, 64, widths, depths)
         self.pool = nn.GlobalAveragePool()
-        self.fc = nn.Linear(512 * block.expansion, classes, rng)
+        self.fc = nn.Linear(widths[-1], classes, rng)
         self.bn2 = nn.BatchNorm(classes)
 
     def forward(self, x: Tensor) -> Tensor:
