@@ -14,19 +14,30 @@ from mulfree_cupy.autograd import (
     check_gradients,
     no_grad,
 )
-from mulfree_cupy.autograd.rules import RULES
+from mulfree_cupy.autograd.rules import RULES, SURROGATES
 
 rng = np.random.default_rng(0)
 A, B, ROW = rng.normal(size=(3, 4)), rng.normal(size=(3, 4)), rng.normal(size=4)
 POSITIVE = np.abs(A) + 0.5
 IMAGE, FILTERS = rng.normal(size=(2, 4, 5, 6)), rng.normal(size=(6, 2, 3, 2))
 
+ROWS = rng.normal(size=(3, 4))
+SHIFTS = np.array([[0, 0], [-1, 1], [2, -3], [9, 0]])
+
 CASES = {
     "absolute": lambda: (abs, A),
     "add": lambda: (lambda a, b: a + b, A, ROW),
+    "avg_pool": lambda: (
+        lambda a: apply("avg_pool", a, kernel_size=3, stride=2, padding=1),
+        IMAGE,
+    ),
     "batch_norm": lambda: (
         lambda x, w, b, r: apply("batch_norm", x, w, b, r, relu=True, eps=1e-3),
         *(IMAGE, rng.normal(size=4), rng.normal(size=4), rng.choice([-9.0, 9.0], IMAGE.shape)),
+    ),
+    "concatenate": lambda: (
+        lambda a, b, c: apply("concatenate", a, b, c, axis=1),
+        *(IMAGE, IMAGE[:, :1], IMAGE[:, 2:]),
     ),
     "conv": lambda: (
         lambda x, w, b: apply("conv", x, w, b, stride=(2, 1), padding=1, groups=2),
@@ -55,6 +66,11 @@ CASES = {
     "power": lambda: (lambda a: a**2.5, POSITIVE),
     "relu": lambda: (lambda a: apply("relu", a), A),
     "reshape": lambda: (lambda a: a.reshape(2, 6), A),
+    "shift": lambda: (lambda x: apply("shift", x, shifts=SHIFTS, stride=2), IMAGE),
+    "shift_conv": lambda: (
+        lambda x, w, b: apply("shift_conv", x, w, b, shifts=SHIFTS, stride=(1, 2)),
+        *(IMAGE, ROWS, rng.normal(size=3)),
+    ),
     "sqrt": lambda: (lambda a: apply("sqrt", a), POSITIVE),
     "subtract": lambda: (lambda a, b: a - b, ROW, B),
     "sum": lambda: (lambda a: a.sum(axis=(0, 2), keepdims=True), IMAGE),
@@ -62,7 +78,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("operation", sorted(RULES.keys() - {"adder_conv"}))
+@pytest.mark.parametrize("operation", sorted(RULES.keys() - SURROGATES.keys()))
 def test_every_rule_is_a_derivative(operation):
     function, *inputs = CASES[operation]()
     check_gradients(function, *inputs)
@@ -108,13 +124,18 @@ def test_max_pool_gives_equal_values_one_gradient():
     assert_array_equal(x.grad[0, 0], np.tile([[1, 0], [0, 0]], (2, 2)))
 
 
-def test_adder_conv_records_the_published_surrogates():
-    x, w = Tensor(IMAGE, True), Tensor(FILTERS, True)
-    bias = Tensor(np.zeros(6), True)
-    y = apply("adder_conv", x, w, bias, groups=2)
+@pytest.mark.parametrize(
+    ("operation", "filters", "options"),
+    [("adder_conv", FILTERS, {"groups": 2}), ("shift_adder_conv", ROWS, {"shifts": SHIFTS})],
+)
+def test_adders_record_the_published_surrogates(operation, filters, options):
+    x, w = Tensor(IMAGE, True), Tensor(filters, True)
+    bias = Tensor(np.zeros(len(filters)), True)
+    y = apply(operation, x, w, bias, **options)
     seed = rng.normal(size=y.shape)
     y.backward(seed)
-    grad_x, grad_w = mf.adder_conv_backward(seed, IMAGE, FILTERS, groups=2)
+    backward = getattr(mf, f"{operation}_backward")
+    grad_x, grad_w = backward(seed, IMAGE, filters, **options)
     assert_array_equal(x.grad, grad_x)
     assert_array_equal(w.grad, grad_w)
     assert_allclose(bias.grad, seed.sum(axis=(0, 2, 3)))

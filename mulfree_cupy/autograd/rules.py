@@ -13,6 +13,7 @@ from mulfree_cupy import geometry
 from mulfree_cupy.arrays import namespace
 from mulfree_cupy.ops import adder, convolution
 from mulfree_cupy.ops import batch_norm as normalisation
+from mulfree_cupy.ops import shift as shifting
 
 
 def absolute(a):
@@ -80,6 +81,12 @@ def transpose(a, *, axes):
     return a.transpose(axes), lambda g: (g.transpose(back),)
 
 
+def concatenate(*parts, axis):
+    ends = np.cumsum([part.shape[axis] for part in parts])
+    xp = namespace(parts[0])
+    return xp.concatenate(parts, axis=axis), lambda g: xp.split(g, ends[:-1].tolist(), axis=axis)
+
+
 def dropout(a, *, mask):
     """`mask` is 0 or 1/(share kept), drawn by the layer."""
     return a * mask, lambda g: (g * mask,)
@@ -99,6 +106,22 @@ def adder_conv(x, w, bias=None, *, sign=False, **options):
         return grad_x, adder.adder_conv_sign_gradient(g, x, w, **options) if sign else grad_w
 
     return y, _with_bias(backward, x, w, bias, options)
+
+
+def shift(x, *, shifts, stride):
+    shape = x.shape
+    y = shifting.shift(x, shifts, stride=stride)
+    return y, lambda g: (shifting.shift_backward(g, shifts, shape, stride=stride),)
+
+
+def shift_conv(x, w, bias=None, **options):
+    y = shifting.shift_conv(x, w, bias=bias, **options)
+    return y, _with_bias(shifting.shift_conv_backward, x, w, bias, options)
+
+
+def shift_adder_conv(x, w, bias=None, **options):
+    y = shifting.shift_adder_conv(x, w, bias=bias, **options)
+    return y, _with_bias(shifting.shift_adder_conv_backward, x, w, bias, options)
 
 
 def _with_bias(backward, x, w, bias, options):
@@ -135,14 +158,8 @@ def batch_norm(
 
 def max_pool(x, *, kernel_size, stride, padding):
     """Largest value of each window; of equal ones the first gets the gradient."""
-    g = geometry.window("max_pool", x.shape, kernel_size, stride=stride, padding=padding)
+    padded, inside, seen = _pooled("max_pool", x, -np.inf, kernel_size, stride, padding)
     xp = namespace(x)
-    top, side = g.padding
-    padded = xp.full((*x.shape[:2], g.height + 2 * top, g.width + 2 * side), -np.inf, x.dtype)
-    inside = np.s_[..., top : top + g.height, side : side + g.width]
-    padded[inside] = x
-    taps = geometry.windows(g.kernel, g.stride, g.dilation, g.out_shape[2:])
-    seen = [(..., *slices) for _, _, slices in taps]
     y = padded[seen[0]].copy()
     for window in seen[1:]:
         xp.maximum(y, padded[window], out=y)
@@ -157,6 +174,36 @@ def max_pool(x, *, kernel_size, stride, padding):
         return (total[inside],)
 
     return y, pullback
+
+
+def avg_pool(x, *, kernel_size, stride, padding):
+    """Mean of each window; outside the image is 0, and counts."""
+    padded, inside, seen = _pooled("avg_pool", x, 0, kernel_size, stride, padding)
+    share = x.dtype.type(1 / len(seen))
+    total = padded[seen[0]].copy()
+    for window in seen[1:]:
+        total += padded[window]
+    shape = padded.shape
+
+    def pullback(gradient):
+        total = namespace(gradient).zeros(shape, gradient.dtype)
+        for window in seen:
+            total[window] += gradient * share
+        return (total[inside],)
+
+    return total * share, pullback
+
+
+def _pooled(function, x, outside, kernel_size, stride, padding):
+    """x with a border, the index of x in it, and the index of what each window position sees."""
+    g = geometry.window(function, x.shape, kernel_size, stride=stride, padding=padding)
+    top, side = g.padding
+    shape = *x.shape[:2], g.height + 2 * top, g.width + 2 * side
+    padded = namespace(x).full(shape, outside, x.dtype)
+    inside = np.s_[..., top : top + g.height, side : side + g.width]
+    padded[inside] = x
+    taps = geometry.windows(g.kernel, g.stride, g.dilation, g.out_shape[2:])
+    return padded, inside, [(..., *slices) for _, _, slices in taps]
 
 
 def cross_entropy(logits, *, labels):
@@ -180,7 +227,9 @@ RULES = {
     "absolute": absolute,
     "add": lambda a, b: (a + b, lambda g: (g, g)),
     "adder_conv": adder_conv,
+    "avg_pool": avg_pool,
     "batch_norm": batch_norm,
+    "concatenate": concatenate,
     "conv": conv,
     "cross_entropy": cross_entropy,
     "divide": lambda a, b: (a / b, lambda g: (g / b, -g * a / (b * b))),
@@ -200,12 +249,14 @@ RULES = {
     ),
     "relu": relu,
     "reshape": lambda a, *, shape: (a.reshape(shape), lambda g: (g.reshape(a.shape),)),
+    "shift": shift,
+    "shift_adder_conv": shift_adder_conv,
+    "shift_conv": shift_conv,
     "sqrt": sqrt,
     "subtract": lambda a, b: (a - b, lambda g: (g, -g)),
     "sum": sum_,
     "transpose": transpose,
 }
 
-SURROGATES = {
-    "adder_conv": "AdderNet trains on x - w and clip(w - x, -1, 1) in the place of their signs",
-}
+_ADDER = "AdderNet trains on x - w and clip(w - x, -1, 1) in the place of their signs"
+SURROGATES = {"adder_conv": _ADDER, "shift_adder_conv": _ADDER}

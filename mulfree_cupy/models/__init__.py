@@ -1,8 +1,23 @@
-"""The papers' networks, each from one definition for the adder form and its ordinary twin."""
+"""The papers' networks, each from one definition for its own form and the twins beside it."""
 
 from mulfree_cupy.models.lenet import LeNet
 from mulfree_cupy.models.registry import MODELS, build, default_shape
 from mulfree_cupy.models.resnet import CifarResNet, ImageNetResNet
+from mulfree_cupy.models.shift_tables import convert, permutation
+from mulfree_cupy.models.shiftnet import ShiftNet
+from mulfree_cupy.models.shiftresnet import ShiftResNet
 from mulfree_cupy.models.vgg import VGGSmall
 
-__all__ = ["MODELS", "CifarResNet", "ImageNetResNet", "LeNet", "VGGSmall", "build", "default_shape"]
+__all__ = [
+    "MODELS",
+    "CifarResNet",
+    "ImageNetResNet",
+    "LeNet",
+    "ShiftNet",
+    "ShiftResNet",
+    "VGGSmall",
+    "build",
+    "convert",
+    "default_shape",
+    "permutation",
+]

@@ -10,6 +10,8 @@ import numpy as np
 from mulfree_cupy import nn
 from mulfree_cupy.models.lenet import LeNet
 from mulfree_cupy.models.resnet import CifarResNet, ImageNetResNet
+from mulfree_cupy.models.shiftnet import sc2_resnet, shiftnet
+from mulfree_cupy.models.shiftresnet import ShiftResNet
 from mulfree_cupy.models.vgg import VGGSmall
 
 _NETWORKS = {
@@ -31,6 +33,18 @@ MODELS = {
     for kind, convolution in _KINDS.items()
     for name, network in _NETWORKS.items()
 }
+for _network, _blocks in {
+    "shiftresnet": partial(ShiftResNet, "shift"),
+    "depthwise-resnet": partial(ShiftResNet, "depthwise"),
+    "shift-adder-resnet": partial(ShiftResNet, "shift-adder"),
+    "sc2-resnet": sc2_resnet,
+}.items():
+    MODELS |= {
+        f"{_network}{depth}-e{expansion}": partial(_blocks, depth=depth, expansion=expansion)
+        for depth in (20, 56, 110)
+        for expansion in (1, 3, 6, 9)
+    }
+MODELS |= {f"shiftnet-{variant}": partial(shiftnet, variant) for variant in "abc"}
 
 
 def build(name: str, *, seed: int = 0, **shape: int) -> nn.Module:
@@ -39,9 +53,11 @@ def build(name: str, *, seed: int = 0, **shape: int) -> nn.Module:
     Parameters
     ----------
     name : str
-        ``adder-``, ``conv-`` or ``sign-adder-`` (filters trained on the derivative's sign, as in
-        AdderNet's ablation), and ``lenet``, ``vggsmall``, ``resnet20``, ``resnet32``,
-        ``resnet18`` or ``resnet50``.
+        A key of `MODELS`. Either ``adder-``, ``conv-`` or ``sign-adder-`` (filters trained on the
+        derivative's sign, as in AdderNet's ablation), and ``lenet``, ``vggsmall``, ``resnet20``,
+        ``resnet32``, ``resnet18`` or ``resnet50``. Or ``shiftresnet``, ``depthwise-resnet``,
+        ``shift-adder-resnet`` or ``sc2-resnet``, the depth, 20, 56 or 110, and ``-e`` with the
+        expansion, 1, 3, 6 or 9. Or ``shiftnet-a``, ``-b`` or ``-c``.
     seed : int
         Of the weights.
     **shape : int

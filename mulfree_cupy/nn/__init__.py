@@ -2,6 +2,7 @@
 
 from mulfree_cupy.nn.layers import (
     AdderConv,
+    AvgPool,
     BatchNorm,
     Conv,
     Dropout,
@@ -13,9 +14,11 @@ from mulfree_cupy.nn.layers import (
     Sequential,
 )
 from mulfree_cupy.nn.module import Module, Parameter, observed
+from mulfree_cupy.nn.shift import Shift, ShiftAdderConv, ShiftConv
 
 __all__ = [
     "AdderConv",
+    "AvgPool",
     "BatchNorm",
     "Conv",
     "Dropout",
@@ -27,5 +30,8 @@ __all__ = [
     "Parameter",
     "ReLU",
     "Sequential",
+    "Shift",
+    "ShiftAdderConv",
+    "ShiftConv",
     "observed",
 ]

@@ -156,8 +156,10 @@ class ReLU(Module):
         return apply("relu", x)
 
 
-class MaxPool(Module):
-    """Largest value of each window; outside the image is -inf."""
+class _Pool(Module):
+    """What MaxPool and AvgPool share: a window that slides over each plane."""
+
+    operation: str
 
     def __init__(self, kernel_size: int, *, stride: int | None = None, padding: int = 0):
         self.options = {
@@ -167,7 +169,19 @@ class MaxPool(Module):
         }
 
     def forward(self, x: Tensor) -> Tensor:
-        return apply("max_pool", x, **self.options)
+        return apply(self.operation, x, **self.options)
+
+
+class MaxPool(_Pool):
+    """Largest value of each window; outside the image is -inf."""
+
+    operation = "max_pool"
+
+
+class AvgPool(_Pool):
+    """Mean of each window; outside the image is 0, and counts."""
+
+    operation = "avg_pool"
 
 
 class GlobalAveragePool(Module):

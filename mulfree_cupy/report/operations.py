@@ -1,7 +1,7 @@
 """How many multiplications and additions an image costs, layer by layer.
 
 As the papers count: a product-sum is one multiplication and one addition, a term ``abs(x - w)`` of
-an adder layer is two additions. Biases, batch normalisation, activations, pooling
+an adder layer is two additions, a shift is none. Biases, batch normalisation, activations, pooling
 and the sums of residual blocks are left out.
 """
 
@@ -37,6 +37,9 @@ RULES: dict[type, Rule] = {
     nn.AdderConv: _differences,
     nn.Conv: _products,
     nn.Linear: _products,
+    nn.Shift: lambda layer, shape: (0, 0),
+    nn.ShiftAdderConv: _differences,
+    nn.ShiftConv: _products,
 }
 
 

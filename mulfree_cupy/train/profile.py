@@ -34,7 +34,7 @@ class StepProfile:
     @property
     def convolutions(self) -> float:
         """The share of the step that the convolutions take."""
-        kinds = ("AdderConv", "Conv")
+        kinds = ("AdderConv", "Conv", "ShiftAdderConv", "ShiftConv")
         return sum(t.forward + t.backward for t in self.layers if t.kind in kinds) / self.step
 
     def __str__(self) -> str:

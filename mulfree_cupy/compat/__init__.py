@@ -1,0 +1,1 @@
+"""Functions of other libraries under their own names and conventions."""

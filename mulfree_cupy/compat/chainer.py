@@ -1,0 +1,104 @@
+"""`shift` as Chainer had it: with its order of channels, and its sign, opposite to ours."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mulfree_cupy import arrays, geometry
+from mulfree_cupy.arrays import Array
+from mulfree_cupy.autograd import Tensor, apply
+from mulfree_cupy.ops import shift as shifting
+
+__all__ = ["shift", "shifts"]
+
+
+def shift(
+    x: Array | Tensor, ksize: int | tuple[int, int] = 3, dilate: int | tuple[int, int] = 1
+) -> Array | Tensor:
+    """``chainer.functions.shift``: equal groups of channels move by the taps of a kernel.
+
+    Parameters
+    ----------
+    x : array or Tensor, shape (N, C, H, W)
+        An array gives an array; a Tensor gives a Tensor and is differentiated.
+    ksize : int or pair of ints
+        (kh, kw), both odd; C must be at least ``kh*kw``.
+    dilate : int or pair of ints
+        (dy, dx), not 0; negative ones move the other way, which is the gradient.
+
+    Returns
+    -------
+    array or Tensor, shape and dtype of x
+
+    Raises
+    ------
+    ValueError
+        If ksize is even, dilate is 0, or there are fewer channels than shifts.
+    TypeError
+        If a parameter is no int or pair of ints.
+
+    Notes
+    -----
+    ``y[n,c,h,w] = x[n, c, h - s*dy, w - t*dx]``, where `mulfree_cupy.shift` adds its shifts; (s, t)
+    are the kernel's taps about its centre, by rows, ``C // (kh*kw)`` consecutive channels each, but
+    for the centre, which changes places with the last tap: so it is last, and has the channels left
+    over.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mulfree_cupy.compat import chainer
+    >>> x = np.arange(1, 7).reshape(1, 3, 1, 2)
+    >>> chainer.shift(x, ksize=(1, 3))[0, :, 0]
+    array([[2, 0],
+           [0, 3],
+           [5, 6]])
+    """
+    tensor = isinstance(x, Tensor)
+    (data,) = arrays.take("shift", x=x.data if tensor else x)
+    geometry.check_rank("shift", "x", data.shape, "N, C, H, W")
+    table = shifts(data.shape[1], ksize, dilate)
+    return apply("shift", x, shifts=table, stride=1) if tensor else shifting.shift(data, table)
+
+
+def shifts(
+    channels: int, ksize: int | tuple[int, int] = 3, dilate: int | tuple[int, int] = 1
+) -> np.ndarray:
+    """The table with which `mulfree_cupy.shift` does what `shift` here does.
+
+    Parameters
+    ----------
+    channels : int
+    ksize, dilate
+        As in `shift`.
+
+    Returns
+    -------
+    numpy.ndarray, shape (C, 2)
+
+    Examples
+    --------
+    >>> from mulfree_cupy.compat import chainer
+    >>> chainer.shifts(4, ksize=(1, 3), dilate=2).T
+    array([[ 0,  0,  0,  0],
+           [ 2, -2,  0,  0]])
+    """
+    kh, kw = geometry.pair("shift", "ksize", ksize, 1)
+    dy, dx = geometry.pair("shift", "dilate", dilate, -(2**31))
+    if kh % 2 == 0 or kw % 2 == 0:
+        raise ValueError(f"shift: ksize must be odd, got {ksize!r}")
+    if dy == 0 or dx == 0:
+        raise ValueError(f"shift: dilate must not be 0, got {dilate!r}")
+    if channels < kh * kw:
+        raise ValueError(
+            f"shift: x must have at least {kh}*{kw} = {kh * kw} channels, got {channels}"
+        )
+    taps = np.array([(-s * dy, -t * dx) for s in _about_0(kh) for t in _about_0(kw)])
+    centre = len(taps) // 2
+    taps[[centre, -1]] = taps[[-1, centre]]
+    group = np.minimum(np.arange(channels) // (channels // len(taps)), len(taps) - 1)
+    return taps[group]
+
+
+def _about_0(size: int) -> range:
+    return range(-(size // 2), size // 2 + 1)

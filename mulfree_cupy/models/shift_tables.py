@@ -1,0 +1,117 @@
+"""From one table of shifts to another, the network's answers staying as they are.
+
+A channel between two 1x1 convolutions has no place of its own: if the rows of the first convolution
+and the columns of the second are reordered alike, nothing changes. So weights that were trained
+with one order of shifts serve any other order of the same shifts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mulfree_cupy import nn
+
+
+@dataclass(frozen=True)
+class Inside:
+    """The channels between the two 1x1 convolutions of a block, and the layers that know them.
+
+    `expand` makes them, `norm` normalises them, `shift` moves them about a kernel of `kernel_size`,
+    `project` reads them. `project` may be the same layer as `shift`.
+    """
+
+    expand: nn.Module
+    norm: nn.BatchNorm
+    shift: nn.Module
+    project: nn.Module
+    kernel_size: int
+
+
+def permutation(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """The order in which channels with the shifts `source` have the shifts `target`.
+
+    Parameters
+    ----------
+    source, target : int arrays, shape (C, 2)
+
+    Returns
+    -------
+    numpy.ndarray, shape (C,)
+        ``source[order] == target``; channels that move alike keep their order.
+
+    Raises
+    ------
+    ValueError
+        If the tables do not hold the same shifts equally often.
+
+    Examples
+    --------
+    >>> import mulfree_cupy as mf
+    >>> from mulfree_cupy.models import permutation
+    >>> permutation(mf.modulo_shifts(18), mf.group_shifts(18))
+    array([ 0,  9,  1, 10,  2, 11,  3, 12,  4, 13,  5, 14,  6, 15,  7, 16,  8,
+           17])
+    """
+    source, target = np.asarray(source), np.asarray(target)
+    from_source, from_target = np.lexsort(source.T[::-1]), np.lexsort(target.T[::-1])
+    if source.shape != target.shape or (source[from_source] != target[from_target]).any():
+        raise ValueError(
+            f"permutation: the tables must hold the same shifts equally often, got {len(source)} "
+            f"channels with {len(np.unique(source, axis=0))} different shifts and {len(target)} "
+            f"with {len(np.unique(target, axis=0))}"
+        )
+    order = np.empty(len(source), np.int64)
+    order[from_target] = from_source
+    return order
+
+
+def convert(network: nn.Module, table: Callable[[int, int], np.ndarray]) -> None:
+    """Give a network another order of its shifts, in place; its answers stay.
+
+    Parameters
+    ----------
+    network : Module
+        With NumPy weights, made of blocks of `ShiftResNet` or of `ShiftNet`.
+    table : callable
+        ``table(channels, kernel_size)`` is the new table of a block, such as
+        `mulfree_cupy.group_shifts`.
+
+    Raises
+    ------
+    ValueError
+        If a table does not hold the block's shifts equally often, or a shift has not both its
+        neighbours in its block, as the first one of an SC2 block. Nothing is changed then.
+
+    Notes
+    -----
+    An optimiser's momentum is not reordered: start it afresh.
+
+    Examples
+    --------
+    >>> import mulfree_cupy as mf
+    >>> from mulfree_cupy import models
+    >>> network = models.build("shiftresnet20-e1")  # modulo order
+    >>> models.convert(network, mf.group_shifts)
+    """
+    found = [module.inside() for _, module in network.modules() if hasattr(module, "inside")]
+    insides = [inside for inside in found if hasattr(inside.shift, "shifts")]
+    free = {id(inside.shift) for inside in insides}
+    for name, module in network.modules():
+        if hasattr(module, "shifts") and id(module) not in free:
+            raise ValueError(
+                f"convert: {name} does not lie between two 1x1 convolutions of one block, "
+                "so the order of its channels is fixed"
+            )
+    tables = [table(len(inside.shift.shifts), inside.kernel_size) for inside in insides]
+    orders = [permutation(i.shift.shifts, new) for i, new in zip(insides, tables, strict=True)]
+    for inside, shifts, order in zip(insides, tables, orders, strict=True):
+        norm = inside.norm
+        for parameter in (inside.expand.weight, norm.weight, norm.bias):
+            parameter.data = parameter.data[order]
+        inside.project.weight.data = inside.project.weight.data[:, order]
+        norm.running_mean = norm.running_mean[order]
+        norm.running_var = norm.running_var[order]
+        inside.shift.shifts = shifts

@@ -1,0 +1,86 @@
+"""Layers that move channels: alone, and before a 1x1 convolution, an ordinary one or an adder's."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mulfree_cupy.arrays import Array
+from mulfree_cupy.autograd import Tensor, apply
+from mulfree_cupy.nn.layers import AdderConv, Conv
+from mulfree_cupy.nn.module import Module, Parameter
+
+
+class Shift(Module):
+    """Moves every channel by its own whole pixels; nothing to train.
+
+    Parameters
+    ----------
+    shifts : int array, shape (C, 2)
+        (dh, dw) by channel, such as from `mulfree_cupy.modulo_shifts`. A buffer, so that weights
+        are saved with the table that they were trained with.
+    stride : int or pair of ints
+    """
+
+    def __init__(self, shifts: Array, *, stride: int = 1):
+        self.shifts, self.stride = np.array(shifts), stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return apply("shift", x, shifts=self.shifts, stride=self.stride)
+
+
+class _ShiftedPointwise(Module):
+    """What ShiftConv and ShiftAdderConv share: a weight (K, C) behind a table of shifts."""
+
+    operation: str
+    unshifted: type  # which draws the weights
+
+    def __init__(
+        self,
+        shifts: Array,
+        filters: int,
+        rng: np.random.Generator,
+        *,
+        bias: bool = False,
+        stride: int = 1,
+    ):
+        layer = self.unshifted
+        self.shifts, self.stride = np.array(shifts), stride
+        weight = layer.draw_weight(rng, (filters, len(shifts)), filters)
+        self.weight = Parameter(weight.astype(np.float32), layer.adder)
+        if bias:
+            self.bias = Parameter(layer.draw_bias(rng, filters).astype(np.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = [self.bias] if hasattr(self, "bias") else []
+        options = {"shifts": self.shifts, "stride": self.stride}
+        return apply(self.operation, x, self.weight, *bias, **options)
+
+
+class ShiftConv(_ShiftedPointwise):
+    """Shift and 1x1 convolution in one pass; only the input is kept for the backward.
+
+    Parameters
+    ----------
+    shifts : int array, shape (C, 2)
+        As in `Shift`.
+    filters : int
+    rng : numpy.random.Generator
+        Draws the weights as for `Conv`.
+    bias : bool
+        Zero at first.
+    stride : int or pair of ints
+    """
+
+    operation, unshifted = "shift_conv", Conv
+
+
+class ShiftAdderConv(_ShiftedPointwise):
+    """Shift and 1x1 adder convolution in one pass: no multiplication; needs a `BatchNorm` after it.
+
+    Parameters
+    ----------
+    shifts, filters, rng, bias, stride
+        As in `ShiftConv`; the weights are drawn as for `AdderConv`.
+    """
+
+    operation, unshifted = "shift_adder_conv", AdderConv
