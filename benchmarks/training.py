@@ -1,4 +1,4 @@
-"""A training step of AdderNet's ResNet-20 beside the published PyTorch formula and its conv twin."""
+"""Training steps of ResNet-20: AdderNet's and ShiftResNet's, each beside its twin in PyTorch."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from benchmarks import timing
 
 BATCH = 256
 PUBLISHED_BATCH = 8  # the published formula's memory grows to tens of GB at 256
+SHIFT, DEPTHWISE = "mulfree_cupy ShiftResNet e3", "PyTorch depthwise twin"
 
 
 def run(threads: int, out: Path | None, quick: bool) -> int:
@@ -72,6 +73,8 @@ def document(record: dict) -> str:
     machine, profile = record["machine"], record["profile"]
     head = ["ResNet-20 training step", "s", "x ours", "MiB, growing with the batch"]
     disturbed, taken = record["disturbed"]
+    ratio = timing.ratio(seconds, SHIFT, DEPTHWISE)
+    shift = [] if ratio is None else [f"ShiftResNet-20 e3 takes {ratio:.2f} of its {DEPTHWISE}."]
     return "\n\n".join(
         [
             f"{machine['date']}, {machine['cpu']}, {record['threads']} threads, batch "
@@ -82,6 +85,7 @@ def document(record: dict) -> str:
             "and scaled, its memory too. Published for the whole step on an RTX 2080 Ti: 1.61 s "
             "(reference PyTorch code), 0.316 s (a hand-written CUDA port). Convolutions take "
             f"{profile['convolutions']:.0%} of our step.",
+            *shift,
         ]
     )
 
@@ -114,10 +118,10 @@ def _torch(kind: str) -> Callable:
 
         torch.set_num_threads(threads)
         torch.manual_seed(0)
-        network = torch_resnet.ResNet20(torch_resnet.LAYERS[kind])
+        network = torch_resnet.NETWORKS[kind]()
         optimiser = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
         images, labels = map(torch.from_numpy, _batch(batch))
-        if kind == "conv":
+        if kind != "adder":  # the layout in which both are faster
             network = network.to(memory_format=torch.channels_last)
             images = images.contiguous(memory_format=torch.channels_last)
 
@@ -148,6 +152,9 @@ STEPS = {
     "mulfree_cupy conv twin": _ours("conv-resnet20"),
     "PyTorch conv twin": _torch("conv") if _has_torch() else None,
     "published formula": _torch("adder") if _has_torch() else None,
+    SHIFT: _ours("shiftresnet20-e3"),
+    "mulfree_cupy depthwise twin": _ours("depthwise-resnet20-e3"),
+    DEPTHWISE: _torch("depthwise") if _has_torch() else None,
 }
 
 
