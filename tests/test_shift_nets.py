@@ -146,9 +146,9 @@ class TestBlocks:
         assert_allclose(shift(x).data, depthwise(x).data, atol=1e-5)
 
     def test_they_refuse_what_does_not_fit(self):
-        with pytest.raises(ValueError, match="channels must be at least 3.3 = 9"):
+        with pytest.raises(ValueError, match=r"channels must be at least 3\*3 = 9"):
             CSC("shift", 4, 16, 1, rng, expansion=0.5)
-        with pytest.raises(ValueError, match="width must grow where the stride is not 1.*16 and"):
+        with pytest.raises(ValueError, match=r"width must grow where the stride is not 1.*16 and"):
             Preactivation(16, 32, 1, rng, expansion=1)
 
 
@@ -184,7 +184,11 @@ class TestNetworks:
 
     @pytest.mark.parametrize(
         ("variant", "published", "ours", "billions"),
-        [("a", 4.1e6, 4_188_680, 1.4), ("b", 1.1e6, 1_183_480, 0.371), ("c", 0.78e6, 785_272, None)],
+        [
+            ("a", 4.1e6, 4_188_680, 1.4),
+            ("b", 1.1e6, 1_183_480, 0.371),
+            ("c", 0.78e6, 785_272, None),
+        ],
     )
     def test_shiftnet(self, variant, published, ours, billions):
         counted = operations.count(models.build(f"shiftnet-{variant}"), 3, 224)
@@ -220,7 +224,7 @@ class TestNetworks:
         assert losses[-1] < 0.5 * losses[0]
 
     def test_the_command_trains_one_on_digits(self, tmp_path, capsys):
-        arguments = "train --model shiftresnet20-e3 --epochs 1 --out".split()
+        arguments = ["train", "--model", "shiftresnet20-e3", "--epochs", "1", "--out"]
         assert cli.main([*arguments, str(tmp_path)]) == 0
         printed = capsys.readouterr().out
         assert "shiftresnet20-e3, 95,354 parameters, on digits" in printed
@@ -243,7 +247,8 @@ def trained(model, *shape):
 
 class TestConversion:
     @pytest.mark.parametrize(
-        ("name", "size"), [("shiftresnet20-e1", 8), ("shift-adder-resnet20-e1", 8), ("shiftnet-c", 32)]
+        ("name", "size"),
+        [("shiftresnet20-e1", 8), ("shift-adder-resnet20-e1", 8), ("shiftnet-c", 32)],
     )
     def test_answers_stay(self, name, size):
         model = trained(models.build(name, size=size, classes=10), 4, 3, size, size)
@@ -265,7 +270,7 @@ class TestConversion:
         assert_array_equal(models.permutation(TABLE, TABLE), np.arange(11))
 
     def test_what_cannot_be_converted(self):
-        with pytest.raises(ValueError, match="same shifts equally often.*11 channels with 9"):
+        with pytest.raises(ValueError, match=r"same shifts equally often.*11 channels with 9"):
             models.permutation(TABLE, np.zeros((11, 2), int))
         network = ShiftNet(rng, (16, 3, 1), [Group(16, 1, (1, 1))], shift_first=True, classes=2)
         before = network.state_dict()
@@ -280,9 +285,9 @@ class TestConversion:
 
 
 def chainer_by_its_words(x, ksize, dilate):
-    """Equal groups, the centre's last; each image moved by (ky, kx) steps of dilate, zeros behind."""
+    """Equal groups, the centre's last; a group moves by (ky, kx) steps of dilate, zeros follow."""
     (kh, kw), (dy, dx) = ksize, dilate
-    taps = [(ky, kx) for ky in range(-(kh // 2), kh // 2 + 1) for kx in range(-(kw // 2), kw // 2 + 1)]
+    taps = [(i - kh // 2, j - kw // 2) for i in range(kh) for j in range(kw)]
     taps[len(taps) // 2], taps[-1] = taps[-1], taps[len(taps) // 2]
     y = np.zeros_like(x)
     _, channels, height, width = x.shape
