@@ -34,7 +34,7 @@ def draw(
         Of the picture.
     weights : WinogradWeights
     most : int
-        Filters, and channels, shown: the first of each. Pruned entries are left white.
+        Filters, and channels, shown: the first of each. Pruned entries are white.
     title : str
     """
     import matplotlib
@@ -47,10 +47,8 @@ def draw(
     )
     shown = weights.dense[:, :, :most, :most]
     limit = np.abs(shown).max(initial=0) or 1
-    image = kernels.imshow(
-        _mosaic(shown, weights.mask[:, :, :most, :most]), cmap="RdBu", vmin=-limit, vmax=limit
-    )
-    kernels.set(xlabel="channel", ylabel="filter", xticks=[], yticks=[])
+    image = kernels.imshow(_mosaic(shown), cmap="RdBu", vmin=-limit, vmax=limit)
+    kernels.set(xlabel="channel", ylabel="filter", xticks=[], yticks=[], facecolor="0.6")
     figure.colorbar(image, ax=kernels, shrink=0.8)
     _by_position(magnitude, mean_magnitude(weights), "mean |U|")
     _by_position(density, weights.mask.mean(axis=(2, 3)), "density")
@@ -60,11 +58,11 @@ def draw(
     plt.close(figure)
 
 
-def _mosaic(u: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """(t, t, K, C) as one image, kernels side by side with gaps; NaN is left white."""
+def _mosaic(u: np.ndarray) -> np.ndarray:
+    """(t, t, K, C) as one image, kernels side by side, with NaN between them."""
     t, _, filters, channels = u.shape
     image = np.full((filters, t + 1, channels, t + 1), np.nan)
-    image[:, :t, :, :t] = np.where(mask, u, np.nan).transpose(2, 0, 3, 1)
+    image[:, :t, :, :t] = u.transpose(2, 0, 3, 1)
     return image.reshape(filters * (t + 1), channels * (t + 1))[:-1, :-1]
 
 

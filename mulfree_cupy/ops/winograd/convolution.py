@@ -8,7 +8,7 @@ from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.launch import numpy_winograd
 from mulfree_cupy.ops.winograd.matrices import matrices
-from mulfree_cupy.ops.winograd.weights import WinogradWeights, cpu_kernels
+from mulfree_cupy.ops.winograd.weights import WinogradWeights
 
 __all__ = ["KERNELS", "winograd_conv", "winograd_conv_backward"]
 
@@ -93,7 +93,7 @@ def winograd_conv(
         if kernel == "scipy":
             numpy_winograd.forward(x, _scipy_product(weights), *arguments)
         else:
-            cpu_kernels().winograd_conv(x, weights.plan(kernel), *arguments)
+            launch.cpu_kernels().winograd_conv(x, weights.plan(kernel), *arguments)
     else:
         result[...] = 0 if bias is None else bias[:, None, None]
     return arrays.deliver(result, out)
@@ -155,8 +155,8 @@ def winograd_conv_backward(
     grad_u = arrays.empty_beside(x, weights.shape, x.dtype)
     if grad.size and g.channels:
         options = g.padding, bool(relu), _matrices(weights)
-        cpu_kernels().winograd_conv_grad_x(grad, x, weights.dense, grad_x, *options)
-        cpu_kernels().winograd_conv_grad_u(grad, x, grad_u, *options)
+        launch.cpu_kernels().winograd_conv_grad_x(grad, x, weights.dense, grad_x, *options)
+        launch.cpu_kernels().winograd_conv_grad_u(grad, x, grad_u, *options)
         arrays.namespace(x).copyto(grad_u, 0, where=~weights.mask)
     else:
         grad_x[...], grad_u[...] = 0, 0

@@ -5,14 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from os import PathLike
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
-from mulfree_cupy.launch import numpy_kernels
 from mulfree_cupy.ops.winograd.matrices import importance, matrices, winograd_matrices
 
 if TYPE_CHECKING:
@@ -160,12 +158,14 @@ class WinogradWeights:
                 f"output), u has shape {u.shape}; use m=2, or pass allow_float16=True"
             )
         xp = arrays.namespace(u)
+        dense = u.copy(order="C")
         if mask is None:
-            return cls(u.copy(order="C"), u != 0, points)
-        u, mask = arrays.take(name, u=u, mask=mask)
+            return cls(dense, dense != 0, points)
+        _, mask = arrays.take(name, u=u, mask=mask)
         geometry.check_shape(name, "mask", mask.shape, u.shape, "(t, t, K, C)")
         mask = xp.array(mask, dtype=bool, order="C")
-        return cls(xp.where(mask, u, u.dtype.type(0)), mask, points)
+        xp.copyto(dense, 0, where=~mask)
+        return cls(dense, mask, points)
 
     @classmethod
     def from_sparse(
@@ -350,7 +350,7 @@ class WinogradWeights:
         object
             For the CPU kernel `winograd_conv` alone.
         """
-        kernels = cpu_kernels()
+        kernels = launch.cpu_kernels()
         if (kernels, form) not in self._plans:
             t, _, *matrix = self.shape
             if form == "dense":
@@ -508,12 +508,6 @@ def _highest(function: str, scores: Array, density: float) -> Array:
 def _take_weights(function: str, name: str, value: Any) -> Array:
     (array,) = arrays.take(function, **{name: value})
     return array if array.dtype == np.float16 else arrays.take_floats(function, **{name: array})[0]
-
-
-def cpu_kernels() -> ModuleType:
-    """As `launch.cpu_kernels`."""
-    kernels = launch.cpu_kernels()
-    return kernels if hasattr(kernels, "winograd_conv") else numpy_kernels
 
 
 def _indptr(rows: np.ndarray) -> np.ndarray:
