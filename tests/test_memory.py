@@ -19,6 +19,7 @@ def peak():
 def run(batch, size):
     x = np.ones((batch, 64, size, size), {dtype!r})[:, :, :, {columns}]
     w = np.ones((64, 64, 3, 3), {dtype!r})
+    weights = mf.WinogradWeights.from_spatial(w.astype(np.float32))
     grad = np.ones(mf.conv(x, w, padding=1).shape if {backward} else 0, {dtype!r})
     before = peak()
     answer = {call}
@@ -40,6 +41,9 @@ print(run(8, 112))
         ("mf.conv(x, w, padding=1)", "float32"),
         ("mf.adder_conv_backward(grad, x, w, padding=1)", "float32"),
         ("mf.conv_backward(grad, x, w, padding=1)", "float32"),
+        ("mf.winograd_conv(x, weights, kernel='sparse')", "float32"),
+        ("mf.winograd_conv(x, weights, kernel='scipy')", "float32"),
+        ("mf.winograd_conv_backward(grad, x, weights)", "float32"),
     ],
 )
 def test_workspace_is_at_most_64_mib(call, dtype, columns):

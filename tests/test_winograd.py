@@ -9,10 +9,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 from problems import LAYOUTS, lay_out, run
 
 import mulfree_cupy as mf
+from mulfree_cupy.ops.winograd.convolution import KERNELS, fastest
 
 WAYS = ["cpu", "numpy"]
 TRANSFORMS = [(2, "lavin"), (4, "lavin"), (4, "barabasz")]
-KERNELS = ["scipy", "dense", "sparse", "blocks"]
 # Largest error over the root mean square of the answer, against float64.
 TOLERANCE = {(2, "float32"): 1e-5, (4, "float32"): 1e-4, (2, "float64"): 1e-9, (4, "float64"): 1e-9}
 
@@ -189,6 +189,19 @@ def test_the_relu_layer_depends_on_where_tiles_begin():
     by_one = mf.winograd_conv(np.roll(x, 1, axis=3), weights, relu=True)
     assert_allclose(by_two, np.roll(y, 2, axis=3), atol=1e-12)
     assert np.abs(by_one - np.roll(y, 1, axis=3)).max() > 0.1
+
+
+def test_the_kernel_with_the_least_to_do_is_chosen():
+    u, rng = np.ones((4, 4, 62, 60)), np.random.default_rng(5)
+    shared = np.repeat(rng.random((4, 4, 16, 60)) < 0.4, 4, axis=2)[:, :, :62]
+    for mask, kernel in [
+        (u, "dense"),
+        (rng.random(u.shape) < 0.7, "dense"),
+        (rng.random(u.shape) < 0.5, "sparse"),
+        (shared, "blocks"),
+        (np.zeros(u.shape), "sparse"),
+    ]:
+        assert fastest(mf.WinogradWeights.from_dense(u, mask)) == kernel
 
 
 def test_out_receives_the_answer():

@@ -329,13 +329,13 @@ class WinogradWeights:
     @functools.cached_property
     def blocks(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As `csr`, of groups of four filters, which share a pattern; values (entries, 4)."""
-        positions, (filters, channels) = self.shape[0] ** 2, self.shape[2:]
-        fill = (0, 0), (0, -filters % 4), (0, 0)
-        dense = _on_host(self.dense).reshape(positions, filters, channels)
-        mask = _on_host(self.mask).reshape(positions, filters, channels)
-        mask = np.pad(mask, fill).reshape(-1, 4, channels).any(axis=1)
-        groups = np.pad(dense, fill).reshape(-1, 4, channels).swapaxes(1, 2)
+        mask, groups = self.block_mask, _in_fours(self.dense).swapaxes(1, 2)
         return _indptr(mask), np.nonzero(mask)[1].astype(np.int32), groups[mask]
+
+    @functools.cached_property
+    def block_mask(self) -> np.ndarray:
+        """Where any of four filters has an entry, shape (t*t * ceil(K/4), C)."""
+        return _in_fours(self.mask).any(axis=1)
 
     def plan(self, form: str) -> Any:
         """The weights as the CPU kernels want them, packed at the first call.
@@ -512,6 +512,14 @@ def _take_weights(function: str, name: str, value: Any) -> Array:
 
 def _indptr(rows: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(rows.sum(axis=1))]).astype(np.int64)
+
+
+def _in_fours(array: Array) -> np.ndarray:
+    """(t, t, K, C) as (groups, 4, C), each position's filters filled up with zeros."""
+    t, _, filters, channels = array.shape
+    stacked = _on_host(array).reshape(t * t, filters, channels)
+    filled = np.pad(stacked, ((0, 0), (0, -filters % 4), (0, 0)))
+    return filled.reshape(t * t * -(-filters // 4), 4, channels)
 
 
 def _on_host(array: Array) -> np.ndarray:
