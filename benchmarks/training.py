@@ -153,7 +153,6 @@ STEPS = {
     "PyTorch conv twin": _torch("conv") if _has_torch() else None,
     "published formula": _torch("adder") if _has_torch() else None,
     SHIFT: _ours("shiftresnet20-e3"),
-    "mulfree_cupy depthwise twin": _ours("depthwise-resnet20-e3"),
     DEPTHWISE: _torch("depthwise") if _has_torch() else None,
 }
 
