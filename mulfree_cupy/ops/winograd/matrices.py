@@ -1,4 +1,4 @@
-"""Winograd's transforms F(m x m, 3 x 3), made from interpolation points, and their norms."""
+"""Winograd's transforms F(m x m, 3 x 3) from interpolation points, and their use in training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import operator
 import numpy as np
 from numpy.polynomial import polynomial
 
-__all__ = ["POINTS", "importance", "initial_variance", "winograd_matrices"]
+from mulfree_cupy import arrays, geometry
+from mulfree_cupy.arrays import Array
+
+__all__ = ["POINTS", "importance", "initial_variance", "precondition", "winograd_matrices"]
 
 # Finite interpolation points by m and name; the last point is always infinity.
 POINTS = {
@@ -181,3 +184,49 @@ def initial_variance(
     clipped = np.outer(transformed, transformed) / 2
     output = np.square(AT) @ (shape * clipped) @ np.square(AT).T
     return shape / (channels * output.mean())
+
+
+def precondition(grad_u: Array, *, points: str = "lavin") -> Array:
+    """The gradient by which a step on U is a step on the spatial kernel behind it.
+
+    Parameters
+    ----------
+    grad_u : array, shape (t, t, K, C)
+        float32 or float64.
+    points : str
+        As in `winograd_matrices`.
+
+    Returns
+    -------
+    array, shape and dtype of grad_u
+        ``(G G^T) grad_u (G G^T)``. It is not zero where a mask made grad_u zero: mask it again.
+
+    Raises
+    ------
+    ValueError
+        If the shape is not such, or there is no such transform.
+    TypeError
+        If the dtype is not served.
+
+    Notes
+    -----
+    Plain gradient descent on U diverges at rates that suit spatial weights, since U has directions
+    that no spatial kernel reaches and whose gradients are large.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mulfree_cupy.ops.winograd import precondition
+    >>> precondition(np.ones((4, 4, 1, 1)))[0, :, 0, 0]
+    array([4., 4., 4., 4.])
+    """
+    (grad_u,) = arrays.take_floats("precondition", grad_u=grad_u)
+    geometry.check_rank("precondition", "grad_u", grad_u.shape, "t, t, K, C")
+    t = grad_u.shape[0]
+    geometry.check_shape(
+        "precondition", "grad_u", grad_u.shape, (t, t, *grad_u.shape[2:]), "(t, t, K, C)"
+    )
+    winograd_matrices(t - 2, points=points)
+    G = matrices(t - 2, points)[1]
+    both = arrays.namespace(grad_u).asarray(G @ G.T, dtype=grad_u.dtype)
+    return arrays.namespace(grad_u).einsum("ia,abkc,bj->ijkc", both, grad_u, both)

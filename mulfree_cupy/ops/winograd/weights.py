@@ -11,12 +11,13 @@ import numpy as np
 
 from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
-from mulfree_cupy.ops.winograd.matrices import importance, matrices, winograd_matrices
+from mulfree_cupy.ops.winograd.matrices import importance, winograd_matrices
+from mulfree_cupy.ops.winograd.pruning import highest
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-__all__ = ["WinogradWeights", "precondition", "prune_spatial"]
+__all__ = ["WinogradWeights"]
 
 
 class WinogradWeights:
@@ -300,7 +301,7 @@ class WinogradWeights:
             factors = xp.asarray(importance(self.m, points=self.points))
             scores = scores * factors[:, :, None, None]
         # Entries pruned before come after those that are zero.
-        kept = _highest(name, xp.where(self.mask, scores, -1), density)
+        kept = highest(name, xp.where(self.mask, scores, -1), density)
         return self._checked(name, self.dense, kept & self.mask, self.points, True)
 
     @functools.cached_property
@@ -352,13 +353,12 @@ class WinogradWeights:
         """
         kernels = launch.cpu_kernels()
         if (kernels, form) not in self._plans:
-            t, _, *matrix = self.shape
             if form == "dense":
                 plan = kernels.winograd_dense(self.dense)
             elif form == "sparse":
-                plan = kernels.winograd_sparse(*self.csr, (t, *matrix))
+                plan = kernels.winograd_sparse(*self.csr, self.shape[1:])
             else:
-                plan = kernels.winograd_blocks(*self.blocks, (t, *matrix))
+                plan = kernels.winograd_blocks(*self.blocks, self.shape[1:])
             self._plans[kernels, form] = plan
         return self._plans[kernels, form]
 
@@ -402,107 +402,6 @@ class WinogradWeights:
             mask[rows, saved["indices"]] = True
             points = str(saved["winograd_points"])
         return cls._checked(name, dense.reshape(shape), mask.reshape(shape), points, True)
-
-
-def prune_spatial(w: Array, density: float) -> Array:
-    """Zero all but the largest of a layer's spatial weights, as Han et al. do.
-
-    Parameters
-    ----------
-    w : array
-        float32 or float64, of any shape.
-    density : float, from 0 to 1
-        Exactly ``max(1, round(density * size))`` entries are kept; of equals, the first.
-
-    Returns
-    -------
-    array, shape and dtype of w
-
-    Raises
-    ------
-    ValueError
-        If density is out of range, or a weight is NaN.
-    TypeError
-        If density is no number, or w not float32 or float64.
-
-    References
-    ----------
-    .. [1] S. Han et al., "Learning both Weights and Connections for Efficient Neural Networks",
-       NeurIPS 2015.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from mulfree_cupy.ops.winograd import prune_spatial
-    >>> prune_spatial(np.array([3.0, -4.0, 1.0, 0.5]), 0.5)
-    array([ 3., -4.,  0.,  0.])
-    """
-    (w,) = arrays.take_floats("prune_spatial", w=w)
-    kept = _highest("prune_spatial", abs(w), density)
-    return arrays.namespace(w).where(kept, w, w.dtype.type(0))
-
-
-def precondition(grad_u: Array, *, points: str = "lavin") -> Array:
-    """The gradient by which a step on U is a step on the spatial kernel behind it.
-
-    Parameters
-    ----------
-    grad_u : array, shape (t, t, K, C)
-        float32 or float64.
-    points : str
-        As in `winograd_matrices`.
-
-    Returns
-    -------
-    array, shape and dtype of grad_u
-        ``(G G^T) grad_u (G G^T)``. It is not zero where a mask made grad_u zero: mask it again.
-
-    Raises
-    ------
-    ValueError
-        If the shape is not such, or there is no such transform.
-    TypeError
-        If the dtype is not served.
-
-    Notes
-    -----
-    Plain gradient descent on U diverges at rates that suit spatial weights, since U has directions
-    that no spatial kernel reaches and whose gradients are large.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from mulfree_cupy.ops.winograd import precondition
-    >>> precondition(np.ones((4, 4, 1, 1)))[0, :, 0, 0]
-    array([4., 4., 4., 4.])
-    """
-    (grad_u,) = arrays.take_floats("precondition", grad_u=grad_u)
-    geometry.check_rank("precondition", "grad_u", grad_u.shape, "t, t, K, C")
-    t = grad_u.shape[0]
-    geometry.check_shape(
-        "precondition", "grad_u", grad_u.shape, (t, t, *grad_u.shape[2:]), "(t, t, K, C)"
-    )
-    winograd_matrices(t - 2, points=points)
-    G = matrices(t - 2, points)[1]
-    both = arrays.namespace(grad_u).asarray(G @ G.T, dtype=grad_u.dtype)
-    return arrays.namespace(grad_u).einsum("ia,abkc,bj->ijkc", both, grad_u, both)
-
-
-def _highest(function: str, scores: Array, density: float) -> Array:
-    """True at the ``max(1, round(density * size))`` highest scores, the first among equals."""
-    try:
-        density = float(density)
-    except (TypeError, ValueError):
-        raise TypeError(f"{function}: density must be a number, got {density!r}") from None
-    if not 0 <= density <= 1:
-        raise ValueError(f"{function}: density must be from 0 to 1, got {density}")
-    xp = arrays.namespace(scores)
-    flat = scores.ravel()
-    if xp.isnan(flat).any():
-        raise ValueError(f"{function}: weights of shape {scores.shape} hold NaN")
-    kept = xp.zeros(flat.shape, bool)
-    kept[xp.argsort(-flat, kind="stable")[: max(1, round(density * flat.size))]] = True
-    return kept.reshape(scores.shape)
 
 
 def _take_weights(function: str, name: str, value: Any) -> Array:
