@@ -7,6 +7,7 @@ from pathlib import Path
 from pybind11.setup_helpers import Pybind11Extension, has_flag
 from pybind11.setup_helpers import build_ext as pybind11_build_ext
 from setuptools import find_packages, setup
+from setuptools.modified import newer_group
 
 # One translation unit an instruction set; which of them runs is chosen at run time.
 INSTRUCTION_SETS = {
@@ -41,12 +42,13 @@ class build_ext(pybind11_build_ext):
             ext.extra_link_args.append(f"-fsanitize={sanitizers}")
         ext.extra_compile_args += flags
         for name, own in instruction_sets().items():
-            ext.extra_objects += self.compiler.compile(
-                [f"cpu/{name}.cpp"],
-                output_dir=self.build_temp,
-                extra_postargs=[*flags, *own],
-                depends=ext.depends,
-            )
+            source = [f"cpu/{name}.cpp"]
+            objects = self.compiler.object_filenames(source, output_dir=self.build_temp)
+            if self.force or newer_group([*source, *ext.depends], objects[0]):
+                self.compiler.compile(
+                    source, output_dir=self.build_temp, extra_postargs=[*flags, *own]
+                )
+            ext.extra_objects += objects
         super().build_extension(ext)
 
 

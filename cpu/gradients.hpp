@@ -76,11 +76,14 @@ inline void clip_panel(P& panel, const bool* wanted, Finish finish) {
     }, finish);
 }
 
-// x at the panel's own pixels, less the channel's offset.
+// x at the panel's own pixels, less the channel's offset; which tiles of channels hold a number beyond
+// `limit`, or a NaN, goes to beyond[tile]. Returns whether any does.
 template <class P, class T>
-inline void load_pixels(P& panel, const Image<const T>& x, const T* centre) {
+inline bool load_pixels(P& panel, const Image<const T>& x, const T* centre, T limit, bool* beyond) {
+    bool any = false;
     for (index r = 0; r < panel.start[PANEL_VECTORS]; ++r)
         panel.x_spans[r] = pixel_span(panel.runs[r], x);
+    Vec<T> largest{};
     for (index f = 0; f < panel.filters; ++f) {
         const index channel = panel.group * panel.p.filters + panel.filter + f;
         const T* base = x.data + channel * x.channel;
@@ -90,14 +93,20 @@ inline void load_pixels(P& panel, const Image<const T>& x, const T* centre) {
             const Vec<T> value = x.column == 1   ? gather<CONTIGUOUS>(first, last, base, 1)
                                  : x.column == 2 ? gather<EVEN>(first, last, base, 2)
                                                  : gather<STRIDED>(first, last, base, x.column);
-            store(panel.rows + f * panel.ROW + v * LANES<T>, value - broadcast(centre[channel]));
+            const Vec<T> centred = value - broadcast(centre[channel]);
+            store(panel.rows + f * panel.ROW + v * LANES<T>, centred);
+            largest = max(largest, abs(centred));
         }
+        if (f % TILE_FILTERS + 1 < TILE_FILTERS && f + 1 < panel.filters) continue;
+        any |= beyond[f / TILE_FILTERS] = below<T>(broadcast(limit), largest);
+        largest = Vec<T>{};
     }
+    return any;
 }
 
 template <class T>
 inline void adder_grad_x(const AdderGradX<T>& g) {
-    constexpr T LIMIT = 4;  // of |x|: the fast form's rounding error grows with it
+    constexpr T LIMIT = 8;  // of |x|: the fast form's rounding error grows with it
     const Convolution<T, T>& p = g.convolution;
     Workspace workspace;
     workspace.allocate(p.groups * p.filters * index(sizeof(T)));
@@ -116,23 +125,22 @@ inline void adder_grad_x(const AdderGradX<T>& g) {
         });
     };
     for_each_panel(p, Weights<T>{p, centre}, find_offset, [&](auto& panel) {
-        load_pixels(panel, g.x, centre);
+        bool any = load_pixels(panel, g.x, centre, LIMIT, panel.redo);
         if constexpr (sizeof(T) == 8) return exact(panel, nullptr);
-        bool any = false;
-        clip_panel<false>(panel, nullptr, [&](index tile) {
-            Vec<T> largest{}, infinite{};
+        bool near[CHUNK_FILTERS / TILE_FILTERS];
+        for (index f = 0; f < panel.filters; f += TILE_FILTERS)
+            near[f / TILE_FILTERS] = !panel.redo[f / TILE_FILTERS];
+        clip_panel<false>(panel, near, [&](index tile) {
+            Vec<T> infinite{};
             for (index f = tile; f < tile + panel.tile_filters(tile); ++f) {
                 const T *total = panel.total + f * panel.ROW, *x = panel.rows + f * panel.ROW;
                 panel.write(f, [&](index v) {
                     const Vec<T> sum = load(total + v * LANES<T>), value = load(x + v * LANES<T>);
-                    largest = max(largest, abs(value));
                     infinite += (value + panel.magnitude[v]) * T(0);
                     return sum - value * panel.sum[v];
                 });
             }
-            const bool redo = below<T>(broadcast(LIMIT), largest) || below<T>(infinite, Vec<T>{});
-            panel.redo[tile / TILE_FILTERS] = redo;
-            any |= redo;
+            any |= panel.redo[tile / TILE_FILTERS] = below<T>(infinite, Vec<T>{});
         });
         if (any) exact(panel, panel.redo);
     });
@@ -140,24 +148,97 @@ inline void adder_grad_x(const AdderGradX<T>& g) {
 
 // ---- grad_w: a product of two long thin matrices ----------------------------------------------------------
 
-constexpr int GRAD_VECTORS = 32;     // vectors of pixels packed at a time
+constexpr int GRAD_VECTORS = 64;     // vectors of pixels packed at a time
 constexpr index GRAD_ROWS = 144;     // rows of im2col (channel, tap) a unit of work
 constexpr index GRAD_FILTERS = 64;   // filters a unit of work
 
 constexpr index GRAD_WORKSPACE = 60 << 20;  // bytes, all threads together
 
-// total[f][r] += sum over the pixels of grad[f] * x[r], kept lane by lane until the very end.
+// An axis of the pixels that are summed. Tap i meets the source where tap i % period does, some pixels on.
+// So if every line (every plane) is followed by room for as many pixels as the shifts reach, one packed
+// row serves all the taps of a period, each at its shift. In the room grad counts as zero.
+struct GradAxis {
+    Axis axis;  // of the packed rows: pixels with their room, one period of taps
+    index period, shift, reach;
+
+    GradAxis(const Axis& a, bool shifted) : axis(a), period(a.taps), shift(0), reach(0) {
+        if (!shifted) return;
+        period = 1;
+        while (period * a.tap_step % a.step) ++period;
+        axis.taps = smaller(a.taps, period);
+        shift = period * a.tap_step / a.step;
+        reach = (a.taps - 1) / period * shift;
+        // The zeros before the source may stand for those after it.
+        const index before = ceil_div(-a.offset, a.step);
+        const index after = a.pixels + reach - 1 - (a.size - 1 - a.offset) / a.step;
+        const index both = period == 1 ? larger(0, smaller(reach, smaller(before, after))) : 0;
+        axis.pixels += reach - both;
+    }
+};
+
+// All the pixels that are summed, image after image, and where the packed rows hold them.
+struct GradGrid {
+    bool shifted;
+    GradAxis height, width;
+    index pixels, reach;
+    index row;     // elements of a packed row: pixels, what the shifts reach, and room for a last vector
+    index pieces;  // at most, a row
+
+    GradGrid(index batch, const Axis& h, const Axis& w, index count, index lanes, bool shifted_)
+        : shifted(shifted_), height(h, shifted), width(w, shifted) {
+        pixels = batch * height.axis.pixels * width.axis.pixels;
+        reach = height.reach * width.axis.pixels + width.reach;
+        row = count + round_up(reach, lanes) + lanes;
+        pieces = (row / width.axis.pixels + 2) * ceil_div(width.axis.pixels, lanes);
+    }
+
+    index phases() const { return height.axis.taps * width.axis.taps; }
+
+    // Calls f(run, at) for the pieces of lines, none longer than a vector, among `count` pixels.
+    template <class F>
+    void each_piece(index batch, index begin, index count, index lanes, F f) const {
+        const index rows = height.axis.pixels, columns = width.axis.pixels;
+        Run run{begin / (rows * columns), begin / columns % rows, begin % columns, 0, 0, 0};
+        for (index at = 0; at < count;) {
+            const index length = smaller(lanes, columns - run.column);
+            run.count = run.image < batch ? int(length) : 0;
+            f(run, at);
+            at += length, run.column += length;
+            if (run.column < columns) continue;
+            run.column = 0;
+            if (++run.row == rows) run.row = 0, ++run.image;
+        }
+    }
+};
+
+// Where the forward pass's taps may be shifted rows. Not so if little of the rows were pixels, or more
+// lay beyond them than in them.
+template <class T>
+inline GradGrid grad_grid(const GradW<T>& p, index most_phases) {
+    constexpr index COUNT = GRAD_VECTORS * LANES<T>;
+    const GradGrid shifted(p.batch, p.height, p.width, COUNT, LANES<T>, true);
+    const bool pays = shifted.pixels * 2 <= p.batch * p.height.pixels * p.width.pixels * 3 &&
+                      shifted.reach <= COUNT && shifted.phases() <= most_phases;
+    return pays ? shifted : GradGrid(p.batch, p.height, p.width, COUNT, LANES<T>, false);
+}
+
+// total[f][r] += sum over the pixels of grad[f] * x[tap[r]], kept lane by lane until the very end.
 template <int FILTERS, int ROWS, class T>
-inline void product_tile(const T* grad, const T* x, index pixels, T* total, index total_row) {
-    constexpr index ROW = GRAD_VECTORS * LANES<T>;
+inline void product_tile(const T* grad, index grad_row, const T* x, const index* tap, index pixels,
+                         T* total, index total_row) {
     Vec<T> sum[FILTERS][ROWS] = {};
+    const T* from[ROWS];
+    for (int r = 0; r < ROWS; ++r) from[r] = x + tap[r];
     for (index i = 0; i < pixels; i += LANES<T>) {
         Vec<T> row[ROWS];
 #pragma GCC unroll 8
-        for (int r = 0; r < ROWS; ++r) row[r] = load(x + r * ROW + i);
+        for (int r = 0; r < ROWS; ++r) row[r] = load(from[r] + i);
 #pragma GCC unroll 8
         for (int f = 0; f < FILTERS; ++f) {
-            const Vec<T> g = load(grad + f * ROW + i);
+            Vec<T> g = load(grad + f * grad_row + i);
+#if defined(__x86_64__)
+            touch(g);
+#endif
 #pragma GCC unroll 8
             for (int r = 0; r < ROWS; ++r) sum[f][r] = multiply_add(g, row[r], sum[f][r]);
         }
@@ -172,13 +253,12 @@ inline void product_tile(const T* grad, const T* x, index pixels, T* total, inde
 }
 
 template <class T>
-inline void products(index filters, index rows, index pixels, const T* grad, const T* x, T* total,
-                     index total_row) {
-    constexpr index ROW = GRAD_VECTORS * LANES<T>;
+inline void products(index filters, index rows, index pixels, const T* grad, index grad_row, const T* x,
+                     const index* tap, T* total, index total_row) {
     for (index f = 0; f < filters; f += TILE_FILTERS)
         for (index r = 0; r < rows; r += TILE_VECTORS) {
             const auto run = [&](auto n, auto m) {
-                product_tile<n.value, m.value>(grad + f * ROW, x + r * ROW, pixels,
+                product_tile<n.value, m.value>(grad + f * grad_row, grad_row, x, tap + r, pixels,
                                                total + f * total_row + r * LANES<T>, total_row);
             };
             if (rows - r >= TILE_VECTORS) with_filters<TILE_VECTORS>(filters - f, run);
@@ -187,55 +267,92 @@ inline void products(index filters, index rows, index pixels, const T* grad, con
         }
 }
 
-// The memory a thread works in. Rows and filters are rounded up to whole tiles, whose surplus is computed
-// and ignored.
+// The memory a thread works in. Filters are rounded up to whole tiles, whose surplus is computed and
+// ignored.
 template <class T>
 struct GradScratch {
-    static constexpr index ROW = GRAD_VECTORS * LANES<T>;
-    Run* runs;
+    index pieces;
+    index *at, *tap;  // where the pieces go; where the rows of a block start
     Span* spans;
     T *x, *grad, *total;
-    explicit GradScratch(Carver& scratch)
-        : runs(scratch.take<Run>(ROW)),
-          spans(scratch.take<Span>(ROW * BLOCK_POSITIONS)),
-          x(scratch.take<T>(ROW * (GRAD_ROWS + 1))),
-          grad(scratch.take<T>(ROW * GRAD_FILTERS)),
-          total(scratch.take<T>(LANES<T> * (GRAD_ROWS + 1) * GRAD_FILTERS)) {}
+    GradScratch(const GradGrid& grid, const Blocking& blocking, index filters, Carver& scratch)
+        : pieces(grid.pieces), at(scratch.take<index>(pieces)), tap(scratch.take<index>(GRAD_ROWS + 1)) {
+        const index positions = grid.shifted ? grid.phases() : blocking.position_chunk;
+        filters = round_up(smaller(filters, GRAD_FILTERS), TILE_FILTERS);
+        spans = scratch.take<Span>(pieces * positions);
+        x = scratch.take<T>(grid.row * (blocking.channel_chunk * positions + 1));
+        grad = scratch.take<T>(grid.row * filters);
+        total = scratch.take<T>(LANES<T> * (GRAD_ROWS + 1) * filters);
+    }
 };
+
+// Pixels [begin, begin + count) of the rows (channel, position) of a block, less centre[channel] where
+// centres are given.
+template <class T>
+inline void pack_grad_rows(const GradGrid& grid, const GradScratch<T>& s, index batch, index begin,
+                           index count, const Image<const T>& x, index channel, const Axis& h,
+                           const Axis& w, const T* centre, const Block& block, T* rows) {
+    index pieces = 0;
+    grid.each_piece(batch, begin, count, LANES<T>, [&](const Run& run, index at) {
+        for (index t = 0; t < block.positions; ++t) {
+            const index i = (block.position + t) / w.taps, j = (block.position + t) % w.taps;
+            s.spans[t * s.pieces + pieces] = source_span(run, x, h, w, i, j);
+        }
+        s.at[pieces++] = at;
+    });
+    const index lane_stride = w.step * x.column;
+    const auto run = [&](auto way) {
+        const T* from = x.data + channel * x.channel;
+        for (index c = 0; c < block.channels; ++c, from += x.channel) {
+            const Vec<T> shift = broadcast(centre ? centre[channel + c] : T(0));
+            for (index t = 0; t < block.positions; ++t, rows += grid.row)
+                for (index k = 0; k < pieces; ++k) {
+                    const Span* span = s.spans + t * s.pieces + k;
+                    prefetch(from, 2 * x.channel + span->offset);
+                    store(rows + s.at[k],
+                          gather<Access(way.value)>(span, span + 1, from, lane_stride) - shift);
+                }
+        }
+    };
+    switch (access(lane_stride)) {
+    case CONTIGUOUS: return run(Constant<CONTIGUOUS>());
+    case EVEN: return run(Constant<EVEN>());
+    case STRIDED: return run(Constant<STRIDED>());
+    }
+}
 
 // Filters [filter, filter + filters) of a group times the rows of a block: the sums go to grad_w, and, in
 // the block that starts the reduction, the sums of grad (products with a row of ones) to grad_sum.
 template <class T>
-inline void grad_w_unit(const GradW<T>& p, const T* centre, const GradScratch<T>& s, index group,
-                        index filter, index filters, const Block& block, T* grad_sum) {
-    constexpr index ROW = GradScratch<T>::ROW;
-    const index height = p.height.pixels, width = p.width.pixels, pixels = p.batch * height * width;
+inline void grad_w_unit(const GradW<T>& p, const T* centre, const GradGrid& grid, const GradScratch<T>& s,
+                        index group, index filter, index filters, const Block& block, T* grad_sum) {
+    constexpr index COUNT = GRAD_VECTORS * LANES<T>;
     const index positions = p.height.taps * p.width.taps;
     const index taps = block.taps(), rows = taps + (block.channel == 0 && block.position == 0);
-    const index k = group * p.filters + filter, c = group * p.channels + block.channel;
+    const index k = group * p.filters + filter, channel = group * p.channels + block.channel;
     const index total_row = (GRAD_ROWS + 1) * LANES<T>;
-    const Axis still{1, 1, 0, 1, 0, 0, 0, 0};
-    Axis rows_of_grad = still, columns_of_grad = still;
-    rows_of_grad.size = height, columns_of_grad.size = width;
+    const GradAxis &h = grid.height, &w = grid.width;
+    const Axis grad_h{h.axis.pixels, 1, 0, 1, 0, p.height.pixels, 0, 0};
+    const Axis grad_w{w.axis.pixels, 1, 0, 1, 0, p.width.pixels, 0, 0};
+    const Block packed = grid.shifted ? Block{block.channel, block.channels, 0, grid.phases()} : block;
 
+    for (index t = 0; t < taps; ++t) {
+        const index position = block.position + t % block.positions;
+        const index i = position / p.width.taps, j = position % p.width.taps;
+        const index row = i % h.period * w.axis.taps + j % w.period - packed.position;
+        s.tap[t] = (t / block.positions * packed.positions + row) * grid.row +
+                   i / h.period * h.shift * w.axis.pixels + j / w.period * w.shift;
+    }
+    s.tap[taps] = packed.taps() * grid.row;
+    for (index i = 0; i < COUNT; ++i) s.x[s.tap[taps] + i] = 1;
     for (index i = 0; i < filters * total_row; ++i) s.total[i] = 0;
-    for (index i = 0; i < ROW; ++i) s.x[taps * ROW + i] = 1;
-    index start[GRAD_VECTORS + 1];
-    for (index begin = 0; begin < pixels; begin += ROW) {
-        const index runs = find_runs(height, width, begin, smaller(ROW, pixels - begin), LANES<T>,
-                                     GRAD_VECTORS, s.runs, start);
-        const PixelMap x_map{start, s.spans, p.width.step * p.x.column};
-        find_spans(s.runs, runs, p.x, p.height, p.width, block, s.spans);
-        pack<false, GRAD_VECTORS>(x_map, p.x.data + c * p.x.channel, p.x.channel,
-                                  centre ? centre + c : nullptr, block, s.x, (Vec<T>*)nullptr,
-                                  (Vec<T>*)nullptr);
-        const PixelMap grad_map{start, s.spans, p.grad.column};
-        const Block each_filter{0, filters, 0, 1};
-        find_spans(s.runs, runs, p.grad, rows_of_grad, columns_of_grad, each_filter, s.spans);
-        pack<false, GRAD_VECTORS>(grad_map, p.grad.data + k * p.grad.channel, p.grad.channel,
-                                  (const T*)nullptr, each_filter, s.grad, (Vec<T>*)nullptr,
-                                  (Vec<T>*)nullptr);
-        products(filters, rows, smaller(ROW, pixels - begin), s.grad, s.x, s.total, total_row);
+    for (index begin = 0; begin < grid.pixels; begin += COUNT) {
+        const index count = round_up(smaller(COUNT, grid.pixels - begin), LANES<T>);
+        pack_grad_rows(grid, s, p.batch, begin, count + grid.reach, p.x, channel, h.axis, w.axis, centre,
+                       packed, s.x);
+        pack_grad_rows(grid, s, p.batch, begin, count, p.grad, k, grad_h, grad_w, (const T*)nullptr,
+                       Block{0, filters, 0, 1}, s.grad);
+        products(filters, rows, count, s.grad, grid.row, s.x, s.tap, s.total, total_row);
     }
     for (index f = 0; f < filters; ++f) {
         const T* total = s.total + f * total_row;
@@ -247,10 +364,10 @@ inline void grad_w_unit(const GradW<T>& p, const T* centre, const GradScratch<T>
     }
 }
 
-// sum (x - w) grad by the definition, for the weights that are not finite.
+// sum (x - w) grad by the definition, where the quicker sum is not finite.
 template <class T>
 inline T grad_w_directly(const GradW<T>& p, index k, index c, index i, index j, T w) {
-    T sum = 0;
+    double sum = 0;
     for (index n = 0; n < p.batch; ++n)
         for (index row = 0; row < p.height.pixels; ++row)
             for (index column = 0; column < p.width.pixels && sum == sum; ++column) {
@@ -260,10 +377,10 @@ inline T grad_w_directly(const GradW<T>& p, index k, index c, index i, index j, 
                 const T x = inside ? p.x.data[n * p.x.batch + c * p.x.channel + h * p.x.row +
                                               v * p.x.column]
                                    : T(0);
-                sum += (x - w) * p.grad.data[n * p.grad.batch + k * p.grad.channel +
-                                             row * p.grad.row + column * p.grad.column];
+                sum += (double(x) - w) * p.grad.data[n * p.grad.batch + k * p.grad.channel +
+                                                     row * p.grad.row + column * p.grad.column];
             }
-    return sum;
+    return T(sum);
 }
 
 // grad_w = sum (x - c) grad - (w - c) sum grad, for any c (conv: w = c = 0).
@@ -276,14 +393,16 @@ inline void grad_w(const GradW<T>& p) {
 
     // A sum depends on nothing but its own row and filter, so the cut may depend on the threads.
     Blocking blocking(p.channels, positions);
+    const GradGrid grid = grad_grid(p, blocking.position_chunk);
     const index most = threads_for(index(1) << 30, terms);
-    const index cuts = ceil_div(2 * most, p.groups * filter_blocks * ceil_div(positions, blocking.position_chunk));
-    blocking.channel_chunk = larger(1, smaller(GRAD_ROWS / blocking.position_chunk, p.channels / cuts));
+    const index cuts = ceil_div(most, p.groups * filter_blocks * ceil_div(positions, blocking.position_chunk));
+    blocking.channel_chunk =
+        larger(1, smaller(GRAD_ROWS / blocking.position_chunk, ceil_div(p.channels, cuts)));
     const index units = p.groups * filter_blocks * blocking.count();
     Carver measure(nullptr);
-    GradScratch<T>{measure};
+    GradScratch<T>(grid, blocking, p.filters, measure);
     const index scratch = measure.used();
-    const index threads = smaller(threads_for(units, terms), GRAD_WORKSPACE / scratch);
+    const index threads = larger(1, smaller(threads_for(units, terms), GRAD_WORKSPACE / scratch));
     Workspace workspace;
     workspace.allocate(threads * scratch + (channels + filters) * index(sizeof(T)));
     T* grad_sum = reinterpret_cast<T*>(workspace.data() + threads * scratch);
@@ -292,7 +411,7 @@ inline void grad_w(const GradW<T>& p) {
 #pragma omp parallel num_threads(threads)
     {
         Carver mine(workspace.data() + this_thread() * scratch);
-        const GradScratch<T> own(mine);
+        const GradScratch<T> own(grid, blocking, p.filters, mine);
 #pragma omp for
         for (index c = 0; c < channels; ++c) {
             const T* w = p.w + (c / p.channels * p.filters * p.channels + c % p.channels) * positions;
@@ -301,20 +420,20 @@ inline void grad_w(const GradW<T>& p) {
 #pragma omp for schedule(dynamic)
         for (index unit = 0; unit < units; ++unit) {
             const index f = unit / blocking.count() % filter_blocks * GRAD_FILTERS;
-            grad_w_unit(p, p.w ? centre : nullptr, own, unit / (blocking.count() * filter_blocks), f,
+            grad_w_unit(p, p.w ? centre : nullptr, grid, own, unit / (blocking.count() * filter_blocks), f,
                         smaller(GRAD_FILTERS, p.filters - f), blocking[unit % blocking.count()], grad_sum);
         }
+        // What is not finite may be so only because of a zero that is no term, or of an overflow midway.
 #pragma omp for
-        for (index k = 0; k < (p.w ? filters : 0); ++k) {
-            const bool finite = __builtin_fabs(grad_sum[k]) <= LARGEST<T>;
+        for (index k = 0; k < filters; ++k)
             for (index t = 0; t < p.channels * positions; ++t) {
                 const index c = k / p.filters * p.channels + t / positions;
-                const T w = p.w[k * p.channels * positions + t];
+                const T w = p.w ? p.w[k * p.channels * positions + t] : T(0);
                 T& to = p.grad_w[k * p.channels * positions + t];
-                if (finite && __builtin_fabs(w) <= LARGEST<T>) to -= (w - centre[c]) * grad_sum[k];
-                else to = grad_w_directly(p, k, c, t % positions / p.width.taps, t % p.width.taps, w);
+                if (p.w) to -= (w - centre[c]) * grad_sum[k];
+                if (!(__builtin_fabs(to) <= LARGEST<T>))
+                    to = grad_w_directly(p, k, c, t % positions / p.width.taps, t % p.width.taps, w);
             }
-        }
     }
 }
 

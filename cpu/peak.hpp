@@ -15,18 +15,6 @@ inline double now() {
     return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
 }
 
-// Makes the compiler believe that v has changed.
-template <class V>
-inline void touch(V& v) {
-#if defined(__AVX512F__)
-    asm volatile("" : "+v"(v));
-#elif defined(__x86_64__)
-    asm volatile("" : "+x"(v));
-#else
-    asm volatile("" : "+m"(v));
-#endif
-}
-
 // Terms a second, all threads together, of Op on operands that stay in registers.
 template <class Op, class Cell>
 inline double measure(double seconds, double terms_in_lane) {

@@ -44,6 +44,19 @@ inline void store(T* p, Vec<T> v) {
     __builtin_memcpy(p, &v, sizeof v);
 }
 
+// Makes the compiler believe that v has changed; then it also keeps v in a register and does not load it
+// anew for every use.
+template <class V>
+inline void touch(V& v) {
+#if defined(__AVX512F__)
+    asm volatile("" : "+v"(v));
+#elif defined(__x86_64__)
+    asm volatile("" : "+x"(v));
+#else
+    asm volatile("" : "+m"(v));
+#endif
+}
+
 // Asks for the line of base[offset], which need not exist. LEVEL 3 is the first cache, 2 the second.
 template <int LEVEL = 3, class T>
 inline void prefetch(const T* base, index offset) {

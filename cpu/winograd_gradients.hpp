@@ -71,7 +71,7 @@ constexpr index GRAD_U_SIDE = 32;
 template <class Transform, class T>
 struct WinogradGradU {
     static constexpr int TILE = Transform::TILE, OUT = Transform::OUT;
-    static constexpr index POSITIONS = TILE * TILE, TILES = GRAD_VECTORS * LANES<T>;
+    static constexpr index POSITIONS = TILE * TILE, TILES = 32 * LANES<T>;
     static constexpr index ROW = (GRAD_U_SIDE + TILE_VECTORS) * LANES<T>;  // rounded up to register tiles
 
     const Winograd<T>& p;
@@ -81,6 +81,7 @@ struct WinogradGradU {
     Patches<OUT, const T> grad;
     Slab<T> v, m;
     T* total;
+    index rows[GRAD_U_SIDE];  // where the rows of x's tiles start
 
     WinogradGradU(const Winograd<T>& p_, Carver& scratch)
         : p(p_),
@@ -90,7 +91,9 @@ struct WinogradGradU {
           grad(p.grad, p.out_height, p.out_width, scratch),
           v(POSITIONS, GRAD_U_SIDE + TILE_VECTORS, TILES, scratch),
           m(POSITIONS, GRAD_U_SIDE, TILES, scratch),
-          total(scratch.take<T>(POSITIONS * GRAD_U_SIDE * ROW)) {}
+          total(scratch.take<T>(POSITIONS * GRAD_U_SIDE * ROW)) {
+        for (index c = 0; c < GRAD_U_SIDE; ++c) rows[c] = c * TILES;
+    }
 
     void run(index filter, index channel) {
         const index filters = smaller(GRAD_U_SIDE, p.filters - filter);
@@ -109,7 +112,7 @@ struct WinogradGradU {
                                    [&](const Vec<T>* a, Vec<T>* b) { transform.output_grad(a, b); });
             }
             for (index position = 0; position < POSITIONS; ++position)
-                products(filters, channels, end - begin, m.row(position, 0), v.row(position, 0),
+                products(filters, channels, end - begin, m.row(position, 0), TILES, v.row(position, 0), rows,
                          total + position * GRAD_U_SIDE * ROW, ROW);
         }
         for (index position = 0; position < POSITIONS; ++position)

@@ -8,7 +8,7 @@ from problems import WAYS, lay_out, problems, run
 from test_convolution import assert_close
 
 import mulfree_cupy as mf
-from mulfree_cupy.ops.adder import adder_conv_sign_gradient
+from mulfree_cupy.ops.adder import adder_conv_sign_backward
 
 RTOL = {np.dtype("float32"): 1e-5, np.dtype("float64"): 1e-12}
 
@@ -142,7 +142,8 @@ def test_adder_matmul_of_nothing(sizes):
 def test_the_sign_gradient_is_the_derivative(problem):
     """Within the length of a step that crosses no x = w the adder convolution is linear in w."""
     grad, x, w, options = problem.grad(), problem.x, problem.w, problem.options
-    slope = adder_conv_sign_gradient(grad, x, w, **options)
+    grad_x, slope = adder_conv_sign_backward(grad, x, w, **options)
+    assert_array_equal(grad_x, mf.adder_conv_backward(grad, x, w, **options)[0])
     direction = np.random.default_rng(1).choice([-1e-9, 1e-9], size=w.shape)
     change = spec.adder_conv(x, w + direction, **options) - spec.adder_conv(x, w, **options)
     assert_allclose((slope * direction).sum(), (grad * change).sum(), rtol=1e-4, atol=1e-12)

@@ -100,11 +100,7 @@ def conv(x, w, bias=None, **options):
 def adder_conv(x, w, bias=None, *, sign=False, **options):
     """With `sign` the filters get the true derivative, a sign, as in AdderNet's ablation."""
     y = adder.adder_conv(x, w, bias, **options)
-
-    def backward(g, x, w, **options):
-        grad_x, grad_w = adder.adder_conv_backward(g, x, w, **options)
-        return grad_x, adder.adder_conv_sign_gradient(g, x, w, **options) if sign else grad_w
-
+    backward = adder.adder_conv_sign_backward if sign else adder.adder_conv_backward
     return y, _with_bias(backward, x, w, bias, options)
 
 

@@ -13,7 +13,7 @@ __all__ = [
     "adaptive_rate",
     "adder_conv",
     "adder_conv_backward",
-    "adder_conv_sign_gradient",
+    "adder_conv_sign_backward",
     "adder_matmul",
 ]
 
@@ -253,7 +253,7 @@ def adder_conv_backward(
     return backward("adder_conv_backward", launchers.adder_conv_backward, on_cpu, g, grad, x, w)
 
 
-def adder_conv_sign_gradient(
+def adder_conv_sign_backward(
     grad: Array,
     x: Array,
     w: Array,
@@ -262,10 +262,10 @@ def adder_conv_sign_gradient(
     padding: int | tuple[int, int] = 0,
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
-) -> Array:
-    """The adder convolution's true derivative by w, which AdderNet is compared with.
+) -> tuple[Array, Array]:
+    """`adder_conv_backward` with the true derivative by w, which AdderNet is compared with.
 
-    A signed sum is no matrix product: this is plain array code, for study and not for speed.
+    A signed sum is no matrix product: for w this is plain array code, for study and not for speed.
 
     Parameters
     ----------
@@ -274,7 +274,7 @@ def adder_conv_sign_gradient(
 
     Returns
     -------
-    array, shape of w
+    grad_x, grad_w : arrays, shapes of x and w
 
     Raises
     ------
@@ -288,27 +288,38 @@ def adder_conv_sign_gradient(
     Examples
     --------
     >>> import numpy as np
-    >>> from mulfree_cupy.ops.adder import adder_conv_sign_gradient
+    >>> from mulfree_cupy.ops.adder import adder_conv_sign_backward
     >>> x, w = np.array([[[[0.0, 0.5, 4.0]]]]), np.array([[[[3.0]]]])
-    >>> adder_conv_sign_gradient(np.ones((1, 1, 1, 3)), x, w).item()
+    >>> adder_conv_sign_backward(np.ones((1, 1, 1, 3)), x, w)[1].item()
     -1.0
     """
-    name = "adder_conv_sign_gradient"
+    name = "adder_conv_sign_backward"
     grad, x, w = arrays.take_floats(name, grad=grad, x=x, w=w)
     options = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
     g = geometry.convolution(name, x.shape, w.shape, **options)
-    geometry.check_shape(name, "grad", grad.shape, g.out_shape, "(N, K, OH, OW)")
+
+    def on_cpu(kernels, grad_x, grad_w):
+        options = g.stride, g.padding, g.dilation, g.groups
+        kernels.adder_conv_grad_x(grad, x, arrays.contiguous(w), grad_x, *options)
+        _sign_gradient(grad, x, w, grad_w, g)
+
+    def launcher(device, grad, x, w, grad_x, grad_w, g):
+        launchers.adder_conv_grad_x(device, grad, x, w, grad_x, g)
+        _sign_gradient(grad, x, w, grad_w, g)
+
+    return backward(name, launcher, on_cpu, g, grad, x, w)
+
+
+def _sign_gradient(grad, x, w, grad_w, g):
     xp = arrays.namespace(x)
     padded = xp.pad(x, ((0, 0), (0, 0), *((p, p) for p in g.padding)))
     channels, filters = g.channels // g.groups, g.filters // g.groups
-    grad_w = xp.empty_like(w)
     for i, j, window in geometry.windows(g.kernel, g.stride, g.dilation, g.out_shape[2:]):
         seen = padded[(..., *window)]
         for k in range(g.filters):
             first = k // filters * channels
             sign = xp.sign(seen[:, first : first + channels] - w[k, :, i, j, None, None])
             grad_w[k, :, i, j] = (sign * grad[:, k, None]).sum(axis=(0, 2, 3))
-    return grad_w
 
 
 def adaptive_rate(grad_w: Array, eta: float = 0.2) -> Array:
