@@ -28,14 +28,12 @@ from mulfree_cupy.launch.convolution import (
     plane_launch,
     weight_gradient,
 )
+from mulfree_cupy.launch.tiles import LONGEST, blocks, conv_tile, vector
 
 _TILE = {"1_naive": 16, "2_shared_tile": 16, "3_register_tile": 64}
 _MATMUL_KERNELS = (*_TILE, "4_vectorised_loads")
 _FLOAT_KERNELS = (*_MATMUL_KERNELS, "5_implicit_conv")
 ADDER_KERNELS = (*_FLOAT_KERNELS, "6_uint8")
-
-_LONGEST = 2**30  # rows or columns of a padded image: gather.cuh's NOWHERE lies beyond
-_FULL = 256  # blocks below which a large GPU stands partly idle, and a smaller tile is better
 
 
 @on_device_of_arrays
@@ -104,8 +102,8 @@ def _batched_matmul(device, kernel, a, b, out) -> None:
         defines |= {
             "TILE": tile,
             "EACH": each,
-            "L_VECTOR": _vector(a, a.shape[2]),
-            "P_VECTOR": min(_vector(b, b.shape[2]), _vector(out, b.shape[2])),
+            "L_VECTOR": vector(a, a.shape[2]),
+            "P_VECTOR": min(vector(b, b.shape[2]), vector(out, b.shape[2])),
         }
     a_batch, length, p = len(a), a.shape[2], b.shape[2]
     images = GRID_LIMIT // a_batch * a_batch  # a grid's third dimension; then its second
@@ -118,14 +116,6 @@ def _batched_matmul(device, kernel, a, b, out) -> None:
             sizes = int32(a_part.shape[1], length, p, a_batch)
             args = (a_part, b_part, out_part, *sizes)
             device.launch(f"adder/{kernel}.cu", "adder_matmul", defines, grid, block, args)
-
-
-def _vector(array, *lengths: int) -> int:
-    """Elements that move as one: 16 bytes' worth if all lengths are multiples of it, or one."""
-    interface = getattr(array, "__cuda_array_interface__", None) or array.__array_interface__
-    n = 16 // array.itemsize
-    aligned = interface["data"][0] % 16 == 0 and all(length % n == 0 for length in lengths)
-    return n if aligned else 1
 
 
 def _implicit_conv(function, device, kernel, x, w, bias, out, geometry: ConvGeometry) -> None:
@@ -145,7 +135,7 @@ def _implicit_conv(function, device, kernel, x, w, bias, out, geometry: ConvGeom
 
 def _images_at_once(function: str, g: ConvGeometry, channels: int) -> int:
     """Images whose offsets fit 32 bits, those of the padding around them too."""
-    check_geometry(function, g, _LONGEST)
+    check_geometry(function, g, LONGEST)
     x_size, out_size = channels * math.prod(padded_image(g)), math.prod(g.out_shape[1:])
     sizes = {
         f"the elements of one padded image of x, of shape {g.x_shape},": x_size,
@@ -173,7 +163,7 @@ def _packed(device, x, channels: int):
 def _implicit_launch(device, kernel, x, w, bias, out, g: ConvGeometry) -> None:
     filters, length = g.filters // g.groups, w[0].size
     images, pixels = len(out), len(out) * g.out_height * g.out_width
-    tile = _conv_tile(x.itemsize, filters, pixels, g.groups)
+    tile = conv_tile(x.itemsize, filters, pixels, g.groups)
     f, p, each_f, each_p = tile
     defines = {"T": c_type(x)} if kernel == "5_implicit_conv" else {}
     defines |= {
@@ -181,8 +171,8 @@ def _implicit_launch(device, kernel, x, w, bias, out, g: ConvGeometry) -> None:
         "P": p,
         "EACH_F": each_f,
         "EACH_P": each_p,
-        "W_VECTOR": _vector(w, length),
-        "Y_VECTOR": _vector(out, g.out_height * g.out_width),
+        "W_VECTOR": vector(w, length),
+        "Y_VECTOR": vector(out, g.out_height * g.out_width),
     }
     sizes = int32(
         images, g.groups, w.shape[1], g.height, g.width, filters,
@@ -192,30 +182,10 @@ def _implicit_launch(device, kernel, x, w, bias, out, g: ConvGeometry) -> None:
         f"adder/{kernel}.cu",
         "adder_conv",
         defines,
-        (_blocks(tile, filters, pixels, g.groups),),
+        (blocks(tile, filters, pixels, g.groups),),
         (f // each_f * (p // each_p),),
         (x, w, bias, out, *sizes),
     )
-
-
-def _conv_tile(itemsize: int, filters: int, pixels: int, groups: int) -> tuple[int, int, int, int]:
-    """F, P, EACH_F, EACH_P: no more rows than there are filters to fill them, 128 threads."""
-    if filters == 1:
-        return (1, 512, 1, 4) if itemsize == 4 else (1, 256, 1, 2)
-    if filters <= 4:
-        return (4, 512, 4, 4) if itemsize == 4 else (4, 256, 4, 2)
-    if filters <= 16:
-        return (16, 256, 8, 4) if itemsize == 4 else (16, 128, 4, 4)
-    if itemsize == 8:
-        return 64, 64, 8, 4
-    if filters <= 32:
-        return 32, 256, 8, 8
-    tile = (64, 128, 8, 8) if (filters - 1) % 128 < 64 else (128, 64, 8, 8)
-    return tile if _blocks(tile, filters, pixels, groups) >= _FULL else (64, 64, 8, 4)
-
-
-def _blocks(tile: tuple, rows: int, pixels: int, groups: int) -> int:
-    return -(-rows // tile[0]) * -(-pixels // tile[1]) * groups
 
 
 @on_device_of_arrays
@@ -288,14 +258,14 @@ def _grad_x_launch(device, arrays, g: ConvGeometry, first, rows, columns) -> Non
         "adder/grad_x.cu",
         "adder_grad_x",
         {"T": c_type(x), "C": c, "P": p, "EACH_C": each_c, "EACH_P": each_p},
-        (_blocks(tile, channels, len(x) * phase_height * phase_width, g.groups),),
+        (blocks(tile, channels, len(x) * phase_height * phase_width, g.groups),),
         (c // each_c * (p // each_p),),
         (*arrays, *sizes),
     )
 
 
 def _grad_x_tile(itemsize: int, channels: int) -> tuple[int, int, int, int]:
-    """C, P, EACH_C, EACH_P, as `_conv_tile`; EACH_P is one vector."""
+    """C, P, EACH_C, EACH_P, as `conv_tile`; EACH_P is one vector."""
     if channels == 1:
         return (1, 512, 1, 4) if itemsize == 4 else (1, 256, 1, 2)
     if channels <= 4:

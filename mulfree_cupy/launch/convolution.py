@@ -18,8 +18,8 @@ from mulfree_cupy.geometry import ConvGeometry
 WORKSPACE = 64 * 2**20  # bytes of im2col's matrix and its outputs, or 32 columns if that is more
 GRID_LIMIT = 65535  # blocks along y and z
 INT32 = 2**31 - 2**16  # and room for what a last tile or step of the grid has beyond the end
-_BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.uint64}
-_MOVED_AS = {
+BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.uint64}
+MOVED_AS = {
     1: "unsigned char",
     2: "unsigned short",
     4: "unsigned int",
@@ -104,11 +104,11 @@ def im2col(device, x, cols, geometry: ConvGeometry) -> None:
 
 
 def _im2col(device, x, cols, g: ConvGeometry, pixels: slice, row_stride, image_stride) -> None:
-    images, bits, count = len(x), _BITS[x.itemsize], pixels.stop - pixels.start
+    images, bits, count = len(x), BITS[x.itemsize], pixels.stop - pixels.start
     device.launch(
         "convolution/im2col.cu",
         "im2col",
-        {"T": _MOVED_AS[x.itemsize]},
+        {"T": MOVED_AS[x.itemsize]},
         *plane_launch(count, g.cols_shape[1], images),
         (
             x.view(bits),

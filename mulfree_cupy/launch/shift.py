@@ -1,12 +1,307 @@
-"""Launchers of cuda/shift: none yet."""
+"""Launchers of cuda/shift: the ladder of shifts, and the shift inside the 1x1 convolution after it.
 
-SHIFT_KERNELS: tuple[str, ...] = ()
-SHIFT_CONV_KERNELS: tuple[str, ...] = ()
+``shifts`` is an int32 array (C, 2) of (dh, dw), none further than the image is large: further than
+that is nothing but zeros. Arrays are C-contiguous, checked and not empty, ``stride`` is a pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from mulfree_cupy.geometry import ConvGeometry
+from mulfree_cupy.launch import adder, convolution
+from mulfree_cupy.launch.convolution import (
+    BITS,
+    GRID_LIMIT,
+    INT32,
+    MOVED_AS,
+    WORKSPACE,
+    check_sizes,
+    chunks,
+    int32,
+    on_device_of_arrays,
+)
+from mulfree_cupy.launch.tiles import FULL, LONGEST, address, blocks, conv_tile, vector
+
+SHIFT_KERNELS = ("1_tiled_modulo", "2_tiled_generic", "3_table")
+SHIFT_CONV_KERNELS = (*SHIFT_KERNELS, "4_fused_conv")
+
+_SIDE = 16  # of the tile of rungs 1 and 2, whose shifts they compute themselves
+_MAPPINGS = {
+    "1_tiled_modulo": "the modulo shifts of 3x3 with dilation 1",
+    "2_tiled_generic": "modulo shifts with dilation * (kernel_size // 2) of 7 at most",
+}
+_THREADS, _EACH = 256, 4  # of rung 3
+_DEPTH = 8  # of rung 4
+_LEAST_PART = 512  # pixels that a part of a weight's gradient sums, or all there are
+_ELEMENTS = {"float16": ("__half", "float"), "float32": ("float",) * 2, "float64": ("double",) * 2}
 
 
-def shift(device, *arguments, **options) -> None:
-    raise NotImplementedError("the shift operations have no CUDA kernels yet")
+@on_device_of_arrays
+def shift(device, x, shifts, out, stride, kernel: str | None = None, most_blocks=None) -> None:
+    """Write x[n, c, h*stride + dh[c], w*stride + dw[c]] into out, 0 outside of x.
+
+    `most_blocks` bounds the grid of rungs 1 and 2; the published kernels take 128.
+    """
+    kernel = _checked("shift", kernel, SHIFT_KERNELS)
+    if kernel == "3_table":
+        _by_table("shift", device, x, shifts, out, stride)
+    else:
+        _by_tiles("shift", device, kernel, x, shifts, out, stride, 1, most_blocks)
 
 
-shift_backward = shift_conv = shift_conv_backward = shift
-shift_adder_conv = shift_adder_conv_backward = shift
+@on_device_of_arrays
+def shift_backward(
+    device, grad, shifts, grad_x, stride, kernel: str | None = None, most_blocks=None
+) -> None:
+    """Write the adjoint of `shift`, applied to grad, into grad_x."""
+    kernel = _checked("shift_backward", kernel, SHIFT_KERNELS)
+    arguments = "shift_backward", device, grad, shifts, grad_x, stride
+    if kernel != "3_table":
+        _by_tiles(*arguments[:2], kernel, *arguments[2:], -1, most_blocks)
+    elif stride == (1, 1):
+        _by_table("shift_backward", device, grad, -shifts, grad_x, stride)
+    else:
+        _by_table(*arguments, {"BACKWARD": 1})
+
+
+def _checked(function: str, kernel: str | None, kernels: tuple[str, ...]) -> str:
+    if kernel is None:
+        return kernels[-1]
+    if kernel not in kernels:
+        raise ValueError(f"{function}: kernel must be one of {', '.join(kernels)}, got {kernel!r}")
+    return kernel
+
+
+def _planes(function: str, x, y) -> Iterator[tuple]:
+    """Planes whose indices fit 32 bits: the channel of the first, and those of x and y as bits."""
+    if x.itemsize not in BITS:
+        sizes = ", ".join(map(str, BITS))
+        raise TypeError(f"{function}: x must have elements of {sizes} bytes, got {x.dtype}")
+    batch, channels = x.shape[:2]
+    largest = max(x[0, 0].size, y[0, 0].size)
+    check_sizes(function, INT32, {"C + H*W": channels + largest})
+    x, y = (a.view(BITS[a.itemsize]).reshape(batch * channels, -1) for a in (x, y))
+    for planes in chunks(batch * channels, (INT32 - channels) // largest):
+        yield planes.start % channels, x[planes], y[planes]
+
+
+def _by_table(function: str, device, x, shifts, y, stride, defines=None) -> None:
+    channels, (height, width), (out_h, out_w) = x.shape[1], x.shape[2:], y.shape[2:]
+    sizes = int32(channels, height, width, out_h, out_w, *stride)
+    divisors = [_divisor(d) for d in (channels, out_h * out_w, out_w, *stride)]
+    for first, x_planes, y_planes in _planes(function, x, y):
+        total = len(y_planes) * out_h * out_w
+        elements = min(_EACH, max(1, 16 // x.itemsize))
+        aligned = address(y_planes) % (elements * x.itemsize) == 0
+        device.launch(
+            "shift/3_table.cu",
+            "shift_table",
+            {"T": MOVED_AS[x.itemsize], "STORE": elements if aligned else 1, **(defines or {})},
+            (-(-total // (_THREADS * _EACH)),),
+            (_THREADS,),
+            (x_planes, y_planes, shifts, *int32(total, first), *sizes, *divisors),
+        )
+
+
+def _divisor(d: int) -> np.uint64:
+    """What table.cuh multiplies and shifts by to divide n < 2**31: exact, by Granlund's theorem.
+
+    With 2**(l-1) < d <= 2**l and m = ceil(2**(31+l) / d), m fits 32 bits and m*d exceeds 2**(31+l)
+    by less than d, so that n*m / 2**(31+l) exceeds n/d by less than 1/d.
+    """
+    shift = 31 + (d - 1).bit_length()
+    return np.uint64(-(-(1 << shift) // d) | shift << 32)
+
+
+def _by_tiles(function, device, kernel, x, shifts, y, stride, direction, most_blocks) -> None:
+    channels, height, width = x.shape[1:]
+    found = _modulo(shifts if device.xp is np else shifts.get(), (height, width))
+    able = ["3_table"] if stride != (1, 1) or not found else [*SHIFT_KERNELS]
+    if found and found != (3, 1):
+        able.remove("1_tiled_modulo")
+    if kernel not in able:
+        raise ValueError(
+            f"{function}: kernel {kernel!r} takes stride 1 and {_MAPPINGS[kernel]} alone; "
+            f"{', '.join(able)} can move by these shifts"
+        )
+    kernel_size, dilation = found
+    inner = _SIDE - 2 * dilation * (kernel_size // 2)
+    more = int32(kernel_size, dilation) if kernel == "2_tiled_generic" else ()
+    for first, x_planes, y_planes in _planes(function, x, y):
+        tiles = len(x_planes) * -(-height // inner) * -(-width // inner)
+        sizes = int32(len(x_planes), first, channels, height, width, direction)
+        device.launch(
+            f"shift/{kernel}.cu",
+            f"shift_{kernel[2:]}",
+            {"T": MOVED_AS[x.itemsize]},
+            (min(tiles, most_blocks or tiles),),
+            (_SIDE * _SIDE,),
+            (x_planes, y_planes, *sizes, *more),
+        )
+
+
+def _modulo(shifts, size: tuple[int, int]) -> tuple[int, int] | None:
+    """The kernel size and dilation whose modulo table this is, where the tile holds its halo."""
+    channels, limit = len(shifts), np.array(size)
+    for k in (3, *range(1, int(channels**0.5) + 1)):
+        for dilation in range(1, (_SIDE // 2 - 1) // max(1, k // 2) + 1):
+            c = np.arange(channels // k**2 * k**2)
+            table = np.zeros_like(shifts)
+            table[: len(c)] = np.stack([c // k % k, c % k], axis=1)
+            table[: len(c)] -= k // 2
+            if np.array_equal(np.clip(dilation * table, -limit, limit), shifts):
+                return k, dilation
+    return None
+
+
+@on_device_of_arrays
+@np.errstate(invalid="ignore", over="ignore")  # NaN and Inf go through in silence
+def shift_conv(device, x, w, shifts, bias, out, stride, kernel: str | None = None) -> None:
+    """Write bias[k] + sum_c w[k, c] * (x shifted)[c] into out, for w (K, C).
+
+    The rungs of `shift` store the shifted tensor, a bounded part at a time, before the product.
+    """
+    kernel = _checked("shift_conv", kernel, SHIFT_CONV_KERNELS)
+    if kernel == "4_fused_conv":
+        _fused("shift_conv", device, kernel, x, w, shifts, bias, out, stride)
+    else:
+        for images, moved, pointwise, g in _moved(device, x, w, shifts, out, stride, kernel):
+            convolution.conv(device, moved, pointwise, bias, out[images], g)
+
+
+@on_device_of_arrays
+def shift_adder_conv(device, x, w, shifts, bias, out, stride, kernel: str | None = None) -> None:
+    """Write bias[k] - sum_c abs(w[k, c] - (x shifted)[c]) into out; kernels as `shift_conv`."""
+    kernel = _checked("shift_adder_conv", kernel, SHIFT_CONV_KERNELS)
+    if kernel == "4_fused_conv":
+        _fused("shift_adder_conv", device, "fused_adder_conv", x, w, shifts, bias, out, stride)
+    else:
+        for images, moved, pointwise, g in _moved(device, x, w, shifts, out, stride, kernel):
+            adder.adder_conv(device, moved, pointwise, bias, out[images], g)
+
+
+def _moved(device, x, w, shifts, out, stride, kernel=None) -> Iterator[tuple]:
+    """Images, as many as the workspace holds; these, shifted; w and the 1x1 convolution of them."""
+    shape = x.shape[1], *out.shape[2:]
+    at_once = max(1, WORKSPACE // (2 * x.itemsize * int(np.prod(shape))))
+    for images in chunks(len(x), at_once):
+        moved = device.xp.empty((len(x[images]), *shape), x.dtype)
+        shift(device, x[images], shifts, moved, stride, kernel)
+        yield images, moved, w[..., None, None], ConvGeometry(*moved.shape, len(w), (1, 1))
+
+
+def _fused(function, device, kernel, x, w, shifts, bias, out, stride) -> None:
+    filters, plane = len(w), out.shape[2] * out.shape[3]
+    if bias is None:
+        bias = device.xp.zeros(filters, x.dtype)
+    for images in chunks(len(x), _images_at_once(function, x, out, w)):
+        x_part, y = x[images], out[images]
+        tile = conv_tile(max(4, x.itemsize), filters, len(y) * plane, 1)
+        defines = _defines(x, tile, w)
+        defines["Y_VECTOR"] = min(vector(y, plane), max(1, 16 // max(4, x.itemsize)))
+        device.launch(
+            f"shift/{kernel}.cu",
+            function,
+            defines,
+            (blocks(tile, filters, len(y) * plane, 1),),
+            (_threads(tile),),
+            (x_part, w, shifts, bias, y, *_sizes(x_part, y, stride)),
+        )
+
+
+def _images_at_once(function: str, x, y, w) -> int:
+    """Images whose offsets fit 32 bits, those a shift away from the image too."""
+    (channels, height, width), filters = x.shape[1:], len(w)
+    x_size, y_size = (channels + 2) * height * width, filters * y.shape[2] * y.shape[3]
+    sizes = {
+        f"(C + 2)*H*W of x, of shape {x.shape},": x_size,
+        f"K*OH*OW of the output, of shape {y.shape},": y_size,
+        f"the elements of w, of shape {w.shape},": w.size,
+    }
+    check_sizes(function, INT32, sizes)
+    check_sizes(function, LONGEST, {"H": height, "W": width})
+    return INT32 // max(x_size, y_size)
+
+
+def _defines(x, tile, w=None) -> dict[str, object]:
+    element, sum_type = _ELEMENTS[x.dtype.name]
+    defines = {"T": element, "SUM": sum_type}
+    defines |= dict(zip(("F", "P", "EACH_F", "EACH_P"), tile, strict=True))
+    return defines if w is None else defines | {"W_VECTOR": vector(w, w.shape[1])}
+
+
+def _threads(tile: tuple[int, int, int, int]) -> int:
+    f, p, each_f, each_p = tile
+    return f // each_f * (p // each_p)
+
+
+def _sizes(x, y, stride) -> tuple[np.int32, ...]:
+    return int32(*x.shape, y.shape[1], *stride, *y.shape[2:])
+
+
+@on_device_of_arrays
+def shift_conv_backward(device, grad, x, w, shifts, grad_x, grad_w, stride) -> None:
+    """Write the gradients of sum(shift_conv(x, w) * grad) by x and w into grad_x and grad_w."""
+    transposed = device.xp.ascontiguousarray(w.T)
+    if stride != (1, 1):
+        grad_x[...] = 0
+    total = 0
+    for images in chunks(len(x), _images_at_once("shift_conv_backward", x, grad, w)):
+        _fused_grad_x(device, grad[images], transposed, shifts, grad_x[images], stride)
+        total = total + _fused_grad_w(device, grad[images], x[images], shifts, w.shape, stride)
+    grad_w[...] = total
+
+
+def _fused_grad_x(device, grad, transposed, shifts, grad_x, stride) -> None:
+    channels, pixels = len(transposed), grad[:, 0].size
+    tile = conv_tile(max(4, grad.itemsize), channels, pixels, 1)
+    device.launch(
+        "shift/fused_grad_x.cu",
+        "shift_conv_grad_x",
+        _defines(grad, tile, transposed),
+        (blocks(tile, channels, pixels, 1),),
+        (_threads(tile),),
+        (grad, transposed, shifts, grad_x, *_sizes(grad_x, grad, stride)),
+    )
+
+
+def _fused_grad_w(device, grad, x, shifts, shape: tuple[int, int], stride):
+    """The gradient (K, C) of some images, in the type of its sums."""
+    tile = (32, 32, 4, 4) if max(shape) <= 32 else (64, 64, 8, 4)
+    tiles = -(-shape[0] // tile[0]) * -(-shape[1] // tile[1])
+    dtype, pixels = np.result_type(x.dtype, np.float32), grad[:, 0].size
+    most = min(GRID_LIMIT, WORKSPACE // (dtype.itemsize * shape[0] * shape[1]))
+    parts = max(1, min(most, pixels // _LEAST_PART, 2 * FULL // tiles))
+    part = -(-pixels // parts // _DEPTH) * _DEPTH
+    parts = -(-pixels // part)
+    sums = device.xp.empty((parts, *shape), dtype)
+    device.launch(
+        "shift/fused_grad_w.cu",
+        "shift_conv_grad_w",
+        _defines(x, tile),
+        (tiles, parts),
+        (_threads(tile),),
+        (grad, x, shifts, sums, *_sizes(x, grad, stride), *int32(part)),
+    )
+    return sums.sum(axis=0)
+
+
+@on_device_of_arrays
+@np.errstate(invalid="ignore", over="ignore")
+def shift_adder_conv_backward(device, grad, x, w, shifts, grad_x, grad_w, stride) -> None:
+    """Write AdderNet's gradients of the 1x1 adder convolution after the shift.
+
+    They are those of adder, between a shift and its adjoint; some images at a time.
+    """
+    total = 0
+    for images, moved, pointwise, g in _moved(device, x, w, shifts, grad, stride):
+        grad_moved = device.xp.empty_like(moved)
+        adder.adder_conv_grad_x(device, grad[images], moved, pointwise, grad_moved, g)
+        shift_backward(device, grad_moved, shifts, grad_x[images], stride)
+        part = device.xp.empty_like(pointwise)
+        adder.adder_conv_grad_w(device, grad[images], moved, pointwise, part, g)
+        total = total + part
+    grad_w[...] = total[..., 0, 0]

@@ -1,0 +1,57 @@
+// 1_tiled_modulo: a block moves a tile of 16x16 through shared memory and writes its inner 14x14
+//
+// Fixes: nothing; the kernel of the shift networks' authors, as they published it
+// Cost: 256 threads for at most 196 outputs, 1.3 loads per output and more where the tile does not
+// fit the plane (16x16 planes: 4 threads an output), two barriers a tile, four divisions a thread
+//
+// y[n, c, h, w] = x[n, c, h + dh, w + dw], 0 outside, for the modulo shifts alone:
+// dw = c % 3 - 1, dh = c / 3 % 3 - 1, and the last C mod 9 channels stay. With direction = -1 the
+// opposite move, which is the gradient. A block walks on by the size of the grid, so any number of
+// blocks does; the published launch takes 128 at most.
+//
+// T is any type of the element's size: the values are moved as bits.
+#ifndef T
+#define T float
+#endif
+
+#define SIDE 16
+
+__device__ __forceinline__ void shift_tiles(const T* x, T* y, int planes, int first, int channels,
+                                            int height, int width, int direction, int kernel_size,
+                                            int dilation) {
+  __shared__ T tile[SIDE][SIDE];
+  const int halo = dilation * (kernel_size / 2), inner = SIDE - 2 * halo;
+  const int shifted = channels / (kernel_size * kernel_size) * (kernel_size * kernel_size);
+  const int tiles_h = (height - 1) / inner + 1, tiles_w = (width - 1) / inner + 1;
+  const unsigned tiles = (unsigned)planes * tiles_h * tiles_w;
+  const int row = threadIdx.x / SIDE, column = threadIdx.x % SIDE;
+
+  for (unsigned t = blockIdx.x; t < tiles; t += gridDim.x) {
+    const int plane = t / tiles_w / tiles_h, c = (first + plane) % channels;
+    const int h = t / tiles_w % tiles_h * inner + row - halo;
+    const int w = t % tiles_w * inner + column - halo;
+    const bool inside = (unsigned)h < (unsigned)height && (unsigned)w < (unsigned)width;
+    const int place = (plane * height + h) * width + w;
+
+    tile[row][column] = inside ? x[place] : T{};
+    __syncthreads();
+    if (inside && row >= halo && row < SIDE - halo && column >= halo && column < SIDE - halo) {
+      int dh = 0, dw = 0;
+      if (c < shifted) {
+        dh = direction * dilation * (c / kernel_size % kernel_size - kernel_size / 2);
+        dw = direction * dilation * (c % kernel_size - kernel_size / 2);
+      }
+      y[place] = tile[row + dh][column + dw];
+    }
+    __syncthreads();
+  }
+}
+
+#ifndef GENERIC
+extern "C" __global__ void __launch_bounds__(SIDE* SIDE)
+    shift_tiled_modulo(const T* x, T* y, int planes,
+                       int first,  // channel of the first plane
+                       int channels, int height, int width, int direction) {
+  shift_tiles(x, y, planes, first, channels, height, width, direction, 3, 1);
+}
+#endif

@@ -1,0 +1,81 @@
+// 3_table: four neighbouring outputs a thread, straight from global memory, shifts from a table
+//
+// Fixes: 2_tiled_generic starts threads that write nothing, waits at barriers, divides, and moves
+// 4 bytes at a time; it knows no shifts but its own, and no stride
+// Cost: one load per output inside the image, no shared memory and no barrier; one store of 16 bytes
+// and three divisions by multiplication for four outputs
+//
+// y[n, c, h, w] = x[n, c, h*stride_h + dh[c], w*stride_w + dw[c]], 0 outside. With BACKWARD the
+// adjoint for a stride, x the gradient of the outputs and y that of the image: y[n, c, h, w] =
+// x[n, c, (h - dh[c]) / stride_h, (w - dw[c]) / stride_w] where that leaves no remainder, else 0.
+// (Without a stride the adjoint is the kernel itself with the opposite shifts.)
+//
+// The threads are laid over all planes in a row, whatever a plane's size, so that every store is
+// aligned: four outputs may lie in two rows or more, and in two planes or more. The first is found by
+// division, the others by counting on.
+//
+// T is any type of the element's size: the values are moved as bits. STORE: elements in one store.
+#ifndef T
+#define T float
+#endif
+#ifndef STORE
+#define STORE 4
+#endif
+
+#include "../adder/gather.cuh"
+#include "table.cuh"
+
+#define THREADS 256
+#define EACH 4
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    shift_table(const T* x, T* y, const Shift* shifts, int total,
+                int first,  // channel of the first plane
+                int channels, int height, int width, int out_h, int out_w, int stride_h,
+                int stride_w, unsigned long long by_channels, unsigned long long by_plane,
+                unsigned long long by_width, unsigned long long by_stride_h,
+                unsigned long long by_stride_w) {
+  const int start = (int)(blockIdx.x * THREADS + threadIdx.x) * EACH;
+  if (start >= total) return;
+
+  const int image = height * width, plane = divide(start, by_plane);
+  const int p = start - plane * out_h * out_w;
+  int h = divide(p, by_width), w = p - h * out_w;
+  int c = first + plane;
+  c -= divide(c, by_channels) * channels;
+  Shift shift = shifts[c];
+  x += plane * image;
+
+  Vector<T, STORE> moved[EACH / STORE];
+#pragma unroll
+  for (int i = 0; i < EACH; ++i) {
+#ifdef BACKWARD
+    const int row = divide(h - shift.h, by_stride_h), column = divide(w - shift.w, by_stride_w);
+    const bool met = row * stride_h == h - shift.h && column * stride_w == w - shift.w;
+#else
+    const int row = h * stride_h + shift.h, column = w * stride_w + shift.w;
+    const bool met = true;
+#endif
+    const bool inside = (unsigned)row < (unsigned)height && (unsigned)column < (unsigned)width;
+    moved[i / STORE].at[i % STORE] =
+        met && inside && start + i < total ? x[row * width + column] : T{};
+    if (++w == out_w) {
+      w = 0;
+      if (++h == out_h) {
+        h = 0;
+        x += image;
+        if (++c == channels) c = 0;
+        shift = shifts[c];
+      }
+    }
+  }
+
+  if (start + EACH <= total) {
+#pragma unroll
+    for (int i = 0; i < EACH; i += STORE) *(Vector<T, STORE>*)(y + start + i) = moved[i / STORE];
+  } else {
+#pragma unroll
+    for (int i = 0; i < EACH; ++i)
+      if (start + i < total) y[start + i] = moved[i / STORE].at[i % STORE];
+  }
+}

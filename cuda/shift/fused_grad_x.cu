@@ -1,0 +1,72 @@
+// fused_grad_x: 4_fused_conv's gradient of x, a product whose results are stored where they belong
+//
+// Fixes: a scatter with atomic additions over zeros, whose order changes from run to run
+// Cost: K / F + K / P global loads and K multiply-adds per element, every element stored once
+//
+// grad_x[n, c, oh*stride_h + dh[c], ow*stride_w + dw[c]] = sum over k of w[k, c] * g[n, k, oh, ow].
+// No two outputs of a channel meet in one pixel, so nothing needs adding up. Without a stride the
+// result that falls off one border leaves a pixel free at the opposite one: moved round the plane, as
+// on a torus, and as zero, it covers just that pixel. With a stride the launcher clears grad_x first,
+// and what falls off is dropped.
+//
+// T, TILE, SUM, F, P, EACH_F, EACH_P, DEPTH, W_VECTOR: as in 4_fused_conv, F the channels; w is
+// transposed, (C, K).
+#ifndef T
+#define T float
+#endif
+#ifndef SUM
+#define SUM T
+#endif
+#define TILE SUM
+#define ADD_TERM(sum, x, w) ((sum) + (x) * (w))
+
+#include <cuda_fp16.h>
+
+#include "../adder/tile.cuh"
+#include "table.cuh"
+
+__device__ __forceinline__ int round_the_plane(int i, int size) {
+  return i < 0 ? i + size : i >= size ? i - size : i;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
+    shift_conv_grad_x(const T* g, const T* w, const Shift* shifts, T* grad_x, int images,
+                      int channels, int height, int width, int filters, int stride_h, int stride_w,
+                      int out_h, int out_w) {
+  const int plane = out_h * out_w, pixels = images * plane;
+  const int pixel_tiles = (pixels - 1) / P + 1;
+  const int first_p = (int)(blockIdx.x % pixel_tiles) * P;
+  const int first_c = (int)(blockIdx.x / pixel_tiles) * F;
+
+  // g is read as it lies: every pixel is inside, as row 0 of an image of one row and column.
+  Pixel pixel[COLUMNS];
+#pragma unroll
+  for (int i = 0; i < COLUMNS; ++i) {
+    const int p = first_p + gathered_column(i);
+    pixel[i] = {p / plane * filters * plane + p % plane, p < pixels ? 0 : NOWHERE, 0};
+  }
+  const auto decode = [&](int k) -> Tap { return {k * plane, k < filters ? 0 : NOWHERE, 0, 0}; };
+
+  SUM sum[EACH_F][EACH_P] = {};
+  sum_tile(sum, g, w, pixel, 1, 1, first_c, channels - first_c, filters, decode);
+
+  const bool covers = stride_h == 1 && stride_w == 1;
+#pragma unroll
+  for (int f = 0; f < EACH_F; ++f) {
+    const int c = first_c + position<EACH_F, THREADS_F>(THREAD_F, f);
+    if (c >= channels) continue;
+    const Shift shift = shifts[c];
+#pragma unroll
+    for (int i = 0; i < EACH_P; ++i) {
+      const int p = first_p + position<EACH_P, THREADS_P>(THREAD_P, i);
+      if (p >= pixels) continue;
+      const int n = p / plane, q = p % plane;
+      const int h = q / out_w * stride_h + shift.h, w_ = q % out_w * stride_w + shift.w;
+      const bool inside = (unsigned)h < (unsigned)height && (unsigned)w_ < (unsigned)width;
+      if (!inside && !covers) continue;
+      const int row = round_the_plane(h, height), column = round_the_plane(w_, width);
+      grad_x[((n * channels + c) * height + row) * width + column] =
+          inside ? (T)sum[f][i] : (T)0;
+    }
+  }
+}
