@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from benchmarks import gpu_shift
 from benchmarks.timing import cell, table
 
 # abs(x - w) a clock and multiprocessor. float32: two additions on 128 lanes (64 lanes on 7.5 and
@@ -28,6 +29,7 @@ def document(record: dict) -> str:
             "Other operations, and the same layers in other libraries:",
             others_table(record),
             NOTES,
+            *gpu_shift.document(record),
         ]
     if wrong := [row for row in record["rows"] if "wrong" in row]:
         parts.append("Wrong answers:\n" + "\n".join(f"- {row['wrong']}" for row in wrong))
@@ -135,7 +137,8 @@ def others_table(record: dict) -> str:
         "torch.cdist": "torch.cdist",
     }
     body = []
-    for layer in dict.fromkeys(r["layer"] for r in record["rows"]):
+    layers = (r["layer"] for r in record["rows"] if r["operation"] == "adder_conv")
+    for layer in dict.fromkeys(layers):
         rows = [r for r in record["rows"] if r["layer"] == layer and r["dtype"] == "float32"]
         rows = [r for r in rows if r["kernel"] in ("default", "torch")]
         # Of cuDNN's two layouts, the faster.

@@ -85,6 +85,9 @@ RUN_BY = {
     "col2im": {"operation": "conv_backward"},
     "grad_x": {"operation": "adder_conv_backward"},
     "pack_channels": {"operation": "adder_conv", "dtype": "uint8"},
+    "fused_adder_conv": {"operation": "shift_adder_conv"},
+    "fused_grad_x": {"operation": "shift_conv_backward"},
+    "fused_grad_w": {"operation": "shift_conv_backward"},
 }
 
 

@@ -10,7 +10,7 @@ from mulfree_cupy.report import resources, sass
 pytest.importorskip("cuda.core", reason="needs the extra 'static': pip install .[static]")
 
 EVERY_TILE = ("sm_75", "sm_90", "sm_120")
-FORWARD = re.compile(r"adder/\d_")
+FORWARD = re.compile(r"adder/\d_|shift/fused_adder")
 FLOAT_MULTIPLY = {"FMUL", "FFMA", "DMUL", "DFMA", "HMUL2", "HFMA2", "FMUL2", "FFMA2"}
 MATRIX_MULTIPLY = re.compile(r"[A-Z]*MMA\b")
 ADDS = ("FADD", "DADD", "VABSDIFF4")
@@ -27,7 +27,7 @@ def rows():
 
 def test_variants_cover_every_file():
     assert {v.path for v in resources.variants()} == {
-        k.path for k in source.kernels() if k.operation in ("adder", "convolution")
+        k.path for k in source.kernels() if k.operation in ("adder", "convolution", "shift")
     }
 
 
@@ -74,6 +74,24 @@ def test_uint8_is_one_instruction_for_four_taps(rows):
         loop, counts = sass.inner_loop(sass.disassemble(row.cubin), ADDS)
         assert all(".ACC" in i for i in loop if sass.opcode(i) == "VABSDIFF4")
         assert counts["VABSDIFF4"] == 8 * defines["EACH_F"] * defines["EACH_P"], row.architecture
+
+
+def test_the_table_kernel_does_no_arithmetic_on_numbers(rows):
+    arithmetic = re.compile(r"[DFH](ADD|MUL|FMA|SETP|MNMX)|MUFU|[FI]2[FI]")
+    for row in rows:
+        if row.variant.path == "shift/3_table.cu":
+            found = filter(arithmetic.match, sass.instructions(sass.disassemble(row.cubin)))
+            assert not any(multiplies(i) or sass.opcode(i) not in FLOAT_MULTIPLY for i in found)
+
+
+def test_the_table_kernel_stores_four_elements_at_once(rows):
+    widths = {"unsigned char": "", "unsigned short": ".64"}
+    for row in rows:
+        v = row.variant
+        if v.path == "shift/3_table.cu":
+            wide = rf"STG\.E{widths.get(dict(v.defines)['T'], '.128')}(\.SYS)? "
+            instructions = sass.instructions(sass.disassemble(row.cubin))
+            assert any(re.match(wide, i) for i in instructions), (v, row.architecture)
 
 
 @pytest.mark.parametrize(

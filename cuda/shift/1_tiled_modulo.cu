@@ -20,6 +20,7 @@ __device__ __forceinline__ void shift_tiles(const T* x, T* y, int planes, int fi
                                             int height, int width, int direction, int kernel_size,
                                             int dilation) {
   __shared__ T tile[SIDE][SIDE];
+  const T zero{};
   const int halo = dilation * (kernel_size / 2), inner = SIDE - 2 * halo;
   const int shifted = channels / (kernel_size * kernel_size) * (kernel_size * kernel_size);
   const int tiles_h = (height - 1) / inner + 1, tiles_w = (width - 1) / inner + 1;
@@ -33,7 +34,7 @@ __device__ __forceinline__ void shift_tiles(const T* x, T* y, int planes, int fi
     const bool inside = (unsigned)h < (unsigned)height && (unsigned)w < (unsigned)width;
     const int place = (plane * height + h) * width + w;
 
-    tile[row][column] = inside ? x[place] : T{};
+    tile[row][column] = inside ? x[place] : zero;
     __syncthreads();
     if (inside && row >= halo && row < SIDE - halo && column >= halo && column < SIDE - halo) {
       int dh = 0, dw = 0;

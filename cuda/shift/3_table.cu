@@ -46,6 +46,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   Shift shift = shifts[c];
   x += plane * image;
 
+  const T zero{};
   Vector<T, STORE> moved[EACH / STORE];
 #pragma unroll
   for (int i = 0; i < EACH; ++i) {
@@ -58,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #endif
     const bool inside = (unsigned)row < (unsigned)height && (unsigned)column < (unsigned)width;
     moved[i / STORE].at[i % STORE] =
-        met && inside && start + i < total ? x[row * width + column] : T{};
+        met && inside && start + i < total ? x[row * width + column] : zero;
     if (++w == out_w) {
       w = 0;
       if (++h == out_h) {

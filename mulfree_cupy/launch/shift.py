@@ -145,16 +145,21 @@ def _by_tiles(function, device, kernel, x, shifts, y, stride, direction, most_bl
 
 def _modulo(shifts, size: tuple[int, int]) -> tuple[int, int] | None:
     """The kernel size and dilation whose modulo table this is, where the tile holds its halo."""
-    channels, limit = len(shifts), np.array(size)
-    for k in (3, *range(1, int(channels**0.5) + 1)):
+    limit = np.array(size)
+    for k in (3, *range(1, int(len(shifts) ** 0.5) + 1)):
         for dilation in range(1, (_SIDE // 2 - 1) // max(1, k // 2) + 1):
-            c = np.arange(channels // k**2 * k**2)
-            table = np.zeros_like(shifts)
-            table[: len(c)] = np.stack([c // k % k, c % k], axis=1)
-            table[: len(c)] -= k // 2
-            if np.array_equal(np.clip(dilation * table, -limit, limit), shifts):
+            table = modulo_table(len(shifts), k, dilation)
+            if np.array_equal(np.clip(table, -limit, limit), shifts):
                 return k, dilation
     return None
+
+
+def modulo_table(channels: int, kernel_size: int, dilation: int) -> np.ndarray:
+    """What rungs 1 and 2 compute: all zeros where there are fewer channels than shifts."""
+    c = np.arange(channels)
+    table = np.stack([c // kernel_size % kernel_size, c % kernel_size], axis=1) - kernel_size // 2
+    table[channels // kernel_size**2 * kernel_size**2 :] = 0
+    return dilation * table
 
 
 @on_device_of_arrays

@@ -10,11 +10,12 @@ import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from mulfree_cupy.geometry import ConvGeometry
-from mulfree_cupy.launch import adder, convolution, source
+from mulfree_cupy.launch import adder, convolution, shift, source
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
@@ -114,7 +115,26 @@ def variants() -> list[Variant]:
     for dtype in (np.float32, np.float64):
         x = np.zeros(depthwise.x_shape, dtype)
         convolution.col2im(device, np.zeros(depthwise.cols_shape, dtype), x, depthwise)
+    _record_shift(device)
     return sorted(device.variants.values(), key=lambda v: v.path)
+
+
+def _record_shift(device) -> None:
+    table = np.zeros((64, 2), np.int32)
+    for dtype in (np.uint8, np.uint16, np.float32, np.float64, np.complex128):
+        x = np.zeros((2, 64, 4, 4), dtype)
+        for kernel in shift.SHIFT_KERNELS[1:]:
+            shift.shift(device, x, table, x, (1, 1), kernel)
+        shift.shift_backward(device, x[..., ::2, ::2].copy(), table, x, (2, 2))
+        modulo = shift.modulo_table(64, 3, 1).astype(np.int32)
+        shift.shift(device, x, modulo, x, (1, 1), "1_tiled_modulo")
+    for dtype, sizes in ((np.float16, (64, 4)), (np.float32, (64, 16, 4)), (np.float64, (64, 4))):
+        for channels in sizes:
+            table = np.zeros((channels, 2), np.int32)
+            x, w = np.zeros((2, channels, 128, 128), dtype), np.zeros((channels, channels), dtype)
+            for conv in (shift.shift_conv, shift.shift_adder_conv):
+                conv(device, x, w, table, None, x, (1, 1))
+            shift.shift_conv_backward(device, x, x, w, table, x, w, (1, 1))
 
 
 def _record_forward(device, dtype, g: ConvGeometry) -> None:
@@ -140,7 +160,12 @@ def compile_variant(variant: Variant, architecture: str) -> Row:
     from cuda.core import Program, ProgramOptions
 
     options = ProgramOptions(
-        std="c++17", arch=architecture, ftz=True, ptxas_options=["-v"], name=f"cuda/{variant.path}"
+        std="c++17",
+        arch=architecture,
+        ftz=True,
+        ptxas_options=["-v"],
+        name=f"cuda/{variant.path}",
+        include_path=_include_path(),
     )
     log = io.StringIO()
     program = Program(source.read(variant.path, dict(variant.defines)), "c++", options)
@@ -158,6 +183,14 @@ def compile_variant(variant: Variant, architecture: str) -> Row:
         "\n".join(line for line in text.splitlines() if "warning" in line.lower()),
         cubin,
     )
+
+
+def _include_path() -> list[str]:
+    """The folders of NVIDIA's own headers, cuda_fp16.h among them, from their wheels."""
+    import nvidia
+
+    roots = [Path(root, "cu13", "include") for root in nvidia.__path__]
+    return [str(root) for root in roots if root.is_dir()]
 
 
 def _number(pattern: str, text: str) -> int:

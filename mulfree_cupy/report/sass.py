@@ -48,6 +48,12 @@ def loops(text: str) -> list[list[str]]:
     return found
 
 
+def instructions(text: str) -> list[str]:
+    """All instructions, without their predicates."""
+    found = (_INSTRUCTION.match(line) for line in text.splitlines())
+    return [_PREDICATE.sub("", match[1]) for match in found if match]
+
+
 def opcode(instruction: str) -> str:
     """``FADD`` of ``FADD.FTZ R1, R2, |R3|``."""
     return re.split(r"[ .]", instruction, maxsplit=1)[0]
