@@ -84,7 +84,9 @@ def _planes(function: str, x, y) -> Iterator[tuple]:
     largest = max(x[0, 0].size, y[0, 0].size)
     check_sizes(function, INT32, {"C + H*W": channels + largest})
     x, y = (a.view(BITS[a.itemsize]).reshape(batch * channels, -1) for a in (x, y))
-    for planes in chunks(batch * channels, (INT32 - channels) // largest):
+    at_once = (INT32 - channels) // largest
+    at_once = at_once // _EACH * _EACH or at_once  # all of them aligned as the first is
+    for planes in chunks(batch * channels, at_once):
         yield planes.start % channels, x[planes], y[planes]
 
 
@@ -163,7 +165,6 @@ def modulo_table(channels: int, kernel_size: int, dilation: int) -> np.ndarray:
 
 
 @on_device_of_arrays
-@np.errstate(invalid="ignore", over="ignore")  # NaN and Inf go through in silence
 def shift_conv(device, x, w, shifts, bias, out, stride, kernel: str | None = None) -> None:
     """Write bias[k] + sum_c w[k, c] * (x shifted)[c] into out, for w (K, C).
 
@@ -248,6 +249,7 @@ def _sizes(x, y, stride) -> tuple[np.int32, ...]:
 
 
 @on_device_of_arrays
+@np.errstate(invalid="ignore", over="ignore")  # NaN and Inf go through in silence
 def shift_conv_backward(device, grad, x, w, shifts, grad_x, grad_w, stride) -> None:
     """Write the gradients of sum(shift_conv(x, w) * grad) by x and w into grad_x and grad_w."""
     transposed = device.xp.ascontiguousarray(w.T)
