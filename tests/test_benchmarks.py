@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import mulfree_cupy as mf  # noqa: E402
-from benchmarks import adder, gpu, gpu_tables, layers, peers, reference, report, timing  # noqa: E402
+from benchmarks import adder, gpu, gpu_shift, gpu_tables, layers, peers, reference, report, timing  # noqa: E402
 from benchmarks.__main__ import main  # noqa: E402
 
 QUICK = layers.QUICK
@@ -221,6 +221,7 @@ class TestGpu:
         assert all(row.get("checked") or "refused" in row for row in record["rows"])
         checked = {(r["kernel"], r["dtype"]) for r in record["rows"] if r.get("checked")}
         assert {("2_shared_tile", "float32"), ("default", "uint8")} <= checked
+        assert {("1_tiled_modulo", "float32"), ("4_fused_conv", "float16")} <= checked
         assert "nothing is timed" in file.with_suffix(".md").read_text(encoding="utf-8")
         assert_publishable(file)
 
@@ -239,6 +240,19 @@ class TestGpu:
         (file,) = tmp_path.glob("*.json")
         record = json.loads(file.read_text(encoding="utf-8"))
         assert record["errors"] == {"layers": "RuntimeError: no ./x.cu"}
+
+    def test_shift_is_set_against_a_copy_and_against_its_1x1(self):
+        def row(operation, kernel, milliseconds, most_blocks=None, dtype="float32"):
+            seconds = {"median": 1e-3 * milliseconds}
+            named = dict(operation=operation, kernel=kernel, dtype=dtype, most_blocks=most_blocks)
+            return dict(named, layer="a", bytes=10**9, seconds=seconds)
+
+        movers = [row("shift", kernel, 4, most, dtype) for kernel, most, dtype in gpu_shift.MOVERS]
+        rows = [row("shift", "copy", 1), *movers, row("shift_conv", "4_fused_conv", 3)]
+        rows.append(row("shift_conv", "3_table", 6))
+        assert " 1.00 |" in gpu_shift.moves_table(rows)
+        assert gpu_shift.moves_table(rows).count(" 25% |") == len(movers)
+        assert "0.50 |" in gpu_shift.convolutions_table(rows)
 
     def test_out_of_time(self, tmp_path):
         gpu.run(tmp_path, 0, emulated=True)
