@@ -54,25 +54,29 @@ def moves(state: Run, measured: Callable) -> None:
 
 
 def _move_rows(state: Run, layer: Layer, measured: Callable) -> list[dict]:
-    xp, rows = state.device.xp, []
-    host, shifts = layer.floats()[0], mf.modulo_shifts(layer.channels)
-    for name, most, dtype in [("copy", None, "float32"), *MOVERS]:
-        values = host.astype(dtype)
-        x = xp.asarray(values)
-        out, moved = xp.zeros_like(x), xp.asarray(shifts.astype(np.int32))
+    xp, rows, shifts = state.device.xp, [], mf.modulo_shifts(layer.channels)
+    moved = xp.asarray(shifts.astype(np.int32))
+    for dtype in ("float32", "float16"):
+        host = layer.floats()[0].astype(dtype)
+        x, expected = xp.asarray(host), mf.shift(host, shifts)
+        out = xp.zeros_like(x)
 
         def copy(x=x, out=out):
             xp.copyto(out, x)
             return out
 
-        def move(x=x, out=out, moved=moved, name=name, most=most):
-            launchers.shift(launch.device_for(x), x, moved, out, (1, 1), name, most)
-            return out
+        row = {"operation": "shift", "dtype": dtype, "bytes": 2 * x.nbytes}
+        copied = {"kernel": "copy", "most_blocks": None}
+        rows.append(measured(state, layer, row | copied, copy, [host], 0))
+        for kernel, most in [(k, m) for k, m, d in MOVERS if d == dtype]:
 
-        row = {"operation": "shift", "kernel": name, "most_blocks": most, "dtype": dtype}
-        row["bytes"] = 2 * x.nbytes
-        call, expected = (copy, values) if name == "copy" else (move, mf.shift(values, shifts))
-        rows.append(measured(state, layer, row, call, [expected], 0))
+            def move(x=x, out=out, kernel=kernel, most=most):
+                launchers.shift(launch.device_for(x), x, moved, out, (1, 1), kernel, most)
+                return out
+
+            out.fill(np.nan)  # the last kernel's answer must not pass for this one's
+            named = {"kernel": kernel, "most_blocks": most}
+            rows.append(measured(state, layer, row | named, move, [expected], 0))
     return rows
 
 

@@ -81,7 +81,7 @@ def test_the_table_kernel_moves_bits_and_stores_four_elements_at_once(rows):
     widths = {"unsigned char": "", "unsigned short": ".64"}
     for row in rows:
         v, defines = row.variant, dict(row.variant.defines)
-        if v.path != "shift/3_table.cu" or row.architecture not in EVERY_TILE:
+        if v.path != "shift/3_table.cu" or row.architecture not in ("sm_75", "sm_120"):
             continue
         instructions = sass.instructions(sass.disassemble(row.cubin))
         found = filter(arithmetic.match, instructions)
