@@ -20,6 +20,7 @@ constexpr index BLOCK_POSITIONS = 32;     // kernel positions a block; bounds th
 constexpr index CHUNK_FILTERS = 256;      // filters whose totals are kept for a panel
 constexpr index SHARED_WEIGHTS = 24 << 20;  // bytes; above it every thread packs tiles as it goes
 constexpr index MAX_THREADS = 64;         // bounds the workspace: less than 512 KiB a thread
+constexpr index MOST_AHEAD = 64;          // lines of a channel that are fetched for the next panel
 constexpr index SMALL_WORK = 100000;      // terms below which waking threads costs more than it saves
 
 inline index threads_for(index units, double terms) {
@@ -83,6 +84,10 @@ struct Blocking {
     index channel_chunks() const { return ceil_div(channels, channel_chunk); }
     index count() const { return ceil_div(positions, position_chunk) * channel_chunks(); }
     index rows() const { return channel_chunk * position_chunk; }
+    // Where the packed weights of a tile start: in the order in which a panel meets them.
+    index weights(index group, index block, index tile, index tiles) const {
+        return ((group * count() + block) * tiles + tile) * rows() * TILE_FILTERS;
+    }
     Block operator[](index b) const {
         const index c = b % channel_chunks() * channel_chunk;
         const index k = b / channel_chunks() * position_chunk;
@@ -109,14 +114,13 @@ struct Weights {
 template <class X, class Y, class Weight>
 inline void pack_weights(const Convolution<X, Y>& p, const Weight& weight, index group, index filter,
                          const Block& block, X* packed) {
-    for (index f = 0; f < TILE_FILTERS; ++f) {
-        const bool real = filter + f < p.filters;
-        for (index t = 0; t < block.positions; ++t) {
-            const index i = (block.position + t) / p.width.taps, j = (block.position + t) % p.width.taps;
-            X* to = packed + t * TILE_FILTERS + f;
-            for (index c = 0; c < block.channels; ++c, to += block.positions * TILE_FILTERS)
-                *to = real ? weight(group, filter + f, block.channel + c, i, j) : X(0);
-        }
+    const index real = smaller(TILE_FILTERS, p.filters - filter);
+    for (index t = 0; t < block.positions; ++t) {
+        const index i = (block.position + t) / p.width.taps, j = (block.position + t) % p.width.taps;
+        X* to = packed + t * TILE_FILTERS;
+        for (index c = 0; c < block.channels; ++c, to += block.positions * TILE_FILTERS)
+            for (index f = 0; f < TILE_FILTERS; ++f)
+                to[f] = f < real ? weight(group, filter + f, block.channel + c, i, j) : X(0);
     }
 }
 
@@ -146,6 +150,7 @@ struct Panel {
     bool redo[CHUNK_FILTERS / TILE_FILTERS];
     bool in_lines, solid;  // how x was packed; whether the pixels of y are contiguous
     index first_pixel, vectors, spans_at, group, filter, filters;
+    index ahead[MOST_AHEAD], lines_ahead;  // what the next panel adds to the source of this one
 
     Panel(const Convolution<X, Y>& p_, const Blocking& blocking_, const Weight& weight_,
           const X* shared_weights_, Carver& scratch)
@@ -188,6 +193,7 @@ struct Panel {
         vectors = ceil_div(count, LANES<X>);
         find_runs(height, width, first_pixel, count, LANES<X>, PANEL_VECTORS, runs, start);
         spans_at = -1;
+        look_ahead();
         in_lines = blocking.position_chunk == blocking.positions && p.x.column == 1 &&
                    lines.cover(runs, start, vectors, p.height, p.width, place);
         if (in_lines) {
@@ -237,6 +243,7 @@ struct Panel {
             for (index f = 0; f < filters; f += TILE_FILTERS) {
                 if (wanted && !wanted[f / TILE_FILTERS]) continue;
                 const bool last = b + 1 >= blocks;
+                prefetch_input(block, f);
                 if (last) prefetch_output(f);
                 if (blocks) run(f, weights(f, b, block), block.taps(), b == 0);
                 if (last) finish(f);
@@ -283,23 +290,51 @@ private:
         for (index v = 0; v < vectors; ++v)
             for (index t = 0; t < positions; ++t) {
                 sum[v] += load(line_sums + place[v] + line_tap[t]);
-                magnitude[v] += load(line_sums + lines.channel + place[v] + line_tap[t]);
+                if (HAS_MAGNITUDE<X>)
+                    magnitude[v] += load(line_sums + lines.channel + place[v] + line_tap[t]);
             }
     }
 
-    // Brings in the lines of y that the tile will end up in while the tile is computed.
+    // Where the rows start that the windows of the next panel meet and those of this one do not.
+    void look_ahead() {
+        const Axis &h = p.height, &w = p.width;
+        const index line = 64 / index(sizeof(X));
+        lines_ahead = 0;
+        for (index r = 0; r < start[PANEL_VECTORS]; ++r) {
+            const Run& run = runs[r];
+            index at = run.image * p.x.batch + (run.row * h.step + h.offset) * p.x.row +
+                       run.column * w.step * p.x.column + ROW * h.step * p.x.row / w.pixels;
+            if (run.row * w.pixels + run.column + ROW >= h.pixels * w.pixels)
+                at += p.x.batch - h.pixels * h.step * p.x.row;
+            for (index i = larger(0, h.taps - h.step); i < h.taps; ++i)
+                for (index e = 0; e < run.count * w.step * p.x.column; e += line)
+                    if (lines_ahead < MOST_AHEAD) ahead[lines_ahead++] = at + i * h.tap_step * p.x.row + e;
+        }
+    }
+
+    // While a tile is computed: brings in its share of the next panel's source,
+    void prefetch_input(const Block& block, index tile) {
+        const index tiles = ceil_div(filters, TILE_FILTERS), share = ceil_div(block.channels, tiles);
+        const index first = block.channel + tile / TILE_FILTERS * share;
+        const index last = smaller(first + share, block.channel + block.channels);
+        for (index c = first; c < last; ++c)
+            for (index k = 0; k < lines_ahead; ++k)
+                prefetch<2>(p.x.data, (group * p.channels + c) * p.x.channel + ahead[k]);
+    }
+
+    // and the lines of y that it will end up in.
     void prefetch_output(index tile) {
         for (index f = tile; f < tile + tile_filters(tile); ++f) {
             const Y* y = p.y.data + (group * p.filters + filter + f) * p.y.channel;
             for (index v = 0; v < vectors; ++v)
-                prefetch(y, y_spans[y_start[v]].offset + LANES<X> - 1);
+                prefetch_write(y, y_spans[y_start[v]].offset + LANES<X> - 1);
         }
     }
 
     const X* weights(index f, index b, const Block& block) {
         if (shared_weights) {
-            const index tile = group * tiles() + (filter + f) / TILE_FILTERS;
-            return shared_weights + (tile * blocking.count() + b) * blocking.rows() * TILE_FILTERS;
+            const index tile = (filter + f) / TILE_FILTERS;
+            return shared_weights + blocking.weights(group, b, tile, tiles());
         }
         pack_weights(p, weight, group, filter + f, block, own_weights);
         return own_weights;
@@ -330,8 +365,7 @@ inline void for_each_panel(const Convolution<X, Y>& p, const Weight& weight, Pre
 
     const index grain = larger(1, smaller(8, panels * splits / (16 * threads)));
 
-    const index block_weights = blocking.rows() * TILE_FILTERS;
-    const index packed = p.groups * tiles * blocking.count() * block_weights * index(sizeof(X));
+    const index packed = blocking.weights(p.groups, 0, 0, tiles) * index(sizeof(X));
     const bool share = packed <= SHARED_WEIGHTS;
     Carver measure(nullptr);
     P(p, blocking, weight, nullptr, measure);
@@ -353,7 +387,7 @@ inline void for_each_panel(const Convolution<X, Y>& p, const Weight& weight, Pre
             for (index f = filter; f < smaller(filter + TILE_FILTERS, p.filters); ++f) prepare(group, f);
             for (index b = 0; share && b < blocking.count(); ++b)
                 pack_weights(p, weight, group, filter, blocking[b],
-                             weights + (tile * blocking.count() + b) * block_weights);
+                             weights + blocking.weights(group, b, tile % tiles, tiles));
         }
 
         // Neighbouring panels share rows of x: a thread takes a few in a row.

@@ -218,14 +218,17 @@ struct PixelMap {
     index lane_stride;
 };
 
-// What SUMS adds up of the pixels of a panel: their sum, and the sum of their magnitudes.
+// What SUMS adds up of the pixels of a panel: their sum, and the sum of the magnitudes of floats.
+template <class T>
+constexpr bool HAS_MAGNITUDE = T(0.5) != 0;
+
 template <class V>
 inline void add_sums(V& sum, V& magnitude, V x) {
     sum += x, magnitude += abs(x);
 }
 
-// Rows (channel, position) of VECTORS vectors, less centre[channel] where centres are given. With SUMS,
-// adds the rows up into sum, and their magnitudes into magnitude.
+// Rows (channel, position) of VECTORS vectors; with SUMS, added up into sum and magnitude, else less
+// centre[channel] where centres are given.
 template <Access ACCESS, bool SINGLE, bool SUMS, int VECTORS, class T>
 inline void pack_rows(const PixelMap& map, const T* x, index channel_stride, const T* centre,
                       const Block& block, T* panel, Vec<T>* sum, Vec<T>* magnitude) {
@@ -234,16 +237,13 @@ inline void pack_rows(const PixelMap& map, const T* x, index channel_stride, con
     for (index c = 0; c < block.channels; ++c, x += channel_stride) {
         const Vec<T> shift = broadcast(centre ? centre[c] : T(0));
         const Span* spans = map.spans;
-        // For the next panel, on its way into the second-level cache; below, for the next channels.
-        for (index r = 0; r < runs; ++r)
-            prefetch<2>(x, spans[(block.positions - 1) * runs + r].offset +
-                               (VECTORS + 1) * LANES<T> * map.lane_stride);
         for (index t = 0; t < block.positions; ++t, spans += runs, panel += VECTORS * LANES<T>) {
 #pragma GCC unroll 12
             for (int v = 0; v < VECTORS; ++v) {
                 const Span* first = spans + (SINGLE ? v : map.start[v]);
                 const Span* last = SINGLE ? first + 1 : spans + map.start[v + 1];
-                const Vec<T> row = gather<ACCESS>(first, last, x, map.lane_stride) - shift;
+                Vec<T> row = gather<ACCESS>(first, last, x, map.lane_stride);
+                if constexpr (!SUMS) row -= shift;
                 store(panel + v * LANES<T>, row);
                 if (ACCESS != STRIDED && first != last) prefetch(x, 2 * channel_stride + first->offset);
                 if constexpr (SUMS) add_sums(s[v], m[v], row);

@@ -64,6 +64,17 @@ inline void prefetch(const T* base, index offset) {
     __builtin_prefetch(reinterpret_cast<const void*>(at), 0, LEVEL);
 }
 
+// The same for a line that will be written; no other core keeps a copy.
+template <class T>
+inline void prefetch_write(const T* base, index offset) {
+    const auto at = reinterpret_cast<std::uintptr_t>(base) + std::uintptr_t(offset) * sizeof(T);
+#if defined(__x86_64__)
+    asm volatile("prefetchw %0" : : "m"(*reinterpret_cast<const char*>(at)));
+#else
+    __builtin_prefetch(reinterpret_cast<const void*>(at), 1, 3);
+#endif
+}
+
 // s - 0 is s, the sign of a zero included.
 template <class T>
 inline Vec<T> broadcast(T s) {
