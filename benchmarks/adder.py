@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +40,8 @@ GOALS = [
     Column("backward / forward", "adder_conv_backward", "adder_conv", ".2f", 3, at_most=True),
 ]
 BESIDE = [
+    Column("of copying x, y", "copy", "adder_conv", ".0%"),
+    Column("uint8 of copying x, y", "copy uint8", "adder_conv uint8", ".0%"),
     Column("times published", "published", "adder_conv", ".0f"),
     Column("times scipy cdist", "scipy cdist", "adder_conv", ".0f"),
     Column("times FAISS L1", "faiss", "adder_conv", ".1f"),
@@ -50,6 +54,8 @@ A term is one abs(x - w). Each ratio is taken within a round; the median over th
 max/add peak: measured in the same rounds, a loop of vector maxima and additions on registers.
 An L1 term costs two vector instructions (max, add) where a product costs one FMA, so 0.55 of
 conv2d is the instruction limit in float32, and 2.3 in uint8 (max, dot: 2 for 64 bytes).
+of copying x, y: the other limit, the time of copying as many bytes as the rows of x that are read
+and y have. The larger of the two fractions tells which limit holds a layer back.
 conv2d: torch (oneDNN), float32, contiguous or channels_last, whichever is faster.
 torch.cdist, scipy and FAISS are given the unfolded input, whose making is not in their time; scipy
 uses one thread. The published formula and scipy run on some images and are scaled to the batch.
@@ -111,10 +117,19 @@ def measure(layer: Layer, threads: int, quiet: timing.Quiet, rounds: int, least:
         cases["max/add peak"] = lambda: layer.terms / peak("max_add", least)
         cases["max/dot peak"] = lambda: layer.terms / peak("u8_max_dot", least)
 
-    seconds = timing.interleaved(cases, rounds, quiet)
+    with ThreadPoolExecutor(threads) as pool:
+        for name, a in (("copy", x), ("copy uint8", bytes_x)):
+            cases[name] = _timed(copy(layer.moved_bytes(a.itemsize), pool, threads), least)
+        seconds = timing.interleaved(cases, rounds, quiet)
     _choose_layout(seconds)
     ratios = {c.head: timing.ratio(seconds, c.over, c.under) for c in GOALS + BESIDE}
     return {"name": layer.name, "terms": layer.terms, "seconds": seconds, "ratios": ratios}
+
+
+def copy(size: int, pool: ThreadPoolExecutor, threads: int) -> Callable[[], None]:
+    """A call that reads and writes `size` bytes in all, a part in each thread."""
+    source, to = np.ones((2, threads, size // (2 * threads)), np.uint8)
+    return lambda: list(pool.map(np.copyto, to, source))
 
 
 def _timed(call, least, scale=1.0):
@@ -209,7 +224,7 @@ def beside_table(rows: list[dict]) -> str:
 
 
 def _cells(row: dict, columns: list[Column]) -> list[str]:
-    return [timing.cell(row["ratios"][c.head], c.form) for c in columns]
+    return [timing.cell(row["ratios"].get(c.head), c.form) for c in columns]
 
 
 def goals(record: dict) -> str:

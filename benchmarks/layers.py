@@ -53,6 +53,11 @@ class Layer:
         """Terms ``abs(x - w)``, or products, in the whole layer."""
         return int(np.prod(self.out_shape)) * self.taps
 
+    def moved_bytes(self, itemsize: int) -> int:
+        """Bytes of the rows of x that the kernel meets, and of an answer of four bytes a number."""
+        rows = min(1, self.kernel / self.stride)
+        return int(rows * np.prod(self.x_shape)) * itemsize + 4 * int(np.prod(self.out_shape))
+
     @property
     def name(self) -> str:
         shape = f"N{self.batch} {self.channels}->{self.filters}@{self.size}"
