@@ -54,8 +54,9 @@ A term is one abs(x - w). Each ratio is taken within a round; the median over th
 max/add peak: measured in the same rounds, a loop of vector maxima and additions on registers.
 An L1 term costs two vector instructions (max, add) where a product costs one FMA, so 0.55 of
 conv2d is the instruction limit in float32, and 2.3 in uint8 (max, dot: 2 for 64 bytes).
-of copying x, y: the other limit, the time of copying as many bytes as the rows of x that are read
-and y have. The larger of the two fractions tells which limit holds a layer back.
+of copying x, y: the other limit, the time of copying (NumPy, on the same threads, their start
+included) as many bytes as the rows of x that are read
+and y have. The larger of the two fractions tells which limit is the nearer one.
 conv2d: torch (oneDNN), float32, contiguous or channels_last, whichever is faster.
 torch.cdist, scipy and FAISS are given the unfolded input, whose making is not in their time; scipy
 uses one thread. The published formula and scipy run on some images and are scaled to the batch.
