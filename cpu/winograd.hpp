@@ -49,8 +49,10 @@ inline void multiply(const WinogradEntry<T, ROWS>* e, index count, const T* v, T
         }
 }
 
+// Not inlined: the loop needs the registers.
 template <int ROWS, int VECTORS, class T>
-inline void multiply_section(const WinogradWeights<T>& w, index section, const T* v, T* m, bool first) {
+__attribute__((noinline)) void multiply_section(const WinogradWeights<T>& w, index section, const T* v,
+                                                T* m, bool first) {
     const auto* entry = static_cast<const WinogradEntry<T, ROWS>*>(w.entries) + w.sections[section].entry;
     const WinogradJob *job = w.jobs + w.sections[section].job, *end = w.jobs + w.sections[section + 1].job;
     for (; job < end; entry += job->count, ++job)

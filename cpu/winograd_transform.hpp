@@ -10,6 +10,15 @@ constexpr int WINOGRAD_VECTORS = 4;  // of tiles, in a panel
 template <class T>
 constexpr index PANEL_TILES = WINOGRAD_VECTORS * LANES<T>;
 
+template <class T>
+struct RemoveConst {
+    using type = T;
+};
+template <class T>
+struct RemoveConst<const T> {
+    using type = T;
+};
+
 // F(2 x 2, 3 x 3) with Lavin's signs, one axis of a tile: additions only.
 template <class T>
 struct Lavin {
@@ -79,140 +88,167 @@ inline void both_axes(const V (&from)[IN][IN], V (&to)[OUT][OUT], Along along) {
     }
 }
 
-// Two neighbouring numbers of every lane, where lanes lie two apart: span.wide marks those to touch.
-template <class T>
-struct Pairs {
-    static constexpr bool AVAILABLE = false;
-};
+// A run of tiles in an image whose numbers are contiguous, and whose tiles lie two apart: lane l has
+// numbers 2 l and 2 l + 1 of `at[i]` for the first two columns of row i, and so on. Rows outside the image
+// have step 0, and others the distance between channels.
+template <int SIDE, class T>
+struct PairRun {
+    T* at[SIDE];
+    index step[SIDE];
+    std::uint32_t mask[SIDE / 2];  // of the 32 numbers from at[i] + 2 * h, those inside the image
 
-#if defined(__AVX512F__)
-template <>
-struct Pairs<float> {
-    static constexpr bool AVAILABLE = true;
-    static void load(const Span* span, const Span* end, const float* base, Vec<float>* pair) {
-        const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-        const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
-        __m512 low = _mm512_maskz_loadu_ps(span->wide & 0xffff, base + span->offset);
-        __m512 high = _mm512_maskz_loadu_ps(span->wide >> 16, base + span->offset + 16);
-        while (++span < end) {
-            low = _mm512_mask_loadu_ps(low, span->wide & 0xffff, base + span->offset);
-            high = _mm512_mask_loadu_ps(high, span->wide >> 16, base + span->offset + 16);
+    void move_to(const Run& run, const Image<T>& image, const Axis& h, const Axis& w) {
+        const index column = run.column * 2 + w.offset;
+        T* origin = image.data + run.image * image.batch + column - 2 * run.lane;
+        for (int i = 0; i < SIDE; ++i) {
+            const index row = run.row * 2 + h.offset + i;
+            const bool inside = row >= 0 && row < h.size;
+            at[i] = inside ? origin + row * image.row : outside();
+            step[i] = inside ? image.channel : 0;
         }
-        pair[0] = (Vec<float>)_mm512_permutex2var_ps(low, even, high);
-        pair[1] = (Vec<float>)_mm512_permutex2var_ps(low, odd, high);
-    }
-    template <bool ADD>
-    static void store(const Span* span, const Span* end, float* base, const Vec<float>* pair) {
-        const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-        const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
-        const __m512 low = _mm512_permutex2var_ps((__m512)pair[0], first, (__m512)pair[1]);
-        const __m512 high = _mm512_permutex2var_ps((__m512)pair[0], second, (__m512)pair[1]);
-        for (; span < end; ++span) {
-            float* to = base + span->offset;
-            put<ADD>(to, span->wide & 0xffff, low);
-            put<ADD>(to + 16, span->wide >> 16, high);
+        for (int half = 0; half < SIDE / 2; ++half) {
+            const index first = column + 2 * half, length = 2 * run.count;
+            const index begin = smaller(length, larger(0, -first)), end = smaller(length, w.size - first);
+            mask[half] = begin < end ? make_span(0, 2 * run.lane + begin, 2 * run.lane + end).mask : 0;
         }
     }
 
 private:
-    template <bool ADD>
-    static void put(float* to, __mmask16 mask, __m512 v) {
-        if (ADD) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, to));
-        _mm512_mask_storeu_ps(to, mask, v);
+    static T* outside() {
+        static const typename RemoveConst<T>::type zeros[2 * LANES<T> + SIDE] = {};
+        return const_cast<T*>(zeros);  // never written to, as its step tells
     }
 };
+
+#if defined(__AVX512F__)
+// The numbers of a vector of tiles in channel `channel`.
+template <int SIDE>
+inline void load_pairs(const PairRun<SIDE, const float>* run, const PairRun<SIDE, const float>* end,
+                       index channel, Vec<float> (&d)[SIDE][SIDE]) {
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    __m512 low[SIDE][SIDE / 2], high[SIDE][SIDE / 2];
+#pragma GCC unroll 6
+    for (int i = 0; i < SIDE; ++i)
+#pragma GCC unroll 6
+        for (int h = 0; h < SIDE / 2; ++h) {
+            const float* from = run->at[i] + channel * run->step[i] + 2 * h;
+            low[i][h] = _mm512_maskz_loadu_ps(run->mask[h] & 0xffff, from);
+            high[i][h] = _mm512_maskz_loadu_ps(run->mask[h] >> 16, from + 16);
+        }
+    while (++run < end)
+#pragma GCC unroll 6
+        for (int i = 0; i < SIDE; ++i)
+#pragma GCC unroll 6
+            for (int h = 0; h < SIDE / 2; ++h) {
+                const float* from = run->at[i] + channel * run->step[i] + 2 * h;
+                low[i][h] = _mm512_mask_loadu_ps(low[i][h], run->mask[h] & 0xffff, from);
+                high[i][h] = _mm512_mask_loadu_ps(high[i][h], run->mask[h] >> 16, from + 16);
+            }
+#pragma GCC unroll 6
+    for (int i = 0; i < SIDE; ++i)
+#pragma GCC unroll 6
+        for (int h = 0; h < SIDE / 2; ++h) {
+            d[i][2 * h] = (Vec<float>)_mm512_permutex2var_ps(low[i][h], even, high[i][h]);
+            d[i][2 * h + 1] = (Vec<float>)_mm512_permutex2var_ps(low[i][h], odd, high[i][h]);
+        }
+}
+
+// Stores or adds them.
+template <int SIDE>
+inline void store_pairs(const PairRun<SIDE, float>* begin, const PairRun<SIDE, float>* end, index channel,
+                        const Vec<float> (&y)[SIDE][SIDE], bool add) {
+    const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+    const auto put = [=](float* to, __mmask16 mask, __m512 v) {
+        if (add) v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(mask, to));
+        _mm512_mask_storeu_ps(to, mask, v);
+    };
+#pragma GCC unroll 6
+    for (int i = 0; i < SIDE; ++i)
+#pragma GCC unroll 6
+        for (int h = 0; h < SIDE / 2; ++h) {
+            const __m512 a = (__m512)y[i][2 * h], b = (__m512)y[i][2 * h + 1];
+            const __m512 low = _mm512_permutex2var_ps(a, first, b), high = _mm512_permutex2var_ps(a, second, b);
+            for (const PairRun<SIDE, float>* run = begin; run < end; ++run) {
+                if (!run->step[i]) continue;
+                float* to = run->at[i] + channel * run->step[i] + 2 * h;
+                put(to, run->mask[h] & 0xffff, low);
+                put(to + 16, run->mask[h] >> 16, high);
+            }
+        }
+}
 #endif
 
-// Where the numbers of a panel's tiles lie in an image: spans [row and column of the tile][run].
+// Where the numbers of a panel's tiles lie in an image.
 template <int SIDE, class T>
 class Patches {
-    template <class U>
-    struct Plain {
-        using type = U;
-    };
-    template <class U>
-    struct Plain<const U> {
-        using type = U;
-    };
-    using Number = typename Plain<T>::type;
+    using Number = typename RemoveConst<T>::type;
     static constexpr index NUMBERS = SIDE * SIDE;
-    static constexpr bool PAIRS = Pairs<Number>::AVAILABLE && SIDE % 2 == 0;
+#if defined(__AVX512F__)
+    static constexpr bool PAIRS = sizeof(T) == 4 && SIDE % 2 == 0;
+#else
+    static constexpr bool PAIRS = false;
+#endif
 
 public:
-
     Patches(const Image<T>& image, const Axis& height, const Axis& width, Carver& scratch)
         : image_(image),
           height_(height),
           width_(width),
-          spans_(scratch.take<Span>(NUMBERS * PANEL_TILES<Number>)) {
-        in_pairs_ = PAIRS && image.column == 1 && width.step == 2;
-    }
+          in_pairs_(PAIRS && image.column == 1 && width.step == 2),
+          spans_(scratch.take<Span>(in_pairs_ ? 0 : NUMBERS * PANEL_TILES<Number>)),
+          pairs_(scratch.take<PairRun<SIDE, T>>(in_pairs_ ? PANEL_TILES<Number> : 0)) {}
 
     void move_to(const Run* runs, const index* start) {
         start_ = start;
         runs_ = start[WINOGRAD_VECTORS];
-        find_spans(runs, runs_, image_, height_, width_, Block{0, 1, 0, NUMBERS}, spans_);
-        for (index number = 0; in_pairs_ && number < NUMBERS; number += 2)
-            for (index r = 0; r < runs_; ++r) {
-                Span& first = first_of(number)[r];
-                const Span& second = first_of(number + 1)[r];
-                if (!first.mask) first.offset = second.offset - 1;
-                first.wide |= second.wide << 1;
-            }
+        if (in_pairs_)
+            for (index r = 0; r < runs_; ++r) pairs_[r].move_to(runs[r], image_, height_, width_);
+        else find_spans(runs, runs_, image_, height_, width_, Block{0, 1, 0, NUMBERS}, spans_);
     }
 
-    // The tiles of vector v in a channel's plane of the image; zero outside.
+    // The tiles of vector v in a channel; zero outside the image.
     void load(index channel, index v, Vec<Number> (&d)[SIDE][SIDE]) const {
-        const T* plane = image_.data + channel * image_.channel;
         if constexpr (PAIRS)
-            if (in_pairs_) {
-#pragma GCC unroll 6
-                for (int i = 0; i < SIDE; ++i)
-#pragma GCC unroll 6
-                    for (int j = 0; j < SIDE; j += 2)
-                        Pairs<Number>::load(begin(i * SIDE + j, v), end(i * SIDE + j, v), plane, &d[i][j]);
-                return;
-            }
+            if (in_pairs_) return load_pairs(pairs_ + start_[v], pairs_ + start_[v + 1], channel, d);
+        const T* plane = image_.data + channel * image_.channel;
         for (int i = 0; i < SIDE; ++i)
             for (int j = 0; j < SIDE; ++j)
-                d[i][j] = gather<STRIDED>(begin(i * SIDE + j, v), end(i * SIDE + j, v), plane, lane_stride());
+                d[i][j] = gather<STRIDED>(begin(i, j, v), end(i, j, v), plane, lane_stride());
     }
 
-    void store(index channel, index v, const Vec<Number> (&y)[SIDE][SIDE]) const { put<false>(channel, v, y); }
-    void add(index channel, index v, const Vec<Number> (&y)[SIDE][SIDE]) const { put<true>(channel, v, y); }
+    void store(index channel, index v, const Vec<Number> (&y)[SIDE][SIDE]) const {
+        put(channel, v, y, false);
+    }
+    void add(index channel, index v, const Vec<Number> (&y)[SIDE][SIDE]) const {
+        put(channel, v, y, true);
+    }
 
 private:
-    Span* first_of(index number) const { return spans_ + number * runs_; }
-    const Span* begin(index number, index v) const { return first_of(number) + start_[v]; }
-    const Span* end(index number, index v) const { return first_of(number) + start_[v + 1]; }
+    const Span* begin(int i, int j, index v) const { return spans_ + (i * SIDE + j) * runs_ + start_[v]; }
+    const Span* end(int i, int j, index v) const { return spans_ + (i * SIDE + j) * runs_ + start_[v + 1]; }
     index lane_stride() const { return width_.step * image_.column; }
 
-    template <bool ADD>
-    void put(index channel, index v, const Vec<Number> (&y)[SIDE][SIDE]) const {
-        T* plane = image_.data + channel * image_.channel;
+    void put(index channel, index v, const Vec<Number> (&y)[SIDE][SIDE], bool add) const {
         if constexpr (PAIRS)
-            if (in_pairs_) {
-#pragma GCC unroll 6
-                for (int i = 0; i < SIDE; ++i)
-#pragma GCC unroll 6
-                    for (int j = 0; j < SIDE; j += 2)
-                        Pairs<Number>::template store<ADD>(begin(i * SIDE + j, v), end(i * SIDE + j, v), plane, &y[i][j]);
-                return;
-            }
+            if (in_pairs_) return store_pairs(pairs_ + start_[v], pairs_ + start_[v + 1], channel, y, add);
+        T* plane = image_.data + channel * image_.channel;
         for (int i = 0; i < SIDE; ++i)
             for (int j = 0; j < SIDE; ++j) {
-                const Span *from = begin(i * SIDE + j, v), *to = end(i * SIDE + j, v);
-                const Vec<T> old = ADD ? gather<STRIDED>(from, to, plane, lane_stride()) : Vec<T>{};
-                scatter(from, to, plane, lane_stride(), y[i][j] + old);
+                const Vec<T> old = add ? gather<STRIDED>(begin(i, j, v), end(i, j, v), plane, lane_stride())
+                                       : Vec<T>{};
+                scatter(begin(i, j, v), end(i, j, v), plane, lane_stride(), y[i][j] + old);
             }
     }
 
     const Image<T> image_;
     const Axis height_, width_;
-    Span* spans_;
+    const bool in_pairs_;
+    Span* const spans_;
+    PairRun<SIDE, T>* const pairs_;
     const index* start_;
     index runs_;
-    bool in_pairs_;
 };
 
 // The tiles of a panel.
