@@ -37,6 +37,22 @@ def parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="two tiny layers, to see that all of it runs"
     )
 
+    winograd = commands.add_parser(
+        "winograd",
+        help="the sparse Winograd convolution by density beside torch and SciPy (about 5 minutes)",
+        description="Times winograd_conv, dense and pruned to several densities, beside conv2d, "
+        "im2col + BLAS and SciPy's sparse products, and prints each kernel's break-even density. "
+        "A wrong answer stops the run with exit status 1.",
+    )
+    _out(winograd)
+    winograd.add_argument(
+        "--threads", type=int, default=timing.cores(), metavar="N", help="default: %(default)s"
+    )
+    winograd.add_argument(
+        "--layers", nargs="+", metavar="TEXT", help='only layers whose name holds TEXT: "N8 64->64"'
+    )
+    winograd.add_argument("--quick", action="store_true", help="a tiny layer, one round")
+
     training = commands.add_parser(
         "training",
         help="a training step of AdderNet's ResNet-20 beside PyTorch (about 4 minutes)",
@@ -79,7 +95,8 @@ def parser() -> argparse.ArgumentParser:
         help="put the newest results into README.md and docs/*.md",
         description="Rewrites what stands between <!-- benchmark:NAME --> and "
         "<!-- /benchmark:NAME --> in README.md and docs/*.md from the newest JSON of each kind in "
-        "benchmarks/results/. NAME is adder, adder-beside, training, emulator, gpu or gpu-status.",
+        "benchmarks/results/. NAME is adder, adder-beside, winograd, training, emulator, gpu or "
+        "gpu-status.",
     )
     report.add_argument(
         "--check", action="store_true", help="write nothing; exit status 1 if a file would change"
@@ -105,6 +122,18 @@ def main(arguments: list[str] | None = None) -> int:
             return adder.run(chosen, options.threads, options.out, options.quick)
         except (ValueError, reference.WrongAnswer) as error:
             print(f"python -m benchmarks adder: {error}", file=sys.stderr)
+            return 1
+    if options.command == "winograd":
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(options.threads)))
+        from benchmarks import layers, reference, winograd
+
+        try:
+            chosen = layers.select(
+                options.layers, winograd.QUICK if options.quick else winograd.LAYERS
+            )
+            return winograd.run(chosen, options.threads, options.out, options.quick)
+        except (ValueError, reference.WrongAnswer) as error:
+            print(f"python -m benchmarks winograd: {error}", file=sys.stderr)
             return 1
     if options.command == "training":
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(options.threads)))

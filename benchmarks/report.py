@@ -32,9 +32,9 @@ def run(check: bool) -> int:
 
 def current_sections() -> dict[str, str]:
     """What belongs between the markers of each name, from the newest results."""
-    from benchmarks import adder, emulator, training
+    from benchmarks import adder, emulator, training, winograd
 
-    kinds = "adder", "training", "emulator", "gpu"
+    kinds = "adder", "winograd", "training", "emulator", "gpu"
     found = {kind: newest(timing.RESULTS, kind) for kind in kinds}
     sections = {"gpu-status": status_table(found["gpu"])}
     if record := found["adder"]:
@@ -42,6 +42,8 @@ def current_sections() -> dict[str, str]:
         parts = adder.summary(record), adder.goal_table(rows), adder.NOTES, adder.goals(record)
         sections["adder"] = "\n\n".join(parts)
         sections["adder-beside"] = adder.beside_table(rows)
+    if record := found["winograd"]:
+        sections["winograd"] = winograd.document(record)
     if record := found["training"]:
         sections["training"] = training.document(record)
     if record := found["emulator"]:

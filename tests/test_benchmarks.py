@@ -15,7 +15,18 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import mulfree_cupy as mf  # noqa: E402
-from benchmarks import adder, gpu, gpu_shift, gpu_tables, layers, peers, reference, report, timing  # noqa: E402
+from benchmarks import (  # noqa: E402
+    adder,
+    gpu,
+    gpu_shift,
+    gpu_tables,
+    layers,
+    peers,
+    reference,
+    report,
+    timing,
+    winograd,
+)
 from benchmarks.__main__ import main  # noqa: E402
 
 QUICK = layers.QUICK
@@ -192,6 +203,40 @@ class TestAdder:
         lines = adder.goals({"layers": [row("good", 0.5, 2), row("bad", 0.3, 3)]}).splitlines()
         assert "- speed, conv2d = 1 >= 0.40: on 1 of 2 layers, not on bad" in lines
         assert "- backward / forward <= 3.00: met on all 2 layers" in lines
+
+
+class TestWinograd:
+    def test_quick_run(self, tmp_path):
+        pytest.importorskip("scipy")
+        done = command("winograd", "--quick", "--threads", 1, "--out", tmp_path)
+        assert done.returncode == 0, done.stderr
+        (file,) = tmp_path.glob("winograd-cpu-*.json")
+        (layer,) = json.loads(file.read_text(encoding="utf-8"))["layers"]
+        assert {"dense", "sparse 0.05", "blocks 1", "scipy 0.4"} <= layer["seconds"].keys()
+        assert_publishable(file)
+        assert_publishable(file.with_suffix(".md"))
+
+    def test_break_even_is_found_between_densities(self):
+        def row(*seconds):
+            names = [f"sparse {d:g}" for d in winograd.DENSITIES]
+            timed = dict(zip(names, ([s] for s in seconds), strict=True))
+            return {"seconds": {**timed, "conv2d": [1.0]}}
+
+        assert (
+            winograd.break_even(row(3, 1.4, 0.8, 0.7, 0.5, 0.3, 0.2), "sparse", "conv2d") == "0.47"
+        )
+        assert winograd.break_even(row(*[0.9] * 7), "sparse", "conv2d") == "1.00"
+        assert winograd.break_even(row(*[1.1] * 7), "sparse", "conv2d") == "< 0.05"
+        assert winograd.break_even(row(*[1.1] * 7), "sparse", "absent") == "-"
+
+    def test_goals(self):
+        rows = [
+            {"name": name, "channels": channels, "seconds": {"conv2d": [1.2], "sparse 0.4": [1.0]}}
+            for name, channels in (("narrow", 64), ("wide", 128))
+        ]
+        first, second, *_ = winograd.goals(rows).splitlines()
+        assert first.endswith("goal 1 to 1.5: met on 1 of 2 layers, not on wide")
+        assert second.endswith("not measured")
 
 
 class TestEmulator:
