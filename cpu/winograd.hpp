@@ -162,12 +162,14 @@ private:
         for (index chunk = 0; chunk < chunks; ++chunk) {
             const index column = chunk * WINOGRAD_CHUNK;
             if (chunks > 1 || first)
-                transform_in<TILE>(source, column, smaller(WINOGRAD_CHUNK, pass.columns() - column), tiles.vectors,
-                                   pass.relu(), v, 0, [&](const Vec<T>* d, Vec<T>* t) { pass.in(d, t); });
+                transform_in<TILE>(source, column, smaller(WINOGRAD_CHUNK, pass.columns() - column),
+                                   tiles.vectors, pass.relu(), v, 0,
+                                   [&](const Vec<T>* d, Vec<T>* t) { pass.in(d, t); });
             for (index position = 0; position < POSITIONS; ++position)
                 for (index g = group; g < end; ++g)
-                    multiply_panel(p.weights, (g * chunks + chunk) * POSITIONS + position, tiles.vectors,
-                                   v.row(position, 0), m.row(position, (g - group) * WINOGRAD_GROUP), chunk == 0);
+                    multiply_panel(p.weights, (g * chunks + chunk) * POSITIONS + position,
+                                   tiles.vectors, v.row(position, 0),
+                                   m.row(position, (g - group) * WINOGRAD_GROUP), chunk == 0);
         }
         const index row = group * WINOGRAD_GROUP;
         for (index r = row; r < smaller(pass.rows(), end * WINOGRAD_GROUP); ++r)

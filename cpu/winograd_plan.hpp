@@ -50,7 +50,7 @@ public:
                             plan.jobs_.push_back({std::int32_t(row - first) * ROWS,
                                                   count(row, chunk, position)});
                     std::stable_sort(plan.jobs_.begin() + job, plan.jobs_.end(),
-                                     [](const WinogradJob& a, const WinogradJob& b) { return a.count < b.count; });
+                                     [](const auto& a, const auto& b) { return a.count < b.count; });
                     for (index j = job; j < index(plan.jobs_.size()); ++j) {
                         const index row = first + plan.jobs_[j].row / ROWS;
                         starts[(row * chunks + chunk) * positions + position] = entry;
@@ -102,7 +102,8 @@ public:
         return {rows_, sections_.data(), jobs_.data(), entries_.data()};
     }
     index bytes() const {
-        return sections_.size() * sizeof(WinogradSection) + jobs_.size() * sizeof(WinogradJob) + entries_.size();
+        return sections_.size() * sizeof(WinogradSection) + jobs_.size() * sizeof(WinogradJob) +
+               entries_.size();
     }
 
 private:
