@@ -48,9 +48,9 @@ class Problem:
 
 
 @st.composite
-def problems(draw, relu=(False, True)):
+def problems(draw, relu=(False, True), transforms=TRANSFORMS):
     """A layer of awkward sizes; none or all of its weights are pruned, or whole rows, positions."""
-    m, points = draw(st.sampled_from(TRANSFORMS))
+    m, points = draw(st.sampled_from(transforms))
     padding = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
     size = [max(1, 3 - 2 * p) + draw(st.integers(0, 11)) for p in padding]
     batch, channels, filters = (draw(st.integers(1, most)) for most in (3, 7, 9))

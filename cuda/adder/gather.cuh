@@ -5,6 +5,8 @@
 // the row alone is a Tap, decoded once a step into shared memory; what belongs to the column alone
 // is a Pixel, decoded once a thread; putting the two together takes two adds and two comparisons.
 
+#include "../vector.cuh"
+
 struct alignas(16) Tap {
   int offset;  // from a pixel's own element to the tap's
   int h, w;    // the same, as rows and columns of the image
@@ -25,9 +27,3 @@ __device__ __forceinline__ Element gather(const Element* image, const Pixel& pix
                       (unsigned)(pixel.w + tap.w) < (unsigned)width;
   return inside ? image[pixel.offset + tap.offset] : outside;
 }
-
-// n elements that move as one.
-template <class Element, int n>
-struct alignas(n * sizeof(Element)) Vector {
-  Element at[n];
-};

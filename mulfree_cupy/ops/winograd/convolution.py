@@ -7,6 +7,7 @@ import numpy as np
 from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.launch import numpy_winograd
+from mulfree_cupy.launch import winograd as launchers
 from mulfree_cupy.ops.winograd.matrices import matrices
 from mulfree_cupy.ops.winograd.weights import WinogradWeights
 
@@ -84,22 +85,30 @@ def winograd_conv(
     """
     name = "winograd_conv"
     x, bias, weights, g, given = _checked(name, x, weights, padding, bias=bias)
+    device = launch.device_for(x)
+    if device is not None or kernel in launchers.WINOGRAD_KERNELS:
+        launch.check_kernel(name, kernel, launchers.WINOGRAD_KERNELS, x=x)
+    elif kernel is not None and kernel not in KERNELS:
+        raise ValueError(f"{name}: no kernel named {kernel!r}; there are {', '.join(KERNELS)}")
     if bias is not None:
         geometry.check_shape(name, "bias", bias.shape, (g.filters,), "(K,)")
     out = arrays.take_out(name, out, beside=x)
     arrays.check_out(name, out, g.out_shape, x.dtype, **given)
-    if kernel is not None and kernel not in KERNELS:
-        raise ValueError(f"{name}: no kernel named {kernel!r}; there are {', '.join(KERNELS)}")
     result = arrays.answer(out, g.out_shape, x.dtype, like=x)
-    if result.size and g.channels:
+    if not result.size or not g.channels:
+        result[...] = 0 if bias is None else bias[:, None, None]
+    elif device is not None:
+        launchers.winograd_conv(
+            device, arrays.contiguous(x), weights, matrices(weights.m, weights.points),
+            arrays.contiguous(bias), result, g, bool(relu), kernel,
+        )  # fmt: skip
+    else:
         kernel = kernel or fastest(weights)
         arguments = arrays.contiguous(bias), result, g.padding, bool(relu), _matrices(weights)
         if kernel == "scipy":
             numpy_winograd.forward(x, _scipy_product(weights), *arguments)
         else:
             launch.cpu_kernels().winograd_conv(x, weights.plan(kernel), *arguments)
-    else:
-        result[...] = 0 if bias is None else bias[:, None, None]
     return arrays.deliver(result, out)
 
 
@@ -157,13 +166,19 @@ def winograd_conv_backward(
     geometry.check_shape(name, "grad", grad.shape, g.out_shape, "(N, K, OH, OW)")
     grad_x = arrays.empty_beside(x, g.x_shape, x.dtype)
     grad_u = arrays.empty_beside(x, weights.shape, x.dtype)
-    if grad.size and g.channels:
+    device = launch.device_for(x)
+    if not grad.size or not g.channels:
+        grad_x[...], grad_u[...] = 0, 0
+    elif device is not None:
+        launchers.winograd_conv_backward(
+            device, arrays.contiguous(grad), arrays.contiguous(x), weights,
+            matrices(weights.m, weights.points), grad_x, grad_u, g, bool(relu),
+        )  # fmt: skip
+    else:
         options = g.padding, bool(relu), _matrices(weights)
         launch.cpu_kernels().winograd_conv_grad_x(grad, x, weights.dense, grad_x, *options)
         launch.cpu_kernels().winograd_conv_grad_u(grad, x, grad_u, *options)
-        arrays.namespace(x).copyto(grad_u, 0, where=~weights.mask)
-    else:
-        grad_x[...], grad_u[...] = 0, 0
+    arrays.namespace(x).copyto(grad_u, 0, where=~weights.mask)
     return grad_x, grad_u
 
 
@@ -186,8 +201,6 @@ def _checked(function, x, weights, padding, **other):
             f"shape {x.shape}, weights have shape {weights.shape}"
         )
     g = geometry.window(function, x.shape, 3, filters=filters, padding=padding)
-    if launch.device_for(x) is not None:
-        raise NotImplementedError(f"{function}: there are no CUDA kernels yet")
     return x, array, weights.astype(x.dtype), g, given
 
 

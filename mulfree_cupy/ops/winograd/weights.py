@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +37,8 @@ class WinogradWeights:
         Side of an output tile, 2 or 4; t = m + 2.
     points : str
         Interpolation points, see `winograd_matrices`.
+    frozen : bool
+        Whether a GPU kernel may be compiled for the mask, see `freeze`.
 
     Examples
     --------
@@ -48,8 +51,8 @@ class WinogradWeights:
     (8, 4)
     """
 
-    def __init__(self, dense: Array, mask: Array, points: str):
-        self.dense, self.mask, self.points = dense, mask, points
+    def __init__(self, dense: Array, mask: Array, points: str, frozen: bool = False):
+        self.dense, self.mask, self.points, self.frozen = dense, mask, points, frozen
         self.m = dense.shape[0] - 2
         self._plans = {}
         for array in (dense, mask):
@@ -255,13 +258,31 @@ class WinogradWeights:
         """The weights in another dtype; themselves if it is theirs."""
         if self.dtype == dtype:
             return self
-        return self._checked(
-            "WinogradWeights.astype",
-            self.dense.astype(dtype),
-            self.mask,
-            self.points,
-            allow_float16,
-        )
+        name, dense = "WinogradWeights.astype", self.dense.astype(dtype)
+        converted = self._checked(name, dense, self.mask, self.points, allow_float16)
+        return converted.freeze() if self.frozen else converted
+
+    def freeze(self) -> WinogradWeights:
+        """The same weights, with leave to compile a GPU kernel for their mask.
+
+        Returns
+        -------
+        WinogradWeights
+            On a GPU, and for m = 2, `winograd_conv` then takes a kernel with the places of the
+            weights in its code and their values in an array. Compiling it takes seconds, once a
+            mask: weights of another object with the same mask use it again, and CuPy keeps it on
+            disk. Layers with more than 8192 weights left have too long a code, and keep the kernel
+            for all masks. On the CPU nothing changes.
+
+        Examples
+        --------
+        >>> import numpy as np, mulfree_cupy as mf
+        >>> weights = mf.WinogradWeights.from_spatial(np.ones((1, 2, 3, 3))).prune(0.1).freeze()
+        >>> with mf.emulated_cuda():
+        ...     mf.winograd_conv(np.ones((1, 2, 2, 2)), weights).shape
+        (1, 1, 2, 2)
+        """
+        return WinogradWeights(self.dense, self.mask, self.points, frozen=True)
 
     def prune(self, density: float, score: str = "magnitude") -> WinogradWeights:
         """Keep the highest-scoring entries, taken over all positions of the layer.
@@ -352,18 +373,24 @@ class WinogradWeights:
             For the CPU kernel `winograd_conv` alone.
         """
         kernels = launch.cpu_kernels()
-        if (kernels, form) not in self._plans:
+
+        def pack():
             if form == "dense":
-                plan = kernels.winograd_dense(self.dense)
-            elif form == "sparse":
-                plan = kernels.winograd_sparse(*self.csr, self.shape[1:])
-            else:
-                plan = kernels.winograd_blocks(*self.blocks, self.shape[1:])
-            self._plans[kernels, form] = plan
-        return self._plans[kernels, form]
+                return kernels.winograd_dense(self.dense)
+            if form == "sparse":
+                return kernels.winograd_sparse(*self.csr, self.shape[1:])
+            return kernels.winograd_blocks(*self.blocks, self.shape[1:])
+
+        return self.kept(form, kernels, pack)
+
+    def kept(self, form: str | tuple, where: ModuleType, pack: Callable[[], Any]) -> Any:
+        """What `pack` makes of the weights for some kernel, made once a form and array module."""
+        if (form, where) not in self._plans:
+            self._plans[form, where] = pack()
+        return self._plans[form, where]
 
     def __reduce__(self):
-        return WinogradWeights, (self.dense, self.mask, self.points)
+        return WinogradWeights, (self.dense, self.mask, self.points, self.frozen)
 
     def save(self, file: str | PathLike) -> None:
         """Write an .npz file; `scipy.sparse.load_npz` reads it too, as one (t*t*K, C) CSR array."""

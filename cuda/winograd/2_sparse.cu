@@ -1,0 +1,38 @@
+// 2_sparse: at each position the product reads its weights as CSR, and multiplies no zero
+//
+// Fixes: the product of dense matrices multiplies the weights that were pruned away
+// Cost: a product per stored weight and tile; 16 bytes of V, an index and a weight loaded per 4 of
+// them, a quarter of the speed of products at best
+//
+// products[q, k, p] = sum over row q*filters + k of values[e] * v[q, indices[e], p], with the v of
+// 1_input_transform and for 1_output_transform. A block owns a row and a range of tiles, a thread
+// as many neighbouring tiles as fit 16 bytes; all threads of a warp read the same index and the
+// same weight. `count` is a multiple of 32.
+#ifndef T
+#define T float
+#endif
+
+#include "../vector.cuh"
+
+#define EACH (16 / (int)sizeof(T))
+using Tiles = Vector<T, EACH>;
+
+extern "C" __global__ void __launch_bounds__(128)
+    winograd_sparse(const T* v, const int* indptr, const int* indices, const T* values,
+                    T* products, int channels, int filters, int count) {
+  const int p = (blockIdx.x * blockDim.x + threadIdx.x) * EACH, position = blockIdx.z;
+  if (p >= count) return;
+  v += (long long)position * channels * count + p;
+
+  for (int k = blockIdx.y; k < filters; k += gridDim.y) {
+    const int row = position * filters + k;
+    Tiles sum = {};
+    for (int e = indptr[row]; e < indptr[row + 1]; ++e) {
+      const Tiles seen = *(const Tiles*)(v + (long long)indices[e] * count);
+      const T weight = values[e];
+#pragma unroll
+      for (int i = 0; i < EACH; ++i) sum.at[i] += weight * seen.at[i];
+    }
+    *(Tiles*)(products + (long long)row * count + p) = sum;
+  }
+}

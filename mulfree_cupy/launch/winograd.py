@@ -1,0 +1,335 @@
+"""Launchers of cuda/winograd: in steps through V, the input in the Winograd domain, or fused.
+
+The first two rungs write V and its products for a part of the tiles at a time, and so does the
+gradient. Weights are `WinogradWeights`, and keep what is packed of them for a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from mulfree_cupy.geometry import ConvGeometry
+from mulfree_cupy.launch.convolution import (
+    GRID_LIMIT,
+    INT32,
+    WORKSPACE,
+    c_type,
+    check_sizes,
+    chunks,
+    int32,
+    on_device_of_arrays,
+    padded_image,
+)
+
+WINOGRAD_KERNELS = ("1_dense", "2_sparse", "3_fused", "4_frozen")
+FROZEN_ENTRIES = 8192  # weights of a layer; NVRTC takes some 2 ms for each
+
+_SLAB = 32 * 1024  # bytes of shared memory for V
+_FULL = 128  # blocks below which a large GPU stands partly idle, and smaller ones are better
+_FROZEN_CHUNK = 64  # channels; CHUNK in 4_frozen.cu
+
+Matrices = tuple[np.ndarray, np.ndarray, np.ndarray]  # BT, G, AT
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tiles of a convolution's outputs, m x m each, counted through rows and images."""
+
+    m: int
+    images: int
+    rows: int
+    columns: int
+
+    @classmethod
+    def of(cls, g: ConvGeometry, m: int) -> Tiles:
+        return cls(m, g.batch, -(-g.out_height // m), -(-g.out_width // m))
+
+    def __len__(self) -> int:
+        return self.images * self.rows * self.columns
+
+    def parts(self, g: ConvGeometry, itemsize: int) -> Iterator[slice]:
+        """Ranges whose transformed inputs and outputs stay within `WORKSPACE`, or 32 tiles."""
+        bytes_a_tile = (self.m + 2) ** 2 * (g.channels + g.filters) * itemsize
+        return chunks(len(self), max(1, WORKSPACE // (32 * bytes_a_tile)) * 32)
+
+
+@on_device_of_arrays
+@np.errstate(invalid="ignore", over="ignore")  # NaN and Inf go through in silence
+def winograd_conv(
+    device,
+    x,
+    weights,
+    matrices: Matrices,
+    bias,
+    out,
+    g: ConvGeometry,
+    relu: bool,
+    kernel: str | None = None,
+) -> None:
+    """Write A^T [ sum_c U . V ] A of every tile, and bias, into out."""
+    kernel = _checked(weights, kernel)
+    _check_sizes("winograd_conv", g, weights.m)
+    if bias is None:
+        bias = device.xp.zeros(g.filters, x.dtype)
+    if kernel == "3_fused":
+        _fused(device, x, weights, bias, out, g, relu)
+    elif kernel == "4_frozen":
+        _frozen(device, x, weights, bias, out, g, relu)
+    else:
+        _in_steps(device, x, weights, matrices, bias, out, g, relu, kernel)
+
+
+def _checked(weights, kernel: str | None) -> str:
+    if kernel is None:
+        return fastest(weights)
+    if kernel in ("3_fused", "4_frozen") and weights.m != 2:
+        raise ValueError(f"winograd_conv: kernel {kernel!r} takes m=2, got {weights!r}")
+    if kernel == "4_frozen" and weights.nnz > FROZEN_ENTRIES:
+        raise ValueError(
+            f"winograd_conv: kernel '4_frozen' takes at most {FROZEN_ENTRIES} weights that are not "
+            f"pruned, got {weights.nnz} in {weights!r}"
+        )
+    return kernel
+
+
+def fastest(weights) -> str:
+    """The kernel for some weights, by estimate: no GPU has been asked.
+
+    F(2x2, 3x3): frozen weights take 4_frozen, up to `FROZEN_ENTRIES` of them; others 3_fused up to
+    a density of 1/2, as its products run at half the speed of cuBLAS's at least. F(4x4, 3x3):
+    2_sparse up to a density of 1/10. Everything else is 1_dense.
+    """
+    if weights.m != 2:
+        return "2_sparse" if weights.density <= 0.1 else "1_dense"
+    if weights.frozen and weights.nnz <= FROZEN_ENTRIES:
+        return "4_frozen"
+    return "3_fused" if weights.density <= 0.5 else "1_dense"
+
+
+def _check_sizes(function: str, g: ConvGeometry, m: int) -> None:
+    """Refuse what overflows 32 bits."""
+    height, width = padded_image(g)
+    sizes = {"H + 2*padding": height, "W + 2*padding": width, "C": g.channels, "K": g.filters}
+    check_sizes(function, INT32, sizes)
+    check_sizes(function, INT32 // 4, {"the number of tiles": len(Tiles.of(g, m))})
+
+
+def _in_steps(device, x, weights, matrices, bias, out, g, relu, kernel) -> None:
+    """Rungs 1 and 2: transform, multiply at each position, transform back."""
+    BT, _, AT = matrices
+    tiles = Tiles.of(g, weights.m)
+    product = _dense_product if kernel == "1_dense" else _sparse_product
+    for part in tiles.parts(g, x.itemsize):
+        seen = _input_transform(device, x, BT, tiles, part, g.padding, relu)
+        products = product(device, weights, seen)
+        _output_transform(device, products, bias, out, AT.T, tiles, part, (0, 0))
+
+
+def _dense_product(device, weights, seen):
+    u = weights.dense
+    return device.xp.matmul(u.reshape(-1, *u.shape[2:]), seen)
+
+
+def _sparse_product(device, weights, seen):
+    def pack():
+        indptr, indices, values = weights.csr
+        check_sizes("winograd_conv", INT32, {"entries of weights": len(values)})
+        return tuple(map(device.xp.asarray, (indptr.astype(np.int32), indices, values)))
+
+    positions, channels, count = seen.shape
+    filters = weights.shape[2]
+    products = device.xp.empty((positions, filters, count), seen.dtype)
+    threads, each = 128, 16 // seen.itemsize
+    device.launch(
+        "winograd/2_sparse.cu",
+        "winograd_sparse",
+        {"T": c_type(seen)},
+        (-(-count // (threads * each)), min(filters, GRID_LIMIT), positions),
+        (threads,),
+        (seen, *weights.kept("csr", device.xp, pack), products, *int32(channels, filters, count)),
+    )
+    return products
+
+
+def _input_transform(device, image, matrix, tiles: Tiles, part: slice, padding, relu=False):
+    """matrix d matrix^T of some tiles d of an image, (t*t, C, tiles), in a multiple of 32 tiles."""
+    channels, count = image.shape[1], -(-(part.stop - part.start) // 32) * 32
+    v = device.xp.empty((len(matrix) ** 2, channels, count), image.dtype)
+    _per_thread(
+        device,
+        "input",
+        matrix,
+        tiles.m,
+        count,
+        channels,
+        (image, v),
+        (channels, *image.shape[2:], *padding, relu),
+        (len(tiles), tiles.rows, tiles.columns, part.start, count),
+    )
+    return v
+
+
+def _output_transform(
+    device, products, bias, image, matrix, tiles: Tiles, part: slice, padding
+) -> None:
+    """Write bias + matrix^T p matrix of some tiles p into an image, where later tiles add to it."""
+    planes, stride = products.shape[1:]
+    overlap = (matrix.shape[1] - 1) // tiles.m
+    first, last = (
+        tile // tiles.columns + tile // tiles.columns // tiles.rows * overlap
+        for tile in (part.start, part.stop - 1)
+    )
+    block_rows = last + overlap + 1 - first
+    _per_thread(
+        device,
+        "output",
+        matrix,
+        tiles.m,
+        block_rows * (tiles.columns + overlap),
+        planes,
+        (products, bias, image),
+        (planes, *image.shape[2:], *padding),
+        (tiles.rows, tiles.columns, part.start, part.stop, stride, first, block_rows),
+    )
+
+
+def _per_thread(device, way, matrix, m, threads, planes, arrays, sizes, places) -> None:
+    defines = {
+        "T": c_type(arrays[0]),
+        "TILE": len(matrix),
+        "SIDE": matrix.shape[1],
+        "M": m,
+        "MATRIX": str(matrix.tolist()).replace("[", "{").replace("]", "}"),
+    }
+    device.launch(
+        f"winograd/1_{way}_transform.cu",
+        f"winograd_{way}_transform",
+        defines,
+        (-(-threads // 128), min(planes, GRID_LIMIT)),
+        (128,),
+        (*arrays, *int32(*sizes, *places)),
+    )
+
+
+def _fused(device, x, weights, bias, out, g: ConvGeometry, relu: bool) -> None:
+    """Rung 3. As many tiles a thread as leave enough blocks to fill a GPU."""
+    tiles = len(Tiles.of(g, 2))
+    for each, warps in ((4, 16), (4, 8), (2, 8), (2, 4), (1, 4)):
+        blocks = -(-tiles // (32 * each)), -(-g.filters // (4 * warps))
+        fits = each * x.itemsize <= 16 and (warps == 4 or 2 * warps < g.filters)
+        if fits and blocks[0] * blocks[1] >= _FULL:
+            break
+    chunk = _SLAB // (32 * each * x.itemsize)
+
+    def pack():
+        return tuple(map(device.xp.asarray, _by_chunk(*weights.blocks, chunk, g.channels)))
+
+    packed = weights.kept(("fused", chunk), device.xp, pack)
+    defines = {"T": c_type(x), "EACH": each, "WARPS_K": warps, "CHUNK": chunk}
+    _launch_fused(device, "3_fused", defines, blocks, 32 * warps, x, packed, bias, out, g, relu)
+
+
+def _by_chunk(indptr, indices, values, chunk: int, channels: int):
+    """The rows of a CSR once for each chunk of columns, which are counted from its first."""
+    rows, chunks_ = len(indptr) - 1, -(-channels // chunk)
+    row = indices // chunk * rows + np.repeat(np.arange(rows), np.diff(indptr))
+    check_sizes("winograd_conv", INT32, {"rows of weights": rows * chunks_, "entries": len(row)})
+    order = np.argsort(row, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=rows * chunks_))])
+    return starts.astype(np.int32), (indices % chunk)[order], values[order]
+
+
+def _frozen(device, x, weights, bias, out, g: ConvGeometry, relu: bool) -> None:
+    """Rung 4: 16 filters a thread, or 8 in float64; up to 64 filters and 64 tiles a block."""
+    rows = 64 // x.itemsize
+    warps_k = min(4, -(-g.filters // rows))
+    tiles = len(Tiles.of(g, 2))
+    for warps_p in (2, 1):
+        blocks = -(-tiles // (32 * warps_p)), -(-g.filters // (rows * warps_k))
+        if blocks[0] * blocks[1] >= _FULL:
+            break
+
+    def pack():
+        text, values = generate(weights, rows)
+        return text, device.xp.asarray(values)
+
+    text, values = weights.kept(("frozen", rows), device.xp, pack)
+    defines = {"T": c_type(x), "ROWS": rows, "WARPS_K": warps_k, "WARPS_P": warps_p}
+    defines["PRODUCTS"] = text
+    threads = 32 * warps_k * warps_p
+    _launch_fused(device, "4_frozen", defines, blocks, threads, x, (values,), bias, out, g, relu)
+
+
+def generate(weights, rows: int) -> tuple[str, np.ndarray]:
+    """PRODUCTS of 4_frozen.cu for the places of some weights, and their values in its order."""
+    _, indices, values = weights.csr
+    filters = weights.shape[2]
+    row = np.repeat(np.arange(16 * filters), np.diff(weights.csr[0]))
+    position, k = row // filters, row % filters
+    groups = -(-filters // rows)
+    step = indices // _FROZEN_CHUNK * 16 + position
+    case = step * groups + k // rows
+    order = np.lexsort((k, indices, case))
+    ordered, words, last_case, last_channel = [], [], None, None
+    for entry in order:
+        if case[entry] != last_case:
+            ordered += [0.0] * (-len(ordered) % 4)
+            words.append(f"break; case {case[entry]}:")
+            last_case, last_channel = case[entry], None
+        if len(ordered) % 4 == 0:
+            words.append(f"W({len(ordered) // 4})")
+        if indices[entry] != last_channel:
+            last_channel = indices[entry]
+            words.append(f"V({last_channel % _FROZEN_CHUNK})")
+        words.append(f"P({k[entry] % rows}, {len(ordered) % 4})")
+        ordered.append(values[entry])
+    ordered += [0.0] * (-len(ordered) % 4 or 4 * (not ordered))
+    return " ".join(["default:", *words, "break;"]), np.array(ordered, values.dtype)
+
+
+def _launch_fused(
+    device, kernel, defines, blocks, threads, x, packed, bias, out, g: ConvGeometry, relu
+) -> None:
+    planes = {"H*W": g.height * g.width, "OH*OW": g.out_height * g.out_width}
+    check_sizes("winograd_conv", INT32, planes)
+    check_sizes("winograd_conv", GRID_LIMIT, {"K / filters of a block": blocks[1]})
+    sizes = int32(
+        g.channels, g.height, g.width, g.filters, *g.padding, g.out_height, g.out_width,
+        relu, len(Tiles.of(g, 2)),
+    )  # fmt: skip
+    device.launch(
+        f"winograd/{kernel}.cu",
+        f"winograd_{kernel[2:]}",
+        defines,
+        blocks,
+        (threads,),
+        (x, *packed, bias, out, *sizes),
+    )
+
+
+@on_device_of_arrays
+@np.errstate(invalid="ignore", over="ignore")
+def winograd_conv_backward(
+    device, grad, x, weights, matrices: Matrices, grad_x, grad_u, g: ConvGeometry, relu: bool
+) -> None:
+    """Write both gradients of sum(winograd_conv(x, weights) * grad), that of u not yet masked.
+
+    Per tile dM = A grad A^T; grad_u sums dM V^T, and grad_x adds up B (U^T dM, where V > 0) B^T.
+    """
+    _check_sizes("winograd_conv_backward", g, weights.m)
+    xp, (BT, _, AT), tiles = device.xp, matrices, Tiles.of(g, weights.m)
+    transposed = weights.dense.reshape(-1, g.filters, g.channels).transpose(0, 2, 1)
+    nothing = xp.zeros(g.channels, x.dtype)
+    total = grad_u.reshape(-1, g.filters, g.channels)
+    total[...] = 0
+    for part in tiles.parts(g, 2 * x.itemsize):  # V and dM, and products beside them
+        seen = _input_transform(device, x, BT, tiles, part, g.padding, relu)
+        flow = _input_transform(device, grad, AT.T, tiles, part, (0, 0))
+        total += xp.matmul(flow, seen.transpose(0, 2, 1))
+        products = xp.matmul(transposed, flow)
+        if relu:
+            products *= seen > 0
+        _output_transform(device, products, nothing, grad_x, BT, tiles, part, g.padding)
