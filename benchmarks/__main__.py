@@ -73,6 +73,24 @@ def parser() -> argparse.ArgumentParser:
     _out(emulator)
     emulator.add_argument("--quick", action="store_true", help="a tiny layer, one round")
 
+    curves = commands.add_parser(
+        "curves",
+        help="the learning curves of finished training runs, for the record",
+        description="Reads the histories in checkpoints of `mulfree train` and writes them down: "
+        "a table, a CSV and a picture.",
+    )
+    curves.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT")
+    curves.add_argument("--name", required=True, help="of the files, such as cifar10")
+    curves.add_argument("--title", required=True, help="what was trained on what")
+    _out(curves)
+
+    ablation = commands.add_parser(
+        "ablation",
+        help="AdderNet's ablation on the digits, for the record (about 2 minutes)",
+        description="Trains the four networks of `mulfree ablation` and writes their curves down.",
+    )
+    _out(ablation)
+
     gpu = commands.add_parser(
         "gpu",
         help="everything that needs a GPU, within 8 minutes",
@@ -95,8 +113,8 @@ def parser() -> argparse.ArgumentParser:
         help="put the newest results into README.md and docs/*.md",
         description="Rewrites what stands between <!-- benchmark:NAME --> and "
         "<!-- /benchmark:NAME --> in README.md and docs/*.md from the newest JSON of each kind in "
-        "benchmarks/results/. NAME is adder, adder-beside, winograd, training, emulator, gpu or "
-        "gpu-status.",
+        "benchmarks/results/. NAME is adder, adder-beside, winograd, training, curves-NAME, emulator, "
+        "gpu or gpu-status.",
     )
     report.add_argument(
         "--check", action="store_true", help="write nothing; exit status 1 if a file would change"
@@ -145,6 +163,13 @@ def main(arguments: list[str] | None = None) -> int:
         from benchmarks import emulator
 
         return emulator.run(options.out, options.quick)
+    if options.command in ("curves", "ablation"):
+        from benchmarks import curves
+
+        if options.command == "ablation":
+            return curves.run("ablation", *curves.of_ablation(), options.out)
+        found = curves.of_checkpoints(options.checkpoints, options.title)
+        return curves.run(options.name, *found, options.out)
     if options.command == "gpu":
         from benchmarks import gpu
 

@@ -32,7 +32,7 @@ def run(check: bool) -> int:
 
 def current_sections() -> dict[str, str]:
     """What belongs between the markers of each name, from the newest results."""
-    from benchmarks import adder, emulator, training, winograd
+    from benchmarks import adder, curves, emulator, training, winograd
 
     kinds = "adder", "winograd", "training", "emulator", "gpu"
     found = {kind: newest(timing.RESULTS, kind) for kind in kinds}
@@ -48,6 +48,8 @@ def current_sections() -> dict[str, str]:
         sections["training"] = training.document(record)
     if record := found["emulator"]:
         sections["emulator"] = emulator.document(record)
+    for record in records(timing.RESULTS, "curves"):  # oldest first: the newest of a name stays
+        sections[f"curves-{record['stem']}"] = curves.document(record)
     if record := found["gpu"]:
         sections["gpu"] = gpu_tables.document(record).strip()
     return sections
@@ -55,9 +57,14 @@ def current_sections() -> dict[str, str]:
 
 def newest(folder: Path, kind: str) -> dict | None:
     """The latest record of one kind of benchmark; None if there is none."""
-    records = [json.loads(f.read_text(encoding="utf-8")) for f in sorted(folder.glob("*.json"))]
-    fitting = [r for r in records if r["benchmark"] == kind and not r.get("emulated")]
-    return max(fitting, key=lambda r: (r["machine"]["date"], r["machine"]["time"]), default=None)
+    return next(reversed(records(folder, kind)), None)
+
+
+def records(folder: Path, kind: str) -> list[dict]:
+    """All records of one kind of benchmark, oldest first."""
+    found = [json.loads(f.read_text(encoding="utf-8")) for f in sorted(folder.glob("*.json"))]
+    fitting = [r for r in found if r["benchmark"] == kind and not r.get("emulated")]
+    return sorted(fitting, key=lambda r: (r["machine"]["date"], r["machine"]["time"]))
 
 
 def fill(text: str, sections: dict[str, str]) -> str:
