@@ -75,6 +75,12 @@ CASES = {
     "subtract": lambda: (lambda a, b: a - b, ROW, B),
     "sum": lambda: (lambda a: a.sum(axis=(0, 2), keepdims=True), IMAGE),
     "transpose": lambda: (lambda a: a.transpose(0, 2, 3, 1), IMAGE),
+    "winograd_conv": lambda: (
+        lambda x, u, b: apply(
+            "winograd_conv", x, u, b, weights=mf.WinogradWeights.from_dense(u.data), relu=True
+        ),
+        *(IMAGE, rng.normal(size=(4, 4, 3, 4)), rng.normal(size=3)),
+    ),
 }
 
 

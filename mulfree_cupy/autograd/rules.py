@@ -11,7 +11,7 @@ import numpy as np
 
 from mulfree_cupy import geometry
 from mulfree_cupy.arrays import namespace
-from mulfree_cupy.ops import adder, convolution
+from mulfree_cupy.ops import adder, convolution, winograd
 from mulfree_cupy.ops import batch_norm as normalisation
 from mulfree_cupy.ops import shift as shifting
 
@@ -118,6 +118,12 @@ def shift_conv(x, w, bias=None, **options):
 def shift_adder_conv(x, w, bias=None, **options):
     y = shifting.shift_adder_conv(x, w, bias=bias, **options)
     return y, _with_bias(shifting.shift_adder_conv_backward, x, w, bias, options)
+
+
+def winograd_conv(x, u, bias=None, *, weights, kernel=None, **options):
+    """`weights` are made of u, which gets their gradient."""
+    y = winograd.winograd_conv(x, weights, bias, kernel=kernel, **options)
+    return y, _with_bias(winograd.winograd_conv_backward, x, weights, bias, options)
 
 
 def _with_bias(backward, x, w, bias, options):
@@ -252,6 +258,7 @@ RULES = {
     "subtract": lambda a, b: (a - b, lambda g: (g, -g)),
     "sum": sum_,
     "transpose": transpose,
+    "winograd_conv": winograd_conv,
 }
 
 _ADDER = "AdderNet trains on x - w and clip(w - x, -1, 1) in the place of their signs"

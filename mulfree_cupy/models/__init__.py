@@ -7,15 +7,20 @@ from mulfree_cupy.models.shift_tables import convert, permutation
 from mulfree_cupy.models.shiftnet import ShiftNet
 from mulfree_cupy.models.shiftresnet import ShiftResNet
 from mulfree_cupy.models.vgg import VGGSmall
+from mulfree_cupy.models.winograd import FORMS, ConvPoolCNN, VGGNagadomi, WinogradResNet
 
 __all__ = [
+    "FORMS",
     "MODELS",
     "CifarResNet",
+    "ConvPoolCNN",
     "ImageNetResNet",
     "LeNet",
     "ShiftNet",
     "ShiftResNet",
+    "VGGNagadomi",
     "VGGSmall",
+    "WinogradResNet",
     "build",
     "convert",
     "default_shape",

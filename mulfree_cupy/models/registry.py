@@ -13,6 +13,7 @@ from mulfree_cupy.models.resnet import CifarResNet, ImageNetResNet
 from mulfree_cupy.models.shiftnet import sc2_resnet, shiftnet
 from mulfree_cupy.models.shiftresnet import ShiftResNet
 from mulfree_cupy.models.vgg import VGGSmall
+from mulfree_cupy.models.winograd import FORMS, ConvPoolCNN, VGGNagadomi, WinogradResNet
 
 _NETWORKS = {
     "lenet": LeNet,
@@ -45,6 +46,17 @@ for _network, _blocks in {
         for expansion in (1, 3, 6, 9)
     }
 MODELS |= {f"shiftnet-{variant}": partial(shiftnet, variant) for variant in "abc"}
+for _form in FORMS:
+    for _network, _layers in {
+        "vgg-nagadomi": VGGNagadomi,
+        "convpool-cnn-c": ConvPoolCNN,
+        "resnet18": WinogradResNet,
+    }.items():
+        MODELS[f"{_form}-{_network}"] = partial(_layers, FORMS[_form])
+        MODELS |= {
+            f"{_form}-{_network}-{width}": partial(_layers, FORMS[_form], width=width)
+            for width in (8, 16, 32)
+        }
 
 
 def build(name: str, *, seed: int = 0, **shape: int) -> nn.Module:
@@ -57,7 +69,10 @@ def build(name: str, *, seed: int = 0, **shape: int) -> nn.Module:
         derivative's sign, as in AdderNet's ablation), and ``lenet``, ``vggsmall``, ``resnet20``,
         ``resnet32``, ``resnet18`` or ``resnet50``. Or ``shiftresnet``, ``depthwise-resnet``,
         ``shift-adder-resnet`` or ``sc2-resnet``, the depth, 20, 56 or 110, and ``-e`` with the
-        expansion, 1, 3, 6 or 9. Or ``shiftnet-a``, ``-b`` or ``-c``.
+        expansion, 1, 3, 6 or 9. Or ``shiftnet-a``, ``-b`` or ``-c``. Or ``spatial-``,
+        ``winograd-``, ``winograd-relu-``, ``winograd4-`` or ``winograd4-relu-``, then
+        ``vgg-nagadomi``, ``convpool-cnn-c`` or ``resnet18``, and if they are to be narrow the
+        filters of the first group, ``-8``, ``-16`` or ``-32``.
     seed : int
         Of the weights.
     **shape : int

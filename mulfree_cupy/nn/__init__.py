@@ -15,6 +15,7 @@ from mulfree_cupy.nn.layers import (
 )
 from mulfree_cupy.nn.module import Module, Parameter, observed
 from mulfree_cupy.nn.shift import Shift, ShiftAdderConv, ShiftConv
+from mulfree_cupy.nn.winograd import MaskedConv, WinogradConv
 
 __all__ = [
     "AdderConv",
@@ -25,6 +26,7 @@ __all__ = [
     "Flatten",
     "GlobalAveragePool",
     "Linear",
+    "MaskedConv",
     "MaxPool",
     "Module",
     "Parameter",
@@ -33,5 +35,6 @@ __all__ = [
     "Shift",
     "ShiftAdderConv",
     "ShiftConv",
+    "WinogradConv",
     "observed",
 ]

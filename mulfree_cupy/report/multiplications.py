@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mulfree_cupy import nn
+from mulfree_cupy.autograd import Tensor
 from mulfree_cupy.geometry import Pair, pair, window
 from mulfree_cupy.launch.numpy_winograd import transformed
 from mulfree_cupy.ops.winograd import winograd_matrices
@@ -34,8 +36,8 @@ class Layer:
         pruned Winograd weights, dense activations; ``"winograd-relu"``: both sparse.
     weight_density, activation_density : float
         Shares that are not zero, in the domain in which they meet.
-    m : int
-        Of F(m x m, 3 x 3).
+    m, points
+        As of `mulfree_cupy.winograd_matrices`.
 
     Raises
     ------
@@ -59,6 +61,7 @@ class Layer:
     weight_density: float = 1.0
     activation_density: float = 1.0
     m: int = 2
+    points: str = "lavin"
 
     def __post_init__(self):
         if self.form not in FORMS:
@@ -100,19 +103,29 @@ class Layer:
         return self.static * (1 if self.form == "native" else self.activation_density)
 
     @property
+    def transforms(self) -> tuple[int, int]:
+        """Multiplications, by factors other than +-1, and additions of the transforms as written.
+
+        The weights are transformed beforehand.
+        """
+        if not self.in_winograd_domain:
+            return 0, 0
+        BT, _, AT = winograd_matrices(self.m, points=self.points)
+        costs = self.channels * _cost(BT) + self.filters * _cost(AT)
+        multiplications, additions = (self.tiles * costs).tolist()
+        return multiplications, additions
+
+    @property
     def operations(self) -> float:
         """Multiplications and additions by weights that are not zero, transforms included."""
-        operations = 2 * self.static
-        if self.in_winograd_domain:
-            BT, _, AT = winograd_matrices(self.m)
-            operations += self.tiles * (self.channels * _cost(BT) + self.filters * _cost(AT))
-        return operations
+        return 2 * self.static + sum(self.transforms)
 
 
-def _cost(matrix: np.ndarray) -> int:
-    """Operations of ``matrix @ tile @ matrix.T`` as written: sums, and factors other than +-1."""
-    a_column = (matrix != 0).sum() - len(matrix) + (~np.isin(matrix, (-1, 0, 1))).sum()
-    return int(a_column * sum(matrix.shape))
+def _cost(matrix: np.ndarray) -> np.ndarray:
+    """Multiplications and additions of ``matrix @ tile @ matrix.T``."""
+    factors = (~np.isin(matrix, (-1, 0, 1))).sum()
+    sums = (matrix != 0).sum() - len(matrix)
+    return sum(matrix.shape) * np.array([factors, sums])
 
 
 def activation_density(
@@ -157,6 +170,82 @@ def activation_density(
     for seen in transformed(x, padding, form == "winograd-relu", (BT, AT)):
         nonzero, size = nonzero + np.count_nonzero(seen), size + seen.size
     return nonzero / size
+
+
+def describe(layer: nn.Module, name: str, size: Pair, x: np.ndarray | None = None) -> Layer:
+    """A layer of a network; its activations are measured on its input x, or else are dense.
+
+    Parameters
+    ----------
+    layer : Module
+        WinogradConv, MaskedConv, Conv or Linear.
+    name : str
+    size : pair of ints
+        Of the output.
+    x : array, shape (N, C, H, W), optional
+
+    Returns
+    -------
+    Layer
+    """
+    if isinstance(layer, nn.WinogradConv):
+        filters, channels = layer.weight.shape[2:]
+        form = "winograd-relu" if layer.relu else "native"
+        transform = {"m": layer.m, "points": layer.points}
+        kernel, measure = 3, {**transform, "padding": layer.options["padding"]}
+    else:
+        filters, channels, *kernel = layer.weight.shape
+        kernel, measure, transform = tuple(kernel) or 1, {}, {}
+        form = "spatial" if isinstance(layer, nn.MaskedConv) else "dense"
+    share = {} if form == "dense" else {"weight_density": layer.density}
+    if x is not None and form in ("spatial", "winograd-relu"):
+        share["activation_density"] = activation_density(x, form, **measure)
+    return Layer(name, channels, filters, size, kernel, form, **share, **transform)
+
+
+def measured(model: nn.Module, images: np.ndarray) -> list[Layer]:
+    """The layers of a network that multiply, their activations measured on images.
+
+    Parameters
+    ----------
+    model : Module
+        With NumPy weights; it is run once, in evaluation mode, and left in it.
+    images : array, shape (N, C, H, W)
+        As the network takes them.
+
+    Returns
+    -------
+    list of Layer
+        In the order of computation.
+
+    Raises
+    ------
+    ValueError
+        If the network has no layer that can be pruned.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mulfree_cupy import models
+    >>> from mulfree_cupy.report.multiplications import measured
+    >>> network = models.build("winograd-relu-vgg-nagadomi-8", size=8)
+    >>> layers = measured(network, np.random.default_rng(0).normal(size=(2, 3, 8, 8)))
+    >>> layers[1].form, 0.4 < layers[1].activation_density < 0.6
+    ('winograd-relu', True)
+    """
+    names = {id(module): name for name, module in model.modules()}
+    layers = []
+
+    def watch(layer: nn.Module, answer: Tensor, _: float) -> None:
+        if isinstance(layer, (nn.WinogradConv, nn.Conv, nn.Linear)):
+            x = answer.node.inputs[0].data
+            layers.append(describe(layer, names[id(layer)], answer.shape[2:] or (1, 1), x))
+
+    if not any(hasattr(module, "prune") for _, module in model.modules()):
+        raise ValueError("multiplications.measured: the network has no layer that can be pruned")
+    with nn.observed(watch):
+        model.eval()(Tensor(images))
+    return layers
 
 
 def reduction(layers: Iterable[Layer], count: str = "dynamic") -> float:

@@ -1,8 +1,9 @@
 """How many multiplications and additions an image costs, layer by layer.
 
 As the papers count: a product-sum is one multiplication and one addition, a term ``abs(x - w)`` of
-an adder layer is two additions, a shift is none. Biases, batch normalisation, activations, pooling
-and the sums of residual blocks are left out.
+an adder layer is two additions, a shift is none, nor is a pruned weight. Winograd layers count with
+their transforms. Biases, batch normalisation, activations, pooling and the sums of residual blocks
+are left out.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 
 from mulfree_cupy import nn
 from mulfree_cupy.autograd import Tensor, no_grad
+from mulfree_cupy.report import multiplications
 
 Rule = Callable[[nn.Module, tuple[int, ...]], tuple[int, int]]
 
@@ -32,14 +34,23 @@ def _differences(layer: nn.Module, shape: tuple[int, ...]) -> tuple[int, int]:
     return 0, 2 * _terms(layer, shape)
 
 
+def _pruned(layer: nn.Module, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Products by the weights that are left, and the transforms of a Winograd layer."""
+    described = multiplications.describe(layer, "", shape[2:])
+    products, (factors, sums) = round(described.static), described.transforms
+    return products + factors, products + sums
+
+
 # By class: (multiplications, additions) of a layer whose answer has this shape (1, K, OH, OW).
 RULES: dict[type, Rule] = {
     nn.AdderConv: _differences,
     nn.Conv: _products,
     nn.Linear: _products,
+    nn.MaskedConv: _pruned,
     nn.Shift: lambda layer, shape: (0, 0),
     nn.ShiftAdderConv: _differences,
     nn.ShiftConv: _products,
+    nn.WinogradConv: _pruned,
 }
 
 

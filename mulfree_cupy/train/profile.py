@@ -34,8 +34,7 @@ class StepProfile:
     @property
     def convolutions(self) -> float:
         """The share of the step that the convolutions take."""
-        kinds = ("AdderConv", "Conv", "ShiftAdderConv", "ShiftConv")
-        return sum(t.forward + t.backward for t in self.layers if t.kind in kinds) / self.step
+        return sum(t.forward + t.backward for t in self.layers if "Conv" in t.kind) / self.step
 
     def __str__(self) -> str:
         lines = [f"{'layer':34} {'kind':18} {'forward ms':>10} {'backward ms':>11} {'share':>6}"]

@@ -1,0 +1,179 @@
+"""Convolutions whose weights can be pruned, in the Winograd domain and ordinary ones."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mulfree_cupy.arrays import Array, namespace
+from mulfree_cupy.autograd import Tensor, apply
+from mulfree_cupy.nn.layers import Conv
+from mulfree_cupy.nn.module import Module, Parameter
+from mulfree_cupy.ops.winograd import (
+    WinogradWeights,
+    importance,
+    initial_variance,
+    precondition,
+    prune_spatial,
+)
+
+GRADIENTS = ("plain", "preconditioned", "importance")
+
+
+class WinogradConv(Module):
+    """3x3 convolution of stride 1 with weights in the Winograd domain, or a Winograd-ReLU layer.
+
+    Parameters
+    ----------
+    channels, filters : int
+    rng : numpy.random.Generator
+        Draws the weights. With `relu`: normal, of the variance `initial_variance`. Without: the
+        transform of the spatial weights that `Conv` would draw.
+    bias : bool
+        Zero at first.
+    padding : int or pair of ints
+    relu : bool
+        Clip the transformed input at zero: then no ReLU belongs before the layer, nor behind it.
+    m : int
+        Of F(m x m, 3 x 3), 2 or 4.
+    points : str
+        As in `mulfree_cupy.winograd_matrices`.
+    gradient : {"plain", "preconditioned", "importance"}
+        What `weight` gets as its gradient. ``"preconditioned"``: the one by which a step is a step
+        on the spatial weights behind it. ``"importance"``: divided by ``(I / min(I))**1.5`` with
+        the factors I of `importance`. The plain one diverges without `relu` at usual rates.
+
+    Attributes
+    ----------
+    weight : Parameter, shape (t, t, K, C)
+        Read-only once the layer ran; assign to ``weight.data`` to change it.
+    mask : array of bool, shape (t, t, K, C)
+        What is left after `prune`; a buffer. Entries of `weight` outside it have no effect.
+
+    Raises
+    ------
+    ValueError
+        If there is no such gradient or transform.
+
+    References
+    ----------
+    .. [1] X. Liu et al., "Efficient Sparse-Winograd Convolutional Neural Networks", ICLR 2018.
+    .. [2] J. Yu, J. Park, M. Naumov, "Spatial-Winograd Pruning Enabling Sparse Winograd
+       Convolution", arXiv 1901.02132: both scaled gradients.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        filters: int,
+        rng: np.random.Generator,
+        *,
+        bias: bool = False,
+        padding: int | tuple[int, int] = 1,
+        relu: bool = False,
+        m: int = 2,
+        points: str = "lavin",
+        gradient: str = "plain",
+    ):
+        if gradient not in GRADIENTS:
+            raise ValueError(
+                f"WinogradConv: gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}"
+            )
+        self.m, self.points, self.gradient = m, points, gradient
+        self.options = {"padding": padding, "relu": relu}
+        if relu:
+            variance = initial_variance(channels, m, relu=True, points=points)
+            deviation = np.sqrt(variance)[:, :, None, None]
+            u = rng.normal(size=(*variance.shape, filters, channels)) * deviation
+        else:
+            w = Conv.draw_weight(rng, (filters, channels, 3, 3), 9 * filters)
+            u = WinogradWeights.from_spatial(w, m, points=points).dense
+        self.weight = Parameter(u.astype(np.float32))
+        self.weight.on_gradient = self._scaled
+        self.mask = np.ones(u.shape, bool)
+        if bias:
+            self.bias = Parameter(np.zeros(filters, np.float32))
+        self._packed: tuple[WinogradWeights, ...] = ()
+
+    @property
+    def relu(self) -> bool:
+        return self.options["relu"]
+
+    @property
+    def weights(self) -> WinogradWeights:
+        """Weight and mask, packed anew only after one of them changed."""
+        if self._packed:
+            (kept,) = self._packed
+            if kept.dense is self.weight.data and kept.mask is self.mask:
+                return kept
+        weights = WinogradWeights.from_dense(self.weight.data, self.mask, points=self.points)
+        self._take(weights)
+        return weights
+
+    @property
+    def density(self) -> float:
+        """Share of the weights that are left."""
+        return float(self.mask.mean())
+
+    def prune(self, density: float, score: str = "magnitude") -> None:
+        """Keep that share of the weights, as `WinogradWeights.prune` does."""
+        self._take(self.weights.prune(density, score))
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = [self.bias] if hasattr(self, "bias") else []
+        # While the weights change in every step, packing them as sparse ones does not pay.
+        kernel = "dense" if self.training else None
+        options = {"weights": self.weights, "kernel": kernel, **self.options}
+        return apply("winograd_conv", x, self.weight, *bias, **options)
+
+    def _take(self, weights: WinogradWeights) -> None:
+        # Arrays shared with `weights` are read-only, so that what is packed cannot be outdated.
+        self.weight.data, self.mask, self._packed = weights.dense, weights.mask, (weights,)
+
+    def _scaled(self, gradient: Array) -> Array:
+        if self.gradient == "preconditioned":
+            return precondition(gradient, points=self.points) * self.mask
+        if self.gradient == "importance":
+            factors = importance(self.m, points=self.points)
+            scale = (factors / factors.min()) ** -1.5
+            xp = namespace(gradient)
+            return gradient * xp.asarray(scale, dtype=gradient.dtype)[:, :, None, None]
+        return gradient
+
+
+class MaskedConv(Conv):
+    """Ordinary convolution with pruned weights.
+
+    Parameters
+    ----------
+    *arguments, **options
+        As in `Conv`.
+
+    Attributes
+    ----------
+    mask : array of bool, shape of weight
+        What is left after `prune`; a buffer. Entries of `weight` outside it have no effect.
+    """
+
+    def __init__(self, *arguments: object, **options: object):
+        super().__init__(*arguments, **options)
+        self.mask = np.ones(self.weight.shape, bool)
+
+    @property
+    def density(self) -> float:
+        """Share of the weights that are left."""
+        return float(self.mask.mean())
+
+    def prune(self, density: float, score: str = "magnitude") -> None:
+        """Keep that share of the weights, those of largest magnitude, as `prune_spatial` does."""
+        if score != "magnitude":
+            raise ValueError(
+                f"MaskedConv.prune: score must be 'magnitude', got {score!r}; importance is that "
+                "of Winograd weights"
+            )
+        kept = prune_spatial(self.weight.data * self.mask, density)
+        self.weight.data, self.mask = kept, kept != 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = [self.bias] if hasattr(self, "bias") else []
+        kept = self.weight * Tensor(self.mask.astype(self.weight.dtype))
+        return apply("conv", x, kept, *bias, **self.options)
