@@ -264,4 +264,11 @@ def test_evaluation_runs_the_sparse_kernel(form, monkeypatch):
             layer.__dict__.pop("training")
         assert_allclose(model(x).data, y, rtol=1e-4, atol=1e-5)
     if form != "spatial":
-        assert "sparse" in {form for _, form in prunable(model)[3].weights._plans}
+        assert "sparse" in {kernel for kernel, _ in prunable(model)[3].weights._plans}
+
+
+def test_training_runs_the_dense_kernel_on_a_gpu():
+    layer, x = nn.WinogradConv(2, 3, rng, relu=True), images(1, 2, 5, 4)
+    on_the_cpu = layer(Tensor(x))
+    with mf.emulated_cuda():
+        assert_allclose(layer(Tensor(x)).data, on_the_cpu.data, atol=1e-5)

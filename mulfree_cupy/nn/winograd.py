@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from mulfree_cupy import launch
 from mulfree_cupy.arrays import Array, namespace
 from mulfree_cupy.autograd import Tensor, apply
 from mulfree_cupy.nn.layers import Conv
@@ -120,8 +121,10 @@ class WinogradConv(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = [self.bias] if hasattr(self, "bias") else []
-        # While the weights change in every step, packing them as sparse ones does not pay.
-        kernel = "dense" if self.training else None
+        kernel = None
+        if self.training:
+            # While the weights change in every step, packing them as sparse ones does not pay.
+            kernel = "dense" if launch.device_for(x.data) is None else "1_dense"
         options = {"weights": self.weights, "kernel": kernel, **self.options}
         return apply("winograd_conv", x, self.weight, *bias, **options)
 
