@@ -1,3 +1,5 @@
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -74,7 +76,7 @@ CASES = {
     "sqrt": lambda: (lambda a: apply("sqrt", a), POSITIVE),
     "subtract": lambda: (lambda a, b: a - b, ROW, B),
     "sum": lambda: (lambda a: a.sum(axis=(0, 2), keepdims=True), IMAGE),
-    "transpose": lambda: (lambda a: a.transpose(0, 2, 3, 1), IMAGE),
+    "transpose": lambda: (lambda a: a.transpose(0, -2, 3, 1), IMAGE),
     "winograd_conv": lambda: (
         lambda x, u, b: apply(
             "winograd_conv", x, u, b, weights=mf.WinogradWeights.from_dense(u.data), relu=True
@@ -186,6 +188,26 @@ def test_broadcast_inputs_get_gradients_of_their_own_shape(shape):
     assert_allclose(a.grad.sum(), A.sum())
 
 
+def test_each_gradient_is_an_array_of_its_own():
+    """Though `add` hands out one array twice, and `sum` a view that cannot be written."""
+    a, b, seed = Tensor([1.0, 2.0], True), Tensor([3.0, 4.0], True), np.ones(2)
+    (a + b).backward(seed)
+    a.grad *= 5
+    assert_array_equal(b.grad, [1, 1])
+    assert_array_equal(seed, [1, 1])
+    c = Tensor([1.0, 2.0], True)
+    c.sum().backward()
+    c.grad *= 2
+    assert_array_equal(c.grad, [2, 2])
+
+
+def test_integers_are_not_cut_to_integers():
+    x = Tensor(np.array([1, 2], np.uint8))
+    assert_array_equal((x * 0.5).data, [0.5, 1])
+    assert (x * 2).dtype == np.uint8
+    assert x.mean().item() == 1.5
+
+
 def test_dtypes_stay_single_precision():
     x = Tensor(A.astype(np.float32), requires_grad=True)
     y = ((x * 2 + 1) / 3).mean()
@@ -215,6 +237,21 @@ def test_the_graph_is_freed_as_it_is_walked():
         (y * 3).sum().backward()
 
 
+def test_values_are_freed_as_the_graph_is_walked(monkeypatch):
+    alive = []
+
+    def spied(a):
+        return a + 0, lambda g: (alive.append(later() is not None), (g,))[1]
+
+    monkeypatch.setitem(RULES, "spied", spied)
+    x = Tensor(A, requires_grad=True)
+    y = apply("spied", x) * 2
+    later = weakref.ref(y.data)
+    y = y.sum()
+    y.backward()
+    assert alive == [False]
+
+
 def test_a_long_chain_does_not_recurse():
     x = y = Tensor(1.0, requires_grad=True)
     for _ in range(5000):
@@ -237,9 +274,27 @@ def test_errors_are_clear():
         x @ ROW
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, 1], r"\(3, 4\) and labels of shape \(2,\)"),
+        ([[0], [1], [2]], r"labels of shape \(3, 1\)"),
+        ([0.0, 1.0, 2.0], "dtype float64"),
+        ([0, -1, 2], r"labels must be in 0..3, got -1..2"),
+        ([0, 4, 2], r"labels must be in 0..3, got 0..4"),
+    ],
+)
+def test_cross_entropy_refuses_labels_that_do_not_fit(labels, message):
+    with pytest.raises(ValueError, match=f"cross_entropy: .*{message}"):
+        apply("cross_entropy", Tensor(A), labels=np.array(labels))
+
+
 def test_arrays_on_the_left_are_lifted():
     x = Tensor(ROW, requires_grad=True)
     y = A * x - x
     assert isinstance(y, Tensor)
     y.sum().backward()
     assert_allclose(x.grad, A.sum(axis=0) - 3)
+    v = Tensor(ROW[:, None], requires_grad=True)
+    (A @ v).sum().backward()
+    assert_allclose(v.grad[:, 0], A.sum(axis=0))

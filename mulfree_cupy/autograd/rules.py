@@ -64,7 +64,7 @@ def sum_(a, *, axis, keepdims):
 def mean(a, *, axis, keepdims):
     y, spread = sum_(a, axis=axis, keepdims=keepdims)
     share = y.size / a.size
-    return y * y.dtype.type(share), lambda g: spread(g * y.dtype.type(share))
+    return y * share, lambda g: spread(g * share)
 
 
 def getitem(a, *, index):
@@ -77,7 +77,7 @@ def getitem(a, *, index):
 
 
 def transpose(a, *, axes):
-    back = None if axes is None else np.argsort(axes)
+    back = None if axes is None else np.argsort([axis % a.ndim for axis in axes])
     return a.transpose(axes), lambda g: (g.transpose(back),)
 
 
@@ -211,6 +211,7 @@ def _pooled(function, x, outside, kernel_size, stride, padding):
 def cross_entropy(logits, *, labels):
     """Mean over the batch of -log softmax(logits)[label]; logits (N, classes), labels (N,)."""
     xp = namespace(logits)
+    labels = _labels(xp.asarray(labels), logits.shape)
     shifted = logits - logits.max(axis=1, keepdims=True)
     exponentials = xp.exp(shifted)
     total = exponentials.sum(axis=1, keepdims=True)
@@ -223,6 +224,20 @@ def cross_entropy(logits, *, labels):
         return (gradient * (g / len(labels)),)
 
     return loss, pullback
+
+
+def _labels(labels, shape):
+    if len(shape) != 2 or labels.shape != shape[:1] or labels.dtype.kind not in "iu":
+        raise ValueError(
+            "cross_entropy: expected logits (N, classes) and N integer labels, got logits of shape "
+            f"{shape} and labels of shape {labels.shape}, dtype {labels.dtype}"
+        )
+    if labels.size and not 0 <= labels.min() <= labels.max() < shape[1]:
+        raise ValueError(
+            f"cross_entropy: labels must be in 0..{shape[1] - 1}, "
+            f"got {labels.min()}..{labels.max()}"
+        )
+    return labels
 
 
 RULES = {

@@ -115,13 +115,16 @@ class Tensor:
                 "without requires_grad, or inside no_grad()"
             )
         pending = {id(self): self._seed(grad)}
-        for tensor in _from_last_to_first(self):
+        order = _from_first_to_last(self)
+        while order:
+            tensor = order.pop()
             gradient = pending.pop(id(tensor))
             node = tensor.node
             if node is None:
                 if tensor.on_gradient is not None:
                     gradient = tensor.on_gradient(gradient)
-                tensor.grad = gradient if tensor.grad is None else tensor.grad + gradient
+                # A copy: a rule may hand out one array twice, or a view that cannot be written.
+                tensor.grad = gradient.copy() if tensor.grad is None else tensor.grad + gradient
                 continue
             for source, part in zip(node.inputs, node.pullback(gradient), strict=True):
                 if source.requires_grad and part is not None:
@@ -204,6 +207,9 @@ class Tensor:
     def __matmul__(self, other):
         return apply("matmul", self, other)
 
+    def __rmatmul__(self, other):
+        return apply("matmul", other, self)
+
     def __neg__(self):
         return apply("negative", self)
 
@@ -237,7 +243,8 @@ def apply(operation: str, *inputs: Any, **options: Any) -> Tensor:
     operation : str
         A name in ``mulfree_cupy.autograd.rules.RULES``.
     *inputs : Tensor, array or number
-        What it is differentiated by; a number takes the dtype of the tensors beside it.
+        What it is differentiated by; a number takes the dtype of the first tensor, if that can
+        hold it.
     **options
         What it is not differentiated by.
 
@@ -263,7 +270,7 @@ def apply(operation: str, *inputs: Any, **options: Any) -> Tensor:
 
 def surrogates(answer: Tensor) -> set[str]:
     """The operations behind `answer` whose rule is a training signal and not a derivative."""
-    nodes = (t.node for t in _from_last_to_first(answer))
+    nodes = (t.node for t in _from_first_to_last(answer))
     return {node.operation for node in nodes if node is not None} & SURROGATES.keys()
 
 
@@ -271,7 +278,9 @@ def _lift(value: Any, like: Tensor | None) -> Tensor:
     if isinstance(value, Tensor):
         return value
     if like is not None and isinstance(value, (int, float)):
-        return Tensor(arrays.namespace(like.data).asarray(value, dtype=like.dtype))
+        fits = like.dtype.kind == "f" or isinstance(value, int)
+        dtype = like.dtype if fits else np.float64
+        return Tensor(arrays.namespace(like.data).asarray(value, dtype=dtype))
     return Tensor(value)
 
 
@@ -279,8 +288,8 @@ def _values(value: Any) -> Any:
     return value.data if isinstance(value, Tensor) else value
 
 
-def _from_last_to_first(root: Tensor) -> list[Tensor]:
-    """The tensors that require a gradient, each before everything it was made from."""
+def _from_first_to_last(root: Tensor) -> list[Tensor]:
+    """The tensors that require a gradient, each after everything it was made from."""
     order, seen, stack = [], set(), [(root, False)]
     while stack:
         tensor, expanded = stack.pop()
@@ -298,7 +307,7 @@ def _from_last_to_first(root: Tensor) -> list[Tensor]:
                     f"{tensor.node.operation!r}); compute it again, or add the losses up first"
                 )
             stack.extend((source, False) for source in tensor.node.inputs)
-    return order[::-1]
+    return order
 
 
 def _unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:
