@@ -397,6 +397,26 @@ def test_a_damaged_archive_is_refused_or_read_but_never_crashes(tmp_path, form):
             assert str(path) in str(error)
 
 
+def test_a_zip_with_a_name_that_is_empty_is_refused_or_read(tmp_path):
+    """Python 3.11's zipfile stumbles over it."""
+    path = pack(class_folders() | {"_0.txt": b""}, tmp_path / "a.zip")
+    path.write_bytes(path.read_bytes().replace(b"_0.txt", b"\x000.txt"))
+    try:
+        assert len(data.load(path)[0]) == 12
+    except ValueError as error:
+        assert str(path) in str(error)
+
+
+@pytest.mark.parametrize("target", [".", "..", "../../other"])
+def test_a_link_to_a_folder_that_it_lies_in(tmp_path, target):
+    root = pack(class_folders(), tmp_path / "pictures")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "back").symlink_to(root)
+    (root / "cat" / "round").symlink_to(target)
+    refused(root, "is a link to a folder that it lies in")
+
+
 @pytest.mark.parametrize(
     "name", ["/etc/cat/0.png", "../cat/0.png", "a/../../cat/0.png", "a\\0.png"]
 )

@@ -33,6 +33,7 @@ _DAMAGE = (
     EOFError,
     OSError,
     RuntimeError,
+    IndexError,
 )
 # Two zero blocks end a tar.
 _TAR_END = bytes(2 * tarfile.BLOCKSIZE)
@@ -81,7 +82,10 @@ def _walk(path: Path) -> Files:
         raise error
 
     files: Files = {}
-    for folder, _, names in os.walk(path, onerror=fail, followlinks=True):
+    for folder, folders, names in os.walk(path, onerror=fail, followlinks=True):
+        for link in (Path(folder, name) for name in folders):
+            if link.is_symlink() and link.resolve() in {p.resolve() for p in link.parents}:
+                raise ValueError(f"{path}: {link} is a link to a folder that it lies in")
         for name in names:
             file = Path(folder, name)
             if file.is_file():
