@@ -90,7 +90,11 @@ def build(name: str, *, seed: int = 0, **shape: int) -> nn.Module:
     >>> sum(p.size for p in network.parameters())
     272484
     """
-    return _constructor(name)(np.random.default_rng(seed), **shape)
+    network = _constructor(name)
+    for what, number in shape.items():
+        if number < 1:
+            raise ValueError(f"{name}: {what} must be at least 1, got {number}")
+    return network(np.random.default_rng(seed), **shape)
 
 
 def default_shape(name: str) -> dict[str, int]:

@@ -51,7 +51,8 @@ def batch_norm(
     Raises
     ------
     ValueError
-        If shapes do not fit, or a batch without elements has no statistics.
+        If shapes do not fit, mean is given without variance or the other way round, or a batch
+        without elements has no statistics.
     TypeError
         If a dtype is not served, or the arrays are on different devices.
 
@@ -82,6 +83,8 @@ def batch_norm(
         variance=variance,
     )
     _check("batch_norm", x, weight=weight, bias=bias, mean=mean, variance=variance)
+    if (mean is None) != (variance is None):
+        raise ValueError("batch_norm: mean and variance must be given together")
     if residual is not None:
         geometry.check_shape("batch_norm", "residual", residual.shape, x.shape, "like x")
     kernels = _kernels(x)

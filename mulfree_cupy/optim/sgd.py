@@ -70,7 +70,13 @@ class SGD:
             raise ValueError(
                 f"SGD: adder must be 'adaptive', 'adaptive in backward' or 'fixed', got {adder!r}"
             )
-        for name, value in (("rate", rate), ("momentum", momentum), ("weight_decay", weight_decay)):
+        for name, value in (
+            ("rate", rate),
+            ("momentum", momentum),
+            ("weight_decay", weight_decay),
+            ("eta", eta),
+            ("adder_scale", adder_scale),
+        ):
             if not (np.isfinite(value) and value >= 0):
                 raise ValueError(f"SGD: {name} must be a finite number >= 0, got {value}")
         if nesterov and momentum == 0:
