@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import textwrap
 import time
@@ -24,6 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
     try:
         return chosen.run(chosen)
+    except KeyboardInterrupt:
+        print("mulfree: interrupted", file=sys.stderr)
+        return _INTERRUPTED
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"mulfree: {error}", file=sys.stderr)
         return 1
@@ -93,8 +97,8 @@ def _add_train(commands) -> None:
         "train",
         help="train a network; with no argument an AdderNet on handwritten digits",
         description="Train a network. With no argument: an AdderNet LeNet-5-BN on scikit-learn's "
-        "handwritten digits, in under a minute. Writes checkpoint.npz after every epoch, and "
-        "curve.png and curve.csv at the end. Ctrl-C saves and stops; --resume goes on.",
+        "handwritten digits, in under a minute. Writes checkpoint.npz at first and after every "
+        "epoch, and curve.png and curve.csv at the end. Ctrl-C saves and stops; --resume goes on.",
     )
     command.add_argument("--model", help="name of the network (default: adder-lenet)")
     command.add_argument("--data", default="digits", help=_DATA_HELP + " (default: digits)")
@@ -138,7 +142,9 @@ def _train(chosen: argparse.Namespace) -> int:
     try:
         history = run.run()
     except Interrupted:
-        print(f"Stopped in epoch {run.epoch + 1}; go on with: mulfree train --resume {checkpoint}")
+        again = ["mulfree", "train", "--resume", str(checkpoint), "--data", chosen.data]
+        again += ["--device", chosen.device, "--out", chosen.out]
+        print(f"Stopped in epoch {run.epoch + 1}; go on with: {shlex.join(again)}")
         return _INTERRUPTED
     out.mkdir(parents=True, exist_ok=True)
     picture = out / "curve.png"
@@ -186,11 +192,12 @@ def _add_evaluate(commands) -> None:
 
 def _evaluate(chosen: argparse.Namespace) -> int:
     from mulfree_cupy import data
-    from mulfree_cupy.train import evaluate, load_model, namespace_of
+    from mulfree_cupy.train import check_data, evaluate, load_model, namespace_of
 
     xp = namespace_of(chosen.device)
     model, mean, std, facts = load_model(chosen.checkpoint, xp)
     _, test = data.load(chosen.data)
+    check_data(chosen.checkpoint, facts, test)
     accuracy = evaluate(model, test, mean, std, xp)
     name = facts["recipe"]["model"]
     print(f"{name} on {test.name}: test accuracy {accuracy:.2%} of {len(test)} images")

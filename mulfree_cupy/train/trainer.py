@@ -62,8 +62,8 @@ class History:
     seconds: list[float] = field(default_factory=list)
 
 
-class Interrupted(Exception):
-    """The run was asked to stop; what it had done is saved."""
+class Interrupted(KeyboardInterrupt):
+    """The run was asked to stop; what it had done is saved, if the run has a path."""
 
 
 class Training:
@@ -75,7 +75,13 @@ class Training:
     train, test : data.Dataset
     device : {"cpu", "cuda"}
     path : path, optional
-        Where the checkpoint goes, after every epoch and at an interruption.
+        Where the checkpoint goes: at the start, after every epoch and at an interruption.
+
+    Raises
+    ------
+    ValueError
+        If there are no epochs, or a batch would hold one image, which has no variance for batch
+        normalisation.
     """
 
     def __init__(
@@ -87,6 +93,8 @@ class Training:
         device: str = "cpu",
         path: str | os.PathLike | None = None,
     ):
+        if recipe.epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {recipe.epochs}")
         self.recipe, self.test = recipe, test
         self.xp = namespace_of(device)
         self.path = None if path is None else Path(path)
@@ -115,6 +123,11 @@ class Training:
             std=self.std,
             seed=recipe.seed,
         )
+        if recipe.batch_size == 1 or len(train) % recipe.batch_size == 1:
+            raise ValueError(
+                f"batches of {recipe.batch_size} of {len(train)} images leave one of a single "
+                "image, which batch normalisation cannot take; choose another batch size"
+            )
         self.classes = train.classes
 
     def run(self, *, progress: bool = True) -> History:
@@ -128,6 +141,7 @@ class Training:
             If the loss is not finite; the message names the first layer that is at fault.
         """
         with _interruptible() as asked_to_stop:
+            self._save()  # so that a place that cannot be written is known before an epoch is spent
             while self.epoch < self.recipe.epochs:
                 self._run_epoch(progress, asked_to_stop)
                 self._save()
@@ -219,15 +233,26 @@ class Training:
         path: str | os.PathLike | None = None,
         **changes: Any,
     ) -> Training:
-        """Go on from a checkpoint; `changes` replace entries of its recipe, such as ``epochs``."""
+        """Go on from a checkpoint; `changes` replace entries of its recipe, such as ``epochs``.
+
+        Raises
+        ------
+        ValueError
+            If the checkpoint is of another network or of other images.
+        """
         state, facts = checkpoint.load(source)
-        if facts["shape"] != shape_of(train):
-            raise ValueError(
-                f"{source} was trained on images of {facts['shape']}, the data has "
-                f"{shape_of(train)}"
-            )
+        check_data(source, facts, train)
         recipe = Recipe(**{**facts["recipe"], **changes})
+        if recipe.model != facts["recipe"]["model"]:
+            raise ValueError(
+                f"{source} is of the network {facts['recipe']['model']}, not {recipe.model}"
+            )
         run = cls(recipe, train, test, device=device, path=path)
+        if not (np.array_equal(run.mean, state["mean"]) and np.array_equal(run.std, state["std"])):
+            raise ValueError(
+                f"{source} was trained on other images than those of {train.name}: their mean or "
+                "standard deviation differs"
+            )
         run.model.load_state_dict(_below("model/", state))
         run.optimiser.load_state_dict(_below("optim/", state))
         run.history = History(**facts["history"])
@@ -275,6 +300,17 @@ def namespace_of(device: str) -> Any:
     if not cupy.is_available():
         raise ValueError("device 'cuda' needs a GPU, and CuPy finds none")
     return cupy
+
+
+def check_data(source: str | os.PathLike, facts: dict, dataset: data.Dataset) -> None:
+    """Raise a ValueError unless a checkpoint's network is for images and classes like these."""
+    if facts["shape"] != shape_of(dataset):
+        raise ValueError(
+            f"{source} was trained on images of {facts['shape']}, {dataset.name} has "
+            f"{shape_of(dataset)}"
+        )
+    if facts["classes"] != list(dataset.classes):
+        raise ValueError(f"{source} was trained on other classes than those of {dataset.name}")
 
 
 def shape_of(dataset: data.Dataset) -> dict[str, int]:
