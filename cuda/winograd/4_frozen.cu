@@ -24,7 +24,7 @@
 #include "fused.cuh"
 
 #define W(i) weights = ((const Vector<T, 4>*)values)[i];
-#define V(c) seen = *(const volatile T*)(slab + (c) * TILES);
+#define V(c) seen = slab[(c) * TILES];
 #define P(r, i) m[r][0] += weights.at[i] * seen;
 
 struct Products {
@@ -39,7 +39,7 @@ struct Products {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     winograd_frozen(const T* x, const T* values, const T* bias, T* out, int channels, int height,
                     int width, int filters, int pad_h, int pad_w, int out_h, int out_w, int relu,
                     int tiles) {
