@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 import mulfree_cupy as mf
-from benchmarks import devices, gpu_shift, gpu_tables, reference, timing
+from benchmarks import devices, gpu_shift, gpu_tables, gpu_winograd, reference, timing
 from benchmarks.layers import LAYERS, QUICK, Layer
 from mulfree_cupy.launch.adder import ADDER_KERNELS
 
@@ -94,7 +94,7 @@ def run(out: Path, minutes: float, emulated: bool) -> int:
     # Every run on a GPU is kept, so its file is named after the device and the commit.
     stem = f"gpu {record['device']['name']} {record['machine']['commit'].split()[0]}"
     stem = stem.lower().replace(" ", "-")
-    sections = [layers, shifts]
+    sections = [layers, shifts, winograds]
     if not emulated:
         sections = [tests, rates, bandwidth, *sections, peers]
     for section in sections:
@@ -192,6 +192,11 @@ def shifts(state: Run) -> None:
     """The ladder of shift: bare, against a copy; fused, against the 1x1 convolution."""
     gpu_shift.moves(state, _measured)
     gpu_shift.convolutions(state, _measured)
+
+
+def winograds(state: Run) -> None:
+    """The ladder of the Winograd convolution, by density, against im2col + cuBLAS."""
+    gpu_winograd.convolutions(state, _measured)
 
 
 def _adder_rows(state: Run, problem: Problem) -> list[dict]:

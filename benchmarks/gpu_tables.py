@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks import gpu_shift
-from benchmarks.timing import cell, table
+from benchmarks import gpu_shift, gpu_winograd
+from benchmarks.timing import cell, milliseconds, table
 
 # abs(x - w) a clock and multiprocessor. float32: two additions on 128 lanes (64 lanes on 7.5 and
 # 8.0). uint8: VABSDIFF4 does four, on 64 lanes if it runs at the rate of the integer unit, which
@@ -30,6 +30,7 @@ def document(record: dict) -> str:
             others_table(record),
             NOTES,
             *gpu_shift.document(record),
+            *gpu_winograd.document(record),
         ]
     if wrong := [row for row in record["rows"] if "wrong" in row]:
         parts.append("Wrong answers:\n" + "\n".join(f"- {row['wrong']}" for row in wrong))
@@ -149,13 +150,3 @@ def others_table(record: dict) -> str:
 
 def _same(operation: str, name: str) -> bool:
     return operation == name or operation in (f"{name} contiguous", f"{name} channels_last")
-
-
-def milliseconds(*rows: dict) -> str:
-    """The least of the medians, `right` for an answer checked without a time."""
-    if any("wrong" in row for row in rows):
-        return "WRONG"
-    medians = [row["seconds"]["median"] for row in rows if row.get("seconds")]
-    if medians:
-        return f"{min(medians) * 1e3:.3f}"
-    return "right" if any(row.get("checked") for row in rows) else "-"

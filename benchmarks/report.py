@@ -97,6 +97,8 @@ RUN_BY = {
     "fused_adder_conv": {"operation": "shift_adder_conv"},
     "fused_grad_x": {"operation": "shift_conv_backward"},
     "fused_grad_w": {"operation": "shift_conv_backward"},
+    "1_input_transform": {"kernel": "1_dense"},
+    "1_output_transform": {"kernel": "1_dense"},
 }
 
 

@@ -204,3 +204,13 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 def cell(value: float | None, form: str = ".2f") -> str:
     """A number for a table; what was not measured is a dash."""
     return "-" if value is None else format(value, form)
+
+
+def milliseconds(*rows: dict) -> str:
+    """The least of the medians, `right` for an answer checked without a time."""
+    if any("wrong" in row for row in rows):
+        return "WRONG"
+    medians = [row["seconds"]["median"] for row in rows if row.get("seconds")]
+    if medians:
+        return f"{min(medians) * 1e3:.3f}"
+    return "right" if any(row.get("checked") for row in rows) else "-"

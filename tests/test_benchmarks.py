@@ -302,7 +302,11 @@ class TestGpu:
     def test_out_of_time(self, tmp_path):
         gpu.run(tmp_path, 0, emulated=True)
         (file,) = tmp_path.glob("*.json")
-        assert json.loads(file.read_text(encoding="utf-8"))["left_out"] == ["layers", "shifts"]
+        assert json.loads(file.read_text(encoding="utf-8"))["left_out"] == [
+            "layers",
+            "shifts",
+            "winograds",
+        ]
 
     @pytest.mark.parametrize("rate", gpu.RATES, ids=lambda rate: rate.entry)
     def test_rates_count_what_their_source_does(self, rate):

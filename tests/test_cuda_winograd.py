@@ -1,11 +1,14 @@
 """The CUDA kernels of the Winograd convolution against its formula: emulated, and on a GPU."""
 
+import re
+
+import numpy as np
 import pytest
 import spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import run
-from test_winograd import assert_close, problems
+from test_winograd import Problem, assert_close, problems
 
 import mulfree_cupy as mf
 from mulfree_cupy.launch import winograd
@@ -90,3 +93,55 @@ def test_backward_is_its_formula(way, problem, workspace):
     )
     assert_close(grad_x, expected_x, problem.m, problem.x.dtype)
     assert_close(grad_u, expected_u * problem.weights.mask, problem.m, problem.x.dtype)
+
+
+@pytest.mark.parametrize("kernel", ["3_fused", "4_frozen"])
+@pytest.mark.parametrize("way", WAYS)
+def test_many_channels_and_filters_are_several_chunks_and_blocks(way, kernel):
+    rng = np.random.default_rng(0)
+    x, u = rng.normal(size=(1, 70, 5, 4)), rng.normal(size=(4, 4, 37, 70))
+    weights = mf.WinogradWeights.from_dense(u).prune(0.02)
+    problem = Problem(x, None, weights.dense, None, 2, "lavin", dict(padding=1, relu=True))
+    assert_close(forward(way, problem, weights, kernel=kernel), expected(problem), 2, x.dtype)
+
+
+def test_weights_that_keep_their_mask_keep_the_frozen_kernel():
+    u = np.random.default_rng(0).normal(size=(4, 4, 9, 5))
+    weights = mf.WinogradWeights.from_dense(u).prune(0.3)
+    updated = mf.WinogradWeights.from_dense(3 * u, weights.mask)
+    (text, values), (same, thrice) = (winograd.generate(w, 8) for w in (weights, updated))
+    assert same == text
+    np.testing.assert_allclose(thrice, 3 * values)
+    assert len(re.findall(r"P\(", text)) == weights.nnz
+
+
+@pytest.mark.parametrize(
+    "weights, kernel",
+    [
+        (mf.WinogradWeights.from_dense(np.ones((4, 4, 2, 2))), "1_dense"),
+        (mf.WinogradWeights.from_dense(np.ones((4, 4, 2, 2))).freeze(), "4_frozen"),
+        (mf.WinogradWeights.from_dense(np.ones((4, 4, 4, 2))).prune(0.5), "3_fused"),
+        (mf.WinogradWeights.from_dense(np.ones((4, 4, 32, 32))).prune(0.4).freeze(), "4_frozen"),
+        (mf.WinogradWeights.from_dense(np.ones((4, 4, 64, 32))).prune(0.4).freeze(), "3_fused"),
+        (mf.WinogradWeights.from_dense(np.ones((6, 6, 4, 4))).prune(0.05), "2_sparse"),
+        (mf.WinogradWeights.from_dense(np.ones((6, 6, 4, 4))).freeze(), "1_dense"),
+    ],
+    ids=repr,
+)
+def test_the_kernel_that_is_taken(weights, kernel):
+    assert winograd.fastest(weights) == kernel
+    assert winograd.fastest(weights.astype(np.float32)) == kernel
+
+
+def test_kernels_refuse_what_they_cannot_do():
+    x, large = np.ones((1, 2, 4, 4)), mf.WinogradWeights.from_dense(np.ones((6, 6, 1, 2)))
+    many = mf.WinogradWeights.from_dense(np.ones((4, 4, 300, 2)))
+    with mf.emulated_cuda():
+        with pytest.raises(ValueError, match=r"kernel '3_fused' takes m=2, got .*4x4"):
+            mf.winograd_conv(x, large, kernel="3_fused")
+        with pytest.raises(ValueError, match=r"takes at most 8192 weights .*, got 9600 in"):
+            mf.winograd_conv(x, many, kernel="4_frozen")
+        with pytest.raises(ValueError, match="no kernel named 'blocks'; there are 1_dense, 2_sp"):
+            mf.winograd_conv(x, many, kernel="blocks")
+    with pytest.raises(ValueError, match=r"kernel='3_fused' is a CUDA kernel and x a NumPy array"):
+        mf.winograd_conv(x, many, kernel="3_fused")

@@ -26,8 +26,9 @@ def rows():
 
 
 def test_variants_cover_every_file():
+    rooms = "adder", "convolution", "shift", "winograd"
     assert {v.path for v in resources.variants()} == {
-        k.path for k in source.kernels() if k.operation in ("adder", "convolution", "shift")
+        k.path for k in source.kernels() if k.operation in rooms
     }
 
 
@@ -88,6 +89,24 @@ def test_the_table_kernel_moves_bits_and_stores_four_elements_at_once(rows):
         assert not any(multiplies(i) or sass.opcode(i) not in FLOAT_MULTIPLY for i in found), v
         wide = rf"STG\.E{widths.get(defines['T'], '.128')}(\.SYS)? "
         assert any(re.match(wide, i) for i in instructions), (v, row.architecture)
+
+
+def test_the_small_winograd_transforms_add_and_never_multiply(rows):
+    """32 additions a tile into the Winograd domain; out of it 24, and the bias of 4 outputs."""
+    adds = {"winograd/1_input_transform.cu": 32, "winograd/1_output_transform.cu": 28}
+    seen = set()
+    for row in rows:
+        v = row.variant
+        defines = dict(v.defines)
+        if v.path not in adds or (defines["TILE"], defines["T"]) != (4, "float"):
+            continue
+        if (defines["SIDE"] == 2) != ("output" in v.path):
+            continue  # the gradient's
+        loop, counts = sass.inner_loop(sass.disassemble(row.cubin), ("FADD",))
+        assert [i for i in loop if multiplies(i)] == [], (v, row.architecture)
+        assert counts["FADD"] == adds[v.path], (v, row.architecture)
+        seen.add((v.path, row.architecture))
+    assert len(seen) >= len(adds) * len(EVERY_TILE)
 
 
 @pytest.mark.parametrize(

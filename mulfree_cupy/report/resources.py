@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from mulfree_cupy.geometry import ConvGeometry
-from mulfree_cupy.launch import adder, convolution, shift, source
+from mulfree_cupy.launch import adder, convolution, shift, source, winograd
+from mulfree_cupy.ops.winograd import WinogradWeights, winograd_matrices
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
@@ -116,6 +117,7 @@ def variants() -> list[Variant]:
         x = np.zeros(depthwise.x_shape, dtype)
         convolution.col2im(device, np.zeros(depthwise.cols_shape, dtype), x, depthwise)
     _record_shift(device)
+    _record_winograd(device)
     return sorted(device.variants.values(), key=lambda v: v.path)
 
 
@@ -147,6 +149,33 @@ def _record_forward(device, dtype, g: ConvGeometry) -> None:
 def _record_backward(device, dtype, g: ConvGeometry) -> None:
     x, w, grad = (np.zeros(shape, dtype) for shape in (g.x_shape, g.w_shape, g.out_shape))
     adder.adder_conv_grad_x(device, grad, x, w, x, g)
+
+
+def _record_winograd(device) -> None:
+    for dtype in (np.float32, np.float64):
+        for m in (2, 4):
+            u = np.random.default_rng(0).normal(size=(m + 2, m + 2, 64, 2)).astype(dtype)
+            weights = WinogradWeights.from_dense(u).prune(0.2)
+            _record_winograd_conv(device, weights, 4, 32, "2_sparse")
+            g = ConvGeometry(1, 2, 8, 8, 64, (3, 3), padding=(1, 1))
+            grad, x, grad_u = (np.zeros(s, dtype) for s in (g.out_shape, g.x_shape, u.shape))
+            used = winograd_matrices(m)
+            winograd.winograd_conv_backward(device, grad, x, weights, used, x, grad_u, g, True)
+        for filters, images in ((64, 64), (32, 64), (32, 32), (16, 32), (16, 1)):
+            u = np.ones((4, 4, filters, 1), dtype)
+            fused = WinogradWeights.from_dense(u)
+            _record_winograd_conv(device, fused, images, 32, "3_fused")
+        frozen = WinogradWeights.from_dense(np.ones((4, 4, 64, 1), dtype)).prune(0.2)
+        for images in (64, 1):
+            _record_winograd_conv(device, frozen, images, 32, "4_frozen")
+
+
+def _record_winograd_conv(device, weights, images, size, kernel) -> None:
+    filters, channels = weights.shape[2:]
+    g = ConvGeometry(images, channels, size, size, filters, (3, 3), padding=(1, 1))
+    x, out = np.zeros(g.x_shape, weights.dtype), np.zeros(g.out_shape, weights.dtype)
+    matrices = winograd_matrices(weights.m)
+    winograd.winograd_conv(device, x, weights, matrices, None, out, g, False, kernel)
 
 
 def compile_variant(variant: Variant, architecture: str) -> Row:
@@ -252,6 +281,7 @@ def print_table(architectures: Sequence[str] = ("sm_90",)) -> None:
           f"{'spill':>5} {'occ':>5}")  # fmt: skip
     for row in compile_all(architectures):
         v = row.variant
-        defines = " ".join(f"{name}={value}" for name, value in v.defines)
+        short = (f"{name}={value}" for name, value in v.defines if len(str(value)) < 20)
+        defines = " ".join(short)
         print(f"{v.path:30} {defines:58} {row.architecture:7} {v.threads:4} {row.registers:4} "
               f"{row.shared:7} {row.spills:5} {row.occupancy:5.0%}")  # fmt: skip
