@@ -62,7 +62,9 @@ def main():
         "scipy cdist float64": lambda: cdist(flat_test, flat_train, "cityblock"),
         "NumPy broadcasting": lambda: np.abs(flat_test[:, None] - flat_train).sum(axis=2),
     }
-    times = {name: median_time(run) for name, run in tqdm(contenders.items(), leave=False, disable=None)}
+    times = {
+        name: median_time(run) for name, run in tqdm(contenders.items(), leave=False, disable=None)
+    }
     fastest = min(times.values())
     for name, seconds in times.items():
         print(f"  {name:22} {1e3 * seconds:9.2f} ms {seconds / fastest:8.1f} x")

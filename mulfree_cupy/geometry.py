@@ -123,8 +123,7 @@ def check_rank(function: str, argument: str, shape: tuple, axes: str) -> None:
 def check_shape(function: str, argument: str, shape: tuple, expected: tuple, why: str) -> None:
     if tuple(shape) != tuple(expected):
         raise ValueError(
-            f"{function}: {argument} must have shape {tuple(expected)} {why}, "
-            f"got {tuple(shape)}"
+            f"{function}: {argument} must have shape {tuple(expected)} {why}, got {tuple(shape)}"
         )
 
 
@@ -155,8 +154,8 @@ def window(
         raise ValueError(f"{function}: x must have H >= 1 and W >= 1, got shape {x_shape}")
     if max(geometry.height, geometry.width) + 2 * max(geometry.padding) > _MOST:
         raise ValueError(
-            f"{function}: the padded image must have fewer than 2**31 rows and columns: x has shape "
-            f"{x_shape}, padding {geometry.padding}"
+            f"{function}: the padded image must have fewer than 2**31 rows and columns: x has "
+            f"shape {x_shape}, padding {geometry.padding}"
         )
     if geometry.out_height < 1 or geometry.out_width < 1:
         raise ValueError(

@@ -92,8 +92,10 @@ def problems(draw, dtypes=("float32", "float64"), most=6):
 
     bias = values(groups * filters) if draw(st.booleans()) else None
     return Problem(
-        x=lay_out(values(draw(st.integers(1, 3)), groups * channels, *size),
-                  draw(st.sampled_from(LAYOUTS))),
+        x=lay_out(
+            values(draw(st.integers(1, 3)), groups * channels, *size),
+            draw(st.sampled_from(LAYOUTS)),
+        ),
         w=lay_out(values(groups * filters, channels, *kernel), draw(st.sampled_from(LAYOUTS))),
         bias=bias if bias is None or dtype != np.uint8 else bias.astype(np.int32),
         options=dict(stride=stride, padding=padding, dilation=dilation, groups=groups),

@@ -134,7 +134,9 @@ def test_out_receives_the_answer():
 @pytest.mark.parametrize("sizes", [(0, 3, 2), (2, 0, 3), (2, 3, 0)])
 def test_adder_matmul_of_nothing(sizes):
     m, length, p = sizes
-    assert_array_equal(mf.adder_matmul(np.ones((m, length)), np.ones((length, p))), np.zeros((m, p)))
+    assert_array_equal(
+        mf.adder_matmul(np.ones((m, length)), np.ones((length, p))), np.zeros((m, p))
+    )
 
 
 @settings(max_examples=20)

@@ -1,4 +1,4 @@
-"""Arrays of other kinds: anything with __dlpack__, and what CuPy arrays must look like from here."""
+"""Arrays of other kinds: anything with __dlpack__, and what CuPy arrays look like from here."""
 
 import sys
 import types

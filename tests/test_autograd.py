@@ -268,9 +268,13 @@ def test_errors_are_clear():
         (x * 2).backward(ROW)
     with pytest.raises(NotImplementedError, match="no derivative rule for 'sine'; there are abs"):
         apply("sine", x)
-    with pytest.raises(TypeError, match="only floating-point numbers have gradients, got dtype int"):
+    with pytest.raises(
+        TypeError, match="only floating-point numbers have gradients, got dtype int"
+    ):
         Tensor([1, 2], requires_grad=True)
-    with pytest.raises(ValueError, match=r"matmul: .* at least 2 dimensions, got \(3, 4\) and \(4,"):
+    with pytest.raises(
+        ValueError, match=r"matmul: .* at least 2 dimensions, got \(3, 4\) and \(4,"
+    ):
         x @ ROW
 
 

@@ -18,7 +18,15 @@ def test_kernels_are_listed_with_their_costs(capsys):
 def test_resources_are_tabled():
     """In a process of its own: the first import of NVIDIA's packages happens there."""
     pytest.importorskip("cuda.core", reason="needs the extra 'static': pip install .[static]")
-    command = [sys.executable, "-m", "mulfree_cupy.cli", "kernels", "--resources", "--arch", "sm_90"]
+    command = [
+        sys.executable,
+        "-m",
+        "mulfree_cupy.cli",
+        "kernels",
+        "--resources",
+        "--arch",
+        "sm_90",
+    ]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert {k.path for k in mf.kernels()} <= {row.split()[0] for row in result.stdout.splitlines()}

@@ -224,7 +224,9 @@ def test_answers_do_not_depend_on_the_number_of_threads(features):
         return subprocess.run(
             [sys.executable, "-c", THREADS],
             env={**os.environ, "OMP_NUM_THREADS": threads, "MULFREE_CPU_FEATURES": features},
-            capture_output=True, text=True, check=True,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
 
     assert run("1") == run("2") == run("5")
@@ -233,7 +235,9 @@ def test_answers_do_not_depend_on_the_number_of_threads(features):
 def test_wrong_features_in_the_environment_are_named():
     done = subprocess.run(
         [sys.executable, "-c", "import mulfree_cupy._cpu"],
-        env={**os.environ, "MULFREE_CPU_FEATURES": "sse9"}, capture_output=True, text=True,
+        env={**os.environ, "MULFREE_CPU_FEATURES": "sse9"},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode and "'sse9' are not available; this machine has baseline" in done.stderr
     with pytest.raises(ValueError, match="'sse9' are not available"):
@@ -268,7 +272,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss in KiB is Linux's")
 def test_workspace_is_bounded():
     done = subprocess.run(
-        [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True,
+        [sys.executable, "-c", MEMORY],
+        capture_output=True,
+        text=True,
+        check=True,
         env={**os.environ, "OMP_NUM_THREADS": "4"},
     )
     assert int(done.stdout) < 64 * 1024  # KiB; the packed weights alone would be 144 MiB

@@ -28,7 +28,7 @@ def test_batch_norm_is_its_formula(shape, dtype, offset):
     residual = rng.normal(size=shape).astype(dtype)
     expected = normalised(x.astype(float), weight.astype(float), bias.astype(float), 1e-5)
     tolerance = {"float32": 2e-4 if offset else 1e-5, "float64": 1e-10}[dtype]
-    y, mean, variance = batch_norm(x, weight, bias)
+    y, mean, _ = batch_norm(x, weight, bias)
     assert y.dtype == dtype
     assert_allclose(y, expected, atol=tolerance)
     assert_allclose(mean, x.mean(axis=(0, *range(2, x.ndim)), dtype=float), rtol=1e-5, atol=1e-4)
@@ -117,8 +117,10 @@ def test_state_is_saved_and_loaded_by_name():
 
     with pytest.raises(KeyError, match=r"missing \['conv1.weight'\].*unknown \['conv9.weight'\]"):
         target.load_state_dict(
-            {name.replace("conv1", "conv9") if name == "conv1.weight" else name: array
-             for name, array in state.items()}
+            {
+                name.replace("conv1", "conv9") if name == "conv1.weight" else name: array
+                for name, array in state.items()
+            }
         )
     with pytest.raises(ValueError, match=r"bn1.bias must have shape \(6,\), got \(1,\)"):
         target.load_state_dict({**state, "bn1.bias": np.zeros(1)})
@@ -197,7 +199,13 @@ def test_twins_have_the_same_parameters(name, shape, count):
 @pytest.mark.parametrize("kind", ["adder", "conv"])
 @pytest.mark.parametrize(
     ("name", "channels", "size"),
-    [("resnet20", 3, 32), ("resnet20", 1, 8), ("lenet", 1, 28), ("lenet", 1, 8), ("vggsmall", 3, 32)],
+    [
+        ("resnet20", 3, 32),
+        ("resnet20", 1, 8),
+        ("lenet", 1, 28),
+        ("lenet", 1, 8),
+        ("vggsmall", 3, 32),
+    ],
 )
 def test_networks_take_their_images(kind, name, channels, size):
     model = models.build(f"{kind}-{name}", channels=channels, size=size).eval()

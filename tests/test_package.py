@@ -95,7 +95,9 @@ def test_import_loads_numpy_and_nothing_heavy():
 
 
 def test_unknown_cpu_features_are_an_error():
-    code = "import numpy as np, mulfree_cupy as mf; mf.adder_matmul(np.ones((1, 1)), np.ones((1, 1)))"
+    code = (
+        "import numpy as np, mulfree_cupy as mf; mf.adder_matmul(np.ones((1, 1)), np.ones((1, 1)))"
+    )
     result = python(code, MULFREE_CPU_FEATURES="AVX2")
     assert result.returncode == 1
     assert "MULFREE_CPU_FEATURES: CPU features 'AVX2' are not available; this" in result.stderr

@@ -203,7 +203,9 @@ def test_the_command_trains_evaluates_and_resumes(tmp_path, capsys):
 
 
 def test_the_ablation_compares_four_runs(tmp_path, capsys):
-    assert cli.main(["ablation", "--epochs", "1", "--batch-size", "256", "--out", str(tmp_path)]) == 0
+    assert (
+        cli.main(["ablation", "--epochs", "1", "--batch-size", "256", "--out", str(tmp_path)]) == 0
+    )
     printed = capsys.readouterr().out
     for gradient in ("full", "sign"):
         for rate in ("adaptive", "100 x"):

@@ -1,4 +1,4 @@
-"""Images as wide as the vectors of the CPU kernels, and wider: their own paths through the engine."""
+"""Images as wide as the vectors of the CPU kernels, and wider: paths of their own."""
 
 import numpy as np
 import pytest

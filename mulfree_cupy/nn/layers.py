@@ -28,7 +28,9 @@ class _Windowed(Module):
     ):
         shape = filters, channels // groups, kernel_size, kernel_size
         fan_out = filters * kernel_size**2 / groups
-        self.weight = Parameter(self.draw_weight(rng, shape, fan_out).astype(np.float32), self.adder)
+        self.weight = Parameter(
+            self.draw_weight(rng, shape, fan_out).astype(np.float32), self.adder
+        )
         if bias:
             self.bias = Parameter(self.draw_bias(rng, filters).astype(np.float32))
         self.options = {"groups": groups, **options}

@@ -14,7 +14,6 @@ from mulfree_cupy import arrays
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.autograd import Tensor
 
-
 _observer = contextvars.ContextVar("observer", default=None)
 
 
@@ -47,7 +46,7 @@ class Parameter(Tensor):
 
 
 class Module:
-    """A layer, or layers put together: whatever Parameters, arrays and Modules it has as attributes.
+    """A layer, or layers put together: the Parameters, arrays and Modules among its attributes.
 
     Subclasses write ``forward``; arrays among the attributes are buffers, saved but not trained.
     """
@@ -93,7 +92,9 @@ class Module:
         for prefix, module in self.modules():
             for attribute, value in vars(module).items():
                 if isinstance(value, Parameter) or (
-                    hasattr(value, "dtype") and hasattr(value, "shape") and not isinstance(value, Tensor)
+                    hasattr(value, "dtype")
+                    and hasattr(value, "shape")
+                    and not isinstance(value, Tensor)
                 ):
                     yield f"{prefix}.{attribute}" if prefix else attribute, module, attribute, value
 

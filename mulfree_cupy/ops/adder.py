@@ -388,8 +388,8 @@ def _supported(function, taps, **named):
             )
         if isinstance(bias, np.ndarray) and bias.size and bias.min() < 255 * taps - 2**31:
             raise ValueError(
-                f"{function}: bias goes down to {bias.min()}, and with {taps} taps of uint8 the answer "
-                "could fall below int32"
+                f"{function}: bias goes down to {bias.min()}, and with {taps} taps of uint8 the "
+                "answer could fall below int32"
             )
         return [a, b, None if bias is None else bias.astype(np.int32, copy=False)], np.int32
     converted = arrays.take_floats(function, **named, optional=("bias",))

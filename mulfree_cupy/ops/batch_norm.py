@@ -1,6 +1,6 @@
 """Batch normalisation with the residual and the ReLU that follow it, in as few passes as it takes.
 
-On the CPU a pass is a compiled kernel; on the GPU, and without a compiler, it is an array expression.
+On the CPU a pass is a compiled kernel; on the GPU, and without a compiler, an array expression.
 """
 
 from __future__ import annotations

@@ -48,9 +48,7 @@ def ablation(
     """
     histories = {}
     for name, changes in tqdm(RUNS.items(), desc="runs", disable=None):
-        recipe = Recipe(
-            **changes, epochs=epochs, batch_size=batch_size, augment="none", seed=seed
-        )
+        recipe = Recipe(**changes, epochs=epochs, batch_size=batch_size, augment="none", seed=seed)
         try:
             histories[name] = Training(recipe, train, test, device=device).run(progress=False)
         except FloatingPointError:  # a rate that is too large diverges: that is a result too

@@ -1,4 +1,4 @@
-"""Checkpoints: one npz file with all a run needs to go on, written so that no crash can spoil it."""
+"""Checkpoints: one npz file with all a run needs to go on, which no crash can spoil."""
 
 from __future__ import annotations
 

@@ -41,7 +41,8 @@ class StepProfile:
         for t in self.layers:
             share = (t.forward + t.backward) / self.step
             lines.append(
-                f"{t.name:34} {t.kind:18} {1e3 * t.forward:10.2f} {1e3 * t.backward:11.2f} {share:6.1%}"
+                f"{t.name:34} {t.kind:18} {1e3 * t.forward:10.2f} {1e3 * t.backward:11.2f} "
+                f"{share:6.1%}"
             )
         lines.append(f"step {1e3 * self.step:.1f} ms, {self.convolutions:.1%} of it convolutions")
         return "\n".join(lines)

@@ -22,7 +22,6 @@ from mulfree_cupy.arrays import Array
 from mulfree_cupy.autograd import Tensor, apply, no_grad
 from mulfree_cupy.train import checkpoint
 
-
 AUGMENTATIONS = {
     "none": None,
     "crop": data.RandomCrop(),
@@ -260,7 +259,9 @@ class Training:
         return run
 
 
-def load_model(path: str | os.PathLike, xp: Any = np) -> tuple[nn.Module, np.ndarray, np.ndarray, dict]:
+def load_model(
+    path: str | os.PathLike, xp: Any = np
+) -> tuple[nn.Module, np.ndarray, np.ndarray, dict]:
     """The trained network of a checkpoint, the mean and std of its images, and its facts."""
     state, facts = checkpoint.load(path)
     model = models.build(facts["recipe"]["model"], **facts["shape"])
@@ -323,9 +324,7 @@ def shape_of(dataset: data.Dataset) -> dict[str, int]:
 
 def _below(prefix: str, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {
-        name.removeprefix(prefix): array
-        for name, array in state.items()
-        if name.startswith(prefix)
+        name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)
     }
 
 
@@ -340,7 +339,9 @@ def _first_fault(model: nn.Module, x: Array) -> str:
 
     with nn.observed(watch), no_grad():
         model(Tensor(x))
-    return f"the first layer that is not finite is {faults[0]}" if faults else "every layer is finite"
+    return (
+        f"the first layer that is not finite is {faults[0]}" if faults else "every layer is finite"
+    )
 
 
 @contextlib.contextmanager
