@@ -53,6 +53,19 @@ def parser() -> argparse.ArgumentParser:
     )
     winograd.add_argument("--quick", action="store_true", help="a tiny layer, one round")
 
+    shift = commands.add_parser(
+        "shift",
+        help="the shift operations on the CPU beside memcpy and torch (about 4 minutes)",
+        description="Times shift beside memcpy, and shift_conv beside torch's 1x1, depthwise 3x3 + "
+        "1x1 and 3x3 convolutions, in one process on the same threads. A wrong answer stops the "
+        "run with exit status 1.",
+    )
+    _out(shift)
+    shift.add_argument(
+        "--threads", type=int, default=timing.cores(), metavar="N", help="default: %(default)s"
+    )
+    shift.add_argument("--quick", action="store_true", help="tiny layers, to see that it runs")
+
     training = commands.add_parser(
         "training",
         help="a training step of AdderNet's ResNet-20 beside PyTorch (about 4 minutes)",
@@ -152,6 +165,17 @@ def main(arguments: list[str] | None = None) -> int:
             return winograd.run(chosen, options.threads, options.out, options.quick)
         except (ValueError, reference.WrongAnswer) as error:
             print(f"python -m benchmarks winograd: {error}", file=sys.stderr)
+            return 1
+    if options.command == "shift":
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(options.threads)))
+        from benchmarks import layers, reference, shift
+
+        quick = options.quick
+        fused, moves = (layers.QUICK_SHIFT,) * 2 if quick else (layers.SHIFT, layers.MOVES)
+        try:
+            return shift.run(fused, moves, options.threads, options.out, quick)
+        except reference.WrongAnswer as error:
+            print(f"python -m benchmarks shift: {error}", file=sys.stderr)
             return 1
     if options.command == "training":
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(options.threads)))

@@ -4,32 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 import mulfree_cupy as mf
-from benchmarks import peers, reference, timing
+from benchmarks import goals, peers, reference, timing
+from benchmarks.goals import Column
 from benchmarks.layers import Layer
 from mulfree_cupy import launch
-
-
-@dataclass(frozen=True)
-class Column:
-    """A ratio of two measured times: time of `over` / time of `under`, and what it should be."""
-
-    head: str
-    over: str
-    under: str
-    form: str = ".2f"
-    goal: float | None = None
-    aim: float | None = None
-    at_most: bool = False
-
-    def met(self, value: float) -> bool:
-        return value <= self.goal if self.at_most else value >= self.goal
-
 
 # "max/add peak" and "max/dot peak" stand for the time the layer would take at that peak.
 GOALS = [
@@ -111,8 +94,8 @@ def measure(layer: Layer, threads: int, quiet: timing.Quiet, rounds: int, least:
         "adder_conv_backward": lambda: mf.adder_conv_backward(grad, x, w, **options),
         "conv": lambda: mf.conv(x, w, **options),
     }
-    cases = {name: _timed(call, least) for name, call in calls.items()}
-    cases |= {p.name: _timed(p.call, least, layer.batch / p.images) for p in beside}
+    cases = {name: timing.case(call, least) for name, call in calls.items()}
+    cases |= {p.name: timing.case(p.call, least, layer.batch / p.images) for p in beside}
     peak = getattr(launch.cpu_kernels(), "peak", None)
     if peak is not None:
         cases["max/add peak"] = lambda: layer.terms / peak("max_add", least)
@@ -120,10 +103,11 @@ def measure(layer: Layer, threads: int, quiet: timing.Quiet, rounds: int, least:
 
     with ThreadPoolExecutor(threads) as pool:
         for name, a in (("copy", x), ("copy uint8", bytes_x)):
-            cases[name] = _timed(copy(layer.moved_bytes(a.itemsize), pool, threads), least)
+            call = copy(layer.moved_bytes(a.itemsize), pool, threads)
+            cases[name] = timing.case(call, least)
         seconds = timing.interleaved(cases, rounds, quiet)
-    _choose_layout(seconds)
-    ratios = {c.head: timing.ratio(seconds, c.over, c.under) for c in GOALS + BESIDE}
+    timing.choose_fastest(seconds, "conv2d", "conv2d contiguous", "conv2d channels_last")
+    ratios = goals.ratios(seconds, GOALS + BESIDE)
     return {"name": layer.name, "terms": layer.terms, "seconds": seconds, "ratios": ratios}
 
 
@@ -131,17 +115,6 @@ def copy(size: int, pool: ThreadPoolExecutor, threads: int) -> Callable[[], None
     """A call that reads and writes `size` bytes in all, a part in each thread."""
     source, to = np.ones((2, threads, size // (2 * threads)), np.uint8)
     return lambda: list(pool.map(np.copyto, to, source))
-
-
-def _timed(call, least, scale=1.0):
-    return lambda: scale * timing.call_seconds(call, least)
-
-
-def _choose_layout(seconds: timing.Seconds) -> None:
-    """Let "conv2d" stand for the layout with the smaller median."""
-    layouts = [name for name in ("conv2d contiguous", "conv2d channels_last") if name in seconds]
-    if layouts:
-        seconds["conv2d"] = seconds[min(layouts, key=lambda name: np.median(seconds[name]))]
 
 
 def check(layer, grad, x, w, bytes_x, bytes_w) -> None:
@@ -177,74 +150,26 @@ def check_peers(layer: Layer, x, w, beside: list[peers.Peer]) -> None:
         reference.agree(layer, peer.name, peer.rows(peer.call()), expected, peer.tolerance)
 
 
-def summary(record: dict) -> str:
-    """One line: where and with what the figures were taken."""
-    machine = record["machine"]
-    software = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    return (
-        f"{machine['date']}, {machine['cpu']}, {record['threads']} threads, "
-        f"{record['cpu_features']}; {software}; commit {machine['commit']}{_disturbed(record)}"
-    )
-
-
-def _disturbed(record: dict) -> str:
-    count, total = record["disturbed"], record["measurements"]
-    if not count:
-        return ""
-    verdict = ": not fit to be quoted" if count > total / 10 else ""
-    return f"; other processes disturbed {count} of {total} measurements{verdict}"
-
-
 def document(record: dict) -> str:
     """Everything as markdown."""
     rows = record["layers"]
-    parts = summary(record), goal_table(rows), beside_table(rows), NOTES, goals(record)
-    return "\n\n".join(parts)
+    parts = goals.summary(record), goal_table(rows), beside_table(rows), NOTES
+    return "\n\n".join([*parts, goals.verdicts(rows, GOALS)])
 
 
 def goal_table(rows: list[dict]) -> str:
     """Our times, and their ratios against the goals."""
-    head = ["layer", "ms", "G terms/s", *(c.head for c in GOALS)]
-    body = []
-    for row in rows:
+
+    def first(row):
         seconds = float(np.median(row["seconds"]["adder_conv"]))
-        first = [row["name"], f"{seconds * 1e3:.2f}", f"{row['terms'] / seconds / 1e9:.1f}"]
-        body.append(first + _cells(row, GOALS))
-    limits = ["<=" if c.at_most else ">=" for c in GOALS]
-    body.append(
-        ["goal", "", "", *(f"{s} {c.goal:{c.form}}" for s, c in zip(limits, GOALS, strict=True))]
-    )
-    body.append(["aim", "", "", *(timing.cell(c.aim, c.form) for c in GOALS)])
-    return timing.table(head, body)
+        return [row["name"], f"{seconds * 1e3:.2f}", f"{row['terms'] / seconds / 1e9:.1f}"]
+
+    return goals.table(["layer", "ms", "G terms/s"], rows, first, GOALS)
 
 
 def beside_table(rows: list[dict]) -> str:
     """Ratios to other libraries that carry no goal."""
-    body = [[row["name"], *_cells(row, BESIDE)] for row in rows]
-    return timing.table(["layer", *(c.head for c in BESIDE)], body)
-
-
-def _cells(row: dict, columns: list[Column]) -> list[str]:
-    return [timing.cell(row["ratios"].get(c.head), c.form) for c in columns]
-
-
-def goals(record: dict) -> str:
-    """A line a goal: on how many layers it is met, and where it is not."""
-    lines = []
-    for column in GOALS:
-        values = {row["name"]: row["ratios"][column.head] for row in record["layers"]}
-        values = {name: value for name, value in values.items() if value is not None}
-        below = [name for name, value in values.items() if not column.met(value)]
-        if not values:
-            verdict = "not measured"
-        elif below:
-            verdict = f"on {len(values) - len(below)} of {len(values)} layers, not on "
-            verdict += "; ".join(below)
-        else:
-            verdict = f"met on all {len(values)} layers"
-        bound = f"{'<=' if column.at_most else '>='} {column.goal:{column.form}}"
-        lines.append(f"{column.head} {bound}: {verdict}")
-    return "\n".join(f"- {line}" for line in lines)
+    return goals.table(["layer"], rows, lambda row: [row["name"]], BESIDE)
 
 
 def plot(record: dict, file: Path) -> None:

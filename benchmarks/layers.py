@@ -95,7 +95,29 @@ RESNET18 = [
 ]
 LAYERS = RESNET20 + RESNET18
 
+SHIFT = [
+    Layer(8, 64, 64, 56, kernel=1),
+    Layer(8, 144, 64, 56, kernel=1),
+    Layer(8, 128, 128, 28, kernel=1),
+    Layer(8, 256, 256, 14, kernel=1),
+    Layer(16, 512, 512, 7, kernel=1),
+    Layer(32, 48, 16, 32, kernel=1),
+]
+# Bare shifts, of their inputs: from inside the caches to far outside them.
+MOVES = [
+    Layer(32, 64, 64, 56, kernel=1),
+    Layer(8, 64, 64, 56, kernel=1),
+    Layer(32, 48, 16, 32, kernel=1),
+    Layer(32, 128, 128, 28, kernel=1),
+    Layer(64, 256, 256, 14, kernel=1),
+    Layer(8, 256, 256, 14, kernel=1),
+    Layer(128, 192, 64, 8, kernel=1),
+    Layer(64, 512, 512, 7, kernel=1),
+    Layer(16, 512, 512, 7, kernel=1),
+]
+
 # Seconds of work in all: for a look at whether everything runs, not for figures.
+QUICK_SHIFT = [Layer(2, 12, 8, 8, kernel=1), Layer(1, 9, 4, 10, kernel=1)]
 QUICK = [Layer(2, 8, 8, 8), Layer(2, 8, 16, 8, kernel=1, stride=2)]
 
 

@@ -32,18 +32,25 @@ def run(check: bool) -> int:
 
 def current_sections() -> dict[str, str]:
     """What belongs between the markers of each name, from the newest results."""
-    from benchmarks import adder, curves, emulator, training, winograd
+    from benchmarks import adder, curves, emulator, goals, shift, training, winograd
 
-    kinds = "adder", "winograd", "training", "emulator", "gpu"
+    kinds = "adder", "winograd", "shift", "training", "emulator", "gpu"
     found = {kind: newest(timing.RESULTS, kind) for kind in kinds}
     sections = {"gpu-status": status_table(found["gpu"])}
     if record := found["adder"]:
         rows = record["layers"]
-        parts = adder.summary(record), adder.goal_table(rows), adder.NOTES, adder.goals(record)
+        verdicts = goals.verdicts(rows, adder.GOALS)
+        parts = goals.summary(record), adder.goal_table(rows), adder.NOTES, verdicts
         sections["adder"] = "\n\n".join(parts)
         sections["adder-beside"] = adder.beside_table(rows)
     if record := found["winograd"]:
         sections["winograd"] = winograd.document(record)
+    if record := found["shift"]:
+        rows = record["layers"]
+        tables = shift.move_table(record), shift.layer_table(rows)
+        parts = goals.summary(record), *tables, shift.NOTES, shift.verdicts(record)
+        sections["shift"] = "\n\n".join(parts)
+        sections["shift-beside"] = shift.beside_table(rows)
     if record := found["training"]:
         sections["training"] = training.document(record)
     if record := found["emulator"]:

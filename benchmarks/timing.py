@@ -35,6 +35,11 @@ def call_seconds(function: Callable[[], object], least: float) -> float:
     return median(taken)
 
 
+def case(function: Callable[[], object], least: float, scale: float = 1) -> Callable[[], float]:
+    """A case for `interleaved`: a call's seconds, times what it stands for."""
+    return lambda: scale * call_seconds(function, least)
+
+
 class Quiet:
     """Repeats a measurement during which other processes were at work, while patience lasts."""
 
@@ -91,6 +96,13 @@ def ratio(seconds: Seconds, numerator: str, denominator: str) -> float | None:
         return None
     pairs = zip(seconds[numerator], seconds[denominator], strict=True)
     return median(a / b for a, b in pairs)
+
+
+def choose_fastest(seconds: Seconds, name: str, *ways: str) -> None:
+    """Let `name` stand for the one of the ways that were measured with the smallest median."""
+    measured = [way for way in ways if way in seconds]
+    if measured:
+        seconds[name] = seconds[min(measured, key=lambda way: median(seconds[way]))]
 
 
 def progress(items: Iterable, unit: str) -> Iterable:

@@ -10,7 +10,7 @@ import numpy as np
 
 import mulfree_cupy as mf
 from benchmarks import reference, timing
-from benchmarks.adder import summary
+from benchmarks.goals import summary
 from benchmarks.layers import Layer
 from mulfree_cupy import launch
 

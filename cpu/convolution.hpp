@@ -161,7 +161,8 @@ struct Panel {
           lines(p_.height, p_.width, ROW, LANES<X>) {
         runs = scratch.take<Run>(ROW);
         y_runs = scratch.take<Run>(ROW);
-        spans = scratch.take<Span>(ROW * blocking.position_chunk);
+        spans = scratch.take<Span>(
+            ROW * (p.x_shifts ? larger(MOST_KINDS, blocking.rows()) : blocking.position_chunk));
         y_spans = scratch.take<Span>(ROW);
         x_spans = scratch.take<Span>(ROW);
         matrix_tap = scratch.take<index>(blocking.rows());
@@ -191,7 +192,9 @@ struct Panel {
         first_pixel = panel * ROW;
         const index count = smaller(ROW, p.batch * height * width - first_pixel);
         vectors = ceil_div(count, LANES<X>);
-        find_runs(height, width, first_pixel, count, LANES<X>, PANEL_VECTORS, runs, start);
+        if (p.x_shifts)
+            find_shifted_runs(*p.x_shifts, first_pixel, count, LANES<X>, PANEL_VECTORS, runs, start);
+        else find_runs(height, width, first_pixel, count, LANES<X>, PANEL_VECTORS, runs, start);
         spans_at = -1;
         look_ahead();
         in_lines = blocking.position_chunk == blocking.positions && p.x.column == 1 &&
@@ -202,6 +205,11 @@ struct Panel {
         } else {
             for (index v = 0; v < PANEL_VECTORS; ++v) place[v] = v * LANES<X>;
             tap = matrix_tap;
+        }
+        if (p.y_shifts) {
+            find_shifted_runs(*p.y_shifts, first_pixel, count, LANES<X>, PANEL_VECTORS, y_runs, y_start);
+            solid = false;
+            return;
         }
         // Rows of y without gaps are one long row.
         const index found = dense() ? find_runs(1, height * width, first_pixel, count, LANES<X>,
@@ -222,11 +230,17 @@ struct Panel {
             if (SUMS) sum_windows(block.positions);
             return;
         }
-        if (spans_at != block.position) {
+        PixelMap map{start, spans, p.width.step * p.x.column};
+        if (p.x_shifts) {
+            const BlockKinds kinds(p.x_shifts, block);
+            if (spans_at != kinds.first)
+                find_shifted_spans(runs, start[PANEL_VECTORS], p.x, *p.x_shifts, kinds.first, kinds.end, spans);
+            spans_at = map.first_kind = kinds.first;
+            map.kind = p.x_shifts->kind + block.channel;
+        } else if (spans_at != block.position) {
             find_spans(runs, start[PANEL_VECTORS], p.x, p.height, p.width, block, spans);
             spans_at = block.position;
         }
-        const PixelMap map{start, spans, p.width.step * p.x.column};
         pack<SUMS, PANEL_VECTORS>(map, x, p.x.channel, (const X*)nullptr, block, pixels, sum, magnitude);
     }
 
@@ -269,8 +283,14 @@ struct Panel {
             for (int v = 0; v < PANEL_VECTORS; ++v) store(y + v * LANES<Y>, value(v));
             return;
         }
+        index lane_stride = p.y.column;
+        if (p.y_shifts) {
+            const index kind = p.y_shifts->kind[filter + f];
+            find_shifted_spans(y_runs, y_start[PANEL_VECTORS], p.y, *p.y_shifts, kind, kind + 1, y_spans);
+            lane_stride *= p.y_shifts->width.step;
+        }
         for (index v = 0; v < vectors; ++v)
-            scatter(y_spans + y_start[v], y_spans + y_start[v + 1], y, p.y.column, value(v));
+            scatter(y_spans + y_start[v], y_spans + y_start[v + 1], y, lane_stride, value(v));
     }
 
     // The same from an array, when lanes of y and lanes of a vector are not alike.
@@ -324,6 +344,7 @@ private:
 
     // and the lines of y that it will end up in.
     void prefetch_output(index tile) {
+        if (p.y_shifts) return;
         for (index f = tile; f < tile + tile_filters(tile); ++f) {
             const Y* y = p.y.data + (group * p.filters + filter + f) * p.y.channel;
             for (index v = 0; v < vectors; ++v)

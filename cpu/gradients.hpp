@@ -80,19 +80,26 @@ inline void clip_panel(P& panel, const bool* wanted, Finish finish) {
 // `limit`, or a NaN, goes to beyond[tile]. Returns whether any does.
 template <class P, class T>
 inline bool load_pixels(P& panel, const Image<const T>& x, const T* centre, T limit, bool* beyond) {
+    const Shifts* shifts = panel.p.y_shifts;
+    const Run* runs = shifts ? panel.y_runs : panel.runs;
+    const index* start = shifts ? panel.y_start : panel.start;
+    const index count = start[PANEL_VECTORS], lane_stride = shifts ? shifts->width.step * x.column : x.column;
     bool any = false;
-    for (index r = 0; r < panel.start[PANEL_VECTORS]; ++r)
-        panel.x_spans[r] = pixel_span(panel.runs[r], x);
+    for (index r = 0; r < count && !shifts; ++r) panel.x_spans[r] = pixel_span(runs[r], x);
     Vec<T> largest{};
     for (index f = 0; f < panel.filters; ++f) {
         const index channel = panel.group * panel.p.filters + panel.filter + f;
         const T* base = x.data + channel * x.channel;
+        if (shifts) {
+            const index kind = shifts->kind[channel];
+            find_shifted_spans(runs, count, x, *shifts, kind, kind + 1, panel.x_spans);
+        }
         for (index v = 0; v < panel.vectors; ++v) {
-            const Span* first = panel.x_spans + panel.start[v];
-            const Span* last = panel.x_spans + panel.start[v + 1];
-            const Vec<T> value = x.column == 1   ? gather<CONTIGUOUS>(first, last, base, 1)
-                                 : x.column == 2 ? gather<EVEN>(first, last, base, 2)
-                                                 : gather<STRIDED>(first, last, base, x.column);
+            const Span* first = panel.x_spans + start[v];
+            const Span* last = panel.x_spans + start[v + 1];
+            const Vec<T> value = lane_stride == 1   ? gather<CONTIGUOUS>(first, last, base, 1)
+                                 : lane_stride == 2 ? gather<EVEN>(first, last, base, 2)
+                                                    : gather<STRIDED>(first, last, base, lane_stride);
             const Vec<T> centred = value - broadcast(centre[channel]);
             store(panel.rows + f * panel.ROW + v * LANES<T>, centred);
             largest = max(largest, abs(centred));
@@ -275,11 +282,12 @@ struct GradScratch {
     index *at, *tap;  // where the pieces go; where the rows of a block start
     Span* spans;
     T *x, *grad, *total;
-    GradScratch(const GradGrid& grid, const Blocking& blocking, index filters, Carver& scratch)
+    GradScratch(const GradGrid& grid, const Blocking& blocking, index filters, bool shifts, Carver& scratch)
         : pieces(grid.pieces), at(scratch.take<index>(pieces)), tap(scratch.take<index>(GRAD_ROWS + 1)) {
         const index positions = grid.shifted ? grid.phases() : blocking.position_chunk;
+        const index kinds = larger(positions, shifts ? MOST_KINDS : 0);
         filters = round_up(smaller(filters, GRAD_FILTERS), TILE_FILTERS);
-        spans = scratch.take<Span>(pieces * positions);
+        spans = scratch.take<Span>(pieces * kinds);
         x = scratch.take<T>(grid.row * (blocking.channel_chunk * positions + 1));
         grad = scratch.take<T>(grid.row * filters);
         total = scratch.take<T>(LANES<T> * (GRAD_ROWS + 1) * filters);
@@ -287,14 +295,19 @@ struct GradScratch {
 };
 
 // Pixels [begin, begin + count) of the rows (channel, position) of a block, less centre[channel] where
-// centres are given.
+// centres are given; with shifts the channels are displaced.
 template <class T>
 inline void pack_grad_rows(const GradGrid& grid, const GradScratch<T>& s, index batch, index begin,
                            index count, const Image<const T>& x, index channel, const Axis& h,
-                           const Axis& w, const T* centre, const Block& block, T* rows) {
+                           const Axis& w, const Shifts* shifts, const T* centre, const Block& block,
+                           T* rows) {
+    const BlockKinds kinds(shifts, block);
     index pieces = 0;
     grid.each_piece(batch, begin, count, LANES<T>, [&](const Run& run, index at) {
-        for (index t = 0; t < block.positions; ++t) {
+        for (index k = kinds.first; k < kinds.end; ++k)
+            find_shifted_spans(&run, 1, x, *shifts, k, k + 1,
+                               s.spans + (k - kinds.first) * s.pieces + pieces);
+        for (index t = 0; t < block.positions && !shifts; ++t) {
             const index i = (block.position + t) / w.taps, j = (block.position + t) % w.taps;
             s.spans[t * s.pieces + pieces] = source_span(run, x, h, w, i, j);
         }
@@ -305,9 +318,10 @@ inline void pack_grad_rows(const GradGrid& grid, const GradScratch<T>& s, index 
         const T* from = x.data + channel * x.channel;
         for (index c = 0; c < block.channels; ++c, from += x.channel) {
             const Vec<T> shift = broadcast(centre ? centre[channel + c] : T(0));
+            const index kind = shifts ? shifts->kind[block.channel + c] - kinds.first : 0;
             for (index t = 0; t < block.positions; ++t, rows += grid.row)
                 for (index k = 0; k < pieces; ++k) {
-                    const Span* span = s.spans + t * s.pieces + k;
+                    const Span* span = s.spans + (kind + t) * s.pieces + k;
                     prefetch(from, 2 * x.channel + span->offset);
                     store(rows + s.at[k],
                           gather<Access(way.value)>(span, span + 1, from, lane_stride) - shift);
@@ -348,9 +362,9 @@ inline void grad_w_unit(const GradW<T>& p, const T* centre, const GradGrid& grid
     for (index i = 0; i < filters * total_row; ++i) s.total[i] = 0;
     for (index begin = 0; begin < grid.pixels; begin += COUNT) {
         const index count = round_up(smaller(COUNT, grid.pixels - begin), LANES<T>);
-        pack_grad_rows(grid, s, p.batch, begin, count + grid.reach, p.x, channel, h.axis, w.axis, centre,
-                       packed, s.x);
-        pack_grad_rows(grid, s, p.batch, begin, count, p.grad, k, grad_h, grad_w, (const T*)nullptr,
+        pack_grad_rows(grid, s, p.batch, begin, count + grid.reach, p.x, channel, h.axis, w.axis,
+                       p.x_shifts, centre, packed, s.x);
+        pack_grad_rows(grid, s, p.batch, begin, count, p.grad, k, grad_h, grad_w, nullptr, (const T*)nullptr,
                        Block{0, filters, 0, 1}, s.grad);
         products(filters, rows, count, s.grad, grid.row, s.x, s.tap, s.total, total_row);
     }
@@ -398,9 +412,11 @@ inline void grad_w(const GradW<T>& p) {
     const index cuts = ceil_div(most, p.groups * filter_blocks * ceil_div(positions, blocking.position_chunk));
     blocking.channel_chunk =
         larger(1, smaller(GRAD_ROWS / blocking.position_chunk, ceil_div(p.channels, cuts)));
+    if (p.x_shifts && p.x_shifts->kinds >= MOST_KINDS)  // the table of spans has room for so many
+        blocking.channel_chunk = smaller(blocking.channel_chunk, MOST_KINDS);
     const index units = p.groups * filter_blocks * blocking.count();
     Carver measure(nullptr);
-    GradScratch<T>(grid, blocking, p.filters, measure);
+    GradScratch<T>(grid, blocking, p.filters, p.x_shifts, measure);
     const index scratch = measure.used();
     const index threads = larger(1, smaller(threads_for(units, terms), GRAD_WORKSPACE / scratch));
     Workspace workspace;
@@ -411,7 +427,7 @@ inline void grad_w(const GradW<T>& p) {
 #pragma omp parallel num_threads(threads)
     {
         Carver mine(workspace.data() + this_thread() * scratch);
-        const GradScratch<T> own(grid, blocking, p.filters, mine);
+        const GradScratch<T> own(grid, blocking, p.filters, p.x_shifts, mine);
 #pragma omp for
         for (index c = 0; c < channels; ++c) {
             const T* w = p.w + (c / p.channels * p.filters * p.channels + c % p.channels) * positions;

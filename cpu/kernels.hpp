@@ -28,7 +28,24 @@ struct Image {
     index batch, channel, row, column;
 };
 
-// y[n, f, pixel] = bias[f] + sum over channels and taps of term(x, w), group by group.
+// An image of which every channel is seen displaced: channel c at pixel p of an axis lies at place
+//     p * step + row (or column)[kind[c]],
+// and is zero outside [0, size). The axes hold pixels, step and size.
+struct Shifts {
+    Axis height, width;
+    index kinds;                // distinct displacements,
+    const index *row, *column;  // and what they are
+    const index* kind;          // of every channel; its own number where there are MOST_KINDS or more
+    // A bit for every pixel of the plane that lies inside the image, plane after plane, each of
+    // `inside_bytes`; only where pixels and places are alike in number and without gaps.
+    const std::uint8_t* inside;
+    index inside_bytes;
+};
+constexpr index MOST_KINDS = 32;
+
+// y[n, f, pixel] = bias[f] + sum over channels and taps of term(x, w), group by group. Where x_shifts is
+// given the channels of x are seen displaced, where y_shifts is those of y are written so; such a
+// convolution has one group and one tap.
 template <class X, class Y>
 struct Convolution {
     index batch, groups, channels, filters;  // channels and filters of one group
@@ -38,9 +55,10 @@ struct Convolution {
     index w_group, w_filter, w_channel, w_row, w_column;
     const Y* bias;  // one value a filter, or null
     Image<Y> y;
+    const Shifts *x_shifts = nullptr, *y_shifts = nullptr;
 };
 
-// What adder_grad_x needs beyond a convolution of the gradient: x at the pixels of y.
+// What adder_grad_x needs beyond a convolution of the gradient: x at the pixels of y, displaced as y is.
 template <class T>
 struct AdderGradX {
     Convolution<T, T> convolution;
@@ -56,6 +74,7 @@ struct GradW {
     Image<const T> grad, x;
     const T* w;  // null for conv
     T* grad_w;
+    const Shifts* x_shifts = nullptr;
 };
 
 // One pass of batch normalisation over x (batch, channels, pixels), C-contiguous as all arrays here;

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <map>
 #include <numeric>
 #include <optional>
 #include <stdexcept>
@@ -15,6 +16,7 @@
 
 #include "columns.hpp"
 #include "kernels.hpp"
+#include "shift.hpp"
 #include "winograd_plan.hpp"
 
 namespace py = pybind11;
@@ -548,6 +550,160 @@ void bind_winograd(py::module_& m, const char* plan_name, const char* dtype) {
        py::arg("padding"), py::arg("relu"), py::arg("matrices").none(true));
 }
 
+// ---- shifts -------------------------------------------------------------------------------------------------
+
+using Table = py::array_t<std::int32_t, 0>;
+
+Shift shift_of(const py::array& shown, const py::array& image, const Table& table, Pair stride) {
+    require(shown.ndim() == 4 && image.ndim() == 4, "expected arrays of 4 dimensions");
+    const auto axis = [&](int d, index step) {
+        require(shown.shape(d) == (image.shape(d) + step - 1) / step, "sizes and stride do not match");
+        return forward_axis(image.shape(d), shown.shape(d), 1, step, 0, 1);
+    };
+    require(table.ndim() == 2 && table.shape(0) == image.shape(1) && table.shape(1) == 2,
+            "shifts must have a row for every channel");
+    return {image.shape(0), image.shape(1), axis(2, stride.first), axis(3, stride.second), contiguous(table)};
+}
+
+// The displacements of a convolution's channels. With `dense` planes they also are bits (kernels.hpp).
+class ShiftTable {
+public:
+    ShiftTable(const Shift& s, bool dense) : kind_(s.channels) {
+        std::map<std::pair<index, index>, index> found;
+        for (index c = 0; c < s.channels; ++c)
+            kind_[c] = found.emplace(Pair(s.table[2 * c], s.table[2 * c + 1]), found.size()).first->second;
+        const bool few = index(found.size()) < MOST_KINDS;
+        const index kinds = few ? index(found.size()) : s.channels;
+        row_.resize(kinds), column_.resize(kinds);
+        for (index c = 0; c < s.channels; ++c) {
+            if (!few) kind_[c] = c;
+            row_[kind_[c]] = s.table[2 * c], column_[kind_[c]] = s.table[2 * c + 1];
+        }
+        shifts = {s.height, s.width, kinds, row_.data(), column_.data(), kind_.data(), nullptr, 0};
+        shifts.inside_bytes = s.height.pixels * s.width.pixels / 8 + 8;  // a vector's bits are read as four bytes
+        if (!dense || s.height.step > 1 || s.width.step > 1 || kinds * shifts.inside_bytes > INSIDE) return;
+        inside_.resize(kinds * shifts.inside_bytes);
+        for (index k = 0; k < kinds; ++k) {
+            const Shown rows(s.height, row_[k]), columns(s.width, column_[k]);
+            for (index r = rows.first; r < rows.end; ++r)
+                set_bits(inside_.data() + k * shifts.inside_bytes, r * s.width.pixels + columns.first,
+                         r * s.width.pixels + columns.end);
+        }
+        shifts.inside = inside_.data();
+    }
+    ShiftTable(const ShiftTable&) = delete;
+
+    Shifts shifts;
+
+private:
+    static constexpr index INSIDE = 8 << 20;  // bytes
+
+    static void set_bits(std::uint8_t* bits, index first, index end) {
+        for (; first < end && first % 8; ++first) bits[first / 8] |= std::uint8_t(1 << first % 8);
+        for (; first + 8 <= end; first += 8) bits[first / 8] = 255;
+        for (; first < end; ++first) bits[first / 8] |= std::uint8_t(1 << first % 8);
+    }
+
+    std::vector<index> kind_, row_, column_;
+    std::vector<std::uint8_t> inside_;
+};
+
+template <class T>
+bool dense(const Image<T>& x, index width) {
+    return x.column == 1 && x.row == width;
+}
+
+template <class T>
+void shift_forward(void (*kernel)(const Convolution<T, T>&), const Array<T>& x_array, const Array<T>& w,
+                   const Table& table, const std::optional<Array<T>>& bias, py::array out, Pair stride) {
+    const Source<T> x(x_array);
+    T* y = writable<T>(out, 4);
+    const Shift s = shift_of(out, x.array, table, stride);
+    require(w.ndim() == 2 && w.shape(1) == s.channels && out.shape(1) == w.shape(0) &&
+                out.shape(0) == s.batch,
+            "x, w and out do not match");
+    const T* weights = contiguous(w);
+    const T* b = bias ? contiguous(*bias) : nullptr;
+    const index filters = w.shape(0);
+    py::gil_scoped_release release;
+    const ShiftTable shifted(s, dense(x.image, s.width.size));
+    kernel({s.batch, 1, s.channels, filters, s.height, s.width, x.image, weights, 0, s.channels, 1, 1, 1, b,
+            image_of(y, filters, s.height.pixels, s.width.pixels), &shifted.shifts});
+}
+
+// The gradient by x: a 1x1 convolution of grad whose answer goes to the places that the pixels show.
+// run(convolution, shifts) gets it.
+template <class T, class Run>
+void shift_grad_x(const Source<T>& grad, const Array<T>& w, const Table& table, py::array grad_x,
+                  Pair stride, bool x_dense, Run run) {
+    T* to = writable<T>(grad_x, 4);
+    const Shift s = shift_of(grad.array, grad_x, table, stride);
+    require(w.ndim() == 2 && w.shape(1) == s.channels && grad.shape(1) == w.shape(0) &&
+                grad.shape(0) == s.batch,
+            "grad, x and w do not match");
+    const T* weights = contiguous(w);
+    const index filters = w.shape(0);
+    py::gil_scoped_release release;
+    const ShiftTable shifted(s, x_dense);
+    clear_hidden(s, to);
+    run(Convolution<T, T>{s.batch, 1, filters, s.channels,
+                          forward_axis(s.height.pixels, s.height.pixels, 1, 1, 0, 1),
+                          forward_axis(s.width.pixels, s.width.pixels, 1, 1, 0, 1), grad.image, weights, 0, 1,
+                          s.channels, 1, 1, nullptr,
+                          image_of(to, s.channels, s.height.size, s.width.size), nullptr, &shifted.shifts});
+}
+
+template <class T>
+void shift_grad_w(const Array<T>& grad_array, const Array<T>& x_array, const T* w, const Table& table,
+                  py::array grad_w, Pair stride) {
+    const Source<T> grad(grad_array), x(x_array);
+    T* to = writable<T>(grad_w, 2);
+    const Shift s = shift_of(grad.array, x.array, table, stride);
+    require(grad_w.shape(0) == grad.shape(1) && grad_w.shape(1) == s.channels && grad.shape(0) == s.batch,
+            "grad, x and grad_w do not match");
+    const index filters = grad_w.shape(0);
+    py::gil_scoped_release release;
+    const ShiftTable shifted(s, false);
+    kernels<T>().grad_w({s.batch, 1, s.channels, filters, s.height, s.width, grad.image, x.image, w, to,
+                         &shifted.shifts});
+}
+
+template <class T>
+void bind_shift(py::module_& m) {
+    using Bias = std::optional<Array<T>>;
+    const auto forward = [&](const char* name, auto kernel) {
+        m.def(name, [kernel](Array<T> x, Array<T> w, Table shifts, Bias bias, Array<T> out, Pair s) {
+            shift_forward<T>(kernel(), x, w, shifts, bias, out, s);
+        }, py::arg("x").noconvert(), py::arg("w").noconvert(), py::arg("shifts").noconvert(),
+           py::arg("bias").noconvert().none(true), py::arg("out").noconvert(), py::arg("stride"));
+    };
+    forward("shift_conv", [] { return kernels<T>().conv; });
+    forward("shift_adder_conv", [] { return kernels<T>().adder_conv; });
+    m.def("shift_conv_grad_x", [](Array<T> grad, Array<T> w, Table shifts, Array<T> grad_x, Pair s) {
+        shift_grad_x<T>(Source<T>(grad), w, shifts, grad_x, s, true,
+                        [](const Convolution<T, T>& p) { kernels<T>().conv(p); });
+    }, py::arg("grad").noconvert(), py::arg("w").noconvert(), py::arg("shifts").noconvert(),
+       py::arg("grad_x").noconvert(), py::arg("stride"));
+    m.def("shift_adder_conv_grad_x", [](Array<T> grad, Array<T> x_array, Array<T> w, Table shifts,
+                                        Array<T> grad_x, Pair s) {
+        const Source<T> x(x_array);
+        shift_grad_x<T>(Source<T>(grad), w, shifts, grad_x, s, dense(x.image, x.shape(3)),
+                        [&](const Convolution<T, T>& p) { kernels<T>().adder_grad_x({p, x.image}); });
+    }, py::arg("grad").noconvert(), py::arg("x").noconvert(), py::arg("w").noconvert(),
+       py::arg("shifts").noconvert(), py::arg("grad_x").noconvert(), py::arg("stride"));
+    m.def("shift_conv_grad_w", [](Array<T> grad, Array<T> x, Table shifts, Array<T> grad_w, Pair s) {
+        shift_grad_w<T>(grad, x, nullptr, shifts, grad_w, s);
+    }, py::arg("grad").noconvert(), py::arg("x").noconvert(), py::arg("shifts").noconvert(),
+       py::arg("grad_w").noconvert(), py::arg("stride"));
+    m.def("shift_adder_conv_grad_w", [](Array<T> grad, Array<T> x, Array<T> w, Table shifts,
+                                        Array<T> grad_w, Pair s) {
+        shift_grad_w<T>(grad, x, contiguous(w), shifts, grad_w, s);
+    }, py::arg("grad").noconvert(), py::arg("x").noconvert(), py::arg("w").noconvert(),
+       py::arg("shifts").noconvert(), py::arg("grad_w").noconvert(), py::arg("stride"));
+}
+
+// ---- moves of bits --------------------------------------------------------------------------------------------
+
 struct Bits128 {
     std::uint64_t half[2];
 };
@@ -564,16 +720,39 @@ void im2col_bits(py::array x_array, py::array cols, Pair kernel, Pair s, Pair p,
     im2col<T>(c, x.image, to);
 }
 
+// Calls f(a value of an unsigned type of this size).
+template <class F>
+void with_bits(py::ssize_t size, F f) {
+    switch (size) {
+    case 1: return f(std::uint8_t());
+    case 2: return f(std::uint16_t());
+    case 4: return f(std::uint32_t());
+    case 8: return f(std::uint64_t());
+    case 16: return f(Bits128());
+    default: throw std::invalid_argument("elements must have 1, 2, 4, 8 or 16 bytes");
+    }
+}
+
 void im2col_any(py::array x, py::array cols, Pair kernel, Pair s, Pair p, Pair d) {
     require(x.itemsize() == cols.itemsize(), "x and cols must have the same dtype");
-    switch (x.itemsize()) {
-    case 1: return im2col_bits<std::uint8_t>(x, cols, kernel, s, p, d);
-    case 2: return im2col_bits<std::uint16_t>(x, cols, kernel, s, p, d);
-    case 4: return im2col_bits<std::uint32_t>(x, cols, kernel, s, p, d);
-    case 8: return im2col_bits<std::uint64_t>(x, cols, kernel, s, p, d);
-    case 16: return im2col_bits<Bits128>(x, cols, kernel, s, p, d);
-    default: throw std::invalid_argument("im2col moves elements of 1, 2, 4, 8 or 16 bytes");
-    }
+    with_bits(x.itemsize(), [&](auto bits) { im2col_bits<decltype(bits)>(x, cols, kernel, s, p, d); });
+}
+
+// `adjoint` moves an answer of shift back.
+void shift_any(py::array source, const Table& table, py::array target, Pair stride, bool adjoint) {
+    require(source.itemsize() == target.itemsize(), "both arrays must have the same dtype");
+    with_bits(source.itemsize(), [&](auto bits) {
+        using T = decltype(bits);
+        const Source<T> from(source);
+        T* to = writable<T>(target, 4);
+        const Shift s = adjoint ? shift_of(from.array, target, table, stride)
+                                : shift_of(target, from.array, table, stride);
+        require(source.shape(0) == target.shape(0) && source.shape(1) == target.shape(1),
+                "batches or channels do not match");
+        py::gil_scoped_release release;
+        if (adjoint) shift_backward(s, from.image, to);
+        else shift<1>(s, from.image, to);
+    });
 }
 
 double peak(const std::string& operation, double seconds) {
@@ -611,6 +790,8 @@ PYBIND11_MODULE(_cpu, m) {
 
     bind_float<float>(m);
     bind_float<double>(m);
+    bind_shift<float>(m);
+    bind_shift<double>(m);
     bind_batch_norm<float>(m);
     bind_batch_norm<double>(m);
     bind_winograd<float>(m, "WinogradPlanFloat32", "float32");
@@ -622,6 +803,12 @@ PYBIND11_MODULE(_cpu, m) {
     }, py::arg("x").noconvert(), py::arg("w").noconvert(), py::arg("bias").noconvert().none(true),
        py::arg("out").noconvert(), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
        py::arg("groups"));
+    m.def("shift", [](py::array x, Table shifts, py::array out, Pair s) {
+        shift_any(x, shifts, out, s, false);
+    }, py::arg("x"), py::arg("shifts").noconvert(), py::arg("out"), py::arg("stride"));
+    m.def("shift_backward", [](py::array grad, Table shifts, py::array grad_x, Pair s) {
+        shift_any(grad, shifts, grad_x, s, true);
+    }, py::arg("grad"), py::arg("shifts").noconvert(), py::arg("grad_x"), py::arg("stride"));
     m.def("im2col", &im2col_any, py::arg("x"), py::arg("cols"), py::arg("kernel"), py::arg("stride"),
           py::arg("padding"), py::arg("dilation"));
 }

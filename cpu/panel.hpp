@@ -211,11 +211,55 @@ inline void find_spans(const Run* runs, index count, const Image<T>& x, const Ax
     }
 }
 
+// Runs of the pixels of an image seen displaced: where all pixels are inside or have a bit that says so,
+// rows do not matter, and a plane is one row.
+inline index find_shifted_runs(const Shifts& s, index begin, index count, index lanes, index vectors,
+                               Run* runs, index* start) {
+    const index height = s.height.pixels, width = s.width.pixels;
+    return s.inside ? find_runs(1, height * width, begin, count, lanes, vectors, runs, start)
+                    : find_runs(height, width, begin, count, lanes, vectors, runs, start);
+}
+
+// The spans of every run, displacement by displacement.
+template <class T>
+inline void find_shifted_spans(const Run* runs, index count, const Image<T>& x, const Shifts& s,
+                               index first, index last, Span* spans) {
+    for (index k = first; k < last; ++k) {
+        const index offset = s.row[k] * x.row + s.column[k] * x.column;
+        const std::uint8_t* inside = s.inside + k * s.inside_bytes;
+        Axis h = s.height, w = s.width;
+        h.offset = s.row[k], w.offset = s.column[k];
+        for (index r = 0; r < count; ++r, ++spans) {
+            if (!s.inside) {
+                *spans = source_span(runs[r], x, h, w, 0, 0);
+                continue;
+            }
+            const Run& run = runs[r];
+            std::uint32_t bits;
+            __builtin_memcpy(&bits, inside + run.column / 8, sizeof bits);
+            bits = (bits >> run.column % 8 & ((1u << run.count) - 1)) << run.lane;
+            *spans = bits ? Span{run.image * x.batch + run.column - run.lane + offset, bits, 0}
+                          : Span{0, 0, 0};
+        }
+    }
+}
+
 // What pack needs to know of the pixels of a panel.
 struct PixelMap {
     const index* start;  // first run of each vector, and the number of runs
     const Span* spans;   // [position][run]
     index lane_stride;
+    const index* kind = nullptr;  // where spans are [kind][run], that of every channel,
+    index first_kind = 0;         // and the kind of the first span
+};
+
+// The kinds of displacement whose spans serve a block: all of them, which then serve every block, or one
+// for each of its channels; none without shifts.
+struct BlockKinds {
+    index first, end;
+    BlockKinds(const Shifts* s, const Block& block) : first(0), end(s ? s->kinds : 0) {
+        if (end >= MOST_KINDS) first = block.channel, end = block.channel + block.channels;
+    }
 };
 
 // What SUMS adds up of the pixels of a panel: their sum, and the sum of the magnitudes of floats.
@@ -236,7 +280,7 @@ inline void pack_rows(const PixelMap& map, const T* x, index channel_stride, con
     Vec<T> s[SUMS ? VECTORS : 1] = {}, m[SUMS ? VECTORS : 1] = {};
     for (index c = 0; c < block.channels; ++c, x += channel_stride) {
         const Vec<T> shift = broadcast(centre ? centre[c] : T(0));
-        const Span* spans = map.spans;
+        const Span* spans = map.spans + (map.kind ? (map.kind[c] - map.first_kind) * runs : 0);
         for (index t = 0; t < block.positions; ++t, spans += runs, panel += VECTORS * LANES<T>) {
 #pragma GCC unroll 12
             for (int v = 0; v < VECTORS; ++v) {

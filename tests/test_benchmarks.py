@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 import mulfree_cupy as mf  # noqa: E402
 from benchmarks import (  # noqa: E402
     adder,
+    goals,
     gpu,
     gpu_shift,
     gpu_tables,
@@ -192,7 +193,7 @@ class TestAdder:
         machine = {"date": "2026-01-01", "cpu": "a CPU", "versions": {}, "commit": "abc"}
         counted = {"measurements": 100, "disturbed": disturbed}
         record = {"machine": machine, "threads": 2, "cpu_features": "avx2", **counted}
-        assert adder.summary(record).endswith(ends)
+        assert goals.summary(record).endswith(ends)
 
     def test_goals(self):
         def row(name, speed, backward):
@@ -200,7 +201,7 @@ class TestAdder:
             measured = {"speed, conv2d = 1": speed, "backward / forward": backward}
             return {"name": name, "ratios": heads | measured}
 
-        lines = adder.goals({"layers": [row("good", 0.5, 2), row("bad", 0.3, 3)]}).splitlines()
+        lines = goals.verdicts([row("good", 0.5, 2), row("bad", 0.3, 3)], adder.GOALS).splitlines()
         assert "- speed, conv2d = 1 >= 0.40: on 1 of 2 layers, not on bad" in lines
         assert "- backward / forward <= 3.00: met on all 2 layers" in lines
 

@@ -8,7 +8,6 @@ import numpy as np
 
 from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
-from mulfree_cupy.launch import numpy_shift
 from mulfree_cupy.launch import shift as launchers
 from mulfree_cupy.ops.convolution import backward, forward
 
@@ -470,7 +469,7 @@ def _move(function, source, table, target, stride, kernel):
     source, result = source.view(bits), target.view(bits)
     device = launch.device_for(source)
     if device is None:
-        getattr(numpy_shift, function)(source, table, result, stride)
+        getattr(launch.cpu_kernels(), function)(source, table, result, stride)
     else:
         launcher = getattr(launchers, function)
         launcher(device, arrays.contiguous(source), table, result, stride, kernel=kernel)
@@ -500,7 +499,7 @@ def _forward(function, launcher, x, w, shifts, bias, stride, out, kernel, also):
     launch.check_kernel(function, kernel, launchers.SHIFT_CONV_KERNELS, x=x)
 
     def on_cpu(kernels, w, bias, out):
-        getattr(numpy_shift, function)(x, w, table, bias, out, g.stride)
+        getattr(kernels, function)(x, w, table, bias, out, g.stride)
 
     def on_device(device, x, w, bias, out, g, kernel):
         launcher(device, x, w, table, bias, out, g.stride, kernel=kernel)
@@ -514,7 +513,7 @@ def _backward(function, launcher, on_cpu, grad, x, w, shifts, stride):
     table = _table(function, shifts, x, g)
 
     def cpu(kernels, grad_x, grad_w):
-        on_cpu(numpy_shift, grad, x, arrays.contiguous(w), table, grad_x, grad_w, g.stride)
+        on_cpu(kernels, grad, x, arrays.contiguous(w), table, grad_x, grad_w, g.stride)
 
     def device(device, grad, x, w, grad_x, grad_w, g):
         launcher(device, grad, x, w, table, grad_x, grad_w, g.stride)

@@ -1,0 +1,89 @@
+"""Ratios of times with goals: their tables, and where the goals are met."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks import timing
+
+
+@dataclass(frozen=True)
+class Column:
+    """A ratio of two measured times: time of `over` / time of `under`, and what it should be."""
+
+    head: str
+    over: str
+    under: str
+    form: str = ".2f"
+    goal: float | None = None
+    aim: float | None = None
+    at_most: bool = False
+
+    def met(self, value: float) -> bool:
+        return value <= self.goal if self.at_most else value >= self.goal
+
+
+def ratios(seconds: timing.Seconds, columns: list[Column]) -> dict[str, float | None]:
+    """The ratio of every column, by its head."""
+    return {c.head: timing.ratio(seconds, c.over, c.under) for c in columns}
+
+
+def summary(record: dict) -> str:
+    """One line: where and with what the figures were taken."""
+    machine = record["machine"]
+    software = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return (
+        f"{machine['date']}, {machine['cpu']}, {record['threads']} threads, "
+        f"{record['cpu_features']}; {software}; commit {machine['commit']}{_disturbed(record)}"
+    )
+
+
+def _disturbed(record: dict) -> str:
+    count, total = record["disturbed"], record["measurements"]
+    if not count:
+        return ""
+    verdict = ": not fit to be quoted" if count > total / 10 else ""
+    return f"; other processes disturbed {count} of {total} measurements{verdict}"
+
+
+def table(
+    head: list[str],
+    rows: list[dict],
+    first: Callable[[dict], list[str]],
+    columns: list[Column],
+) -> str:
+    """A row for each of `rows`, with the cells `first` gives and its ratios; then the goals."""
+    body = [
+        first(row) + [timing.cell(row["ratios"].get(c.head), c.form) for c in columns] for row in rows
+    ]
+    blank = [""] * (len(head) - 1)
+    if any(c.goal is not None for c in columns):
+        body.append(["goal", *blank, *map(_bound, columns)])
+    if any(c.aim is not None for c in columns):
+        body.append(["aim", *blank, *(timing.cell(c.aim, c.form) for c in columns)])
+    return timing.table([*head, *(c.head for c in columns)], body)
+
+
+def _bound(column: Column) -> str:
+    if column.goal is None:
+        return "-"
+    return f"{'<=' if column.at_most else '>='} {column.goal:{column.form}}"
+
+
+def verdicts(rows: list[dict], columns: list[Column]) -> str:
+    """A line a goal: on how many rows it is met, and where it is not."""
+    lines = []
+    for column in (c for c in columns if c.goal is not None):
+        values = {row["name"]: row["ratios"][column.head] for row in rows}
+        values = {name: value for name, value in values.items() if value is not None}
+        below = [name for name, value in values.items() if not column.met(value)]
+        if not values:
+            verdict = "not measured"
+        elif below:
+            verdict = f"on {len(values) - len(below)} of {len(values)} layers, not on "
+            verdict += "; ".join(below)
+        else:
+            verdict = f"met on all {len(values)} layers"
+        lines.append(f"- {column.head} {_bound(column)}: {verdict}")
+    return "\n".join(lines)
