@@ -25,6 +25,7 @@ from benchmarks import (  # noqa: E402
     peers,
     reference,
     report,
+    shift,
     timing,
     winograd,
 )
@@ -238,6 +239,22 @@ class TestWinograd:
         first, second, *_ = winograd.goals(rows).splitlines()
         assert first.endswith("goal 1 to 1.5: met on 1 of 2 layers, not on wide")
         assert second.endswith("not measured")
+
+
+class TestShift:
+    def test_quick_run(self, tmp_path, capsys):
+        assert shift.run(layers.QUICK_SHIFT, layers.QUICK_SHIFT, 1, tmp_path, quick=True) == 0
+        printed = capsys.readouterr().out
+        (file,) = tmp_path.glob("shift-cpu-*.json")
+        record = json.loads(file.read_text(encoding="utf-8"))
+        assert shift.document(record).splitlines()[-1] in printed
+        assert len(record["moves"]) == len(record["layers"]) == len(layers.QUICK_SHIFT)
+        assert_publishable(file)
+
+    def test_a_wrong_answer_is_refused(self, monkeypatch):
+        monkeypatch.setattr(shift.mf, "shift_conv", lambda x, w, s: mf.conv(x, w[:, :, None, None]))
+        with pytest.raises(reference.WrongAnswer, match="N2 12->8@8 1x1: shift_conv is off"):
+            shift.run(layers.QUICK_SHIFT, [], 1, None, quick=True)
 
 
 class TestEmulator:
