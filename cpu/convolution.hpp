@@ -197,7 +197,7 @@ struct Panel {
         else find_runs(height, width, first_pixel, count, LANES<X>, PANEL_VECTORS, runs, start);
         spans_at = -1;
         look_ahead();
-        in_lines = blocking.position_chunk == blocking.positions && p.x.column == 1 &&
+        in_lines = !p.x_shifts && blocking.position_chunk == blocking.positions && p.x.column == 1 &&
                    lines.cover(runs, start, vectors, p.height, p.width, place);
         if (in_lines) {
             lines.find_spans(runs, start, vectors, p.x, p.height, p.width, spans);

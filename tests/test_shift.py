@@ -65,6 +65,27 @@ def test_shift_adder_conv_is_its_formula(way, problem):
     assert_close(answer, expected, x.dtype)
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["shift_conv", "shift_adder_conv"])
+@pytest.mark.parametrize("size", [(5, 12), (3, 48), (7, 7), (1, 1)])
+@pytest.mark.parametrize("stride", [1, (2, 1), 2])
+def test_rows_of_whole_vectors_and_small_planes(way, name, size, stride):
+    rng = np.random.default_rng(2)
+    x, w = rng.normal(size=(5, 40, *size)).astype("f"), rng.normal(size=(9, 40)).astype("f")
+    for shifts in (mf.group_shifts(40), rng.integers(-6, 7, (40, 2))):  # few kinds, many kinds
+        answer = run(way, fused(getattr(mf, name), shifts, stride), x, w, None)
+        assert_close(answer, getattr(spec, name)(x, w, shifts, stride=stride), x.dtype)
+
+
+@given(problem=shift_problems())
+def test_fused_is_separate_bit_for_bit(problem):
+    x, w, shifts, bias = problem.x, problem.w, problem.shifts, problem.bias
+    moved, points = mf.shift(x, shifts, stride=problem.stride), w[:, :, None, None]
+    for function, plain in ((mf.shift_conv, mf.conv), (mf.shift_adder_conv, mf.adder_conv)):
+        answer = function(x, w, shifts, bias, stride=problem.stride)
+        assert_array_equal(bits(answer), bits(plain(moved, points, bias)))
+
+
 def fused(function, shifts, stride):
     return lambda x, w, bias: function(x, w, shifts, bias, stride=stride)
 
