@@ -271,8 +271,8 @@ class WinogradWeights:
             On a GPU, and for m = 2, `winograd_conv` then takes a kernel with the places of the
             weights in its code and their values in an array. Compiling it takes up to a minute,
             once a mask: weights of another object with the same mask use it again, and CuPy keeps
-            it on disk. Layers with more than 8192 weights left have too long a code, and keep the kernel
-            for all masks. On the CPU nothing changes.
+            it on disk. Layers with more than 8192 weights left have too long a code, and keep the
+            kernel for all masks. On the CPU nothing changes.
 
         Examples
         --------
