@@ -41,6 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_kernels(commands)
     _add_train(commands)
+    _add_prune(commands)
     _add_evaluate(commands)
     _add_ablation(commands)
     _add_profile(commands)
@@ -178,6 +179,72 @@ def _describe(run: Training, pair) -> str:
     )
 
 
+def _add_prune(commands) -> None:
+    command = commands.add_parser(
+        "prune",
+        help="prune a trained network and train it again, in steps",
+        description="Prune a trained spatial-, winograd- or winograd-relu- network to one density "
+        "after another, and train it after each. Prints what is left of accuracy and of the "
+        "multiplications; writes a checkpoint for each density, and pruning.png and pruning.csv.",
+    )
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help="as written by mulfree train")
+    command.add_argument(
+        "--schedule",
+        default="0.8,0.7,0.6,0.5,0.4",
+        metavar="DENSITIES",
+        help="shares of the weights to keep (default: 0.8,0.7,0.6,0.5,0.4)",
+    )
+    for option, kind, default, meaning in (
+        ("first-layer", float, 0.8, "least density of the layer that sees the image"),
+        ("epochs", int, 5, "of training at each density"),
+        ("rate", float, 0.01, "first learning rate at each density"),
+    ):
+        command.add_argument(
+            f"--{option}", type=kind, default=default, help=f"{meaning} (default: {default})"
+        )
+    command.add_argument(
+        "--score",
+        choices=["magnitude", "importance"],
+        default="magnitude",
+        help="which weights go first (default: magnitude)",
+    )
+    command.add_argument("--data", default="digits", help=_DATA_HELP + " (default: digits)")
+    command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    command.add_argument(
+        "--resume", action="store_true", help="go on with the run in --out, given the same options"
+    )
+    command.add_argument("--out", default="mulfree-prune", help="folder (default: mulfree-prune)")
+    command.set_defaults(run=_prune)
+
+
+def _prune(chosen: argparse.Namespace) -> int:
+    from mulfree_cupy import data
+    from mulfree_cupy.report import pruning
+    from mulfree_cupy.train import Interrupted, Plan, prune
+
+    plan = Plan(
+        [float(density) for density in chosen.schedule.split(",")],
+        first_layer=chosen.first_layer,
+        epochs=chosen.epochs,
+        rate=chosen.rate,
+        score=chosen.score,
+    )
+    train, test = data.load(chosen.data)
+    out = Path(chosen.out)
+    options = {"out": out, "device": chosen.device, "resume": chosen.resume}
+    try:
+        steps = prune(chosen.checkpoint, plan, train, test, **options)
+    except Interrupted:
+        print("Stopped; go on with the same command and --resume")
+        return _INTERRUPTED
+    rows = pruning.measure(steps, test)
+    print(pruning.table(rows))
+    picture = out / "pruning.png"
+    pruning.write(picture, rows, title=f"{chosen.checkpoint} on {test.name}")
+    print(f"Last network {steps[-1].path}, curve {picture}")
+    return 0
+
+
 def _add_evaluate(commands) -> None:
     command = commands.add_parser(
         "evaluate",
@@ -287,27 +354,61 @@ def _add_count(commands) -> None:
         "additions, a shift as nothing; normalisations, activations, pooling and residual sums "
         "are left out, as in the papers.",
     )
-    command.add_argument("model", metavar="MODEL", help="name of the network")
+    command.add_argument(
+        "model", metavar="MODEL", help="name of the network, or a checkpoint of mulfree train"
+    )
     for option, meaning in (
         ("channels", "of the images"),
         ("size", "pixels a side"),
         ("classes", "of the labels"),
     ):
         command.add_argument(f"--{option}", type=int, help=f"{meaning} (default: the network's)")
+    command.add_argument(
+        "--data",
+        help="print how many multiplications a checkpoint with Winograd or masked layers saves, by "
+        "zero weights and by zero activations as measured on this data: " + _DATA_HELP,
+    )
+    command.add_argument(
+        "--picture", metavar="FOLDER", help="draw the kernels of each Winograd layer there"
+    )
     command.set_defaults(run=_count)
 
 
 def _count(chosen: argparse.Namespace) -> int:
-    from mulfree_cupy import models
-    from mulfree_cupy.report import operations
+    from mulfree_cupy import data, models
+    from mulfree_cupy.report import multiplications, operations, pruning
+    from mulfree_cupy.train import load_model
 
-    shape = {
-        option: default if getattr(chosen, option) is None else getattr(chosen, option)
-        for option, default in models.default_shape(chosen.model).items()
-    }
-    model = models.build(chosen.model, **shape)
-    print(operations.count(model, shape["channels"], shape["size"]))
+    if Path(chosen.model).is_file():
+        model, mean, std, facts = load_model(chosen.model)
+        shape = facts["shape"]
+    elif chosen.data:
+        raise ValueError(f"--data needs a checkpoint, and {chosen.model} is none")
+    else:
+        shape = {
+            option: default if getattr(chosen, option) is None else getattr(chosen, option)
+            for option, default in models.default_shape(chosen.model).items()
+        }
+        model = models.build(chosen.model, **shape)
+    if chosen.data:
+        _, test = data.load(chosen.data)
+        images = pruning.sample(test, mean, std)
+        print(multiplications.table(multiplications.measured(model, images)))
+    else:
+        print(operations.count(model, shape["channels"], shape["size"]))
+    if chosen.picture:
+        _draw_kernels(model, Path(chosen.picture))
     return 0
+
+
+def _draw_kernels(model, folder: Path) -> None:
+    from mulfree_cupy import nn
+    from mulfree_cupy.report import winograd
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, layer in model.modules():
+        if isinstance(layer, nn.WinogradConv):
+            winograd.draw(folder / f"{name}.png", layer.weights, title=f"{name}: {layer.weights!r}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,30 @@
 """Layers and networks with prunable weights, in the three forms that the paper compares."""
 
+import csv
+import os
+import signal
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 import mulfree_cupy as mf
-from mulfree_cupy import models, nn, optim
+from mulfree_cupy import cli, data, models, nn, optim
 from mulfree_cupy.autograd import Tensor, apply, check_gradients, no_grad
 from mulfree_cupy.ops.winograd import importance, precondition
 from mulfree_cupy.report import multiplications, operations
+from mulfree_cupy.train import (
+    Interrupted,
+    Plan,
+    Recipe,
+    Training,
+    checkpoint,
+    evaluate,
+    load_model,
+    prune,
+    prune_layers,
+)
 
 FORMS = ["spatial", "winograd", "winograd-relu"]
 NETWORKS = ["vgg-nagadomi", "convpool-cnn-c", "resnet18"]
@@ -272,3 +288,142 @@ def test_training_runs_the_dense_kernel_on_a_gpu():
     on_the_cpu = layer(Tensor(x))
     with mf.emulated_cuda():
         assert_allclose(layer(Tensor(x)).data, on_the_cpu.data, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+@pytest.fixture(scope="module")
+def trained(digits, tmp_path_factory):
+    """Checkpoints of the three forms, and their test accuracy."""
+    answers = {}
+    for form in FORMS:
+        path = tmp_path_factory.mktemp("trained") / f"{form}.npz"
+        recipe = Recipe(f"{form}-vgg-nagadomi-16", epochs=4, batch_size=64, augment="none")
+        history = Training(recipe, *digits, path=path).run(progress=False)
+        answers[form] = path, history.test_accuracy[-1]
+    return answers
+
+
+class Killed(BaseException):
+    pass
+
+
+class TestPruning:
+    @pytest.mark.parametrize("form", FORMS)
+    def test_it_trains_prunes_and_retrains(self, form, digits, trained, tmp_path):
+        source, accuracy = trained[form]
+        assert accuracy > 0.7
+        steps = prune(source, Plan([0.6, 0.4], epochs=2), *digits, out=tmp_path, progress=False)
+        assert [step.density for step in steps] == [1, 0.6, 0.4]
+        assert steps[0].test_accuracy == accuracy
+        assert steps[-1].test_accuracy > accuracy - 0.1
+        first, second = (prunable(load_model(step.path)[0]) for step in steps[1:])
+        for i, (before, after) in enumerate(zip(first, second, strict=True)):
+            for layer, density in ((before, 0.6), (after, 0.4)):
+                wanted = round((density if i else 0.8) * layer.mask.size)
+                assert layer.mask.sum() == wanted
+                assert not layer.weight.data[~layer.mask].any()
+                assert np.count_nonzero(layer.weight.data) == wanted
+            assert not (after.mask & ~before.mask).any()
+
+    @pytest.mark.parametrize(
+        ("moment", "stop"), [(3, "kill"), (7, "kill"), (8, "Ctrl-C"), (13, "kill")]
+    )
+    def test_a_run_that_stopped_ends_as_one_that_did_not(
+        self, moment, stop, digits, tmp_path, monkeypatch
+    ):
+        """Each density takes 2 epochs of 5 steps: stopped before the first checkpoint or after."""
+        train, test = digits
+        few = replace(train, images=train.images[:200], labels=train.labels[:200]), test
+        recipe = Recipe("winograd-relu-vgg-nagadomi-8", epochs=1, batch_size=40, augment="crop")
+        source = tmp_path / "source.npz"
+        Training(recipe, *few, path=source).run(progress=False)
+        plan, options = Plan([0.6, 0.4], epochs=2), {"out": tmp_path / "out", "progress": False}
+        step, left = Training._train_step, iter(range(moment))
+
+        def mortal(self, *batch):
+            if next(left, None) is None:
+                if stop == "kill":
+                    raise Killed
+                os.kill(os.getpid(), signal.SIGINT)
+            return step(self, *batch)
+
+        monkeypatch.setattr(Training, "_train_step", mortal)
+        with pytest.raises(Killed if stop == "kill" else Interrupted):
+            prune(source, plan, *few, **options)
+        monkeypatch.undo()
+        with pytest.raises(ValueError, match="out holds a pruning run; resume it"):
+            prune(source, plan, *few, **options)
+        with pytest.raises(ValueError, match="is of another run: it has another schedule, epochs"):
+            prune(source, Plan([0.6], epochs=3), *few, **options, resume=True)
+        resumed = prune(source, plan, *few, **options, resume=True)
+        whole = prune(source, plan, *few, out=tmp_path / "whole", progress=False)
+        for ours, theirs in zip(resumed, whole, strict=True):
+            assert replace(ours, path=theirs.path) == theirs
+            (one, _), (other, _) = checkpoint.load(ours.path), checkpoint.load(theirs.path)
+            for name, array in one.items():
+                assert_array_equal(array, other[name])
+
+    def test_which_layers_are_pruned(self):
+        vgg = models.build("winograd-vgg-nagadomi-8", size=8)
+        prune_layers(vgg, 0.3, first_layer=0.7, score="importance")
+        densities = [layer.density for layer in prunable(vgg)]
+        assert_allclose(densities, [0.7] + [0.3] * 7, atol=0.005)
+        prune_layers(vgg, 0.2, first_layer=0.1)
+        assert_allclose([layer.density for layer in prunable(vgg)], 0.2, atol=0.005)
+        resnet = models.build("spatial-resnet18-8", size=8)
+        prune_layers(resnet, 0.3)
+        assert_allclose([layer.density for layer in prunable(resnet)], 0.3, atol=0.005)
+        assert resnet.conv0.weight.data.all()
+
+    @pytest.mark.parametrize(
+        ("call", "message"),
+        [
+            (lambda: Plan([]), r"schedule must be densities that fall, got \(\)"),
+            (lambda: Plan([0.4, 0.4]), "schedule must be densities that fall"),
+            (lambda: Plan([1.5]), "densities must be above 0 and at most 1, got 1.5"),
+            (lambda: Plan([0.5], first_layer=0), "densities must be above 0 and at most 1, got 0"),
+            (lambda: Plan([0.5], epochs=0), "epochs must be at least 1"),
+            (lambda: Plan([0.5], score="size"), "score must be 'magnitude' or 'importance'"),
+            (lambda: prune_layers(models.build("conv-lenet"), 0.5), "no layers that can be pruned"),
+        ],
+    )
+    def test_bad_plans(self, call, message):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+    def test_the_command(self, trained, tmp_path, capsys):
+        source, accuracy = trained["winograd-relu"]
+        out = tmp_path / "pruned"
+        arguments = ["prune", str(source), "--schedule", "0.5", "--epochs", "1", "--out", str(out)]
+        assert cli.main(arguments) == 0
+        printed = capsys.readouterr().out
+        with (out / "pruning.csv").open() as file:
+            dense, pruned = csv.DictReader(file)
+        assert float(dense["test_accuracy"]) == pytest.approx(accuracy, rel=1e-4)
+        assert float(pruned["kept"]) == pytest.approx(0.5, abs=0.01)
+        assert float(dense["static"]) == pytest.approx(2.25, rel=0.01)
+        assert float(pruned["static"]) == pytest.approx(4.5, rel=0.05)
+        assert float(pruned["dynamic"]) > 1.3 * float(pruned["static"])
+        assert f"{float(pruned['dynamic']):.2f}x" in printed and (out / "pruning.png").exists()
+
+        assert cli.main(arguments) == 1
+        assert "holds a pruning run" in capsys.readouterr().err
+        assert cli.main([*arguments, "--resume"]) == 0
+        assert capsys.readouterr().out == printed
+
+        last, folder = str(out / "01-density-0.5.npz"), tmp_path / "kernels"
+        assert cli.main(["count", last, "--data", "digits", "--picture", str(folder)]) == 0
+        rows = capsys.readouterr().out.splitlines()
+        assert rows[2].split()[:3] == ["features.layers.2", "winograd-relu", "50.0%"]
+        assert len(list(folder.glob("*.png"))) == 8
+        assert cli.main(["count", last]) == 0
+        assert "WinogradConv" in capsys.readouterr().out
+        assert cli.main(["count", "spatial-vgg-nagadomi", "--data", "digits"]) == 1
+        assert "--data needs a checkpoint" in capsys.readouterr().err
+        model, mean, std, _ = load_model(last)
+        accuracy = evaluate(model, data.load("digits")[1], mean, std)
+        assert f"{accuracy:9.2%}" in printed

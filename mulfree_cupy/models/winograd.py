@@ -29,12 +29,12 @@ class Form:
     ) -> nn.Module:
         """A 3x3 convolution that keeps the size, or with `relu` a Winograd-ReLU layer.
 
-        A linear one in the Winograd domain trains as the spatial one does, since plain gradients
-        diverge there.
+        In the Winograd domain a linear one trains as the spatial one does, since it learns slowly
+        by plain gradients; so does any of F(4x4, 3x3).
         """
         if self.m is None:
             return nn.MaskedConv(channels, filters, 3, rng, padding=1)
-        gradient = "plain" if relu else "preconditioned"
+        gradient = "plain" if relu and self.m == 2 else "preconditioned"
         options = {"m": self.m, "points": self.points, "relu": relu, "gradient": gradient}
         return nn.WinogradConv(channels, filters, rng, **options)
 

@@ -2,6 +2,7 @@
 
 from mulfree_cupy.train.ablation import ablation
 from mulfree_cupy.train.profile import StepProfile, profile
+from mulfree_cupy.train.pruning import Plan, Step, prune, prune_layers
 from mulfree_cupy.train.trainer import (
     AUGMENTATIONS,
     History,
@@ -18,7 +19,9 @@ __all__ = [
     "AUGMENTATIONS",
     "History",
     "Interrupted",
+    "Plan",
     "Recipe",
+    "Step",
     "StepProfile",
     "Training",
     "ablation",
@@ -27,4 +30,6 @@ __all__ = [
     "load_model",
     "namespace_of",
     "profile",
+    "prune",
+    "prune_layers",
 ]

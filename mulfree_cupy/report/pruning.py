@@ -1,0 +1,125 @@
+"""What pruning saves and costs: a table, and the curve of accuracy over density."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from mulfree_cupy import data
+from mulfree_cupy.report import multiplications
+from mulfree_cupy.train import Step, load_model
+
+_IMAGES = 100  # on which activations are measured
+
+
+@dataclass(frozen=True)
+class Row:
+    """A step of pruning, and how many times fewer multiplications its network takes.
+
+    `static` and `dynamic` as in `multiplications`, of the pruned layers; those of the whole network
+    count the others too.
+    """
+
+    density: float
+    kept: float
+    test_accuracy: float
+    static: float
+    dynamic: float
+    network_static: float
+    network_dynamic: float
+
+
+def measure(steps: Sequence[Step], test: data.Dataset) -> list[Row]:
+    """Count the multiplications of each step's network on test images.
+
+    Parameters
+    ----------
+    steps : sequence of Step
+        As `mulfree_cupy.train.prune` returns them.
+    test : data.Dataset
+
+    Returns
+    -------
+    list of Row
+    """
+    rows = []
+    for step in steps:
+        model, mean, std, _ = load_model(step.path)
+        layers = multiplications.measured(model, sample(test, mean, std))
+        pruned = [layer for layer in layers if layer.form != "dense"]
+        reductions = [
+            multiplications.reduction(some, count)
+            for some in (pruned, layers)
+            for count in ("static", "dynamic")
+        ]
+        rows.append(Row(step.density, step.kept, step.test_accuracy, *reductions))
+    return rows
+
+
+def sample(test: data.Dataset, mean, std):
+    """The first images of a data set, as a network takes them."""
+    images, _ = next(iter(data.Loader(test, _IMAGES, shuffle=False, mean=mean, std=std, seed=0)))
+    return images
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text.
+
+    Examples
+    --------
+    >>> from mulfree_cupy.report.pruning import Row, table
+    >>> print(table([Row(0.4, 0.41, 0.93, 5.5, 12.9, 4.9, 10.2)]))
+                                     pruned layers            network
+    density  weights  accuracy    static   dynamic    static   dynamic
+        0.4    41.0%    93.00%     5.50x    12.90x     4.90x    10.20x
+    """
+    lines = [
+        f"{'':33}{'pruned layers':13} {'':10} {'network':7}".rstrip(),
+        f"{'density':>7} {'weights':>8} {'accuracy':>9}" + f" {'static':>9} {'dynamic':>9}" * 2,
+    ]
+    for row in rows:
+        reductions = row.static, row.dynamic, row.network_static, row.network_dynamic
+        lines.append(
+            f"{row.density:7.3g} {row.kept:8.1%} {row.test_accuracy:9.2%}"
+            + "".join(f" {reduction:8.2f}x" for reduction in reductions)
+        )
+    return "\n".join(lines)
+
+
+def write(path: str | Path, rows: Sequence[Row], title: str = "") -> None:
+    """Draw accuracy over density into `path` (PNG), with a CSV of that name beside it."""
+    path = Path(path)
+    with path.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([field.name for field in fields(Row)])
+        for row in rows:
+            writer.writerow([f"{number:.6g}" for number in asdict(row).values()])
+    _draw(path, rows, title)
+
+
+def _draw(path: Path, rows: Sequence[Row], title: str) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (accuracy, saved) = plt.subplots(1, 2, figsize=(9, 3.6))
+    kept = [100 * row.kept for row in rows]
+    accuracy.plot(kept, [100 * row.test_accuracy for row in rows], "o-")
+    accuracy.set(xlabel="weights left, %", ylabel="test accuracy, %")
+    for count in ("static", "dynamic"):
+        reductions = [getattr(row, count) for row in rows]
+        saved.plot(kept, reductions, "o-", label=f"{count}, pruned layers")
+        reductions = [getattr(row, f"network_{count}") for row in rows]
+        saved.plot(kept, reductions, "o--", label=f"{count}, network")
+    saved.set(xlabel="weights left, %", ylabel="times fewer multiplications", yscale="log")
+    saved.legend(fontsize=8)
+    for axes in (accuracy, saved):
+        axes.grid(alpha=0.3)
+        axes.invert_xaxis()
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,187 @@
+"""Prune a trained network and train it again, in steps of falling density."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mulfree_cupy import data, nn
+from mulfree_cupy.train.trainer import Recipe, Training, evaluate, load_model, namespace_of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What decides a pruning run, besides the network and the data.
+
+    Parameters
+    ----------
+    schedule : sequence of floats
+        The densities to prune to, falling, each from 0 to 1.
+    first_layer : float
+        The least density of the layer that sees the image.
+    epochs : int
+        Of training after each pruning.
+    rate : float
+        The learning rate that these begin with.
+    score : {"magnitude", "importance"}
+        As in `WinogradWeights.prune`.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range, the schedule does not fall or there is no such score.
+    """
+
+    schedule: tuple[float, ...]
+    first_layer: float = 0.8
+    epochs: int = 5
+    rate: float = 0.01
+    score: str = "magnitude"
+
+    def __post_init__(self):
+        object.__setattr__(self, "schedule", tuple(self.schedule))
+        for density in (*self.schedule, self.first_layer):
+            if not 0 < density <= 1:
+                raise ValueError(f"Plan: densities must be above 0 and at most 1, got {density}")
+        falling = all(a > b for a, b in zip(self.schedule, self.schedule[1:], strict=False))
+        if not self.schedule or not falling:
+            raise ValueError(f"Plan: schedule must be densities that fall, got {self.schedule}")
+        if self.epochs < 1:
+            raise ValueError(f"Plan: epochs must be at least 1, got {self.epochs}")
+        if self.score not in ("magnitude", "importance"):
+            raise ValueError(f"Plan: score must be 'magnitude' or 'importance', got {self.score!r}")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A network on the way: the density asked for, the share of weights left, its checkpoint."""
+
+    density: float
+    kept: float
+    test_accuracy: float
+    path: Path
+
+
+def prunable(model: nn.Module) -> list[nn.Module]:
+    """The layers with a mask.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    layers = [module for _, module in model.modules() if hasattr(module, "prune")]
+    if not layers:
+        raise ValueError(
+            "prune: the network has no layers that can be pruned; take one whose name begins with "
+            "spatial-, winograd- or winograd-relu-"
+        )
+    return layers
+
+
+def prune_layers(
+    model: nn.Module, density: float, *, first_layer: float = 0.8, score: str = "magnitude"
+) -> None:
+    """Prune all layers to one density, the one that sees the image to `first_layer` at least.
+
+    An ordinary convolution that sees the image, as in ResNet-18, is left alone.
+    """
+    image_layer = next(
+        module for _, module in model.modules() if isinstance(module, (nn.Conv, nn.WinogradConv))
+    )
+    for layer in prunable(model):
+        least = first_layer if layer is image_layer else 0.0
+        layer.prune(max(density, least), score)
+
+
+def kept(model: nn.Module) -> float:
+    """Share of the weights left in the layers that can be pruned."""
+    masks = [layer.mask for layer in prunable(model)]
+    return sum(int(mask.sum()) for mask in masks) / sum(mask.size for mask in masks)
+
+
+def prune(
+    source: str | os.PathLike,
+    plan: Plan,
+    train: data.Dataset,
+    test: data.Dataset,
+    *,
+    out: str | os.PathLike,
+    device: str = "cpu",
+    resume: bool = False,
+    progress: bool = True,
+) -> list[Step]:
+    """Prune and retrain the network of a checkpoint, from density to density.
+
+    Parameters
+    ----------
+    source : path
+        A checkpoint of `Training`.
+    plan : Plan
+    train, test : data.Dataset
+    out : path
+        A folder, which gets ``plan.json`` and a checkpoint for each density.
+    device : {"cpu", "cuda"}
+    resume : bool
+        Go on with the run in `out`, to the very bits of one that never stopped.
+    progress : bool
+
+    Returns
+    -------
+    list of Step
+        `source` first.
+
+    Raises
+    ------
+    ValueError
+        If the network cannot be pruned, or `out` holds another run, or one and not `resume`.
+    Interrupted
+        At Ctrl-C, after the step under way and the checkpoint.
+
+    Notes
+    -----
+    Each density starts from the last network of the one before, with velocities at zero and the
+    recipe of `source`, but for epochs, rate and seed, which is one more each time.
+    """
+    out, xp = Path(out), namespace_of(device)
+    model, mean, std, facts = load_model(source, xp)
+    before = kept(model)
+    _take_plan(out / "plan.json", plan, source, resume)
+    steps = [Step(before, before, evaluate(model, test, mean, std, xp), Path(source))]
+    recipe = Recipe(**facts["recipe"])
+    bar = tqdm(plan.schedule, desc="densities", disable=None if progress else True)
+    for number, density in enumerate(bar, start=1):
+        path = out / f"{number:02}-density-{density:g}.npz"
+        if path.exists():
+            run = Training.resume(path, train, test, device=device, path=path)
+        else:
+            changes = {"epochs": plan.epochs, "rate": plan.rate, "seed": recipe.seed + number}
+            run = Training(replace(recipe, **changes), train, test, device=device, path=path)
+            run.model.load_state_dict(load_model(steps[-1].path)[0].state_dict())
+            prune_layers(run.model, density, first_layer=plan.first_layer, score=plan.score)
+        history = run.run(progress=progress)
+        steps.append(Step(density, kept(run.model), history.test_accuracy[-1], path))
+    return steps
+
+
+def _take_plan(path: Path, plan: Plan, source: str | os.PathLike, resume: bool) -> None:
+    """Write the plan into a new run's folder, or compare it with the one to go on with."""
+    digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()
+    ours = json.loads(json.dumps({**asdict(plan), "source": digest}))
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        beside.write_text(json.dumps(ours, indent=1))
+        os.replace(beside, path)
+        return
+    if not resume:
+        raise ValueError(f"{path.parent} holds a pruning run; resume it, or take another folder")
+    theirs = json.loads(path.read_text())
+    if theirs != ours:
+        different = [name for name in ours if theirs.get(name) != ours[name]]
+        raise ValueError(f"{path} is of another run: it has another {', '.join(different)}")
