@@ -169,7 +169,7 @@ def activation_density(
     nonzero = size = 0
     for seen in transformed(x, padding, form == "winograd-relu", (BT, AT)):
         nonzero, size = nonzero + np.count_nonzero(seen), size + seen.size
-    return nonzero / size
+    return float(nonzero / size)
 
 
 def describe(layer: nn.Module, name: str, size: Pair, x: np.ndarray | None = None) -> Layer:
