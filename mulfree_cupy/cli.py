@@ -220,7 +220,7 @@ def _add_prune(commands) -> None:
 def _prune(chosen: argparse.Namespace) -> int:
     from mulfree_cupy import data
     from mulfree_cupy.report import pruning
-    from mulfree_cupy.train import Interrupted, Plan, prune
+    from mulfree_cupy.train import Interrupted, Plan, load_model, prune
 
     plan = Plan(
         [float(density) for density in chosen.schedule.split(",")],
@@ -240,7 +240,8 @@ def _prune(chosen: argparse.Namespace) -> int:
     rows = pruning.measure(steps, test)
     print(pruning.table(rows))
     picture = out / "pruning.png"
-    pruning.write(picture, rows, title=f"{chosen.checkpoint} on {test.name}")
+    name = load_model(chosen.checkpoint)[3]["recipe"]["model"]
+    pruning.write(picture, rows, title=f"{name} on {test.name}")
     print(f"Last network {steps[-1].path}, curve {picture}")
     return 0
 

@@ -287,8 +287,9 @@ def table(layers: Iterable[Layer]) -> str:
     network                                                  37.75    4.50x    4.50x      4.27x
     """
     layers = list(layers)
+    width = max(17, *(len(layer.name) for layer in layers))
     lines = [
-        f"{'layer':17} {'form':13} {'weights':>7} {'activations':>11} {'direct M':>10} "
+        f"{'layer':{width}} {'form':13} {'weights':>7} {'activations':>11} {'direct M':>10} "
         f"{'static':>8} {'dynamic':>8} {'operations':>10}"
     ]
     for layer in layers:
@@ -296,11 +297,13 @@ def table(layers: Iterable[Layer]) -> str:
             f"{layer.activation_density:.1%}" if layer.form in ("spatial", "winograd-relu") else "-"
         )
         weights = f"{layer.weight_density:.1%}"
-        lines.append(f"{layer.name:17} {layer.form:13} {weights:>7} {ours:>11} {_row([layer])}")
+        lines.append(
+            f"{layer.name:{width}} {layer.form:13} {weights:>7} {ours:>11} {_row([layer])}"
+        )
     pruned = [layer for layer in layers if layer.form != "dense"]
     for name, chosen in (("all pruned", pruned), ("network", layers)):
         if chosen:
-            lines.append(f"{name:17} {'':13} {'':7} {'':11} {_row(chosen)}")
+            lines.append(f"{name:{width}} {'':13} {'':7} {'':11} {_row(chosen)}")
     return "\n".join(lines)
 
 

@@ -114,7 +114,9 @@ def _draw(path: Path, rows: Sequence[Row], title: str) -> None:
         saved.plot(kept, reductions, "o-", label=f"{count}, pruned layers")
         reductions = [getattr(row, f"network_{count}") for row in rows]
         saved.plot(kept, reductions, "o--", label=f"{count}, network")
-    saved.set(xlabel="weights left, %", ylabel="times fewer multiplications", yscale="log")
+    saved.set(xlabel="weights left, %", ylabel="times fewer multiplications")
+    saved.set_yscale("log", base=2)
+    saved.yaxis.set_major_formatter("{x:g}")
     saved.legend(fontsize=8)
     for axes in (accuracy, saved):
         axes.grid(alpha=0.3)
