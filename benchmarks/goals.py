@@ -55,7 +55,8 @@ def table(
 ) -> str:
     """A row for each of `rows`, with the cells `first` gives and its ratios; then the goals."""
     body = [
-        first(row) + [timing.cell(row["ratios"].get(c.head), c.form) for c in columns] for row in rows
+        first(row) + [timing.cell(row["ratios"].get(c.head), c.form) for c in columns]
+        for row in rows
     ]
     blank = [""] * (len(head) - 1)
     if any(c.goal is not None for c in columns):

@@ -179,7 +179,7 @@ def commit() -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     try:
-        sources = "mulfree_cupy", "cpu", "cuda", "benchmarks"
+        sources = "mulfree_cupy", "cpu", "cuda", "benchmarks", ":!benchmarks/results"
         changed = git("status", "--porcelain", "--untracked-files=no", "--", *sources)
         return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
