@@ -126,8 +126,8 @@ def parser() -> argparse.ArgumentParser:
         help="put the newest results into README.md and docs/*.md",
         description="Rewrites what stands between <!-- benchmark:NAME --> and "
         "<!-- /benchmark:NAME --> in README.md and docs/*.md from the newest JSON of each kind in "
-        "benchmarks/results/. NAME is adder, adder-beside, shift, shift-beside, winograd, training, "
-        "curves-NAME, emulator, gpu or gpu-status.",
+        "benchmarks/results/. NAME is adder, adder-beside, shift, shift-beside, winograd, "
+        "training, curves-NAME, emulator, gpu or gpu-status.",
     )
     report.add_argument(
         "--check", action="store_true", help="write nothing; exit status 1 if a file would change"

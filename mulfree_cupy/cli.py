@@ -149,7 +149,8 @@ def _train(chosen: argparse.Namespace) -> int:
         return _INTERRUPTED
     out.mkdir(parents=True, exist_ok=True)
     picture = out / "curve.png"
-    curves.write(picture, {run.recipe.model: history}, title=f"{run.recipe.model} on {pair[0].name}")
+    name = run.recipe.model
+    curves.write(picture, {name: history}, title=f"{name} on {pair[0].name}")
     print(f"Checkpoint {checkpoint}, learning curve {picture}")
     print(
         f"Test accuracy {history.test_accuracy[-1]:.2%} after {len(history.test_accuracy)} epochs, "
@@ -309,9 +310,7 @@ def _ablation(chosen: argparse.Namespace) -> int:
     print(f"{'filters of LeNet-5-BN':30} {'test accuracy':>14} {'best':>8}")
     for name, history in histories.items():
         accuracies = history.test_accuracy
-        shown = (
-            f"{accuracies[-1]:14.2%} {max(accuracies):8.2%}" if accuracies else "      diverged"
-        )
+        shown = f"{accuracies[-1]:14.2%} {max(accuracies):8.2%}" if accuracies else "      diverged"
         print(f"{name:30} {shown}")
     print(f"Curves {out / 'ablation.png'}")
     return 0
