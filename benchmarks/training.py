@@ -82,9 +82,9 @@ def document(record: dict) -> str:
             "measurements disturbed by other processes.",
             timing.table(head, rows),
             "The published formula (unfold, broadcast) was run at batch "
-            f"{record['published_batch']} and scaled, its memory too. Published "
-            "for the whole step on an RTX 2080 Ti: 1.61 s (reference PyTorch code), 0.316 s (a hand-written CUDA port). Convolutions take "
-            f"{profile['convolutions']:.0%} of our step.",
+            f"{record['published_batch']} and scaled, its memory too. Published for the whole step "
+            "on an RTX 2080 Ti: 1.61 s (reference PyTorch code), 0.316 s (a hand-written CUDA "
+            f"port). Convolutions take {profile['convolutions']:.0%} of our step.",
             *shift,
         ]
     )
