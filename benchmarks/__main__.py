@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import timing
@@ -26,16 +27,8 @@ def parser() -> argparse.ArgumentParser:
         "and ResNet-18, beside the other libraries that are installed, in one process on the "
         "same threads. A wrong answer stops the run with exit status 1.",
     )
-    _out(adder)
-    adder.add_argument(
-        "--threads", type=int, default=timing.cores(), metavar="N", help="default: %(default)s"
-    )
-    adder.add_argument(
-        "--layers", nargs="+", metavar="TEXT", help='only layers whose name holds TEXT: "N8 64->64"'
-    )
-    adder.add_argument(
-        "--quick", action="store_true", help="two tiny layers, to see that all of it runs"
-    )
+    _timed(adder, _adder)
+    _layers(adder)
 
     winograd = commands.add_parser(
         "winograd",
@@ -44,14 +37,8 @@ def parser() -> argparse.ArgumentParser:
         "im2col + BLAS and SciPy's sparse products, and prints each kernel's break-even density. "
         "A wrong answer stops the run with exit status 1.",
     )
-    _out(winograd)
-    winograd.add_argument(
-        "--threads", type=int, default=timing.cores(), metavar="N", help="default: %(default)s"
-    )
-    winograd.add_argument(
-        "--layers", nargs="+", metavar="TEXT", help='only layers whose name holds TEXT: "N8 64->64"'
-    )
-    winograd.add_argument("--quick", action="store_true", help="a tiny layer, one round")
+    _timed(winograd, _winograd)
+    _layers(winograd)
 
     shift = commands.add_parser(
         "shift",
@@ -60,23 +47,16 @@ def parser() -> argparse.ArgumentParser:
         "1x1 and 3x3 convolutions, in one process on the same threads. A wrong answer stops the "
         "run with exit status 1.",
     )
-    _out(shift)
-    shift.add_argument(
-        "--threads", type=int, default=timing.cores(), metavar="N", help="default: %(default)s"
-    )
-    shift.add_argument("--quick", action="store_true", help="tiny layers, to see that it runs")
+    _timed(shift, _shift)
 
     training = commands.add_parser(
         "training",
-        help="a training step of AdderNet's ResNet-20 beside PyTorch (about 4 minutes)",
+        help="a training step of the papers' ResNet-20s beside PyTorch (about 4 minutes)",
         description="Times a training step of the AdderNet ResNet-20, its conv twin here and in "
-        "PyTorch, and the published PyTorch formula, with the peak memory of each.",
+        "PyTorch, and the published PyTorch formula, with the peak memory of each; and of "
+        "ShiftResNet-20 beside a depthwise twin in PyTorch.",
     )
-    _out(training)
-    training.add_argument(
-        "--threads", type=int, default=timing.cores(), metavar="N", help="default: %(default)s"
-    )
-    training.add_argument("--quick", action="store_true", help="tiny batches, one round")
+    _timed(training, _training)
 
     emulator = commands.add_parser(
         "emulator",
@@ -84,7 +64,8 @@ def parser() -> argparse.ArgumentParser:
         description="Times the CUDA emulator on the 16x16 shared-tile adder kernel, one thread.",
     )
     _out(emulator)
-    emulator.add_argument("--quick", action="store_true", help="a tiny layer, one round")
+    _quick(emulator)
+    emulator.set_defaults(run=_emulator, threads=1)
 
     curves = commands.add_parser(
         "curves",
@@ -96,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
     curves.add_argument("--name", required=True, help="of the files, such as cifar10")
     curves.add_argument("--title", required=True, help="what was trained on what")
     _out(curves)
+    curves.set_defaults(run=_curves)
 
     ablation = commands.add_parser(
         "ablation",
@@ -103,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
         description="Trains the four networks of `mulfree ablation` and writes their curves down.",
     )
     _out(ablation)
+    ablation.set_defaults(run=_ablation)
 
     gpu = commands.add_parser(
         "gpu",
@@ -120,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="tiny layers through the emulator, nothing timed: to test this command without a GPU",
     )
+    gpu.set_defaults(run=_gpu)
 
     report = commands.add_parser(
         "report",
@@ -132,6 +116,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--check", action="store_true", help="write nothing; exit status 1 if a file would change"
     )
+    report.set_defaults(run=_report)
     return top
 
 
@@ -141,66 +126,100 @@ def _out(command: argparse.ArgumentParser) -> None:
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-    # Modules that load NumPy wait until here: its thread pools read these variables as they start.
-    if options.command == "adder":
-        os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(options.threads)))
-        from benchmarks import adder, layers, reference
+def _quick(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--quick", action="store_true", help="tiny cases, to see that all of it runs"
+    )
 
-        try:
-            chosen = layers.select(options.layers, layers.QUICK if options.quick else layers.LAYERS)
-            return adder.run(chosen, options.threads, options.out, options.quick)
-        except (ValueError, reference.WrongAnswer) as error:
-            print(f"python -m benchmarks adder: {error}", file=sys.stderr)
-            return 1
-    if options.command == "winograd":
-        os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(options.threads)))
-        from benchmarks import layers, reference, winograd
 
-        try:
-            chosen = layers.select(
-                options.layers, winograd.QUICK if options.quick else winograd.LAYERS
-            )
-            return winograd.run(chosen, options.threads, options.out, options.quick)
-        except (ValueError, reference.WrongAnswer) as error:
-            print(f"python -m benchmarks winograd: {error}", file=sys.stderr)
-            return 1
-    if options.command == "shift":
-        os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(options.threads)))
-        from benchmarks import layers, reference, shift
+def _layers(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--layers", nargs="+", metavar="TEXT", help='only layers whose name holds TEXT: "N8 64->64"'
+    )
 
-        quick = options.quick
-        fused, moves = (layers.QUICK_SHIFT,) * 2 if quick else (layers.SHIFT, layers.MOVES)
-        try:
-            return shift.run(fused, moves, options.threads, options.out, quick)
-        except reference.WrongAnswer as error:
-            print(f"python -m benchmarks shift: {error}", file=sys.stderr)
-            return 1
-    if options.command == "training":
-        os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(options.threads)))
-        from benchmarks import training
 
-        return training.run(options.threads, options.out, options.quick)
-    if options.command == "emulator":
-        os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-        from benchmarks import emulator
+def _timed(command: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
+    """What the benchmarks of the CPU have in common."""
+    _out(command)
+    _quick(command)
+    command.add_argument(
+        "--threads", type=int, default=timing.cores(), metavar="N", help="default: %(default)s"
+    )
+    command.set_defaults(run=run)
 
-        return emulator.run(options.out, options.quick)
-    if options.command in ("curves", "ablation"):
-        from benchmarks import curves
 
-        if options.command == "ablation":
-            return curves.run("ablation", *curves.of_ablation(), options.out)
-        found = curves.of_checkpoints(options.checkpoints, options.title)
-        return curves.run(options.name, *found, options.out)
-    if options.command == "gpu":
-        from benchmarks import gpu
+def _adder(options: argparse.Namespace) -> int:
+    from benchmarks import adder, layers
 
-        return gpu.run(options.out, options.minutes, options.emulated)
+    chosen = layers.select(options.layers, layers.QUICK if options.quick else layers.LAYERS)
+    return adder.run(chosen, options.threads, options.out, options.quick)
+
+
+def _winograd(options: argparse.Namespace) -> int:
+    from benchmarks import layers, winograd
+
+    chosen = layers.select(options.layers, winograd.QUICK if options.quick else winograd.LAYERS)
+    return winograd.run(chosen, options.threads, options.out, options.quick)
+
+
+def _shift(options: argparse.Namespace) -> int:
+    from benchmarks import layers, shift
+
+    fused, moves = layers.SHIFT, layers.MOVES
+    if options.quick:
+        fused = moves = layers.QUICK_SHIFT
+    return shift.run(fused, moves, options.threads, options.out, options.quick)
+
+
+def _training(options: argparse.Namespace) -> int:
+    from benchmarks import training
+
+    return training.run(options.threads, options.out, options.quick)
+
+
+def _emulator(options: argparse.Namespace) -> int:
+    from benchmarks import emulator
+
+    return emulator.run(options.out, options.quick)
+
+
+def _curves(options: argparse.Namespace) -> int:
+    from benchmarks import curves
+
+    found = curves.of_checkpoints(options.checkpoints, options.title)
+    return curves.run(options.name, *found, options.out)
+
+
+def _ablation(options: argparse.Namespace) -> int:
+    from benchmarks import curves
+
+    return curves.run("ablation", *curves.of_ablation(), options.out)
+
+
+def _gpu(options: argparse.Namespace) -> int:
+    from benchmarks import gpu
+
+    return gpu.run(options.out, options.minutes, options.emulated)
+
+
+def _report(options: argparse.Namespace) -> int:
     from benchmarks import report
 
     return report.run(options.check)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    # Modules that load NumPy wait until here: its thread pools read these variables as they start.
+    if "threads" in options:
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(options.threads)))
+    from benchmarks.reference import WrongAnswer
+
+    try:
+        return options.run(options)
+    except (ValueError, WrongAnswer) as error:
+        print(f"python -m benchmarks {options.command}: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":
