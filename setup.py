@@ -2,6 +2,7 @@
 
 import os
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension, has_flag
@@ -41,14 +42,18 @@ class build_ext(pybind11_build_ext):
             flags += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g", "-O1"]
             ext.extra_link_args.append(f"-fsanitize={sanitizers}")
         ext.extra_compile_args += flags
-        for name, own in instruction_sets().items():
-            source = [f"cpu/{name}.cpp"]
-            objects = self.compiler.object_filenames(source, output_dir=self.build_temp)
-            if self.force or newer_group([*source, *ext.depends], objects[0]):
-                self.compiler.compile(
-                    source, output_dir=self.build_temp, extra_postargs=[*flags, *own]
-                )
-            ext.extra_objects += objects
+
+        def compiled(name: str) -> str:
+            """The object file of an instruction set, compiled unless it is up to date."""
+            source = f"cpu/{name}.cpp"
+            (target,) = self.compiler.object_filenames([source], output_dir=self.build_temp)
+            if self.force or newer_group([source, *ext.depends], target):
+                own = [*flags, *instruction_sets()[name]]
+                self.compiler.compile([source], output_dir=self.build_temp, extra_postargs=own)
+            return target
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            ext.extra_objects += pool.map(compiled, instruction_sets())
         super().build_extension(ext)
 
 
