@@ -310,8 +310,10 @@ def _ablation(chosen: argparse.Namespace) -> int:
     print(f"{'filters of LeNet-5-BN':30} {'test accuracy':>14} {'best':>8}")
     for name, history in histories.items():
         accuracies = history.test_accuracy
-        shown = f"{accuracies[-1]:14.2%} {max(accuracies):8.2%}" if accuracies else "      diverged"
-        print(f"{name:30} {shown}")
+        if len(accuracies) < chosen.epochs:
+            print(f"{name:30} diverged in epoch {len(accuracies) + 1}")
+        else:
+            print(f"{name:30} {accuracies[-1]:14.2%} {max(accuracies):8.2%}")
     print(f"Curves {out / 'ablation.png'}")
     return 0
 

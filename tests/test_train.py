@@ -213,6 +213,18 @@ def test_the_ablation_compares_four_runs(tmp_path, capsys):
     assert (tmp_path / "ablation.png").exists() and (tmp_path / "ablation.csv").exists()
 
 
+def test_a_diverged_run_of_the_ablation_keeps_its_curve(tmp_path, capsys, monkeypatch):
+    def step(run, images, labels):
+        if run.recipe.adder == "fixed" and run.epoch == 1:
+            raise FloatingPointError("the loss is nan")
+        return 1.0, 0
+
+    monkeypatch.setattr(Training, "_train_step", step)
+    assert cli.main(["ablation", "--epochs", "2", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("diverged in epoch 2") == 2
+    assert (tmp_path / "ablation.csv").read_text().count(",2,") == 2
+
+
 def test_a_step_is_profiled_by_layer(capsys):
     assert cli.main(["profile", "--model", "adder-lenet", "--batch-size", "4", "--size", "8"]) == 0
     rows = capsys.readouterr().out.splitlines()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from tqdm import tqdm
 
 from mulfree_cupy import data
@@ -49,8 +51,9 @@ def ablation(
     histories = {}
     for name, changes in tqdm(RUNS.items(), desc="runs", disable=None):
         recipe = Recipe(**changes, epochs=epochs, batch_size=batch_size, augment="none", seed=seed)
-        try:
-            histories[name] = Training(recipe, train, test, device=device).run(progress=False)
-        except FloatingPointError:  # a rate that is too large diverges: that is a result too
-            histories[name] = History()
+        run = Training(recipe, train, test, device=device)
+        # A rate that is too large diverges: a curve that ends early is a result too.
+        with contextlib.suppress(FloatingPointError):
+            run.run(progress=False)
+        histories[name] = run.history
     return histories

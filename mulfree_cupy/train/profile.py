@@ -81,6 +81,9 @@ def profile(model: nn.Module, images: Array, labels: Array) -> StepProfile:
     def watch(module: nn.Module, answer: Tensor, seconds: float) -> None:
         if id(module) not in leaves or answer.node is None:
             return
+        start = time.perf_counter()
+        synchronise()
+        seconds += time.perf_counter() - start
         name = names[id(module)]
         row = runs[-1][name] = LayerTime(name, type(module).__name__, seconds, 0.0)
         pullback = answer.node.pullback
