@@ -241,7 +241,7 @@ struct Panel {
             find_spans(runs, start[PANEL_VECTORS], p.x, p.height, p.width, block, spans);
             spans_at = block.position;
         }
-        pack<SUMS, PANEL_VECTORS>(map, x, p.x.channel, (const X*)nullptr, block, pixels, sum, magnitude);
+        pack<SUMS, PANEL_VECTORS>(map, x, p.x.channel, block, pixels, sum, magnitude);
     }
 
     // Calls run(f, weights, rows, first) for every block and every wanted tile of filters

@@ -271,23 +271,20 @@ inline void add_sums(V& sum, V& magnitude, V x) {
     sum += x, magnitude += abs(x);
 }
 
-// Rows (channel, position) of VECTORS vectors; with SUMS, added up into sum and magnitude, else less
-// centre[channel] where centres are given.
+// Rows (channel, position) of VECTORS vectors; with SUMS, added up into sum and magnitude.
 template <Access ACCESS, bool SINGLE, bool SUMS, int VECTORS, class T>
-inline void pack_rows(const PixelMap& map, const T* x, index channel_stride, const T* centre,
-                      const Block& block, T* panel, Vec<T>* sum, Vec<T>* magnitude) {
+inline void pack_rows(const PixelMap& map, const T* x, index channel_stride, const Block& block,
+                      T* panel, Vec<T>* sum, Vec<T>* magnitude) {
     const index runs = map.start[VECTORS];
     Vec<T> s[SUMS ? VECTORS : 1] = {}, m[SUMS ? VECTORS : 1] = {};
     for (index c = 0; c < block.channels; ++c, x += channel_stride) {
-        const Vec<T> shift = broadcast(centre ? centre[c] : T(0));
         const Span* spans = map.spans + (map.kind ? (map.kind[c] - map.first_kind) * runs : 0);
         for (index t = 0; t < block.positions; ++t, spans += runs, panel += VECTORS * LANES<T>) {
 #pragma GCC unroll 12
             for (int v = 0; v < VECTORS; ++v) {
                 const Span* first = spans + (SINGLE ? v : map.start[v]);
                 const Span* last = SINGLE ? first + 1 : spans + map.start[v + 1];
-                Vec<T> row = gather<ACCESS>(first, last, x, map.lane_stride);
-                if constexpr (!SUMS) row -= shift;
+                const Vec<T> row = gather<ACCESS>(first, last, x, map.lane_stride);
                 store(panel + v * LANES<T>, row);
                 if (ACCESS != STRIDED && first != last) prefetch(x, 2 * channel_stride + first->offset);
                 if constexpr (SUMS) add_sums(s[v], m[v], row);
@@ -301,12 +298,12 @@ inline void pack_rows(const PixelMap& map, const T* x, index channel_stride, con
 }
 
 template <bool SUMS, int VECTORS, class T>
-inline void pack(const PixelMap& map, const T* x, index channel_stride, const T* centre,
-                 const Block& block, T* panel, Vec<T>* sum, Vec<T>* magnitude) {
+inline void pack(const PixelMap& map, const T* x, index channel_stride, const Block& block, T* panel,
+                 Vec<T>* sum, Vec<T>* magnitude) {
     bool single = true;
     for (index v = 0; v < VECTORS; ++v) single &= map.start[v + 1] == map.start[v] + 1;
     const auto run = [&](auto rows) {
-        rows(map, x, channel_stride, centre, block, panel, sum, magnitude);
+        rows(map, x, channel_stride, block, panel, sum, magnitude);
     };
     switch (access(map.lane_stride)) {
     case CONTIGUOUS:

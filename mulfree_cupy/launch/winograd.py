@@ -25,7 +25,7 @@ from mulfree_cupy.launch.convolution import (
 )
 
 WINOGRAD_KERNELS = ("1_dense", "2_sparse", "3_fused", "4_frozen")
-FROZEN_ENTRIES = 8192  # weights of a layer; NVRTC takes 40 s for that many
+FROZEN_ENTRIES = 8192  # weights of a layer: NVRTC's time grows faster than their number
 
 _SLAB = 32 * 1024  # bytes of shared memory for V
 _FULL = 128  # blocks below which a large GPU stands partly idle, and smaller ones are better
