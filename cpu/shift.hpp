@@ -1,10 +1,15 @@
-// The bare shift and its adjoint: moves of bits, one thread a channel of an image, no instruction set needed.
+// The bare shift and its adjoint: moves of bits, plane by plane (a plane is a channel of an image). Caches
+// and memory bound them, so no instruction set is needed.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <vector>
 
 #include "kernels.hpp"
+#include "prefetch.hpp"
 
 namespace mulfree {
 
@@ -47,36 +52,135 @@ inline void clear_around(T* plane, index height, index width, const Shown& rows,
     clear(plane + (rows.end - 1) * width + columns.end, plane + height * width);
 }
 
+// to = from & mask. It keeps up with memcpy because the lines of `to` are asked for well before they are
+// written; wider vectors would not help.
+inline void copy_masked(const void* from_data, const std::uint8_t* mask, void* to_data, index bytes) {
+    const auto* from = static_cast<const std::uint8_t*>(from_data);
+    auto* to = static_cast<std::uint8_t*>(to_data);
+    constexpr index LINE = 64, AHEAD = 8 * LINE;
+    const auto copy_line = [&](index line) {
+        typedef std::uint8_t Vector __attribute__((vector_size(16)));
+        prefetch_write(to, line + AHEAD);
+#pragma GCC unroll 4
+        for (index i = line; i < line + LINE; i += index(sizeof(Vector))) {
+            Vector x, m;
+            std::memcpy(&x, from + i, sizeof x);
+            std::memcpy(&m, mask + i, sizeof m);
+            x &= m;
+            std::memcpy(to + i, &x, sizeof x);
+        }
+    };
+    if (bytes < LINE) {
+        for (index i = 0; i < bytes; ++i) to[i] = from[i] & mask[i];
+        return;
+    }
+    for (index line = 0; line + LINE < bytes; line += LINE) copy_line(line);
+    copy_line(bytes - LINE);
+}
+
+template <class T>
+inline void copy_row(const T* from, index step, T* to, index count) {
+    if (step == 1) std::memcpy(static_cast<void*>(to), from, std::size_t(count) * sizeof(T));
+    else for (index q = 0; q < count; ++q) to[q] = from[q * step];
+}
+
+// Moves planes without gaps between rows, at stride 1. All rows of a plane, or as many as are 4096 bytes, move
+// in one piece, with the ends of other rows in the place of pixels from outside; a mask clears these.
+template <class T>
+class PlaneMover {
+public:
+    PlaneMover(const Shift& p, int sign, const Image<const T>& x)
+        : height_(p.height.pixels), width_(p.width.pixels), rows_(std::min(height_, 4096 / (width_ * SIZE))) {
+        const bool dense = x.column == 1 && x.row == width_ && p.height.step == 1 && p.width.step == 1;
+        if (!dense || rows_ == 0) return;
+        const index image = (p.batch - 1) * x.batch, channel = (p.channels - 1) * x.channel;
+        first_ = std::min<index>(image, 0) + std::min<index>(channel, 0);
+        last_ = std::max<index>(image, 0) + std::max<index>(channel, 0);
+        masks_.resize(2 * width_);
+        channels_.resize(p.channels);
+        for (index c = 0; c < p.channels; ++c) {
+            const index dh = sign * p.table[2 * c], dw = sign * p.table[2 * c + 1];
+            if (std::abs(dw) >= width_) continue;
+            std::vector<std::uint8_t>& mask = masks_[width_ + dw];
+            if (mask.empty()) mask = mask_of(dw);
+            channels_[c] = {dh, dh * width_ + dw, mask.data(), mask_from(mask.data(), dh)};
+        }
+    }
+
+    // Whether channel c of the plane at offset `from` can be moved: what a copy reads, if only to mask it
+    // away, has to lie between the first and the last pixel of x.
+    bool serves(index from, index c) const {
+        if (channels_.empty() || !channels_[c].mask) return false;
+        from += channels_[c].offset;
+        return first_ <= from && from <= last_;
+    }
+
+    void move(const T* from, index c, T* to) const {
+        const Channel& channel = channels_[c];
+        from += channel.offset;
+        copy_masked(from, channel.first_mask, to, rows_ * width_ * SIZE);
+        for (index row = rows_; row < height_; row += rows_)
+            copy_masked(from + row * width_, mask_from(channel.mask, channel.row + row), to + row * width_,
+                        std::min(rows_, height_ - row) * width_ * SIZE);
+    }
+
+private:
+    static constexpr index SIZE = sizeof(T);
+
+    struct Channel {
+        index row, offset;  // of the place that the first pixel shows
+        const std::uint8_t *mask, *first_mask;  // null where all places are outside
+    };
+
+    // Bytes of ones where the place is inside, with as many rows of zeros before and after.
+    std::vector<std::uint8_t> mask_of(index dw) const {
+        std::vector<std::uint8_t> mask(3 * rows_ * width_ * SIZE);
+        for (index r = rows_; r < 2 * rows_; ++r)
+            std::memset(&mask[(r * width_ + std::max<index>(0, -dw)) * SIZE], 255,
+                        std::size_t((width_ - std::abs(dw)) * SIZE));
+        return mask;
+    }
+
+    // The part of a mask for a piece whose first row shows that `row` of x.
+    const std::uint8_t* mask_from(const std::uint8_t* mask, index row) const {
+        const index above = std::clamp<index>(row, -rows_, 0);
+        const index below = std::clamp<index>(row + rows_ - height_, 0, rows_);
+        return mask + (rows_ + above + below) * width_ * SIZE;
+    }
+
+    const index height_, width_, rows_;             // rows_ of a piece
+    index first_ = 0, last_ = 0;                    // offsets of planes of x
+    std::vector<std::vector<std::uint8_t>> masks_;  // by displacement of columns
+    std::vector<Channel> channels_;
+};
+
 // y[n, c, p, q] = x[n, c, p * step + dh, q * step + dw], zero outside; y is C-contiguous. SIGN -1 negates
 // the table. T stands for any type of its size.
 template <int SIGN, class T>
 void shift(const Shift& p, const Image<const T>& x, T* y) {
     const index height = p.height.pixels, width = p.width.pixels;
-    const index step = p.width.step * x.column;
-    const bool dense = x.column == 1 && x.row == p.width.size && p.height.step == 1 && p.width.step == 1;
-#pragma omp parallel for schedule(static) if (p.batch * p.channels * height * width > 100000)
-    for (index plane = 0; plane < p.batch * p.channels; ++plane) {
-        const index c = plane % p.channels;
-        const index dh = SIGN * p.table[2 * c], dw = SIGN * p.table[2 * c + 1];
-        const Shown rows(p.height, dh), columns(p.width, dw);
-        T* to = y + plane * height * width;
-        if (rows.none() || columns.none()) {
-            clear(to, to + height * width);
-            continue;
-        }
-        const T* from = x.data + plane / p.channels * x.batch + c * x.channel;
-        if (dense) {  // one piece, with neighbours' pixels in the gaps between rows
-            const index first = rows.first * width + columns.first;
-            const index end = (rows.end - 1) * width + columns.end;
-            std::memcpy(static_cast<void*>(to + first), from + first + dh * width + dw,
-                        std::size_t(end - first) * sizeof(T));
-        } else {
-            for (index r = rows.first; r < rows.end; ++r) {
-                const T* row = from + (r * p.height.step + dh) * x.row + dw * x.column;
-                for (index q = columns.first; q < columns.end; ++q) to[r * width + q] = row[q * step];
+    const PlaneMover<T> mover(p, SIGN, x);
+#pragma omp parallel for collapse(2) schedule(static) if (p.batch * p.channels * height * width > 100000)
+    for (index n = 0; n < p.batch; ++n) {
+        for (index c = 0; c < p.channels; ++c) {
+            const index from = n * x.batch + c * x.channel;
+            T* to = y + (n * p.channels + c) * height * width;
+            if (mover.serves(from, c)) {
+                mover.move(x.data + from, c, to);
+                continue;
             }
+            const index dh = SIGN * p.table[2 * c], dw = SIGN * p.table[2 * c + 1];
+            const Shown rows(p.height, dh), columns(p.width, dw);
+            if (rows.none() || columns.none()) {
+                clear(to, to + height * width);
+                continue;
+            }
+            const index step = p.width.step * x.column, column = columns.first * step + dw * x.column;
+            for (index r = rows.first; r < rows.end; ++r)
+                copy_row(x.data + from + (r * p.height.step + dh) * x.row + column, step,
+                         to + r * width + columns.first, columns.end - columns.first);
+            clear_around(to, height, width, rows, columns);
         }
-        clear_around(to, height, width, rows, columns);
     }
 }
 

@@ -8,6 +8,7 @@
 #endif
 
 #include "kernels.hpp"
+#include "prefetch.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
@@ -54,24 +55,6 @@ inline void touch(V& v) {
     asm volatile("" : "+x"(v));
 #else
     asm volatile("" : "+m"(v));
-#endif
-}
-
-// Asks for the line of base[offset], which need not exist. LEVEL 3 is the first cache, 2 the second.
-template <int LEVEL = 3, class T>
-inline void prefetch(const T* base, index offset) {
-    const auto at = reinterpret_cast<std::uintptr_t>(base) + std::uintptr_t(offset) * sizeof(T);
-    __builtin_prefetch(reinterpret_cast<const void*>(at), 0, LEVEL);
-}
-
-// The same for a line that will be written; no other core keeps a copy.
-template <class T>
-inline void prefetch_write(const T* base, index offset) {
-    const auto at = reinterpret_cast<std::uintptr_t>(base) + std::uintptr_t(offset) * sizeof(T);
-#if defined(__x86_64__)
-    asm volatile("prefetchw %0" : : "m"(*reinterpret_cast<const char*>(at)));
-#else
-    __builtin_prefetch(reinterpret_cast<const void*>(at), 1, 3);
 #endif
 }
 

@@ -119,6 +119,21 @@ def test_every_bit_is_moved(way, dtype, layout):
     assert_array_equal(bits(back), expected)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "complex128"])
+@pytest.mark.parametrize("size", [(64, 64), (40, 33), (70, 20), (3, 1030), (8, 8)])
+def test_planes_of_any_size(dtype, size):
+    """Planes moved at once, some rows at a time, or row by row; neighbours stay out of them."""
+    rng = np.random.default_rng(4)
+    memory = any_bits((3, 12, *size), dtype)
+    reach = np.array([*size]) + 2
+    for shifts in (mf.modulo_shifts(12), rng.integers(-reach, reach, (12, 2))):
+        for x in (memory, memory[::-1, ::-1], memory[1:, :, :, : size[1] // 2 + 1]):
+            expected = spec.shift(bits(x), shifts.tolist())
+            assert_array_equal(bits(mf.shift(x, shifts)), expected)
+            expected = spec.shift_backward(bits(x), shifts.tolist(), x.shape)
+            assert_array_equal(bits(mf.shift_backward(x, shifts, x.shape)), expected)
+
+
 def one_hot(shifts, size):
     """Depthwise kernels of odd `size` with a single one each."""
     w = np.zeros((len(shifts), 1, size, size))

@@ -454,7 +454,8 @@ def _table(function, shifts, x, g):
     if shifts.dtype.kind == "u":
         shifts = xp.minimum(shifts, np.uint64(2**31)).astype(np.int64)
     most = xp.asarray([g.height, g.width])
-    table = xp.ascontiguousarray(xp.clip(shifts, -most, most).astype(np.int32))
+    table = xp.minimum(xp.maximum(shifts, -most), most)  # in half the time of clip
+    table = xp.ascontiguousarray(table.astype(np.int32))
     if arrays.namespace(x) is xp:
         return table
     with x.device:
