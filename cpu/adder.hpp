@@ -26,11 +26,11 @@ inline void sum_contiguous(const float* w, index n, float* sum, float* magnitude
     *sum = float(total), *magnitude = float(size);
 }
 
-// y = bias - sum |x - w|, term by term, for the tiles that `wanted` names (null: all).
-template <class P>
-inline void exact_panel(P& panel, const bool* wanted) {
-    using T = typename P::Sum;
-    panel.template accumulate<AbsDiff<T>, false>(wanted, [&](index tile) {
+// y = bias - sum |x - w|, term by term; REDO: only the tiles that panel.redo names.
+template <bool REDO, class S>
+inline void exact_strip(S& strip) {
+    using T = typename S::Sum;
+    strip.template accumulate<AbsDiff<T>, false, REDO>([](auto& panel, index tile) {
         for (index f = tile; f < tile + panel.tile_filters(tile); ++f) {
             const Vec<T> bias = broadcast(panel.bias(f));
             const T* total = panel.total + f * panel.ROW;
@@ -41,8 +41,8 @@ inline void exact_panel(P& panel, const bool* wanted) {
 
 template <class T>
 inline void adder_conv_exact(const Convolution<T, T>& p) {
-    for_each_panel(p, Weights<T>{p, nullptr}, [](index, index) {},
-                         [](auto& panel) { exact_panel(panel, nullptr); });
+    for_each_strip(flattened(p), Weights<T>{p, nullptr}, [](index, index) {},
+                   [](auto& strip) { exact_strip<false>(strip); });
 }
 
 inline void adder_conv(const Convolution<double, double>& p) { adder_conv_exact(p); }
@@ -64,12 +64,12 @@ inline void adder_conv(const Convolution<float, float>& p) {
         sum_contiguous(p.w + group * p.w_group + f * p.w_filter, taps, w_sum + k, w_size + k);
     };
 
-    for_each_panel(p, Weights<float>{p, nullptr}, sum_weights, [=](auto& panel) {
+    for_each_strip(flattened(p), Weights<float>{p, nullptr}, sum_weights, [=](auto& strip) {
         bool any = false;
-        panel.template accumulate<Max<float>, true>(nullptr, [&](index tile) {
+        strip.template accumulate<Max<float>, true>([&](auto& panel, index tile) {
             Vec<float> negative{}, infinite{};  // the sign of a lane, a NaN in it, say: redo
             for (index f = tile; f < tile + panel.tile_filters(tile); ++f) {
-                const index k = panel.group * panel.p.filters + panel.filter + f;
+                const index k = panel.group * panel.p->filters + panel.filter + f;
                 const Vec<float> sum = broadcast(w_sum[k]), size = broadcast(w_size[k]);
                 const Vec<float> bias = broadcast(panel.bias(f));
                 const float* total = panel.total + f * panel.ROW;
@@ -86,7 +86,7 @@ inline void adder_conv(const Convolution<float, float>& p) {
             panel.redo[tile / TILE_FILTERS] = redo;
             any |= redo;
         });
-        if (any) exact_panel(panel, panel.redo);
+        if (any) exact_strip<true>(strip);
     });
 }
 
@@ -157,13 +157,13 @@ inline void adder_conv_cells(const Convolution<ByteCell, std::int32_t>& p,
         return shape.weights(bytes.w + group * bytes.w_group + f * bytes.w_filter + i * bytes.w_row,
                              bytes.w_channel, cell, j);
     };
-    for_each_panel(p, weight, sum_weights, [=](auto& panel) {
-        panel.template accumulate<Bytes, BYTE_SUMS>(nullptr, [&](index tile) {
+    for_each_strip(flattened(p), weight, sum_weights, [=](auto& strip) {
+        strip.template accumulate<Bytes, BYTE_SUMS>([&](auto& panel, index tile) {
             for (index f = tile; f < tile + panel.tile_filters(tile); ++f) {
                 const std::uint32_t bias = panel.bias(f);
                 const ByteCell* total = panel.total + f * panel.ROW;
                 if constexpr (BYTE_SUMS) {
-                    const index k = panel.group * panel.p.filters + panel.filter + f;
+                    const index k = panel.group * panel.p->filters + panel.filter + f;
                     const Vec<ByteCell> constant = broadcast<ByteCell>(bias + w_sum[k]);
                     panel.write(f, [&](index v) {
                         const Vec<ByteCell> m = load(total + v * LANES<ByteCell>);

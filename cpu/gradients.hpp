@@ -62,37 +62,38 @@ inline void clip_tile(const T* grad, const index* tap, const T* w, index rows, c
     }
 }
 
-template <bool EXACT, class P, class Finish>
-inline void clip_panel(P& panel, const bool* wanted, Finish finish) {
-    using T = typename P::Sum;
-    panel.template reduce<!EXACT>(wanted, [&](index f, const T* w, index n, bool first) {
+template <bool EXACT, bool REDO, class S, class Finish>
+inline void clip_strip(S& strip, Finish finish) {
+    using T = typename S::Sum;
+    strip.template reduce<!EXACT, REDO>([&](auto& panel, index f, const T* w, index n, bool first) {
         for (index v = 0; v < panel.vectors; ++v) {
             const index at = f * panel.ROW + v * LANES<T>;
             with_filters<1>(panel.tile_filters(f), [&](auto filters, auto) {
-                clip_tile<EXACT, filters.value>(panel.pixels + panel.place[v], panel.tap, w, n,
+                clip_tile<EXACT, filters.value>(strip.pixels + panel.place[v], strip.tap, w, n,
                                                 panel.rows + at, panel.total + at, panel.ROW, first);
             });
         }
     }, finish);
 }
 
-// x at the panel's own pixels, less the channel's offset; which tiles of channels hold a number beyond
-// `limit`, or a NaN, goes to beyond[tile]. Returns whether any does.
+// x at the panel's own pixels, less the channel's offset; the tiles of channels that hold a number
+// beyond `limit`, or a NaN, are marked in panel.redo. Returns whether any are.
 template <class P, class T>
-inline bool load_pixels(P& panel, const Image<const T>& x, const T* centre, T limit, bool* beyond) {
-    const Shifts* shifts = panel.p.y_shifts;
+inline bool load_pixels(P& panel, const Image<const T>& x, const T* centre, T limit) {
+    const Shifts* shifts = panel.p->y_shifts;
     const Run* runs = shifts ? panel.y_runs : panel.runs;
     const index* start = shifts ? panel.y_start : panel.start;
-    const index count = start[PANEL_VECTORS], lane_stride = shifts ? shifts->width.step * x.column : x.column;
+    const index begin = start[0], end = start[PANEL_VECTORS];
+    const index lane_stride = shifts ? shifts->width.step * x.column : x.column;
     bool any = false;
-    for (index r = 0; r < count && !shifts; ++r) panel.x_spans[r] = pixel_span(runs[r], x);
+    for (index r = begin; r < end && !shifts; ++r) panel.x_spans[r] = pixel_span(runs[r], x);
     Vec<T> largest{};
     for (index f = 0; f < panel.filters; ++f) {
-        const index channel = panel.group * panel.p.filters + panel.filter + f;
+        const index channel = panel.group * panel.p->filters + panel.filter + f;
         const T* base = x.data + channel * x.channel;
         if (shifts) {
             const index kind = shifts->kind[channel];
-            find_shifted_spans(runs, count, x, *shifts, kind, kind + 1, panel.x_spans);
+            find_shifted_spans(runs + begin, end - begin, x, *shifts, kind, kind + 1, panel.x_spans + begin);
         }
         for (index v = 0; v < panel.vectors; ++v) {
             const Span* first = panel.x_spans + start[v];
@@ -105,7 +106,7 @@ inline bool load_pixels(P& panel, const Image<const T>& x, const T* centre, T li
             largest = max(largest, abs(centred));
         }
         if (f % TILE_FILTERS + 1 < TILE_FILTERS && f + 1 < panel.filters) continue;
-        any |= beyond[f / TILE_FILTERS] = below<T>(broadcast(limit), largest);
+        any |= panel.redo[f / TILE_FILTERS] = below<T>(broadcast(limit), largest);
         largest = Vec<T>{};
     }
     return any;
@@ -113,7 +114,8 @@ inline bool load_pixels(P& panel, const Image<const T>& x, const T* centre, T li
 
 template <class T>
 inline void adder_grad_x(const AdderGradX<T>& g) {
-    constexpr T LIMIT = 8;  // of |x|: the fast form's rounding error grows with it
+    constexpr bool FAST = sizeof(T) == 4;
+    constexpr T LIMIT = FAST ? T(8) : LARGEST<T>;  // of |x|: the fast form's rounding error grows with it
     const Convolution<T, T>& p = g.convolution;
     Workspace workspace;
     workspace.allocate(p.groups * p.filters * index(sizeof(T)));
@@ -123,33 +125,30 @@ inline void adder_grad_x(const AdderGradX<T>& g) {
         centre[group * p.filters + f] = common_offset(w, p.channels, p.w_channel, p.w_filter);
     };
 
-    const auto exact = [](auto& panel, const bool* wanted) {
-        clip_panel<true>(panel, wanted, [&](index tile) {
-            for (index f = tile; f < tile + panel.tile_filters(tile); ++f) {
-                const T* total = panel.total + f * panel.ROW;
-                panel.write(f, [&](index v) { return load(total + v * LANES<T>); });
-            }
-        });
-    };
-    for_each_panel(p, Weights<T>{p, centre}, find_offset, [&](auto& panel) {
-        bool any = load_pixels(panel, g.x, centre, LIMIT, panel.redo);
-        if constexpr (sizeof(T) == 8) return exact(panel, nullptr);
-        bool near[CHUNK_FILTERS / TILE_FILTERS];
-        for (index f = 0; f < panel.filters; f += TILE_FILTERS)
-            near[f / TILE_FILTERS] = !panel.redo[f / TILE_FILTERS];
-        clip_panel<false>(panel, near, [&](index tile) {
+    for_each_strip(p, Weights<T>{p, centre}, find_offset, [&](auto& strip) {
+        bool any = false;
+        for (index q = 0; q < strip.count; ++q) any |= load_pixels(strip.panels[q], g.x, centre, LIMIT);
+        clip_strip<!FAST, false>(strip, [&](auto& panel, index tile) {
             Vec<T> infinite{};
             for (index f = tile; f < tile + panel.tile_filters(tile); ++f) {
                 const T *total = panel.total + f * panel.ROW, *x = panel.rows + f * panel.ROW;
                 panel.write(f, [&](index v) {
-                    const Vec<T> sum = load(total + v * LANES<T>), value = load(x + v * LANES<T>);
+                    const Vec<T> sum = load(total + v * LANES<T>);
+                    if constexpr (!FAST) return sum;
+                    const Vec<T> value = load(x + v * LANES<T>);
                     infinite += (value + panel.magnitude[v]) * T(0);
                     return sum - value * panel.sum[v];
                 });
             }
             any |= panel.redo[tile / TILE_FILTERS] = below<T>(infinite, Vec<T>{});
         });
-        if (any) exact(panel, panel.redo);
+        if (!any) return;
+        clip_strip<true, true>(strip, [](auto& panel, index tile) {
+            for (index f = tile; f < tile + panel.tile_filters(tile); ++f) {
+                const T* total = panel.total + f * panel.ROW;
+                panel.write(f, [&](index v) { return load(total + v * LANES<T>); });
+            }
+        });
     });
 }
 

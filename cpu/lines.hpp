@@ -17,7 +17,7 @@ struct Lines {
     index row_reach, column_reach;
 
     // Room for lines is what makes them cheaper than the matrix (positions rows of `row` elements); a
-    // panel that needs more is packed as a matrix.
+    // strip that needs more is packed as a matrix.
     Lines(const Axis& h, const Axis& w, index row, index lanes_) : lanes(lanes_) {
         row_reach = (larger(h.taps, 1) - 1) * larger(h.tap_step, -h.tap_step);
         column_reach = (larger(w.taps, 1) - 1) * larger(w.tap_step, -w.tap_step);
@@ -27,6 +27,8 @@ struct Lines {
         channel = h.taps * w.taps * row * 5 / 8 / (LINE_SPANS * lanes) * (LINE_SPANS * lanes);
         if (w.step != 1 || w.pixels % lanes || channel < width) channel = 0;
     }
+
+    index spans() const { return channel / lanes + LINE_SPANS; }
 
     index tap(const Axis& h, const Axis& w, index position) const {
         const index i = position / w.taps, j = position % w.taps;
@@ -85,7 +87,7 @@ struct Lines {
     index groups;  // of LINE_SPANS spans
 
 private:
-    index line[PANEL_VECTORS], count, first_column;
+    index line[STRIP_VECTORS], count, first_column;
 };
 
 // Copies the lines of `channels` channels; with SUMS, also their sums over the channels and the sums of

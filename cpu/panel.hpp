@@ -11,6 +11,9 @@
 
 namespace mulfree::MULFREE_ISA {
 
+constexpr index STRIP_PANELS = 8;  // panels that are packed together, at most
+constexpr index STRIP_VECTORS = STRIP_PANELS * PANEL_VECTORS;
+
 struct Run {
     index image, row, column;  // of the first pixel
     int vector, lane, count;
@@ -244,9 +247,12 @@ inline void find_shifted_spans(const Run* runs, index count, const Image<T>& x, 
     }
 }
 
-// What pack needs to know of the pixels of a panel.
+// What pack needs to know of the pixels of a strip.
 struct PixelMap {
-    const index* start;  // first run of each vector, and the number of runs
+    index panels;
+    const index* start;  // first run of each vector
+    const bool* single;  // the panels whose every vector is one run
+    index runs;
     const Span* spans;   // [position][run]
     index lane_stride;
     const index* kind = nullptr;  // where spans are [kind][run], that of every channel,
@@ -271,50 +277,54 @@ inline void add_sums(V& sum, V& magnitude, V x) {
     sum += x, magnitude += abs(x);
 }
 
-// Rows (channel, position) of VECTORS vectors; with SUMS, added up into sum and magnitude.
-template <Access ACCESS, bool SINGLE, bool SUMS, int VECTORS, class T>
+// Rows (channel, position) of the panels, `panel_size` apart; with SUMS, added up into the sum and the
+// magnitude of every vector. A row of all panels, and then the next: so x is read along its planes. ONE
+// panel keeps its sums in registers.
+template <Access ACCESS, bool SUMS, bool ONE, class T>
 inline void pack_rows(const PixelMap& map, const T* x, index channel_stride, const Block& block,
-                      T* panel, Vec<T>* sum, Vec<T>* magnitude) {
-    const index runs = map.start[VECTORS];
-    Vec<T> s[SUMS ? VECTORS : 1] = {}, m[SUMS ? VECTORS : 1] = {};
+                      T* pixels, index panel_size, Vec<T>* sum, Vec<T>* magnitude) {
+    const index ahead = ACCESS == STRIDED || !ONE ? 0 : 2 * channel_stride;
+    Vec<T> s[PANEL_VECTORS] = {}, m[PANEL_VECTORS] = {};
     for (index c = 0; c < block.channels; ++c, x += channel_stride) {
-        const Span* spans = map.spans + (map.kind ? (map.kind[c] - map.first_kind) * runs : 0);
-        for (index t = 0; t < block.positions; ++t, spans += runs, panel += VECTORS * LANES<T>) {
+        const Span* spans = map.spans + (map.kind ? (map.kind[c] - map.first_kind) * map.runs : 0);
+        for (index t = 0; t < block.positions; ++t, spans += map.runs, pixels += PANEL_VECTORS * LANES<T>) {
+            T* to = pixels;
+            const index* start = map.start;
+            for (index q = 0; q < (ONE ? 1 : map.panels); ++q, start += PANEL_VECTORS, to += panel_size) {
+                const auto put = [&](int v, const Span* first, const Span* last) {
+                    const Vec<T> row = gather<ACCESS>(first, last, x, map.lane_stride);
+                    store(to + v * LANES<T>, row);
+                    if (ahead && first != last) prefetch(x, ahead + first->offset);
+                    if constexpr (SUMS && ONE) add_sums(s[v], m[v], row);
+                    if constexpr (SUMS && !ONE)
+                        add_sums(sum[q * PANEL_VECTORS + v], magnitude[q * PANEL_VECTORS + v], row);
+                };
+                const Span* single = spans + *start;
+                if (map.single[q])
 #pragma GCC unroll 12
-            for (int v = 0; v < VECTORS; ++v) {
-                const Span* first = spans + (SINGLE ? v : map.start[v]);
-                const Span* last = SINGLE ? first + 1 : spans + map.start[v + 1];
-                const Vec<T> row = gather<ACCESS>(first, last, x, map.lane_stride);
-                store(panel + v * LANES<T>, row);
-                if (ACCESS != STRIDED && first != last) prefetch(x, 2 * channel_stride + first->offset);
-                if constexpr (SUMS) add_sums(s[v], m[v], row);
+                    for (int v = 0; v < PANEL_VECTORS; ++v) put(v, single + v, single + v + 1);
+                else
+#pragma GCC unroll 12
+                    for (int v = 0; v < PANEL_VECTORS; ++v) put(v, spans + start[v], spans + start[v + 1]);
             }
         }
     }
-    if constexpr (SUMS) {
+    if constexpr (SUMS && ONE)
 #pragma GCC unroll 12
-        for (int v = 0; v < VECTORS; ++v) sum[v] += s[v], magnitude[v] += m[v];
-    }
+        for (int v = 0; v < PANEL_VECTORS; ++v) sum[v] += s[v], magnitude[v] += m[v];
 }
 
-template <bool SUMS, int VECTORS, class T>
-inline void pack(const PixelMap& map, const T* x, index channel_stride, const Block& block, T* panel,
-                 Vec<T>* sum, Vec<T>* magnitude) {
-    bool single = true;
-    for (index v = 0; v < VECTORS; ++v) single &= map.start[v + 1] == map.start[v] + 1;
-    const auto run = [&](auto rows) {
-        rows(map, x, channel_stride, block, panel, sum, magnitude);
-    };
-    switch (access(map.lane_stride)) {
-    case CONTIGUOUS:
-        return single ? run(pack_rows<CONTIGUOUS, true, SUMS, VECTORS, T>)
-                      : run(pack_rows<CONTIGUOUS, false, SUMS, VECTORS, T>);
-    case EVEN:
-        return single ? run(pack_rows<EVEN, true, SUMS, VECTORS, T>)
-                      : run(pack_rows<EVEN, false, SUMS, VECTORS, T>);
-    case STRIDED:
-        return run(pack_rows<STRIDED, false, SUMS, VECTORS, T>);
-    }
+template <bool SUMS, bool ONE, class T>
+inline void pack(const PixelMap& map, const T* x, index channel_stride, const Block& block, T* pixels,
+                 index panel_size, Vec<T>* sum, Vec<T>* magnitude) {
+    const auto rows = [&] {
+        switch (access(map.lane_stride)) {
+        case CONTIGUOUS: return pack_rows<CONTIGUOUS, SUMS, ONE, T>;
+        case EVEN: return pack_rows<EVEN, SUMS, ONE, T>;
+        default: return pack_rows<STRIDED, SUMS, ONE, T>;
+        }
+    }();
+    rows(map, x, channel_stride, block, pixels, panel_size, sum, magnitude);
 }
 
 }  // namespace mulfree::MULFREE_ISA
