@@ -270,8 +270,18 @@ class TestConversion:
         assert_array_equal(models.permutation(TABLE, TABLE), np.arange(11))
 
     def test_what_cannot_be_converted(self):
-        with pytest.raises(ValueError, match=r"same shifts equally often.*11 channels with 9"):
+        with pytest.raises(
+            ValueError, match=r"\(11, 2\), has 1 channels with .* \(-1, -1\), .* 0$"
+        ):
             models.permutation(TABLE, np.zeros((11, 2), int))
+        with pytest.raises(
+            ValueError, match=r"^permutation: target must have shape \(C, 2\).*\(11,"
+        ):
+            models.permutation(TABLE, TABLE[:, 0])
+        with pytest.raises(
+            TypeError, match="^permutation: source must be integers, got dtype float"
+        ):
+            models.permutation(TABLE * 1.0, TABLE)
         network = ShiftNet(rng, (16, 3, 1), [Group(16, 1, (1, 1))], shift_first=True, classes=2)
         before = network.state_dict()
         with pytest.raises(ValueError, match=r"convert: blocks.layers.0.shift1.layers.0 does not"):
@@ -280,6 +290,8 @@ class TestConversion:
         before = network.state_dict()
         with pytest.raises(ValueError, match="same shifts equally often"):
             models.convert(network, lambda channels, _: np.zeros((channels, 2), int))
+        with pytest.raises(TypeError, match="^convert: table must be a function .*got ndarray"):
+            models.convert(network, TABLE)
         for name, array in network.state_dict().items():
             assert_array_equal(array, before[name])
 
@@ -326,8 +338,27 @@ class TestChainer:
         for arguments, message in (
             ((x, 2), "ksize must be odd, got 2"),
             ((x, 3, 0), "dilate must not be 0, got 0"),
-            ((x[:, :8],), "x must have at least 3.3 = 9 channels, got 8"),
+            ((x[:, :8],), r"^shift: the channels of x must be at least 3\*3 = 9, .*got 8"),
             ((x[0],), r"x must have 4 dimensions \(N, C, H, W\), got shape \(9, 4, 4\)"),
         ):
             with pytest.raises(ValueError, match=message):
                 chainer.shift(*arguments)
+        with pytest.raises(
+            ValueError, match=r"^shifts: channels must be at least 3\*3 = 9, .*got 8"
+        ):
+            chainer.shifts(8)
+        with pytest.raises(TypeError, match=r"^shifts: channels must be an int, got 9.5"):
+            chainer.shifts(9.5)
+
+
+@pytest.mark.parametrize("layer", [nn.Shift, nn.ShiftConv, nn.ShiftAdderConv])
+def test_layers_refuse_bad_tables(layer):
+    rest = () if layer is nn.Shift else (4, np.random.default_rng(0))
+    with pytest.raises(
+        ValueError, match=rf"^{layer.__name__}: shifts must have shape \(C, 2\).*\(9,\)"
+    ):
+        layer(TABLE[:9, 0], *rest)
+    with pytest.raises(
+        TypeError, match=f"^{layer.__name__}: shifts must be integers, got dtype float64"
+    ):
+        layer(TABLE * 1.0, *rest)

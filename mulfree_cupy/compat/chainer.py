@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import numpy as np
 
 from mulfree_cupy import arrays, geometry
@@ -57,7 +59,7 @@ def shift(
     tensor = isinstance(x, Tensor)
     (data,) = arrays.take("shift", x=x.data if tensor else x)
     geometry.check_rank("shift", "x", data.shape, "N, C, H, W")
-    table = shifts(data.shape[1], ksize, dilate)
+    table = _table("shift", "the channels of x", data.shape[1], ksize, dilate)
     return apply("shift", x, shifts=table, stride=1) if tensor else shifting.shift(data, table)
 
 
@@ -76,6 +78,11 @@ def shifts(
     -------
     numpy.ndarray, shape (C, 2)
 
+    Raises
+    ------
+    ValueError, TypeError
+        As `shift`.
+
     Examples
     --------
     >>> from mulfree_cupy.compat import chainer
@@ -83,15 +90,24 @@ def shifts(
     array([[ 0,  0,  0,  0],
            [ 2, -2,  0,  0]])
     """
-    kh, kw = geometry.pair("shift", "ksize", ksize, 1)
-    dy, dx = geometry.pair("shift", "dilate", dilate, -(2**31))
+    try:
+        channels = operator.index(channels)
+    except TypeError:
+        raise TypeError(f"shifts: channels must be an int, got {channels!r}") from None
+    return _table("shifts", "channels", channels, ksize, dilate)
+
+
+def _table(function, name, channels, ksize, dilate):
+    kh, kw = geometry.pair(function, "ksize", ksize, 1)
+    dy, dx = geometry.pair(function, "dilate", dilate, -(2**31))
     if kh % 2 == 0 or kw % 2 == 0:
-        raise ValueError(f"shift: ksize must be odd, got {ksize!r}")
+        raise ValueError(f"{function}: ksize must be odd, got {ksize!r}")
     if dy == 0 or dx == 0:
-        raise ValueError(f"shift: dilate must not be 0, got {dilate!r}")
+        raise ValueError(f"{function}: dilate must not be 0, got {dilate!r}")
     if channels < kh * kw:
         raise ValueError(
-            f"shift: x must have at least {kh}*{kw} = {kh * kw} channels, got {channels}"
+            f"{function}: {name} must be at least {kh}*{kw} = {kh * kw}, one a shift, "
+            f"got {channels}"
         )
     taps = np.array([(-s * dy, -t * dx) for s in _about_0(kh) for t in _about_0(kw)])
     centre = len(taps) // 2

@@ -7,12 +7,14 @@ with one order of shifts serve any other order of the same shifts.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from mulfree_cupy import nn
+from mulfree_cupy.ops.shift import check_table
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ def permutation(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     Raises
     ------
     ValueError
-        If the tables do not hold the same shifts equally often.
+        If the tables do not hold the same shifts equally often, or have another shape.
+    TypeError
+        If a table holds no integers.
 
     Examples
     --------
@@ -55,14 +59,17 @@ def permutation(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     array([ 0,  9,  1, 10,  2, 11,  3, 12,  4, 13,  5, 14,  6, 15,  7, 16,  8,
            17])
     """
-    source, target = np.asarray(source), np.asarray(target)
+    source = check_table("permutation", "source", source)
+    target = check_table("permutation", "target", target)
+    in_source, in_target = (Counter(map(tuple, table.tolist())) for table in (source, target))
+    for shift in in_source | in_target:
+        if in_source[shift] != in_target[shift]:
+            raise ValueError(
+                "permutation: the tables must hold the same shifts equally often, but source, of "
+                f"shape {source.shape}, has {in_source[shift]} channels with the shift {shift}, "
+                f"and target, of shape {target.shape}, {in_target[shift]}"
+            )
     from_source, from_target = np.lexsort(source.T[::-1]), np.lexsort(target.T[::-1])
-    if source.shape != target.shape or (source[from_source] != target[from_target]).any():
-        raise ValueError(
-            f"permutation: the tables must hold the same shifts equally often, got {len(source)} "
-            f"channels with {len(np.unique(source, axis=0))} different shifts and {len(target)} "
-            f"with {len(np.unique(target, axis=0))}"
-        )
     order = np.empty(len(source), np.int64)
     order[from_target] = from_source
     return order
@@ -84,6 +91,8 @@ def convert(network: nn.Module, table: Callable[[int, int], np.ndarray]) -> None
     ValueError
         If a table does not hold the block's shifts equally often, or a shift has not both its
         neighbours in its block, as the first one of an SC2 block. Nothing is changed then.
+    TypeError
+        If `table` is no function, such as a table itself: blocks have different channels.
 
     Notes
     -----
@@ -96,6 +105,11 @@ def convert(network: nn.Module, table: Callable[[int, int], np.ndarray]) -> None
     >>> network = models.build("shiftresnet20-e1")  # modulo order
     >>> models.convert(network, mf.group_shifts)
     """
+    if not callable(table):
+        raise TypeError(
+            "convert: table must be a function of a block's channels and kernel size, got "
+            f"{type(table).__name__}"
+        )
     found = [module.inside() for _, module in network.modules() if hasattr(module, "inside")]
     insides = [inside for inside in found if hasattr(inside.shift, "shifts")]
     free = {id(inside.shift) for inside in insides}
@@ -114,4 +128,4 @@ def convert(network: nn.Module, table: Callable[[int, int], np.ndarray]) -> None
         inside.project.weight.data = inside.project.weight.data[:, order]
         norm.running_mean = norm.running_mean[order]
         norm.running_var = norm.running_var[order]
-        inside.shift.shifts = shifts
+        inside.shift.shifts = np.array(shifts)

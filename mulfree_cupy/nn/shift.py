@@ -8,6 +8,7 @@ from mulfree_cupy.arrays import Array
 from mulfree_cupy.autograd import Tensor, apply
 from mulfree_cupy.nn.layers import AdderConv, Conv
 from mulfree_cupy.nn.module import Module, Parameter
+from mulfree_cupy.ops.shift import check_table
 
 
 class Shift(Module):
@@ -22,7 +23,7 @@ class Shift(Module):
     """
 
     def __init__(self, shifts: Array, *, stride: int = 1):
-        self.shifts, self.stride = np.array(shifts), stride
+        self.shifts, self.stride = np.array(check_table("Shift", "shifts", shifts)), stride
 
     def forward(self, x: Tensor) -> Tensor:
         return apply("shift", x, shifts=self.shifts, stride=self.stride)
@@ -44,8 +45,9 @@ class _ShiftedPointwise(Module):
         stride: int = 1,
     ):
         layer = self.unshifted
-        self.shifts, self.stride = np.array(shifts), stride
-        weight = layer.draw_weight(rng, (filters, len(shifts)), filters)
+        self.shifts = np.array(check_table(type(self).__name__, "shifts", shifts))
+        self.stride = stride
+        weight = layer.draw_weight(rng, (filters, len(self.shifts)), filters)
         self.weight = Parameter(weight.astype(np.float32), layer.adder)
         if bias:
             self.bias = Parameter(layer.draw_bias(rng, filters).astype(np.float32))

@@ -438,16 +438,25 @@ def _taps(function, channels, kernel_size, dilation):
     return channels, taps.reshape(-1, 2)
 
 
+def check_table(function: str, name: str, table: Array, channels: int | None = None) -> Array:
+    """The argument `name` as an array of integers (C, 2), with C as given if it is."""
+    (table,) = arrays.take(function, **{name: table})
+    if table.dtype.kind not in "iu":
+        raise TypeError(
+            f"{function}: {name} must be integers, got dtype {table.dtype} and shape {table.shape}"
+        )
+    rows = "C" if channels is None else channels
+    if table.shape[1:] != (2,) or channels not in (None, len(table)):
+        raise ValueError(
+            f"{function}: {name} must have shape ({rows}, 2), rows and columns for each channel, "
+            f"got {table.shape}"
+        )
+    return table
+
+
 def _table(function, shifts, x, g):
     """Shifts checked, beside x, as int32: beyond the image one is as good as another."""
-    (shifts,) = arrays.take(function, shifts=shifts)
-    if shifts.dtype.kind not in "iu":
-        raise TypeError(
-            f"{function}: shifts must be integers, got dtype {shifts.dtype} and "
-            f"shape {shifts.shape}"
-        )
-    why = "(C, 2), rows and columns for each channel"
-    geometry.check_shape(function, "shifts", shifts.shape, (g.channels, 2), why)
+    shifts = check_table(function, "shifts", shifts, g.channels)
     xp = arrays.namespace(shifts)
     if xp is not np:
         arrays.take(function, check=arrays.plain_bits, x=x, shifts=shifts)  # on one device
