@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import shlex
 import sys
 import textwrap
@@ -93,6 +94,23 @@ def _kernels(chosen: argparse.Namespace) -> int:
 _DATA_HELP = "'digits', or the path of CIFAR binary files, idx files, or class folders of images"
 
 
+def _add_data(command) -> None:
+    command.add_argument("--data", default="digits", help=_DATA_HELP + " (default: digits)")
+    command.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="height and width to which images in class folders are resized",
+    )
+    command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+
+
+def _load_data(chosen: argparse.Namespace):
+    from mulfree_cupy import data
+
+    return data.load(chosen.data, image_size=chosen.image_size)
+
+
 def _add_train(commands) -> None:
     command = commands.add_parser(
         "train",
@@ -102,7 +120,7 @@ def _add_train(commands) -> None:
         "epoch, and curve.png and curve.csv at the end. Ctrl-C saves and stops; --resume goes on.",
     )
     command.add_argument("--model", help="name of the network (default: adder-lenet)")
-    command.add_argument("--data", default="digits", help=_DATA_HELP + " (default: digits)")
+    _add_data(command)
     command.add_argument("--epochs", type=int, help="default: 30 for digits, else 20")
     command.add_argument("--batch-size", type=int, help="default: 64 for digits, else 256")
     command.add_argument("--rate", type=float, help="first learning rate (default: 0.1)")
@@ -111,29 +129,30 @@ def _add_train(commands) -> None:
         choices=["none", "crop", "crop and flip"],
         help="default: 'crop and flip' for colour images, else none",
     )
-    command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
     command.add_argument("--seed", type=int, help="of weights and batches (default: 0)")
     command.add_argument(
         "--resume", metavar="CHECKPOINT", help="go on from there; other options change its recipe"
     )
-    command.add_argument("--out", default="mulfree-run", help="folder (default: mulfree-run)")
+    command.add_argument(
+        "--out",
+        help="folder without a run (default: that of --resume, or mulfree-run, mulfree-run-2 ...)",
+    )
     command.set_defaults(run=_train)
 
 
 def _train(chosen: argparse.Namespace) -> int:
-    from mulfree_cupy import data
     from mulfree_cupy.report import curves
     from mulfree_cupy.train import Interrupted, Recipe, Training
 
     start = time.perf_counter()
-    pair = data.load(chosen.data)
+    out = _run_folder(chosen.out, chosen.resume)
+    checkpoint = out / "checkpoint.npz"
+    pair = _load_data(chosen)
     asked = {
         name: getattr(chosen, name)
         for name in ("model", "epochs", "batch_size", "rate", "augment", "seed")
         if getattr(chosen, name) is not None
     }
-    out = Path(chosen.out)
-    checkpoint = out / "checkpoint.npz"
     if chosen.resume:
         run = Training.resume(chosen.resume, *pair, device=chosen.device, path=checkpoint, **asked)
     else:
@@ -144,7 +163,8 @@ def _train(chosen: argparse.Namespace) -> int:
         history = run.run()
     except Interrupted:
         again = ["mulfree", "train", "--resume", str(checkpoint), "--data", chosen.data]
-        again += ["--device", chosen.device, "--out", chosen.out]
+        again += ["--image-size", str(chosen.image_size)] if chosen.image_size else []
+        again += ["--device", chosen.device]
         print(f"Stopped in epoch {run.epoch + 1}; go on with: {shlex.join(again)}")
         return _INTERRUPTED
     out.mkdir(parents=True, exist_ok=True)
@@ -157,6 +177,22 @@ def _train(chosen: argparse.Namespace) -> int:
         f"{time.perf_counter() - start:.1f} s"
     )
     return 0
+
+
+def _run_folder(asked: str | None, resume: str | None) -> Path:
+    """Where a run goes; one that is there is only ever replaced by itself gone on with."""
+    if resume:
+        return Path(asked or Path(resume).parent)
+    numbers = itertools.count(2)
+    out = Path(asked or "mulfree-run")
+    while (out / "checkpoint.npz").exists():
+        if asked:
+            raise ValueError(
+                f"{out} holds a run; go on with it by --resume {out / 'checkpoint.npz'}, or give "
+                "another folder to --out"
+            )
+        out = Path(f"mulfree-run-{next(numbers)}")
+    return out
 
 
 def _defaults(name: str, train) -> dict:
@@ -209,8 +245,7 @@ def _add_prune(commands) -> None:
         default="magnitude",
         help="which weights go first (default: magnitude)",
     )
-    command.add_argument("--data", default="digits", help=_DATA_HELP + " (default: digits)")
-    command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    _add_data(command)
     command.add_argument(
         "--resume", action="store_true", help="go on with the run in --out, given the same options"
     )
@@ -219,7 +254,6 @@ def _add_prune(commands) -> None:
 
 
 def _prune(chosen: argparse.Namespace) -> int:
-    from mulfree_cupy import data
     from mulfree_cupy.report import pruning
     from mulfree_cupy.train import Interrupted, Plan, load_model, prune
 
@@ -230,7 +264,7 @@ def _prune(chosen: argparse.Namespace) -> int:
         rate=chosen.rate,
         score=chosen.score,
     )
-    train, test = data.load(chosen.data)
+    train, test = _load_data(chosen)
     out = Path(chosen.out)
     options = {"out": out, "device": chosen.device, "resume": chosen.resume}
     try:
@@ -254,18 +288,16 @@ def _add_evaluate(commands) -> None:
         description="Print the share of right answers of a checkpoint on a data set's test part.",
     )
     command.add_argument("checkpoint", metavar="CHECKPOINT", help="as written by mulfree train")
-    command.add_argument("--data", default="digits", help=_DATA_HELP + " (default: digits)")
-    command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    _add_data(command)
     command.set_defaults(run=_evaluate)
 
 
 def _evaluate(chosen: argparse.Namespace) -> int:
-    from mulfree_cupy import data
     from mulfree_cupy.train import check_data, evaluate, load_model, namespace_of
 
     xp = namespace_of(chosen.device)
     model, mean, std, facts = load_model(chosen.checkpoint, xp)
-    _, test = data.load(chosen.data)
+    _, test = _load_data(chosen)
     check_data(chosen.checkpoint, facts, test)
     accuracy = evaluate(model, test, mean, std, xp)
     name = facts["recipe"]["model"]
@@ -281,21 +313,19 @@ def _add_ablation(commands) -> None:
         "the filters, at the adaptive rate or at a fixed one 100 times larger. Prints a table and "
         "writes ablation.png and ablation.csv.",
     )
-    command.add_argument("--data", default="digits", help=_DATA_HELP + " (default: digits)")
+    _add_data(command)
     command.add_argument("--epochs", type=int, default=30, help="default: 30")
     command.add_argument("--batch-size", type=int, default=64, help="default: 64")
     command.add_argument("--seed", type=int, default=0, help="default: 0")
-    command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
     command.add_argument("--out", default="mulfree-run", help="folder (default: mulfree-run)")
     command.set_defaults(run=_ablation)
 
 
 def _ablation(chosen: argparse.Namespace) -> int:
-    from mulfree_cupy import data
     from mulfree_cupy.report import curves
     from mulfree_cupy.train import ablation
 
-    train, test = data.load(chosen.data)
+    train, test = _load_data(chosen)
     histories = ablation(
         train,
         test,

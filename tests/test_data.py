@@ -201,6 +201,17 @@ def test_class_folders_in_two_parts(tmp_path, form, held_out):
     )
 
 
+def test_of_three_parts_the_test_part_is_the_test(tmp_path):
+    parts = ("train", 3), ("val", 2), ("test", 1)
+    for seed, (part, count) in enumerate(parts):
+        pack(class_folders(f"{part}/", count, seed=seed), tmp_path)
+    train, test = data.load(tmp_path)
+    assert (len(train), len(test)) == (9, 3)
+    np.testing.assert_array_equal(
+        test.images, random_images(3, 6, 4, 3, seed=2).transpose(0, 3, 1, 2)
+    )
+
+
 @pytest.mark.parametrize("suffix", [".tar.xz", ".zip"])
 @pytest.mark.parametrize("prefix", [("train/", "test/"), ("", "")])
 def test_an_archive_for_each_part(tmp_path, suffix, prefix):

@@ -134,6 +134,22 @@ def test_the_adaptive_rate_sees_accumulated_gradients():
         assert_allclose(np.sqrt(np.mean(change**2)), size, rtol=1e-4)
 
 
+def test_the_last_optimiser_decides_where_the_rate_is_adapted():
+    filters = nn.Parameter(np.ones(3), adder=True)
+    optim.SGD([filters], 0.01, adder="adaptive in backward")
+    assert filters.on_gradient is not None
+    optim.SGD([filters], 0.01, adder="fixed")
+    assert filters.on_gradient is None
+
+
+def test_a_parameter_under_two_names_takes_one_step():
+    w = nn.Parameter(np.ones(2))
+    optimiser = optim.SGD([w, w], 0.5)
+    w.sum().backward()
+    optimiser.step()
+    assert_allclose(w.data, 0.5)
+
+
 def test_a_fixed_rate_scales_adder_gradients_only():
     filters, others = nn.Parameter(np.ones(3), adder=True), nn.Parameter(np.ones(3))
     optimiser = optim.SGD([filters, others], 0.01, adder="fixed", adder_scale=100)

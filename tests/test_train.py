@@ -188,9 +188,11 @@ def test_the_command_trains_evaluates_and_resumes(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "adder-lenet" in printed and "Test accuracy" in printed.splitlines()[-1]
     assert {"checkpoint.npz", "curve.png", "curve.csv"} == set(os.listdir(out))
-    resume = ["train", "--resume", str(out / "checkpoint.npz"), "--epochs", "2", "--out", str(out)]
-    assert cli.main(resume) == 0
-    assert "from epoch 2" in capsys.readouterr().out
+    assert cli.main(["train", "--epochs", "1", "--out", str(out)]) == 1
+    assert f"go on with it by --resume {out / 'checkpoint.npz'}" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", str(out / "checkpoint.npz"), "--epochs", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "from epoch 2" in printed and f"Checkpoint {out / 'checkpoint.npz'}" in printed
     assert cli.main(["evaluate", str(out / "checkpoint.npz")]) == 0
     assert "adder-lenet on digits: test accuracy" in capsys.readouterr().out
     pictures = tmp_path / "pictures"
@@ -200,6 +202,18 @@ def test_the_command_trains_evaluates_and_resumes(tmp_path, capsys):
             Image.new("L", (16, 16), i).save(pictures / name / f"{i}.png")
     assert cli.main(["evaluate", str(out / "checkpoint.npz"), "--data", str(pictures)]) == 1
     assert "was trained on images of" in capsys.readouterr().err
+    resized = ["--data", str(pictures), "--image-size", "8"]
+    assert cli.main(["evaluate", str(out / "checkpoint.npz"), *resized]) == 1
+    assert "'size': 8, 'classes': 2" in capsys.readouterr().err
+
+
+def test_runs_without_a_folder_get_one_each(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Training, "_train_step", lambda *arguments: (1.0, 0))
+    for _ in range(3):
+        assert cli.main(["train", "--epochs", "1"]) == 0
+    assert set(os.listdir()) == {"mulfree-run", "mulfree-run-2", "mulfree-run-3"}
+    assert "mulfree-run-3/checkpoint.npz" in capsys.readouterr().out
 
 
 def test_the_ablation_compares_four_runs(tmp_path, capsys):
@@ -246,14 +260,15 @@ def test_ctrl_c_saves_and_exits_cleanly(tmp_path):
     printed, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "go on with: mulfree train --resume" in printed and "Traceback" not in errors
-    assert printed.rstrip().endswith(f"--data digits --device cpu --out {tmp_path}")
+    assert printed.rstrip().endswith(f"{tmp_path}/checkpoint.npz --data digits --device cpu")
 
 
-def test_ctrl_c_is_no_traceback_anywhere(monkeypatch, capsys):
+def test_ctrl_c_is_no_traceback_anywhere(tmp_path, monkeypatch, capsys):
     def interrupted(*arguments, **options):
         raise Interrupted
 
     monkeypatch.setattr(Training, "run", interrupted)
+    monkeypatch.chdir(tmp_path)
     assert cli.main(["ablation"]) == 130
     monkeypatch.setattr(data, "load", interrupted)
     assert cli.main(["train"]) == 130

@@ -53,8 +53,9 @@ def load(
         - CIFAR-10 or CIFAR-100 in the binary version: a folder, zip or tar;
         - MNIST-style idx files, plain or ``.gz``: a folder, zip or tar;
         - images in class folders, ``cat/1.png``: a folder, zip or tar. Those inside ``train/`` and
-          ``test/`` (or ``val/``), and those of a folder that holds ``train.tar.xz`` and
-          ``test.tar.xz``, are the two parts; else every fifth image of a class is a test image.
+          ``test/`` (``val/`` where there is no ``test/``), and those of a folder that holds
+          ``train.tar.xz`` and ``test.tar.xz``, are the two parts; else every fifth image of a
+          class is a test image.
 
         A tar may be compressed with gzip, xz or bzip2.
     image_size : int or (int, int), optional

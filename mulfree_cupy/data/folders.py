@@ -61,12 +61,12 @@ def load(
 
 
 def _divide(files: Files, path: Path) -> tuple[list[_Image], list[_Image]]:
-    """The images of ``train/`` and ``test/``, or an undivided collection split."""
+    """The images of ``train/`` and ``test/`` (else ``val/``), or an undivided collection split."""
     groups = _groups(files, path)
     by_name = {PurePosixPath(folder).name: images for folder, images in groups.items()}
-    for test in ("test", "val"):
-        if len(groups) == 2 and set(by_name) == {"train", test}:
-            return by_name["train"], by_name[test]
+    parts = set(by_name)
+    if len(groups) == len(parts) and {"train"} < parts <= {"train", "test", "val"}:
+        return by_name["train"], by_name["test" if "test" in parts else "val"]
     images = _only_group(files, path)
     train, test = split(np.unique([image.label for image in images], return_inverse=True)[1])
     if len(test) == 0:

@@ -17,6 +17,7 @@ class SGD:
     Parameters
     ----------
     parameters : iterable of Parameter
+        One that comes several times counts once.
     rate : float
         Learning rate; assign `rate` to follow a schedule.
     momentum, weight_decay : float
@@ -81,15 +82,15 @@ class SGD:
                 raise ValueError(f"SGD: {name} must be a finite number >= 0, got {value}")
         if nesterov and momentum == 0:
             raise ValueError("SGD: nesterov needs momentum > 0")
-        self.parameters = list(parameters)
+        self.parameters = list({id(p): p for p in parameters}.values())
         self.rate, self.momentum, self.nesterov = rate, momentum, nesterov
         self.weight_decay, self.adder = weight_decay, adder
         self.eta, self.adder_scale = eta, adder_scale
         self.velocities: list[Array | None] = [None] * len(self.parameters)
-        if adder == "adaptive in backward":
-            for parameter in self.parameters:
-                if parameter.adder:
-                    parameter.on_gradient = lambda gradient: adaptive_rate(gradient, eta)
+        in_backward = (lambda g: adaptive_rate(g, eta)) if adder == "adaptive in backward" else None
+        for parameter in self.parameters:
+            if parameter.adder:
+                parameter.on_gradient = in_backward
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
