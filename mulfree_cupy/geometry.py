@@ -85,7 +85,7 @@ def pair(function: str, argument: str, value: object, least: int) -> Pair:
     """An int or a pair of ints, both at least `least`, as a pair."""
     values = value if isinstance(value, (tuple, list)) else (value, value)
     try:
-        first, second = (operator.index(v) for v in values)
+        first, second = map(operator.index, values)
     except (TypeError, ValueError):
         raise TypeError(
             f"{function}: {argument} must be an int or a pair of ints, got {value!r}"

@@ -266,7 +266,7 @@ def shift_conv(
     Returns
     -------
     array, shape (N, K, ceil(H/stride), ceil(W/stride))
-        float32, or float64 if an input is; float16 is summed in float32.
+        float32, or float64 if an input is; float16, summed in float32, if all are.
 
     Raises
     ------
