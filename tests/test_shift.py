@@ -310,6 +310,14 @@ def test_bad_weights(name):
 
 
 def test_half_precision_is_for_gpus():
+    half = [a.astype(np.float16) for a in (GRAD, X, W)]
+    with pytest.raises(TypeError, match=r"^shift_conv_backward: float16 is for GPUs, .*astype"):
+        mf.shift_conv_backward(*half, SHIFTS)
+    with mf.emulated_cuda():
+        gradients = mf.shift_conv_backward(*half, SHIFTS)
+    for ours, theirs in zip(gradients, spec.shift_conv_backward(*half, SHIFTS), strict=True):
+        assert ours.dtype == np.float16
+        assert np.abs(ours - theirs).max() <= 1e-3 * np.abs(theirs).max()
     with pytest.raises(TypeError, match=r"^shift_conv: float16 is for GPUs, .*astype"):
         CALLS["shift_conv"](x=X.astype(np.float16), w=W.astype(np.float16))
     with pytest.raises(TypeError, match=r"^shift_adder_conv: .*float32 or float64, got x float16"):

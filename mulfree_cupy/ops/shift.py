@@ -300,7 +300,7 @@ def shift_conv_backward(
     Parameters
     ----------
     grad : array, shape (N, K, ceil(H/stride), ceil(W/stride))
-        float32 or float64.
+        float32 or float64; on a GPU float16 too.
     x : array, shape (N, C, H, W)
         As given to `shift_conv`; the shifted image is not needed.
     w : array, shape (K, C)
@@ -310,6 +310,7 @@ def shift_conv_backward(
     Returns
     -------
     grad_x, grad_w : arrays, shapes of x and w
+        In their common dtype; float16 is summed in float32.
 
     Raises
     ------
@@ -331,8 +332,8 @@ def shift_conv_backward(
         kernels.shift_conv_grad_x(grad, w, table, grad_x, stride)
         kernels.shift_conv_grad_w(grad, x, table, grad_w, stride)
 
-    launcher = launchers.shift_conv_backward
-    return _backward("shift_conv_backward", launcher, on_cpu, grad, x, w, shifts, stride)
+    launcher, also = launchers.shift_conv_backward, (np.float16,)
+    return _backward("shift_conv_backward", launcher, on_cpu, grad, x, w, shifts, stride, also)
 
 
 def shift_adder_conv(
@@ -386,7 +387,7 @@ def shift_adder_conv_backward(
     Parameters
     ----------
     grad, x, w, shifts, stride
-        As in `shift_conv_backward`.
+        As in `shift_conv_backward`, float32 or float64.
 
     Returns
     -------
@@ -417,7 +418,7 @@ def shift_adder_conv_backward(
         kernels.shift_adder_conv_grad_w(grad, x, w, table, grad_w, stride)
 
     launcher = launchers.shift_adder_conv_backward
-    return _backward("shift_adder_conv_backward", launcher, on_cpu, grad, x, w, shifts, stride)
+    return _backward("shift_adder_conv_backward", launcher, on_cpu, grad, x, w, shifts, stride, ())
 
 
 def _taps(function, channels, kernel_size, dilation):
@@ -496,14 +497,18 @@ def _geometry(function, x, w, stride):
     return geometry.window(function, x.shape, 1, filters=w.shape[0], stride=stride)
 
 
-def _forward(function, launcher, x, w, shifts, bias, stride, out, kernel, also):
-    given = dict(x=x, w=w, bias=bias)
-    x, w, bias = arrays.take_floats(function, **given, optional=("bias",), also=also)
+def _refuse_half_on_cpu(function, x):
     if x.dtype == np.float16 and launch.device_for(x) is None:
         raise TypeError(
             f"{function}: float16 is for GPUs, the CPU has no arithmetic for it; "
             "convert with .astype(np.float32)"
         )
+
+
+def _forward(function, launcher, x, w, shifts, bias, stride, out, kernel, also):
+    given = dict(x=x, w=w, bias=bias)
+    x, w, bias = arrays.take_floats(function, **given, optional=("bias",), also=also)
+    _refuse_half_on_cpu(function, x)
     g = _geometry(function, x, w, stride)
     table = _table(function, shifts, x, g)
     launch.check_kernel(function, kernel, launchers.SHIFT_CONV_KERNELS, x=x)
@@ -517,8 +522,9 @@ def _forward(function, launcher, x, w, shifts, bias, stride, out, kernel, also):
     return forward(function, on_device, on_cpu, g, x, w, bias, out, x.dtype, given, kernel=kernel)
 
 
-def _backward(function, launcher, on_cpu, grad, x, w, shifts, stride):
-    grad, x, w = arrays.take_floats(function, grad=grad, x=x, w=w)
+def _backward(function, launcher, on_cpu, grad, x, w, shifts, stride, also):
+    grad, x, w = arrays.take_floats(function, grad=grad, x=x, w=w, also=also)
+    _refuse_half_on_cpu(function, x)
     g = _geometry(function, x, w, stride)
     table = _table(function, shifts, x, g)
 
