@@ -94,22 +94,23 @@ inline void adder_conv(const Convolution<float, float>& p) {
 
 constexpr index CELL_IMAGE = 8 << 20;  // bytes of x's slices as cells
 
-// The source positions [from, from + size) that a slice of an axis's pixels meets; all of them, which
-// are quicker to copy, where the slice is the whole axis.
+// The source positions that a slice of an axis's pixels meets, `every` apart: from, from + every, ...,
+// `size` of them; all positions, which are quicker to copy, where the slice is the whole axis.
 struct SourceAxis {
-    index from, size;
+    index every, from, size;
 
     // `padded`: positions outside the source are wanted too.
     SourceAxis(const Axis& a, index first, index pixels, index taps, bool padded)
-        : from(first * a.step + a.offset) {
+        : every(taps == 1 ? a.step : 1), from(first * a.step + a.offset) {
         index end = from + (pixels - 1) * a.step + (taps - 1) * a.tap_step + 1;
-        if (!padded) from = larger(0, from), end = smaller(end, a.size);
-        if (!padded && pixels == a.pixels) from = 0, end = a.size;
-        size = larger(0, end - from);
+        if (!padded) from += round_up(larger(0, -from), every), end = smaller(end, a.size);
+        if (!padded && pixels == a.pixels && every == 1) from = 0, end = a.size;
+        size = larger(0, ceil_div(end - from, every));
     }
     // The axis on which the slice is a convolution.
     Axis axis(const Axis& a, index first, index pixels, index taps) const {
-        return {pixels, a.step, first * a.step + a.offset - from, taps, a.tap_step, size, 0, 1};
+        const index offset = (first * a.step + a.offset - from) / every;
+        return {pixels, a.step / every, offset, taps, a.tap_step, size, 0, 1};
     }
 };
 
@@ -119,7 +120,7 @@ inline void fill_cells(const Convolution<std::uint8_t, std::int32_t>& p, const C
                        ByteCell* cells) {
     const index channels = shape.cell_channels(), planes = images * p.groups * channels;
     // Rows without gaps are one long row.
-    const bool dense = shape.along == 1 && p.x.row == w.size * p.x.column;
+    const bool dense = shape.along == 1 && h.every * w.every == 1 && p.x.row == w.size * p.x.column;
     const index rows = dense ? 1 : h.size, columns = dense ? h.size * w.size : w.size;
 #pragma omp parallel for num_threads(threads_for(planes, double(planes * rows * columns)))
     for (index plane = 0; plane < planes; ++plane) {
@@ -127,17 +128,18 @@ inline void fill_cells(const Convolution<std::uint8_t, std::int32_t>& p, const C
         const index channel = shape.channel(cell);
         const std::uint8_t* x = p.x.data + (image + plane / (channels * p.groups)) * p.x.batch +
                                 (group * p.channels + channel) * p.x.channel + h.from * p.x.row;
+        ByteRow places[CELL] = {};
+        for (index k = 0; k < CELL; ++k) {
+            const index tap = shape.column(cell) + shape.place_column[k];
+            if (tap >= shape.columns || channel + shape.place_channel[k] >= p.channels) continue;
+            const index from = w.from + tap * p.width.tap_step;
+            places[k] = {x + shape.place_channel[k] * p.x.channel + from * p.x.column,
+                         smaller(columns, ceil_div(larger(0, -from), w.every)),
+                         dense ? columns : smaller(columns, ceil_div(p.width.size - from, w.every))};
+        }
         for (index r = 0; r < rows; ++r) {
-            ByteRow places[CELL] = {};
-            for (index k = 0; k < CELL; ++k) {
-                const index tap = shape.column(cell) + shape.place_column[k];
-                if (tap >= shape.columns || channel + shape.place_channel[k] >= p.channels) continue;
-                const index from = w.from + tap * p.width.tap_step;
-                places[k] = {x + shape.place_channel[k] * p.x.channel + r * p.x.row + from * p.x.column,
-                             larger(0, -from),
-                             dense ? columns : smaller(columns, p.width.size - from)};
-            }
-            interleave(places, p.x.column, columns, cells + (plane * rows + r) * columns);
+            interleave(places, w.every * p.x.column, columns, cells + (plane * rows + r) * columns);
+            for (ByteRow& place : places) place.base += h.every * p.x.row;
         }
     }
 }
@@ -188,7 +190,8 @@ inline void adder_conv_u8(const Convolution<std::uint8_t, std::int32_t>& p) {
     index images = p.batch, rows = p.height.pixels, columns = p.width.pixels;
     const auto most_cells = [&] {
         const auto most = [](const Axis& a, index pixels, index taps) {
-            return larger(pixels == a.pixels ? a.size : 0, SourceAxis(a, 0, pixels, taps, true).size);
+            const SourceAxis slice(a, 0, pixels, taps, true);
+            return larger(pixels == a.pixels && slice.every == 1 ? a.size : 0, slice.size);
         };
         return images * p.groups * channels * most(p.height, rows, p.height.taps) *
                most(p.width, columns, columns_met);

@@ -95,8 +95,28 @@ struct ByteRow {
 // to[i] = the bytes i of the rows.
 inline void interleave(const ByteRow* rows, index stride, index count, ByteCell* to) {
 #if defined(__AVX512VNNI__)
+    const auto bits = [](index n) { return n >= 64 ? ~0ull : n <= 0 ? 0 : (1ull << n) - 1; };
+    if (stride == 2) {
+        const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);  // as below
+        for (index i = 0; i < count; i += 32) {
+            __m512i x[CELL], pairs[2];  // of bytes: of rows 0 and 1, of rows 2 and 3
+#pragma GCC unroll 4
+            for (index k = 0; k < CELL; ++k) {
+                const auto mask = bits(2 * (rows[k].last - i)) & ~bits(2 * (rows[k].first - i));
+                x[k] = _mm512_maskz_loadu_epi8(mask & 0x5555555555555555, rows[k].base + 2 * i);
+            }
+#pragma GCC unroll 2
+            for (index k = 0; k < 2; ++k)
+                pairs[k] = _mm512_permutexvar_epi64(
+                    order, _mm512_or_si512(x[2 * k], _mm512_slli_epi16(x[2 * k + 1], 8)));
+            _mm512_mask_storeu_epi32(to + i, __mmask16(bits(count - i)),
+                                     _mm512_unpacklo_epi16(pairs[0], pairs[1]));
+            _mm512_mask_storeu_epi32(to + i + 16, __mmask16(bits(count - i) >> 16),
+                                     _mm512_unpackhi_epi16(pairs[0], pairs[1]));
+        }
+        return;
+    }
     if (stride == 1) {
-        const auto bits = [](index n) { return n >= 64 ? ~0ull : n <= 0 ? 0 : (1ull << n) - 1; };
         // Brings the bytes to the 128-bit lanes in which unpacking leaves successive cells.
         const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
         for (index i = 0; i < count; i += 64) {

@@ -3,8 +3,8 @@
 #pragma once
 
 #include "adder.hpp"
+#include "adder_grad_x.hpp"
 #include "batch_norm.hpp"
-#include "gradients.hpp"
 #include "peak.hpp"
 #include "winograd_gradients.hpp"
 

@@ -58,11 +58,17 @@ struct Convolution {
     const Shifts *x_shifts = nullptr, *y_shifts = nullptr;
 };
 
-// What adder_grad_x needs beyond a convolution of the gradient: x at the pixels of y, displaced as y is.
+// grad_x[c, pixel] = sum over filters and taps of clip(w - x, -1, 1) * grad. The axes are the forward
+// pass's; w is C-contiguous. Where shifts are given, the channels of x are seen displaced, the axes are
+// those of grad, and there is one group and one tap.
 template <class T>
 struct AdderGradX {
-    Convolution<T, T> convolution;
-    Image<const T> x;
+    index batch, groups, channels, filters;  // channels and filters of one group
+    Axis height, width;
+    Image<const T> grad, x;
+    const T* w;
+    Image<T> grad_x;
+    const Shifts* shifts = nullptr;
 };
 
 // grad_w[f, c, tap] = sum over batch and pixels of grad * x (conv) or grad * (x - w) (adder).

@@ -215,6 +215,26 @@ void forward(void (*kernel)(const Convolution<X, Y>&), const py::array& x_array,
 }
 
 template <class T>
+void adder_grad_x(const Source<T>& grad, const Source<T>& x, const Array<T>& w, py::array grad_x, Pair stride,
+                  Pair padding, Pair dilation, index groups) {
+    T* to = writable<T>(grad_x, 4);
+    require(w.ndim() == 4 && groups > 0, "w must have 4 dimensions");
+    const index filters = w.shape(0), channels = w.shape(1), kh = w.shape(2), kw = w.shape(3);
+    require(std::equal(grad_x.shape(), grad_x.shape() + 4, x.array.shape()) &&
+                filters % groups == 0 && x.shape(1) == channels * groups && grad.shape(1) == filters &&
+                grad.shape(0) == x.shape(0),
+            "grad, x, w, grad_x and groups do not match");
+    AdderGradX<T> p{
+        x.shape(0), groups, channels, filters / groups,
+        forward_axis(x.shape(2), grad.shape(2), kh, stride.first, padding.first, dilation.first),
+        forward_axis(x.shape(3), grad.shape(3), kw, stride.second, padding.second, dilation.second),
+        grad.image, x.image, contiguous(w), image_of(to, x.shape(1), x.shape(2), x.shape(3))};
+    images_as_row(p, p.grad, p.x, p.grad_x);
+    py::gil_scoped_release release;
+    kernels<T>().adder_grad_x(p);
+}
+
+template <class T>
 void grad_w(const Source<T>& grad, const Source<T>& x, const T* w, py::array grad_w_array, Pair stride,
             Pair padding, Pair dilation, index groups) {
     T* to = writable<T>(grad_w_array, 4);
@@ -270,16 +290,9 @@ void bind_float(py::module_& m) {
     m.def("adder_conv_grad_x", [](Array<T> grad, Array<T> x_array, Array<T> w, Array<T> grad_x, Pair s,
                                   Pair p, Pair d, index groups) {
         const bool product = meets_all_once(x_array, w, p, d);
-        const Source<T> x(product ? as_channels(x_array) : x_array);
-        for_each_phase<T>(Source<T>(grad), product ? as_channels(w) : w,
-                          product ? as_channels(grad_x) : grad_x, s, p, d, groups,
-                          [&](Convolution<T, T>& phase, index row, index column) {
-            Image<const T> pixels{x.image.data + row * x.image.row + column * x.image.column,
-                                        x.image.batch, x.image.channel, x.image.row * s.first,
-                                        x.image.column * s.second};
-            images_as_row(phase, phase.x, phase.y, pixels);
-            kernels<T>().adder_grad_x({phase, pixels});
-        });
+        adder_grad_x<T>(Source<T>(grad), Source<T>(product ? as_channels(x_array) : x_array),
+                        product ? as_channels(w) : w, product ? as_channels(grad_x) : grad_x, s, p, d,
+                        groups);
     }, py::arg("grad").noconvert(), py::arg("x").noconvert(), py::arg("w").noconvert(),
        py::arg("grad_x").noconvert(), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
        py::arg("groups"));
@@ -688,7 +701,10 @@ void bind_shift(py::module_& m) {
                                         Array<T> grad_x, Pair s) {
         const Source<T> x(x_array);
         shift_grad_x<T>(Source<T>(grad), w, shifts, grad_x, s, dense(x.image, x.shape(3)),
-                        [&](const Convolution<T, T>& p) { kernels<T>().adder_grad_x({p, x.image}); });
+                        [&](const Convolution<T, T>& p) {
+            kernels<T>().adder_grad_x({p.batch, 1, p.filters, p.channels, p.height, p.width, p.x, x.image, p.w,
+                                       p.y, p.y_shifts});
+        });
     }, py::arg("grad").noconvert(), py::arg("x").noconvert(), py::arg("w").noconvert(),
        py::arg("shifts").noconvert(), py::arg("grad_x").noconvert(), py::arg("stride"));
     m.def("shift_conv_grad_w", [](Array<T> grad, Array<T> x, Table shifts, Array<T> grad_w, Pair s) {

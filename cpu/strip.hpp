@@ -173,8 +173,8 @@ struct Strip {
         y_runs_ = scratch.take<Run>(most_runs);
         spans_ = scratch.take<Span>(larger(lines_.spans(), most_runs * (p.x_shifts
             ? larger(MOST_KINDS, blocking.rows()) : blocking.position_chunk)));
-        y_spans_ = scratch.take<Span>(most_runs);
-        x_spans_ = scratch.take<Span>(most_runs);
+        y_spans_ = scratch.take<Span>(most_runs * (p.y_shifts ? MOST_KINDS : 1));
+        x_spans_ = scratch.take<Span>(most_runs * (p.y_shifts ? MOST_KINDS : 1));
         matrix_tap_ = scratch.take<index>(blocking.rows());
         line_tap_ = scratch.take<index>(blocking.rows());
         line_sums_ = scratch.take<X>(2 * lines_.channel);
@@ -254,7 +254,7 @@ struct Strip {
         }
     }
 
-    // Calls run(panel, f, weights, rows, first) for every block, every tile of filters [filter + f, ...)
+    // Calls run(panel, f, weights, block, first) for every block, every tile of filters [filter + f, ...)
     // and every panel, the block being in `pixels`, and finish(panel, f) when a tile is complete; only
     // where panel.redo[tile] is REDO. SUMS adds the columns of a panel into its sum and magnitude.
     template <bool SUMS, bool REDO, class Run_, class Finish>
@@ -276,7 +276,7 @@ struct Strip {
                 for (Panel<X, Y>* panel = panels; panel != panels + count; ++panel) {
                     if (panel->redo[f / TILE_FILTERS] != REDO) continue;
                     if (last) panel->prefetch_output(f);
-                    if (blocks) run(*panel, f, w, block.taps(), b == 0);
+                    if (blocks) run(*panel, f, w, block, b == 0);
                     if (last) finish(*panel, f);
                 }
             }
@@ -286,8 +286,8 @@ struct Strip {
     // panel.total[f] = sum over all taps of Op::term.
     template <class Op, bool SUMS, bool REDO = false, class Finish>
     void accumulate(Finish finish) {
-        reduce<SUMS, REDO>([&](auto& panel, index f, const X* w, index n, bool first) {
-            tile_row<Op>(panel.tile_filters(f), panel.vectors, pixels, tap, panel.place, w, n,
+        reduce<SUMS, REDO>([&](auto& panel, index f, const X* w, const Block& block, bool first) {
+            tile_row<Op>(panel.tile_filters(f), panel.vectors, pixels, tap, panel.place, w, block.taps(),
                          panel.total + f * ROW, ROW, first);
         }, finish);
     }

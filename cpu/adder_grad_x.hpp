@@ -1,0 +1,365 @@
+// The gradient of the adder by x: sum clip(w - x, -1, 1) grad.
+//
+// It is a convolution of grad. With a stride s, pixel q * s + r of x meets only the taps of "phase" r, at
+// places of grad around q. So a panel holds pixels q, all phases share it, and every phase of a tile of
+// channels is a tile of filters of its own, which reads of the panel what its taps meet. The numbers of x
+// and grad_x between one another stay in the first-level cache until all phases have been there.
+#pragma once
+
+#include "gradients.hpp"
+
+namespace mulfree::MULFREE_ISA {
+
+// Tap i of the forward pass's axis lies a = offset + i * tap_step from pixel p * step. So it belongs to
+// phase a mod step, pixel q of which meets it at place q - floor(a / step) of grad. The taps of `axis`
+// are those places.
+struct PhaseAxis {
+    const Axis& forward;
+    index phases;
+    Axis axis;
+
+    explicit PhaseAxis(const Axis& a) : forward(a), phases(smaller(a.step, a.size)) {
+        index apart = 0, reach = 0;  // the greatest common divisor of what lies between places
+        for (index i = 0; i < a.taps; ++i) {
+            reach = floor_of(i) - floor_of(0);
+            for (index b = reach; b;) {
+                const index rest = apart % b;
+                apart = b, b = rest;
+            }
+        }
+        const index places = apart ? reach / apart + 1 : 1;
+        axis = {ceil_div(a.size, a.step), 1, -floor_of(0), places, -apart, a.pixels, 0, 0};
+    }
+
+    // The tap of the kernel that a phase meets at place t, or -1.
+    index tap(index phase, index t) const {
+        const index away = (floor_of(0) - t * axis.tap_step) * forward.step + phase - forward.offset;
+        const bool met = away >= 0 && away % forward.tap_step == 0 && away / forward.tap_step < forward.taps;
+        return met ? away / forward.tap_step : -1;
+    }
+
+private:
+    index floor_of(index tap) const {
+        const index a = forward.offset + tap * forward.tap_step;
+        return a >= 0 ? a / forward.step : -ceil_div(-a, forward.step);
+    }
+};
+
+// The phases of both axes, and which of them a filter of the convolution of grad stands for: tiles of
+// channels, of each tile all phases.
+template <class T>
+struct Phases {
+    const AdderGradX<T>& g;
+    PhaseAxis height, width;
+    index count, positions;
+    index* entry;          // of the kernel, that a phase meets at a position of the panel, or -1
+    index *met, **met_end;  // the positions that a phase meets, `positions` apart
+
+    explicit Phases(const AdderGradX<T>& g_)
+        : g(g_), height(g.height), width(g.width), count(height.phases * width.phases),
+          positions(height.axis.taps * width.axis.taps) {}
+
+    void find(Carver& memory) {
+        entry = memory.take<index>(count * positions), met = memory.take<index>(count * positions);
+        met_end = memory.take<index*>(count);
+    }
+    void fill() {
+        for (index phase = 0; phase < count; ++phase) {
+            met_end[phase] = met + phase * positions;
+            for (index t = 0; t < positions; ++t) {
+                const index i = height.tap(phase / width.phases, t / width.axis.taps);
+                const index j = width.tap(phase % width.phases, t % width.axis.taps);
+                const bool meets = i >= 0 && j >= 0;
+                entry[phase * positions + t] = meets ? i * g.width.taps + j : -1;
+                if (meets) *met_end[phase]++ = t;
+            }
+        }
+    }
+
+    index filters() const { return count == 1 ? g.channels : count * round_up(g.channels, TILE_FILTERS); }
+    index phase(index filter) const { return filter / TILE_FILTERS % count; }
+    index channel(index filter) const {
+        return filter / TILE_FILTERS / count * TILE_FILTERS + filter % TILE_FILTERS;
+    }
+};
+
+// The weights as filters of the convolution of grad, less the channel's centre.
+template <class T>
+struct PhaseWeights {
+    const Phases<T>& phases;
+    const T* centre;
+
+    T operator()(index group, index filter, index k, index i, index j) const {
+        const AdderGradX<T>& g = phases.g;
+        const index c = phases.channel(filter), t = i * phases.width.axis.taps + j;
+        const index entry = phases.entry[phases.phase(filter) * phases.positions + t];
+        if (c >= g.channels || entry < 0) return 0;
+        return g.w[((group * g.filters + k) * g.channels + c) * g.height.taps * g.width.taps + entry] -
+               centre[group * g.channels + c];
+    }
+};
+
+// Some positions of the rows of a block: calls f(row) for each, channel by channel.
+struct MetRows {
+    const index *first, *last;
+    const Block& block;
+
+    template <class T>
+    MetRows(const Phases<T>& phases, index phase, const Block& block_)
+        : first(phases.met + phase * phases.positions), last(phases.met_end[phase]), block(block_) {
+        while (first < last && *first < block.position) ++first;
+        while (first < last && last[-1] >= block.position + block.positions) --last;
+    }
+    template <class F>
+    void each(F f) const {
+        for (index row = -block.position; row < block.taps() - block.position; row += block.positions)
+            for (const index* t = first; t < last; ++t) f(row + *t);
+    }
+};
+
+// One vector of pixels, a tile of channels of x ("filters" of this convolution of grad). The limits
+// x - 1 and x + 1 stay in registers:
+//     clip(w - x, -1, 1) = min(max(w, x - 1), x + 1) - x,
+// and the last term, x sum(grad), is subtracted once a pixel: three instructions a term instead of four.
+// EXACT is the four as they stand. SUMS adds up grad as well, which one tile of a phase does for all.
+enum ClipForm { EXACT, FAST, FAST_AND_SUMS };
+template <ClipForm FORM, int FILTERS, class T>
+inline void clip_tile(const T* grad, const index* tap, const MetRows& rows, const T* w, const T* x, T* total,
+                      index row, bool first, Vec<T>& grad_sum) {
+    Vec<T> sum[FILTERS] = {}, low[FILTERS], high[FILTERS], grads{};
+    const Vec<T> one = broadcast(T(1));
+#pragma GCC unroll 8
+    for (int f = 0; f < FILTERS; ++f) {
+        const Vec<T> value = load(x + f * row);
+        low[f] = FORM == EXACT ? value : value - one;
+        high[f] = value + one;
+    }
+    rows.each([&](index t) {
+        const Vec<T> g = load(grad + tap[t]);
+        if (FORM == FAST_AND_SUMS) grads += g;
+#pragma GCC unroll 8
+        for (int f = 0; f < FILTERS; ++f) {
+            // The order of the operands lets a NaN through.
+            const Vec<T> weight = broadcast(w[t * TILE_FILTERS + f]);
+            const Vec<T> slope = FORM == EXACT ? min(one, max(-one, weight - low[f]))
+                                               : min(high[f], max(low[f], weight));
+            sum[f] = multiply_add(slope, g, sum[f]);
+        }
+    });
+#pragma GCC unroll 8
+    for (int f = 0; f < FILTERS; ++f) {
+        T* t = total + f * row;
+        store(t, first ? sum[f] : load(t) + sum[f]);
+    }
+    if (FORM == FAST_AND_SUMS) grad_sum = first ? grads : grad_sum + grads;
+}
+
+// A strip of pixels with some tiles of filters.
+template <class T>
+class ClipStrip {
+    using S = Strip<T, T, PhaseWeights<T>>;
+    using P = Panel<T, T>;
+    static constexpr bool QUICK = sizeof(T) == 4;
+    static constexpr T LIMIT = 8;  // of |x|: the fast form's rounding error grows with it
+    static constexpr index TILES = CHUNK_FILTERS / TILE_FILTERS;
+
+    // The filters from `filter` on are channels from `channel` on in a phase. Within a strip, `slot` tells
+    // phases apart.
+    struct Tile {
+        index filter, filters, channel, phase, slot;
+        bool met;  // by any tap
+    };
+
+public:
+    ClipStrip(S& strip, const AdderGradX<T>& g, const Phases<T>& phases, const T* centre)
+        : strip(strip), g(g), phases(phases), centre(centre), shifts(strip.p.y_shifts),
+          x_spans(strip.panels->x_spans), y_spans(strip.panels->y_spans),
+          runs(start(*strip.panels)[strip.count * PANEL_VECTORS]),
+          few_kinds(shifts && shifts->kinds < MOST_KINDS) {}
+
+    void run() {
+        const P& first = *strip.panels;
+        for (index r = 0; r < runs && !shifts; ++r) x_spans[r] = pixel_span(first.runs[r], g.x);
+        for (index k = 0; few_kinds && k < shifts->kinds; ++k) {
+            find_shifted_spans(first.y_runs, runs, g.x, *shifts, k, k + 1, x_spans + k * runs);
+            find_shifted_spans(first.y_runs, runs, g.grad_x, *shifts, k, k + 1, y_spans + k * runs);
+        }
+        for (index f = 0; f < smaller(strip.filters, phases.count * TILE_FILTERS); f += TILE_FILTERS)
+            for (index q = 0; q < strip.count; ++q) prefetch_pixels(strip.panels[q], tile(f));
+        sum<QUICK ? FAST : EXACT, false>();
+        if (any) sum<EXACT, true>();
+    }
+
+private:
+    S& strip;
+    const AdderGradX<T>& g;
+    const Phases<T>& phases;
+    const T* centre;
+    const Shifts* shifts;
+    Span *x_spans, *y_spans;  // of the strip's pixels, kind by kind where kinds are few
+    const index runs;
+    const bool few_kinds;
+    bool any = false;                                                   // to be redone
+    Vec<T> grad_sum[STRIP_PANELS][TILES][PANEL_VECTORS];  // of a panel's slots,
+    index summed_by[STRIP_PANELS][TILES];                 // and the filter that adds it up
+
+    const index* start(const P& panel) const { return shifts ? panel.y_start : panel.start; }
+    index lane_step() const { return shifts ? shifts->width.step : 1; }
+
+    Tile tile(index f) const {
+        const index filter = strip.filter + f, phase = phases.phase(filter), c = phases.channel(filter);
+        return {f, smaller(smaller(TILE_FILTERS, strip.filters - f), g.channels - c),
+                strip.group * g.channels + c, phase, f / TILE_FILTERS % phases.count,
+                phases.met_end[phase] > phases.met + phase * phases.positions};
+    }
+
+    // Sums all tiles, for which x is loaded; the fast form leaves to be redone what it cannot do.
+    template <ClipForm FORM, bool REDO>
+    void sum() {
+        strip.template reduce<false, REDO>([&](P& panel, index f, const T* w, const Block& block, bool first) {
+            const Tile t = tile(f);
+            index& summer = summed_by[&panel - strip.panels][t.slot];
+            bool& redo = panel.redo[f / TILE_FILTERS];
+            if (first && f / TILE_FILTERS == t.slot) summer = -1;
+            if (first && !REDO) {
+                const bool large = !load_pixels(panel, t);
+                if (FORM == FAST) any |= redo = large;
+            }
+            if ((FORM == FAST && redo) || !t.met) return;
+            if (first && summer < 0) summer = f;
+            if (FORM == FAST && summer == f) clip<FAST_AND_SUMS>(panel, t, w, block, first);
+            else clip<FORM>(panel, t, w, block, first);
+        }, [&](P& panel, index f) {
+            const Tile t = tile(f);
+            bool& redo = panel.redo[f / TILE_FILTERS];
+            if (FORM == FAST && redo) return;
+            const Vec<T>* grads = grad_sum[&panel - strip.panels][t.slot];
+            Vec<T> infinite{};
+            for (index k = 0; k < t.filters; ++k) {
+                const T *total = panel.total + (f + k) * panel.ROW, *x = panel.rows + (f + k) * panel.ROW;
+                write(panel, t, k, [&](index v) {
+                    if (!t.met) return Vec<T>{};
+                    const Vec<T> sum = load(total + v * LANES<T>);
+                    if (FORM == EXACT) return sum;
+                    const Vec<T> answer = sum - load(x + v * LANES<T>) * grads[v];
+                    infinite += answer * T(0);
+                    return answer;
+                });
+            }
+            if (FORM == FAST) any |= redo = below<T>(infinite, Vec<T>{});
+        });
+    }
+
+    template <ClipForm FORM>
+    void clip(P& panel, const Tile& t, const T* w, const Block& block, bool first) {
+        const MetRows rows(phases, t.phase, block);
+        for (index v = 0; v < panel.vectors; ++v) {
+            const index at = t.filter * panel.ROW + v * LANES<T>;
+            with_filters<1>(t.filters, [&](auto filters, auto) {
+                clip_tile<FORM, filters.value>(strip.pixels + panel.place[v], strip.tap, rows, w,
+                                               panel.rows + at, panel.total + at, panel.ROW, first,
+                                               grad_sum[&panel - strip.panels][t.slot][v]);
+            });
+        }
+    }
+
+    // Where a panel's pixels lie in an image of x's shape, for a filter of a tile.
+    template <class X>
+    const Span* spans(const P& panel, const Tile& t, index k, const Image<X>& x, Span* table) const {
+        if (!shifts) return table;
+        const index kind = shifts->kind ? shifts->kind[t.channel + k] : t.phase;
+        if (few_kinds) return table + kind * runs;
+        const index begin = panel.y_start[0], end = panel.y_start[PANEL_VECTORS];
+        find_shifted_spans(panel.y_runs + begin, end - begin, x, *shifts, kind, kind + 1, table + begin);
+        return table;
+    }
+
+    // Asks for the lines that a tile will read and write.
+    void prefetch_pixels(const P& panel, const Tile& t) const {
+        if (t.phase % phases.width.phases) return;  // the lines are those of the phase before
+        const index line = 64 / index(sizeof(T)), last = (LANES<T> - 1) * lane_step();
+        for (index k = 0; k < t.filters; ++k) {
+            const T* x = g.x.data + (t.channel + k) * g.x.channel;
+            const T* y = g.grad_x.data + (t.channel + k) * g.grad_x.channel;
+            const Span* from = spans(panel, t, k, g.x, x_spans);
+            for (index r = start(panel)[0]; r < start(panel)[PANEL_VECTORS]; ++r)
+                for (index e = 0; e < last + line; e += line) {
+                    const index at = from[r].offset + smaller(e, last);
+                    if (t.met) prefetch(x, at);
+                    if (shifts) prefetch_write(y, at);
+                }
+        }
+    }
+
+    // x less the channels' centres, to panel.rows. Returns whether none of it is large.
+    bool load_pixels(P& panel, const Tile& t) {
+        const index next = t.filter + phases.count * TILE_FILTERS;
+        if (next < strip.filters) prefetch_pixels(panel, tile(next));
+        if (!t.met) return true;
+        const index lane_stride = lane_step() * g.x.column;
+        const index* begin = start(panel);
+        Vec<T> largest{};
+        for (index k = 0; k < t.filters; ++k) {
+            const Span* from = spans(panel, t, k, g.x, x_spans);
+            const T* x = g.x.data + (t.channel + k) * g.x.channel;
+            const Vec<T> shift = broadcast(centre[t.channel + k]);
+            for (index v = 0; v < panel.vectors; ++v) {
+                const Span *first = from + begin[v], *last = from + begin[v + 1];
+                const Vec<T> value = lane_stride == 1   ? gather<CONTIGUOUS>(first, last, x, 1)
+                                     : lane_stride == 2 ? gather<EVEN>(first, last, x, 2)
+                                                        : gather<STRIDED>(first, last, x, lane_stride);
+                store(panel.rows + (t.filter + k) * panel.ROW + v * LANES<T>, value - shift);
+                largest = max(largest, abs(value - shift));
+            }
+        }
+        return !below<T>(broadcast(LIMIT), largest);
+    }
+
+    template <class F>
+    void write(P& panel, const Tile& t, index k, F value) {
+        if (!shifts) return panel.write(t.filter + k, value);
+        const Image<T>& y = g.grad_x;
+        const Span* to = spans(panel, t, k, y, y_spans);
+        T* plane = y.data + (t.channel + k) * y.channel;
+        for (index v = 0; v < panel.vectors; ++v)
+            scatter(to + panel.y_start[v], to + panel.y_start[v + 1], plane, lane_step() * y.column, value(v));
+    }
+};
+
+template <class T>
+inline void adder_grad_x(const AdderGradX<T>& g) {
+    Phases<T> phases(g);
+    const index channels = g.groups * g.channels, positions = g.height.taps * g.width.taps;
+    T* centre;
+    index *row, *column;
+    const auto cut = [&](Carver carver) {
+        phases.find(carver);
+        centre = carver.take<T>(channels);
+        row = carver.take<index>(phases.count), column = carver.take<index>(phases.count);
+        return carver.used();
+    };
+    Workspace workspace;
+    workspace.allocate(cut(Carver(nullptr)));
+    cut(Carver(workspace.data()));
+    phases.fill();
+    for (index k = 0; k < phases.count; ++k)
+        row[k] = k / phases.width.phases, column[k] = k % phases.width.phases;
+    Axis h = phases.height.axis, w = phases.width.axis;
+    h.step = g.height.step, h.size = g.height.size, w.step = g.width.step, w.size = g.width.size;
+    const Shifts strided{h, w, phases.count, row, column, nullptr, nullptr, 0};
+#pragma omp parallel for num_threads(threads_for(channels, double(channels) * g.filters * positions))
+    for (index c = 0; c < channels; ++c)
+        centre[c] = common_offset(
+            g.w + (c / g.channels * g.filters * g.channels + c % g.channels) * positions, g.filters,
+            g.channels * positions, positions);
+
+    const Convolution<T, T> p{
+        g.batch, g.groups, g.filters, phases.filters(), phases.height.axis, phases.width.axis, g.grad,
+        g.w, 0, 0, 0, 0, 0, nullptr, g.grad_x, nullptr,
+        g.shifts ? g.shifts : phases.count > 1 ? &strided : nullptr};
+    for_each_strip(p, PhaseWeights<T>{phases, centre}, [](index, index) {}, [&](auto& strip) {
+        ClipStrip<T>(strip, g, phases, centre).run();
+    });
+}
+
+}  // namespace mulfree::MULFREE_ISA
