@@ -138,7 +138,8 @@ inline void fill_cells(const Convolution<std::uint8_t, std::int32_t>& p, const C
                          dense ? columns : smaller(columns, ceil_div(p.width.size - from, w.every))};
         }
         for (index r = 0; r < rows; ++r) {
-            interleave(places, w.every * p.x.column, columns, cells + (plane * rows + r) * columns);
+            interleave(places, w.every * p.x.column, columns, shape.across * p.x.channel,
+                       cells + (plane * rows + r) * columns);
             for (ByteRow& place : places) place.base += h.every * p.x.row;
         }
     }

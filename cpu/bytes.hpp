@@ -92,8 +92,9 @@ struct ByteRow {
     index first, last;
 };
 
-// to[i] = the bytes i of the rows.
-inline void interleave(const ByteRow* rows, index stride, index count, ByteCell* to) {
+// to[i] = the bytes i of the rows. `ahead` of them lie the bytes that are wanted next.
+inline void interleave(const ByteRow* rows, index stride, index count, [[maybe_unused]] index ahead,
+                       ByteCell* to) {
 #if defined(__AVX512VNNI__)
     const auto bits = [](index n) { return n >= 64 ? ~0ull : n <= 0 ? 0 : (1ull << n) - 1; };
     if (stride == 2) {
@@ -104,6 +105,7 @@ inline void interleave(const ByteRow* rows, index stride, index count, ByteCell*
             for (index k = 0; k < CELL; ++k) {
                 const auto mask = bits(2 * (rows[k].last - i)) & ~bits(2 * (rows[k].first - i));
                 x[k] = _mm512_maskz_loadu_epi8(mask & 0x5555555555555555, rows[k].base + 2 * i);
+                prefetch(rows[k].base, 2 * i + ahead);
             }
 #pragma GCC unroll 2
             for (index k = 0; k < 2; ++k)
@@ -125,6 +127,7 @@ inline void interleave(const ByteRow* rows, index stride, index count, ByteCell*
             for (index k = 0; k < CELL; ++k) {
                 const auto mask = bits(rows[k].last - i) & ~bits(rows[k].first - i);
                 x[k] = _mm512_permutexvar_epi32(order, _mm512_maskz_loadu_epi8(mask, rows[k].base + i));
+                prefetch(rows[k].base, i + ahead);
             }
             const __m512i a = _mm512_unpacklo_epi8(x[0], x[1]), b = _mm512_unpackhi_epi8(x[0], x[1]);
             const __m512i c = _mm512_unpacklo_epi8(x[2], x[3]), d = _mm512_unpackhi_epi8(x[2], x[3]);
