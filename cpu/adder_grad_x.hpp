@@ -45,37 +45,40 @@ private:
     }
 };
 
-// The phases of both axes, and which of them a filter of the convolution of grad stands for: tiles of
-// channels, of each tile all phases.
+// The phases of both axes that meet any tap, and which of them a filter of the convolution of grad stands
+// for: tiles of channels, of each tile all phases.
 template <class T>
 struct Phases {
     const AdderGradX<T>& g;
     PhaseAxis height, width;
-    index count, positions;
-    index* entry;          // of the kernel, that a phase meets at a position of the panel, or -1
+    index count = 0, positions;
+    index *row, *column;    // the first pixel of a phase
+    index* entry;           // of the kernel, that a phase meets at a position of the panel, or -1
     index *met, **met_end;  // the positions that a phase meets, `positions` apart
 
     explicit Phases(const AdderGradX<T>& g_)
-        : g(g_), height(g.height), width(g.width), count(height.phases * width.phases),
-          positions(height.axis.taps * width.axis.taps) {}
+        : g(g_), height(g.height), width(g.width), positions(height.axis.taps * width.axis.taps) {}
 
-    void find(Carver& memory) {
-        entry = memory.take<index>(count * positions), met = memory.take<index>(count * positions);
-        met_end = memory.take<index*>(count);
+    void take(Carver& memory) {
+        row = memory.take<index>(most()), column = memory.take<index>(most());
+        entry = memory.take<index>(most() * positions), met = memory.take<index>(most() * positions);
+        met_end = memory.take<index*>(most());
     }
-    void fill() {
-        for (index phase = 0; phase < count; ++phase) {
-            met_end[phase] = met + phase * positions;
-            for (index t = 0; t < positions; ++t) {
-                const index i = height.tap(phase / width.phases, t / width.axis.taps);
-                const index j = width.tap(phase % width.phases, t % width.axis.taps);
-                const bool meets = i >= 0 && j >= 0;
-                entry[phase * positions + t] = meets ? i * g.width.taps + j : -1;
-                if (meets) *met_end[phase]++ = t;
+    void find() {
+        for (index k = 0; k < most() * positions; ++k) entry[k] = -1;
+        for (index r = 0; r < height.phases; ++r)
+            for (index c = 0; c < width.phases; ++c) {
+                index *first = met + count * positions, *end = first;
+                for (index t = 0; t < positions; ++t) {
+                    const index i = height.tap(r, t / width.axis.taps), j = width.tap(c, t % width.axis.taps);
+                    if (i >= 0 && j >= 0) entry[count * positions + t] = i * g.width.taps + j, *end++ = t;
+                }
+                if (end > first) row[count] = r, column[count] = c, met_end[count++] = end;
             }
-        }
     }
 
+    index all() const { return height.phases * width.phases; }
+    index most() const { return smaller(all(), g.height.taps * g.width.taps); }
     index filters() const { return count == 1 ? g.channels : count * round_up(g.channels, TILE_FILTERS); }
     index phase(index filter) const { return filter / TILE_FILTERS % count; }
     index channel(index filter) const {
@@ -167,7 +170,6 @@ class ClipStrip {
     // phases apart.
     struct Tile {
         index filter, filters, channel, phase, slot;
-        bool met;  // by any tap
     };
 
 public:
@@ -199,7 +201,7 @@ private:
     Span *x_spans, *y_spans;  // of the strip's pixels, kind by kind where kinds are few
     const index runs;
     const bool few_kinds;
-    bool any = false;                                                   // to be redone
+    bool any = false;  // to be redone
     Vec<T> grad_sum[STRIP_PANELS][TILES][PANEL_VECTORS];  // of a panel's slots,
     index summed_by[STRIP_PANELS][TILES];                 // and the filter that adds it up
 
@@ -209,8 +211,7 @@ private:
     Tile tile(index f) const {
         const index filter = strip.filter + f, phase = phases.phase(filter), c = phases.channel(filter);
         return {f, smaller(smaller(TILE_FILTERS, strip.filters - f), g.channels - c),
-                strip.group * g.channels + c, phase, f / TILE_FILTERS % phases.count,
-                phases.met_end[phase] > phases.met + phase * phases.positions};
+                strip.group * g.channels + c, phase, f / TILE_FILTERS % phases.count};
     }
 
     // Sums all tiles, for which x is loaded; the fast form leaves to be redone what it cannot do.
@@ -225,7 +226,7 @@ private:
                 const bool large = !load_pixels(panel, t);
                 if (FORM == FAST) any |= redo = large;
             }
-            if ((FORM == FAST && redo) || !t.met) return;
+            if (FORM == FAST && redo) return;
             if (first && summer < 0) summer = f;
             if (FORM == FAST && summer == f) clip<FAST_AND_SUMS>(panel, t, w, block, first);
             else clip<FORM>(panel, t, w, block, first);
@@ -238,7 +239,6 @@ private:
             for (index k = 0; k < t.filters; ++k) {
                 const T *total = panel.total + (f + k) * panel.ROW, *x = panel.rows + (f + k) * panel.ROW;
                 write(panel, t, k, [&](index v) {
-                    if (!t.met) return Vec<T>{};
                     const Vec<T> sum = load(total + v * LANES<T>);
                     if (FORM == EXACT) return sum;
                     const Vec<T> answer = sum - load(x + v * LANES<T>) * grads[v];
@@ -276,7 +276,8 @@ private:
 
     // Asks for the lines that a tile will read and write.
     void prefetch_pixels(const P& panel, const Tile& t) const {
-        if (t.phase % phases.width.phases) return;  // the lines are those of the phase before
+        const bool again = t.phase > 0 && phases.row[t.phase] == phases.row[t.phase - 1];
+        if (again) return;  // the lines are those of the phase before
         const index line = 64 / index(sizeof(T)), last = (LANES<T> - 1) * lane_step();
         for (index k = 0; k < t.filters; ++k) {
             const T* x = g.x.data + (t.channel + k) * g.x.channel;
@@ -285,7 +286,7 @@ private:
             for (index r = start(panel)[0]; r < start(panel)[PANEL_VECTORS]; ++r)
                 for (index e = 0; e < last + line; e += line) {
                     const index at = from[r].offset + smaller(e, last);
-                    if (t.met) prefetch(x, at);
+                    prefetch(x, at);
                     if (shifts) prefetch_write(y, at);
                 }
         }
@@ -295,7 +296,6 @@ private:
     bool load_pixels(P& panel, const Tile& t) {
         const index next = t.filter + phases.count * TILE_FILTERS;
         if (next < strip.filters) prefetch_pixels(panel, tile(next));
-        if (!t.met) return true;
         const index lane_stride = lane_step() * g.x.column;
         const index* begin = start(panel);
         Vec<T> largest{};
@@ -331,22 +331,25 @@ inline void adder_grad_x(const AdderGradX<T>& g) {
     Phases<T> phases(g);
     const index channels = g.groups * g.channels, positions = g.height.taps * g.width.taps;
     T* centre;
-    index *row, *column;
     const auto cut = [&](Carver carver) {
-        phases.find(carver);
+        phases.take(carver);
         centre = carver.take<T>(channels);
-        row = carver.take<index>(phases.count), column = carver.take<index>(phases.count);
         return carver.used();
     };
     Workspace workspace;
     workspace.allocate(cut(Carver(nullptr)));
     cut(Carver(workspace.data()));
-    phases.fill();
-    for (index k = 0; k < phases.count; ++k)
-        row[k] = k / phases.width.phases, column[k] = k % phases.width.phases;
+    phases.find();
+    const index image = channels * g.grad_x.channel;
+    if (phases.count < phases.all()) {  // no tap meets some pixels
+#pragma omp parallel for num_threads(threads_for(g.batch, double(g.batch) * image))
+        for (index n = 0; n < g.batch; ++n)
+            __builtin_memset(g.grad_x.data + n * g.grad_x.batch, 0, std::size_t(image) * sizeof(T));
+    }
+    if (phases.count == 0) return;
     Axis h = phases.height.axis, w = phases.width.axis;
     h.step = g.height.step, h.size = g.height.size, w.step = g.width.step, w.size = g.width.size;
-    const Shifts strided{h, w, phases.count, row, column, nullptr, nullptr, 0};
+    const Shifts strided{h, w, phases.count, phases.row, phases.column, nullptr, nullptr, 0};
 #pragma omp parallel for num_threads(threads_for(channels, double(channels) * g.filters * positions))
     for (index c = 0; c < channels; ++c)
         centre[c] = common_offset(
@@ -356,7 +359,7 @@ inline void adder_grad_x(const AdderGradX<T>& g) {
     const Convolution<T, T> p{
         g.batch, g.groups, g.filters, phases.filters(), phases.height.axis, phases.width.axis, g.grad,
         g.w, 0, 0, 0, 0, 0, nullptr, g.grad_x, nullptr,
-        g.shifts ? g.shifts : phases.count > 1 ? &strided : nullptr};
+        g.shifts ? g.shifts : phases.all() > 1 ? &strided : nullptr};
     for_each_strip(p, PhaseWeights<T>{phases, centre}, [](index, index) {}, [&](auto& strip) {
         ClipStrip<T>(strip, g, phases, centre).run();
     });
