@@ -30,6 +30,10 @@ PROBLEMS = {
     "lines, one row a panel": (1, 2, 4, 224, 3, (3, 5), (1, 1), (1, 2), (1, 1), 1),
     "lines, depthwise": (2, 8, 30, 64, 8, (3, 3), (2, 2), (1, 1), (1, 1), 8),
     "stride larger than the kernel": (2, 5, 16, 15, 6, (2, 2), (3, 4), (0, 0), (1, 1), 1),
+    "many phases": (1, 9, 20, 23, 4, (6, 7), (6, 7), (1, 2), (1, 1), 1),
+    "phases of several chunks of channels": (2, 70, 6, 7, 9, (3, 3), (2, 2), (1, 1), (1, 1), 1),
+    "1x1, stride 2, padding": (2, 9, 9, 71, 3, (1, 1), (2, 2), (2, 1), (1, 1), 1),
+    "no tap meets x": (2, 3, 1, 1, 4, (1, 1), (2, 2), (1, 1), (1, 1), 1),
     "stride and dilation share a factor": (1, 4, 13, 14, 5, (3, 3), (2, 4), (2, 2), (2, 2), 1),
 }
 LAYOUTS = ["C", "F", "reversed", "every second", "broadcast"]
