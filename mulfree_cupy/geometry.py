@@ -97,15 +97,15 @@ def pair(function: str, argument: str, value: object, least: int) -> Pair:
     return first, second
 
 
-def shape4(function: str, argument: str, value: object) -> tuple[int, int, int, int]:
-    """A shape (N, C, H, W) given as such."""
+def shape4(
+    function: str, argument: str, value: object, axes: str = "N, C, H, W"
+) -> tuple[int, int, int, int]:
+    """A shape (N, C, H, W), or of other `axes`, given as such."""
     try:
         shape = tuple(operator.index(size) for size in value)
     except TypeError:
-        raise TypeError(
-            f"{function}: {argument} must be 4 ints (N, C, H, W), got {value!r}"
-        ) from None
-    check_rank(function, argument, shape, "N, C, H, W")
+        raise TypeError(f"{function}: {argument} must be 4 ints ({axes}), got {value!r}") from None
+    check_rank(function, argument, shape, axes)
     if min(shape) < 0:
         raise ValueError(f"{function}: {argument} must not be negative, got {shape}")
     return shape

@@ -72,8 +72,10 @@ def test_the_weights_are_the_objects_own():
     weights = Weights.from_dense(u)
     u[...] = 0
     assert_array_equal(weights.dense, U)
-    with pytest.raises(ValueError, match="read-only"):
-        weights.dense[...] = 0
+    matrix = weights.matrices[3]
+    for array in (weights.dense, weights.mask, matrix.data, matrix.indices, matrix.indptr):
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
 
 
 def test_importance_is_the_noise_gain():
@@ -119,11 +121,30 @@ def test_files_hold_everything_and_scipy_reads_them(tmp_path):
 
 
 def test_a_file_of_something_else(tmp_path):
-    np.savez(tmp_path / "other.npz", data=W)
-    with pytest.raises(
-        ValueError, match=r"WinogradWeights.load: .*other.npz lacks indices, indptr"
+    path = tmp_path / "other.npz"
+    message = "WinogradWeights.load: .*other.npz is no file of WinogradWeights, or is damaged"
+    Weights.from_dense(U).prune(0.5).save(path)
+    whole, saved = path.read_bytes(), dict(np.load(path))
+    for content in (b"", b"text", whole[:-100], np.zeros(3).tobytes()):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            Weights.load(path)
+    for changed in (
+        {"winograd_shape": [4, 4, 7, 7]},
+        {"winograd_points": "x"},
+        {"indices": saved["indices"] - 1},
+        {"indices": saved["indices"] + 1},
+        {"indptr": saved["indptr"][:-1]},
+        {"data": saved["data"].astype(complex)},
     ):
-        Weights.load(tmp_path / "other.npz")
+        np.savez(path, **{**saved, **changed})
+        with pytest.raises(ValueError, match=message):
+            Weights.load(path)
+    np.savez(path, data=W)
+    with pytest.raises(ValueError, match=f"{message}.*winograd_shape"):
+        Weights.load(path)
+    with pytest.raises(FileNotFoundError):
+        Weights.load(tmp_path / "none.npz")
 
 
 def test_copies_drop_the_packed_forms():
@@ -190,20 +211,26 @@ def test_spatial_pruning_keeps_exactly_the_largest():
 BAD = [
     (lambda: mf.winograd_matrices(3), ValueError, "winograd_matrices: no transform for m=3 .*m=2"),
     (lambda: mf.winograd_matrices(2, points="barabasz"), ValueError, "points='barabasz'; there"),
+    (lambda: mf.winograd_matrices(2, points=[0, 1]), ValueError, r"points=\[0, 1\]; there are m=2"),
     (lambda: mf.winograd_matrices(2.0), TypeError, "winograd_matrices: m must be an int, got 2.0"),
-    (lambda: importance(5), ValueError, "no transform for m=5"),
+    (lambda: importance(5), ValueError, "importance: no transform for m=5"),
+    (lambda: initial_variance(1.5), TypeError, "initial_variance: channels must be an int, got 1"),
+    (lambda: initial_variance(1, 3), ValueError, "initial_variance: no transform for m=3"),
     (lambda: initial_variance(0), ValueError, "initial_variance: channels must be at least 1"),
     (lambda: Weights.from_spatial(W[0]), ValueError, r"from_spatial: w must have 4 dim.*\(7, 3, 3"),
     (lambda: Weights.from_spatial(U), ValueError, r"w must have shape \(4, 4, 3, 3\)"),
-    (lambda: Weights.from_spatial(W, 6), ValueError, "no transform for m=6"),
+    (lambda: Weights.from_spatial(W, 6), ValueError, "from_spatial: no transform for m=6"),
     (lambda: Weights.from_spatial(W.astype(int)), TypeError, "from_spatial: .*got w int64"),
     (lambda: Weights.from_spatial(W.astype("f2"), 4), ValueError, r"float16 .*\(6, 6, 5, 7\)"),
     (lambda: Weights.from_spatial(W, 4).astype(np.float16), ValueError, "astype: .* float16"),
     (lambda: Weights.from_dense(W), ValueError, r"from_dense: u must have .*t = 4 or 6, got \(5,"),
     (lambda: Weights.from_dense(U[0]), ValueError, "from_dense: u must have 4 dimensions"),
-    (lambda: Weights.from_dense(U, points="x"), ValueError, "no transform for m=2 with points='x'"),
+    (lambda: Weights.from_dense(U, points="x"), ValueError, "from_dense: no transform for .*'x'"),
     (lambda: Weights.from_dense(U, U[0]), ValueError, r"mask must have shape \(4, 4, 5, 7\)"),
     (lambda: Weights.from_dense(None), TypeError, "from_dense: u must hold real numbers"),
+    (lambda: Weights.from_sparse(None, U.shape), TypeError, "matrices must be a seq.*got NoneType"),
+    (lambda: Weights.from_sparse([], (0, 0, 3, 3)), ValueError, r"shape must be \(t, t, K, C\) wi"),
+    (lambda: Weights.from_sparse([], (4, 4)), ValueError, r"shape must have .* \(t, t, K, C\)"),
     (lambda: Weights.from_sparse([U[0, 0]] * 16, U.shape), TypeError, r"matrices\[0\] must be a S"),
     (
         lambda: Weights.from_sparse([sparse.eye_array(3)] * 15, (4, 4, 3, 3)),
@@ -222,6 +249,7 @@ BAD = [
     (lambda: Weights.from_dense(U * np.nan).prune(0.5), ValueError, r"\(4, 4, 5, 7\) hold NaN"),
     (lambda: prune_spatial(W, -1), ValueError, "prune_spatial: density must be from 0 to 1"),
     (lambda: prune_spatial(W.astype(int), 1), TypeError, "prune_spatial: .*got w int64"),
+    (lambda: precondition(np.ones((5, 5, 1, 1))), ValueError, "precondition: no transform for m=3"),
     (lambda: precondition(W), ValueError, r"precondition: grad_u must have shape \(5, 5, 3, 3\)"),
 ]  # fmt: skip
 
@@ -234,6 +262,7 @@ def test_bad_arguments(call, error, message):
 
 def test_float16_is_admitted_where_it_is_exact_enough_or_wanted():
     half = W.astype(np.float16)
+    assert Weights.from_spatial(half).dtype == Weights.from_spatial(half.astype(">f2")).dtype
     assert Weights.from_spatial(half).dtype == np.float16
     weights = Weights.from_spatial(half, 4, allow_float16=True)
     assert weights.prune(0.5).dtype == np.float16  # the wish stays with the weights

@@ -16,6 +16,7 @@ from mulfree_cupy.ops.winograd import (
     precondition,
     prune_spatial,
 )
+from mulfree_cupy.ops.winograd.matrices import checked
 
 GRADIENTS = ("plain", "preconditioned", "importance")
 
@@ -80,6 +81,7 @@ class WinogradConv(Module):
             raise ValueError(
                 f"WinogradConv: gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}"
             )
+        checked("WinogradConv", m, points)
         self.m, self.points, self.gradient = m, points, gradient
         self.options = {"padding": padding, "relu": relu}
         if relu:

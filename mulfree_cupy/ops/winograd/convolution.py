@@ -71,7 +71,8 @@ def winograd_conv(
     -----
     ``AT @ (sum_c U * V) @ AT.T`` for each tile d of t x t pixels, m pixels apart, with
     ``V = BT @ d @ BT.T``, or ``max(V, 0)`` for the Winograd-ReLU layer [1]_, and the matrices of
-    `winograd_matrices`. An infinite or NaN pixel makes all outputs of its tiles NaN.
+    `winograd_matrices`. An infinite or NaN pixel may spoil any output of its tiles,
+    further ones never. At a pruned weight a kernel may multiply it by zero, or pass over it.
 
     References
     ----------

@@ -69,16 +69,21 @@ def winograd_matrices(
     array([[ 1,  1,  1,  0],
            [ 0,  1, -1, -1]])
     """
+    return tuple(matrix.copy() for matrix in checked("winograd_matrices", m, points))
+
+
+def checked(function: str, m: int, points: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `winograd_matrices`, for an argument of `function`, and not to be written to."""
     try:
         m = operator.index(m)
     except TypeError:
-        raise TypeError(f"winograd_matrices: m must be an int, got {m!r}") from None
-    if (m, points) not in POINTS:
+        raise TypeError(f"{function}: m must be an int, got {m!r}") from None
+    if not isinstance(points, str) or (m, points) not in POINTS:
         listed = ", ".join(f"m={m} with {name!r}" for m, name in POINTS)
         raise ValueError(
-            f"winograd_matrices: no transform for m={m} with points={points!r}; there are {listed}"
+            f"{function}: no transform for m={m} with points={points!r}; there are {listed}"
         )
-    return tuple(matrix.copy() for matrix in matrices(m, points))
+    return matrices(m, points)
 
 
 @functools.cache
@@ -132,7 +137,7 @@ def importance(m: int, *, points: str = "lavin") -> np.ndarray:
            [2.83, 4.  , 4.  , 2.83],
            [2.  , 2.83, 2.83, 2.  ]])
     """
-    BT, _, AT = winograd_matrices(m, points=points)
+    BT, _, AT = checked("importance", m, points)
     norms = np.linalg.norm(AT, axis=0) * np.linalg.norm(BT, axis=1)
     return np.outer(norms, norms)
 
@@ -173,7 +178,11 @@ def initial_variance(
     >>> float(18 * 64 * initial_variance(64, relu=True)[1, 2])
     1.0
     """
-    BT, G, AT = winograd_matrices(m, points=points)
+    BT, G, AT = checked("initial_variance", m, points)
+    try:
+        channels = operator.index(channels)
+    except TypeError:
+        raise TypeError(f"initial_variance: channels must be an int, got {channels!r}") from None
     if channels < 1:
         raise ValueError(f"initial_variance: channels must be at least 1, got {channels}")
     if not relu:
@@ -226,7 +235,6 @@ def precondition(grad_u: Array, *, points: str = "lavin") -> Array:
     geometry.check_shape(
         "precondition", "grad_u", grad_u.shape, (t, t, *grad_u.shape[2:]), "(t, t, K, C)"
     )
-    winograd_matrices(t - 2, points=points)
-    G = matrices(t - 2, points)[1]
+    _, G, _ = checked("precondition", t - 2, points)
     both = arrays.namespace(grad_u).asarray(G @ G.T, dtype=grad_u.dtype)
     return arrays.namespace(grad_u).einsum("ia,abkc,bj->ijkc", both, grad_u, both)

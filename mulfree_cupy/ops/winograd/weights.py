@@ -12,7 +12,7 @@ import numpy as np
 
 from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
-from mulfree_cupy.ops.winograd.matrices import importance, winograd_matrices
+from mulfree_cupy.ops.winograd.matrices import checked, importance
 from mulfree_cupy.ops.winograd.pruning import highest
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class WinogradWeights:
         w = _take_weights(name, "w", w)
         geometry.check_rank(name, "w", w.shape, "K, C, 3, 3")
         geometry.check_shape(name, "w", w.shape, (*w.shape[:2], 3, 3), "(K, C, 3, 3)")
-        _, G, _ = winograd_matrices(m, points=points)
+        _, G, _ = checked(name, m, points)
         xp = arrays.namespace(w)
         G = xp.asarray(G)
         u = xp.einsum("ia,kcab,jb->ijkc", G, w.astype(np.float64), G)
@@ -119,14 +119,15 @@ class WinogradWeights:
         Parameters
         ----------
         u : array, shape (t, t, K, C)
-            t is 4 or 6. float32 or float64; float16 for GPUs.
+            t is 4 or 6. float32 or float64; float16 to keep them in half the space, `winograd_conv`
+            computes with them in the dtype of x.
         mask : array, shape (t, t, K, C), optional
             Entries where it is zero are pruned; the default keeps those that are not zero.
         points : str
             As in `winograd_matrices`.
         allow_float16 : bool
-            Admits float16 for t = 6, whose rounding errors reach a tenth of the output's size; for
-            t = 4 they stay under a hundredth and need no leave.
+            Admits float16 for t = 6, where rounding them errs by up to a fiftieth of the
+            output's size; for t = 4 that is a five-hundredth, and needs no leave.
 
         Returns
         -------
@@ -151,14 +152,11 @@ class WinogradWeights:
     def _checked(cls, name, u, mask, points, allow_float16):
         u = _take_weights(name, "u", u)
         geometry.check_rank(name, "u", u.shape, "t, t, K, C")
-        if u.shape[0] != u.shape[1] or u.shape[0] not in (4, 6):
-            raise ValueError(
-                f"{name}: u must have shape (t, t, K, C) with t = 4 or 6, got {u.shape}"
-            )
-        winograd_matrices(u.shape[0] - 2, points=points)
+        _check_tile(f"{name}: u must have shape", u.shape)
+        checked(name, u.shape[0] - 2, points)
         if u.dtype == np.float16 and u.shape[0] == 6 and not allow_float16:
             raise ValueError(
-                f"{name}: F(4x4, 3x3) is too coarse in float16 (errors up to a tenth of the "
+                f"{name}: F(4x4, 3x3) is too coarse in float16 (errors up to a fiftieth of the "
                 f"output), u has shape {u.shape}; use m=2, or pass allow_float16=True"
             )
         xp = arrays.namespace(u)
@@ -207,8 +205,15 @@ class WinogradWeights:
         from scipy import sparse
 
         name = "WinogradWeights.from_sparse"
-        shape = geometry.shape4(name, "shape", shape)
-        matrices = list(matrices)
+        shape = geometry.shape4(name, "shape", shape, "t, t, K, C")
+        _check_tile(f"{name}: shape must be", shape)
+        try:
+            matrices = list(matrices)
+        except TypeError:
+            raise TypeError(
+                f"{name}: matrices must be a sequence of SciPy sparse matrices, "
+                f"got {type(matrices).__name__}"
+            ) from None
         if len(matrices) != shape[0] * shape[1]:
             raise ValueError(
                 f"{name}: shape {shape} needs {shape[0] * shape[1]} matrices, got {len(matrices)}"
@@ -327,7 +332,10 @@ class WinogradWeights:
 
     @functools.cached_property
     def matrices(self) -> tuple[csr_array, ...]:
-        """A SciPy CSR array (K, C) for each tile position, (i, j) at ``i*t + j``; needs SciPy."""
+        """A SciPy CSR array (K, C) for each tile position, (i, j) at ``i*t + j``; needs SciPy.
+
+        They are read-only, as the weights are; copy one to change it.
+        """
         from scipy.sparse import csr_array
 
         t, _, filters, channels = self.shape
@@ -337,7 +345,10 @@ class WinogradWeights:
             starts = indptr[position * filters : (position + 1) * filters + 1]
             part = slice(starts[0], starts[-1])
             rows = values[part], indices[part], starts - starts[0]
-            made.append(csr_array(rows, shape=(filters, channels)))
+            matrix = csr_array(rows, shape=(filters, channels))
+            for array in (matrix.data, matrix.indices, matrix.indptr):
+                array.flags.writeable = False
+            made.append(matrix)
         return tuple(made)
 
     @functools.cached_property
@@ -413,27 +424,42 @@ class WinogradWeights:
 
         Raises
         ------
+        OSError
+            If the file cannot be read.
         ValueError
-            If the file is not such a one.
+            If it is not such a one, or is damaged.
         """
         name = "WinogradWeights.load"
-        with np.load(file, allow_pickle=False) as saved:
-            missing = {"indptr", "indices", "data", "winograd_shape", "winograd_points"} - {*saved}
-            if missing:
-                raise ValueError(f"{name}: {file} lacks {', '.join(sorted(missing))}")
-            shape = geometry.shape4(name, "the shape saved", saved["winograd_shape"])
-            rows = np.repeat(np.arange(np.prod(shape[:3])), np.diff(saved["indptr"]))
-            dense = np.zeros((np.prod(shape[:3]), shape[3]), saved["data"].dtype)
-            mask = np.zeros(dense.shape, bool)
-            dense[rows, saved["indices"]] = saved["data"]
-            mask[rows, saved["indices"]] = True
-            points = str(saved["winograd_points"])
-        return cls._checked(name, dense.reshape(shape), mask.reshape(shape), points, True)
+        # NumPy and zipfile raise nearly everything on what is no such file.
+        try:
+            with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as saved:
+                shape = geometry.shape4(name, "the shape", saved["winograd_shape"], "t, t, K, C")
+                dense = np.zeros(shape, saved["data"].dtype)
+                mask = np.zeros(shape, bool)
+                rows = np.repeat(np.arange(np.prod(shape[:3])), np.diff(saved["indptr"]))
+                columns = saved["indices"]
+                if columns.size and not 0 <= columns.min() <= columns.max() < shape[3]:
+                    raise ValueError(f"columns are not below C = {shape[3]}")
+                for array, values in ((dense, saved["data"]), (mask, True)):
+                    array.reshape(len(saved["indptr"]) - 1, shape[3])[rows, columns] = values
+                points = str(saved["winograd_points"])
+            return cls._checked(name, dense, mask, points, True)
+        except OSError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"{name}: {file} is no file of WinogradWeights, or is damaged: {error}"
+            ) from error
 
 
 def _take_weights(function: str, name: str, value: Any) -> Array:
-    (array,) = arrays.take(function, **{name: value})
-    return array if array.dtype == np.float16 else arrays.take_floats(function, **{name: array})[0]
+    (array,) = arrays.take_floats(function, also=(np.float16,), **{name: value})
+    return array
+
+
+def _check_tile(asked: str, shape: tuple) -> None:
+    if shape[0] != shape[1] or shape[0] not in (4, 6):
+        raise ValueError(f"{asked} (t, t, K, C) with t = 4 or 6, got {shape}")
 
 
 def _indptr(rows: np.ndarray) -> np.ndarray:
