@@ -99,6 +99,16 @@ def test_activations_are_counted_where_they_meet_the_weights():
     tiles = np.lib.stride_tricks.sliding_window_view(tiles, (4, 4), axis=(2, 3))[:, :, ::2, ::2]
     expected = np.mean(BT @ tiles @ BT.T > 0)
     assert activation_density(normal, "winograd-relu") == expected
+    pixels = rng.integers(0, 256, (1, 3, 8, 8), np.uint8)  # whose differences are negative too
+    for form in ("native", "winograd-relu"):
+        assert activation_density(pixels, form) == activation_density(pixels.astype(float), form)
+
+
+@pytest.mark.parametrize("share", [(0.0, 1.0), (0.4, 0.0)])
+def test_nothing_left_to_multiply_is_an_infinite_reduction(share):
+    layer = Layer("conv", 5, 7, 8, 3, "winograd-relu", *share)
+    assert reduction([layer]) == np.inf and np.isfinite(reduction([layer], "operations"))
+    assert table([layer]).splitlines()[1].split()[-2] == "infx"
 
 
 def test_the_table_names_every_layer_and_the_totals():
@@ -118,7 +128,12 @@ def test_the_table_names_every_layer_and_the_totals():
         (lambda: Layer("c", 1, 1, 4, 5, form="native"), r"needs a 3x3 kernel, got \(5, 5\) for c"),
         (lambda: Layer("c", 1, 1, 0), "Layer: size must be at least 1"),
         (lambda: activation_density(np.ones((1, 1, 4, 4)), "x"), "activation_density: form must"),
+        (lambda: Layer("c", 1, 1, 4, m=3), "Layer: no transform for m=3"),
+        (lambda: Layer("c", 1, 1, 4, weight_density=2), "Layer: weight_density must .*got 2 for"),
         (lambda: activation_density(np.ones((4, 4)), "native"), "x must have 4 dimensions"),
+        (lambda: activation_density(np.ones((0, 1, 4, 4)), "spatial"), r"not be empty.*\(0, 1,"),
+        (lambda: reduction([]), "reduction: layers must not be empty"),
+        (lambda: reduction([Layer("c", 1, 1, 4)], "all"), "reduction: count must be .*got 'all'"),
     ],
 )
 def test_bad_arguments(call, message):

@@ -6,16 +6,17 @@ free. Only hardware that skips zero activations reaches it; what the weights alo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from mulfree_cupy import nn
+from mulfree_cupy import arrays, geometry, nn
 from mulfree_cupy.autograd import Tensor
-from mulfree_cupy.geometry import Pair, pair, window
+from mulfree_cupy.geometry import Pair
 from mulfree_cupy.launch.numpy_winograd import transformed
-from mulfree_cupy.ops.winograd import winograd_matrices
+from mulfree_cupy.ops.winograd.matrices import checked, matrices
 
 FORMS = ("dense", "spatial", "native", "winograd-relu")
 
@@ -35,14 +36,15 @@ class Layer:
         ``"dense"``; ``"spatial"``: pruned spatial weights, clipped activations; ``"native"``:
         pruned Winograd weights, dense activations; ``"winograd-relu"``: both sparse.
     weight_density, activation_density : float
-        Shares that are not zero, in the domain in which they meet.
+        Shares that are not zero, from 0 to 1, in the domain in which they meet.
     m, points
         As of `mulfree_cupy.winograd_matrices`.
 
     Raises
     ------
     ValueError
-        If the form is none of these, or it is of the Winograd domain and the kernel not 3x3.
+        If the form is none of these, or it is of the Winograd domain and the kernel not 3x3, or
+        there is no such transform, or a share is no such number.
 
     Examples
     --------
@@ -69,11 +71,16 @@ class Layer:
                 f"Layer: form must be one of {', '.join(FORMS)}, got {self.form!r} for {self.name}"
             )
         for field in ("size", "kernel"):
-            object.__setattr__(self, field, pair("Layer", field, getattr(self, field), 1))
+            object.__setattr__(self, field, geometry.pair("Layer", field, getattr(self, field), 1))
         if self.in_winograd_domain and self.kernel != (3, 3):
             raise ValueError(
                 f"Layer: form {self.form!r} needs a 3x3 kernel, got {self.kernel} for {self.name}"
             )
+        checked("Layer", self.m, self.points)
+        for field in ("weight_density", "activation_density"):
+            share = getattr(self, field)
+            if not 0 <= share <= 1:
+                raise ValueError(f"Layer: {field} must be from 0 to 1, got {share} for {self.name}")
 
     @property
     def in_winograd_domain(self) -> bool:
@@ -110,7 +117,7 @@ class Layer:
         """
         if not self.in_winograd_domain:
             return 0, 0
-        BT, _, AT = winograd_matrices(self.m, points=self.points)
+        BT, _, AT = matrices(self.m, self.points)
         costs = self.channels * _cost(BT) + self.filters * _cost(AT)
         multiplications, additions = (self.tiles * costs).tolist()
         return multiplications, additions
@@ -136,7 +143,7 @@ def activation_density(
     Parameters
     ----------
     x : array, shape (N, C, H, W)
-        The layer's input.
+        The layer's input; integers are taken as floats.
     form : str
         As of `Layer`; for the two Winograd forms x is transformed, for ``"winograd-relu"`` clipped.
     m, points, padding
@@ -149,7 +156,7 @@ def activation_density(
     Raises
     ------
     ValueError
-        If there is no such form or transform, or x does not fit.
+        If there is no such form or transform, or x does not fit, or is empty.
 
     Examples
     --------
@@ -162,10 +169,15 @@ def activation_density(
         raise ValueError(
             f"activation_density: form must be one of {', '.join(FORMS)}, got {form!r}"
         )
+    (x,) = arrays.take("activation_density", x=x)
+    geometry.check_rank("activation_density", "x", x.shape, "N, C, H, W")
+    if not x.size:
+        raise ValueError(f"activation_density: x must not be empty, got shape {x.shape}")
     if form in ("dense", "spatial"):
         return float(np.count_nonzero(x) / x.size)
-    BT, _, AT = winograd_matrices(m, points=points)
-    padding = window("activation_density", x.shape, 3, padding=padding).padding
+    x = x.astype(np.result_type(x, np.float32), copy=False)  # transforms subtract
+    BT, _, AT = checked("activation_density", m, points)
+    padding = geometry.window("activation_density", x.shape, 3, padding=padding).padding
     nonzero = size = 0
     for seen in transformed(x, padding, form == "winograd-relu", (BT, AT)):
         nonzero, size = nonzero + np.count_nonzero(seen), size + seen.size
@@ -260,10 +272,21 @@ def reduction(layers: Iterable[Layer], count: str = "dynamic") -> float:
     Returns
     -------
     float
+        Infinite if nothing is left to multiply.
+
+    Raises
+    ------
+    ValueError
+        If there is no such count, or no layer.
     """
     layers = list(layers)
+    if count not in ("dynamic", "static", "operations"):
+        raise ValueError(f"reduction: count must be dynamic, static or operations, got {count!r}")
+    if not layers:
+        raise ValueError("reduction: layers must not be empty")
     dense = sum(layer.direct for layer in layers) * (2 if count == "operations" else 1)
-    return dense / sum(getattr(layer, count) for layer in layers)
+    left = sum(getattr(layer, count) for layer in layers)
+    return dense / left if left else math.inf
 
 
 def table(layers: Iterable[Layer]) -> str:
@@ -287,7 +310,7 @@ def table(layers: Iterable[Layer]) -> str:
     network                                                  37.75    4.50x    4.50x      4.27x
     """
     layers = list(layers)
-    width = max(17, *(len(layer.name) for layer in layers))
+    width = max([17, *(len(layer.name) for layer in layers)])
     lines = [
         f"{'layer':{width}} {'form':13} {'weights':>7} {'activations':>11} {'direct M':>10} "
         f"{'static':>8} {'dynamic':>8} {'operations':>10}"
