@@ -96,13 +96,17 @@ _DATA_HELP = "'digits', or the path of CIFAR binary files, idx files, or class f
 
 def _add_data(command) -> None:
     command.add_argument("--data", default="digits", help=_DATA_HELP + " (default: digits)")
+    _add_image_size(command)
+    command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+
+
+def _add_image_size(command) -> None:
     command.add_argument(
         "--image-size",
         type=int,
         metavar="PIXELS",
         help="height and width to which images in class folders are resized",
     )
-    command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
 
 
 def _load_data(chosen: argparse.Namespace):
@@ -258,7 +262,7 @@ def _prune(chosen: argparse.Namespace) -> int:
     from mulfree_cupy.train import Interrupted, Plan, load_model, prune
 
     plan = Plan(
-        [float(density) for density in chosen.schedule.split(",")],
+        _densities(chosen.schedule),
         first_layer=chosen.first_layer,
         epochs=chosen.epochs,
         rate=chosen.rate,
@@ -279,6 +283,15 @@ def _prune(chosen: argparse.Namespace) -> int:
     pruning.write(picture, rows, title=f"{name} on {test.name}")
     print(f"Last network {steps[-1].path}, curve {picture}")
     return 0
+
+
+def _densities(text: str) -> list[float]:
+    try:
+        return [float(density) for density in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--schedule must be numbers with commas between them, such as 0.8,0.6, got {text!r}"
+        ) from None
 
 
 def _add_evaluate(commands) -> None:
@@ -400,6 +413,7 @@ def _add_count(commands) -> None:
         help="print how many multiplications a checkpoint with Winograd or masked layers saves, by "
         "zero weights and by zero activations as measured on this data: " + _DATA_HELP,
     )
+    _add_image_size(command)
     command.add_argument(
         "--picture", metavar="FOLDER", help="draw the kernels of each Winograd layer there"
     )
@@ -407,13 +421,16 @@ def _add_count(commands) -> None:
 
 
 def _count(chosen: argparse.Namespace) -> int:
-    from mulfree_cupy import data, models
+    from mulfree_cupy import models
     from mulfree_cupy.report import multiplications, operations, pruning
-    from mulfree_cupy.train import load_model
+    from mulfree_cupy.train import check_data, load_model
 
     if Path(chosen.model).is_file():
         model, mean, std, facts = load_model(chosen.model)
         shape = facts["shape"]
+        for option in shape:
+            if getattr(chosen, option) not in (None, shape[option]):
+                raise ValueError(f"--{option} is {shape[option]} in {chosen.model}")
     elif chosen.data:
         raise ValueError(f"--data needs a checkpoint, and {chosen.model} is none")
     else:
@@ -423,7 +440,8 @@ def _count(chosen: argparse.Namespace) -> int:
         }
         model = models.build(chosen.model, **shape)
     if chosen.data:
-        _, test = data.load(chosen.data)
+        _, test = _load_data(chosen)
+        check_data(chosen.model, facts, test)
         images = pruning.sample(test, mean, std)
         print(multiplications.table(multiplications.measured(model, images)))
     else:
@@ -437,10 +455,12 @@ def _draw_kernels(model, folder: Path) -> None:
     from mulfree_cupy import nn
     from mulfree_cupy.report import winograd
 
+    layers = {name: layer for name, layer in model.modules() if isinstance(layer, nn.WinogradConv)}
+    if not layers:
+        raise ValueError("--picture draws Winograd layers, and the network has none")
     folder.mkdir(parents=True, exist_ok=True)
-    for name, layer in model.modules():
-        if isinstance(layer, nn.WinogradConv):
-            winograd.draw(folder / f"{name}.png", layer.weights, title=f"{name}: {layer.weights!r}")
+    for name, layer in layers.items():
+        winograd.draw(folder / f"{name}.png", layer.weights, title=f"{name}: {layer.weights!r}")
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ class TestWinogradConv:
     def test_bad_options(self):
         with pytest.raises(ValueError, match=r"gradient must be one of plain, precond.*'steep'"):
             nn.WinogradConv(1, 1, rng, gradient="steep")
-        with pytest.raises(ValueError, match="no transform for m=3"):
+        with pytest.raises(ValueError, match="WinogradConv: no transform for m=3"):
             nn.WinogradConv(1, 1, rng, m=3)
 
 
@@ -387,6 +387,7 @@ class TestPruning:
             (lambda: Plan([1.5]), "densities must be above 0 and at most 1, got 1.5"),
             (lambda: Plan([0.5], first_layer=0), "densities must be above 0 and at most 1, got 0"),
             (lambda: Plan([0.5], epochs=0), "epochs must be at least 1"),
+            (lambda: Plan([0.5], rate=np.nan), "rate must be a finite number >= 0, got nan"),
             (lambda: Plan([0.5], score="size"), "score must be 'magnitude' or 'importance'"),
             (lambda: prune_layers(models.build("conv-lenet"), 0.5), "no layers that can be pruned"),
         ],
@@ -394,6 +395,16 @@ class TestPruning:
     def test_bad_plans(self, call, message):
         with pytest.raises(ValueError, match=message):
             call()
+
+    def test_a_run_that_is_refused_leaves_nothing(self, digits, trained, tmp_path):
+        (source, _), (train, test) = trained["spatial"], digits
+        plan, out = Plan([0.5], epochs=1, score="importance"), tmp_path / "out"
+        with pytest.raises(ValueError, match="MaskedConv.prune: score must be 'magnitude'"):
+            prune(source, plan, train, test, out=out, progress=False)
+        wide = [replace(part, images=np.tile(part.images, (2, 2))) for part in digits]
+        with pytest.raises(ValueError, match="was trained on images of"):
+            prune(source, plan, *wide, out=out, progress=False)
+        assert not out.exists()
 
     def test_the_command(self, trained, tmp_path, capsys):
         source, accuracy = trained["winograd-relu"]
@@ -424,6 +435,13 @@ class TestPruning:
         assert "WinogradConv" in capsys.readouterr().out
         assert cli.main(["count", "spatial-vgg-nagadomi", "--data", "digits"]) == 1
         assert "--data needs a checkpoint" in capsys.readouterr().err
+        for wrong, message in (
+            (["prune", last, "--schedule", "a,b"], "--schedule must be numbers with commas"),
+            (["count", last, "--size", "9"], f"--size is 8 in {last}"),
+            (["count", "conv-lenet", "--picture", "x"], "--picture draws Winograd layers, and"),
+        ):
+            assert cli.main(wrong) == 1
+            assert message in capsys.readouterr().err
         model, mean, std, _ = load_model(last)
         accuracy = evaluate(model, data.load("digits")[1], mean, std)
         assert f"{accuracy:9.2%}" in printed

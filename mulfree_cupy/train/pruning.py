@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,7 +12,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mulfree_cupy import data, nn
-from mulfree_cupy.train.trainer import Recipe, Training, evaluate, load_model, namespace_of
+from mulfree_cupy.train.trainer import (
+    Recipe,
+    Training,
+    check_data,
+    evaluate,
+    load_model,
+    namespace_of,
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,8 @@ class Plan:
             raise ValueError(f"Plan: schedule must be densities that fall, got {self.schedule}")
         if self.epochs < 1:
             raise ValueError(f"Plan: epochs must be at least 1, got {self.epochs}")
+        if not 0 <= self.rate < math.inf:
+            raise ValueError(f"Plan: rate must be a finite number >= 0, got {self.rate}")
         if self.score not in ("magnitude", "importance"):
             raise ValueError(f"Plan: score must be 'magnitude' or 'importance', got {self.score!r}")
 
@@ -139,7 +149,8 @@ def prune(
     Raises
     ------
     ValueError
-        If the network cannot be pruned, or `out` holds another run, or one and not `resume`.
+        If the network cannot be pruned, or is for other images, or `out` holds another run, or one
+        and not `resume`.
     Interrupted
         At Ctrl-C, after the step under way and the checkpoint.
 
@@ -150,8 +161,11 @@ def prune(
     """
     out, xp = Path(out), namespace_of(device)
     model, mean, std, facts = load_model(source, xp)
+    check_data(source, facts, test)
     before = kept(model)
-    _take_plan(out / "plan.json", plan, source, resume)
+    taken = out / "plan.json"
+    ours = _described(plan, source)
+    _compare(taken, ours, resume)
     steps = [Step(before, before, evaluate(model, test, mean, std, xp), Path(source))]
     recipe = Recipe(**facts["recipe"])
     bar = tqdm(plan.schedule, desc="densities", disable=None if progress else True)
@@ -164,20 +178,29 @@ def prune(
             run = Training(replace(recipe, **changes), train, test, device=device, path=path)
             run.model.load_state_dict(load_model(steps[-1].path)[0].state_dict())
             prune_layers(run.model, density, first_layer=plan.first_layer, score=plan.score)
+        if not taken.exists():  # by now nothing is left that could be refused
+            _write(taken, ours)
         history = run.run(progress=progress)
         steps.append(Step(density, kept(run.model), history.test_accuracy[-1], path))
     return steps
 
 
-def _take_plan(path: Path, plan: Plan, source: str | os.PathLike, resume: bool) -> None:
-    """Write the plan into a new run's folder, or compare it with the one to go on with."""
+def _described(plan: Plan, source: str | os.PathLike) -> dict:
+    """The plan and its network, as JSON gives them back."""
     digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()
-    ours = json.loads(json.dumps({**asdict(plan), "source": digest}))
+    return json.loads(json.dumps({**asdict(plan), "source": digest}))
+
+
+def _write(path: Path, ours: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(ours, indent=1))
+    os.replace(beside, path)
+
+
+def _compare(path: Path, ours: dict, resume: bool) -> None:
+    """Refuse a folder with a run, unless it is this one and to be gone on with."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_text(json.dumps(ours, indent=1))
-        os.replace(beside, path)
         return
     if not resume:
         raise ValueError(f"{path.parent} holds a pruning run; resume it, or take another folder")
