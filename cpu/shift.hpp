@@ -53,29 +53,38 @@ inline void clear_around(T* plane, index height, index width, const Shown& rows,
 }
 
 // to = from & mask. It keeps up with memcpy because the lines of `to` are asked for well before they are
-// written; wider vectors would not help.
+// written, and because no load follows a store to its place in another page: the processor compares the last
+// twelve bits only, and waits. So where the places of `to` lie shortly after those of `from` the copy runs
+// backwards. Wider vectors would not help.
 inline void copy_masked(const void* from_data, const std::uint8_t* mask, void* to_data, index bytes) {
     const auto* from = static_cast<const std::uint8_t*>(from_data);
     auto* to = static_cast<std::uint8_t*>(to_data);
-    constexpr index LINE = 64, AHEAD = 8 * LINE;
-    const auto copy_line = [&](index line) {
-        typedef std::uint8_t Vector __attribute__((vector_size(16)));
-        prefetch_write(to, line + AHEAD);
-#pragma GCC unroll 4
-        for (index i = line; i < line + LINE; i += index(sizeof(Vector))) {
-            Vector x, m;
-            std::memcpy(&x, from + i, sizeof x);
-            std::memcpy(&m, mask + i, sizeof m);
-            x &= m;
-            std::memcpy(to + i, &x, sizeof x);
-        }
-    };
+    constexpr index LINE = 64, PAGE = 4096, AHEAD = 8 * LINE;
     if (bytes < LINE) {
         for (index i = 0; i < bytes; ++i) to[i] = from[i] & mask[i];
         return;
     }
-    for (index line = 0; line + LINE < bytes; line += LINE) copy_line(line);
-    copy_line(bytes - LINE);
+    const auto place = [](const void* p) { return index(reinterpret_cast<std::uintptr_t>(p) % PAGE); };
+    const index after = (place(to) - place(from) + PAGE) % PAGE;
+    const bool backwards = after > 0 && after < AHEAD;
+    const index ahead = backwards ? -AHEAD : AHEAD;
+    const auto copy_line = [&](index line) {
+        typedef std::uint8_t Vector __attribute__((vector_size(16)));
+        constexpr index SIZE = sizeof(Vector);
+        Vector x[LINE / SIZE], m;
+        prefetch_write(to, line + ahead);
+#pragma GCC unroll 4
+        for (index i = 0; i < LINE / SIZE; ++i) std::memcpy(&x[i], from + line + i * SIZE, SIZE);
+#pragma GCC unroll 4
+        for (index i = 0; i < LINE / SIZE; ++i) {
+            std::memcpy(&m, mask + line + i * SIZE, SIZE);
+            x[i] &= m;
+            std::memcpy(to + line + i * SIZE, &x[i], SIZE);
+        }
+    };
+    const index last = bytes - LINE;
+    for (index line = 0; line < last; line += LINE) copy_line(backwards ? last - line : line);
+    copy_line(backwards ? 0 : last);
 }
 
 template <class T>
