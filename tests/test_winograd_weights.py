@@ -233,6 +233,11 @@ BAD = [
     (lambda: Weights.from_sparse([], (4, 4)), ValueError, r"shape must have .* \(t, t, K, C\)"),
     (lambda: Weights.from_sparse([U[0, 0]] * 16, U.shape), TypeError, r"matrices\[0\] must be a S"),
     (
+        lambda: Weights.from_sparse([sparse.eye_array(3, dtype=int)] * 16, (4, 4, 3, 3)),
+        TypeError,
+        r"matrices\[0\] must be float32 or float64, got dtype int64 and shape \(3, 3\)",
+    ),
+    (
         lambda: Weights.from_sparse([sparse.eye_array(3)] * 15, (4, 4, 3, 3)),
         ValueError,
         r"from_sparse: shape \(4, 4, 3, 3\) needs 16 matrices, got 15",

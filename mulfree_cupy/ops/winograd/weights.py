@@ -178,8 +178,8 @@ class WinogradWeights:
         Parameters
         ----------
         matrices : sequence of t*t sparse matrices or arrays, shape (K, C) each
-            Of any SciPy format, position (i, j) at ``i*t + j``. Duplicate entries are summed, zeros
-            that are stored are not kept.
+            float32 or float64, of any SciPy format, position (i, j) at ``i*t + j``. Duplicate
+            entries are summed, zeros that are stored are not kept.
         shape : tuple of 4 ints
             (t, t, K, C).
         points : str
@@ -194,7 +194,7 @@ class WinogradWeights:
         ValueError
             If number or shapes do not fit, or there is no such transform.
         TypeError
-            If a matrix is not a sparse one of real numbers.
+            If a matrix is not a sparse one, or of another dtype.
 
         Examples
         --------
@@ -223,6 +223,11 @@ class WinogradWeights:
                 raise TypeError(
                     f"{name}: matrices[{position}] must be a SciPy sparse matrix or array, "
                     f"got {type(matrix).__name__}"
+                )
+            if np.result_type(matrix.dtype) not in (np.float32, np.float64):
+                raise TypeError(
+                    f"{name}: matrices[{position}] must be float32 or float64, got dtype "
+                    f"{matrix.dtype} and shape {matrix.shape}"
                 )
             geometry.check_shape(name, f"matrices[{position}]", matrix.shape, shape[2:], "(K, C)")
         dense = [matrix.toarray() for matrix in matrices]
