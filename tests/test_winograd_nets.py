@@ -290,6 +290,22 @@ def test_training_runs_the_dense_kernel_on_a_gpu():
         assert_allclose(layer(Tensor(x)).data, on_the_cpu.data, atol=1e-5)
 
 
+def test_a_frozen_layer_evaluates_by_its_own_gpu_kernel():
+    layer, x = nn.WinogradConv(2, 3, rng, relu=True).eval(), Tensor(images(1, 2, 5, 4))
+    layer.prune(0.3)
+
+    def launched():
+        with mf.emulated_cuda(trace=True) as report, no_grad():
+            layer(x)
+        return set(report.counts)
+
+    assert launched() == {"winograd_fused"}
+    layer.freeze()
+    assert launched() == {"winograd_frozen"}
+    layer.weight.data = 2 * layer.weight.data
+    assert launched() == {"winograd_fused"}
+
+
 @pytest.fixture(scope="module")
 def digits():
     return data.load("digits")

@@ -122,6 +122,10 @@ class WinogradConv(Module):
         """Keep that share of the weights, as `WinogradWeights.prune` does."""
         self._take(self.weights.prune(density, score))
 
+    def freeze(self) -> None:
+        """`WinogradWeights.freeze` for this layer, until its weights or mask change."""
+        self._take(self.weights.freeze())
+
     def forward(self, x: Tensor) -> Tensor:
         bias = [self.bias] if hasattr(self, "bias") else []
         kernel = None
