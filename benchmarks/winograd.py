@@ -98,7 +98,7 @@ def measure(layer: Layer, threads: int, quiet: timing.Quiet, rounds: int, least:
     weights = mf.WinogradWeights.from_spatial(w)
     ours = {"dense": (weights, "dense")}
     for density in DENSITIES:
-        pruned = weights.prune(density), prune_blocks(weights, density)
+        pruned = weights.prune(density), weights.prune(density, together=4)
         for name, form in zip(KERNELS, (pruned[0], pruned[1], pruned[0]), strict=True):
             ours[f"{name} {density:g}"] = form, name
     for name, (form, kernel) in ours.items():
@@ -131,17 +131,6 @@ def check(layer: Layer, name: str, x: np.ndarray, weights, kernel: str) -> None:
     exact = weights.astype(np.float64)
     expected = mf.winograd_conv(ends.astype(np.float64), exact, relu=True, kernel="scipy")
     reference.agree(layer, name, y, expected, 1e-5)
-
-
-def prune_blocks(weights, density: float):
-    """Weights of four successive filters kept or pruned together, by their magnitudes' sum."""
-    u = weights.dense
-    t, _, filters, channels = u.shape
-    padded = np.zeros((t, t, -(-filters // 4) * 4, channels), u.dtype)
-    padded[:, :, :filters] = abs(u)
-    score = padded.reshape(t, t, -1, 4, channels).sum(axis=3)
-    mask = np.repeat(score >= np.quantile(score, 1 - density), 4, axis=2)[:, :, :filters]
-    return mf.WinogradWeights.from_dense(u, mask)
 
 
 def convolutions(layer: Layer, x: np.ndarray, w: np.ndarray, threads: int) -> dict[str, Callable]:

@@ -118,9 +118,9 @@ class WinogradConv(Module):
         """Share of the weights that are left."""
         return float(self.mask.mean())
 
-    def prune(self, density: float, score: str = "magnitude") -> None:
+    def prune(self, density: float, score: str = "magnitude", *, together: int = 1) -> None:
         """Keep that share of the weights, as `WinogradWeights.prune` does."""
-        self._take(self.weights.prune(density, score))
+        self._take(self.weights.prune(density, score, together=together))
 
     def freeze(self) -> None:
         """`WinogradWeights.freeze` for this layer, until its weights or mask change."""
@@ -173,12 +173,12 @@ class MaskedConv(Conv):
         """Share of the weights that are left."""
         return float(self.mask.mean())
 
-    def prune(self, density: float, score: str = "magnitude") -> None:
+    def prune(self, density: float, score: str = "magnitude", *, together: int = 1) -> None:
         """Keep that share of the weights, those of largest magnitude, as `prune_spatial` does."""
-        if score != "magnitude":
+        if score != "magnitude" or together != 1:
             raise ValueError(
-                f"MaskedConv.prune: score must be 'magnitude', got {score!r}; importance is that "
-                "of Winograd weights"
+                f"MaskedConv.prune: score must be 'magnitude' and together 1, got {score!r} and "
+                f"{together}; other ones are for Winograd weights"
             )
         kept = prune_spatial(self.weight.data * self.mask, density)
         self.weight.data, self.mask = kept, kept != 0

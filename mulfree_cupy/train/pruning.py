@@ -37,7 +37,8 @@ class Plan:
     rate : float
         The learning rate that these begin with.
     score : {"magnitude", "importance"}
-        As in `WinogradWeights.prune`.
+    together : int
+        Both as in `WinogradWeights.prune`.
 
     Raises
     ------
@@ -50,6 +51,7 @@ class Plan:
     epochs: int = 5
     rate: float = 0.01
     score: str = "magnitude"
+    together: int = 1
 
     def __post_init__(self):
         object.__setattr__(self, "schedule", tuple(self.schedule))
@@ -65,6 +67,8 @@ class Plan:
             raise ValueError(f"Plan: rate must be a finite number >= 0, got {self.rate}")
         if self.score not in ("magnitude", "importance"):
             raise ValueError(f"Plan: score must be 'magnitude' or 'importance', got {self.score!r}")
+        if self.together < 1:
+            raise ValueError(f"Plan: together must be at least 1, got {self.together}")
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,12 @@ def prunable(model: nn.Module) -> list[nn.Module]:
 
 
 def prune_layers(
-    model: nn.Module, density: float, *, first_layer: float = 0.8, score: str = "magnitude"
+    model: nn.Module,
+    density: float,
+    *,
+    first_layer: float = 0.8,
+    score: str = "magnitude",
+    together: int = 1,
 ) -> None:
     """Prune all layers to one density, the one that sees the image to `first_layer` at least.
 
@@ -106,7 +115,7 @@ def prune_layers(
     )
     for layer in prunable(model):
         least = first_layer if layer is image_layer else 0.0
-        layer.prune(max(density, least), score)
+        layer.prune(max(density, least), score, together=together)
 
 
 def kept(model: nn.Module) -> float:
@@ -177,7 +186,13 @@ def prune(
             changes = {"epochs": plan.epochs, "rate": plan.rate, "seed": recipe.seed + number}
             run = Training(replace(recipe, **changes), train, test, device=device, path=path)
             run.model.load_state_dict(load_model(steps[-1].path)[0].state_dict())
-            prune_layers(run.model, density, first_layer=plan.first_layer, score=plan.score)
+            prune_layers(
+                run.model,
+                density,
+                first_layer=plan.first_layer,
+                score=plan.score,
+                together=plan.together,
+            )
         if not taken.exists():  # by now nothing is left that could be refused
             _write(taken, ours)
         history = run.run(progress=progress)

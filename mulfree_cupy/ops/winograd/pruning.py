@@ -5,7 +5,7 @@ from __future__ import annotations
 from mulfree_cupy import arrays
 from mulfree_cupy.arrays import Array
 
-__all__ = ["highest", "prune_spatial"]
+__all__ = ["highest", "prune_spatial", "sum_filters"]
 
 
 def prune_spatial(w: Array, density: float) -> Array:
@@ -61,3 +61,11 @@ def highest(function: str, scores: Array, density: float) -> Array:
     kept = xp.zeros(flat.shape, bool)
     kept[xp.argsort(-flat, kind="stable")[: max(1, round(density * flat.size))]] = True
     return kept.reshape(scores.shape)
+
+
+def sum_filters(array: Array, together: int) -> Array:
+    """(t, t, K, C) with `together` successive filters added up, (t, t, ceil(K / together), C)."""
+    t, _, filters, channels = array.shape
+    fill = (0, 0), (0, 0), (0, -filters % together), (0, 0)
+    filled = arrays.namespace(array).pad(array, fill)
+    return filled.reshape(t, t, -(-filters // together), together, channels).sum(axis=3)

@@ -13,7 +13,7 @@ import numpy as np
 from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.ops.winograd.matrices import checked, importance
-from mulfree_cupy.ops.winograd.pruning import highest
+from mulfree_cupy.ops.winograd.pruning import highest, sum_filters
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -294,7 +294,9 @@ class WinogradWeights:
         """
         return WinogradWeights(self.dense, self.mask, self.points, frozen=True)
 
-    def prune(self, density: float, score: str = "magnitude") -> WinogradWeights:
+    def prune(
+        self, density: float, score: str = "magnitude", *, together: int = 1
+    ) -> WinogradWeights:
         """Keep the highest-scoring entries, taken over all positions of the layer.
 
         Parameters
@@ -304,6 +306,9 @@ class WinogradWeights:
             was pruned before stays so, hence a density above the present one changes nothing.
         score : str
             ``"magnitude"``, or ``"importance"``: magnitude times the factor of `importance`.
+        together : int
+            So many successive filters keep or lose an entry together, by the sum of their scores;
+            exactly that share of these groups is kept. With 4 the CPU kernel ``"blocks"`` serves.
 
         Returns
         -------
@@ -312,9 +317,9 @@ class WinogradWeights:
         Raises
         ------
         ValueError
-            If density or score are not such, or a weight is NaN.
+            If density, score or together are not such, or a weight is NaN.
         TypeError
-            If density is no number.
+            If density is no number, or together no integer.
 
         Examples
         --------
@@ -331,8 +336,12 @@ class WinogradWeights:
         if score == "importance":
             factors = xp.asarray(importance(self.m, points=self.points))
             scores = scores * factors[:, :, None, None]
+        together, _ = geometry.pair(name, "together", together, 1)
+        left = sum_filters(self.mask, together) > 0
+        scores = sum_filters(xp.where(self.mask, scores, 0), together)
         # Entries pruned before come after those that are zero.
-        kept = highest(name, xp.where(self.mask, scores, -1), density)
+        kept = highest(name, xp.where(left, scores, -1), density)
+        kept = xp.repeat(kept, together, axis=2)[:, :, : self.shape[2]]
         return self._checked(name, self.dense, kept & self.mask, self.points, True)
 
     @functools.cached_property
