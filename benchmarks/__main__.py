@@ -79,6 +79,18 @@ def parser() -> argparse.ArgumentParser:
     _out(curves)
     curves.set_defaults(run=_curves)
 
+    pruning = commands.add_parser(
+        "pruning",
+        help="the pruning curves of finished runs, for the record",
+        description="Reads the folders of `mulfree prune` and writes them down together: a table, "
+        "a CSV and a picture.",
+    )
+    pruning.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    pruning.add_argument("--name", required=True, help="of the files, such as cifar10")
+    pruning.add_argument("--title", required=True, help="what was pruned on what")
+    _out(pruning)
+    pruning.set_defaults(run=_pruning)
+
     ablation = commands.add_parser(
         "ablation",
         help="AdderNet's ablation on the digits, for the record (about 2 minutes)",
@@ -111,7 +123,7 @@ def parser() -> argparse.ArgumentParser:
         description="Rewrites what stands between <!-- benchmark:NAME --> and "
         "<!-- /benchmark:NAME --> in README.md and docs/*.md from the newest JSON of each kind in "
         "benchmarks/results/. NAME is adder, adder-beside, shift, shift-beside, winograd, "
-        "training, curves-NAME, emulator, gpu or gpu-status.",
+        "training, curves-NAME, pruning-NAME, emulator, gpu or gpu-status.",
     )
     report.add_argument(
         "--check", action="store_true", help="write nothing; exit status 1 if a file would change"
@@ -196,6 +208,12 @@ def _ablation(options: argparse.Namespace) -> int:
     return curves.run("ablation", *curves.of_ablation(), options.out)
 
 
+def _pruning(options: argparse.Namespace) -> int:
+    from benchmarks import pruning
+
+    return pruning.run(options.name, options.folders, options.title, options.out)
+
+
 def _gpu(options: argparse.Namespace) -> int:
     from benchmarks import gpu
 
@@ -217,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         return options.run(options)
-    except (ValueError, WrongAnswer) as error:
+    except (ValueError, OSError, WrongAnswer) as error:
         print(f"python -m benchmarks {options.command}: {error}", file=sys.stderr)
         return 1
 

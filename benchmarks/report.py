@@ -32,7 +32,7 @@ def run(check: bool) -> int:
 
 def current_sections() -> dict[str, str]:
     """What belongs between the markers of each name, from the newest results."""
-    from benchmarks import adder, curves, emulator, goals, shift, training, winograd
+    from benchmarks import adder, curves, emulator, goals, pruning, shift, training, winograd
 
     kinds = "adder", "winograd", "shift", "training", "emulator", "gpu"
     found = {kind: newest(timing.RESULTS, kind) for kind in kinds}
@@ -57,6 +57,8 @@ def current_sections() -> dict[str, str]:
         sections["emulator"] = emulator.document(record)
     for record in records(timing.RESULTS, "curves"):  # oldest first: the newest of a name stays
         sections[f"curves-{record['stem']}"] = curves.document(record)
+    for record in records(timing.RESULTS, "pruning"):
+        sections[f"pruning-{record['stem']}"] = pruning.document(record)
     if record := found["gpu"]:
         sections["gpu"] = gpu_tables.document(record).strip()
     return sections

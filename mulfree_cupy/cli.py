@@ -282,7 +282,7 @@ def _prune(chosen: argparse.Namespace) -> int:
     print(pruning.table(rows))
     picture = out / "pruning.png"
     name = load_model(chosen.checkpoint)[3]["recipe"]["model"]
-    pruning.write(picture, rows, title=f"{name} on {test.name}")
+    pruning.write(picture, {name: rows}, title=f"{name} on {test.name}")
     print(f"Last network {steps[-1].path}, curve {picture}")
     return 0
 

@@ -30,6 +30,7 @@ from benchmarks import (  # noqa: E402
     winograd,
 )
 from benchmarks.__main__ import main  # noqa: E402
+from mulfree_cupy.report import pruning  # noqa: E402
 
 QUICK = layers.QUICK
 
@@ -412,3 +413,22 @@ def test_a_training_step_is_timed_and_documented(tmp_path, capsys):
     (file,) = tmp_path.glob("training-cpu-*.json")
     record = json.loads(file.read_text(encoding="utf-8"))
     assert record["peak_mib"].keys() == record["seconds"].keys()
+
+
+def test_pruning_curves_are_written_down_together(tmp_path, capsys):
+    rows = [pruning.Row(1, 1, 0.9, 2.25, 3, 2, 2.5), pruning.Row(0.4, 0.4, 0.875, 5, 9, 4, 7)]
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        pruning.write(tmp_path / name / "pruning.png", {f"vgg-{name}": rows})
+        (tmp_path / name / "plan.json").write_text('{"epochs": 1}')
+    folders = [str(tmp_path / name) for name in ("a", "b")]
+    options = ["--name", "digits", "--title", "Digits", "--out", str(tmp_path / "out")]
+    assert main(["pruning", *folders, *options]) == 0
+    assert "| vgg-b   |        40.0% |        87.50% |" in capsys.readouterr().out
+    (file,) = (tmp_path / "out").glob("digits-pruning-*.json")
+    record = json.loads(file.read_text())
+    assert record["runs"]["vgg-a"][1]["network_dynamic"] == 7
+    assert record["plans"] == {"vgg-a": {"epochs": 1}, "vgg-b": {"epochs": 1}}
+    assert file.with_suffix(".png").exists() and len(pruning.read(file.with_suffix(".csv"))) == 2
+    assert main(["pruning", str(tmp_path), *options]) == 1
+    assert "pruning.csv" in capsys.readouterr().err

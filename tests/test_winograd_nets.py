@@ -13,7 +13,7 @@ import mulfree_cupy as mf
 from mulfree_cupy import cli, data, models, nn, optim
 from mulfree_cupy.autograd import Tensor, apply, check_gradients, no_grad
 from mulfree_cupy.ops.winograd import importance, precondition
-from mulfree_cupy.report import multiplications, operations
+from mulfree_cupy.report import multiplications, operations, pruning
 from mulfree_cupy.train import (
     Interrupted,
     Plan,
@@ -438,6 +438,13 @@ class TestPruning:
         assert float(pruned["static"]) == pytest.approx(4.5, rel=0.05)
         assert float(pruned["dynamic"]) > 1.3 * float(pruned["static"])
         assert f"{float(pruned['dynamic']):.2f}x" in printed and (out / "pruning.png").exists()
+        name = "winograd-relu-vgg-nagadomi-16"
+        (rows,) = pruning.read(out / "pruning.csv").values()
+        pruning.write(tmp_path / "twice.png", {name: rows, "twin": rows})
+        assert pruning.read(tmp_path / "twice.csv") == {name: rows, "twin": rows}
+        (tmp_path / "other.csv").write_text("network,epoch\n")
+        with pytest.raises(ValueError, match="is no table of mulfree prune"):
+            pruning.read(tmp_path / "other.csv")
 
         assert cli.main(arguments) == 1
         assert "holds a pruning run" in capsys.readouterr().err

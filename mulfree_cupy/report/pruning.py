@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -29,6 +30,9 @@ class Row:
     dynamic: float
     network_static: float
     network_dynamic: float
+
+
+_FIELDS = [field.name for field in fields(Row)]
 
 
 def measure(steps: Sequence[Step], test: data.Dataset) -> list[Row]:
@@ -88,36 +92,62 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def write(path: str | Path, rows: Sequence[Row], title: str = "") -> None:
-    """Draw accuracy over density into `path` (PNG), with a CSV of that name beside it."""
+def write(path: str | Path, runs: Mapping[str, Sequence[Row]], title: str = "") -> None:
+    """Draw accuracy and savings over density into `path` (PNG), with a CSV of that name beside it.
+
+    Parameters
+    ----------
+    path : path
+        Of the picture.
+    runs : mapping of str to sequence of Row
+        By the name of the network.
+    title : str
+    """
     path = Path(path)
     with path.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow([field.name for field in fields(Row)])
-        for row in rows:
-            writer.writerow([f"{number:.6g}" for number in asdict(row).values()])
-    _draw(path, rows, title)
+        writer.writerow(["network", *_FIELDS])
+        for name, rows in runs.items():
+            for row in rows:
+                writer.writerow([name, *(f"{number:.6g}" for number in asdict(row).values())])
+    _draw(path, runs, title)
 
 
-def _draw(path: Path, rows: Sequence[Row], title: str) -> None:
+def read(path: str | Path) -> dict[str, list[Row]]:
+    """The runs of a CSV that `write` wrote.
+
+    Raises
+    ------
+    ValueError
+        If it is no such file.
+    """
+    runs = defaultdict(list)
+    with Path(path).open(newline="") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != ["network", *_FIELDS]:
+            raise ValueError(f"{path} is no table of mulfree prune, its columns are others")
+        for row in reader:
+            runs[row["network"]].append(Row(*(float(row[field]) for field in _FIELDS)))
+    return dict(runs)
+
+
+def _draw(path: Path, runs: Mapping[str, Sequence[Row]], title: str) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, (accuracy, saved) = plt.subplots(1, 2, figsize=(9, 3.6))
-    kept = [100 * row.kept for row in rows]
-    accuracy.plot(kept, [100 * row.test_accuracy for row in rows], "o-")
+    for name, rows in runs.items():
+        kept = [100 * row.kept for row in rows]
+        (line,) = accuracy.plot(kept, [100 * row.test_accuracy for row in rows], "o-", label=name)
+        for count, style in (("network_static", "o-"), ("network_dynamic", "o--")):
+            saved.plot(kept, [getattr(row, count) for row in rows], style, color=line.get_color())
     accuracy.set(xlabel="weights left, %", ylabel="test accuracy, %")
-    for count in ("static", "dynamic"):
-        reductions = [getattr(row, count) for row in rows]
-        saved.plot(kept, reductions, "o-", label=f"{count}, pruned layers")
-        reductions = [getattr(row, f"network_{count}") for row in rows]
-        saved.plot(kept, reductions, "o--", label=f"{count}, network")
-    saved.set(xlabel="weights left, %", ylabel="times fewer multiplications")
+    accuracy.legend(fontsize=8)
+    saved.set(xlabel="weights left, %", ylabel="times fewer multiplications\n(dashed: dynamic)")
     saved.set_yscale("log", base=2)
     saved.yaxis.set_major_formatter("{x:g}")
-    saved.legend(fontsize=8)
     for axes in (accuracy, saved):
         axes.grid(alpha=0.3)
         axes.invert_xaxis()
