@@ -128,9 +128,10 @@ inline void fill_cells(const Convolution<std::uint8_t, std::int32_t>& p, const C
         const index channel = shape.channel(cell);
         const std::uint8_t* x = p.x.data + (image + plane / (channels * p.groups)) * p.x.batch +
                                 (group * p.channels + channel) * p.x.channel + h.from * p.x.row;
-        ByteRow places[CELL] = {};
+        ByteRow places[CELL];
         for (index k = 0; k < CELL; ++k) {
             const index tap = shape.column(cell) + shape.place_column[k];
+            places[k] = {x, 0, 0};
             if (tap >= shape.columns || channel + shape.place_channel[k] >= p.channels) continue;
             const index from = w.from + tap * p.width.tap_step;
             places[k] = {x + shape.place_channel[k] * p.x.channel + from * p.x.column,
