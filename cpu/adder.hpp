@@ -41,7 +41,7 @@ inline void exact_strip(S& strip) {
 
 template <class T>
 inline void adder_conv_exact(const Convolution<T, T>& p) {
-    for_each_strip(flattened(p), Weights<T>{p, nullptr}, [](index, index) {},
+    for_each_strip(flattened(p), Weights<T>{p}, [](index, index) {},
                    [](auto& strip) { exact_strip<false>(strip); });
 }
 
@@ -64,7 +64,7 @@ inline void adder_conv(const Convolution<float, float>& p) {
         sum_contiguous(p.w + group * p.w_group + f * p.w_filter, taps, w_sum + k, w_size + k);
     };
 
-    for_each_strip(flattened(p), Weights<float>{p, nullptr}, sum_weights, [=](auto& strip) {
+    for_each_strip(flattened(p), Weights<float>{p}, sum_weights, [=](auto& strip) {
         bool any = false;
         strip.template accumulate<Max<float>, true>([&](auto& panel, index tile) {
             Vec<float> negative{}, infinite{};  // the sign of a lane, a NaN in it, say: redo

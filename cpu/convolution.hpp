@@ -98,7 +98,7 @@ inline Convolution<X, Y> flattened(Convolution<X, Y> p) {
 
 template <class T>
 inline void conv(const Convolution<T, T>& p) {
-    for_each_strip(flattened(p), Weights<T>{p, nullptr}, [](index, index) {}, [](auto& strip) {
+    for_each_strip(flattened(p), Weights<T>{p}, [](index, index) {}, [](auto& strip) {
         strip.template accumulate<Dot<T>, false>([](auto& panel, index tile) {
             for (index f = tile; f < tile + panel.tile_filters(tile); ++f) {
                 const Vec<T> bias = broadcast(panel.bias(f));

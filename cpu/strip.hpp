@@ -14,7 +14,7 @@ namespace mulfree::MULFREE_ISA {
 constexpr index BLOCK_ROWS = 160;         // panel rows: 160 rows of three 64-byte vectors are 30 KiB
 constexpr index BLOCK_POSITIONS = 32;     // kernel positions a block; bounds the table of spans
 constexpr index CHUNK_FILTERS = 256;      // filters whose totals are kept for a panel
-constexpr index FEW_FILTERS = 48;
+constexpr index FEW_FILTERS = 48;         // up to here reading along a plane does not pay for long strips
 constexpr index STRIP_TOTALS = 1024;      // panels times filters whose totals are kept
 
 // The reduction cut into blocks: chunks of kernel positions, and in each, chunks of channels.
@@ -40,17 +40,15 @@ struct Blocking {
     }
 };
 
-// A convolution's own weights, less centre[filter] where centres are given.
+// A convolution's own weights.
 template <class T>
 struct Weights {
     const Convolution<T, T>& p;
-    const T* centre;
 
     T operator()(index group, index filter, index channel, index i, index j) const {
-        const T w = p.w[group * p.w_group + filter * p.w_filter + channel * p.w_channel +
-                        (p.height.kernel + i * p.height.kernel_step) * p.w_row +
-                        (p.width.kernel + j * p.width.kernel_step) * p.w_column];
-        return centre ? w - centre[group * p.filters + filter] : w;
+        return p.w[group * p.w_group + filter * p.w_filter + channel * p.w_channel +
+                   (p.height.kernel + i * p.height.kernel_step) * p.w_row +
+                   (p.width.kernel + j * p.width.kernel_step) * p.w_column];
     }
 };
 
@@ -72,7 +70,6 @@ inline void pack_weights(const Convolution<X, Y>& p, const Weight& weight, index
 // One panel of pixels, with the sums of one chunk of filters.
 template <class X, class Y>
 struct Panel {
-    using Sum = X;
     static constexpr index ROW = PANEL_VECTORS * LANES<X>;  // pixels in a panel
 
     const Convolution<X, Y>* p;
