@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import mulfree_cupy as mf
 from benchmarks.timing import milliseconds, progress, table
-from benchmarks.winograd import LAYERS, QUICK
+from benchmarks.winograd import LAYERS, QUICK, break_even
 from mulfree_cupy.launch.winograd import WINOGRAD_KERNELS
 
 if TYPE_CHECKING:
     from benchmarks.gpu import Run
 
-DENSITIES = 1, 0.4, 0.1
+DENSITIES = 1, 0.4, 0.2, 0.1
 
 
 def convolutions(state: Run, measured: Callable) -> None:
@@ -61,7 +61,7 @@ def _rows(state: Run, layer, measured: Callable) -> list[dict]:
 
 
 def document(record: dict) -> list[str]:
-    """Milliseconds, a row a layer and density, or nothing if nothing was measured."""
+    """Milliseconds, a row a layer and density, and break-even densities; nothing without rows."""
     rows = [row for row in record["rows"] if "winograd_conv" in row["operation"]]
     if not rows:
         return []
@@ -76,4 +76,34 @@ def document(record: dict) -> list[str]:
         conv = found("conv beside winograd_conv", density=1)
         body.append([layer, f"{density:g}", *forward, found("winograd_conv_backward"), conv])
     heads = ["layer, ms", "density", *WINOGRAD_KERNELS, "default", "backward", "im2col + cuBLAS"]
-    return ["winograd_conv float32, F(2x2, 3x3), by kernel and density:", table(heads, body)]
+    return [
+        "winograd_conv float32, F(2x2, 3x3), by kernel and density:",
+        table(heads, body),
+        "The density below which a kernel is faster, on a line between the measured ones:",
+        even_table(rows),
+    ]
+
+
+def even_table(rows: list[dict]) -> str:
+    """Break-even densities of the kernels that read sparse weights."""
+    seconds = {
+        (row["layer"], row["operation"], row["kernel"], row["density"]): row["seconds"]["median"]
+        for row in rows
+        if row.get("seconds")
+    }
+    against = {
+        "1_dense": ("winograd_conv", "1_dense"),
+        "im2col + cuBLAS": ("conv beside winograd_conv", "default"),
+    }
+
+    def even(layer, kernel, other):
+        beside = seconds.get((layer, *other, 1))
+        times = {d: seconds.get((layer, "winograd_conv", kernel, d)) for d in DENSITIES}
+        return break_even({d: t and beside and t / beside for d, t in times.items()})
+
+    pairs = [(kernel, other) for kernel in WINOGRAD_KERNELS[1:] for other in against]
+    body = [
+        [layer, *(even(layer, kernel, against[other]) for kernel, other in pairs)]
+        for layer in dict.fromkeys(row["layer"] for row in rows)
+    ]
+    return table(["break-even density", *(f"{k} : {other}" for k, other in pairs)], body)

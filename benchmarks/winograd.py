@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -198,27 +199,28 @@ def even_table(rows: list[dict]) -> str:
     against = "conv2d", "dense"
     head = ["break-even density", *(f"{k} : {other}" for k in KERNELS for other in against)]
     body = [
-        [row["name"], *(break_even(row, kernel, other) for kernel in KERNELS for other in against)]
+        [row["name"], *(_even(row, kernel, other) for kernel in KERNELS for other in against)]
         for row in rows
     ]
     return timing.table(head, body)
 
 
-def break_even(row: dict, kernel: str, other: str) -> str:
-    """The density below which the kernel is faster than `other`."""
-    ratios = [timing.ratio(row["seconds"], f"{kernel} {d:g}", other) for d in DENSITIES]
-    if ratios[0] is None:
+def _even(row: dict, kernel: str, other: str) -> str:
+    return break_even(
+        {d: timing.ratio(row["seconds"], f"{kernel} {d:g}", other) for d in DENSITIES}
+    )
+
+
+def break_even(ratios: dict[float, float | None]) -> str:
+    """The density below which a time falls below another, from their ratios by falling density."""
+    if None in ratios.values():
         return "-"
-    for (d, high), (e, low) in zip(
-        zip(DENSITIES, ratios, strict=True),
-        zip(DENSITIES[1:], ratios[1:], strict=False),
-        strict=False,
-    ):
+    for (d, high), (e, low) in pairwise(ratios.items()):
         if high <= 1:
             return f"{d:.2f}"
         if low <= 1:
             return f"{e + (d - e) * (1 - low) / (high - low):.2f}"
-    return f"< {DENSITIES[-1]:g}"
+    return f"< {min(ratios):g}"
 
 
 def goals(rows: list[dict]) -> str:

@@ -21,6 +21,7 @@ from benchmarks import (  # noqa: E402
     gpu,
     gpu_shift,
     gpu_tables,
+    gpu_winograd,
     layers,
     peers,
     reference,
@@ -220,17 +221,25 @@ class TestWinograd:
         assert_publishable(file.with_suffix(".md"))
 
     def test_break_even_is_found_between_densities(self):
-        def row(*seconds):
-            names = [f"sparse {d:g}" for d in winograd.DENSITIES]
-            timed = dict(zip(names, ([s] for s in seconds), strict=True))
-            return {"seconds": {**timed, "conv2d": [1.0]}}
+        def even(*ratios):
+            return winograd.break_even(dict(zip(winograd.DENSITIES, ratios, strict=True)))
 
-        assert (
-            winograd.break_even(row(3, 1.4, 0.8, 0.7, 0.5, 0.3, 0.2), "sparse", "conv2d") == "0.47"
-        )
-        assert winograd.break_even(row(*[0.9] * 7), "sparse", "conv2d") == "1.00"
-        assert winograd.break_even(row(*[1.1] * 7), "sparse", "conv2d") == "< 0.05"
-        assert winograd.break_even(row(*[1.1] * 7), "sparse", "absent") == "-"
+        assert even(3, 1.4, 0.8, 0.7, 0.5, 0.3, 0.2) == "0.47"
+        assert even(*[0.9] * 7) == "1.00"
+        assert even(*[1.1] * 7) == "< 0.05"
+        assert even(*[None] * 7) == "-"
+
+    def test_break_even_of_gpu_kernels(self):
+        def row(kernel, density, median, operation="winograd_conv"):
+            names = {"layer": "A", "operation": operation, "kernel": kernel, "density": density}
+            return {**names, "seconds": {"median": median}}
+
+        measured = zip(gpu_winograd.DENSITIES, (3, 1.5, 0.5, 0.3), strict=True)
+        sparse = [row("2_sparse", density, median) for density, median in measured]
+        conv = row("default", 1, 2.0, "conv beside winograd_conv")
+        table = gpu_winograd.even_table([*sparse, row("1_dense", 1, 1.0), conv])
+        cells = [cell.strip() for cell in table.splitlines()[-1].strip("|").split("|")]
+        assert cells == ["A", "0.30", "0.60", "-", "-", "-", "-"]
 
     def test_goals(self):
         rows = [
