@@ -37,18 +37,18 @@ inline void for_each_strip(const Convolution<X, Y>& p, const Weight& weight, Pre
     const index chunks = ceil_div(p.filters, chunk);
     const index parts = p.groups * chunks;
     const index splits = smaller(parts, ceil_div(4 * most, strips));  // units a strip is split into
-    const index threads = threads_for(strips * splits, terms);
-
-    const index grain = larger(1, smaller(8, strips * splits / (16 * threads)));
 
     const index packed = blocking.weights(p.groups, 0, 0, tiles) * index(sizeof(X));
     const bool share = packed <= SHARED_WEIGHTS;
+    const index shared = share ? packed : 0;
     Carver measure(nullptr);
     S(p, blocking, weight, nullptr, strip_panels, chunk, measure);
     const index scratch = measure.used();
+    const index threads = threads_for(strips * splits, terms, scratch, shared);
+    const index grain = larger(1, smaller(8, strips * splits / (16 * threads)));
 
     Workspace workspace;
-    workspace.allocate(threads * scratch + (share ? packed : 0) + 64);
+    workspace.allocate(threads * scratch + shared);
     X* weights = share ? reinterpret_cast<X*>(workspace.data() + threads * scratch) : nullptr;
 
 #pragma omp parallel num_threads(threads)

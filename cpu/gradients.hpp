@@ -32,8 +32,6 @@ constexpr int GRAD_VECTORS = 64;     // vectors of pixels packed at a time
 constexpr index GRAD_ROWS = 144;     // rows of im2col (channel, tap) a unit of work
 constexpr index GRAD_FILTERS = 64;   // filters a unit of work
 
-constexpr index GRAD_WORKSPACE = 60 << 20;  // bytes, all threads together
-
 // An axis of the pixels that are summed. Tap i meets the source where tap i % period does, some pixels on.
 // So if every line (every plane) is followed by room for as many pixels as the shifts reach, one packed
 // row serves all the taps of a period, each at its shift. In the room grad counts as zero.
@@ -291,7 +289,7 @@ inline void grad_w(const GradW<T>& p) {
     Carver measure(nullptr);
     GradScratch<T>(grid, blocking, p.filters, p.x_shifts, measure);
     const index scratch = measure.used();
-    const index threads = larger(1, smaller(threads_for(units, terms), GRAD_WORKSPACE / scratch));
+    const index threads = threads_for(units, terms, scratch);
     Workspace workspace;
     workspace.allocate(threads * scratch + (channels + filters) * index(sizeof(T)));
     T* grad_sum = reinterpret_cast<T*>(workspace.data() + threads * scratch);

@@ -51,10 +51,13 @@ inline index find_runs(index height, index width, index begin, index count, inde
     return found;
 }
 
+// Bits [first, last), of at most 32.
+inline std::uint32_t bits(index first, index last) {
+    return std::uint32_t((std::uint64_t(1) << last) - (std::uint64_t(1) << first));
+}
+
 inline Span make_span(index offset, index first, index last) {
-    const auto bits = [](index a, index b) { return (std::uint64_t(1) << b) - (std::uint64_t(1) << a); };
-    return {offset, std::uint32_t(bits(first, last)),
-            std::uint32_t(bits(2 * first, 2 * last) & 0x55555555u)};
+    return {offset, bits(first, last), bits(2 * first, 2 * last) & 0x55555555u};
 }
 
 // The spans of a run at tap (i, j) of the source. (Divisions only where a row meets the border.)

@@ -181,8 +181,6 @@ private:
     }
 };
 
-constexpr index WINOGRAD_WORKSPACE = 60 << 20;  // bytes, all threads together
-
 template <class Pass, class T>
 inline void for_each_tile(const Winograd<T>& p, const Pass& pass) {
     using Panel = WinogradPanel<Pass, T>;
@@ -197,7 +195,7 @@ inline void for_each_tile(const Winograd<T>& p, const Pass& pass) {
     Carver measure(nullptr);
     Panel(pass, measure);
     const index scratch = measure.used();
-    const index threads = smaller(threads_for(pieces * splits, terms), larger(1, WINOGRAD_WORKSPACE / scratch));
+    const index threads = threads_for(pieces * splits, terms, scratch);
     Workspace workspace;
     workspace.allocate(threads * scratch);
 

@@ -132,8 +132,7 @@ inline void winograd_grad_u_by(const Winograd<T>& p) {
     Carver measure(nullptr);
     Unit(p, measure);
     const index scratch = measure.used();
-    const index threads = smaller(threads_for(filters * channels, terms),
-                                  larger(1, WINOGRAD_WORKSPACE / scratch));
+    const index threads = threads_for(filters * channels, terms, scratch);
     Workspace workspace;
     workspace.allocate(threads * scratch);
 #pragma omp parallel num_threads(threads)

@@ -109,7 +109,7 @@ struct PairRun {
         for (int half = 0; half < SIDE / 2; ++half) {
             const index first = column + 2 * half, length = 2 * run.count;
             const index begin = smaller(length, larger(0, -first)), end = smaller(length, w.size - first);
-            mask[half] = begin < end ? make_span(0, 2 * run.lane + begin, 2 * run.lane + end).mask : 0;
+            mask[half] = begin < end ? bits(2 * run.lane + begin, 2 * run.lane + end) : 0;
         }
     }
 

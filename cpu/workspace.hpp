@@ -11,13 +11,15 @@
 
 namespace mulfree::MULFREE_ISA {
 
-constexpr index MAX_THREADS = 64;         // bounds the workspace
-constexpr index SMALL_WORK = 100000;      // terms below which waking threads costs more than it saves
+constexpr index WORKSPACE = 56 << 20;  // bytes a call may take
+constexpr index SMALL_WORK = 100000;   // terms below which waking threads costs more than it saves
 
-inline index threads_for(index units, double terms) {
+// `scratch`: bytes for each thread; `shared`: for all together.
+inline index threads_for(index units, double terms, index scratch = 0, index shared = 0) {
 #if defined(_OPENMP)
     if (terms < SMALL_WORK) return 1;
-    return larger(1, smaller(smaller(omp_get_max_threads(), MAX_THREADS), units));
+    const index room = scratch > 0 ? (WORKSPACE - shared) / scratch : units;
+    return larger(1, smaller(smaller(omp_get_max_threads(), room), units));
 #else
     return 1;
 #endif

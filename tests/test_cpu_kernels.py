@@ -274,13 +274,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss in KiB is Linux's")
-def test_workspace_is_bounded():
+@pytest.mark.parametrize("threads", ["4", "100"])
+def test_workspace_is_bounded(threads):
     done = subprocess.run(
         [sys.executable, "-c", MEMORY],
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "4"},
+        env={**os.environ, "OMP_NUM_THREADS": threads},
     )
     assert int(done.stdout) < 64 * 1024  # KiB; the packed weights alone would be 144 MiB
 
