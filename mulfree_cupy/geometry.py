@@ -81,6 +81,17 @@ def windows(
 _MOST = 2**31 - 1  # what a kernel's int can hold
 
 
+def integer(function: str, argument: str, value: object, least: int = 1) -> int:
+    """An int, at least `least`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{function}: {argument} must be an int, got {value!r}") from None
+    if number < least:
+        raise ValueError(f"{function}: {argument} must be at least {least}, got {number}")
+    return number
+
+
 def pair(function: str, argument: str, value: object, least: int) -> Pair:
     """An int or a pair of ints, both at least `least`, as a pair."""
     values = value if isinstance(value, (tuple, list)) else (value, value)
@@ -179,12 +190,7 @@ def convolution(
     check_rank(function, "x", x_shape, "N, C, H, W")
     check_rank(function, "w", w_shape, "K, C/groups, kh, kw")
     channels, filters = x_shape[1], w_shape[0]
-    try:
-        groups = operator.index(groups)
-    except TypeError:
-        raise TypeError(f"{function}: groups must be an int, got {groups!r}") from None
-    if groups < 1:
-        raise ValueError(f"{function}: groups must be at least 1, got {groups}")
+    groups = integer(function, "groups", groups)
     if channels % groups or filters % groups:
         raise ValueError(
             f"{function}: groups={groups} must divide the channels of x, {channels}, and the "

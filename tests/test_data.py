@@ -839,10 +839,10 @@ def test_two_loops_at_once(numbered):
     "options, error, message",
     [
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1, got 0"),
-        ({"batch_size": 2.0}, TypeError, "batch_size must be an integer, got 2.0"),
+        ({"batch_size": 2.0}, TypeError, "batch_size must be an int, got 2.0"),
         ({"prefetch": 0}, ValueError, "prefetch must be at least 1"),
         ({"seed": -1}, ValueError, "seed must be at least 0"),
-        ({"seed": None}, TypeError, "seed must be an integer, got None"),
+        ({"seed": None}, TypeError, "seed must be an int, got None"),
         ({"dtype": np.float16}, TypeError, "float32 or float64, got float16"),
         ({"std": 0}, ValueError, "std must be positive"),
         ({"std": [1, 0]}, ValueError, "std must be positive"),

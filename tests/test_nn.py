@@ -77,6 +77,33 @@ def test_layers_run_the_operations():
     )
 
 
+def test_kernels_may_be_oblong():
+    x = Tensor(rng.normal(size=(1, 2, 5, 6)).astype(np.float32))
+    assert nn.Conv(2, 3, (3, 1), rng)(x).shape == (1, 3, 3, 6)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (lambda: nn.Conv(4, 0, 3, rng), "Conv: filters must be at least 1, got 0"),
+        (lambda: nn.Conv(4, 6, 3, rng, groups=4), "Conv: groups=4 must divide filters, got 6"),
+        (lambda: nn.Conv(4, 6, 3, rng, groups=0), "Conv: groups must be at least 1, got 0"),
+        (lambda: nn.AdderConv(-4, 6, 3, rng), "AdderConv: channels must be at least 1, got -4"),
+        (lambda: nn.AdderConv(4, 6, (3, 0), rng), "AdderConv: kernel_size must be at least 1"),
+        (lambda: nn.Linear(8, 0, rng), "Linear: out_features must be at least 1, got 0"),
+        (lambda: nn.BatchNorm(0), "BatchNorm: channels must be at least 1, got 0"),
+        (lambda: nn.WinogradConv(4, 0, rng), "WinogradConv: filters must be at least 1, got 0"),
+        (
+            lambda: nn.ShiftConv(mf.modulo_shifts(9, 3), 0, rng),
+            "ShiftConv: filters must be at least 1, got 0",
+        ),
+    ],
+)
+def test_layers_refuse_sizes_that_cannot_be(layer, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        layer()
+
+
 def test_dropout_keeps_the_mean_and_only_while_training():
     layer = nn.Dropout(0.25, np.random.default_rng(0))
     x = Tensor(np.ones((100, 100), np.float32))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-
 import numpy as np
 
 from mulfree_cupy import arrays, geometry
@@ -90,10 +88,7 @@ def shifts(
     array([[ 0,  0,  0,  0],
            [ 2, -2,  0,  0]])
     """
-    try:
-        channels = operator.index(channels)
-    except TypeError:
-        raise TypeError(f"shifts: channels must be an int, got {channels!r}") from None
+    channels = geometry.integer("shifts", "channels", channels, 0)
     return _table("shifts", "channels", channels, ksize, dilate)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ from itertools import islice
 
 import numpy as np
 
+from mulfree_cupy import geometry
 from mulfree_cupy.data.augment import Augment
 from mulfree_cupy.data.dataset import Dataset
 
@@ -88,11 +88,11 @@ class Loader:
         prefetch: int = 2,
     ) -> None:
         self.dataset = dataset
-        self.batch_size = _integer("batch_size", batch_size, 1)
+        self.batch_size = geometry.integer("Loader", "batch_size", batch_size)
         self.shuffle = shuffle
         self.augment = augment
-        self.seed = _integer("seed", seed, 0)
-        self.prefetch = _integer("prefetch", prefetch, 1)
+        self.seed = geometry.integer("Loader", "seed", seed, 0)
+        self.prefetch = geometry.integer("Loader", "prefetch", prefetch)
         self.epoch = 0
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.float32, np.float64):
@@ -107,7 +107,7 @@ class Loader:
         return -(-len(self.dataset) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        epoch = _integer("epoch", self.epoch, 0)
+        epoch = geometry.integer("Loader", "epoch", self.epoch, 0)
         order = np.arange(len(self.dataset))
         if self.shuffle:
             np.random.default_rng((self.seed, epoch, 0)).shuffle(order)
@@ -143,13 +143,3 @@ class Loader:
                 f"got {value}"
             )
         return np.broadcast_to(array, channels)[:, np.newaxis, np.newaxis]
-
-
-def _integer(name: str, value: int, least: int) -> int:
-    try:
-        value = operator.index(value)
-    except TypeError:
-        raise TypeError(f"Loader: {name} must be an integer, got {value!r}") from None
-    if value < least:
-        raise ValueError(f"Loader: {name} must be at least {least}, got {value}")
-    return value

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from mulfree_cupy import nn
+from mulfree_cupy import geometry, nn
 from mulfree_cupy.models.lenet import LeNet
 from mulfree_cupy.models.resnet import CifarResNet, ImageNetResNet
 from mulfree_cupy.models.shiftnet import sc2_resnet, shiftnet
@@ -92,8 +92,7 @@ def build(name: str, *, seed: int = 0, **shape: int) -> nn.Module:
     """
     network = _constructor(name)
     for what, number in shape.items():
-        if number < 1:
-            raise ValueError(f"{name}: {what} must be at least 1, got {number}")
+        geometry.integer(name, what, number)
     return network(np.random.default_rng(seed), **shape)
 
 

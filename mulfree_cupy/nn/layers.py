@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from mulfree_cupy.arrays import namespace
 from mulfree_cupy.autograd import Tensor, apply
+from mulfree_cupy.geometry import integer, pair
 from mulfree_cupy.nn.module import Module, Parameter
 
 
@@ -19,15 +22,22 @@ class _Windowed(Module):
         self,
         channels: int,
         filters: int,
-        kernel_size: int,
+        kernel_size: int | tuple[int, int],
         rng: np.random.Generator,
         *,
         bias: bool = False,
         groups: int = 1,
         **options: object,
     ):
-        shape = filters, channels // groups, kernel_size, kernel_size
-        fan_out = filters * kernel_size**2 / groups
+        layer = type(self).__name__
+        kernel = pair(layer, "kernel_size", kernel_size, 1)
+        sizes = {"groups": groups, "channels": channels, "filters": filters}
+        for name, size in sizes.items():
+            integer(layer, name, size)
+            if size % groups:
+                raise ValueError(f"{layer}: groups={groups} must divide {name}, got {size}")
+        shape = filters, channels // groups, *kernel
+        fan_out = filters * math.prod(kernel) / groups
         self.weight = Parameter(
             self.draw_weight(rng, shape, fan_out).astype(np.float32), self.adder
         )
@@ -46,7 +56,7 @@ class Conv(_Windowed):
     Parameters
     ----------
     channels, filters : int
-    kernel_size : int
+    kernel_size : int or pair of ints
     rng : numpy.random.Generator
         Draws the weights: normal, variance 2 / (K*kh*kw/groups).
     bias : bool
@@ -72,7 +82,7 @@ class AdderConv(_Windowed):
     Parameters
     ----------
     channels, filters : int
-    kernel_size : int
+    kernel_size : int or pair of ints
     rng : numpy.random.Generator
         Draws the weights, normal with variance 1, and biases in [0, 1), as the reference does.
     bias : bool
@@ -99,6 +109,8 @@ class Linear(Module):
     def __init__(
         self, in_features: int, out_features: int, rng: np.random.Generator, *, bias: bool = True
     ):
+        integer("Linear", "in_features", in_features)
+        integer("Linear", "out_features", out_features)
         bound = 1 / np.sqrt(in_features)
         draw = lambda *shape: rng.uniform(-bound, bound, shape).astype(np.float32)  # noqa: E731
         self.weight = Parameter(draw(out_features, in_features))
@@ -128,6 +140,7 @@ class BatchNorm(Module):
     def __init__(
         self, channels: int, *, relu: bool = False, eps: float = 1e-5, momentum: float = 0.1
     ):
+        integer("BatchNorm", "channels", channels)
         self.relu, self.eps, self.momentum = relu, eps, momentum
         self.weight = Parameter(np.ones(channels, np.float32))
         self.bias = Parameter(np.zeros(channels, np.float32))

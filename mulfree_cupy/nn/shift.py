@@ -6,6 +6,7 @@ import numpy as np
 
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.autograd import Tensor, apply
+from mulfree_cupy.geometry import integer
 from mulfree_cupy.nn.layers import AdderConv, Conv
 from mulfree_cupy.nn.module import Module, Parameter
 from mulfree_cupy.ops.shift import check_table
@@ -44,8 +45,9 @@ class _ShiftedPointwise(Module):
         bias: bool = False,
         stride: int = 1,
     ):
-        layer = self.unshifted
-        self.shifts = np.array(check_table(type(self).__name__, "shifts", shifts))
+        layer, name = self.unshifted, type(self).__name__
+        self.shifts = np.array(check_table(name, "shifts", shifts))
+        integer(name, "filters", filters)
         self.stride = stride
         weight = layer.draw_weight(rng, (filters, len(self.shifts)), filters)
         self.weight = Parameter(weight.astype(np.float32), layer.adder)

@@ -7,6 +7,7 @@ import numpy as np
 from mulfree_cupy import launch
 from mulfree_cupy.arrays import Array, namespace
 from mulfree_cupy.autograd import Tensor, apply
+from mulfree_cupy.geometry import integer
 from mulfree_cupy.nn.layers import Conv
 from mulfree_cupy.nn.module import Module, Parameter
 from mulfree_cupy.ops.winograd import (
@@ -82,6 +83,8 @@ class WinogradConv(Module):
                 f"WinogradConv: gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}"
             )
         checked("WinogradConv", m, points)
+        integer("WinogradConv", "channels", channels)
+        integer("WinogradConv", "filters", filters)
         self.m, self.points, self.gradient = m, points, gradient
         self.options = {"padding": padding, "relu": relu}
         if relu:

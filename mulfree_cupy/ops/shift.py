@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-
 import numpy as np
 
 from mulfree_cupy import arrays, geometry, launch
@@ -423,10 +421,7 @@ def shift_adder_conv_backward(
 
 def _taps(function, channels, kernel_size, dilation):
     """The number of channels, and (dh, dw) of the taps of a kernel about its centre, by rows."""
-    try:
-        channels = operator.index(channels)
-    except TypeError:
-        raise TypeError(f"{function}: channels must be an int, got {channels!r}") from None
+    channels = geometry.integer(function, "channels", channels, 0)
     kh, kw = geometry.pair(function, "kernel_size", kernel_size, 1)
     step_h, step_w = geometry.pair(function, "dilation", dilation, 1)
     if channels < kh * kw:

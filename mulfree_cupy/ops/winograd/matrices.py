@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 
 import numpy as np
 from numpy.polynomial import polynomial
@@ -74,10 +73,7 @@ def winograd_matrices(
 
 def checked(function: str, m: int, points: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As `winograd_matrices`, for an argument of `function`, and not to be written to."""
-    try:
-        m = operator.index(m)
-    except TypeError:
-        raise TypeError(f"{function}: m must be an int, got {m!r}") from None
+    m = geometry.integer(function, "m", m)
     if not isinstance(points, str) or (m, points) not in POINTS:
         listed = ", ".join(f"m={m} with {name!r}" for m, name in POINTS)
         raise ValueError(
@@ -179,12 +175,7 @@ def initial_variance(
     1.0
     """
     BT, G, AT = checked("initial_variance", m, points)
-    try:
-        channels = operator.index(channels)
-    except TypeError:
-        raise TypeError(f"initial_variance: channels must be an int, got {channels!r}") from None
-    if channels < 1:
-        raise ValueError(f"initial_variance: channels must be at least 1, got {channels}")
+    channels = geometry.integer("initial_variance", "channels", channels)
     if not relu:
         rows = np.square(G).sum(axis=1)
         return 2 / (9 * channels) * np.outer(rows, rows)
