@@ -74,9 +74,7 @@ def parser() -> argparse.ArgumentParser:
         "a table, a CSV and a picture.",
     )
     curves.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT")
-    curves.add_argument("--name", required=True, help="of the files, such as cifar10")
-    curves.add_argument("--title", required=True, help="what was trained on what")
-    _out(curves)
+    _named(curves, "what was trained on what")
     curves.set_defaults(run=_curves)
 
     pruning = commands.add_parser(
@@ -86,9 +84,7 @@ def parser() -> argparse.ArgumentParser:
         "a CSV and a picture.",
     )
     pruning.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
-    pruning.add_argument("--name", required=True, help="of the files, such as cifar10")
-    pruning.add_argument("--title", required=True, help="what was pruned on what")
-    _out(pruning)
+    _named(pruning, "what was pruned on what")
     pruning.set_defaults(run=_pruning)
 
     ablation = commands.add_parser(
@@ -130,6 +126,12 @@ def parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(run=_report)
     return top
+
+
+def _named(command: argparse.ArgumentParser, title: str) -> None:
+    command.add_argument("--name", required=True, help="of the files, such as cifar10")
+    command.add_argument("--title", required=True, help=title)
+    _out(command)
 
 
 def _out(command: argparse.ArgumentParser) -> None:
