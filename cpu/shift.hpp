@@ -52,10 +52,10 @@ inline void clear_around(T* plane, index height, index width, const Shown& rows,
     clear(plane + (rows.end - 1) * width + columns.end, plane + height * width);
 }
 
-// to = from & mask. Beyond the second-level cache it keeps up with memcpy because the lines of `to` are asked
-// for well before they are written, and because no load follows a store to its place in another page: the processor compares the last
-// twelve bits only, and waits. So where the places of `to` lie shortly after those of `from` the copy runs
-// backwards. Wider vectors would not help.
+// to = from & mask. Beyond the second-level cache it keeps up with memcpy because the lines of `to` are
+// asked for well before they are written, and because no load follows a store to its place in another
+// page: the processor compares the last twelve bits only, and waits. So where the places of `to` lie
+// shortly after those of `from` the copy runs backwards. Wider vectors would not help.
 inline void copy_masked(const void* from_data, const std::uint8_t* mask, void* to_data, index bytes) {
     const auto* from = static_cast<const std::uint8_t*>(from_data);
     auto* to = static_cast<std::uint8_t*>(to_data);

@@ -11,7 +11,7 @@
 
 namespace mulfree::MULFREE_ISA {
 
-constexpr index WORKSPACE = 56 << 20;  // bytes a call may take
+constexpr index WORKSPACE = 56 << 20;  // bytes a call may take; uint8 takes 8 MiB of cells besides
 constexpr index SMALL_WORK = 100000;   // terms below which waking threads costs more than it saves
 
 // `scratch`: bytes for each thread; `shared`: for all together.

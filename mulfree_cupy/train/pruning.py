@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mulfree_cupy import data, nn
+from mulfree_cupy import data, geometry, nn
 from mulfree_cupy.train.trainer import (
     Recipe,
     Training,
@@ -67,8 +67,7 @@ class Plan:
             raise ValueError(f"Plan: rate must be a finite number >= 0, got {self.rate}")
         if self.score not in ("magnitude", "importance"):
             raise ValueError(f"Plan: score must be 'magnitude' or 'importance', got {self.score!r}")
-        if self.together < 1:
-            raise ValueError(f"Plan: together must be at least 1, got {self.together}")
+        geometry.integer("Plan", "together", self.together)
 
 
 @dataclass(frozen=True)

@@ -336,7 +336,7 @@ class WinogradWeights:
         if score == "importance":
             factors = xp.asarray(importance(self.m, points=self.points))
             scores = scores * factors[:, :, None, None]
-        together, _ = geometry.pair(name, "together", together, 1)
+        together = geometry.integer(name, "together", together)
         left = sum_filters(self.mask, together) > 0
         scores = sum_filters(xp.where(self.mask, scores, 0), together)
         # Entries pruned before come after those that are zero.
