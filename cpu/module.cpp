@@ -565,7 +565,7 @@ void bind_winograd(py::module_& m, const char* plan_name, const char* dtype) {
 
 // ---- shifts -------------------------------------------------------------------------------------------------
 
-using Table = py::array_t<std::int32_t, 0>;
+using Table = py::array_t<std::int64_t, 0>;
 
 Shift shift_of(const py::array& shown, const py::array& image, const Table& table, Pair stride) {
     require(shown.ndim() == 4 && image.ndim() == 4, "expected arrays of 4 dimensions");
@@ -575,7 +575,15 @@ Shift shift_of(const py::array& shown, const py::array& image, const Table& tabl
     };
     require(table.ndim() == 2 && table.shape(0) == image.shape(1) && table.shape(1) == 2,
             "shifts must have a row for every channel");
-    return {image.shape(0), image.shape(1), axis(2, stride.first), axis(3, stride.second), contiguous(table)};
+    require(table.flags() & py::array::c_style, "shifts must be C-contiguous");
+    const index channels = image.shape(1), height = image.shape(2), width = image.shape(3);
+    const std::int64_t* given = table.data();
+    std::vector<index> moves(2 * channels);  // beyond the image one is as good as another, and none overflows
+    for (index c = 0; c < channels; ++c) {
+        moves[2 * c] = std::clamp<index>(given[2 * c], -height, height);
+        moves[2 * c + 1] = std::clamp<index>(given[2 * c + 1], -width, width);
+    }
+    return {image.shape(0), channels, axis(2, stride.first), axis(3, stride.second), std::move(moves)};
 }
 
 // The displacements of a convolution's channels. With `dense` planes they also are bits (kernels.hpp).

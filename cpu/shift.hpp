@@ -14,11 +14,12 @@
 namespace mulfree {
 
 // Channel c of every image moves by table[2 * c] rows and table[2 * c + 1] columns. The axes hold the
-// pixels of the moved image, the step between those of them that are wanted, and the size of the image.
+// pixels of the moved image, the step between those of them that are wanted, and the size of the image,
+// beyond which no entry of the table goes.
 struct Shift {
     index batch, channels;
     Axis height, width;
-    const std::int32_t* table;
+    std::vector<index> table;
 };
 
 // The pixels p of an axis with 0 <= p * step + offset < size.
@@ -203,7 +204,7 @@ void clear_hidden(const Shift& p, T* x) {
 #pragma omp parallel for schedule(static) if (p.batch * p.channels * height * width > 100000)
     for (index plane = 0; plane < p.batch * p.channels; ++plane) {
         const index c = plane % p.channels;
-        const Shown rows(h, -index(p.table[2 * c])), columns(w, -index(p.table[2 * c + 1]));
+        const Shown rows(h, -p.table[2 * c]), columns(w, -p.table[2 * c + 1]);
         T* to = x + plane * height * width;
         if (strided || rows.none() || columns.none()) clear(to, to + height * width);
         else clear_around(to, height, width, rows, columns);

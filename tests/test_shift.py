@@ -188,25 +188,56 @@ def test_border_pixels_see_zeros(way):
     assert_array_equal(distance.ravel(), np.sum(inside, axis=0) - 27)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("far", [(5, 0), (0, -7), (5, -7), (2**40, 1), (-(2**63), 2**62)])
+FAR = [
+    (5, 0), (0, -7), (5, -7), (2**31, 0), (0, -(2**31) - 1), (2**32, 2**32), (2**40, 1),
+    (-(2**63), 0), (0, -(2**63)), (-(2**63), 2**62), (2**63 - 1, 2**63 - 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", [*WAYS, "emulated"])
+@pytest.mark.parametrize("far", FAR)
 def test_shifts_beyond_the_image_leave_nothing(way, far):
     x = np.ones((2, 2, 5, 7), np.float32)
     shifts = np.array([far, (0, 0)])
     for stride in (1, 2, (3, 7)):
         answer = run(way, mf.shift, x, shifts=shifts, stride=stride)
         assert not answer[:, 0].any() and answer[:, 1].all()
+        back = run(way, mf.shift_backward, answer, shifts=shifts, x_shape=x.shape, stride=stride)
+        assert not back[:, 0].any() and back[0, 1].sum() == answer[0, 1].size
         w, grad = np.array([[1, 0], [0, 1]], np.float32), np.ones_like(answer)
         grad_x, _ = run(way, mf.shift_conv_backward, grad, x, w, shifts=shifts, stride=stride)
         assert not grad_x[:, 0].any() and grad_x[0, 1].sum() == answer[0, 1].size
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "uint64"])
-def test_tables_of_any_integers(dtype):
+@pytest.mark.parametrize("way", [*WAYS, "emulated"])
+@pytest.mark.parametrize("dtype", ["int8", ">i2", "int32", "int64", "uint8", "uint64"])
+@pytest.mark.parametrize("layout", LAYOUTS[:4])
+def test_tables_of_any_integers(way, dtype, layout):
     x = np.arange(2 * 3 * 200.0).reshape(1, 2, 3, 200)
-    shifts = np.array([[0, 100], [2, 1]], dtype)
-    assert_array_equal(mf.shift(x, shifts), spec.shift(x, shifts.tolist()))
-    assert_array_equal(mf.shift(x, shifts.tolist()), spec.shift(x, shifts.tolist()))
+    shifts = lay_out(np.array([[0, 100], [2, 1]], dtype), layout)
+    expected = spec.shift(x, shifts.tolist())
+    assert_array_equal(run(way, mf.shift, x, shifts=shifts), expected)
+    assert_array_equal(run(way, mf.shift, x, shifts=shifts.tolist()), expected)
+
+
+@pytest.mark.parametrize("way", [*WAYS, "emulated"])
+@pytest.mark.parametrize("far", [2**31, 2**32, 2**63 - 1, 2**63, 2**64 - 1])
+def test_unsigned_tables_beyond_int64(way, far):
+    """2**64 - 1 is no step back by one."""
+    x, shifts = np.ones((1, 3, 4, 5)), np.array([[far, 0], [0, far], [1, 2]], np.uint64)
+    answer = run(way, mf.shift, x, shifts=shifts)
+    assert not answer[:, :2].any() and answer[:, 2].sum() == 3 * 3
+
+
+def test_kernels_refuse_tables_that_do_not_match():
+    _cpu = pytest.importorskip("mulfree_cupy._cpu")
+    x, shifts = np.ones((1, 9, 4, 5)), mf.modulo_shifts(9)
+    with pytest.raises(ValueError, match="a row for every channel"):
+        _cpu.shift(x, shifts[:8], np.empty_like(x), (1, 1))
+    with pytest.raises(ValueError, match="shifts must be C-contiguous"):
+        _cpu.shift(x, np.asfortranarray(shifts), np.empty_like(x), (1, 1))
+    with pytest.raises(TypeError, match="incompatible"):
+        _cpu.shift(x, shifts.astype(np.int32), np.empty_like(x), (1, 1))
 
 
 def test_the_left_over_channels_stay():

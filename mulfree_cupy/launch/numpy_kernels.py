@@ -151,13 +151,20 @@ def adder_conv_grad_w(grad, x, w, grad_w, stride, padding, dilation, groups):
                     )
 
 
+# Unsigned numbers, and complex ones for lack of a longer one, in the place of any elements of
+# their size: a shift moves bits.
+_BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
+
+
 def shift(x, shifts, out, stride):
+    x, out = (a.view(_BITS[a.itemsize]) for a in (x, out))
     out[...] = 0
     for shown, seen in _shifted(shifts, x.shape[2:], stride):
         out[shown] = x[seen]
 
 
 def shift_backward(grad, shifts, grad_x, stride):
+    grad, grad_x = (a.view(_BITS[a.itemsize]) for a in (grad, grad_x))
     grad_x[...] = 0
     for shown, seen in _shifted(shifts, grad_x.shape[2:], stride):
         grad_x[seen] = grad[shown]

@@ -20,10 +20,6 @@ __all__ = [
     "shift_conv_backward",
 ]
 
-# Unsigned numbers, and complex ones for lack of a longer one, in the place of any elements of
-# their size: kernels move bits.
-_BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
-
 
 def modulo_shifts(
     channels: int, kernel_size: int | tuple[int, int] = 3, *, dilation: int | tuple[int, int] = 1
@@ -451,15 +447,17 @@ def check_table(function: str, name: str, table: Array, channels: int | None = N
 
 
 def _table(function, shifts, x, g):
-    """Shifts checked, beside x, as int32: beyond the image one is as good as another."""
+    """Shifts checked, as the kernels that serve x take them: on the CPU int64, of any size."""
     shifts = check_table(function, "shifts", shifts, g.channels)
     xp = arrays.namespace(shifts)
     if xp is not np:
         arrays.take(function, check=arrays.plain_bits, x=x, shifts=shifts)  # on one device
     if shifts.dtype.kind == "u":
         shifts = xp.minimum(shifts, np.uint64(2**31)).astype(np.int64)
-    most = xp.asarray([g.height, g.width])
-    table = xp.minimum(xp.maximum(shifts, -most), most)  # in half the time of clip
+    if launch.device_for(x) is None:
+        return np.ascontiguousarray(shifts, np.int64)
+    most = xp.asarray([g.height, g.width])  # beyond the image one shift is as good as another
+    table = xp.minimum(xp.maximum(shifts, -most), most)
     table = xp.ascontiguousarray(table.astype(np.int32))
     if arrays.namespace(x) is xp:
         return table
@@ -468,17 +466,15 @@ def _table(function, shifts, x, g):
 
 
 def _move(function, source, table, target, stride, kernel):
-    """Run the bare move `function` between two arrays of one dtype, as bits."""
+    """Run the bare move `function` between two arrays of one dtype."""
     if not source.size:
         return
-    bits = _BITS[source.dtype.itemsize]
-    source, result = source.view(bits), target.view(bits)
     device = launch.device_for(source)
     if device is None:
-        getattr(launch.cpu_kernels(), function)(source, table, result, stride)
+        getattr(launch.cpu_kernels(), function)(source, table, target, stride)
     else:
         launcher = getattr(launchers, function)
-        launcher(device, arrays.contiguous(source), table, result, stride, kernel=kernel)
+        launcher(device, arrays.contiguous(source), table, target, stride, kernel=kernel)
 
 
 def _geometry(function, x, w, stride):
