@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 Pair = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class ConvGeometry:
+class ConvGeometry(NamedTuple):
     """The sizes of one convolution of x (N, C, H, W) with w (K, C/groups, kh, kw)."""
 
     batch: int
@@ -94,13 +93,16 @@ def integer(function: str, argument: str, value: object, least: int = 1) -> int:
 
 def pair(function: str, argument: str, value: object, least: int) -> Pair:
     """An int or a pair of ints, both at least `least`, as a pair."""
-    values = value if isinstance(value, (tuple, list)) else (value, value)
-    try:
-        first, second = map(operator.index, values)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"{function}: {argument} must be an int or a pair of ints, got {value!r}"
-        ) from None
+    if type(value) is int:  # nearly always, and in a third of the time
+        first = second = value
+    else:
+        values = value if isinstance(value, (tuple, list)) else (value, value)
+        try:
+            first, second = map(operator.index, values)
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"{function}: {argument} must be an int or a pair of ints, got {value!r}"
+            ) from None
     if first < least or second < least:
         raise ValueError(f"{function}: {argument} must be at least {least}, got {value!r}")
     if first > _MOST or second > _MOST:
@@ -152,26 +154,23 @@ def window(
 ) -> ConvGeometry:
     """The checked geometry of a kernel sliding over x; `source` names where the kernel is from."""
     check_rank(function, "x", x_shape, "N, C, H, W")
-    geometry = ConvGeometry(
-        *x_shape,
-        filters,
-        pair(function, source, kernel_size, 1),
-        pair(function, "stride", stride, 1),
-        pair(function, "padding", padding, 0),
-        pair(function, "dilation", dilation, 1),
-        groups,
-    )
-    if geometry.height < 1 or geometry.width < 1:
+    kernel = pair(function, source, kernel_size, 1)
+    stride = pair(function, "stride", stride, 1)
+    padding = pair(function, "padding", padding, 0)
+    dilation = pair(function, "dilation", dilation, 1)
+    geometry = ConvGeometry(*x_shape, filters, kernel, stride, padding, dilation, groups)
+    _, _, height, width = x_shape
+    if height < 1 or width < 1:
         raise ValueError(f"{function}: x must have H >= 1 and W >= 1, got shape {x_shape}")
-    if max(geometry.height, geometry.width) + 2 * max(geometry.padding) > _MOST:
+    if max(height, width) + 2 * max(padding) > _MOST:
         raise ValueError(
             f"{function}: the padded image must have fewer than 2**31 rows and columns: x has "
-            f"shape {x_shape}, padding {geometry.padding}"
+            f"shape {x_shape}, padding {padding}"
         )
     if geometry.out_height < 1 or geometry.out_width < 1:
         raise ValueError(
-            f"{function}: the kernel {geometry.kernel} with dilation {geometry.dilation} is larger "
-            f"than the padded image: x has shape {x_shape}, padding {geometry.padding}"
+            f"{function}: the kernel {kernel} with dilation {dilation} is larger than the padded "
+            f"image: x has shape {x_shape}, padding {padding}"
         )
     return geometry
 
