@@ -21,6 +21,8 @@ def _cupy() -> ModuleType | None:
 
 def namespace(array: Array) -> ModuleType:
     """The module, NumPy or CuPy, whose array this is."""
+    if isinstance(array, np.ndarray):
+        return np
     cupy = _cupy()
     return cupy if cupy is not None and isinstance(array, cupy.ndarray) else np
 
@@ -60,48 +62,29 @@ def take(
     TypeError
         For arrays of different devices, or what is no array, or whose dtype `check` refuses.
     """
-    arrays = {
-        name: None if value is None and name in optional else _adopt(function, name, value)
-        for name, value in arguments.items()
-    }
-    for name, array in arrays.items():
-        if array is not None:
+    for name, value in arguments.items():
+        if value is not None or name not in optional:
+            arguments[name] = array = _adopt(function, name, value)
             check(function, name, array)
-    devices = {name: _device(array) for name, array in arrays.items() if array is not None}
-    if len(set(devices.values())) > 1:
-        where = ", ".join(f"{name} on {device}" for name, device in devices.items())
-        raise TypeError(f"{function}: all arrays must be on one device, got {where}")
-    return list(arrays.values())
-
-
-def take_out(
-    function: str,
-    out: Any,
-    beside: Array,
-    check: Callable[[str, str, Array], None] = real_numbers,
-) -> Array | None:
-    """The array to write to, which must be one, on the device of `beside`; None stays None."""
-    if out is None:
-        return None
-    if isinstance(out, (list, tuple)) or not hasattr(out, "__dlpack__"):
-        raise TypeError(f"{function}: out must be an array, got {type(out).__name__}")
-    return take(function, check=check, input=beside, out=out)[1]
+    _check_device(function, arguments)
+    return list(arguments.values())
 
 
 def _adopt(function: str, name: str, value: Any) -> Array:
-    cupy = _cupy()
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{function}: {name} is a masked array; pass its .data or .filled(value)")
-    if isinstance(value, np.ndarray) or (cupy is not None and isinstance(value, cupy.ndarray)):
-        array = value
-    elif hasattr(value, "__dlpack__"):
-        array = _from_dlpack(function, name, value)
-    else:
-        try:
-            array = np.asarray(value)
-        except ValueError as error:
-            raise TypeError(f"{function}: {name} is no array: {error}") from None
-    return array
+    if isinstance(value, np.ndarray):
+        if isinstance(value, np.ma.MaskedArray):
+            raise TypeError(
+                f"{function}: {name} is a masked array; pass its .data or .filled(value)"
+            )
+        return value
+    if namespace(value) is not np:
+        return value
+    if hasattr(value, "__dlpack__"):
+        return _from_dlpack(function, name, value)
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise TypeError(f"{function}: {name} is no array: {error}") from None
 
 
 def _from_dlpack(function: str, name: str, value: Any) -> Array:
@@ -118,6 +101,15 @@ def _from_dlpack(function: str, name: str, value: Any) -> Array:
         ) from error
 
 
+def _check_device(function: str, arrays: dict[str, Array | None]) -> None:
+    if _cupy() is None:
+        return
+    devices = {name: _device(array) for name, array in arrays.items() if array is not None}
+    if len(set(devices.values())) > 1:
+        where = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise TypeError(f"{function}: all arrays must be on one device, got {where}")
+
+
 def _device(array: Array) -> str:
     return "the CPU (NumPy)" if namespace(array) is np else f"GPU {array.device.id} (CuPy)"
 
@@ -131,14 +123,10 @@ def take_floats(
 ) -> list[Array]:
     """As `take`, all in their common dtype, which must be float32, float64 or one of `also`."""
     arrays = take(function, optional=optional, **arguments)
-    given = {
-        name: array.dtype
-        for name, array in zip(arguments, arrays, strict=True)
-        if array is not None
-    }
-    dtype = np.result_type(*given.values())
+    dtype = np.result_type(*[array.dtype for array in arrays if array is not None])
     if dtype not in (np.float32, np.float64, *also):
-        listed = ", ".join(f"{name} {dtype}" for name, dtype in given.items())
+        given = zip(arguments, arrays, strict=True)
+        listed = ", ".join(f"{name} {array.dtype}" for name, array in given if array is not None)
         raise TypeError(
             f"{function}: the common dtype must be float32 or float64, got {listed}; "
             "convert with .astype(np.float32)"
@@ -151,18 +139,28 @@ def contiguous(array: Array | None) -> Array | None:
     return None if array is None else namespace(array).ascontiguousarray(array)
 
 
-def check_out(
-    function: str, out: Array | None, shape: tuple, dtype: np.dtype, **inputs: Array | None
-) -> None:
-    """Refuse an `out` of another shape or dtype, read-only, or overlapping an input or itself.
+def take_out(function: str, out: Any, shape: tuple, dtype: np.dtype, **inputs: Any) -> Array | None:
+    """The array to write to, of this shape and dtype; None stays None.
 
-    The inputs are the caller's own arrays: a converted copy shares no memory that could be spoilt.
+    The inputs are the caller's own: a converted copy shares no memory that could be spoilt.
+
+    Raises
+    ------
+    TypeError
+        If `out` is no array, or on another device.
+    ValueError
+        If it has another shape or dtype, is read-only, or overlaps an input or itself.
     """
     if out is None:
-        return
-    if out.shape != tuple(shape) or out.dtype != dtype:
+        return None
+    if isinstance(out, (list, tuple)) or not hasattr(out, "__dlpack__"):
+        raise TypeError(f"{function}: out must be an array, got {type(out).__name__}")
+    out = _adopt(function, "out", out)
+    inputs = {name: _adopt(function, name, a) for name, a in inputs.items() if a is not None}
+    _check_device(function, {**inputs, "out": out})
+    if out.shape != shape or out.dtype != dtype:
         raise ValueError(
-            f"{function}: out must have shape {tuple(shape)} and dtype {np.dtype(dtype)}, "
+            f"{function}: out must have shape {shape} and dtype {np.dtype(dtype)}, "
             f"got shape {out.shape} and dtype {out.dtype}"
         )
     if namespace(out) is np and not out.flags.writeable:
@@ -172,11 +170,12 @@ def check_out(
             f"{function}: elements of out share memory, shape {out.shape}, strides {out.strides}"
         )
     for name, array in inputs.items():
-        if array is not None and _overlap(out, array):
+        if _overlap(out, array):
             raise ValueError(
                 f"{function}: out, of shape {out.shape}, overlaps the memory of {name}, "
                 f"of shape {array.shape}"
             )
+    return out
 
 
 def _overlap(a: Array, b: Array) -> bool:
@@ -188,6 +187,8 @@ def _overlap(a: Array, b: Array) -> bool:
 
 def _overlaps_itself(array: Array) -> bool:
     """Whether the strides of an axis step within what the shorter-stepping axes span."""
+    if array.flags.c_contiguous:
+        return False
     span = array.itemsize
     for stride, size in sorted(
         (abs(stride), size) for stride, size in zip(array.strides, array.shape, strict=True)

@@ -66,4 +66,8 @@ def test_mixed_devices_are_a_type_error(fake_cupy):
         mf.conv(x, w)
     with pytest.raises(TypeError, match="x on GPU 0 .* w on GPU 1"):
         mf.conv(x, fake_cupy.ndarray(1))
+    out = fake_cupy.ndarray(1)
+    out.__dlpack__ = None
+    with pytest.raises(TypeError, match="shift: .* x on the CPU .* out on GPU 1"):
+        mf.shift(w, [(0, 0)], out=out)
     assert arrays.namespace(x) is fake_cupy

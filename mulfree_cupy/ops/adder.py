@@ -60,7 +60,6 @@ def adder_matmul(
            [-6., -3.]])
     """
     a, b = given = arrays.take("adder_matmul", a=a, b=b)
-    out = arrays.take_out("adder_matmul", out, beside=a)
     geometry.check_rank("adder_matmul", "a", a.shape, "M, L")
     geometry.check_rank("adder_matmul", "b", b.shape, "L, P")
     if a.shape[1] != b.shape[0]:
@@ -69,9 +68,10 @@ def adder_matmul(
             f"got a of shape {a.shape} and b of shape {b.shape}"
         )
     (a, b, _), dtype = _supported("adder_matmul", a.shape[1], a=a, b=b, bias=None)
-    arrays.check_out("adder_matmul", out, (a.shape[0], b.shape[1]), dtype, a=given[0], b=given[1])
+    shape = a.shape[0], b.shape[1]
+    out = arrays.take_out("adder_matmul", out, shape, dtype, a=given[0], b=given[1])
     launch.check_kernel("adder_matmul", kernel, launchers.ADDER_KERNELS, a=a)
-    result = arrays.answer(out, (a.shape[0], b.shape[1]), dtype, like=a)
+    result = arrays.answer(out, shape, dtype, like=a)
     device = launch.device_for(a)
     if not (result.size and a.shape[1]):
         result[...] = 0

@@ -259,11 +259,9 @@ def forward(function, launcher, on_cpu, g, x, w, bias, out, dtype, given, **opti
     """
     if bias is not None:
         geometry.check_shape(function, "bias", bias.shape, (g.filters,), "(K,)")
-    if out is not None:
-        out = arrays.take_out(function, out, beside=x)
-        inputs = arrays.take(function, **given, optional=("bias",))
-        arrays.check_out(function, out, g.out_shape, dtype, **dict(zip(given, inputs, strict=True)))
-    result = arrays.answer(out, g.out_shape, dtype, like=x)
+    shape = g.out_shape
+    out = arrays.take_out(function, out, shape, dtype, **given)
+    result = arrays.answer(out, shape, dtype, like=x)
     device = launch.device_for(x)
     if result.size and g.taps:
         w, bias = arrays.contiguous(w), arrays.contiguous(bias)
