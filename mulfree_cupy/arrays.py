@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -123,9 +123,19 @@ def take_floats(
 ) -> list[Array]:
     """As `take`, all in their common dtype, which must be float32, float64 or one of `also`."""
     arrays = take(function, optional=optional, **arguments)
+    return common_floats(function, arguments, arrays, also)
+
+
+def common_floats(
+    function: str,
+    names: Iterable[str],
+    arrays: Sequence[Array | None],
+    also: tuple[type, ...] = (),
+) -> list[Array | None]:
+    """What `take` gave for arguments of these names, in their common dtype as in `take_floats`."""
     dtype = np.result_type(*[array.dtype for array in arrays if array is not None])
     if dtype not in (np.float32, np.float64, *also):
-        given = zip(arguments, arrays, strict=True)
+        given = zip(names, arrays, strict=True)
         listed = ", ".join(f"{name} {array.dtype}" for name, array in given if array is not None)
         raise TypeError(
             f"{function}: the common dtype must be float32 or float64, got {listed}; "

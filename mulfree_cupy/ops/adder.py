@@ -392,5 +392,5 @@ def _supported(function, taps, **named):
                 "answer could fall below int32"
             )
         return [a, b, None if bias is None else bias.astype(np.int32, copy=False)], np.int32
-    converted = arrays.take_floats(function, **named, optional=("bias",))
+    converted = arrays.common_floats(function, named, [a, b, bias])
     return converted, converted[0].dtype
