@@ -217,7 +217,8 @@ private:
     // Sums all tiles, for which x is loaded; the fast form leaves to be redone what it cannot do.
     template <ClipForm FORM, bool REDO>
     void sum() {
-        strip.template reduce<false, REDO>([&](P& panel, index f, const T* w, const Block& block, bool first) {
+        strip.template reduce<false, REDO>([&](P& panel, index f, const T* w, const Block& block, bool first,
+                                               bool) {
             const Tile t = tile(f);
             index& summer = summed_by[&panel - strip.panels][t.slot];
             bool& redo = panel.redo[f / TILE_FILTERS];

@@ -93,20 +93,14 @@ inline Convolution<X, Y> flattened(Convolution<X, Y> p) {
         return p;
     w.size = w.pixels = h.size * w.size;
     h.size = h.pixels = 1;
+    p.x.row = w.size * p.x.column, p.y.row = w.size * p.y.column;
     return p;
 }
 
 template <class T>
 inline void conv(const Convolution<T, T>& p) {
-    for_each_strip(flattened(p), Weights<T>{p}, [](index, index) {}, [](auto& strip) {
-        strip.template accumulate<Dot<T>, false>([](auto& panel, index tile) {
-            for (index f = tile; f < tile + panel.tile_filters(tile); ++f) {
-                const Vec<T> bias = broadcast(panel.bias(f));
-                const T* total = panel.total + f * panel.ROW;
-                panel.write(f, [&](index v) { return load(total + v * LANES<T>) + bias; });
-            }
-        });
-    });
+    for_each_strip(flattened(p), Weights<T>{p}, [](index, index) {},
+                   [](auto& strip) { strip.template answer<Dot<T>>(); });
 }
 
 }  // namespace mulfree::MULFREE_ISA

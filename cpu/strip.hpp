@@ -87,16 +87,19 @@ struct Panel {
     index tile_filters(index f) const { return smaller(TILE_FILTERS, filters - f); }
     Y bias(index f) const { return p->bias ? p->bias[group * p->filters + filter + f] : Y(0); }
 
+    // The pixels of filter f, if the panel is solid.
+    Y* solid_pixels(index f) const { return plane(f) + y_spans[y_start[0]].offset; }
+
     // Stores value(v) as vector v of the pixels of filter f.
     template <class F>
     void write(index f, F value) {
-        Y* y = plane(f);
         if (solid) {
-            y += y_spans[y_start[0]].offset;
+            Y* y = solid_pixels(f);
 #pragma GCC unroll 12
             for (int v = 0; v < PANEL_VECTORS; ++v) store(y + v * LANES<Y>, value(v));
             return;
         }
+        Y* y = plane(f);
         index lane_stride = p->y.column;
         if (p->y_shifts) {
             const index kind = p->y_shifts->kind[filter + f], first = y_start[0];
@@ -122,7 +125,7 @@ struct Panel {
         if (p->y_shifts) return;
         const index filters_ = tile_filters(tile), channel = p->y.channel;
         if (solid) {
-            const Y* y = plane(tile) + y_spans[y_start[0]].offset + LANES<Y> - 1;
+            const Y* y = solid_pixels(tile) + LANES<Y> - 1;
             for (index f = 0; f < filters_; ++f, y += channel)
 #pragma GCC unroll 12
                 for (int v = 0; v < PANEL_VECTORS; ++v) prefetch_write(y, v * LANES<Y>);
@@ -251,9 +254,10 @@ struct Strip {
         }
     }
 
-    // Calls run(panel, f, weights, block, first) for every block, every tile of filters [filter + f, ...)
-    // and every panel, the block being in `pixels`, and finish(panel, f) when a tile is complete; only
-    // where panel.redo[tile] is REDO. SUMS adds the columns of a panel into its sum and magnitude.
+    // Calls run(panel, f, weights, block, first, last) for every block, every tile of filters
+    // [filter + f, ...) and every panel, the block being in `pixels`, and finish(panel, f) when a tile is
+    // complete; only where panel.redo[tile] is REDO. SUMS adds the columns of a panel into its sum and
+    // magnitude.
     template <bool SUMS, bool REDO, class Run_, class Finish>
     void reduce(Run_ run, Finish finish) {
         const index blocks = blocking.count();
@@ -273,7 +277,7 @@ struct Strip {
                 for (Panel<X, Y>* panel = panels; panel != panels + count; ++panel) {
                     if (panel->redo[f / TILE_FILTERS] != REDO) continue;
                     if (last) panel->prefetch_output(f);
-                    if (blocks) run(*panel, f, w, block, b == 0);
+                    if (blocks) run(*panel, f, w, block, b == 0, last);
                     if (last) finish(*panel, f);
                 }
             }
@@ -283,10 +287,38 @@ struct Strip {
     // panel.total[f] = sum over all taps of Op::term.
     template <class Op, bool SUMS, bool REDO = false, class Finish>
     void accumulate(Finish finish) {
-        reduce<SUMS, REDO>([&](auto& panel, index f, const X* w, const Block& block, bool first) {
-            tile_row<Op>(panel.tile_filters(f), panel.vectors, pixels, tap, panel.place, w, block.taps(),
-                         panel.total + f * ROW, ROW, first);
+        reduce<SUMS, REDO>([&](auto& panel, index f, const X* w, const Block& block, bool first, bool) {
+            sum_tile<Op>(panel, f, w, block, first);
         }, finish);
+    }
+
+    // y = the sum over all taps of Op::term, plus bias; that of whole tiles goes from registers to y.
+    template <class Op>
+    void answer() {
+        using P = Panel<X, Y>;
+        const auto from_registers = [&](const P& panel, index f) {
+            return panel.solid && panel.tile_filters(f) == TILE_FILTERS && blocking.count() > 0;
+        };
+        reduce<false, false>([&](P& panel, index f, const X* w, const Block& block, bool first, bool last) {
+            if (!last || !from_registers(panel, f)) return sum_tile<Op>(panel, f, w, block, first);
+            for (index v = 0; v < PANEL_VECTORS; v += TILE_VECTORS) {
+                const X* total = panel.total + f * ROW + v * LANES<X>;
+                tile<Op, TILE_FILTERS, TILE_VECTORS>(
+                    pixels, tap, panel.place + v, w, block.taps(), [=, &panel](index k) {
+                        Y* y = panel.solid_pixels(f + k) + v * LANES<X>;
+                        return [=, bias = broadcast(panel.bias(f + k))](index n, Vec<X> sum) {
+                            if (!first) sum = load(total + k * ROW + n * LANES<X>) + sum;
+                            store(y + n * LANES<X>, sum + bias);
+                        };
+                    });
+            }
+        }, [&](P& panel, index tile) {
+            for (index f = tile; f < tile + panel.tile_filters(tile) && !from_registers(panel, tile); ++f) {
+                const Vec<Y> bias = broadcast(panel.bias(f));
+                const X* total = panel.total + f * ROW;
+                panel.write(f, [&](index v) { return load(total + v * LANES<X>) + bias; });
+            }
+        });
     }
 
 private:
@@ -303,6 +335,12 @@ private:
     bool single_[STRIP_PANELS];  // the panels whose every vector is one run
     bool in_lines_;              // how x is packed
     index spans_at_;
+
+    template <class Op>
+    void sum_tile(Panel<X, Y>& panel, index f, const X* w, const Block& block, bool first) {
+        tile_row<Op>(panel.tile_filters(f), panel.vectors, pixels, tap, panel.place, w, block.taps(),
+                     panel.total + f * ROW, ROW, first);
+    }
 
     template <bool SUMS>
     void pack_block(const Block& block) {

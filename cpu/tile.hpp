@@ -24,13 +24,11 @@ struct Max {
     static Vec<T> term(Vec<T> total, Vec<T> x, Vec<T> w) { return total + max(x, w); }
 };
 
-// total[f][v] (+)= sum over taps t < rows of term(x, w), where vector v of tap t is at
-// x + tap[t] + place[v], weights come TILE_FILTERS a tap, and totals of successive filters are
-// `total_row` apart.
-template <class Op, int FILTERS, int VECTORS, class Cell, class Total>
-inline void tile(const Cell* x, const index* tap, const index* place, const Cell* w, index rows,
-                 Total* total, index total_row, bool first) {
-    Vec<Total> sum[FILTERS][VECTORS] = {};
+// Calls put(f)(v, sum) with the sum over taps t < rows of term(x, w), where vector v of tap t is at
+// x + tap[t] + place[v] and weights come TILE_FILTERS a tap.
+template <class Op, int FILTERS, int VECTORS, class Cell, class Put>
+inline void tile(const Cell* x, const index* tap, const index* place, const Cell* w, index rows, Put put) {
+    Vec<Cell> sum[FILTERS][VECTORS] = {};
     const Cell* from[VECTORS];
     for (int v = 0; v < VECTORS; ++v) from[v] = x + place[v];
     for (index t = 0; t < rows; ++t, w += TILE_FILTERS) {
@@ -45,12 +43,11 @@ inline void tile(const Cell* x, const index* tap, const index* place, const Cell
         }
     }
 #pragma GCC unroll 8
-    for (int f = 0; f < FILTERS; ++f)
+    for (int f = 0; f < FILTERS; ++f) {
+        const auto put_vector = put(f);
 #pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; ++v) {
-            Total* t = total + f * total_row + v * LANES<Total>;
-            store(t, first ? sum[f][v] : load(t) + sum[f][v]);
-        }
+        for (int v = 0; v < VECTORS; ++v) put_vector(v, sum[f][v]);
+    }
 }
 
 // Calls f(integral constants FILTERS, VECTORS) for the smallest tile that holds `filters` filters.
@@ -68,14 +65,20 @@ inline void with_filters(index filters, F f) {
     f(Constant<1>(), Constant<VECTORS>());
 }
 
-// A tile of `filters` filters along all of a panel's `vectors` vectors.
-template <class Op, class Cell, class Total>
+// total[f][v] (+)= the sums of a tile of `filters` filters along all of a panel's `vectors` vectors, where
+// totals of successive filters are `total_row` apart.
+template <class Op, class Cell>
 inline void tile_row(index filters, index vectors, const Cell* x, const index* tap, const index* place,
-                     const Cell* w, index rows, Total* total, index total_row, bool first) {
+                     const Cell* w, index rows, Cell* total, index total_row, bool first) {
     for (index v = 0; v < vectors; v += TILE_VECTORS) {
+        const auto put = [=](index f) {
+            return [=](index n, Vec<Cell> sum) {
+                Cell* t = total + f * total_row + (v + n) * LANES<Cell>;
+                store(t, first ? sum : load(t) + sum);
+            };
+        };
         const auto run = [&](auto f, auto n) {
-            tile<Op, f.value, n.value>(x, tap, place + v, w, rows, total + v * LANES<Total>, total_row,
-                                       first);
+            tile<Op, f.value, n.value>(x, tap, place + v, w, rows, put);
         };
         if (vectors - v >= TILE_VECTORS) with_filters<TILE_VECTORS>(filters, run);
         else if (vectors - v == 2) with_filters<2>(filters, run);
