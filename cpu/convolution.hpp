@@ -28,7 +28,13 @@ inline void for_each_strip(const Convolution<X, Y>& p, const Weight& weight, Pre
     const index kept = smaller(CHUNK_FILTERS, tiles * TILE_FILTERS);
     const index strip_panels =
         larger(1, smaller(smaller(S::most_panels(p), STRIP_TOTALS / kept), panels / LEAST_STRIPS));
-    const index strips = ceil_div(panels, strip_panels);
+
+    // Strips of large images end where the image does, so that pixels follow one another in memory.
+    const index image = p.height.pixels * p.width.pixels;
+    const index range = strip_panels > 1 && image >= STRIP_PANELS * S::ROW ? image : pixels;
+    const index strips_a_range = ceil_div(range, strip_panels * S::ROW);
+    const index strip_pixels = round_up(ceil_div(range, strips_a_range), S::ROW);
+    const index strips = pixels / larger(1, range) * strips_a_range;
 
     // Few strips: cut the filters as well, so that every thread has something to do.
     const index most = threads_for(index(1) << 30, terms);
@@ -45,7 +51,7 @@ inline void for_each_strip(const Convolution<X, Y>& p, const Weight& weight, Pre
     S(p, blocking, weight, nullptr, strip_panels, chunk, measure);
     const index scratch = measure.used();
     const index threads = threads_for(strips * splits, terms, scratch, shared);
-    const index grain = larger(1, smaller(8, strips * splits / (16 * threads)));
+    const index grain = larger(1, smaller(8, strips * splits / (4 * threads)));
 
     Workspace workspace;
     workspace.allocate(threads * scratch + shared);
@@ -66,11 +72,12 @@ inline void for_each_strip(const Convolution<X, Y>& p, const Weight& weight, Pre
                              weights + blocking.weights(group, b, tile % tiles, tiles));
         }
 
-        // Neighbouring strips share rows of x: a thread takes a few in a row.
+        // A thread takes several strips in a row, which share rows of x or lines that come in by themselves.
 #pragma omp for schedule(dynamic, grain) nowait
         for (index unit = 0; unit < strips * splits; ++unit) {
             const index split = unit % splits;
-            strip.move_to(unit / splits);
+            const index first = unit / splits % strips_a_range * strip_pixels;
+            strip.move_to(unit / splits / strips_a_range * range + first, smaller(strip_pixels, range - first));
             for (index part = parts * split / splits; part < parts * (split + 1) / splits; ++part) {
                 const index filter = part % chunks * chunk;
                 strip.take(part / chunks, filter, smaller(chunk, p.filters - filter));

@@ -106,19 +106,39 @@ inline __m512i lane_offsets(index lane_stride) {
 }
 #endif
 
+// The lanes of a mask from p on, zero in the others.
+template <class T>
+inline Vec<T> load_masked(const T* p, std::uint32_t mask) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_loadu_ps(mask, p);
+    else return (Vec<T>)_mm512_maskz_loadu_pd(mask, p);
+#elif defined(__AVX2__)
+    if constexpr (sizeof(T) == 4) {
+        const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+        const __m256i lanes = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(mask)), bit), bit);
+        return (Vec<T>)_mm256_maskload_ps((const float*)p, lanes);
+    } else {
+        const __m256i bit = _mm256_setr_epi64x(1, 2, 4, 8);
+        const __m256i lanes = _mm256_cmpeq_epi64(_mm256_and_si256(_mm256_set1_epi64x(mask), bit), bit);
+        return (Vec<T>)_mm256_maskload_pd((const double*)p, lanes);
+    }
+#else
+    T lane[LANES<T>] = {};
+    for (index l = 0; l < LANES<T>; ++l)
+        if (mask >> l & 1) lane[l] = p[l];
+    return load(lane);
+#endif
+}
+
 // One vector of the panel; lanes outside the source are zero.
 template <Access ACCESS, class T>
 inline Vec<T> gather(const Span* span, const Span* end, const T* base, index lane_stride) {
     [[maybe_unused]] Vec<T> v{};
-#if defined(__AVX512F__)
     if constexpr (ACCESS == CONTIGUOUS) {
-        for (; span != end; ++span) {
-            const T* p = base + span->offset;
-            if constexpr (sizeof(T) == 4) v = (Vec<T>)_mm512_mask_loadu_ps((__m512)v, span->mask, p);
-            else v = (Vec<T>)_mm512_mask_loadu_pd((__m512d)v, span->mask, p);
-        }
+        for (; span != end; ++span) v = either(v, load_masked(base + span->offset, span->mask));
         return v;
     }
+#if defined(__AVX512F__)
     if constexpr (ACCESS == EVEN && sizeof(T) == 4) {
         const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
         for (; span != end; ++span) {
@@ -137,24 +157,6 @@ inline Vec<T> gather(const Span* span, const Span* end, const T* base, index lan
                 v = (Vec<T>)_mm512_mask_i32gather_ps((__m512)v, span->mask, lanes, base + span->offset, 4);
             return v;
         }
-#elif defined(__AVX2__)
-    if constexpr (ACCESS == CONTIGUOUS) {
-        for (; span != end; ++span) {
-            const T* p = base + span->offset;
-            if constexpr (sizeof(T) == 4) {
-                const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-                const __m256i mask = _mm256_set1_epi32(int(span->mask));
-                const __m256i lanes = _mm256_cmpeq_epi32(_mm256_and_si256(mask, bit), bit);
-                v = (Vec<T>)_mm256_or_ps((__m256)v, _mm256_maskload_ps((const float*)p, lanes));
-            } else {
-                const __m256i bit = _mm256_setr_epi64x(1, 2, 4, 8);
-                const __m256i mask = _mm256_set1_epi64x(span->mask);
-                const __m256i lanes = _mm256_cmpeq_epi64(_mm256_and_si256(mask, bit), bit);
-                v = (Vec<T>)_mm256_or_pd((__m256d)v, _mm256_maskload_pd((const double*)p, lanes));
-            }
-        }
-        return v;
-    }
 #endif
     T lane[LANES<T>] = {};
     for (; span != end; ++span)
@@ -244,8 +246,7 @@ inline void find_shifted_spans(const Run* runs, index count, const Image<T>& x, 
             std::uint32_t bits;
             __builtin_memcpy(&bits, inside + run.column / 8, sizeof bits);
             bits = (bits >> run.column % 8 & ((1u << run.count) - 1)) << run.lane;
-            *spans = bits ? Span{run.image * x.batch + run.column - run.lane + offset, bits, 0}
-                          : Span{0, 0, 0};
+            *spans = {run.image * x.batch + run.column - run.lane + offset, bits, 0};
         }
     }
 }
@@ -255,6 +256,7 @@ struct PixelMap {
     index panels;
     const index* start;  // first run of each vector
     const bool* single;  // the panels whose every vector is one run
+    bool straight;       // the vectors are whole and follow one another in x
     index runs;
     const Span* spans;   // [position][run]
     index lane_stride;
@@ -317,10 +319,30 @@ inline void pack_rows(const PixelMap& map, const T* x, index channel_stride, con
         for (int v = 0; v < PANEL_VECTORS; ++v) sum[v] += s[v], magnitude[v] += m[v];
 }
 
+// The same for a straight strip; MASKED: the spans say which pixels are inside.
+template <bool MASKED, bool SUMS, class T>
+inline void pack_straight(const PixelMap& map, const T* x, index channel_stride, const Block& block,
+                          T* pixels, index panel_size, Vec<T>* sum, Vec<T>* magnitude) {
+    for (index c = 0; c < block.channels; ++c, x += channel_stride, pixels += PANEL_VECTORS * LANES<T>) {
+        const Span* span = map.spans + (MASKED ? (map.kind[c] - map.first_kind) * map.runs : 0);
+        const T* from = x + span->offset;
+        T* to = pixels;
+        index vector = 0;
+        for (index q = 0; q < map.panels; ++q, to += panel_size)
+#pragma GCC unroll 12
+            for (int v = 0; v < PANEL_VECTORS; ++v, ++vector, from += LANES<T>) {
+                const Vec<T> row = MASKED ? load_masked(from, span[vector].mask) : load(from);
+                store(to + v * LANES<T>, row);
+                if constexpr (SUMS) add_sums(sum[vector], magnitude[vector], row);
+            }
+    }
+}
+
 template <bool SUMS, bool ONE, class T>
 inline void pack(const PixelMap& map, const T* x, index channel_stride, const Block& block, T* pixels,
                  index panel_size, Vec<T>* sum, Vec<T>* magnitude) {
     const auto rows = [&] {
+        if (map.straight) return map.kind ? pack_straight<true, SUMS, T> : pack_straight<false, SUMS, T>;
         switch (access(map.lane_stride)) {
         case CONTIGUOUS: return pack_rows<CONTIGUOUS, SUMS, ONE, T>;
         case EVEN: return pack_rows<EVEN, SUMS, ONE, T>;

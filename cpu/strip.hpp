@@ -14,7 +14,6 @@ namespace mulfree::MULFREE_ISA {
 constexpr index BLOCK_ROWS = 160;         // panel rows: 160 rows of three 64-byte vectors are 30 KiB
 constexpr index BLOCK_POSITIONS = 32;     // kernel positions a block; bounds the table of spans
 constexpr index CHUNK_FILTERS = 256;      // filters whose totals are kept for a panel
-constexpr index FEW_FILTERS = 48;         // up to here reading along a plane does not pay for long strips
 constexpr index STRIP_TOTALS = 1024;      // panels times filters whose totals are kept
 
 // The reduction cut into blocks: chunks of kernel positions, and in each, chunks of channels.
@@ -194,23 +193,24 @@ struct Strip {
     }
 
     // Panels that are worth packing together, which takes them through the second-level cache: many where
-    // their taps share lines, or where many filters use what is read along a plane.
+    // their taps share lines, or where x is read along a plane.
     static index most_panels(const Convolution<X, Y>& p) {
-        if (Lines(p.height, p.width, STRIP_PANELS * ROW, LANES<X>).channel) return STRIP_PANELS;
-        return p.height.taps * p.width.taps > 1 ? 1 : p.filters > FEW_FILTERS ? STRIP_PANELS : 2;
+        const bool lines = Lines(p.height, p.width, STRIP_PANELS * ROW, LANES<X>).channel;
+        return lines || p.height.taps * p.width.taps == 1 ? STRIP_PANELS : 1;
     }
 
     index tiles() const { return ceil_div(p.filters, TILE_FILTERS); }
 
-    void move_to(index strip) {
-        const index height = p.height.pixels, width = p.width.pixels, first = strip * most_ * ROW;
-        const index length = smaller(most_ * ROW, p.batch * height * width - first);
+    void move_to(index first, index length) {
+        const index height = p.height.pixels, width = p.width.pixels;
         const index vectors = ceil_div(length, LANES<X>);
         count = ceil_div(length, ROW);
         const index all = count * PANEL_VECTORS;
         if (p.x_shifts) find_shifted_runs(*p.x_shifts, first, length, LANES<X>, all, runs_, start_);
         else find_runs(height, width, first, length, LANES<X>, all, runs_, start_);
         spans_at_ = -1;
+        straight_ = length % ROW == 0 && start_[all] == all && runs_[0].image == runs_[all - 1].image &&
+                    (p.x_shifts ? p.x_shifts->inside != nullptr : along_a_row());
         in_lines_ = !p.x_shifts && blocking.position_chunk == blocking.positions && p.x.column == 1 &&
                     lines_.cover(runs_, start_, vectors, p.height, p.width, place_);
         if (in_lines_) {
@@ -334,12 +334,19 @@ private:
     Vec<X> sum_[STRIP_VECTORS], magnitude_[STRIP_VECTORS];
     bool single_[STRIP_PANELS];  // the panels whose every vector is one run
     bool in_lines_;              // how x is packed
+    bool straight_;              // the vectors follow one another in x
     index spans_at_;
 
     template <class Op>
     void sum_tile(Panel<X, Y>& panel, index f, const X* w, const Block& block, bool first) {
         tile_row<Op>(panel.tile_filters(f), panel.vectors, pixels, tap, panel.place, w, block.taps(),
                      panel.total + f * ROW, ROW, first);
+    }
+
+    // All pixels are one row of x, as flattened() makes them.
+    bool along_a_row() const {
+        const Axis &h = p.height, &w = p.width;
+        return h.pixels * h.taps * w.taps * w.step * p.x.column == 1 && w.offset == 0 && w.pixels == w.size;
     }
 
     template <bool SUMS>
@@ -351,7 +358,7 @@ private:
             return;
         }
         const index runs = start_[count * PANEL_VECTORS];
-        PixelMap map{count, start_, single_, runs, spans_, p.width.step * p.x.column};
+        PixelMap map{count, start_, single_, straight_, runs, spans_, p.width.step * p.x.column};
         if (p.x_shifts) {
             const BlockKinds kinds(p.x_shifts, block);
             if (spans_at_ != kinds.first)

@@ -132,8 +132,9 @@ inline bool below(Vec<T> a, Vec<T> b) {
 }
 
 // Bitwise or; with any_negative, a cheap way to remember the sign bits of many vectors.
-inline Vec<float> either(Vec<float> a, Vec<float> b) {
-    return (Vec<float>)((Vec<std::uint32_t>)a | (Vec<std::uint32_t>)b);
+template <class V>
+inline V either(V a, V b) {
+    return (V)((Vec<std::uint32_t>)a | (Vec<std::uint32_t>)b);
 }
 
 inline bool any_negative(Vec<float> a) {
