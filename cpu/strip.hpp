@@ -301,16 +301,22 @@ struct Strip {
         };
         reduce<false, false>([&](P& panel, index f, const X* w, const Block& block, bool first, bool last) {
             if (!last || !from_registers(panel, f)) return sum_tile<Op>(panel, f, w, block, first);
+            static constexpr Y NONE[TILE_FILTERS] = {};
+            const Y* bias = p.bias ? p.bias + group * p.filters + filter + f : NONE;
             for (index v = 0; v < PANEL_VECTORS; v += TILE_VECTORS) {
                 const X* total = panel.total + f * ROW + v * LANES<X>;
-                tile<Op, TILE_FILTERS, TILE_VECTORS>(
-                    pixels, tap, panel.place + v, w, block.taps(), [=, &panel](index k) {
-                        Y* y = panel.solid_pixels(f + k) + v * LANES<X>;
-                        return [=, bias = broadcast(panel.bias(f + k))](index n, Vec<X> sum) {
-                            if (!first) sum = load(total + k * ROW + n * LANES<X>) + sum;
-                            store(y + n * LANES<X>, sum + bias);
-                        };
-                    });
+                Y* y = panel.solid_pixels(f) + v * LANES<X>;
+                const auto put = [=, channel = p.y.channel](index k) {
+                    return [=, b = broadcast(bias[k])](index n, Vec<X> sum) {
+                        const index at = n * LANES<X>;
+                        store(y + k * channel + at, (first ? sum : load(total + k * ROW + at) + sum) + b);
+                    };
+                };
+                const auto run = [&](auto tap) {
+                    tile<Op, TILE_FILTERS, TILE_VECTORS>(pixels, tap, panel.place + v, w, block.taps(), put);
+                };
+                if (in_lines_) run([=](index t) { return line_tap_[t]; });
+                else run([](index t) { return t * ROW; });
             }
         }, [&](P& panel, index tile) {
             for (index f = tile; f < tile + panel.tile_filters(tile) && !from_registers(panel, tile); ++f) {

@@ -25,16 +25,16 @@ struct Max {
 };
 
 // Calls put(f)(v, sum) with the sum over taps t < rows of term(x, w), where vector v of tap t is at
-// x + tap[t] + place[v] and weights come TILE_FILTERS a tap.
-template <class Op, int FILTERS, int VECTORS, class Cell, class Put>
-inline void tile(const Cell* x, const index* tap, const index* place, const Cell* w, index rows, Put put) {
+// x + tap(t) + place[v] and weights come TILE_FILTERS a tap.
+template <class Op, int FILTERS, int VECTORS, class Cell, class Tap, class Put>
+inline void tile(const Cell* x, Tap tap, const index* place, const Cell* w, index rows, Put put) {
     Vec<Cell> sum[FILTERS][VECTORS] = {};
     const Cell* from[VECTORS];
     for (int v = 0; v < VECTORS; ++v) from[v] = x + place[v];
     for (index t = 0; t < rows; ++t, w += TILE_FILTERS) {
         Vec<Cell> pixels[VECTORS];
 #pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; ++v) pixels[v] = load(from[v] + tap[t]);
+        for (int v = 0; v < VECTORS; ++v) pixels[v] = load(from[v] + tap(t));
 #pragma GCC unroll 8
         for (int f = 0; f < FILTERS; ++f) {
             const Vec<Cell> weight = broadcast(w[f]);
@@ -78,7 +78,7 @@ inline void tile_row(index filters, index vectors, const Cell* x, const index* t
             };
         };
         const auto run = [&](auto f, auto n) {
-            tile<Op, f.value, n.value>(x, tap, place + v, w, rows, put);
+            tile<Op, f.value, n.value>(x, [=](index t) { return tap[t]; }, place + v, w, rows, put);
         };
         if (vectors - v >= TILE_VECTORS) with_filters<TILE_VECTORS>(filters, run);
         else if (vectors - v == 2) with_filters<2>(filters, run);
