@@ -263,7 +263,7 @@ struct Strip {
         const index blocks = blocking.count();
         for (index q = 0; q < count; ++q) {
             Panel<X, Y>& panel = panels[q];
-            panel.total = total_ + (blocks > 1 ? q * ROW * filters : 0);
+            panel.total = total_ + (blocks > 1 ? q * ROW * chunk_ : 0);  // tiles round filters up
             panel.sum = sum_ + q * PANEL_VECTORS, panel.magnitude = magnitude_ + q * PANEL_VECTORS;
         }
         for (index v = 0; SUMS && v < count * PANEL_VECTORS; ++v) sum_[v] = magnitude_[v] = Vec<X>{};
