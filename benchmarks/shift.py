@@ -37,13 +37,15 @@ BESIDE = [
 NOTES = """\
 Shifts are modulo_shifts(C), kernel size 3. Each ratio is taken within a round; the median over the
 rounds is shown. memcpy: torch's copy_ of the same array on the same threads, into memory
-that is there; shift too writes into an array that is there.
+that is there; shift too writes into an array that is there. How fast either is depends on the
+pages that the arrays happen to lie on, so rounds are spread over several sets of arrays.
 1x1, depthwise + 1x1, conv2d 3x3: torch (oneDNN), float32, no bias, contiguous or channels_last,
 whichever is faster. Ours and torch's allocate their answers.
 backward: both gradients."""
 
-STEADY = {"rounds": 9, "least": 0.03}
+STEADY = {"rounds": 15, "least": 0.03}
 QUICK = {"rounds": 2, "least": 0.001}
+PLACEMENTS = 5  # sets of arrays for the bare shift
 PATIENCE = 15  # seconds a layer for repeating what other processes disturbed
 
 
@@ -81,11 +83,28 @@ def measure_move(
 ) -> dict:
     """Check, then time the bare shift of the layer's input."""
     x, shifts = layer.floats()[0], mf.modulo_shifts(layer.channels)
-    y, half = np.empty_like(x), mf.shift(x, shifts, stride=2)
-    by_slices = np.empty_like(x)
-    slices(x, shifts, by_slices)
-    reference.agree(layer, "shift", mf.shift(x, shifts, out=y), by_slices, 0)
-    reference.agree(layer, "shift, stride 2", half, y[:, :, ::2, ::2], 0)
+    moved = np.empty_like(x)
+    slices(x, shifts, moved)
+    reference.agree(layer, "shift", mf.shift(x, shifts), moved, 0)
+    half = mf.shift(x, shifts, stride=2)
+    reference.agree(layer, "shift, stride 2", half, moved[..., ::2, ::2], 0)
+    seconds: timing.Seconds = {}
+    kept = []  # alive, so that the next arrays lie elsewhere
+    for _ in range(PLACEMENTS):
+        kept.append(calls := _moves(x.copy(), shifts, threads))
+        cases = {name: timing.case(call, least) for name, call in calls.items()}
+        rounds_here = -(-rounds // PLACEMENTS)
+        for name, times in timing.interleaved(cases, rounds_here, quiet).items():
+            seconds.setdefault(name, []).extend(times)
+    ratios = goals.ratios(seconds, MOVES)
+    size = f"N{layer.batch} {layer.channels}@{layer.size}"
+    return {"name": size, "size": layer.size, "bytes": 2 * x.nbytes,
+            "seconds": seconds, "ratios": ratios}  # fmt: skip
+
+
+def _moves(x: np.ndarray, shifts: np.ndarray, threads: int) -> dict[str, Callable[[], object]]:
+    """The bare shift and its peers, in arrays of their own."""
+    y, half, by_slices = np.empty_like(x), mf.shift(x, shifts, stride=2), np.empty_like(x)
     calls = {
         "shift": lambda: mf.shift(x, shifts, out=y),
         "shift_backward": lambda: mf.shift_backward(y, shifts, x.shape),
@@ -97,12 +116,7 @@ def measure_move(
         quarter = source.flatten()[: half.size], target.flatten()[: half.size]
         calls["memcpy"] = lambda: target.copy_(source)
         calls["memcpy a quarter"] = lambda: quarter[1].copy_(quarter[0])
-    cases = {name: timing.case(call, least) for name, call in calls.items()}
-    seconds = timing.interleaved(cases, rounds, quiet)
-    ratios = goals.ratios(seconds, MOVES)
-    size = f"N{layer.batch} {layer.channels}@{layer.size}"
-    return {"name": size, "size": layer.size, "bytes": 2 * x.nbytes,
-            "seconds": seconds, "ratios": ratios}  # fmt: skip
+    return calls
 
 
 def slices(x: np.ndarray, shifts: np.ndarray, y: np.ndarray) -> None:

@@ -51,7 +51,7 @@ inline void for_each_strip(const Convolution<X, Y>& p, const Weight& weight, Pre
     S(p, blocking, weight, nullptr, strip_panels, chunk, measure);
     const index scratch = measure.used();
     const index threads = threads_for(strips * splits, terms, scratch, shared);
-    const index grain = larger(1, smaller(8, strips * splits / (4 * threads)));
+    const index grain = larger(1, smaller(8, strips * splits / (8 * threads)));
 
     Workspace workspace;
     workspace.allocate(threads * scratch + shared);

@@ -292,24 +292,27 @@ struct Strip {
         }, finish);
     }
 
-    // y = the sum over all taps of Op::term, plus bias; that of whole tiles goes from registers to y.
+    // y = the sum over all taps of Op::term, plus bias. Whole tiles go from registers to y where they can.
     template <class Op>
     void answer() {
         using P = Panel<X, Y>;
-        const auto from_registers = [&](const P& panel, index f) {
-            return panel.solid && panel.tile_filters(f) == TILE_FILTERS && blocking.count() > 0;
+        static constexpr Y NONE[TILE_FILTERS] = {};
+        const auto whole = [&](const P& panel, index f) {
+            return panel.vectors == PANEL_VECTORS && panel.tile_filters(f) == TILE_FILTERS &&
+                   blocking.count() > 0;
         };
         reduce<false, false>([&](P& panel, index f, const X* w, const Block& block, bool first, bool last) {
-            if (!last || !from_registers(panel, f)) return sum_tile<Op>(panel, f, w, block, first);
-            static constexpr Y NONE[TILE_FILTERS] = {};
-            const Y* bias = p.bias ? p.bias + group * p.filters + filter + f : NONE;
+            if (!whole(panel, f)) return sum_tile<Op>(panel, f, w, block, first);
+            const bool finish = last && panel.solid;
+            const Y* bias = p.bias && finish ? p.bias + group * p.filters + filter + f : NONE;
             for (index v = 0; v < PANEL_VECTORS; v += TILE_VECTORS) {
-                const X* total = panel.total + f * ROW + v * LANES<X>;
-                Y* y = panel.solid_pixels(f) + v * LANES<X>;
-                const auto put = [=, channel = p.y.channel](index k) {
+                X* total = panel.total + f * ROW + v * LANES<X>;
+                Y* to = finish ? panel.solid_pixels(f) + v * LANES<X> : total;
+                const auto put = [=, row = finish ? p.y.channel : ROW](index k) {
                     return [=, b = broadcast(bias[k])](index n, Vec<X> sum) {
                         const index at = n * LANES<X>;
-                        store(y + k * channel + at, (first ? sum : load(total + k * ROW + at) + sum) + b);
+                        if (!first) sum = load(total + k * ROW + at) + sum;
+                        store(to + k * row + at, sum + b);
                     };
                 };
                 const auto run = [&](auto tap) {
@@ -319,7 +322,8 @@ struct Strip {
                 else run([](index t) { return t * ROW; });
             }
         }, [&](P& panel, index tile) {
-            for (index f = tile; f < tile + panel.tile_filters(tile) && !from_registers(panel, tile); ++f) {
+            if (whole(panel, tile) && panel.solid) return;
+            for (index f = tile; f < tile + panel.tile_filters(tile); ++f) {
                 const Vec<Y> bias = broadcast(panel.bias(f));
                 const X* total = panel.total + f * ROW;
                 panel.write(f, [&](index v) { return load(total + v * LANES<X>) + bias; });
