@@ -252,12 +252,14 @@ inline void grad_w_unit(const GradW<T>& p, const T* centre, const GradGrid& grid
 // sum (x - w) grad by the definition, where the quicker sum is not finite.
 template <class T>
 inline T grad_w_directly(const GradW<T>& p, index k, index c, index i, index j, T w) {
+    const Shifts* s = p.x_shifts;
+    const index up = p.height.offset + i * p.height.tap_step + (s ? s->row[s->kind[c]] : 0);
+    const index left = p.width.offset + j * p.width.tap_step + (s ? s->column[s->kind[c]] : 0);
     double sum = 0;
     for (index n = 0; n < p.batch; ++n)
         for (index row = 0; row < p.height.pixels; ++row)
             for (index column = 0; column < p.width.pixels && sum == sum; ++column) {
-                const index h = row * p.height.step + p.height.offset + i * p.height.tap_step;
-                const index v = column * p.width.step + p.width.offset + j * p.width.tap_step;
+                const index h = row * p.height.step + up, v = column * p.width.step + left;
                 const bool inside = h >= 0 && h < p.height.size && v >= 0 && v < p.width.size;
                 const T x = inside ? p.x.data[n * p.x.batch + c * p.x.channel + h * p.x.row +
                                               v * p.x.column]

@@ -356,7 +356,8 @@ private:
     // All pixels are one row of x, as flattened() makes them.
     bool along_a_row() const {
         const Axis &h = p.height, &w = p.width;
-        return h.pixels * h.taps * w.taps * w.step * p.x.column == 1 && w.offset == 0 && w.pixels == w.size;
+        return h.pixels * h.taps * w.taps * w.step * p.x.column == 1 && h.offset >= 0 && h.offset < h.size &&
+               w.offset == 0 && w.pixels == w.size;
     }
 
     template <bool SUMS>

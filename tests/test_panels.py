@@ -59,6 +59,12 @@ def test_long_sums_of_many_pixels(features, taps, filters, size, stride, dtype, 
     check(x, w, stride=stride, padding=kernel // 2)
 
 
+@pytest.mark.parametrize("padding", [(1, 0), (0, 0), (2, 3)])
+def test_a_row_of_pixels_may_lie_in_the_padding(features, padding):
+    x, w = draw(0, "float32", (2, 3, 4, 800), (8, 3, 1, 1))
+    check(x, w, stride=(9, 1), padding=padding)
+
+
 def draw(seed, dtype, *shapes):
     rng = np.random.default_rng(seed)
     return [(rng.normal(size=s) * 40 + 99).clip(0, 255).astype(dtype) for s in shapes]

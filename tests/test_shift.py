@@ -102,6 +102,19 @@ def test_gradients_are_their_formulas(way, name, problem, layout):
 
 
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["shift_conv_backward", "shift_adder_conv_backward"])
+def test_infinite_pixels_count_where_they_are_shown(way, name):
+    """Sums that are not finite are summed again, at the shifted places too."""
+    rng = np.random.default_rng(0)
+    x, grad = rng.normal(size=(1, 9, 5, 6)), rng.normal(size=(1, 2, 5, 6))
+    x[0, :, 2, 3] = np.inf
+    shifts = mf.modulo_shifts(9)
+    _, grad_w = run(way, getattr(mf, name), grad, x, np.ones((2, 9)), shifts=shifts)
+    shown = grad[0][:, 2 - shifts[:, 0], 3 - shifts[:, 1]]
+    assert_array_equal(grad_w, np.copysign(np.inf, shown))
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", ["C", "reversed", "broadcast"])
 def test_every_bit_is_moved(way, dtype, layout):
