@@ -1,5 +1,7 @@
 """Images as wide as the vectors of the CPU kernels, and long sums: paths of their own."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import spec
@@ -11,18 +13,24 @@ from test_convolution import assert_close
 import mulfree_cupy as mf
 from mulfree_cupy import launch
 
+pytest.importorskip("mulfree_cupy._cpu")
 
-@pytest.fixture(scope="module", params=["baseline", "avx2", "avx512"])
-def features(request):
+
+@contextlib.contextmanager
+def using(features):
     kernels = launch.cpu_kernels()
-    if not hasattr(kernels, "use_features"):
-        pytest.skip("no compiled kernels")
-    if request.param not in kernels.available_features():
-        pytest.skip(f"this machine has no {request.param}")
     before = kernels.features()
-    kernels.use_features(request.param)
-    yield request.param
-    kernels.use_features(before)
+    kernels.use_features(features)
+    try:
+        yield
+    finally:
+        kernels.use_features(before)
+
+
+@pytest.fixture(scope="module", params=launch.cpu_kernels().available_features())
+def features(request):
+    with using(request.param):
+        yield request.param
 
 
 @given(
@@ -65,6 +73,48 @@ def test_a_row_of_pixels_may_lie_in_the_padding(features, padding):
     check(x, w, stride=(9, 1), padding=padding)
 
 
+def test_a_row_of_the_gradient_may_lie_beyond_it(features):
+    x, w = draw(0, "float32", (1, 2, 3, 96), (3, 2, 3, 1))
+    check(x, w, stride=(3, 1), padding=(1, 0), dilation=(2, 1))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8"])
+@pytest.mark.parametrize(
+    "x_shape, w_shape, options",
+    [
+        pytest.param((2, 1, 8, 96), (257, 1, 1, 33), {"padding": (0, 16)}, id="chunks of filters"),
+        pytest.param((16, 1, 25, 16), (9, 1, 1, 33), {"padding": (0, 16)}, id="strips of images"),
+        pytest.param((13, 18, 16, 32), (9, 18, 3, 3), {"padding": 1}, id="lines in blocks"),
+        pytest.param((8, 3, 27, 25), (137, 3, 1, 1), {}, id="seven panels, planes as rows"),
+        pytest.param((4, 161, 40, 39), (13, 161, 1, 1), {"stride": 2}, id="every second pixel"),
+        pytest.param((4, 5, 61, 64), (12, 5, 6, 6), {"stride": 6, "padding": 3}, id="36 phases"),
+        pytest.param((2, 8200, 1, 1), (260, 8200, 1, 1), {}, id="17 MB of float64 weights"),
+    ],
+)
+def test_cuts(x_shape, w_shape, options, dtype):
+    """Many pixels, channels or filters, each cut into more pieces than one."""
+    x, w = draw(0, dtype, x_shape, w_shape)
+    if dtype != "uint8":  # half the images are close to the weights, where float32 takes more care
+        x, w = x / 40 + 99, w / 40 + 99
+        x[::2] -= 100
+    check_all_features(x, w, **options)
+
+
+@pytest.mark.parametrize(
+    "x_shape, w_shape, stride",
+    [
+        pytest.param((2300, 1, 31, 31), (2, 1, 3, 3), 1, id="of images"),
+        pytest.param((1, 1, 1100, 2000), (2, 1, 3, 3), 1, id="of rows"),
+        pytest.param((1, 1, 1, 2_200_000), (2, 1, 1, 3), 1, id="of columns"),
+        pytest.param((1, 1, 2000, 4500), (2, 1, 1, 1), 2, id="of every second pixel"),
+    ],
+)
+def test_slices_of_bytes(x_shape, w_shape, stride):
+    """More pixels than are held as cells at a time."""
+    x, w = draw(0, "uint8", x_shape, w_shape)
+    check_all_features(x, w, stride=stride, padding=(0, w_shape[-1] // 2))
+
+
 def draw(seed, dtype, *shapes):
     rng = np.random.default_rng(seed)
     return [(rng.normal(size=s) * 40 + 99).clip(0, 255).astype(dtype) for s in shapes]
@@ -72,18 +122,35 @@ def draw(seed, dtype, *shapes):
 
 def check(x, w, **options):
     """The CPU's answers and gradients beside the formulas'."""
-    dtype = x.dtype
-    expected = spec.adder_conv(x, w, **options)
-    if dtype == "uint8":
-        assert_array_equal(mf.adder_conv(x, w, **options), expected)
+    compare(formulas(x, w, **options), x, w, **options)
+
+
+def check_all_features(x, w, **options):
+    expected = formulas(x, w, **options)
+    for features in launch.cpu_kernels().available_features():
+        with using(features):
+            compare(expected, x, w, **options)
+
+
+def formulas(x, w, **options):
+    y = spec.adder_conv(x, w, **options)
+    if x.dtype == "uint8":
+        return (y,)
+    grad = np.random.default_rng(len(x)).normal(size=y.shape).astype(x.dtype)
+    gradients = [f(grad, x, w, **options) for f in (spec.adder_conv_backward, spec.conv_backward)]
+    return y, spec.conv(x, w, **options), grad, *gradients
+
+
+def compare(expected, x, w, **options):
+    if x.dtype == "uint8":
+        assert_array_equal(mf.adder_conv(x, w, **options), *expected)
         return
-    assert_allclose(mf.adder_conv(x, w, **options), expected, rtol=1e-5)
-    assert_close(mf.conv(x, w, **options), spec.conv(x, w, **options), dtype)
-    grad = np.random.default_rng(len(x)).normal(size=expected.shape).astype(dtype)
-    for function, formula in (
-        (mf.adder_conv_backward, spec.adder_conv_backward),
-        (mf.conv_backward, spec.conv_backward),
+    adder, conv, grad, adder_gradients, conv_gradients = expected
+    assert_allclose(mf.adder_conv(x, w, **options), adder, rtol=1e-5)
+    assert_close(mf.conv(x, w, **options), conv, x.dtype)
+    for function, gradients in (
+        (mf.adder_conv_backward, adder_gradients),
+        (mf.conv_backward, conv_gradients),
     ):
-        pairs = zip(function(grad, x, w, **options), formula(grad, x, w, **options), strict=True)
-        for ours, theirs in pairs:
-            assert_close(ours, theirs, dtype)
+        for ours, theirs in zip(function(grad, x, w, **options), gradients, strict=True):
+            assert_close(ours, theirs, x.dtype)

@@ -114,6 +114,34 @@ def test_infinite_pixels_count_where_they_are_shown(way, name):
     assert_array_equal(grad_w, np.copysign(np.inf, shown))
 
 
+@pytest.mark.parametrize("kinds", [9, 31, 32, 169])
+@pytest.mark.parametrize("batch, stride", [(7, 1), (14, 2)])
+def test_many_pixels_and_channels(kinds, batch, stride):
+    """Strips of several panels, sums in several parts, tables of more and fewer displacements."""
+    rng = np.random.default_rng(kinds)
+    places = np.stack(np.mgrid[-6:7, -6:7], axis=-1).reshape(-1, 2)
+    shifts = rng.permutation(places)[np.arange(170) % kinds]
+    size = -(-20 // stride), -(-48 // stride)
+    x, w = (rng.normal(size=s).astype("f") for s in ((batch, 170, 20, 48), (13, 170)))
+    grad = rng.normal(size=(batch, 13, *size)).astype("f")
+    moved, points = mf.shift(x, shifts, stride=stride), w[:, :, None, None]
+    for name in ("conv", "adder_conv"):
+        answer = getattr(mf, f"shift_{name}")(x, w, shifts, stride=stride)
+        assert_array_equal(bits(answer), bits(getattr(mf, name)(moved, points)))
+        grad_x, grad_w = getattr(mf, f"shift_{name}_backward")(grad, x, w, shifts, stride=stride)
+        expected_x, expected_w = getattr(mf, f"{name}_backward")(grad, moved, points)
+        assert_close(grad_x, mf.shift_backward(expected_x, shifts, x.shape, stride=stride), "f")
+        assert_close(grad_w, expected_w[:, :, 0, 0], "f")
+
+
+def test_more_displacements_than_have_tables_of_bits():
+    rng = np.random.default_rng(9)
+    x, w = (rng.normal(size=s).astype("f") for s in ((1, 950_000, 3, 3), (1, 950_000)))
+    shifts = rng.integers(-3, 4, (950_000, 2))
+    expected = mf.conv(mf.shift(x, shifts), w[:, :, None, None])
+    assert_array_equal(mf.shift_conv(x, w, shifts), expected)
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", ["C", "reversed", "broadcast"])
