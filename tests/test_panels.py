@@ -51,7 +51,7 @@ def test_wide_images(
     check(x, w, stride=stride, padding=(kernel[0] // 2, kernel[1] // 2))
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(
     taps=st.sampled_from([(161, 1), (200, 1), (700, 1), (40, 3), (8, 5)]),
     filters=st.integers(1, 20),
