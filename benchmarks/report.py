@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 import mulfree_cupy as mf
-from benchmarks import gpu_tables, timing
+from benchmarks import timing
+from benchmarks.gpu import tables as gpu_tables
 
 NOT_RUN = "not yet run on a GPU"
 

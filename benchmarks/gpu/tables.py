@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import gpu_shift, gpu_winograd
+from benchmarks.gpu import shift, winograd
 from benchmarks.timing import cell, milliseconds, table
 
 # abs(x - w) a clock and multiprocessor. float32: two additions on 128 lanes (64 lanes on 7.5 and
@@ -29,8 +29,8 @@ def document(record: dict) -> str:
             "Other operations, and the same layers in other libraries:",
             others_table(record),
             NOTES,
-            *gpu_shift.document(record),
-            *gpu_winograd.document(record),
+            *shift.document(record),
+            *winograd.document(record),
         ]
     if wrong := [row for row in record["rows"] if "wrong" in row]:
         parts.append("Wrong answers:\n" + "\n".join(f"- {row['wrong']}" for row in wrong))
@@ -43,7 +43,7 @@ def document(record: dict) -> str:
 
 NOTES = """\
 A term is one abs(x - w). Times are medians by CUDA events, operands out of the L2 cache; a figure
-stands only where the whole answer agreed with the CPU's. The clock is measured right after each
+stands only where the whole answer agreed with float64 sums on the device. The clock is measured right after each
 timing. The float32 kernels before the implicit one unfold the input, which is in their time. `-`
 was not measured."""
 
@@ -96,14 +96,15 @@ def ladder_table(record: dict, dtype: str) -> str:
     body = []
     for layer in dict.fromkeys(r["layer"] for r in rows):
         found = {r["kernel"]: r for r in rows if r["layer"] == layer}
-        rate = terms_per_clock(record, found["default"])
+        default = found.get("default", {})
+        rate = terms_per_clock(record, default)
         body.append(
             [layer]
-            + [_outcome(record, found[k]) for k in kernels]
+            + [_outcome(record, found[k]) if k in found else "-" for k in kernels]
             + [
-                milliseconds(found["default"]),
+                milliseconds(default),
                 cell(rate / limit if rate else None, ".0%"),
-                cell(_of_copy(record, found["default"]), ".0%"),
+                cell(_of_copy(record, default), ".0%"),
             ]
         )
     return table(["layer", *kernels, "ms", f"of {limit}", "of copy speed"], body)
@@ -112,9 +113,8 @@ def ladder_table(record: dict, dtype: str) -> str:
 def _outcome(record: dict, row: dict) -> str:
     if "wrong" in row:
         return "WRONG"
-    if record["emulated"]:
-        return "right"
-    return cell(terms_per_clock(record, row), ".1f")
+    rate = terms_per_clock(record, row)
+    return f"{rate:.1f}" if rate else "right" if row.get("checked") else "-"
 
 
 def _of_copy(record: dict, row: dict) -> float | None:
@@ -135,13 +135,15 @@ def others_table(record: dict) -> str:
         "im2col": "im2col",
         "conv2d float32": "cuDNN float32",
         "conv2d TF32": "cuDNN TF32",
+        "conv2d float16": "cuDNN float16",
         "torch.cdist": "torch.cdist",
+        "cuvs L1": "cuVS L1",
     }
     body = []
     layers = (r["layer"] for r in record["rows"] if r["operation"] == "adder_conv")
     for layer in dict.fromkeys(layers):
         rows = [r for r in record["rows"] if r["layer"] == layer and r["dtype"] == "float32"]
-        rows = [r for r in rows if r["kernel"] in ("default", "torch")]
+        rows = [r for r in rows if r["kernel"] in ("default", "torch", "cuvs")]
         # Of cuDNN's two layouts, the faster.
         found = [[r for r in rows if _same(r["operation"], name)] for name in heads]
         body.append([layer, *(milliseconds(*group) for group in found)])

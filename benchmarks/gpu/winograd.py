@@ -1,63 +1,69 @@
-"""The Winograd kernels on a GPU, by density, beside im2col + cuBLAS."""
+"""The Winograd kernels on a GPU, by density, beside the ordinary convolution."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import Any
 
 import mulfree_cupy as mf
-from benchmarks.timing import milliseconds, progress, table
+from benchmarks.gpu import reference
+from benchmarks.gpu.cases import Case
+from benchmarks.layers import Layer
+from benchmarks.timing import milliseconds, table
 from benchmarks.winograd import LAYERS, QUICK, break_even
 from mulfree_cupy.launch.winograd import WINOGRAD_KERNELS
-
-if TYPE_CHECKING:
-    from benchmarks.gpu import Run
 
 DENSITIES = 1, 0.4, 0.2, 0.1
 
 
-def convolutions(state: Run, measured: Callable) -> None:
+def cases(device: Any, quick: bool, tiny: bool) -> Iterator[Case]:
     """Every rung at every layer and density, the default, the gradients, and conv."""
-    for layer in progress(QUICK if state.record["emulated"] else LAYERS, "layer"):
-        if state.left < 0:
-            state.record["left_out"].append(f"winograd at {layer.name}")
-            continue
-        state.record["rows"] += _rows(state, layer, measured)
+    for layer in QUICK if tiny else LAYERS[:1] if quick else LAYERS:
+        yield from _layer(device, layer)
 
 
-def _rows(state: Run, layer, measured: Callable) -> list[dict]:
-    xp, (x, w, grad) = state.device.xp, layer.floats()
-    on_device = {"x": xp.asarray(x), "w": xp.asarray(w), "grad": xp.asarray(grad)}
-    moved = x.nbytes + w.nbytes + grad.nbytes
-    common = {"dtype": "float32", "bytes": moved}
-    row = {"operation": "conv beside winograd_conv", "kernel": "default", "density": 1, **common}
-    expected = [mf.conv(x, w, padding=1)]
+def _layer(device: Any, layer: Layer) -> Iterator[Case]:
+    xp, (host_x, host_w, host_grad) = device.xp, layer.floats()
+    x, w, grad = map(xp.asarray, (host_x, host_w, host_grad))
+    out = xp.empty(layer.out_shape, x.dtype)
+    common = {"layer": layer.name, "dtype": "float32", "terms": layer.terms}
+    common["bytes"] = x.nbytes + w.nbytes + grad.nbytes
 
     def conv():
-        return mf.conv(on_device["x"], on_device["w"], padding=1)
+        return mf.conv(x, w, padding=1, out=out)
 
-    rows = [measured(state, layer, row, conv, expected, 1e-5)]
+    def conv_expected():
+        taps = reference.window(layer.channels, 3, 1)
+        return [reference.Sums(device, "conv", taps, x, w, 1, layer.out_shape).forward()]
+
+    row = {"operation": "conv beside winograd_conv", "kernel": "default", "density": 1} | common
+    yield Case(row, conv, conv_expected, 1e-5, [out])
     for density in DENSITIES:
-        host = mf.WinogradWeights.from_spatial(w).prune(density)
-        weights = mf.WinogradWeights.from_dense(xp.asarray(host.dense), xp.asarray(host.mask))
-        expected = [mf.winograd_conv(x, host)]
+        host = mf.WinogradWeights.from_spatial(host_w).prune(density)
+        u, mask = xp.asarray(host.dense), xp.asarray(host.mask)
+        weights = mf.WinogradWeights.from_dense(u, mask)
+
+        def expected(u=u):
+            return [reference.winograd(xp, x, u, 2)]
+
+        def gradients(u=u, mask=mask):
+            grad_x, grad_u = reference.winograd(xp, x, u, 2, grad)
+            return [grad_x, grad_u * mask]
+
         for kernel in (*WINOGRAD_KERNELS, None):
 
             def forward(kernel=kernel, weights=weights):
-                return mf.winograd_conv(on_device["x"], weights, kernel=kernel)
+                return mf.winograd_conv(x, weights, out=out, kernel=kernel)
 
-            row = {"operation": "winograd_conv", "kernel": kernel or "default"}
-            row |= {"density": density, **common}
-            rows.append(measured(state, layer, row, forward, expected, 1e-5))
+            row = {"operation": "winograd_conv", "kernel": kernel or "default"} | common
+            row["density"] = density
+            yield Case(row, forward, expected, 1e-5, [out], main=density in (1, 0.4))
 
         def backward(weights=weights):
-            return mf.winograd_conv_backward(on_device["grad"], on_device["x"], weights)
+            return mf.winograd_conv_backward(grad, x, weights)
 
-        row = {"operation": "winograd_conv_backward", "kernel": "default"}
-        row |= {"density": density, **common}
-        expected = mf.winograd_conv_backward(grad, x, host)
-        rows.append(measured(state, layer, row, backward, expected, 1e-4))
-    return rows
+        row = {"operation": "winograd_conv_backward", "kernel": "default"} | common
+        yield Case(row | {"density": density}, backward, gradients, 1e-4, main=density == 1)
 
 
 def document(record: dict) -> list[str]:
