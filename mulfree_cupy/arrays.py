@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -189,10 +189,25 @@ def take_out(function: str, out: Any, shape: tuple, dtype: np.dtype, **inputs: A
 
 
 def _overlap(a: Array, b: Array) -> bool:
+    """Whether they share a byte, or it would take long to tell."""
     try:
-        return namespace(a).shares_memory(a, b, max_work=10_000)
+        return np.shares_memory(_extent(a), _extent(b), max_work=10_000)
     except np.exceptions.TooHardError:
         return True
+
+
+def _extent(array: Array) -> np.ndarray:
+    """The array's addresses as a NumPy array, not to be read: CuPy's shares_memory is inexact."""
+    if namespace(array) is np:
+        return array
+    interface = {
+        "version": 3,
+        "data": (array.data.ptr, True),
+        "shape": array.shape,
+        "strides": array.strides,
+        "typestr": f"|V{array.itemsize}",
+    }
+    return np.asarray(SimpleNamespace(__array_interface__=interface))
 
 
 def _overlaps_itself(array: Array) -> bool:
