@@ -18,10 +18,6 @@ import mulfree_cupy as mf  # noqa: E402
 from benchmarks import (  # noqa: E402
     adder,
     goals,
-    gpu,
-    gpu_shift,
-    gpu_tables,
-    gpu_winograd,
     layers,
     peers,
     reference,
@@ -31,6 +27,17 @@ from benchmarks import (  # noqa: E402
     winograd,
 )
 from benchmarks.__main__ import main  # noqa: E402
+from benchmarks.gpu import (  # noqa: E402
+    cases,
+    devices,
+    process,
+    rates,
+    run,
+)
+from benchmarks.gpu import reference as gpu_reference  # noqa: E402
+from benchmarks.gpu import shift as gpu_shift  # noqa: E402
+from benchmarks.gpu import tables as gpu_tables  # noqa: E402
+from benchmarks.gpu import winograd as gpu_winograd  # noqa: E402
 from mulfree_cupy.report import pruning  # noqa: E402
 
 QUICK = layers.QUICK
@@ -280,17 +287,19 @@ class TestEmulator:
 
 class TestGpu:
     def test_stops_without_a_gpu(self, monkeypatch, capsys, tmp_path):
-        monkeypatch.setattr(gpu.devices, "unavailable", lambda: "there is none")
+        monkeypatch.setattr(run.devices, "unavailable", lambda: "there is none")
         assert main(["gpu", "--out", str(tmp_path)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line == "python -m benchmarks gpu: no GPU to run on: there is none"
         assert not any(tmp_path.iterdir())
 
-    def test_emulated_run(self, tmp_path):
-        assert gpu.run(tmp_path, 8, emulated=True) == 0
-        (file,) = tmp_path.glob("gpu-emulator-*.json")
+    def test_emulated_run(self, tmp_path, capsys):
+        assert run.run(tmp_path, emulated=True, commit="abc") == 0
+        assert capsys.readouterr().out.startswith("plan: at most 1800 s\n  alone    adder: ")
+        (file,) = tmp_path.glob("gpu-emulator-abc-*.json")
         record = json.loads(file.read_text(encoding="utf-8"))
         assert not record["errors"] and not record["left_out"]
+        assert record["seconds"].keys() == {"adder", "shift", "winograd"}
         assert all(row.get("checked") or "refused" in row for row in record["rows"])
         checked = {(r["kernel"], r["dtype"]) for r in record["rows"] if r.get("checked")}
         assert {("2_shared_tile", "float32"), ("default", "uint8")} <= checked
@@ -298,21 +307,84 @@ class TestGpu:
         assert "nothing is timed" in file.with_suffix(".md").read_text(encoding="utf-8")
         assert_publishable(file)
 
-    def test_a_wrong_kernel_is_recorded(self, monkeypatch, tmp_path):
-        monkeypatch.setattr(gpu.devices.Emulated, "numpy", lambda self, array: array + 1)
-        assert gpu.run(tmp_path, 8, emulated=True) == 1
-        (file,) = tmp_path.glob("*.md")
-        assert "Wrong answers" in file.read_text(encoding="utf-8")
+    def test_a_wrong_kernel_costs_its_own_row_alone(self, monkeypatch):
+        def wrong(x, w, out=None, kernel=None, **options):
+            out[...] = 1
+            return out
+
+        device = devices.Emulated()
+        monkeypatch.setattr(process.adder.mf, "adder_conv", wrong)
+        section = list(process.lines("adder", device, 0, timed=False, quick=False, tiny=True))
+        rows = [line["row"] for line in section if "row" in line]
+        assert all("off by" in r["wrong"] for r in rows if r["operation"] == "adder_conv")
+        assert all(r.get("checked") for r in rows if r["operation"] == "conv")
+
+    def test_what_a_kernel_does_not_write_is_wrong(self):
+        out = np.zeros(3, np.float32)
+        row = {"layer": "A", "operation": "a", "kernel": "b"}
+        case = cases.Case(row, lambda: out, lambda: [np.zeros(3)], 1, [out])
+        assert "off by nan" in cases.measure(devices.Emulated(), case, timed=False)["wrong"]
+
+    @pytest.mark.parametrize("stride", [1, 2])
+    def test_answers_made_on_the_device(self, stride):
+        layer = layers.Layer(2, 3, 4, 7, stride=stride)
+        x, w, grad = layer.floats()
+        for term in ("conv", "adder"):
+            taps = gpu_reference.window(3, 3, 1)
+            sums = gpu_reference.Sums(devices.Emulated(), term, taps, x, w, stride, layer.out_shape)
+            forward = getattr(spec, "conv" if term == "conv" else "adder_conv")
+            backward = getattr(spec, f"{forward.__name__}_backward")
+            options = {"stride": stride, "padding": 1}
+            np.testing.assert_allclose(sums.forward(), forward(x, w, **options), rtol=1e-12)
+            grad_x, grad_w = backward(grad, x, w, **options)
+            np.testing.assert_allclose(sums.by_x(grad), grad_x, atol=1e-12)
+            np.testing.assert_allclose(sums.by_w(grad), grad_w, atol=1e-12)
+
+    @pytest.mark.parametrize("m", [2, 4])
+    def test_winograd_answers_made_on_the_device(self, m):
+        x, w, grad = layers.Layer(2, 3, 4, 7).floats()
+        weights = mf.WinogradWeights.from_spatial(w.astype(np.float64), m)
+        np.testing.assert_allclose(
+            gpu_reference.winograd(np, x, weights.dense, m), spec.conv(x, w, padding=1), atol=1e-10
+        )
+        grad_x, grad_u = gpu_reference.winograd(np, x, weights.dense, m, grad)
+        matrices = mf.winograd_matrices(m)
+        right = spec.winograd_conv_backward(grad, x, weights.dense, matrices)
+        np.testing.assert_allclose(grad_x, right[0], atol=1e-10)
+        np.testing.assert_allclose(grad_u, right[1], atol=1e-10)
+
+    def write(self, monkeypatch, tmp_path, script):
+        """One step whose process runs this text; the record."""
+        content = {"device": {"name": "x"}, "machine": {"commit": "abc", "date": "2026-01-01"}}
+        content |= {"rows": [], "errors": {}, "left_out": [], "rates": {}}
+        record = run.Record(tmp_path, content)
+        monkeypatch.setattr(run.Step, "command", lambda *a: [sys.executable, "-u", "-c", script])
+        run._run(run.Step("adder", 5, 5), record, quick=True, emulated=False)
+        assert record.file.is_file() or not record.content["rows"]
+        return record.content
+
+    BEGIN = "import json, sys, os; print(json.dumps({'begin': {'layer': 'A', 'kernel': 'b'}}));"
+
+    def test_a_process_that_dies_in_a_case_is_followed_by_another(self, monkeypatch, tmp_path):
+        script = self.BEGIN + "os.abort() if '--first=0' in sys.argv else print('{\"row\": {}}')"
+        content = self.write(monkeypatch, tmp_path, script)
+        assert [row.get("wrong", "right") for row in content["rows"]] == [
+            "exit status -6: []",
+            "right",
+        ]
 
     def test_a_section_that_fails_is_recorded(self, monkeypatch, tmp_path):
-        def layers(state):
-            raise RuntimeError(f"no {ROOT}/x.cu")
+        content = self.write(monkeypatch, tmp_path, f"raise RuntimeError('no {ROOT}/x.cu')")
+        assert content["errors"]["adder"][-1] == "RuntimeError: no ./x.cu"
 
-        monkeypatch.setattr(gpu, "layers", layers)
-        assert gpu.run(tmp_path, 8, emulated=True) == 1
-        (file,) = tmp_path.glob("*.json")
-        record = json.loads(file.read_text(encoding="utf-8"))
-        assert record["errors"] == {"layers": "RuntimeError: no ./x.cu"}
+    def test_out_of_time(self, monkeypatch, tmp_path):
+        script = self.BEGIN + "print('{\"row\": {}}'); import time; time.sleep(60)"
+        content = self.write(monkeypatch, tmp_path, script)
+        assert content["left_out"] == ["adder after 1 cases"] and len(content["rows"]) == 1
+
+    def test_the_plan_keeps_within_its_minutes(self):
+        assert int(re.search(r"at most (\d+) s", run.plan(run.STEPS, quick=True))[1]) <= 240
+        assert int(re.search(r"at most (\d+) s", run.plan(run.STEPS, quick=False))[1]) <= 420
 
     def test_shift_is_set_against_a_copy_and_against_its_1x1(self):
         def row(operation, kernel, milliseconds, most_blocks=None, dtype="float32"):
@@ -321,30 +393,22 @@ class TestGpu:
             return dict(named, layer="a", bytes=10**9, seconds=seconds)
 
         movers = [row("shift", kernel, 4, most, dtype) for kernel, most, dtype in gpu_shift.MOVERS]
-        rows = [row("shift", "copy", 1), *movers, row("shift_conv", "4_fused_conv", 3)]
+        copies = [row("shift", "copy", 1, None, d) for d in {m[2] for m in gpu_shift.MOVERS}]
+        rows = [*copies, *movers, row("shift_conv", "4_fused_conv", 3)]
         rows.append(row("shift_conv", "3_table", 6))
         assert " 1.00 |" in gpu_shift.moves_table(rows)
         assert gpu_shift.moves_table(rows).count(" 25% |") == len(movers)
         assert "0.50 |" in gpu_shift.convolutions_table(rows)
 
-    def test_out_of_time(self, tmp_path):
-        gpu.run(tmp_path, 0, emulated=True)
-        (file,) = tmp_path.glob("*.json")
-        assert json.loads(file.read_text(encoding="utf-8"))["left_out"] == [
-            "layers",
-            "shifts",
-            "winograds",
-        ]
-
-    @pytest.mark.parametrize("rate", gpu.RATES, ids=lambda rate: rate.entry)
+    @pytest.mark.parametrize("rate", rates.RATES, ids=lambda rate: rate.entry)
     def test_rates_count_what_their_source_does(self, rate):
-        code = (gpu.RATE_SOURCES / rate.file).read_text(encoding="utf-8")
+        code = (rates.SOURCES / rate.file).read_text(encoding="utf-8")
         assert f" {rate.entry}(" in code
         chains, steps = (
             int(re.search(rf"#define {n} (\d+)", code)[1]) for n in ("CHAINS", "STEPS")
         )
         # Four differences an instruction; 32768 bits a product of the 32 threads of a warp.
-        each = {np.float32: 1, np.uint32: 4, np.int32: 32768 // 32}[rate.dtype]
+        each = {np.float32: 1, np.float16: 2, np.uint32: 4, np.int32: 32768 // 32}[rate.dtype]
         assert rate.results == chains * steps * each
 
     @pytest.mark.parametrize(
@@ -354,8 +418,8 @@ class TestGpu:
     def test_what_counts_as_success(self, exit_status, result, good):
         tests = {"exit_status": exit_status, "result": result}
         record = {"emulated": False, "tests": tests, "rows": [], "errors": {}}
-        assert gpu.succeeded(record) == good
-        assert not gpu.succeeded({**record, "rows": [{"wrong": "off by 1"}]})
+        assert run.succeeded(record) == good
+        assert not run.succeeded({**record, "rows": [{"wrong": "off by 1"}]})
 
     def test_terms_per_clock(self):
         record = {"device": {"multiprocessors": 132}}

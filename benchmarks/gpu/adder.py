@@ -21,10 +21,8 @@ MAIN = FILLED[0], FILLED[2], FILLED[3]  # 16, 64 and 64 filters
 
 def cases(device: Any, quick: bool, tiny: bool) -> Iterator[Case]:
     """Every rung and the default in float32 and uint8; gradients, conv, im2col in float32."""
-    if tiny:
-        layers = QUICK
-    else:
-        layers = [*MAIN, STRIDED[0]] if quick else [*FILLED, *LAYERS]
+    large = [*MAIN, STRIDED[0]] if quick else [*FILLED, *LAYERS]
+    layers = QUICK if tiny else large
     for layer in layers:
         yield from _floats(device, layer)
         yield from _bytes(device, layer)

@@ -51,9 +51,7 @@ def _convolutions(device: Any, layer: Layer, torch: Any) -> Iterator[Case]:
     ):
         dtype = torch.float16 if name == "float16" else torch.float32
         for form in (torch.contiguous_format, torch.channels_last):
-            fx, fw = (
-                torch.from_dlpack(a).to(dtype).contiguous(memory_format=form) for a in (x, w)
-            )
+            fx, fw = (torch.from_dlpack(a).to(dtype).contiguous(memory_format=form) for a in (x, w))
 
             def call(fx=fx, fw=fw, tf32=tf32):
                 torch.backends.cudnn.allow_tf32 = tf32

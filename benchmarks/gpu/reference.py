@@ -1,4 +1,4 @@
-"""Right answers on the device itself, in float64: host arithmetic would take longer than the run."""
+"""Right answers, in float64, on the device itself: the host would take longer than the run."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -22,48 +23,72 @@ from benchmarks.gpu.process import DEVICE_LOST
 
 @dataclass(frozen=True)
 class Step:
-    """A section and the seconds that it may take in a quick run and in a full one.
+    """A section of the run, what is done to it, and the seconds that this may take.
 
     Steps that run `together` share the device and all cores: what they find out is right or wrong.
     The others are alone, since they time.
     """
 
-    name: str
+    section: str
     quick: float
     full: float
-    together: bool = False
+    how: str = "timed"  # or checked, or a tool of compute-sanitizer
 
-    def command(self, quick: bool, tiny: bool, emulated: bool) -> list[str]:
-        """Without the interpreter's path."""
-        if self.name == "tests":
-            return ["-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", *_workers()]
-        if self.name == "training":
-            return ["-m", "benchmarks.gpu.training", f"--seconds={self.quick if quick else self.full}"]
-        flags = {"--check": self.together, "--quick": quick, "--tiny": tiny, "--emulated": emulated}
-        section = self.name.removesuffix(" checked")
-        return ["-m", "benchmarks.gpu.process", section, *(f for f, wanted in flags.items() if wanted)]
+    @property
+    def name(self) -> str:
+        return self.section if self.how == "timed" else f"{self.section} {self.how}"
+
+    @property
+    def together(self) -> bool:
+        return self.how != "timed"
+
+    def command(self, quick: bool, emulated: bool) -> list[str]:
+        if self.section == "tests":
+            pytest = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
+            return [*pytest, *_workers(), "tests"]
+        sanitized = self.how in SANITIZERS
+        flags = {
+            "--check": self.together,
+            "--quick": quick,
+            "--tiny": emulated or sanitized,
+            "--emulated": emulated,
+        }
+        wanted = [flag for flag, given in flags.items() if given]
+        process = [sys.executable, "-m", "benchmarks.gpu.process", self.section, *wanted]
+        tool = [
+            "compute-sanitizer",
+            "--tool",
+            self.how,
+            "--error-exitcode",
+            str(FOUND_BY_SANITIZER),
+        ]
+        return [*tool, *process] if sanitized else process
 
 
 def _workers() -> list[str]:
-    """As many test processes as half of the cores carry, where pytest-xdist is installed."""
+    """Test processes on three quarters of the cores, where pytest-xdist is installed."""
     if "pytest-xdist" not in timing.versions("pytest-xdist"):
-        return ["tests"]
-    return ["-n", str(max(1, timing.cores() // 2)), "tests"]
+        return []
+    return ["-n", str(max(1, 3 * timing.cores() // 4))]
 
 
-# What matters first comes first: a run that is cut off has it.
+SANITIZERS = "memcheck", "racecheck"
+FOUND_BY_SANITIZER = 9
+CHECKED = "adder", "shift", "winograd"
+
+# What matters first comes first: a run that is cut off has it. Neighbours that run together start
+# together.
 STEPS = [
-    Step("tests", 90, 110, together=True),
-    Step("adder checked", 60, 80, together=True),
-    Step("shift checked", 60, 80, together=True),
-    Step("winograd checked", 60, 80, together=True),
+    Step("tests", 110, 110, "checked"),
+    *(Step(section, 60, 80, "checked") for section in CHECKED),
     Step("rates", 15, 15),
     Step("adder", 25, 70),
     Step("shift", 20, 45),
     Step("peers", 15, 50),
     Step("winograd", 10, 50),
+    *(Step(section, 40, 60, tool) for section in CHECKED for tool in SANITIZERS),
 ]
-EMULATED = [Step(name, 600, 600) for name in ("adder", "shift", "winograd")]
+EMULATED = [Step(section, 600, 600) for section in CHECKED]
 
 
 class Record:
@@ -81,10 +106,10 @@ class Record:
         """Take in a line that a section printed; a row takes the place of an earlier one."""
         with self._lock:
             if "row" in line:
-                row = {"section": section.removesuffix(" checked"), **line["row"]}
+                row = {"section": section, **line["row"]}
                 known = self._rows.get((row["section"], *key_of(row)), {})
                 if "wrong" not in known:  # once wrong, wrong
-                    self._rows[row["section"], *key_of(row)] = row
+                    self._rows[(row["section"], *key_of(row))] = row
                 self.content["rows"] = list(self._rows.values())
             elif "rate" in line:
                 rate = dict(line["rate"])
@@ -140,12 +165,10 @@ def run(
         record.note("seconds", step.name, time.monotonic() - start)
         print(f"{step.name}: {time.monotonic() - start:.0f} s", flush=True)
 
-    together = [step for step in steps if step.together]
-    with ThreadPoolExecutor(max(1, len(together))) as pool:
-        list(pool.map(do, together))
-    for step in steps:
-        if not step.together:
-            do(step)
+    for together, group in itertools.groupby(steps, lambda step: step.together):
+        group = list(group)
+        with ThreadPoolExecutor(len(group) if together else 1) as pool:
+            list(pool.map(do, group))
     text = tables.document(record.content)
     record.file.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text)
@@ -155,14 +178,13 @@ def run(
 
 def plan(steps: list[Step], quick: bool) -> str:
     """The steps with their seconds, and the sum of them."""
-    seconds = {step: step.quick if quick else step.full for step in steps}
-    first = max((s for step, s in seconds.items() if step.together), default=0)
-    rest = sum(s for step, s in seconds.items() if not step.together)
-    lines = [
-        f"  {'together' if step.together else 'alone   '} {step.name}: at most {s:.0f} s"
-        for step, s in seconds.items()
-    ]
-    return "\n".join([f"plan: at most {first + rest:.0f} s", *lines])
+    total, lines = 0.0, []
+    for together, group in itertools.groupby(steps, lambda step: step.together):
+        seconds = {step.name: step.quick if quick else step.full for step in group}
+        total += max(seconds.values()) if together else sum(seconds.values())
+        how = "together" if together else "alone"
+        lines += [f"  {how:8} {name}: at most {s:.0f} s" for name, s in seconds.items()]
+    return "\n".join([f"plan: at most {total:.0f} s", *lines])
 
 
 def succeeded(record: dict) -> bool:
@@ -176,8 +198,8 @@ def succeeded(record: dict) -> bool:
 def _run(step: Step, record: Record, quick: bool, emulated: bool) -> None:
     """One step to its end or to its time; a process that died is followed by another."""
     end = time.monotonic() + (step.quick if quick else step.full)
-    command = [sys.executable, *step.command(quick, tiny=emulated, emulated=emulated)]
-    if step.name == "tests":
+    command = step.command(quick, emulated)
+    if step.section == "tests":
         _tests(command, record, end)
         return
     done = 0
@@ -191,8 +213,10 @@ def _run(step: Step, record: Record, quick: bool, emulated: bool) -> None:
             return
         if begun is not None:  # it died in the middle of a case
             done += 1
-            record.add(step.name, {"row": begun | {"wrong": f"exit status {status}: {tail[-1:]}"}})
-        if status != DEVICE_LOST and begun is None:
+            record.add(
+                step.section, {"row": begun | {"wrong": f"exit status {status}: {tail[-1:]}"}}
+            )
+        elif status != DEVICE_LOST:
             record.note("errors", step.name, tail[-5:] or [f"exit status {status}"])
             return
 
@@ -201,36 +225,35 @@ def _process(
     command: list[str], step: Step, record: Record, end: float
 ) -> tuple[int | None, int, dict | None, list[str]]:
     """Exit status (None: killed at `end`), cases finished, the case begun, its last words."""
-    process = subprocess.Popen(
+    late, finished, begun, tail = threading.Event(), 0, None, []
+    with subprocess.Popen(
         command,
         cwd=timing.ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-    )
-    late = threading.Event()
+    ) as process:
 
-    def kill() -> None:
-        late.set()
-        os.killpg(process.pid, signal.SIGKILL)
+        def kill() -> None:
+            late.set()
+            os.killpg(process.pid, signal.SIGKILL)
 
-    timer = threading.Timer(max(0, end - time.monotonic()), kill)
-    timer.start()
-    finished, begun, tail = 0, None, []
-    for text in process.stdout:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            tail = [*tail[-20:], timing.without_paths(text.rstrip())]
-            continue
-        if "begin" in line:
-            begun = line["begin"]
-        else:
-            finished, begun = finished + 1, None
-            record.add(step.name, line)
-    status = process.wait()
-    timer.cancel()
+        timer = threading.Timer(max(0, end - time.monotonic()), kill)
+        timer.start()
+        for text in process.stdout:
+            try:
+                line = json.loads(text)
+            except ValueError:
+                tail = [*tail[-20:], timing.without_paths(text.rstrip())]
+                continue
+            if "begin" in line:
+                begun = line["begin"]
+            else:
+                finished, begun = finished + 1, None
+                record.add(step.section, line)
+        status = process.wait()
+        timer.cancel()
     return (None if late.is_set() else status), finished, begun, tail
 
 

@@ -80,7 +80,8 @@ def _gpu(_: float) -> str:
     device = cupy.cuda.Device()
     name = cupy.cuda.runtime.getDeviceProperties(device.id)["name"].decode()
     nvrtc = ".".join(map(str, cupy.cuda.nvrtc.getVersion()))
-    return f"{name}, CuPy {cupy.__version__}, NVRTC {nvrtc}, driver {cupy.cuda.runtime.driverGetVersion()}"
+    driver = cupy.cuda.runtime.driverGetVersion()
+    return f"{name}, CuPy {cupy.__version__}, NVRTC {nvrtc}, driver {driver}"
 
 
 if __name__ == "__main__":

@@ -43,9 +43,9 @@ def document(record: dict) -> str:
 
 NOTES = """\
 A term is one abs(x - w). Times are medians by CUDA events, operands out of the L2 cache; a figure
-stands only where the whole answer agreed with float64 sums on the device. The clock is measured right after each
-timing. The float32 kernels before the implicit one unfold the input, which is in their time. `-`
-was not measured."""
+stands only where the whole answer agreed with float64 sums on the device. The clock is measured
+right after each timing. The float32 kernels before the implicit one unfold the input, which is in
+their time. `-` was not measured."""
 
 
 def heading(record: dict) -> str:
