@@ -106,6 +106,48 @@ def test_a_read_only_array_is_not_written():
     kernel((1,), (8,), changed(0, x))
 
 
+TABLE = """
+struct Table { const float* from[3]; float* to[1]; int size; };
+extern "C" __global__ void gather(Table t, int beyond) {
+    const float* x = t.from[blockIdx.x];
+    float* y = t.to[0] + 3 * threadIdx.x + blockIdx.x;
+    if (threadIdx.x < t.size) *y = x ? x[threadIdx.x + beyond] : 0;
+}"""
+
+
+def table(*arrays):
+    fields = [("from", object, 3), ("to", object, (1,)), ("size", I32)]
+    answer = np.empty((), np.dtype(fields, align=True))
+    for i, array in enumerate(arrays):
+        answer["from" if i < 3 else "to"][i % 3] = array
+    answer["size"] = 2
+    return answer[()]
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_struct_may_hold_arrays(check):
+    gather, to = RawKernel(TABLE, "gather"), np.full(6, 9, F32)
+    first = np.arange(4, dtype=F32)
+    first.flags.writeable = False
+    with emulated_cuda(check=check):
+        gather((3,), (2,), (table(first[:2], None, first[1:3], to), I32(0)))
+    np.testing.assert_array_equal(to, [0, 0, 1, 1, 0, 2])
+
+
+def test_arrays_of_a_struct_are_checked():
+    gather, to = RawKernel(TABLE, "gather"), np.zeros(6, F32)
+    held = table(np.ones(2, F32), None, None, to)
+    with pytest.raises(EmulationFault, match=r"offset 8 of argument 0 \(t\)\.from\[0\], float32"):
+        gather((3,), (2,), (held, I32(1)))
+    to.flags.writeable = False
+    with pytest.raises(EmulationFault, match=r"\(t\)\.to\[0\], .*, which is read-only"):
+        gather((3,), (2,), (held, I32(0)))
+    with pytest.raises(ValueError, match=r"argument 0 \(t\)\.from\[1\]: expected a C-contig"):
+        gather((3,), (2,), (table(None, np.ones(4, F32)[::2], None, to), I32(0)))
+    with pytest.raises(TypeError, match=r"argument 0 \(t\)\.to\[0\]: .* got float"):
+        gather((3,), (2,), (table(None, None, None, 1.0), I32(0)))
+
+
 @pytest.mark.parametrize(
     ("grid", "block", "shared_mem", "message"),
     [

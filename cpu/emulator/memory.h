@@ -42,7 +42,7 @@ struct Region {
     size_t size;
     uintptr_t origin;         // of the allocation that it is part of
     const char *name, *file;  // of a __shared__ variable
-    int32_t line, argument;   // argument -1: not an argument
+    int32_t line, array;      // of an array passed: the launcher's number for it, else -1
     int32_t shared, shadow;   // shadow: index of its shadow
 };
 
@@ -53,7 +53,7 @@ struct Shadow {
     Cell *cells;
 };
 
-constexpr unsigned max_regions = 256, max_shadows = max_regions;
+constexpr unsigned max_regions = 1024, max_shadows = max_regions;
 constexpr size_t red_zone = 256;  // between __shared__ variables; keeps their banks as they are
 constexpr size_t static_limit = 48 << 10;
 constexpr size_t arena_size = 1 << 20;  // 227 KiB of dynamic and 48 KiB of static memory, far apart
@@ -179,14 +179,13 @@ inline void copy_array(const Array &a) {
         c->start = reinterpret_cast<uintptr_t>(c->memory) + gap + ((base - reinterpret_cast<uintptr_t>(a.origin)) & 255);
         std::memcpy(reinterpret_cast<void *>(c->start), a.base, high - base);
     }
-    *static_cast<uintptr_t *>(now.launch->arguments[a.argument]) = c->start + (base - c->low);
+    *a.pointer = c->start + (base - c->low);
 }
 
 inline void write_back() {
     for (int i = 0; i < now.launch->array_count && copies_used; ++i) {
         const Array &a = now.launch->arrays[i];
-        const uintptr_t copy = *static_cast<uintptr_t *>(now.launch->arguments[a.argument]);
-        if (a.writable) std::memcpy(a.base, reinterpret_cast<void *>(copy), a.size);
+        if (a.writable) std::memcpy(a.base, reinterpret_cast<void *>(*a.pointer), a.size);
     }
     for (int i = 0; i < copies_used; ++i) munmap(copies[i].memory, copies[i].mapped);
     copies_used = 0;
@@ -207,9 +206,9 @@ inline void open_memory() {
     for (int i = 0; i < now.launch->array_count; ++i) {
         const Array &a = now.launch->arrays[i];
         if (copied) copy_array(a);
-        const uintptr_t base = *static_cast<uintptr_t *>(now.launch->arguments[a.argument]);
+        const uintptr_t base = *a.pointer;
         const uintptr_t before = reinterpret_cast<uintptr_t>(a.base) - reinterpret_cast<uintptr_t>(a.origin);
-        add_region({base, a.size, base - before, nullptr, nullptr, 0, a.argument, false, -1});
+        add_region({base, a.size, base - before, nullptr, nullptr, 0, a.name, false, -1});
     }
     const size_t module_size = static_cast<size_t>(&_end - &__ehdr_start);
     add_region({module_base(), module_size, module_base(), nullptr, nullptr, 0, -1, false, -1});

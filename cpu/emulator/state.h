@@ -57,7 +57,8 @@ struct Array {
     void *base;
     size_t size;
     void *origin;  // start of the allocation: as on a GPU it begins a sector
-    int argument;
+    uintptr_t *pointer;  // what the kernel finds it by: an argument, or a member of a struct
+    int name;            // the launcher's number for it
     int writable;
 };
 

@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from mulfree_cupy.launch import source
+from mulfree_cupy.launch import source, structs
 
 STATIC_SHARED_LIMIT = 48 * 1024  # bytes; a kernel must ask for more
 
@@ -32,8 +32,9 @@ class Device:
         grid, block : tuple of int
             One to three sizes each.
         args : tuple
-            CuPy arrays and NumPy scalars. CuPy checks neither count nor types, and hands a Python
-            int over as 64 bits, so a Python number is refused here.
+            CuPy arrays and NumPy scalars, among them structs that hold arrays (`structs`). CuPy
+            checks neither count nor types, and hands a Python int over as 64 bits, so a Python
+            number is refused here.
         shared_mem : int
             Bytes of dynamic shared memory.
         """
@@ -43,6 +44,12 @@ class Device:
                     f"{entry}: argument {position} must be a CuPy array or a NumPy scalar, "
                     f"got {type(value).__name__}"
                 )
+        args = tuple(
+            structs.with_addresses(value, lambda array: array.data.ptr)
+            if structs.holds_arrays(value)
+            else value
+            for value in args
+        )
         kernel = _kernel(self.xp.cuda.Device().id, path, entry, tuple(sorted(defines.items())))
         if shared_mem > STATIC_SHARED_LIMIT:
             kernel.max_dynamic_shared_size_bytes = shared_mem

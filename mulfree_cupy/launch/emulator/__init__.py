@@ -232,7 +232,7 @@ class RawKernel:
             found = library.mulfree_launch(kernel, launch)
             if found < 0:
                 raise KeyboardInterrupt
-            findings = read_findings(library, found, self.name, launch, arguments, names)
+            findings = read_findings(library, found, self.name, launch, arguments)
             if settings.trace:
                 read_counts(library, self.name, launch, settings.report)
         settings.report.findings.extend(findings)

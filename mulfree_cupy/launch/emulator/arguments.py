@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mulfree_cupy.launch import structs
 from mulfree_cupy.launch.emulator.runtime import Array, Parameter
 
 _KINDS = {"i": "an integer", "f": "a floating-point number", "b": "a bool", "s": "a struct"}
@@ -20,13 +21,8 @@ class Arguments:
 
     pointers: ctypes.Array
     arrays: list[Array]
+    descriptions: list[str]  # of the arrays, by their `name`
     values: list[Any]  # keeps alive what the pointers point to
-
-    def describe(self, index: int, name: str) -> str:
-        """Words for argument `index`, an array."""
-        value = self.values[index]
-        label = f"argument {index}" + (f" ({name})" if name else "")
-        return f"{label}, {value.dtype} of shape {value.shape}"
 
 
 def convert(
@@ -47,35 +43,40 @@ def convert(
             f"kernel {kernel!r} takes {len(parameters)} arguments ({wanted}), "
             f"{len(args)} were given"
         )
-    buffers, arrays, values = [], [], []
+    buffers, arrays, descriptions = [], [], []
+
+    def note(value: Any, label: str, buffer: Any, offset: int = 0) -> None:
+        """An array whose address stands in a buffer."""
+        if isinstance(value, np.ndarray) and value.nbytes:
+            pointer, name = ctypes.addressof(buffer) + offset, len(descriptions)
+            where = value.ctypes.data, value.nbytes, _origin(value), pointer
+            arrays.append(Array(*where, name, value.flags.writeable))
+            descriptions.append(f"{label}, {value.dtype} of shape {value.shape}")
+
     for i, (value, parameter) in enumerate(zip(args, parameters, strict=True)):
-        label = f"kernel {kernel!r}, argument {i}" + (f" ({names[i]})" if names[i] else "")
+        name = f"argument {i}" + (f" ({names[i]})" if names[i] else "")
+        label = f"kernel {kernel!r}, {name}"
         if parameter.kind == b"p":
             buffers.append(ctypes.c_void_p(_pointer(label, value, parameter)))
-            if isinstance(value, np.ndarray) and value.nbytes:
-                arrays.append(
-                    Array(value.ctypes.data, value.nbytes, _origin(value), i, value.flags.writeable)
-                )
+            note(value, name, buffers[-1])
+        elif structs.holds_arrays(value):
+            for field, _, array in structs.pointers(value):
+                _check_array(f"{label}.{field}", array)
+            plain = structs.with_addresses(value, lambda array: array.ctypes.data)
+            buffers.append(_scalar(label, plain, parameter))
+            for field, offset, array in structs.pointers(value):
+                note(array, f"{name}.{field}", buffers[-1], offset)
         else:
             buffers.append(_scalar(label, value, parameter))
-        values.append(value)
     pointers = (ctypes.c_void_p * max(1, len(buffers)))(*(ctypes.addressof(b) for b in buffers))
-    return Arguments(pointers, sorted(arrays, key=lambda a: a.base), [*values, buffers])
+    arrays.sort(key=lambda a: a.base)
+    return Arguments(pointers, arrays, descriptions, [*args, buffers])
 
 
 def _pointer(label: str, value: Any, parameter: Parameter) -> int | None:
+    _check_array(label, value)
     if value is None:
         return None
-    if not isinstance(value, np.ndarray):
-        raise TypeError(
-            f"{label}: the kernel takes a pointer; expected a NumPy array or None, "
-            f"got {type(value).__name__}"
-        )
-    if not value.flags.c_contiguous:
-        raise ValueError(
-            f"{label}: expected a C-contiguous array, got shape {value.shape} with strides "
-            f"{value.strides}; a kernel sees memory, not a view: pass numpy.ascontiguousarray of it"
-        )
     if not value.flags.writeable and not parameter.pointee_const:
         raise ValueError(f"{label}: the array is read-only and the kernel's pointer is not const")
     kind, size, dtype = parameter.pointee_kind.decode(), parameter.pointee_size, value.dtype
@@ -89,6 +90,21 @@ def _pointer(label: str, value: Any, parameter: Parameter) -> int | None:
             f"got an array of {dtype}"
         )
     return value.ctypes.data
+
+
+def _check_array(label: str, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, np.ndarray):
+        raise TypeError(
+            f"{label}: the kernel takes a pointer; expected a NumPy array or None, "
+            f"got {type(value).__name__}"
+        )
+    if not value.flags.c_contiguous:
+        raise ValueError(
+            f"{label}: expected a C-contiguous array, got shape {value.shape} with strides "
+            f"{value.strides}; a kernel sees memory, not a view: pass numpy.ascontiguousarray of it"
+        )
 
 
 def _origin(array: np.ndarray) -> int:

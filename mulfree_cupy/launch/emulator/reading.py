@@ -26,7 +26,6 @@ def read_findings(
     kernel: str,
     launch: runtime.Launch,
     arguments: Arguments,
-    names: list[str],
 ) -> list[Finding]:
     """The findings of the last launch, in words."""
     if not count:
@@ -38,7 +37,7 @@ def read_findings(
     for row in rows:
         file, line = (row.file.decode(), row.line) if row.file else lines.get(row.pc, (kernel, 0))
         region = regions[row.region] if row.region >= 0 else None
-        array = _array(region, arguments, names)
+        array = _array(region, arguments)
         found.append(
             Finding(
                 kind=_KINDS[row.kind],
@@ -110,11 +109,11 @@ def _whereabouts(row, region, array) -> str:
     return f"at offset {row.offset} of {array}, which ends at {region.size}"
 
 
-def _array(region, arguments: Arguments, names: list[str]) -> str | None:
+def _array(region, arguments: Arguments) -> str | None:
     if region is None:
         return None
-    if region.argument >= 0:
-        return arguments.describe(region.argument, names[region.argument])
+    if region.array >= 0:
+        return arguments.descriptions[region.array]
     if region.shared and region.line:
         return f"__shared__ {region.name.decode()} ({region.size} bytes, line {region.line})"
     return region.name.decode() if region.name else "the module's own variables"

@@ -33,7 +33,8 @@ class Array(ctypes.Structure):
         ("base", ctypes.c_void_p),
         ("size", ctypes.c_size_t),
         ("origin", ctypes.c_void_p),
-        ("argument", ctypes.c_int),
+        ("pointer", ctypes.c_void_p),
+        ("name", ctypes.c_int),
         ("writable", ctypes.c_int),
     ]
 
@@ -85,7 +86,7 @@ class Region(ctypes.Structure):
         ("name", ctypes.c_char_p),
         ("file", ctypes.c_char_p),
         ("line", ctypes.c_int32),
-        ("argument", ctypes.c_int32),
+        ("array", ctypes.c_int32),
         ("shared", ctypes.c_int32),
         ("shadow", ctypes.c_int32),
     ]
