@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType, SimpleNamespace
@@ -224,11 +225,14 @@ def _overlaps_itself(array: Array) -> bool:
     return False
 
 
+def device_of(array: Array) -> contextlib.AbstractContextManager:
+    """Inside it the array's GPU is the current one."""
+    return contextlib.nullcontext() if namespace(array) is np else array.device
+
+
 def empty_beside(like: Array, shape: tuple, dtype: np.dtype) -> Array:
     """A new array on the device of `like`, which need not be the current one."""
-    if namespace(like) is np:
-        return np.empty(shape, dtype)
-    with like.device:
+    with device_of(like):
         return namespace(like).empty(shape, dtype)
 
 

@@ -219,3 +219,16 @@ def winograd_conv_backward(grad, x, u, matrices, *, padding=1, relu=False):
         grad_padded[:, :, i : i + t, j : j + t] += BT.T @ dv @ BT
     (ph, pw), (height, width) = _pair(padding), x.shape[2:]
     return grad_padded[:, :, ph : ph + height, pw : pw + width], grad_u
+
+
+def sgd(w, g, v, *, rate, momentum=0, nesterov=False, decay=0, adaptive=False, eta=0.2, scale=1):
+    """(w, v) after a step; with `adaptive` the gradient has root mean square eta."""
+    w, g, v = (np.asarray(a, np.float64) for a in (w, g, v))
+    if adaptive:
+        norm = np.linalg.norm(g)
+        g = g if norm == 0 else g * eta * np.sqrt(g.size) / norm
+    else:
+        g = g * scale
+    g = g + decay * w
+    v = momentum * v + g
+    return w - rate * (g + momentum * v if nesterov else v), v

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from mulfree_cupy import arrays, launch
 from mulfree_cupy.arrays import Array, namespace
+from mulfree_cupy.launch.sgd import sgd
 from mulfree_cupy.nn.module import Parameter
 from mulfree_cupy.ops.adder import adaptive_rate
 
@@ -41,6 +43,11 @@ class SGD:
     -----
     ``g = scaled gradient + weight_decay * w``, ``v = momentum * v + g``,
     ``w -= rate * (g + momentum * v if nesterov else v)``.
+
+    On a GPU a step is two launches for up to 120 tensors, without synchronisation. The first one
+    gives every parameter an array of its own, which later ones update in place; the rate is on the
+    device too, where assigning to `rate` writes it. So a captured CUDA graph of a step can be
+    launched again, and follows a schedule.
 
     Examples
     --------
@@ -83,14 +90,28 @@ class SGD:
         if nesterov and momentum == 0:
             raise ValueError("SGD: nesterov needs momentum > 0")
         self.parameters = list({id(p): p for p in parameters}.values())
-        self.rate, self.momentum, self.nesterov = rate, momentum, nesterov
+        self._rate, self._rate_on_device = rate, None
+        self.momentum, self.nesterov = momentum, nesterov
         self.weight_decay, self.adder = weight_decay, adder
         self.eta, self.adder_scale = eta, adder_scale
         self.velocities: list[Array | None] = [None] * len(self.parameters)
+        self._own: list[Array | None] = [None] * len(self.parameters)  # updated in place
         in_backward = (lambda g: adaptive_rate(g, eta)) if adder == "adaptive in backward" else None
         for parameter in self.parameters:
             if parameter.adder:
                 parameter.on_gradient = in_backward
+
+    @property
+    def rate(self) -> float:
+        """The learning rate."""
+        return self._rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
+        if rate != self._rate and self._rate_on_device is not None:
+            with arrays.device_of(self._rate_on_device):
+                self._rate_on_device.fill(rate)
+        self._rate = rate
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -99,19 +120,75 @@ class SGD:
 
     def step(self) -> None:
         """Update every parameter that has a gradient."""
+        together: dict[np.dtype, list[int]] = {}
         for i, parameter in enumerate(self.parameters):
             if parameter.grad is None:
                 continue
-            gradient = self._scaled(parameter)
-            if self.weight_decay:
-                gradient = gradient + parameter.dtype.type(self.weight_decay) * parameter.data
-            if self.momentum:
-                velocity = self.velocities[i]
-                share = parameter.dtype.type(self.momentum)
-                velocity = gradient if velocity is None else share * velocity + gradient
-                self.velocities[i] = velocity
-                gradient = gradient + share * velocity if self.nesterov else velocity
-            parameter.data = parameter.data - parameter.dtype.type(self.rate) * gradient
+            if launch.device_for(parameter.data) and parameter.dtype in (np.float32, np.float64):
+                together.setdefault(parameter.dtype, []).append(i)
+            else:
+                self._step(i)
+        for chosen in together.values():
+            self._step_in_place(chosen)
+
+    def _step(self, i: int) -> None:
+        parameter = self.parameters[i]
+        gradient = self._scaled(parameter)
+        if self.weight_decay:
+            gradient = gradient + parameter.dtype.type(self.weight_decay) * parameter.data
+        if self.momentum:
+            velocity = self.velocities[i]
+            share = parameter.dtype.type(self.momentum)
+            velocity = gradient if velocity is None else share * velocity + gradient
+            self.velocities[i] = velocity
+            gradient = gradient + share * velocity if self.nesterov else velocity
+        parameter.data = parameter.data - parameter.dtype.type(self.rate) * gradient
+
+    def _step_in_place(self, chosen: list[int]) -> None:
+        chosen = sorted(chosen, key=lambda i: not self.parameters[i].adder)
+        parameters = [self.parameters[i] for i in chosen]
+        if any(self._own[i] is not self.parameters[i].data for i in chosen):
+            self._take_over(chosen)
+        gradients = []
+        for parameter in parameters:
+            gradient = parameter.grad
+            if gradient.shape != parameter.shape or gradient.dtype != parameter.dtype:
+                raise ValueError(
+                    f"SGD.step: the gradient of a parameter of shape {parameter.shape} and dtype "
+                    f"{parameter.dtype} must have these too, got {gradient.shape} and "
+                    f"{gradient.dtype}"
+                )
+            gradients.append(arrays.contiguous(gradient))
+        sgd(
+            launch.device_for(self._rate_on_device),
+            self._rate_on_device,
+            gradients,
+            [parameter.data for parameter in parameters],
+            [self.velocities[i] for i in chosen],
+            adders=sum(parameter.adder for parameter in parameters),
+            adaptive=self.adder == "adaptive",
+            factor={"adaptive": self.eta, "fixed": self.adder_scale}.get(self.adder, 1.0),
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+        )
+
+    def _take_over(self, chosen: list[int]) -> None:
+        """Give these parameters arrays that nobody else holds, and put the rate beside them."""
+        first, *_ = given = [self.parameters[i].data for i in chosen]
+        arrays.take("SGD.step", **{f"parameter {i}": a for i, a in zip(chosen, given, strict=True)})
+        xp = namespace(first)
+        with arrays.device_of(first):
+            for i, array in zip(chosen, given, strict=True):
+                if self._own[i] is array:
+                    continue
+                self.parameters[i].data = self._own[i] = xp.array(array, order="C")
+                if self.momentum:
+                    kept = self.velocities[i]
+                    self.velocities[i] = (
+                        xp.zeros_like(self._own[i]) if kept is None else xp.array(kept, order="C")
+                    )
+            self._rate_on_device = xp.full(1, self._rate, np.float64)
 
     def _scaled(self, parameter: Parameter) -> Array:
         if parameter.adder and self.adder == "adaptive":
@@ -137,5 +214,13 @@ class SGD:
                     f"SGD.load_state_dict: velocity.{i} must have shape {parameter.shape}, "
                     f"got {tuple(saved.shape)}"
                 )
-            xp = namespace(parameter.data)
-            self.velocities[i] = None if saved is None else xp.array(saved, dtype=parameter.dtype)
+            velocity = self.velocities[i]
+            if saved is None:
+                self.velocities[i] = None
+            elif velocity is not None and self._own[i] is parameter.data:
+                with arrays.device_of(velocity):
+                    velocity[...] = namespace(velocity).asarray(saved)
+            else:
+                with arrays.device_of(parameter.data):
+                    xp = namespace(parameter.data)
+                    self.velocities[i] = xp.array(saved, dtype=parameter.dtype)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from mulfree_cupy.geometry import ConvGeometry
-from mulfree_cupy.launch import adder, convolution, shift, source, winograd
+from mulfree_cupy.launch import adder, convolution, sgd, shift, source, winograd
 from mulfree_cupy.ops.winograd import WinogradWeights, winograd_matrices
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
@@ -118,6 +118,7 @@ def variants() -> list[Variant]:
         convolution.col2im(device, np.zeros(depthwise.cols_shape, dtype), x, depthwise)
     _record_shift(device)
     _record_winograd(device)
+    _record_training(device)
     return sorted(device.variants.values(), key=lambda v: v.path)
 
 
@@ -176,6 +177,14 @@ def _record_winograd_conv(device, weights, images, size, kernel) -> None:
     x, out = np.zeros(g.x_shape, weights.dtype), np.zeros(g.out_shape, weights.dtype)
     matrices = winograd_matrices(weights.m)
     winograd.winograd_conv(device, x, weights, matrices, None, out, g, False, kernel)
+
+
+def _record_training(device) -> None:
+    for dtype in (np.float32, np.float64):
+        w, numbers = [np.zeros(9, dtype)], dict(factor=1.0, momentum=0.9, weight_decay=0.0)
+        for nesterov, adaptive in ((False, True), (True, True), (False, False)):
+            options = dict(adders=1, adaptive=adaptive, nesterov=nesterov, **numbers)
+            sgd.sgd(device, np.zeros(1), w, w, w, **options)
 
 
 def compile_variant(variant: Variant, architecture: str) -> Row:
