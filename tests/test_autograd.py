@@ -201,6 +201,27 @@ def test_each_gradient_is_an_array_of_its_own():
     assert_array_equal(c.grad, [2, 2])
 
 
+def test_what_a_rule_makes_for_one_tensor_is_not_copied(monkeypatch):
+    made = []
+
+    def spied(a, b):
+        def pullback(g):
+            made.append(g * 3)
+            return made[-1], made[-1]
+
+        return a + b, pullback
+
+    monkeypatch.setitem(RULES, "spied", spied)
+    a, b = Tensor([1.0, 2.0], True), Tensor([3.0, 4.0], True)
+    apply("spied", a, b).sum().backward()
+    assert a.grad is made[0] and b.grad is not made[0]
+    assert_array_equal(b.grad, [3, 3])
+    before = a.grad
+    apply("spied", a, b).sum().backward()
+    assert_array_equal(a.grad, [6, 6])
+    assert_array_equal(before, [3, 3])
+
+
 def test_integers_are_not_cut_to_integers():
     x = Tensor(np.array([1, 2], np.uint8))
     assert_array_equal((x * 0.5).data, [0.5, 1])

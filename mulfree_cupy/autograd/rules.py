@@ -2,7 +2,8 @@
 
 A row takes arrays (NumPy or CuPy) and options and returns the answer with a function that carries
 the answer's gradient back to one gradient an input, or None. A pullback need not mind broadcasting:
-the tape sums its gradients down to the shapes of the inputs.
+the tape sums its gradients down to the shapes of the inputs. Nor need it copy: it may hand out its
+argument, views of it, or one array twice; any other array that is no view becomes the tape's own.
 """
 
 from __future__ import annotations

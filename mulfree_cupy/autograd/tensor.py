@@ -114,23 +114,29 @@ class Tensor:
                 "backward: this tensor does not require a gradient: it was made from tensors "
                 "without requires_grad, or inside no_grad()"
             )
-        pending = {id(self): self._seed(grad)}
+        pending = {id(self): (self._seed(grad), grad is None)}  # and whether nobody else holds it
         order = _from_first_to_last(self)
         while order:
             tensor = order.pop()
-            gradient = pending.pop(id(tensor))
+            gradient, own = pending.pop(id(tensor))
             node = tensor.node
             if node is None:
                 if tensor.on_gradient is not None:
-                    gradient = tensor.on_gradient(gradient)
-                # A copy: a rule may hand out one array twice, or a view that cannot be written.
-                tensor.grad = gradient.copy() if tensor.grad is None else tensor.grad + gradient
+                    gradient, own = tensor.on_gradient(gradient), False
+                if tensor.grad is not None:
+                    gradient, own = tensor.grad + gradient, True
+                tensor.grad = gradient if own else gradient.copy()
                 continue
+            given = [gradient]
             for source, part in zip(node.inputs, node.pullback(gradient), strict=True):
                 if source.requires_grad and part is not None:
+                    # A rule may hand out one array twice, what it was given, or a view of it.
+                    own = part.base is None and not any(part is other for other in given)
+                    given.append(part)
                     part = _unbroadcast(part, source.shape).astype(source.dtype, copy=False)
-                    known = pending.get(id(source))
-                    pending[id(source)] = part if known is None else known + part
+                    if id(source) in pending:
+                        part, own = pending[id(source)][0] + part, True
+                    pending[id(source)] = part, own
             node.pullback, node.inputs = None, ()
 
     def _seed(self, grad: Array | None) -> Array:
