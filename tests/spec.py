@@ -232,3 +232,15 @@ def sgd(w, g, v, *, rate, momentum=0, nesterov=False, decay=0, adaptive=False, e
     g = g + decay * w
     v = momentum * v + g
     return w - rate * (g + momentum * v if nesterov else v), v
+
+
+def cross_entropy(logits, labels):
+    """(mean loss, right answers, gradient of the loss)."""
+    logits = np.asarray(logits, np.float64)
+    softmax = np.exp(logits - logits.max(axis=1, keepdims=True))
+    softmax /= softmax.sum(axis=1, keepdims=True)
+    chosen = np.arange(len(labels)), labels
+    wanted = np.zeros_like(logits)
+    wanted[chosen] = 1
+    right = np.sum(logits.argmax(axis=1) == labels)
+    return -np.log(softmax[chosen]).mean(), right, (softmax - wanted) / len(labels)

@@ -14,6 +14,7 @@ from mulfree_cupy import geometry
 from mulfree_cupy.arrays import namespace
 from mulfree_cupy.ops import adder, convolution, winograd
 from mulfree_cupy.ops import batch_norm as normalisation
+from mulfree_cupy.ops import cross_entropy as losses
 from mulfree_cupy.ops import shift as shifting
 
 
@@ -210,35 +211,8 @@ def _pooled(function, x, outside, kernel_size, stride, padding):
 
 
 def cross_entropy(logits, *, labels):
-    """Mean over the batch of -log softmax(logits)[label]; logits (N, classes), labels (N,)."""
-    xp = namespace(logits)
-    labels = _labels(xp.asarray(labels), logits.shape)
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    exponentials = xp.exp(shifted)
-    total = exponentials.sum(axis=1, keepdims=True)
-    rows = xp.arange(len(labels))
-    loss = (xp.log(total[:, 0]) - shifted[rows, labels]).mean()
-
-    def pullback(g):
-        gradient = exponentials / total
-        gradient[rows, labels] -= 1
-        return (gradient * (g / len(labels)),)
-
-    return loss, pullback
-
-
-def _labels(labels, shape):
-    if len(shape) != 2 or labels.shape != shape[:1] or labels.dtype.kind not in "iu":
-        raise ValueError(
-            "cross_entropy: expected logits (N, classes) and N integer labels, got logits of shape "
-            f"{shape} and labels of shape {labels.shape}, dtype {labels.dtype}"
-        )
-    if labels.size and not 0 <= labels.min() <= labels.max() < shape[1]:
-        raise ValueError(
-            f"cross_entropy: labels must be in 0..{shape[1] - 1}, "
-            f"got {labels.min()}..{labels.max()}"
-        )
-    return labels
+    loss, _, gradient = losses.cross_entropy(logits, labels)
+    return loss, lambda g: (gradient * g,)
 
 
 RULES = {

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from mulfree_cupy.geometry import ConvGeometry
-from mulfree_cupy.launch import adder, convolution, sgd, shift, source, winograd
+from mulfree_cupy.launch import adder, convolution, cross_entropy, sgd, shift, source, winograd
 from mulfree_cupy.ops.winograd import WinogradWeights, winograd_matrices
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
@@ -185,6 +185,8 @@ def _record_training(device) -> None:
         for nesterov, adaptive in ((False, True), (True, True), (False, False)):
             options = dict(adders=1, adaptive=adaptive, nesterov=nesterov, **numbers)
             sgd.sgd(device, np.zeros(1), w, w, w, **options)
+        logits, one = np.zeros((2, 10), dtype), np.zeros(1, dtype)
+        cross_entropy.cross_entropy(device, logits, one, one, one, logits)
 
 
 def compile_variant(variant: Variant, architecture: str) -> Row:
