@@ -66,7 +66,8 @@ def sum_(a, *, axis, keepdims):
 def mean(a, *, axis, keepdims):
     y, spread = sum_(a, axis=axis, keepdims=keepdims)
     share = y.size / a.size
-    return y * share, lambda g: spread(g * share)
+    # Multiplied when spread: the next rule would make an array of a mere view, in another launch.
+    return y * share, lambda g: (spread(g)[0] * share,)
 
 
 def getitem(a, *, index):
