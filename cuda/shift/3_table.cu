@@ -1,82 +1,99 @@
-// 3_table: four neighbouring outputs a thread, straight from global memory, shifts from a table
+// 3_table: 16 bytes of neighbouring outputs a thread, straight from global memory, shifts from a table
 //
-// Fixes: 2_tiled_generic starts threads that write nothing, waits at barriers, divides, and moves
-// 4 bytes at a time; it knows no shifts but its own, and no stride
-// Cost: one load per output inside the image, no shared memory and no barrier; one store of 16 bytes
-// and three divisions by multiplication for four outputs
+// Fixes: 2_tiled_generic starts threads that write nothing, waits at barriers, divides, and moves an
+// element at a time; it knows no shifts but its own
+// Cost: one store of 16 bytes; for it one load of 16 bytes where the shift keeps them together, else
+// a load for each element of 4 bytes or more that is inside the image, or five of 4 bytes for all the
+// smaller ones; three divisions by multiplication, no shared memory and no barrier
 //
-// y[n, c, h, w] = x[n, c, h*stride_h + dh[c], w*stride_w + dw[c]], 0 outside. With BACKWARD the
-// adjoint for a stride, x the gradient of the outputs and y that of the image: y[n, c, h, w] =
-// x[n, c, (h - dh[c]) / stride_h, (w - dw[c]) / stride_w] where that leaves no remainder, else 0.
-// (Without a stride the adjoint is the kernel itself with the opposite shifts.)
+// y[n, c, h, w] = x[n, c, h + dh[c], w + dw[c]], 0 outside. (The adjoint is the kernel itself with the
+// opposite shifts.) The threads are laid over all planes in a row, whatever a plane's size, so that
+// every store is aligned: the outputs of one may lie in several rows, and in several planes. In one
+// plane they still move together, by dh * width + dw, and `inside` has a bit for each that comes from
+// the image: those of whole rows are one range of the plane, those of columns one range a row.
 //
-// The threads are laid over all planes in a row, whatever a plane's size, so that every store is
-// aligned: four outputs may lie in two rows or more, and in two planes or more. The first is found by
-// division, the others by counting on.
-//
-// T is any type of the element's size: the values are moved as bits. STORE: elements in one store.
+// T is any type of the element's size: the values are moved as bits. x and y begin at a multiple of
+// 16 bytes and are as many; strided takes all others.
 #ifndef T
 #define T float
 #endif
-#ifndef STORE
-#define STORE 4
-#endif
 
-#include "../adder/gather.cuh"
+#include "../vector.cuh"
 #include "table.cuh"
 
 #define THREADS 256
-#define EACH 4
+#define EACH (16 / (int)sizeof(T))
+
+// The bits from .. to - 1, from <= to, as far as there are outputs for them.
+__device__ __forceinline__ unsigned range(int from, int to) {
+  return (1u << min(max(to, 0), EACH)) - (1u << min(max(from, 0), EACH));
+}
+
+// Elements of 4 bytes or more are loaded one by one; smaller ones as words, which are cut anew.
+template <class Element, bool whole = sizeof(Element) >= 4>
+struct Segment {
+  Vector<Element, EACH> moved{};
+
+  __device__ __forceinline__ void take(const Element* x, int start, int offset, unsigned inside) {
+#pragma unroll
+    for (int i = 0; i < EACH; ++i)
+      if (inside >> i & 1) moved.at[i] = (x + start)[offset + i];
+  }
+};
+
+template <class Element>
+struct Segment<Element, false> {
+  static constexpr int packed = 4 / sizeof(Element), bits = 8 * sizeof(Element);
+  static constexpr unsigned all = (1u << packed) - 1;
+  static constexpr unsigned element = (1u << bits) - 1;       // the bits of the first
+  static constexpr unsigned ones = 0xffffffffu / element;     // the lowest bit of each
+  static constexpr unsigned spread = packed == 4 ? 0x204081 : 0x8001;  // bit i times it: ones' i-th
+
+  Vector<unsigned, 4> moved{};
+
+  __device__ __forceinline__ void take(const Element* x, int start, int offset, unsigned inside) {
+    const int cut = offset & (packed - 1);
+    const unsigned* words = (const unsigned*)x + start / packed + (offset - cut) / packed;
+    const unsigned needed = inside << cut;
+    unsigned word[5];
+#pragma unroll
+    for (int i = 0; i < 5; ++i)
+      word[i] = needed >> i * packed & all ? words[i] : 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const unsigned kept = ((inside >> i * packed & all) * spread & ones) * element;
+      moved.at[i] |= __funnelshift_r(word[i], word[i + 1], cut * bits) & kept;
+    }
+  }
+};
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     shift_table(const T* x, T* y, const Shift* shifts, int total,
                 int first,  // channel of the first plane
-                int channels, int height, int width, int out_h, int out_w, int stride_h,
-                int stride_w, unsigned long long by_channels, unsigned long long by_plane,
-                unsigned long long by_width, unsigned long long by_stride_h,
-                unsigned long long by_stride_w) {
+                int channels, int height, int width, unsigned long long by_channels,
+                unsigned long long by_plane, unsigned long long by_width) {
   const int start = (int)(blockIdx.x * THREADS + threadIdx.x) * EACH;
   if (start >= total) return;
 
   const int image = height * width, plane = divide(start, by_plane);
-  const int p = start - plane * out_h * out_w;
-  int h = divide(p, by_width), w = p - h * out_w;
   int c = first + plane;
   c -= divide(c, by_channels) * channels;
-  Shift shift = shifts[c];
-  x += plane * image;
+  int p = start - plane * image;  // place of output 0 in the plane; below 0 in the planes after
+  int row = divide(p, by_width) * width - p;  // number of an output that begins a row
 
-  const T zero{};
-  Vector<T, STORE> moved[EACH / STORE];
-#pragma unroll
-  for (int i = 0; i < EACH; ++i) {
-#ifdef BACKWARD
-    const int row = divide(h - shift.h, by_stride_h), column = divide(w - shift.w, by_stride_w);
-    const bool met = row * stride_h == h - shift.h && column * stride_w == w - shift.w;
-#else
-    const int row = h * stride_h + shift.h, column = w * stride_w + shift.w;
-    const bool met = true;
-#endif
-    const bool inside = (unsigned)row < (unsigned)height && (unsigned)column < (unsigned)width;
-    moved[i / STORE].at[i % STORE] =
-        met && inside && start + i < total ? x[row * width + column] : zero;
-    if (++w == out_w) {
-      w = 0;
-      if (++h == out_h) {
-        h = 0;
-        x += image;
-        if (++c == channels) c = 0;
-        shift = shifts[c];
-      }
-    }
+  Segment<T> segment;
+  for (; -p < EACH; p -= image, row = -p) {
+    const Shift shift = shifts[c];
+    const int down = shift.h * width, offset = down + shift.w;
+    unsigned columns = 0;
+    for (; row < EACH; row += width)
+      columns |= range(row + max(-shift.w, 0), row + width - max(shift.w, 0));
+    const unsigned inside = columns & range(max(-down, 0) - p, image - max(down, 0) - p);
+    if (offset % EACH == 0 && inside == range(0, EACH))
+      segment.moved = *(const decltype(segment.moved)*)(x + start + offset);
+    else
+      segment.take(x, start, offset, inside);
+    if (++c == channels) c = 0;
   }
-
-  if (start + EACH <= total) {
-#pragma unroll
-    for (int i = 0; i < EACH; i += STORE) *(Vector<T, STORE>*)(y + start + i) = moved[i / STORE];
-  } else {
-#pragma unroll
-    for (int i = 0; i < EACH; ++i)
-      if (start + i < total) y[start + i] = moved[i / STORE].at[i % STORE];
-  }
+  *(decltype(segment.moved)*)(y + start) = segment.moved;
 }

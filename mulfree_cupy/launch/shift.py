@@ -33,7 +33,7 @@ _MAPPINGS = {
     "1_tiled_modulo": "the modulo shifts of 3x3 with dilation 1",
     "2_tiled_generic": "modulo shifts with dilation * (kernel_size // 2) of 7 at most",
 }
-_THREADS, _EACH = 256, 4  # of rung 3
+_THREADS = 256  # of rung 3, 16 bytes each
 _DEPTH = 8  # of rung 4
 _LEAST_PART = 512  # pixels that a part of a weight's gradient sums, or all there are
 _ELEMENTS = {"float16": ("__half", "float"), "float32": ("float",) * 2, "float64": ("double",) * 2}
@@ -64,7 +64,7 @@ def shift_backward(
     elif stride == (1, 1):
         _by_table("shift_backward", device, grad, -shifts, grad_x, stride)
     else:
-        _by_table(*arguments, {"BACKWARD": 1})
+        _by_table(*arguments, backward=True)
 
 
 def _checked(function: str, kernel: str | None, kernels: tuple[str, ...]) -> str:
@@ -85,26 +85,33 @@ def _planes(function: str, x, y) -> Iterator[tuple]:
     check_sizes(function, INT32, {"C + H*W": channels + largest})
     x, y = (a.view(BITS[a.itemsize]).reshape(batch * channels, -1) for a in (x, y))
     at_once = (INT32 - channels) // largest
-    at_once = at_once // _EACH * _EACH or at_once  # all of them aligned as the first is
+    at_once = at_once // 16 * 16 or at_once  # all of them aligned as the first is
     for planes in chunks(batch * channels, at_once):
         yield planes.start % channels, x[planes], y[planes]
 
 
-def _by_table(function: str, device, x, shifts, y, stride, defines=None) -> None:
+def _by_table(function: str, device, x, shifts, y, stride, backward: bool = False) -> None:
     channels, (height, width), (out_h, out_w) = x.shape[1], x.shape[2:], y.shape[2:]
-    sizes = int32(channels, height, width, out_h, out_w, *stride)
-    divisors = [_divisor(d) for d in (channels, out_h * out_w, out_w, *stride)]
+    each = 16 // x.itemsize
+    divisors = [_divisor(d) for d in (channels, out_h * out_w, out_w)]
     for first, x_planes, y_planes in _planes(function, x, y):
         total = len(y_planes) * out_h * out_w
-        elements = min(_EACH, max(1, 16 // x.itemsize))
-        aligned = address(y_planes) % (elements * x.itemsize) == 0
+        x_aligned, y_aligned = (address(planes) % 16 == 0 for planes in (x_planes, y_planes))
+        sizes = int32(total, first, channels, height, width)
+        defines = {"T": MOVED_AS[x.itemsize]}
+        if stride == (1, 1) and x_aligned and y_aligned and total % each == 0:
+            name, more = "3_table", divisors
+        else:
+            name = "strided"
+            defines |= {"STORE": each if y_aligned else 1} | ({"BACKWARD": 1} if backward else {})
+            more = (*int32(out_h, out_w, *stride), *divisors, *map(_divisor, stride))
         device.launch(
-            "shift/3_table.cu",
-            "shift_table",
-            {"T": MOVED_AS[x.itemsize], "STORE": elements if aligned else 1, **(defines or {})},
-            (-(-total // (_THREADS * _EACH)),),
+            f"shift/{name}.cu",
+            f"shift_{name.removeprefix('3_')}",
+            defines,
+            (-(-total // (_THREADS * each)),),
             (_THREADS,),
-            (x_planes, y_planes, shifts, *int32(total, first), *sizes, *divisors),
+            (x_planes, y_planes, shifts, *sizes, *more),
         )
 
 

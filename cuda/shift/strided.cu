@@ -1,0 +1,80 @@
+// strided: 3_table with a stride, its adjoint, and whatever addresses 3_table cannot take
+//
+// Fixes: 3_table moves what lies together, and a stride takes it apart
+// Cost: one load per output inside the image; one store of 16 bytes and three divisions by
+// multiplication a thread
+//
+// y[n, c, h, w] = x[n, c, h*stride_h + dh[c], w*stride_w + dw[c]], 0 outside. With BACKWARD the
+// adjoint for a stride, x the gradient of the outputs and y that of the image: y[n, c, h, w] =
+// x[n, c, (h - dh[c]) / stride_h, (w - dw[c]) / stride_w] where that leaves no remainder, else 0.
+//
+// The threads are laid over all planes in a row, as in 3_table. The first output is found by
+// division, the others by counting on.
+//
+// T is any type of the element's size: the values are moved as bits. STORE: elements in one store,
+// 16 bytes or one.
+#ifndef T
+#define T float
+#endif
+#ifndef STORE
+#define STORE (16 / (int)sizeof(T))
+#endif
+
+#include "../vector.cuh"
+#include "table.cuh"
+
+#define THREADS 256
+#define EACH (16 / (int)sizeof(T))
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    shift_strided(const T* x, T* y, const Shift* shifts, int total,
+                int first,  // channel of the first plane
+                int channels, int height, int width, int out_h, int out_w, int stride_h,
+                int stride_w, unsigned long long by_channels, unsigned long long by_plane,
+                unsigned long long by_width, unsigned long long by_stride_h,
+                unsigned long long by_stride_w) {
+  const int start = (int)(blockIdx.x * THREADS + threadIdx.x) * EACH;
+  if (start >= total) return;
+
+  const int image = height * width, plane = divide(start, by_plane);
+  const int p = start - plane * out_h * out_w;
+  int h = divide(p, by_width), w = p - h * out_w;
+  int c = first + plane;
+  c -= divide(c, by_channels) * channels;
+  Shift shift = shifts[c];
+  x += plane * image;
+
+  const T zero{};
+  Vector<T, STORE> moved[EACH / STORE];
+#pragma unroll
+  for (int i = 0; i < EACH; ++i) {
+#ifdef BACKWARD
+    const int row = divide(h - shift.h, by_stride_h), column = divide(w - shift.w, by_stride_w);
+    const bool met = row * stride_h == h - shift.h && column * stride_w == w - shift.w;
+#else
+    const int row = h * stride_h + shift.h, column = w * stride_w + shift.w;
+    const bool met = true;
+#endif
+    const bool inside = (unsigned)row < (unsigned)height && (unsigned)column < (unsigned)width;
+    moved[i / STORE].at[i % STORE] =
+        met && inside && start + i < total ? x[row * width + column] : zero;
+    if (++w == out_w) {
+      w = 0;
+      if (++h == out_h) {
+        h = 0;
+        x += image;
+        if (++c == channels) c = 0;
+        shift = shifts[c];
+      }
+    }
+  }
+
+  if (start + EACH <= total) {
+#pragma unroll
+    for (int i = 0; i < EACH; i += STORE) *(Vector<T, STORE>*)(y + start + i) = moved[i / STORE];
+  } else {
+#pragma unroll
+    for (int i = 0; i < EACH; ++i)
+      if (start + i < total) y[start + i] = moved[i / STORE].at[i % STORE];
+  }
+}
