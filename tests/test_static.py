@@ -129,6 +129,21 @@ def test_the_table_kernel_leaves_memory_the_bottleneck(rows, element):
     assert len(issued) + another_row < 283 * 0.65
 
 
+def test_the_gradient_through_a_shift_decodes_its_pixels_once(rows):
+    """Of 64 filters, in 8 steps: the sums take longer than storing them, 64 a thread."""
+    (row,) = (
+        r
+        for r in rows
+        if (r.variant.path, r.architecture) == ("shift/fused_grad_x.cu", "sm_90")
+        and dict(r.variant.defines)["T"] == "float"
+        and dict(r.variant.defines)["EACH_P"] == 8
+    )
+    text = sass.disassemble(row.cubin)
+    loop = len(max(sass.loops(text), key=len))
+    once = sum(sass.opcode(i) != "NOP" for i in sass.instructions(text)) - loop
+    assert once < 0.65 * 8 * loop
+
+
 def test_the_small_winograd_transforms_add_and_never_multiply(rows):
     """32 additions a tile into the Winograd domain; out of it 24, and the bias of 4 outputs."""
     adds = {"winograd/1_input_transform.cu": 32, "winograd/1_output_transform.cu": 28}

@@ -25,8 +25,9 @@
 #include "../adder/tile.cuh"
 #include "table.cuh"
 
-__device__ __forceinline__ int round_the_plane(int i, int size) {
-  return i < 0 ? i + size : i >= size ? i - size : i;
+// What takes a row or column beyond one border to the opposite one.
+__device__ __forceinline__ int round_trip(int i, int size) {
+  return i < 0 ? size : i >= size ? -size : 0;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
@@ -51,22 +52,31 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
   sum_tile(sum, g, w, pixel, 1, 1, first_c, channels - first_c, filters, decode);
 
   const bool covers = stride_h == 1 && stride_w == 1;
+  const int image = height * width;
+  Pixel place[EACH_P];
+#pragma unroll
+  for (int i = 0; i < EACH_P; ++i) {
+    const int p = first_p + position<EACH_P, THREADS_P>(THREAD_P, i);
+    const int n = p / plane, q = p - n * plane, row = q / out_w;
+    const int h = row * stride_h, w_ = (q - row * out_w) * stride_w;
+    place[i] = {n * channels * image + h * width + w_, p < pixels ? h : NOWHERE, w_};
+  }
 #pragma unroll
   for (int f = 0; f < EACH_F; ++f) {
     const int c = first_c + position<EACH_F, THREADS_F>(THREAD_F, f);
     if (c >= channels) continue;
     const Shift shift = shifts[c];
+    const int offset = c * image + shift.h * width + shift.w;
 #pragma unroll
     for (int i = 0; i < EACH_P; ++i) {
-      const int p = first_p + position<EACH_P, THREADS_P>(THREAD_P, i);
-      if (p >= pixels) continue;
-      const int n = p / plane, q = p % plane;
-      const int h = q / out_w * stride_h + shift.h, w_ = q % out_w * stride_w + shift.w;
+      if (place[i].h == NOWHERE) continue;
+      const int h = place[i].h + shift.h, w_ = place[i].w + shift.w;
       const bool inside = (unsigned)h < (unsigned)height && (unsigned)w_ < (unsigned)width;
-      if (!inside && !covers) continue;
-      const int row = round_the_plane(h, height), column = round_the_plane(w_, width);
-      grad_x[((n * channels + c) * height + row) * width + column] =
-          inside ? (T)sum[f][i] : (T)0;
+      T* target = grad_x + (place[i].offset + offset);
+      if (inside)
+        *target = (T)sum[f][i];
+      else if (covers)
+        target[round_trip(h, height) * width + round_trip(w_, width)] = (T)0;
     }
   }
 }
