@@ -6,7 +6,13 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # spec.py and problems.py
+sys.path.insert(0, str(Path(__file__).parent))  # spec.py, problems.py and rehearsal/
+
+import rehearsal
+from rehearsal import shapes
+
+if rehearsal.active():
+    shapes.compare_shapes_only()
 
 # An emulated example may compile a kernel, so examples have no deadline.
 hypothesis.settings.register_profile("default", deadline=None, max_examples=60, print_blob=True)
@@ -23,3 +29,8 @@ def _cache_of_the_session(tmp_path_factory):
         if "MULFREE_CACHE_DIR" not in os.environ:
             patch.setenv("MULFREE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+def pytest_collection_modifyitems(items):
+    if rehearsal.active():
+        shapes.skip_what_needs_values(items)
