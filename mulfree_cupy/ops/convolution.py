@@ -136,6 +136,7 @@ def conv(
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     out: Array | None = None,
+    kernel: str | None = None,
 ) -> Array:
     """Ordinary 2-D convolution (cross-correlation, as in every network).
 
@@ -150,6 +151,9 @@ def conv(
         Divides C and K; ``groups=C`` is the depthwise convolution.
     out : array, shape (N, K, OH, OW), optional
         Receives the answer; must not overlap an input.
+    kernel : str, optional
+        Name of a CUDA kernel, ``"1_im2col"`` or ``"2_implicit_conv"``, for study. The default is
+        the second; the first is a product of matrices, which on a GPU is cuBLAS's.
 
     Returns
     -------
@@ -159,7 +163,7 @@ def conv(
     Raises
     ------
     ValueError
-        If shapes, parameters or `out` do not fit.
+        If shapes, parameters or `out` do not fit, or there is no such kernel.
     TypeError
         If a dtype is not served, or the arrays are on different devices.
 
@@ -182,10 +186,14 @@ def conv(
         "conv", x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups
     )
 
+    launch.check_kernel("conv", kernel, launchers.CONV_KERNELS, x=x)
+
     def on_cpu(kernels, weights, bias, out):
         kernels.conv(x, weights, bias, out, g.stride, g.padding, g.dilation, g.groups)
 
-    return forward("conv", launchers.conv, on_cpu, g, x, w, bias, out, x.dtype, given)
+    return forward(
+        "conv", launchers.conv, on_cpu, g, x, w, bias, out, x.dtype, given, kernel=kernel
+    )
 
 
 def conv_backward(
