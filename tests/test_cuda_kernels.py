@@ -1,6 +1,7 @@
 """Every CUDA launcher against the formulas: emulated with all checks on, and on a GPU."""
 
 import math
+import types
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import spec
 from numpy.testing import assert_allclose, assert_array_equal
 
 import mulfree_cupy as mf
+from mulfree_cupy import launch as launch_room
+from mulfree_cupy import ops
 from mulfree_cupy.geometry import ConvGeometry
 from mulfree_cupy.launch import adder, convolution, emulator, implicit, sizes
 
@@ -230,32 +233,35 @@ def test_nan_and_infinity_pass_through_the_gradient_of_w(run, where, value, dtyp
     assert_allclose(grad_w, expected, rtol=1e-4, atol=1e-5)
 
 
-class Counting:
-    """An emulated device that counts its launches, with no other way to work on an array."""
-
-    class xp:
-        empty, zeros = np.empty, np.zeros
-
-    def __init__(self):
-        self.launched = []
-
-    def launch(self, path, entry, *args):
-        self.launched.append(entry)
-        emulator.device.launch(path, entry, *args)
+@pytest.fixture
+def launched(monkeypatch):
+    """The entries of an emulated device, in the order of their launches."""
+    entries, launch = [], emulator.device.launch
+    device = types.SimpleNamespace(xp=np)
+    device.launch = lambda path, entry, *args: (entries.append(entry), launch(path, entry, *args))
+    monkeypatch.setattr(launch_room, "device_for", lambda array: device)
+    return entries
 
 
-@pytest.mark.parametrize("stride", [(1, 1), (2, 2), (3, 4)])
-def test_gradients_take_three_launches(monkeypatch, stride):
-    g = ConvGeometry(6, 4, 16, 13, 8, (3, 3), stride, (1, 1))
-    monkeypatch.setattr(implicit, "_LEAST_PART", 32)
-    grad, x, w = (values(s, "float32") for s in (g.out_shape, g.x_shape, g.w_shape))
-    for backward, names in (
-        (adder.adder_conv_backward, ["adder_grad_x", "adder_grad_w", "add_parts"]),
-        (convolution.conv_backward, ["conv_grad_x", "conv_grad_w", "add_parts"]),
+@pytest.mark.parametrize("stride", [1, 2, (3, 4)])
+def test_gradients_take_three_launches(launched, monkeypatch, stride):
+    monkeypatch.setattr(implicit, "_LEAST_PART", 16)
+    x, w = values((6, 4, 16, 13), "float32"), values((8, 4, 3, 3), "float32", 1)
+    for forward, backward, names in (
+        (mf.adder_conv, mf.adder_conv_backward, ["adder_grad_x", "adder_grad_w", "add_parts"]),
+        (mf.conv, mf.conv_backward, ["conv_grad_x", "conv_grad_w", "add_parts"]),
     ):
-        device = Counting()
-        backward.__wrapped__(device, grad, x, w, x.copy(), w.copy(), g)
-        assert device.launched == names
+        y = forward(x, w, stride=stride, padding=1)
+        launched.clear()
+        backward(y, x, w, stride=stride, padding=1)
+        assert launched == names
+
+
+def test_a_linear_layer_takes_four_launches(launched):
+    a, w = values((300, 20), "float32"), values((10, 20), "float32", 1)
+    y = ops.convolution.matmul(a, w.T)
+    ops.convolution.matmul_backward(y, a, w.T)
+    assert launched == ["conv", "conv_grad_x", "conv_grad_w", "add_parts"]
 
 
 @pytest.mark.parametrize("kernel", FLOAT_KERNELS)

@@ -259,6 +259,41 @@ def conv_backward(
     return backward("conv_backward", launchers.conv_backward, on_cpu, g, grad, x, w)
 
 
+def matmul(a: Array, b: Array) -> Array:
+    """``a @ b``; two matrices on a GPU as a 1x1 convolution, which needs no cuBLAS.
+
+    Parameters
+    ----------
+    a, b : array
+        At least 2-D, of one namespace. Matrices are float32 or float64 to take the kernels; best
+        is a `b` that is the transpose of a matrix in C order, as a linear layer's weight is.
+
+    Returns
+    -------
+    array
+    """
+    return conv(*_as_images(a, b))[:, :, 0, 0] if _is_convolution(a, b) else a @ b
+
+
+def matmul_backward(grad: Array, a: Array, b: Array) -> tuple[Array, Array]:
+    """Gradients of ``(matmul(a, b) * grad).sum()`` with respect to a and b."""
+    if not _is_convolution(a, b):
+        return grad @ b.swapaxes(-1, -2), a.swapaxes(-1, -2) @ grad
+    grad_a, grad_b = conv_backward(grad[:, :, None, None], *_as_images(a, b))
+    return grad_a[:, :, 0, 0], grad_b[:, :, 0, 0].T
+
+
+def _is_convolution(a: Array, b: Array) -> bool:
+    matrices = a.ndim == b.ndim == 2 and a.shape[1] == b.shape[0]
+    floats = a.dtype == b.dtype and a.dtype in (np.float32, np.float64)
+    return matrices and floats and launch.device_for(a) is not None
+
+
+def _as_images(a: Array, b: Array) -> tuple[Array, Array]:
+    """The rows of a as images of one pixel, the columns of b as filters of one tap."""
+    return a[:, :, None, None], b.T[:, :, None, None]
+
+
 @np.errstate(invalid="ignore", over="ignore")  # NaN and Inf go through in silence
 def forward(function, launcher, on_cpu, g, x, w, bias, out, dtype, given, **options):
     """Check bias and out, then fill out by the CPU kernel or the launcher.
