@@ -105,6 +105,14 @@ def adder_conv_backward(grad, x, w, *, stride=1, padding=0, dilation=1, groups=1
     )
 
 
+def adder_conv_sign_backward(grad, x, w, *, stride=1, padding=0, dilation=1, groups=1):
+    return _backward(
+        lambda a, b: np.clip(b - a, -1, 1),
+        lambda a, b: np.sign(a - b),
+        *(grad, x, w, stride, padding, dilation, groups),
+    )
+
+
 def shift(x, shifts, *, stride=1):
     (sh, sw), (height, width) = _pair(stride), x.shape[2:]
     rows, columns = sh * np.arange(-(-height // sh)), sw * np.arange(-(-width // sw))

@@ -139,6 +139,17 @@ def test_adder_matmul_of_nothing(sizes):
     )
 
 
+@pytest.mark.parametrize("way", ["cpu", "emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+@settings(max_examples=20)
+@given(problem=problems())
+def test_the_sign_gradient_is_its_formula(way, problem):
+    grad, x, w = problem.grad(), problem.x, problem.w
+    answer = run(way, adder_conv_sign_backward, grad, x, w, **problem.options)
+    expected = spec.adder_conv_sign_backward(grad, x, w, **problem.options)
+    for ours, theirs in zip(answer, expected, strict=True):
+        assert_close(ours, theirs, x.dtype)
+
+
 @settings(max_examples=20)
 @given(problem=problems(dtypes=("float64",)))
 def test_the_sign_gradient_is_the_derivative(problem):

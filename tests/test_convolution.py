@@ -6,6 +6,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from problems import WAYS, problems, run
 
 import mulfree_cupy as mf
+from mulfree_cupy.ops import convolution
 
 TOLERANCE = {np.dtype("float32"): 3e-5, np.dtype("float64"): 1e-12}
 
@@ -93,3 +94,43 @@ def test_no_channels_leave_the_bias(way):
     bias = np.array([1.0, -2.0])
     answer = run(way, mf.conv, np.ones((1, 0, 3, 3)), np.ones((2, 0, 2, 2)), bias)
     assert_array_equal(answer, np.broadcast_to(bias[:, None, None], (1, 2, 2, 2)))
+
+
+@pytest.mark.parametrize("way", ["cpu", "emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (33, 20, 10), (300, 7, 3), (5, 0, 2), (0, 3, 2)])
+def test_matmul_and_its_gradients(way, dtype, sizes):
+    rows, length, columns = sizes
+    rng = np.random.default_rng(2)
+    a, w, grad = (
+        rng.normal(size=shape).astype(dtype)
+        for shape in ((rows, length), (columns, length), (rows, columns))
+    )
+    assert_close(run(way, convolution.matmul, a, w.T), a.astype(float) @ w.T, dtype)
+    grad_a, grad_b = run(way, convolution.matmul_backward, grad, a, w.T)
+    assert_close(grad_a, grad.astype(float) @ w, dtype)
+    assert_close(grad_b, a.T.astype(float) @ grad, dtype)
+
+
+@pytest.mark.parametrize("a", [np.ones((2, 3, 4)), np.ones((3, 4), np.int64)])
+def test_matmul_of_what_is_no_matrix_of_floats_is_the_arrays_own(a):
+    b = np.arange(8.0).reshape(4, 2)
+    with mf.emulated_cuda():
+        assert_array_equal(convolution.matmul(a, b), a @ b)
+        with pytest.raises(ValueError, match="matmul"):
+            convolution.matmul(a, b[:3])
+
+
+@pytest.mark.parametrize("kernel", ["1_im2col", "2_implicit_conv"])
+def test_conv_by_either_kernel(kernel):
+    x, w = np.ones((1, 2, 3, 3)), np.ones((1, 2, 3, 3))
+    with mf.emulated_cuda():
+        assert mf.conv(x, w, kernel=kernel).item() == 18
+
+
+def test_a_kernel_that_is_none_is_an_error():
+    x, w = np.ones((1, 2, 3, 3)), np.ones((1, 2, 3, 3))
+    with mf.emulated_cuda(), pytest.raises(ValueError, match="conv: no kernel named '3_fast'"):
+        mf.conv(x, w, kernel="3_fast")
+    with pytest.raises(ValueError, match="conv: kernel='1_im2col' is a CUDA kernel and x a NumPy"):
+        mf.conv(x, w, kernel="1_im2col")

@@ -1,6 +1,7 @@
 """Every CUDA launcher against the formulas: emulated with all checks on, and on a GPU."""
 
 import math
+import types
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ import spec
 from numpy.testing import assert_allclose, assert_array_equal
 
 import mulfree_cupy as mf
+from mulfree_cupy import launch as launch_room
+from mulfree_cupy import ops
 from mulfree_cupy.geometry import ConvGeometry
-from mulfree_cupy.launch import adder, convolution, emulator
+from mulfree_cupy.launch import adder, convolution, emulator, implicit, sizes
 
 FLOAT_KERNELS = adder.ADDER_KERNELS[:5]
 TOLERANCE = {"float32": 1e-5, "float64": 1e-13}
@@ -115,9 +118,10 @@ def test_col2im(run, g, dtype):
 @floats
 def test_conv_and_its_gradients(run, g, dtype):
     x, w, bias = (values(s, dtype, i) for i, s in enumerate((g.x_shape, g.w_shape, g.filters)))
-    out = unwritten(g.out_shape, dtype)
-    run(convolution.conv, x, w, bias, out, g)
-    assert_close(out, spec.conv(x, w, bias, **options(g)))
+    for kernel in convolution.CONV_KERNELS:
+        out = unwritten(g.out_shape, dtype)
+        run(convolution.conv, x, w, bias, out, g, kernel)
+        assert_close(out, spec.conv(x, w, bias, **options(g)))
 
     grad = values(g.out_shape, dtype, 3)
     grad_x, grad_w = unwritten(g.x_shape, dtype), unwritten(g.w_shape, dtype)
@@ -184,6 +188,82 @@ def test_nan_and_infinity_pass_through_the_gradient_of_x(run, where, value, dtyp
     assert_allclose(grad_x, expected, rtol=1e-4, atol=1e-5)
 
 
+LONG_SUMS = {
+    "16 filters, 144 taps": ConvGeometry(3, 16, 33, 20, 16, (3, 3), padding=(1, 1)),
+    "64 filters, 288 taps, stride 2": ConvGeometry(5, 32, 20, 21, 64, (3, 3), (2, 2), (1, 1)),
+    "10 filters, 1x1": ConvGeometry(600, 64, 1, 1, 10, (1, 1)),
+}
+
+
+@pytest.mark.parametrize("g", LONG_SUMS.values(), ids=LONG_SUMS.keys())
+@floats
+def test_the_gradient_of_w_in_many_parts(run, g, dtype):
+    x, w = values(g.x_shape, dtype), values(g.w_shape, dtype, 1)
+    grad, grad_w = values(g.out_shape, dtype, 2), unwritten(g.w_shape, dtype)
+    run(adder.adder_conv_grad_w, grad, x, w, grad_w, g)
+    assert_close(grad_w, spec.adder_conv_backward(grad, x, w, **options(g))[1])
+    grad_w[...] = np.nan
+    run(convolution.conv_backward, grad, x, w, x.copy(), grad_w, g)
+    assert_close(grad_w, spec.conv_backward(grad, x, w, **options(g))[1])
+
+
+@geometries
+@floats
+def test_the_gradient_of_w_by_its_sign(run, g, dtype):
+    x, w = (values(s, dtype, i).round(1) for i, s in enumerate((g.x_shape, g.w_shape)))
+    grad, grad_w = values(g.out_shape, dtype, 2), unwritten(g.w_shape, dtype)
+    run(adder.adder_conv_sign_backward, grad, x, w, x.copy(), grad_w, g)
+    _, expected = spec.adder_conv_sign_backward(grad, x, w, **options(g))
+    assert_close(grad_w, expected)
+
+
+@pytest.mark.parametrize("where", ["grad", "x", "w"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@floats
+def test_nan_and_infinity_pass_through_the_gradient_of_w(run, where, value, dtype):
+    """Also of a number of pixels that no step divides, and with no sign to cancel an infinity."""
+    g = ConvGeometry(2, 3, 5, 6, 4, (3, 3), (2, 1), (1, 1))
+    arrays = [values(s, dtype, i) for i, s in enumerate((g.out_shape, g.x_shape, g.w_shape))]
+    arrays[0] = np.abs(arrays[0])
+    arrays[["grad", "x", "w"].index(where)][1, 1, 1, 2] = value
+    grad_w = unwritten(g.w_shape, dtype)
+    run(adder.adder_conv_grad_w, *arrays, grad_w, g)
+    with np.errstate(invalid="ignore"):
+        expected = spec.adder_conv_backward(*arrays, **options(g))[1]
+    assert_allclose(grad_w, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The entries of an emulated device, in the order of their launches."""
+    entries, launch = [], emulator.device.launch
+    device = types.SimpleNamespace(xp=np)
+    device.launch = lambda path, entry, *args: (entries.append(entry), launch(path, entry, *args))
+    monkeypatch.setattr(launch_room, "device_for", lambda array: device)
+    return entries
+
+
+@pytest.mark.parametrize("stride", [1, 2, (3, 4)])
+def test_gradients_take_three_launches(launched, monkeypatch, stride):
+    monkeypatch.setattr(implicit, "_LEAST_PART", 16)
+    x, w = values((6, 4, 16, 13), "float32"), values((8, 4, 3, 3), "float32", 1)
+    for forward, backward, names in (
+        (mf.adder_conv, mf.adder_conv_backward, ["adder_grad_x", "adder_grad_w", "add_parts"]),
+        (mf.conv, mf.conv_backward, ["conv_grad_x", "conv_grad_w", "add_parts"]),
+    ):
+        y = forward(x, w, stride=stride, padding=1)
+        launched.clear()
+        backward(y, x, w, stride=stride, padding=1)
+        assert launched == names
+
+
+def test_a_linear_layer_takes_four_launches(launched):
+    a, w = values((300, 20), "float32"), values((10, 20), "float32", 1)
+    y = ops.convolution.matmul(a, w.T)
+    ops.convolution.matmul_backward(y, a, w.T)
+    assert launched == ["conv", "conv_grad_x", "conv_grad_w", "add_parts"]
+
+
 @pytest.mark.parametrize("kernel", FLOAT_KERNELS)
 @floats
 @pytest.mark.parametrize("shape", [(1, 1, 1), (17, 27, 33), (70, 147, 65), (4, 16, 128)])
@@ -229,16 +309,17 @@ def test_chunks_make_no_difference(run, monkeypatch, g, workspace):
     x, w = values(g.x_shape, "float64"), values(g.w_shape, "float64", 1)
     bias, grad = values(g.filters, "float64", 3), values(g.out_shape, "float64", 2)
     monkeypatch.setattr(convolution, "WORKSPACE", workspace)
-    padded = g.channels * math.prod(convolution.padded_image(g))
-    monkeypatch.setattr(adder, "INT32", 2 * max(padded, grad[0].size))
+    padded = g.channels * math.prod(sizes.padded_image(g))
+    monkeypatch.setattr(sizes, "INT32", 2 * max(padded, grad[0].size))
     out = unwritten(g.out_shape, "float64")
     for kernel in FLOAT_KERNELS:
         out[...] = np.nan
         run(adder.adder_conv, x, w, bias, out, g, kernel)
         assert_close(out, spec.adder_conv(x, w, bias, **options(g)))
-    out[...] = np.nan
-    run(convolution.conv, x, w, bias, out, g)
-    assert_close(out, spec.conv(x, w, bias, **options(g)))
+    for kernel in convolution.CONV_KERNELS:
+        out[...] = np.nan
+        run(convolution.conv, x, w, bias, out, g, kernel)
+        assert_close(out, spec.conv(x, w, bias, **options(g)))
     for launcher, formula in (
         (convolution.conv_backward, spec.conv_backward),
         (adder.adder_conv_backward, spec.adder_conv_backward),
@@ -258,19 +339,16 @@ def test_the_matrix_of_a_large_image_stays_within_the_workspace(monkeypatch):
         xp = np
 
         def launch(self, path, entry, defines, grid, block, args):
-            matrix = {"im2col": 1, "col2im": 0, "adder_matmul": 1}.get(entry)
+            matrix = {"im2col": 1, "adder_matmul": 1}.get(entry)
             if matrix is not None:
                 largest[entry] = max(largest.get(entry, 0), args[matrix].nbytes)
 
     workspace = 2**16
     monkeypatch.setattr(convolution, "WORKSPACE", workspace)
-    arrays = [np.zeros(shape, "float32") for shape in (g.out_shape, g.x_shape, g.w_shape)]
-    grad, x, w = arrays
-    convolution.conv(Recorder(), x, w, None, grad, g)
-    convolution.conv_backward(Recorder(), *arrays, x, w, g)
-    adder.adder_conv_backward(Recorder(), *arrays, x, w, g)
+    grad, x, w = (np.zeros(shape, "float32") for shape in (g.out_shape, g.x_shape, g.w_shape))
+    convolution.conv(Recorder(), x, w, None, grad, g, "1_im2col")
     adder.adder_conv(Recorder(), x, w, None, grad, g, "1_naive")
-    assert largest.keys() == {"im2col", "col2im", "adder_matmul"}
+    assert largest.keys() == {"im2col", "adder_matmul"}
     assert all(workspace / 2 < size <= workspace for size in largest.values())
 
 
@@ -292,7 +370,7 @@ def test_grids_fold_what_is_too_many_for_one_launch(run, monkeypatch):
 
 def test_an_image_too_large_for_32_bit_offsets_is_an_error(monkeypatch):
     g = GEOMETRIES["27 taps"]
-    monkeypatch.setattr(adder, "INT32", 100)
+    monkeypatch.setattr(sizes, "INT32", 100)
     x, w, out = values(g.x_shape, "float32"), values(g.w_shape, "float32"), np.zeros(g.out_shape)
     message = r"adder_conv: .* image of x, of shape \(2, 3, 7, 9\), must be at most 100, got 297"
     with pytest.raises(ValueError, match=message):
@@ -344,6 +422,7 @@ def test_an_error_of_adder_matmul_names_it(monkeypatch):
     with pytest.raises(ValueError, match="adder_matmul: P must be at most 4, got 5"):
         adder.adder_matmul(emulator.device, a, b, np.zeros((3, 5), "float32"))
     monkeypatch.setattr(adder, "INT32", 12)
+    monkeypatch.setattr(sizes, "INT32", 12)
     with pytest.raises(ValueError, match=r"adder_matmul: .* padded image of x"):
         adder.adder_matmul(emulator.device, a, b, np.zeros((3, 5)), "5_implicit_conv")
 

@@ -47,10 +47,7 @@ def matmul(a, b):
             f"matmul: both tensors must have at least 2 dimensions, got {a.shape} and {b.shape}"
         )
 
-    def pullback(g):
-        return g @ b.swapaxes(-1, -2), a.swapaxes(-1, -2) @ g
-
-    return a @ b, pullback
+    return convolution.matmul(a, b), lambda g: convolution.matmul_backward(g, a, b)
 
 
 def sum_(a, *, axis, keepdims):

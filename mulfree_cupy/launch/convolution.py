@@ -1,4 +1,4 @@
-"""Launchers of cuda/convolution: im2col, col2im, and convolution as a product of matrices.
+"""Launchers of cuda/convolution: im2col, col2im, and the ladder of the ordinary convolution.
 
 The same code serves CuPy and the emulator: `device` brings the array module and the launch. Arrays
 are C-contiguous, checked and not empty.
@@ -6,18 +6,26 @@ are C-contiguous, checked and not empty.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
 from mulfree_cupy.geometry import ConvGeometry
+from mulfree_cupy.launch import implicit
+from mulfree_cupy.launch.sizes import (
+    GRID_LIMIT,
+    WORKSPACE,
+    c_type,
+    check_geometry,
+    chunks,
+    int32,
+    int64,
+    on_device_of_arrays,
+)
 
-WORKSPACE = 64 * 2**20  # bytes of im2col's matrix and its outputs, or 32 columns if that is more
-GRID_LIMIT = 65535  # blocks along y and z
-INT32 = 2**31 - 2**16  # and room for what a last tile or step of the grid has beyond the end
+CONV_KERNELS = ("1_im2col", "2_implicit_conv")
+
 BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.uint64}
 MOVED_AS = {
     1: "unsigned char",
@@ -26,50 +34,6 @@ MOVED_AS = {
     8: "unsigned long long",
     16: "ulonglong2",
 }
-_C_NAMES = {"float32": "float", "float64": "double"}
-
-
-def on_device_of_arrays(launcher: Callable) -> Callable:
-    """The launcher, with its first array's GPU current: kernels and new arrays belong there."""
-
-    @functools.wraps(launcher)
-    def launch(device, first, *args, **options) -> None:
-        with contextlib.nullcontext() if device.xp is np else first.device:
-            launcher(device, first, *args, **options)
-
-    return launch
-
-
-def c_type(array) -> str:
-    """The C++ name of a floating-point array's element."""
-    return _C_NAMES[array.dtype.name]
-
-
-def int32(*values: int) -> tuple[np.int32, ...]:
-    return tuple(np.int32(v) for v in values)
-
-
-def int64(*values: int) -> tuple[np.int64, ...]:
-    return tuple(np.int64(v) for v in values)
-
-
-def check_sizes(function: str, limit: int, sizes: dict[str, int]) -> None:
-    """Refuse what a kernel's integers of 32 bits cannot hold."""
-    for name, size in sizes.items():
-        if size > limit:
-            raise ValueError(f"{function}: {name} must be at most {limit}, got {size}")
-
-
-def check_geometry(function: str, g: ConvGeometry, longest: int | None = None) -> None:
-    """Refuse sizes that overflow 32 bits, and a padded image of more rows or columns."""
-    check_sizes(function, INT32, {"N": g.batch, "C*kh*kw": g.cols_shape[1], "K": g.filters})
-    padded = {"H + 2*padding": padded_image(g)[0], "W + 2*padding": padded_image(g)[1]}
-    check_sizes(function, INT32 if longest is None else longest, padded)
-
-
-def padded_image(g: ConvGeometry) -> tuple[int, int]:
-    """Its height and width."""
-    return g.height + 2 * g.padding[0], g.width + 2 * g.padding[1]
 
 
 def plane_launch(pixels: int, planes: int, images: int) -> tuple[tuple, tuple]:
@@ -77,12 +41,6 @@ def plane_launch(pixels: int, planes: int, images: int) -> tuple[tuple, tuple]:
     threads = min(256, -(-pixels // 32) * 32)
     blocks = -(-pixels // threads)
     return (blocks, min(planes, GRID_LIMIT), min(images, GRID_LIMIT)), (threads,)
-
-
-def chunks(total: int, size: int) -> Iterator[slice]:
-    """Ranges of at most `size` that make up the total."""
-    for start in range(0, total, size):
-        yield slice(start, min(start + size, total))
 
 
 def parts(g: ConvGeometry, itemsize: int) -> Iterator[tuple[slice, slice]]:
@@ -181,9 +139,23 @@ def _is_product(geometry: ConvGeometry) -> bool:
 
 @on_device_of_arrays
 @np.errstate(invalid="ignore", over="ignore")  # NaN and Inf go through in silence
-def conv(device, x, w, bias, out, geometry: ConvGeometry) -> None:
-    """Write the cross-correlation of x with w into out, im2col and a product at a time."""
-    g = geometry
+def conv(device, x, w, bias, out, geometry: ConvGeometry, kernel: str | None = None) -> None:
+    """Write the cross-correlation of x with w, plus the bias, into out."""
+    if kernel == "1_im2col":
+        _conv_by_im2col(device, x, w, bias, out, geometry)
+        return
+    if bias is None:
+        bias = device.xp.zeros(len(w), out.dtype)
+    at_once = implicit.images_at_once("conv", geometry, geometry.channels)
+    for images in chunks(geometry.batch, at_once):
+        implicit.conv_launch(
+            *(device, "convolution/2_implicit_conv", "conv", {"T": c_type(x)}),
+            *(x[images], w, bias, out[images], geometry),
+        )
+
+
+def _conv_by_im2col(device, x, w, bias, out, g: ConvGeometry) -> None:
+    """Im2col and a product at a time."""
     check_geometry("conv", g)
     filters, answer = w.reshape(g.groups, g.filters // g.groups, g.taps), by_group(out, g)
     for images, pixels in parts(g, x.itemsize):
@@ -197,34 +169,11 @@ def conv(device, x, w, bias, out, geometry: ConvGeometry) -> None:
 @np.errstate(invalid="ignore", over="ignore")
 def conv_backward(device, grad, x, w, grad_x, grad_w, geometry: ConvGeometry) -> None:
     """Write the gradients of sum(conv(x, w) * grad) by x and w into grad_x and grad_w."""
-    g = geometry
-    check_geometry("conv_backward", g)
-    filters = w.reshape(g.groups, g.filters // g.groups, g.taps).transpose(0, 2, 1)
-    for images, pixels in parts(g, x.itemsize):
-        cols = device.xp.matmul(filters, by_group(grad, g)[images, ..., pixels])
-        _col2im(device, cols, grad_x[images], g, pixels)
-    grad_w[...] = weight_gradient(device, grad, x, g).reshape(grad_w.shape)
-
-
-def weight_gradient(device, grad, x, g: ConvGeometry, centre=None):
-    """Sum over images and pixels of grad[n, k, p] * (cols[n, l, p] - centre[l]).
-
-    The matrix holds a part's images side by side, so that one product sums over all of them.
-
-    Returns
-    -------
-    array (groups, K/groups, C/groups*kh*kw)
-    """
-    xp, rows = device.xp, g.cols_shape[1]
-    total = xp.zeros((g.groups, g.taps, g.filters // g.groups), x.dtype)
-    for images, pixels in parts(g, x.itemsize):
-        part = by_group(grad, g)[images, ..., pixels].transpose(1, 0, 3, 2)
-        n, count = part.shape[1:3]
-        cols = xp.empty((rows, n * count), x.dtype)
-        _im2col(device, x[images], cols, g, pixels, n * count, count)
-        if centre is not None:
-            cols -= centre[:, None]
-        total += xp.matmul(
-            cols.reshape(g.groups, g.taps, n * count), part.reshape(g.groups, n * count, -1)
-        )
-    return total.transpose(0, 2, 1)
+    implicit.grad_x_launches(
+        *("conv_backward", device, "convolution/grad_x", "conv_grad_x"),
+        *((grad,), w, grad_x, geometry),
+    )
+    implicit.grad_w_launches(
+        *("conv_backward", device, "convolution/grad_w", "conv_grad_w"),
+        *(grad, x, w, grad_w, geometry),
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mulfree_cupy.launch.convolution import INT32, c_type, check_sizes, int32, on_device_of_arrays
+from mulfree_cupy.launch.sizes import INT32, c_type, check_sizes, int32, on_device_of_arrays
 
 _THREADS = 256
 _ROWS = _THREADS // 32  # a block, each by a warp

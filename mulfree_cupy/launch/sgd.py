@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mulfree_cupy.arrays import Array
-from mulfree_cupy.launch.convolution import INT32, c_type, check_sizes, chunks, on_device_of_arrays
+from mulfree_cupy.launch.sizes import INT32, c_type, check_sizes, chunks, on_device_of_arrays
 
 TENSORS, THREADS, PART = 120, 256, 1024  # as in cuda/sgd/table.cuh
 

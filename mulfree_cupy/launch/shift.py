@@ -12,11 +12,10 @@ import numpy as np
 
 from mulfree_cupy.geometry import ConvGeometry
 from mulfree_cupy.launch import adder, convolution
-from mulfree_cupy.launch.convolution import (
-    BITS,
+from mulfree_cupy.launch.convolution import BITS, MOVED_AS
+from mulfree_cupy.launch.sizes import (
     GRID_LIMIT,
     INT32,
-    MOVED_AS,
     WORKSPACE,
     check_sizes,
     chunks,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mulfree_cupy.geometry import ConvGeometry
-from mulfree_cupy.launch.convolution import (
+from mulfree_cupy.launch.sizes import (
     GRID_LIMIT,
     INT32,
     WORKSPACE,

@@ -265,7 +265,8 @@ def adder_conv_sign_backward(
 ) -> tuple[Array, Array]:
     """`adder_conv_backward` with the true derivative by w, which AdderNet is compared with.
 
-    A signed sum is no matrix product: for w this is plain array code, for study and not for speed.
+    A signed sum is no matrix product: on the CPU this is plain array code for w, for study and not
+    for speed.
 
     Parameters
     ----------
@@ -303,22 +304,18 @@ def adder_conv_sign_backward(
         kernels.adder_conv_grad_x(grad, x, arrays.contiguous(w), grad_x, *options)
         _sign_gradient(grad, x, w, grad_w, g)
 
-    def launcher(device, grad, x, w, grad_x, grad_w, g):
-        launchers.adder_conv_grad_x(device, grad, x, w, grad_x, g)
-        _sign_gradient(grad, x, w, grad_w, g)
-
+    launcher = launchers.adder_conv_sign_backward
     return backward(name, launcher, on_cpu, g, grad, x, w)
 
 
 def _sign_gradient(grad, x, w, grad_w, g):
-    xp = arrays.namespace(x)
-    padded = xp.pad(x, ((0, 0), (0, 0), *((p, p) for p in g.padding)))
+    padded = np.pad(x, ((0, 0), (0, 0), *((p, p) for p in g.padding)))
     channels, filters = g.channels // g.groups, g.filters // g.groups
     for i, j, window in geometry.windows(g.kernel, g.stride, g.dilation, g.out_shape[2:]):
         seen = padded[(..., *window)]
         for k in range(g.filters):
             first = k // filters * channels
-            sign = xp.sign(seen[:, first : first + channels] - w[k, :, i, j, None, None])
+            sign = np.sign(seen[:, first : first + channels] - w[k, :, i, j, None, None])
             grad_w[k, :, i, j] = (sign * grad[:, k, None]).sum(axis=(0, 2, 3))
 
 

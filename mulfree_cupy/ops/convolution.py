@@ -136,6 +136,7 @@ def conv(
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     out: Array | None = None,
+    kernel: str | None = None,
 ) -> Array:
     """Ordinary 2-D convolution (cross-correlation, as in every network).
 
@@ -150,6 +151,9 @@ def conv(
         Divides C and K; ``groups=C`` is the depthwise convolution.
     out : array, shape (N, K, OH, OW), optional
         Receives the answer; must not overlap an input.
+    kernel : str, optional
+        Name of a CUDA kernel, ``"1_im2col"`` or ``"2_implicit_conv"``, for study. The default is
+        the second; the first is a product of matrices, which on a GPU is cuBLAS's.
 
     Returns
     -------
@@ -159,7 +163,7 @@ def conv(
     Raises
     ------
     ValueError
-        If shapes, parameters or `out` do not fit.
+        If shapes, parameters or `out` do not fit, or there is no such kernel.
     TypeError
         If a dtype is not served, or the arrays are on different devices.
 
@@ -182,10 +186,14 @@ def conv(
         "conv", x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups
     )
 
+    launch.check_kernel("conv", kernel, launchers.CONV_KERNELS, x=x)
+
     def on_cpu(kernels, weights, bias, out):
         kernels.conv(x, weights, bias, out, g.stride, g.padding, g.dilation, g.groups)
 
-    return forward("conv", launchers.conv, on_cpu, g, x, w, bias, out, x.dtype, given)
+    return forward(
+        "conv", launchers.conv, on_cpu, g, x, w, bias, out, x.dtype, given, kernel=kernel
+    )
 
 
 def conv_backward(
@@ -249,6 +257,41 @@ def conv_backward(
         kernels.conv_grad_w(grad, x, grad_w, *options)
 
     return backward("conv_backward", launchers.conv_backward, on_cpu, g, grad, x, w)
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """``a @ b``; two matrices on a GPU as a 1x1 convolution, which needs no cuBLAS.
+
+    Parameters
+    ----------
+    a, b : array
+        At least 2-D, of one namespace. Matrices are float32 or float64 to take the kernels; best
+        is a `b` that is the transpose of a matrix in C order, as a linear layer's weight is.
+
+    Returns
+    -------
+    array
+    """
+    return conv(*_as_images(a, b))[:, :, 0, 0] if _is_convolution(a, b) else a @ b
+
+
+def matmul_backward(grad: Array, a: Array, b: Array) -> tuple[Array, Array]:
+    """Gradients of ``(matmul(a, b) * grad).sum()`` with respect to a and b."""
+    if not _is_convolution(a, b):
+        return grad @ b.swapaxes(-1, -2), a.swapaxes(-1, -2) @ grad
+    grad_a, grad_b = conv_backward(grad[:, :, None, None], *_as_images(a, b))
+    return grad_a[:, :, 0, 0], grad_b[:, :, 0, 0].T
+
+
+def _is_convolution(a: Array, b: Array) -> bool:
+    matrices = a.ndim == b.ndim == 2 and a.shape[1] == b.shape[0]
+    floats = a.dtype == b.dtype and a.dtype in (np.float32, np.float64)
+    return matrices and floats and launch.device_for(a) is not None
+
+
+def _as_images(a: Array, b: Array) -> tuple[Array, Array]:
+    """The rows of a as images of one pixel, the columns of b as filters of one tap."""
+    return a[:, :, None, None], b.T[:, :, None, None]
 
 
 @np.errstate(invalid="ignore", over="ignore")  # NaN and Inf go through in silence

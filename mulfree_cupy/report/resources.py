@@ -104,7 +104,8 @@ def variants() -> list[Variant]:
         _record_forward(device, dtype, depthwise)
     for dtype in (np.float32, np.float64):
         for channels in (64, 32, 16, 4):
-            _record_backward(device, dtype, ConvGeometry(2, channels, 16, 16, 8, (1, 1)))
+            for filters, kernel in ((channels, (3, 3)), (8, (1, 1))):
+                _record_backward(device, dtype, ConvGeometry(2, channels, 16, 16, filters, kernel))
         _record_backward(device, dtype, depthwise)
         for kernel in adder.ADDER_KERNELS[:4]:
             for size in (128, 64):
@@ -145,13 +146,20 @@ def _record_shift(device) -> None:
 def _record_forward(device, dtype, g: ConvGeometry) -> None:
     out_dtype = np.int32 if dtype is np.uint8 else dtype
     x, w = np.zeros(g.x_shape, dtype), np.zeros(g.w_shape, dtype)
-    kernel = "6_uint8" if dtype is np.uint8 else "5_implicit_conv"
-    adder.adder_conv(device, x, w, None, np.zeros(g.out_shape, out_dtype), g, kernel)
+    out = np.zeros(g.out_shape, out_dtype)
+    adder.adder_conv(device, x, w, None, out, g)
+    if dtype is not np.uint8:
+        convolution.conv(device, x, w, None, out, g)
 
 
 def _record_backward(device, dtype, g: ConvGeometry) -> None:
     x, w, grad = (np.zeros(shape, dtype) for shape in (g.x_shape, g.w_shape, g.out_shape))
-    adder.adder_conv_grad_x(device, grad, x, w, x, g)
+    for backward in (
+        adder.adder_conv_backward,
+        adder.adder_conv_sign_backward,
+        convolution.conv_backward,
+    ):
+        backward(device, grad, x, w, x, w, g)
 
 
 def _record_winograd(device) -> None:

@@ -1,0 +1,146 @@
+// grad_w: AdderNet's gradient of w, a product over the pixels whose columns are gathered from x
+//
+// Fixes: as a difference of two products, im2col and a pass that takes each channel's mean off x
+// Cost: 2 instructions a term, a difference and a multiply-add; pixels / F + pixels / P global
+// loads per weight
+//
+// parts[s, k, c, i, j] = sum over the pixels of part s of (x[n, c, h, w] - w[k, c, i, j]) times
+// g[n, k, oh, ow], with h = oh*sh - ph + i*dh, w = ow*sw - pw + j*dw. Outside the image x is 0, and
+// the pixel counts. F x P tiles of weights alone would leave a GPU idle, so the pixels of all images,
+// in a row, are cut into parts of `part` each; add_parts adds them up, always in the same order.
+//
+// As in the shift's fused_grad_w the pixels are the rows that are summed over and the taps are the
+// columns: their places still add up to the element's. A sum keeps its weight beside it, in
+// registers. The last pixels, fewer than a step has, are added one by one: a step would fill up with
+// zeros, and (0 - w) * 0 is no 0 where w is infinite.
+//
+// T: float or double. F, P, EACH_F, EACH_P, DEPTH: the tile, P taps. ENTRY and TERM: the kernel's
+// name and its term, for sign_grad_w and the ordinary convolution's grad_w.
+#ifndef T
+#define T float
+#endif
+#ifndef ENTRY
+#define ENTRY adder_grad_w
+#define TERM(x, w, g) (((x) - (w)) * (g))
+#endif
+#ifndef F
+#define F 64
+#define P 96
+#define EACH_F 8
+#define EACH_P 4
+#endif
+// Threads of a multiprocessor, as many as the registers of their sums allow.
+#ifndef RESIDENT
+#define RESIDENT (EACH_F == 8 || sizeof(T) == 8 ? 384 : 576)
+#endif
+#define X_PAD (16 / (int)sizeof(T))  // keeps the transposed stores off each other's banks
+
+struct Sum {
+  T total, w;
+};
+#define SUM Sum
+#define ADD_TERM(sum, x, g) (Sum{(sum).total + TERM(x, (sum).w, g), (sum).w})
+
+#include "tile.cuh"
+
+#define LINES (THREADS / DEPTH)  // filters, or taps, that the block loads at once
+#define FILTER_LOADS ((F - 1) / LINES + 1)
+#define TAP_LOADS ((P - 1) / LINES + 1)
+
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT / THREADS)
+    ENTRY(const T* g, const T* x, const T* w, T* parts, int images, int groups,
+          int channels,  // of one group, like filters
+          int height, int width, int filters, int kernel_h, int kernel_w, int stride_h, int stride_w,
+          int pad_h, int pad_w, int dilation_h, int dilation_w, int out_h, int out_w, int part) {
+  __shared__ Tap pixels[2][DEPTH];
+  __shared__ alignas(16) TILE x_tile[2][DEPTH][P + X_PAD];
+  __shared__ alignas(16) TILE g_tile[2][DEPTH][F + VECTOR];
+
+  const int plane = out_h * out_w, window = kernel_h * kernel_w, taps = channels * window;
+  const int first_pixel = blockIdx.y * part;
+  const int length = smaller(part, images * plane - first_pixel);
+  const int whole = length / DEPTH * DEPTH;
+  const int tap_tiles = (taps - 1) / P + 1, filter_tiles = (filters - 1) / F + 1;
+  const int first_t = (int)(blockIdx.x % tap_tiles) * P;
+  const int first_f = (int)(blockIdx.x / tap_tiles % filter_tiles) * F;
+  const int group = blockIdx.x / tap_tiles / filter_tiles;
+  const int line = threadIdx.x / DEPTH, l = threadIdx.x % DEPTH;
+
+  const auto column = [&](int t) -> Pixel {
+    const int c = t / window, h = t % window / kernel_w * dilation_h, w_ = t % kernel_w * dilation_w;
+    return {(c * height + h) * width + w_, t < taps ? h : NOWHERE, w_};
+  };
+  const auto row = [&](int p) -> Tap {
+    const int n = (first_pixel + p) / plane, q = (first_pixel + p) % plane;
+    const int h = q / out_w * stride_h - pad_h, w_ = q % out_w * stride_w - pad_w;
+    return {((n * groups + group) * channels * height + h) * width + w_, p < length ? h : NOWHERE,
+            w_, (n * groups + group) * filters * plane + q};
+  };
+
+  Pixel tap[TAP_LOADS];
+#pragma unroll
+  for (int i = 0; i < TAP_LOADS; ++i) tap[i] = column(first_t + line + i * LINES);
+
+  const auto decode = [&](int start) {
+    if (threadIdx.x < DEPTH)
+      pixels[start / DEPTH % 2][threadIdx.x] = row(start + (int)threadIdx.x);
+  };
+  T fetched_x[TAP_LOADS], fetched_g[FILTER_LOADS];
+  const auto fetch = [&](int start) {
+    const Tap pixel = pixels[start / DEPTH % 2][l];
+#pragma unroll
+    for (int i = 0; i < TAP_LOADS; ++i)
+      fetched_x[i] = gather(x, tap[i], pixel, height, width, (T)0);
+#pragma unroll
+    for (int i = 0; i < FILTER_LOADS; ++i) {
+      const int f = first_f + line + i * LINES;
+      fetched_g[i] = f < filters && start + l < length ? g[pixel.weight + f * plane] : (T)0;
+    }
+  };
+  const auto store = [&](int buffer) {
+#pragma unroll
+    for (int i = 0; i < TAP_LOADS; ++i)
+      if (P % LINES == 0 || line + i * LINES < P) x_tile[buffer][l][line + i * LINES] = fetched_x[i];
+#pragma unroll
+    for (int i = 0; i < FILTER_LOADS; ++i)
+      if (F % LINES == 0 || line + i * LINES < F) g_tile[buffer][l][line + i * LINES] = fetched_g[i];
+  };
+
+  const int first_weight = group * filters * taps;
+  // The filter and the tap of a thread's own sums.
+  const auto filter_of = [&](int f) { return first_f + position<EACH_F, THREADS_F>(THREAD_F, f); };
+  const auto tap_of = [&](int t) { return first_t + position<EACH_P, THREADS_P>(THREAD_P, t); };
+  Sum sum[EACH_F][EACH_P];
+#pragma unroll
+  for (int f = 0; f < EACH_F; ++f)
+#pragma unroll
+    for (int t = 0; t < EACH_P; ++t) {
+      const bool inside = filter_of(f) < filters && tap_of(t) < taps;
+      sum[f][t] = {0, inside ? w[first_weight + filter_of(f) * taps + tap_of(t)] : (T)0};
+    }
+  sum_steps(sum, x_tile, g_tile, whole, decode, fetch, store);
+
+
+#pragma unroll 1
+  for (int p = whole; p < length; ++p) {
+    const Tap pixel = row(p);
+    T g_values[EACH_F];
+#pragma unroll
+    for (int f = 0; f < EACH_F; ++f)
+      g_values[f] = filter_of(f) < filters ? g[pixel.weight + filter_of(f) * plane] : (T)0;
+#pragma unroll
+    for (int t = 0; t < EACH_P; ++t) {
+      const T x_value = gather(x, column(tap_of(t)), pixel, height, width, (T)0);
+#pragma unroll
+      for (int f = 0; f < EACH_F; ++f) sum[f][t] = ADD_TERM(sum[f][t], x_value, g_values[f]);
+    }
+  }
+
+  T* own = parts + (long long)blockIdx.y * groups * filters * taps + first_weight;
+#pragma unroll
+  for (int f = 0; f < EACH_F; ++f)
+#pragma unroll
+    for (int t = 0; t < EACH_P; ++t)
+      if (filter_of(f) < filters && tap_of(t) < taps)
+        own[filter_of(f) * taps + tap_of(t)] = sum[f][t].total;
+}

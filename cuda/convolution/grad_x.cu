@@ -1,0 +1,44 @@
+// grad_x: the ordinary convolution's gradient of x, gathered: a product with the windows turned round
+//
+// Fixes: a matrix kh*kw times x, written and read once more by col2im
+// Cost: one multiply-add a term; the loads of the adder's grad_x
+//
+// grad_x[n, c, h, w] = sum over k, i, j of w[k, c, i, j] * g[n, k, oh, ow], with
+// oh*sh - ph + i*dh = h and ow*sw - pw + j*dw = w.
+//
+// T, C, P, EACH_C, EACH_P, DEPTH: see transposed.cuh.
+#include "../adder/transposed.cuh"
+
+extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
+    conv_grad_x(const T* g, const T* w, T* grad_x, int images, int groups,
+                int channels,  // of one group, like filters
+                int height, int width, int filters, int kernel_h, int kernel_w, int stride_h,
+                int stride_w, int pad_h, int pad_w, int dilation_h, int dilation_w, int step_h,
+                int step_w, int out_h, int out_w) {
+  const Part& part =
+      part_of_block({height, kernel_h, stride_h, pad_h, dilation_h, step_h, out_h},
+                    {width, kernel_w, stride_w, pad_w, dilation_w, step_w, out_w}, images, groups,
+                    channels, filters);
+  if (part.empty()) return;
+
+  T sum[EACH_C][EACH_P] = {};
+  const auto itself = [](T value) { return value; };
+  sum_windows(part, g, w, (T)0, itself, itself, [&](const GradTile& gs, const WeightTile& ws) {
+#pragma unroll
+    for (int l = 0; l < DEPTH; ++l)
+#pragma unroll
+      for (int c = 0; c < EACH_C; ++c)
+#pragma unroll
+        for (int p = 0; p < EACH_P; ++p)
+          sum[c][p] += ws[l][THREAD_C + c] * gs[l][THREAD_P + p];
+  });
+
+#pragma unroll
+  for (int p = 0; p < EACH_P; ++p) {
+    const int at = part.element(part.first_p + THREAD_P + p);
+#pragma unroll
+    for (int c = 0; c < EACH_C; ++c)
+      if (at >= 0 && part.first_c + THREAD_C + c < channels)
+        grad_x[at + (part.first_c + THREAD_C + c) * height * width] = sum[c][p];
+  }
+}
