@@ -15,7 +15,16 @@ from pathlib import Path
 import numpy as np
 
 from mulfree_cupy.geometry import ConvGeometry
-from mulfree_cupy.launch import adder, convolution, cross_entropy, sgd, shift, source, winograd
+from mulfree_cupy.launch import (
+    adder,
+    batch_norm,
+    convolution,
+    cross_entropy,
+    sgd,
+    shift,
+    source,
+    winograd,
+)
 from mulfree_cupy.ops.winograd import WinogradWeights, winograd_matrices
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
@@ -120,6 +129,7 @@ def variants() -> list[Variant]:
     _record_shift(device)
     _record_winograd(device)
     _record_training(device)
+    _record_batch_norm(device)
     return sorted(device.variants.values(), key=lambda v: v.path)
 
 
@@ -197,6 +207,19 @@ def _record_training(device) -> None:
             sgd.sgd(device, np.zeros(1), w, w, w, **options)
         logits, one = np.zeros((2, 10), dtype), np.zeros(1, dtype)
         cross_entropy.cross_entropy(device, logits, one, one, one, logits)
+
+
+def _record_batch_norm(device) -> None:
+    """Channels of few elements, of as many as registers hold, and of more; with odd planes too."""
+    for dtype in (np.float32, np.float64):
+        c = np.zeros(2, dtype)
+        for images, pixels in ((4, 49), (4, 64), (128, 49), (128, 64), (512, 49), (512, 64)):
+            x = np.zeros((images, 2, pixels), dtype)
+            able = batch_norm.BATCH_NORM_KERNELS[: 2 if images == 512 else 3]
+            for kernel in able:
+                batch_norm.batch_norm(device, x, c, c, x, x, c, c, (c, c), True, 1e-5, 0.1, kernel)
+            batch_norm.batch_norm_given(device, x, c, c, x, x, c, c, True, 1e-5)
+            batch_norm.batch_norm_backward(device, x, x, x, c, c, c, x, c, c, x, True, 1e-5, False)
 
 
 def compile_variant(variant: Variant, architecture: str) -> Row:
