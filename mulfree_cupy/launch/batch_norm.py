@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mulfree_cupy.launch.convolution import INT32, c_type, check_sizes, int32, on_device_of_arrays
+from mulfree_cupy.launch.sizes import INT32, c_type, check_sizes, int32, on_device_of_arrays
 from mulfree_cupy.launch.tiles import vector
 
 BATCH_NORM_KERNELS = ("1_three_passes", "2_parts", "3_registers")
