@@ -288,3 +288,20 @@ def cross_entropy(logits, labels):
     wanted[chosen] = 1
     right = np.sum(logits.argmax(axis=1) == labels)
     return -np.log(softmax[chosen]).mean(), right, (softmax - wanted) / len(labels)
+
+
+def move(images, dy, dx, flip):
+    """Pixels shifted by (dy, dx) and then mirrored, image by image; 0 outside."""
+    out = np.zeros_like(images)
+    _, _, height, width = images.shape
+    for n, h, w in np.ndindex(len(images), height, width):
+        row, column = h + dy[n], (width - 1 - w if flip[n] else w) + dx[n]
+        if 0 <= row < height and 0 <= column < width:
+            out[n, :, h, w] = images[n, :, row, column]
+    return out
+
+
+def batch(images, plan, mean, std):
+    """What the rows (image, dy, dx, flip) of a plan show, normalised."""
+    moved = move(images[plan[:, 0]], *plan[:, 1:].T)
+    return (moved - np.float64(mean)) / np.float64(std)

@@ -14,6 +14,7 @@ from mulfree_cupy.data.augment import Compose, RandomCrop, RandomFlip
 from mulfree_cupy.data.cache import cached
 from mulfree_cupy.data.dataset import Dataset, split, statistics
 from mulfree_cupy.data.digits import load_digits
+from mulfree_cupy.data.feed import Feed
 from mulfree_cupy.data.loader import Loader
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "CIFAR_STD",
     "Compose",
     "Dataset",
+    "Feed",
     "Loader",
     "RandomCrop",
     "RandomFlip",

@@ -1,13 +1,52 @@
-"""Random augmentation of whole batches of uint8 images."""
+"""Random augmentation of whole batches of uint8 images.
+
+What crops and flips do to an image is drawn on the host, by `draw`, and may be done elsewhere: a
+GPU that is told the moves shows the very images that a call shows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 Augment = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+class Moves(NamedTuple):
+    """A shift of each image, and whether it is mirrored.
+
+    Image n becomes ``y[c, h, w] = image[c, h + dy[n], v + dx[n]]``, 0 outside, with
+    ``v = W - 1 - w if flip[n] else w``.
+    """
+
+    dy: np.ndarray
+    dx: np.ndarray
+    flip: np.ndarray
+
+    def then(self, other: Moves) -> Moves:
+        """These moves and the others after them.
+
+        Raises
+        ------
+        ValueError
+            If both shift an image: what leaves it between them does not come back.
+        """
+        shifted = [(moves.dy != 0) | (moves.dx != 0) for moves in (self, other)]
+        if (shifted[0] & shifted[1]).any():
+            raise ValueError("draw: an image can be cropped once, not cropped again")
+        return Moves(
+            self.dy + other.dy,
+            self.dx + np.where(self.flip, -other.dx, other.dx),
+            self.flip ^ other.flip,
+        )
+
+
+def still(count: int) -> Moves:
+    """The moves that leave so many images as they are."""
+    return Moves(np.zeros(count, int), np.zeros(count, int), np.zeros(count, bool))
 
 
 @dataclass(frozen=True)
@@ -38,14 +77,19 @@ class RandomCrop:
         if not isinstance(self.padding, int) or self.padding < 0:
             raise ValueError(f"RandomCrop: padding must be an int of at least 0: {self.padding!r}")
 
+    def draw(self, rng: np.random.Generator, count: int) -> Moves:
+        """The moves of so many images."""
+        dy, dx = rng.integers(0, 2 * self.padding + 1, (2, count)) - self.padding
+        return still(count)._replace(dy=dy, dx=dx)
+
     def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         count, channels, height, width = images.shape
         pad = self.padding
         padded = np.zeros((count, channels, height + 2 * pad, width + 2 * pad), images.dtype)
         padded[:, :, pad : pad + height, pad : pad + width] = images
         windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
-        dy, dx = rng.integers(0, 2 * pad + 1, (2, count))
-        return windows[np.arange(count), :, dy, dx]
+        moves = self.draw(rng, count)
+        return windows[np.arange(count), :, pad + moves.dy, pad + moves.dx]
 
 
 @dataclass(frozen=True)
@@ -73,8 +117,12 @@ class RandomFlip:
         if not 0 <= self.probability <= 1:
             raise ValueError(f"RandomFlip: probability must be in 0..1: {self.probability!r}")
 
+    def draw(self, rng: np.random.Generator, count: int) -> Moves:
+        """The moves of so many images."""
+        return still(count)._replace(flip=rng.random(count) < self.probability)
+
     def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        flipped = np.flatnonzero(rng.random(len(images)) < self.probability)
+        flipped = np.flatnonzero(self.draw(rng, len(images)).flip)
         out = images.copy()
         out[flipped] = images[flipped][..., ::-1]
         return out
@@ -102,7 +150,37 @@ class Compose:
     def __repr__(self) -> str:
         return f"Compose({', '.join(map(repr, self.augments))})"
 
+    def draw(self, rng: np.random.Generator, count: int) -> Moves:
+        """The moves of so many images.
+
+        Raises
+        ------
+        TypeError
+            If one of the augmentations draws no moves.
+        ValueError
+            If an image is cropped twice.
+        """
+        moves = still(count)
+        for augment in self.augments:
+            moves = moves.then(drawn(augment, rng, count))
+        return moves
+
     def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         for augment in self.augments:
             images = augment(images, rng)
         return images
+
+
+def drawn(augment: Augment | None, rng: np.random.Generator, count: int) -> Moves:
+    """The moves that an augmentation draws for so many images.
+
+    Raises
+    ------
+    TypeError
+        If it draws none: it is no crop, no flip, and not composed of them.
+    """
+    if augment is None:
+        return still(count)
+    if not hasattr(augment, "draw"):
+        raise TypeError(f"draw: {augment!r} draws no moves, as RandomCrop and RandomFlip do")
+    return augment.draw(rng, count)

@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 
 from mulfree_cupy import geometry
-from mulfree_cupy.data.augment import Augment
+from mulfree_cupy.data.augment import Augment, drawn
 from mulfree_cupy.data.dataset import Dataset
 
 
@@ -97,9 +97,9 @@ class Loader:
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.float32, np.float64):
             raise TypeError(f"Loader: dtype must be float32 or float64, got {self.dtype}")
-        self._mean = self._channels("mean", mean)
-        self._std = self._channels("std", std)
-        if not (self._std > 0).all():
+        self.mean = self._channels("mean", mean)
+        self.std = self._channels("std", std)
+        if not (self.std > 0).all():
             raise ValueError(f"Loader: std must be positive, got {std}")
 
     def __len__(self) -> int:
@@ -108,9 +108,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         epoch = geometry.integer("Loader", "epoch", self.epoch, 0)
-        order = np.arange(len(self.dataset))
-        if self.shuffle:
-            np.random.default_rng((self.seed, epoch, 0)).shuffle(order)
+        order = self._order(epoch)
         pool = ThreadPoolExecutor(1, thread_name_prefix="mulfree-loader")
         batches = (pool.submit(self._batch, order, epoch, number) for number in range(len(self)))
         try:
@@ -123,15 +121,51 @@ class Loader:
             pool.shutdown(cancel_futures=True)
         self.epoch = epoch + 1
 
+    def plan(self, epoch: int) -> np.ndarray:
+        """What an epoch shows, in its order, for another place than this one to prepare it.
+
+        Parameters
+        ----------
+        epoch : int
+
+        Returns
+        -------
+        ndarray of int32, shape (number of images, 4)
+            Rows ``(image, dy, dx, flip)``, as in `Moves`.
+
+        Raises
+        ------
+        TypeError
+            If `augment` draws no moves.
+        ValueError
+            If it crops an image twice.
+        """
+        order = self._order(geometry.integer("Loader.plan", "epoch", epoch, 0))
+        plan = np.empty((len(order), 4), np.int32)
+        plan[:, 0] = order
+        for number in range(len(self)):
+            rows = plan[number * self.batch_size : (number + 1) * self.batch_size, 1:]
+            rows.T[:] = drawn(self.augment, self._rng(epoch, number), len(rows))
+        return plan
+
+    def _order(self, epoch: int) -> np.ndarray:
+        order = np.arange(len(self.dataset))
+        if self.shuffle:
+            np.random.default_rng((self.seed, epoch, 0)).shuffle(order)
+        return order
+
+    def _rng(self, epoch: int, number: int) -> np.random.Generator:
+        """Of a batch's augmentation; stream 0 of the epoch is the order's."""
+        return np.random.default_rng((self.seed, epoch, number + 1))
+
     def _batch(self, order: np.ndarray, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray]:
         chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
         images = self.dataset.images[chosen]
         if self.augment is not None:
-            # Stream 0 of the epoch is the order's.
-            images = self.augment(images, np.random.default_rng((self.seed, epoch, number + 1)))
+            images = self.augment(images, self._rng(epoch, number))
         normalised = images.astype(self.dtype)
-        normalised -= self._mean
-        normalised /= self._std
+        normalised -= self.mean
+        normalised /= self.std
         return normalised, self.dataset.labels[chosen]
 
     def _channels(self, name: str, value: float | np.ndarray) -> np.ndarray:

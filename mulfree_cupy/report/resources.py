@@ -17,6 +17,7 @@ import numpy as np
 from mulfree_cupy.geometry import ConvGeometry
 from mulfree_cupy.launch import (
     adder,
+    batch,
     batch_norm,
     convolution,
     cross_entropy,
@@ -126,11 +127,21 @@ def variants() -> list[Variant]:
     for dtype in (np.float32, np.float64):
         x = np.zeros(depthwise.x_shape, dtype)
         convolution.col2im(device, np.zeros(depthwise.cols_shape, dtype), x, depthwise)
+    _record_batch(device)
     _record_shift(device)
     _record_winograd(device)
     _record_training(device)
     _record_batch_norm(device)
     return sorted(device.variants.values(), key=lambda v: v.path)
+
+
+def _record_batch(device) -> None:
+    images, labels, plan = np.zeros((2, 3, 32, 32), np.uint8), np.zeros(2, np.int32), np.zeros(0)
+    for dtype in (np.float32, np.float64):
+        y, number = np.zeros(images.shape, dtype), np.zeros((), dtype)
+        batch.take(device, images, labels, plan, number, number, plan, y, labels, 2)
+        for right in (np.int32, np.int64):
+            batch.tally(device, number, right(0), plan, 2)
 
 
 def _record_shift(device) -> None:

@@ -20,7 +20,9 @@ from tqdm import tqdm
 from mulfree_cupy import data, models, nn, optim
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.autograd import Tensor, apply, no_grad
+from mulfree_cupy.data.feed import Progress
 from mulfree_cupy.train import checkpoint
+from mulfree_cupy.train.device import DeviceSteps
 
 AUGMENTATIONS = {
     "none": None,
@@ -128,6 +130,7 @@ class Training:
                 "image, which batch normalisation cannot take; choose another batch size"
             )
         self.classes = train.classes
+        self.device_steps: DeviceSteps | None = None  # made when the first epoch begins
 
     def run(self, *, progress: bool = True) -> History:
         """Train to the recipe's last epoch.
@@ -151,26 +154,24 @@ class Training:
         self.optimiser.rate = self.schedule(self.epoch)
         self.loader.epoch = self.epoch
         start = time.perf_counter()
-        left = itertools.islice(self.loader, self.step, None)  # what an interruption left over
+        steps = self._host_steps() if self.xp is np else self._device_steps()
         bar = tqdm(
-            left,
+            steps,
             total=len(self.loader),
             initial=self.step,
             desc=f"epoch {self.epoch + 1}/{self.recipe.epochs}",
             disable=None if progress else True,  # None: where nobody watches
             leave=False,
         )
-        for images, labels in bar:
-            loss, right = self._train_step(images, labels)
-            self.step += 1
-            self.sums["loss"] += loss * len(labels)
-            self.sums["right"] += right
-            self.sums["seen"] += len(labels)
-            bar.set_postfix(loss=f"{self.sums['loss'] / self.sums['seen']:.3f}")
-            if asked_to_stop:
-                bar.close()
-                self._save()
-                raise Interrupted
+        with contextlib.closing(steps), bar:
+            for _ in bar:
+                if self.sums["seen"]:
+                    bar.set_postfix(loss=f"{self.sums['loss'] / self.sums['seen']:.3f}")
+                if asked_to_stop:
+                    break
+        if asked_to_stop:
+            self._save()
+            raise Interrupted
         seen = self.sums["seen"]
         self.history.train_loss.append(self.sums["loss"] / seen)
         self.history.train_accuracy.append(self.sums["right"] / seen)
@@ -179,23 +180,57 @@ class Training:
         self.epoch, self.step = self.epoch + 1, 0
         self.sums = dict.fromkeys(self.sums, 0)
 
+    def _host_steps(self) -> Iterator[None]:
+        """The steps that an interruption left over of the epoch."""
+        for images, labels in itertools.islice(self.loader, self.step, None):
+            self._seed_dropout()
+            loss, right = self._train_step(images, labels)
+            self.step += 1
+            self.sums["loss"] += loss * len(labels)
+            self.sums["right"] += right
+            self.sums["seen"] += len(labels)
+            yield
+
     def _train_step(self, images: np.ndarray, labels: np.ndarray) -> tuple[float, int]:
-        self._seed_dropout()
-        x, labels = self.xp.asarray(images), self.xp.asarray(labels)
-        logits = self.model(Tensor(x))
+        logits = self.model(Tensor(images))
         loss = apply("cross_entropy", logits, labels=labels)
         value = loss.item()
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"the loss is {value} in epoch {self.epoch + 1}, step {self.step + 1}; "
-                f"{_first_fault(self.model, x)}"
+                f"{_first_fault(self.model, images)}"
             )
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
         return value, int((logits.data.argmax(axis=1) == labels).sum())
 
+    def _device_steps(self) -> Iterator[None]:
+        """The same on a GPU, whose progress is known later."""
+        if self.device_steps is None:
+            self.device_steps = DeviceSteps(self.model, self.optimiser, self.loader, self.xp)
+        done = Progress(self.sums["loss"], self.sums["right"], self.step)
+        try:
+            for known in self.device_steps.epoch(self.epoch, done, self._seed_dropout):
+                self.step += 1
+                if known is not None:
+                    self._know(known)
+                yield
+        finally:
+            self._know(self.device_steps.progress())
+
+    def _know(self, progress: Progress) -> None:
+        if progress.fault >= 0:
+            raise FloatingPointError(
+                f"the loss is {progress.loss} in epoch {self.epoch + 1}, step "
+                f"{int(progress.fault) + 1}; the network has gone on from there: to learn which "
+                "layer is at fault, resume the last checkpoint with device='cpu'"
+            )
+        seen = min(int(progress.step) * self.loader.batch_size, len(self.loader.dataset))
+        self.sums = {"loss": progress.loss, "right": int(progress.right), "seen": seen}
+
     def _seed_dropout(self) -> None:
+        """A step's masks depend on the place of the step alone."""
         for i, (_, module) in enumerate(self.model.modules()):
             if isinstance(module, nn.Dropout):
                 module.rng = np.random.default_rng((self.recipe.seed, self.epoch, self.step, i))

@@ -1,0 +1,42 @@
+// take: a batch of the epoch's plan, out of a data set of bytes: cropped, flipped, normalised
+//
+// Fixes: preparing batches on the host, which sends four bytes a value to the device
+// Cost: one byte read and one element written per value; 16 bytes of the plan and a label an image
+//
+// y[n, c, h, w] = (image[c, h + dy, v + dx] - mean[c]) / std[c] with v = W - 1 - w if the image is
+// flipped, else w, and pixels of 0 outside of it. Image, dy, dx and flip are row n of the plan's
+// rows for this batch; which batch that is the device itself knows, from progress.cuh, so that the
+// launch is the same in every step.
+//
+// T: float or double, the elements of mean, std and y.
+#ifndef T
+#define T float
+#endif
+
+#include "progress.cuh"
+
+struct alignas(16) Move {
+  int image, dy, dx, flip;
+};
+
+extern "C" __global__ void take(const unsigned char* images, const int* labels, const Move* plan,
+                                const T* mean, const T* std, const Progress* progress, T* y,
+                                int* shown,  // labels of the batch
+                                int count, int batch_size, int channels, int height, int width) {
+  const int pixel = blockIdx.x * blockDim.x + threadIdx.x, plane = height * width;
+  if (pixel >= plane) return;
+  const int row = pixel / width, column = pixel % width;
+  plan += (long long)progress->step * batch_size;
+
+  for (int n = blockIdx.z; n < count; n += gridDim.z) {
+    const Move move = plan[n];
+    const int h = row + move.dy, w = (move.flip ? width - 1 - column : column) + move.dx;
+    const bool inside = h >= 0 && h < height && w >= 0 && w < width;
+    for (int c = blockIdx.y; c < channels; c += gridDim.y) {
+      const long long from = (long long)move.image * channels + c;
+      const T value = inside ? (T)images[(from * height + h) * width + w] : (T)0;
+      y[((long long)n * channels + c) * plane + pixel] = (value - mean[c]) / std[c];
+    }
+    if (pixel == 0 && blockIdx.y == 0) shown[n] = labels[move.image];
+  }
+}

@@ -1,0 +1,101 @@
+"""A loader's batches made on the device, from one copy there of the data set's bytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mulfree_cupy import launch
+from mulfree_cupy.arrays import Array
+from mulfree_cupy.data.loader import Loader
+from mulfree_cupy.launch import batch
+from mulfree_cupy.launch.batch import Progress
+
+
+class Feed:
+    """The batches of a loader, the same bits, made on a GPU by one launch each.
+
+    The order of an epoch and the moves of its images are drawn on the host and copied to the device
+    when the epoch starts. From then on the device keeps count itself: `take` and `tally` are the
+    same launches in every step, so a CUDA graph can hold them, and nothing waits.
+
+    Parameters
+    ----------
+    loader : Loader
+        Its `augment`, if any, must draw moves, as `RandomCrop` and `RandomFlip` do.
+    xp : module
+        CuPy, or NumPy inside `mulfree_cupy.emulated_cuda`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import mulfree_cupy as mf
+    >>> from mulfree_cupy import data
+    >>> train, _ = data.load("digits")
+    >>> mean, std = data.statistics(train)
+    >>> loader = data.Loader(train, 500, shuffle=True, mean=mean, std=std, seed=0)
+    >>> with mf.emulated_cuda():
+    ...     feed = data.Feed(loader, np)
+    ...     feed.start(0)
+    ...     images, labels = feed.take(500)
+    >>> theirs, _ = next(iter(loader))
+    >>> np.array_equal(images, theirs)
+    True
+    """
+
+    def __init__(self, loader: Loader, xp: Any):
+        self.loader = loader
+        self.images = xp.asarray(loader.dataset.images)
+        self.labels = xp.asarray(loader.dataset.labels.astype(np.int32))
+        self.mean, self.std = (
+            xp.asarray(np.ascontiguousarray(a)).reshape(-1) for a in (loader.mean, loader.std)
+        )
+        self.plan = xp.empty((len(loader.dataset), 4), np.int32)
+        self.progress = xp.zeros(len(Progress._fields))
+        self._xp = xp
+
+    def start(self, epoch: int, progress: Progress | None = None) -> None:
+        """Begin an epoch, or go on with it after what is done of it."""
+        self.plan[...] = self._xp.asarray(self.loader.plan(epoch))
+        self.progress[...] = self._xp.asarray(np.array(progress or Progress()))
+
+    def take(self, count: int) -> tuple[Array, Array]:
+        """The images (count, C, H, W) and labels of the next batch."""
+        shape = count, *self.images.shape[1:]
+        images = self._xp.empty(shape, self.loader.dtype)
+        labels = self._xp.empty(count, np.int32)
+        batch.take(
+            launch.device_for(images), self.images, self.labels, self.plan, self.mean, self.std,
+            self.progress, images, labels, self.loader.batch_size,
+        )  # fmt: skip
+        return images, labels
+
+    def tally(self, loss: Array, right: Array, count: int) -> None:
+        """Add a batch's mean loss and number of right answers, and go on to the next batch."""
+        batch.tally(launch.device_for(loss), loss, right, self.progress, count)
+
+    def read(self) -> Reading:
+        """The progress as it is when the device has come this far."""
+        return Reading(self.progress)
+
+
+class Reading:
+    """A copy of some progress to the host, on its way until `wait` has returned."""
+
+    def __init__(self, progress: Array):
+        if isinstance(progress, np.ndarray):
+            self._event, self._host = None, progress.copy()
+            return
+        import cupy
+        import cupyx
+
+        self._host = cupyx.empty_pinned(progress.shape, progress.dtype)
+        progress.get(out=self._host, blocking=False)
+        self._event = cupy.cuda.get_current_stream().record()
+
+    def wait(self) -> Progress:
+        """The progress, once the device has come as far as it was when `read` was called."""
+        if self._event is not None:
+            self._event.synchronize()
+        return Progress(*self._host.tolist())

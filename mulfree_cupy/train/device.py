@@ -1,0 +1,92 @@
+"""Training steps on a GPU that the host starts and does not wait for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from mulfree_cupy import data, nn, optim
+from mulfree_cupy.arrays import Array
+from mulfree_cupy.autograd import Tensor, apply
+from mulfree_cupy.data.feed import Progress, Reading
+from mulfree_cupy.train.replay import Replay
+
+AHEAD = 32  # steps between two readings of the progress; the host is two of them ahead at most
+
+
+class DeviceSteps:
+    """The steps of an epoch: batch, forward, backward and update in one go on the device.
+
+    Whole batches are replayed as a CUDA graph where the network allows it (see `Replay`); the
+    short one at the end of an epoch is launched as it is.
+
+    Parameters
+    ----------
+    model : Module
+    optimiser : SGD
+    loader : Loader
+    xp : module
+        CuPy, or NumPy inside `mulfree_cupy.emulated_cuda`, which has no graphs.
+    """
+
+    def __init__(self, model: nn.Module, optimiser: optim.SGD, loader: data.Loader, xp: Any):
+        self.model, self.optimiser = model, optimiser
+        self.feed = data.Feed(loader, xp)
+        self.batch_size, self.images = loader.batch_size, len(loader.dataset)
+        whole = lambda: self._step(self.batch_size)  # noqa: E731
+        self.replay = None if xp is np else Replay(whole, self._state)
+        self._run_whole = self.replay or whole
+        self._stream = self.replay.stream if self.replay else contextlib.nullcontext()
+        self._xp = xp
+
+    def epoch(
+        self, epoch: int, done: Progress, before: Callable[[], None]
+    ) -> Iterator[Progress | None]:
+        """Run the steps of an epoch that are left; after each, what is known of the progress.
+
+        Parameters
+        ----------
+        epoch : int
+        done : Progress
+            What an earlier run of this epoch has done.
+        before : callable
+            Called before each step is started.
+        """
+        if self.replay is not None:
+            self._xp.cuda.get_current_stream().synchronize()  # with what it did to the network
+            self.replay.start_anew()
+        with self._stream:
+            self.feed.start(epoch, done)
+        reading: Reading | None = None
+        for step in range(int(done.step), -(-self.images // self.batch_size)):
+            before()
+            count = min(self.batch_size, self.images - step * self.batch_size)
+            known = None
+            with self._stream:
+                self._run_whole() if count == self.batch_size else self._step(count)
+                if step % AHEAD == AHEAD - 1:
+                    known = reading and reading.wait()
+                    reading = self.feed.read()
+            yield known
+
+    def progress(self) -> Progress:
+        """What has been done of the epoch; waits for the device."""
+        with self._stream:
+            return self.feed.read().wait()
+
+    def _step(self, count: int) -> None:
+        images, labels = self.feed.take(count)
+        logits = self.model(Tensor(images))
+        loss = apply("cross_entropy", logits, labels=labels)
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        right = (logits.data.argmax(axis=1) == labels).sum()
+        self.feed.tally(loss.data, right, count)
+
+    def _state(self) -> dict[str, Array]:
+        arrays = {name: value for name, _, _, value in self.model._state()}
+        return {n: v.data if isinstance(v, Tensor) else v for n, v in arrays.items()}
