@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mulfree_cupy.launch.sizes import c_type, int32, on_device_of_arrays, plane_launch
+from mulfree_cupy.launch.convolution import plane_launch
+from mulfree_cupy.launch.sizes import c_type, int32, on_device_of_arrays
 
 
 class Progress(NamedTuple):
