@@ -145,6 +145,42 @@ def shift_adder_conv_backward(grad, x, w, shifts, *, stride=1):
     return _shifted_backward(adder_conv_backward, grad, x, w, shifts, stride)
 
 
+def _along(x, channels):
+    """Numbers by channel, laid along the channels of x."""
+    return np.asarray(channels, np.float64).reshape(-1, *(1,) * (x.ndim - 2))
+
+
+def _all_but_channels(x):
+    return (0, *range(2, x.ndim))
+
+
+def moments(x):
+    x = np.asarray(x, np.float64)
+    return x.mean(axis=_all_but_channels(x)), x.var(axis=_all_but_channels(x))
+
+
+def batch_norm(x, weight, bias, residual=0, *, relu=False, eps=1e-5, mean=None, variance=None):
+    if mean is None:
+        mean, variance = moments(x)
+    mean, variance, weight, bias = (_along(x, a) for a in (mean, variance, weight, bias))
+    y = (x - mean) / np.sqrt(variance + eps) * weight + bias + residual
+    return np.where(y < 0, 0, y) if relu else y
+
+
+def batch_norm_backward(grad, x, y, weight, mean, variance, *, relu=False, eps=1e-5, fixed=False):
+    """Gradients of x, weight, bias and residual: those that go by mean and variance too."""
+    axes, inverse = _all_but_channels(x), 1 / np.sqrt(_along(x, variance) + eps)
+    flow = np.where(y > 0, grad, 0.0) if relu else np.asarray(grad, np.float64)
+    hat = (x - _along(x, mean)) * inverse
+    grad_weight, grad_bias = (flow * hat).sum(axis=axes), flow.sum(axis=axes)
+    grad_hat = flow * _along(x, weight)
+    grad_x = grad_hat * inverse
+    if not fixed:
+        average = grad_hat.mean(axis=axes, keepdims=True)
+        grad_x = grad_x - inverse * (average + hat * (grad_hat * hat).mean(axes, keepdims=True))
+    return grad_x, grad_weight, grad_bias, flow
+
+
 def adaptive_rate(grad_w, eta=0.2):
     grad_w = np.asarray(grad_w, np.float64)
     return grad_w * eta * np.sqrt(grad_w.size) / np.linalg.norm(grad_w)

@@ -137,16 +137,12 @@ def _with_bias(backward, x, w, bias, options):
     return pullback
 
 
-def batch_norm(
-    x, weight, bias, residual=None, *, relu, eps, mean=None, variance=None, observe=None
-):
-    """`observe(mean, variance, count)` is told the batch's statistics, if none are given."""
+def batch_norm(x, weight, bias, residual=None, *, relu, eps, mean=None, variance=None, **following):
+    """`following` are the running statistics and their momentum."""
     fixed = mean is not None
     y, mean, variance = normalisation.batch_norm(
-        x, weight, bias, residual, relu=relu, eps=eps, mean=mean, variance=variance
+        x, weight, bias, residual, relu=relu, eps=eps, mean=mean, variance=variance, **following
     )
-    if not fixed and observe is not None:
-        observe(mean, variance, x.size // len(weight))
 
     def pullback(g):
         gradients = normalisation.batch_norm_backward(

@@ -134,7 +134,8 @@ class BatchNorm(Module):
     relu : bool
         Whether a ReLU follows.
     eps, momentum : float
-        ``running = (1 - momentum) * running + momentum * batch``, the batch's variance unbiased.
+        ``running = (1 - momentum) * running + momentum * batch``, the batch's variance unbiased;
+        in place.
     """
 
     def __init__(
@@ -149,19 +150,12 @@ class BatchNorm(Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         if self.training:
-            statistics = {"observe": self._observe}
+            running = self.running_mean, self.running_var
+            statistics = {"running": running, "momentum": self.momentum}
         else:
             statistics = {"mean": self.running_mean, "variance": self.running_var}
         inputs = [x, self.weight, self.bias] + ([] if residual is None else [residual])
         return apply("batch_norm", *inputs, relu=self.relu, eps=self.eps, **statistics)
-
-    def _observe(self, mean, variance, count):
-        if count < 2:
-            raise ValueError("BatchNorm: one value a channel has no variance; use a larger batch")
-        share = self.momentum
-        self.running_mean = (1 - share) * self.running_mean + share * mean
-        unbiased = variance * (count / (count - 1))
-        self.running_var = (1 - share) * self.running_var + share * unbiased
 
 
 class ReLU(Module):

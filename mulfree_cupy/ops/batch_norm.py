@@ -1,6 +1,7 @@
 """Batch normalisation with the residual and the ReLU that follow it, in as few passes as it takes.
 
-On the CPU a pass is a compiled kernel; on the GPU, and without a compiler, an array expression.
+On the CPU a pass is a compiled kernel, or without a compiler an array expression; on the GPU the
+passes are those of cuda/batch_norm.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import numpy as np
 
 from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
+from mulfree_cupy.launch import batch_norm as launchers
 
 __all__ = ["batch_norm", "batch_norm_backward"]
 
@@ -25,6 +27,9 @@ def batch_norm(
     eps: float = 1e-5,
     mean: Array | None = None,
     variance: Array | None = None,
+    running: tuple[Array, Array] | None = None,
+    momentum: float = 0.1,
+    kernel: str | None = None,
 ) -> tuple[Array, Array, Array]:
     """Normalise each channel over the batch and the pixels.
 
@@ -41,6 +46,12 @@ def batch_norm(
         Added to the variance.
     mean, variance : arrays, shape (C,), optional
         Use these in the place of the batch's own.
+    running : pair of arrays, shape (C,), optional
+        A mean and a variance that follow the batch's own, in place:
+        ``running = (1 - momentum) * running + momentum * batch``, the batch's variance unbiased.
+    momentum : float
+    kernel : str, optional
+        A CUDA kernel for the batch's own statistics: "1_three_passes", "2_parts" or "3_registers".
 
     Returns
     -------
@@ -51,8 +62,9 @@ def batch_norm(
     Raises
     ------
     ValueError
-        If shapes do not fit, mean is given without variance or the other way round, or a batch
-        without elements has no statistics.
+        If shapes do not fit, mean is given without variance or the other way round, or together
+        with running or kernel; if a batch without elements has no statistics, or one with a single
+        value a channel no unbiased variance; for an unknown kernel.
     TypeError
         If a dtype is not served, or the arrays are on different devices.
 
@@ -87,17 +99,70 @@ def batch_norm(
         raise ValueError("batch_norm: mean and variance must be given together")
     if residual is not None:
         geometry.check_shape("batch_norm", "residual", residual.shape, x.shape, "like x")
+    launch.check_kernel("batch_norm", kernel, launchers.BATCH_NORM_KERNELS, x=x)
+    if mean is not None and (running is not None or kernel is not None):
+        raise ValueError("batch_norm: running and kernel are for the batch's own mean and variance")
+    if mean is None and x.size == 0:
+        raise ValueError(f"batch_norm: x of shape {x.shape} has no statistics")
+    if running is not None:
+        running = _check_running(x, *running)
+    device = launch.device_for(x) if x.size else None
+    if device is not None:
+        return _launched(
+            device, x, weight, bias, residual, mean, variance, running, relu, eps, momentum, kernel
+        )
     kernels = _kernels(x)
     planes, added = _planes(x), _planes(residual)
     if mean is None:
-        if x.size == 0:
-            raise ValueError(f"batch_norm: x of shape {x.shape} has no statistics")
         mean, variance = (kernels.batch_norm_moments if kernels else _moments)(planes)
+        if running is not None:
+            _follow(running, mean, variance, x.size // len(weight), momentum)
     scale = weight / np.sqrt(variance + x.dtype.type(eps))
     # About the mean: x * scale + shift would cancel where the mean is many deviations from zero.
     run = kernels.batch_norm if kernels else _normalise
     y = run(planes, mean, scale, bias, added, relu)
     return y.reshape(x.shape), mean, variance
+
+
+def _launched(
+    device, x, weight, bias, residual, mean, variance, running, relu, eps, momentum, kernel
+):
+    planes, weight, bias = _planes(x), arrays.contiguous(weight), arrays.contiguous(bias)
+    y = arrays.empty_beside(x, planes.shape, x.dtype)
+    given = device, planes, weight, bias, _planes(residual), y
+    if mean is None:
+        mean, variance = (arrays.empty_beside(x, weight.shape, x.dtype) for _ in range(2))
+        moved = running and [arrays.contiguous(a) for a in running]
+        launchers.batch_norm(*given, mean, variance, moved, relu, eps, momentum, kernel)
+        for result, out in zip(moved or (), running or (), strict=True):
+            arrays.deliver(result, out)
+    else:
+        used = arrays.contiguous(mean), arrays.contiguous(variance)
+        launchers.batch_norm_given(*given, *used, relu, eps)
+    return y.reshape(x.shape), mean, variance
+
+
+def _check_running(x, mean, variance):
+    """The arrays that are updated in place, so nothing is converted."""
+    running = {"running mean": mean, "running variance": variance}
+    _, mean, variance = arrays.take("batch_norm", x=x, **running)
+    _check("batch_norm", x, **running)
+    if mean.dtype != variance.dtype or mean.dtype not in (np.float32, np.float64):
+        raise TypeError(
+            "batch_norm: running must be two arrays of float32 or two of float64, got "
+            f"{mean.dtype} and {variance.dtype}"
+        )
+    if x.size // x.shape[1] < 2:
+        raise ValueError(
+            f"batch_norm: one value a channel has no variance, x of shape {x.shape}; "
+            "use a larger batch"
+        )
+    return mean, variance
+
+
+def _follow(running, mean, variance, count, momentum):
+    for moved, batch in zip(running, (mean, variance * (count / (count - 1))), strict=True):
+        moved[...] = (1 - momentum) * moved + momentum * batch
 
 
 def batch_norm_backward(
@@ -154,6 +219,11 @@ def batch_norm_backward(
     _check("batch_norm_backward", x, weight=weight, mean=mean, variance=variance)
     for name, array in (("grad", grad), ("y", y)):
         geometry.check_shape("batch_norm_backward", name, array.shape, x.shape, "like x")
+    device = launch.device_for(x) if x.size else None
+    if device is not None:
+        return _launched_backward(
+            device, grad, x, y, weight, mean, variance, relu, eps, fixed, residual
+        )
     kernels = _kernels(x)
     inverse = 1 / np.sqrt(variance + x.dtype.type(eps))
     answer = _planes(y) if relu else None
@@ -171,6 +241,19 @@ def batch_norm_backward(
     grad_x, flow = run(*given, slope, constant, along_x, residual and relu)
     grad_residual = (flow.reshape(x.shape) if relu else grad) if residual else None
     return grad_x.reshape(x.shape), grad_weight, sums, grad_residual
+
+
+def _launched_backward(device, grad, x, y, weight, mean, variance, relu, eps, fixed, residual):
+    planes = [_planes(a) for a in (grad, x, y)]
+    channels = [arrays.contiguous(a) for a in (weight, mean, variance)]
+    grad_x = arrays.empty_beside(x, planes[1].shape, x.dtype)
+    grad_weight, grad_bias = (arrays.empty_beside(x, weight.shape, x.dtype) for _ in range(2))
+    flow = arrays.empty_beside(x, grad_x.shape, x.dtype) if residual and relu else None
+    launchers.batch_norm_backward(
+        *(device, *planes, *channels, grad_x, grad_weight, grad_bias, flow, relu, eps, fixed)
+    )
+    grad_residual = (grad if flow is None else flow.reshape(x.shape)) if residual else None
+    return grad_x.reshape(x.shape), grad_weight, grad_bias, grad_residual
 
 
 def _check(function, x, **channels):

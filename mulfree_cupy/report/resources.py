@@ -6,6 +6,7 @@ Needs the extra ``static``: NVRTC and its headers, driven by ``cuda.core.Program
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from mulfree_cupy.geometry import ConvGeometry
-from mulfree_cupy.launch import adder, convolution, cross_entropy, sgd, shift, source, winograd
+from mulfree_cupy.launch import (
+    adder,
+    batch_norm,
+    convolution,
+    cross_entropy,
+    sgd,
+    shift,
+    source,
+    winograd,
+)
 from mulfree_cupy.ops.winograd import WinogradWeights, winograd_matrices
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
@@ -118,6 +128,7 @@ def variants() -> list[Variant]:
         convolution.col2im(device, np.zeros(depthwise.cols_shape, dtype), x, depthwise)
     _record_shift(device)
     _record_winograd(device)
+    _record_batch_norm(device)
     _record_training(device)
     return sorted(device.variants.values(), key=lambda v: v.path)
 
@@ -177,6 +188,19 @@ def _record_winograd_conv(device, weights, images, size, kernel) -> None:
     x, out = np.zeros(g.x_shape, weights.dtype), np.zeros(g.out_shape, weights.dtype)
     matrices = winograd_matrices(weights.m)
     winograd.winograd_conv(device, x, weights, matrices, None, out, g, False, kernel)
+
+
+def _record_batch_norm(device) -> None:
+    """Channels of few elements, of as many as registers hold, and of more; with odd planes too."""
+    for dtype in (np.float32, np.float64):
+        c = np.zeros(2, dtype)
+        for images, pixels in itertools.product((4, 128, 250, 512), (49, 64)):
+            x = np.zeros((images, 2, pixels), dtype)
+            held = x[:, 0].nbytes <= 2**16
+            for kernel in batch_norm.BATCH_NORM_KERNELS[: 3 if held else 2]:
+                batch_norm.batch_norm(device, x, c, c, x, x, c, c, (c, c), True, 1e-5, 0.1, kernel)
+            batch_norm.batch_norm_given(device, x, c, c, x, x, c, c, True, 1e-5)
+            batch_norm.batch_norm_backward(device, x, x, x, c, c, c, x, c, c, x, True, 1e-5, False)
 
 
 def _record_training(device) -> None:

@@ -1,0 +1,42 @@
+// 1_three_passes: a block a channel reads it three times: for the mean, the variance, and y
+//
+// Fixes: nothing; the formula as it stands
+// Cost: three loads of x, one of the residual, a store and three divisions an element; as many
+// multiprocessors at work as there are channels
+//
+// y = relu((x - mean) / sqrt(variance + eps) * weight + bias + residual), with the mean and the
+// variance of each channel over images and pixels, x of shape (images, channels, pixels). The sums
+// are float64: a thread adds up thousands of elements one after another.
+#include "channel.cuh"
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    batch_norm(const T* x, const T* weight, const T* bias, const T* residual, T* y, T* mean,
+               T* variance, RUNNING* running_mean, RUNNING* running_variance, T eps,
+               double momentum, int channels, int pixels,
+               int count,  // images * pixels
+               bool relu, bool with_residual, bool with_running) {
+  const int c = blockIdx.x;
+  const auto place = [=](int i) {
+    return ((long long)(i / pixels) * channels + c) * pixels + i % pixels;
+  };
+
+  double sum[1] = {}, squares[1] = {};
+  for (int i = threadIdx.x; i < count; i += THREADS) sum[0] += x[place(i)];
+  sum_over_block(sum);
+  const double centre = sum[0] / count;
+  for (int i = threadIdx.x; i < count; i += THREADS) {
+    const double d = x[place(i)] - centre;
+    squares[0] += d * d;
+  }
+  sum_over_block(squares);
+  const Moments moments = {centre, squares[0]};
+  if (threadIdx.x == 0)
+    publish(moments, count, mean + c, variance + c, running_mean + c,
+            running_variance + c, momentum, with_running);
+
+  const Formula formula(moments, count, weight[c], bias[c], eps, relu);
+  for (int i = threadIdx.x; i < count; i += THREADS) {
+    const long long at = place(i);
+    y[at] = formula(x[at], with_residual ? residual[at] : T(0));
+  }
+}

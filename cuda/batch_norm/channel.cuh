@@ -1,0 +1,137 @@
+// What the kernels of batch normalisation share: the places of a channel's elements, sums over a
+// block, and the formula with what it leaves behind.
+//
+// T: float or double. RUNNING: type of the running statistics. VECTOR: elements that move as one,
+// of which `pixels`, the plane's, is a multiple. THREADS: of a block.
+#ifndef T
+#define T float
+#endif
+#ifndef RUNNING
+#define RUNNING float
+#endif
+#ifndef VECTOR
+#define VECTOR 1
+#endif
+#ifndef THREADS
+#define THREADS 256
+#endif
+#define STEP (THREADS * VECTOR)  // elements a block takes at once
+
+#include "../vector.cuh"
+using Elements = Vector<T, VECTOR>;
+
+// The elements of one channel that a thread visits, THREADS vectors apart. Counted image by image,
+// element i is pixel i % pixels of image i / pixels; only the first is found by division.
+struct Walk {
+  long long at;  // offset from the tensor's beginning
+
+  __device__ Walk(int i, int channel, int channels, int pixels)
+      : pixels(pixels), pixel(i % pixels), pixels_on(STEP % pixels) {
+    const long long image = (long long)channels * pixels;
+    at = i / pixels * image + (long long)channel * pixels + pixel;
+    on = STEP / pixels * image + pixels_on;
+    over = image - pixels;
+  }
+  __device__ void next() {
+    at += on;
+    pixel += pixels_on;
+    if (pixel >= pixels) pixel -= pixels, at += over;
+  }
+  __device__ void back() {
+    at -= on;
+    pixel -= pixels_on;
+    if (pixel < 0) pixel += pixels, at -= over;
+  }
+
+ private:
+  int pixels, pixel, pixels_on;
+  long long on, over;
+};
+
+__device__ __forceinline__ Elements load(const T* a, const Walk& walk) {
+  return *(const Elements*)(a + walk.at);
+}
+__device__ __forceinline__ void store(T* a, const Walk& walk, const Elements& values) {
+  *(Elements*)(a + walk.at) = values;
+}
+
+// Sums over all threads, for each of them: always in the same order, and so always the same bits.
+template <class Sum, int n>
+__device__ __forceinline__ void sum_over_block(Sum (&sums)[n]) {
+  __shared__ Sum of_warp[n][THREADS / 32];
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int i = 0; i < n; ++i)
+#pragma unroll
+    for (int apart = 16; apart; apart /= 2)
+      sums[i] += __shfl_xor_sync(0xffffffff, sums[i], apart);
+  __syncthreads();  // the sums before these have been read
+  if (lane == 0)
+#pragma unroll
+    for (int i = 0; i < n; ++i) of_warp[i][threadIdx.x / 32] = sums[i];
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    sums[i] = lane < THREADS / 32 ? of_warp[i][lane] : Sum(0);
+#pragma unroll
+    for (int apart = 16; apart; apart /= 2)
+      sums[i] += __shfl_xor_sync(0xffffffff, sums[i], apart);
+  }
+}
+
+// Of some numbers: their mean, and the sum of the squares of their distances from it.
+struct Moments {
+  double mean, squares;
+};
+
+// y = relu((x - mean) * scale + bias + residual), about the mean because x * scale + shift would
+// cancel where the mean is many deviations from zero.
+struct Formula {
+  T mean, scale, bias;
+  bool relu;
+
+  __device__ Formula(T mean, T variance, T weight, T bias, T eps, bool relu)
+      : mean(mean), scale(weight / sqrt(variance + eps)), bias(bias), relu(relu) {}
+
+  // What the mean loses in T goes into the bias.
+  __device__ Formula(const Moments& m, int count, T weight, T bias, T eps, bool relu)
+      : Formula(T(m.mean), T(m.squares / count), weight, bias, eps, relu) {
+    this->bias -= T(m.mean - mean) * scale;
+  }
+
+  __device__ T operator()(T x, T residual) const {
+    const T y = (x - mean) * scale + bias + residual;
+    return relu && y < 0 ? T(0) : y;  // NaN stays NaN
+  }
+  __device__ Elements operator()(const Elements& x, const Elements& residual) const {
+    Elements y;
+#pragma unroll
+    for (int v = 0; v < VECTOR; ++v) y.at[v] = (*this)(x.at[v], residual.at[v]);
+    return y;
+  }
+};
+
+// y of `length` elements of channel c from element `first` on.
+__device__ __forceinline__ void normalise(const Formula& formula, const T* __restrict__ x,
+                                          const T* __restrict__ residual, T* __restrict__ y,
+                                          int first, int length, int c, int channels, int pixels,
+                                          bool with_residual) {
+  Walk walk(first + (int)threadIdx.x * VECTOR, c, channels, pixels);
+#pragma unroll 4
+  for (int i = threadIdx.x * VECTOR; i < length; i += STEP, walk.next())
+    store(y, walk,
+          formula(load(x, walk), with_residual ? load(residual, walk) : Elements{}));
+}
+
+// What one thread writes of a channel: the batch's statistics and, moved towards them, the running
+// ones, in place. The batch's variance is the biased one, and the unbiased one joins the running.
+__device__ __forceinline__ void publish(const Moments& moments, int count, T* mean, T* variance,
+                                        RUNNING* running_mean, RUNNING* running_variance,
+                                        double momentum, bool with_running) {
+  *mean = T(moments.mean);
+  *variance = T(moments.squares / count);
+  if (!with_running) return;
+  *running_mean = RUNNING((1 - momentum) * *running_mean + momentum * moments.mean);
+  *running_variance =
+      RUNNING((1 - momentum) * *running_variance + momentum * (moments.squares / (count - 1)));
+}

@@ -1,0 +1,16 @@
+// given: y by statistics that are known, as in evaluation
+//
+// Fixes: nothing; the statistics need no pass of their own
+// Cost: one load of x, one of the residual and a store, 16 bytes each for 4 elements
+#include "channel.cuh"
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    batch_norm_given(const T* __restrict__ x, const T* mean, const T* variance, const T* weight,
+                     const T* bias, const T* __restrict__ residual, T* __restrict__ y, T eps,
+                     int channels, int pixels, int count, int parts, int length, bool relu,
+                     bool with_residual) {
+  const int c = blockIdx.x / parts, first = (int)(blockIdx.x % parts) * length;
+  const Formula formula(mean[c], variance[c], weight[c], bias[c], eps, relu);
+  normalise(formula, x, residual, y, first, min(length, count - first), c, channels, pixels,
+            with_residual);
+}
