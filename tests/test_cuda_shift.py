@@ -173,6 +173,16 @@ def test_every_tile_of_the_fused_kernels(shape, filters, dtype, stride):
         assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_half_goes_the_separate_way_too(way):
+    x, w = values((2, 9, 5, 6), "float16"), values((4, 9), "float16", 1)
+    shifts = mf.modulo_shifts(9)
+    answer = run(way, mf.shift_conv, x, w, shifts, kernel="3_table")
+    assert answer.dtype == np.float16
+    expected = spec.shift_conv(x, w, shifts)
+    assert np.abs(answer - expected).max() <= 1e-2 * np.abs(expected).max()
+
+
 def test_the_gradient_of_w_is_summed_in_parts():
     """Many pixels are cut into parts; the answer is the same every time."""
     x, w = values((3, 5, 30, 31)), values((4, 5), seed=1)
