@@ -31,6 +31,10 @@ GEOMETRIES = {
     "1x1, stride 2": ConvGeometry(3, 8, 6, 6, 4, (1, 1), (2, 2)),
     "one pixel, 70 filters": ConvGeometry(1, 3, 1, 1, 70, (1, 1)),
     "vectors everywhere": ConvGeometry(3, 8, 4, 8, 34, (3, 3), padding=(1, 1)),
+    "a window larger than the bits of a pixel": ConvGeometry(
+        1, 2, 18, 6, 3, (17, 2), (1, 2), (1, 1), (1, 2)
+    ),
+    "a wide window": ConvGeometry(1, 2, 3, 20, 20, (2, 16), padding=(1, 3)),
     "a whole tile of 128 filters": ConvGeometry(1, 4, 5, 5, 130, (2, 2), padding=(1, 1)),
 }
 geometries = pytest.mark.parametrize("g", GEOMETRIES.values(), ids=GEOMETRIES.keys())

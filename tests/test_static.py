@@ -87,7 +87,37 @@ def test_uint8_is_one_instruction_for_four_taps(rows):
         defines = dict(v.defines)
         loop, counts = sass.inner_loop(sass.disassemble(row.cubin), ADDS)
         assert all(".ACC" in i for i in loop if sass.opcode(i) == "VABSDIFF4")
-        assert counts["VABSDIFF4"] == 8 * defines["EACH_F"] * defines["EACH_P"], row.architecture
+        words = defines["DEPTH"] * defines["EACH_F"] * defines["EACH_P"]
+        assert counts["VABSDIFF4"] == words, row.architecture
+
+
+# Instructions a float32 term of 5_implicit_conv's inner loop on sm_90; the limit is 2.
+MOST_A_TERM = {
+    (128, 128, 16, 8): 2.20,
+    (64, 256, 16, 8): 2.22,
+    (64, 128, 8, 8): 2.32,
+    (32, 256, 8, 8): 2.41,
+    (16, 256, 16, 8): 2.56,  # 78 % of the limit
+    (64, 64, 8, 4): 2.51,
+}
+
+
+def test_instructions_a_term_are_those_of_the_docs(rows):
+    seen = set()
+    for row in rows:
+        d = dict(row.variant.defines)
+        if row.variant.path != "adder/5_implicit_conv.cu" or row.architecture != "sm_90":
+            continue
+        tile = d["F"], d["P"], d["EACH_F"], d["EACH_P"]
+        if d["T"] != "float" or tile not in MOST_A_TERM:
+            continue
+        loop, counts = sass.inner_loop(sass.disassemble(row.cubin), ADDS)
+        terms = d["DEPTH"] * d["EACH_F"] * d["EACH_P"]
+        assert counts["FADD"] == 2 * terms
+        assert len(loop) / terms <= MOST_A_TERM[tile], tile
+        assert row.occupancy * 64 >= 8, tile  # warps, to hide latencies
+        seen.add(tile)
+    assert seen == MOST_A_TERM.keys()
 
 
 def test_the_shifts_move_bits_and_store_16_bytes_at_once(rows):

@@ -15,7 +15,8 @@
 //
 // T: float or double. F, P, EACH_F, EACH_P, DEPTH, W_VECTOR: the tile, and weights in one global
 // load; L = C/groups*kh*kw must be a multiple. Y_VECTOR: outputs in one store; OH*OW must be a
-// multiple. SUM and ADD_TERM: the type of a sum and how a term is added, for 6_uint8.
+// multiple. LARGE_WINDOW: the window has more rows than 16 or columns than 15. SUM and ADD_TERM: the
+// type of a sum and how a term is added, for 6_uint8.
 #ifndef T
 #define T float
 #endif
@@ -31,7 +32,7 @@
 
 #include "tile.cuh"
 
-extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     adder_conv(const T* x, const T* w, const SUM* bias, SUM* y, int images, int groups,
                int channels,  // of one group, like filters
                int height, int width, int filters, int kernel_h, int kernel_w, int stride_h,
@@ -45,19 +46,43 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
   const int first_f = (int)(blockIdx.x / pixel_tiles % filter_tiles) * F;
   const int group = blockIdx.x / pixel_tiles / filter_tiles;
 
+#ifdef LARGE_WINDOW
   Pixel pixel[COLUMNS];
+#else
+  WindowPixel<T> pixel[COLUMNS];
+#endif
 #pragma unroll
   for (int i = 0; i < COLUMNS; ++i) {
     const int p = first_p + gathered_column(i);
     const int n = p / plane, q = p % plane;
     const int h = q / out_w * stride_h - pad_h, w_ = q % out_w * stride_w - pad_w;
-    pixel[i] = {((n * groups + group) * channels * height + h) * width + w_,
-                p < pixels ? h : NOWHERE, w_};
+    const int offset = ((n * groups + group) * channels * height + h) * width + w_;
+#ifdef LARGE_WINDOW
+    pixel[i] = {offset, p < pixels ? h : NOWHERE, w_};
+#else
+    const unsigned int outside = outside_bits(h, kernel_h, dilation_h, height) |
+                                 outside_bits(w_, kernel_w, dilation_w, width) << 16;
+    pixel[i] = {x + offset, p < pixels ? outside | NO_PLACE : ~0u};
+#endif
   }
-  const auto decode = [&](int l) -> Tap {
-    const int c = l / window, i = l % window / kernel_w, j = l % kernel_w;
+
+  // The tap of the row that the thread is asked for first; from there it counts on by DEPTH.
+  int c = threadIdx.x / window, i = threadIdx.x % window / kernel_w, j = threadIdx.x % kernel_w;
+  const int step_c = DEPTH / window, step_i = DEPTH % window / kernel_w, step_j = DEPTH % kernel_w;
+  const auto decode = [&](int l) {
     const int h = i * dilation_h, w_ = j * dilation_w;
-    return {(c * height + h) * width + w_, l < length ? h : NOWHERE, w_, 0};
+    const int offset = (c * height + h) * width + w_;
+#ifdef LARGE_WINDOW
+    const Tap tap = {offset, l < length ? h : NOWHERE, w_, 0};
+#else
+    const WindowTap tap = {offset, l < length ? ROW_BIT(i) | COLUMN_BIT(j) : NO_PLACE};
+#endif
+    j += step_j;
+    i += step_i + (j >= kernel_w);
+    c += step_c + (i >= kernel_h);
+    if (j >= kernel_w) j -= kernel_w;
+    if (i >= kernel_h) i -= kernel_h;
+    return tap;
   };
 
   SUM sum[EACH_F][EACH_P] = {};
@@ -74,9 +99,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
       const int k = first_f + position<EACH_F, THREADS_F>(THREAD_F, f);
       if (k >= filters) continue;
       const int filter = group * filters + k;
+      const SUM shift = bias ? bias[filter] : (SUM)0;
       Vector<SUM, Y_VECTOR> result;
 #pragma unroll
-      for (int v = 0; v < Y_VECTOR; ++v) result.at[v] = bias[filter] - sum[f][i + v];
+      for (int v = 0; v < Y_VECTOR; ++v) result.at[v] = shift - sum[f][i + v];
       *(Vector<SUM, Y_VECTOR>*)(y + first + filter * plane) = result;
     }
   }

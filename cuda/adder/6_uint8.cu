@@ -11,6 +11,9 @@
 #define T unsigned int
 #define SUM int
 #define ADD_TERM add_distances
+#if __CUDA_ARCH__ >= 1200
+#define BLOCKS (256 / THREADS)  // the four instructions need more registers
+#endif
 
 __device__ __forceinline__ int add_distances(int sum, unsigned int x, unsigned int w) {
 #if defined(MULFREE_EMULATOR) || __CUDA_ARCH__ >= 1200

@@ -3,7 +3,7 @@
 // A tile has F rows times P columns; a thread owns EACH_F x EACH_P of its sums. Step s of the sum
 // uses one of two buffers; meanwhile the elements of step s + 1 travel from global memory to
 // registers, and from there, after the arithmetic, into the other buffer: one barrier a step. DEPTH
-// threads decode the taps of step s + 2 for all; a column costs no division. Past the end of the
+// threads count on to the taps of step s + 2 for all; no division inside the loop. Past the end of the
 // sum both operands are 0.
 //
 // T: an element in global memory. TILE: the same in shared memory, where arithmetic finds it. F, P,
@@ -39,13 +39,18 @@
 #define THREADS_F (F / EACH_F)
 #define THREADS_P (P / EACH_P)
 #define THREADS (THREADS_F * THREADS_P)
+#ifndef BLOCKS
+#define BLOCKS ((EACH_F * EACH_P > 64 ? 256 : 384) / THREADS)  // that registers leave room for
+#endif
 #define VECTOR (16 / (int)sizeof(TILE))  // elements in one shared load
-#define COLUMNS (P > THREADS ? P / THREADS : 1)     // columns that a thread gathers
-#define ROW_STEP (THREADS > P ? THREADS / P : 1)    // distance of the rows that it gathers
-#define ROWS (DEPTH / ROW_STEP)                     // and their number
+#define COLUMNS larger(P / THREADS, smaller(smaller(VECTOR, 4), P * DEPTH / THREADS))
+#define ROW_THREADS (P / COLUMNS)         // threads that gather a row, COLUMNS columns each
+#define ROW_STEP (THREADS / ROW_THREADS)  // distance of the rows that a thread gathers
+#define ROWS (DEPTH / ROW_STEP)           // and their number
 #define WEIGHT_LOADS ((F * DEPTH / W_VECTOR + THREADS - 1) / THREADS)
 
 __device__ __forceinline__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
+__device__ __forceinline__ constexpr int larger(int a, int b) { return a > b ? a : b; }
 
 // Element i of the `each` that a thread owns, as a position in the tile: vectors side by side with
 // those of its neighbours.
@@ -67,7 +72,9 @@ __device__ __forceinline__ void load_values(TILE (&values)[each], const TILE* ro
 }
 
 // The column that a thread gathers i-th, and the row and column of its first sum.
-__device__ __forceinline__ int gathered_column(int i) { return threadIdx.x % P + i * THREADS; }
+__device__ __forceinline__ int gathered_column(int i) {
+  return position<COLUMNS, ROW_THREADS>(threadIdx.x % ROW_THREADS, i);
+}
 #define THREAD_F (threadIdx.x / THREADS_P)
 #define THREAD_P (threadIdx.x % THREADS_P)
 
@@ -107,14 +114,13 @@ __device__ __forceinline__ void sum_steps(SUM (&sum)[EACH_F][EACH_P],
 }
 
 // Add the terms l < length of the sums of a tile: columns gathered from x at `pixel`, and at most
-// `rows` rows of w (length elements each) from first_row on. decode(l) is the tap of row l, any
-// h of NOWHERE past the end.
-template <class Decode>
+// `rows` rows of w (length elements each) from first_row on. decode(l) is the tap of row l, one that
+// no pixel has past the end; a thread asks for its first, then for every DEPTH-th.
+template <class Columns, class Decode>
 __device__ __forceinline__ void sum_tile(SUM (&sum)[EACH_F][EACH_P], const T* x, const T* w,
-                                         const Pixel (&pixel)[COLUMNS], int height, int width,
-                                         int first_row, int rows, int length,
-                                         const Decode& decode) {
-  __shared__ Tap taps[2][DEPTH];
+                                         const Columns& pixel, int height, int width, int first_row,
+                                         int rows, int length, const Decode& decode) {
+  __shared__ decltype(decode(0)) taps[2][DEPTH];
   __shared__ alignas(16) TILE x_tile[2][DEPTH][P + X_PAD];
   __shared__ alignas(16) TILE w_tile[2][DEPTH][F + VECTOR];
 
@@ -123,32 +129,45 @@ __device__ __forceinline__ void sum_tile(SUM (&sum)[EACH_F][EACH_P], const T* x,
       taps[start / DEPTH % 2][threadIdx.x] = decode(start + (int)threadIdx.x);
   };
 
-  T fetched_x[COLUMNS][ROWS];
+  // Of the weights that the thread loads: where those of the first step are, and where they end.
+  const T* weights[WEIGHT_LOADS];
+  int end[WEIGHT_LOADS];
+#pragma unroll
+  for (int i = 0; i < WEIGHT_LOADS; ++i) {
+    const int t = threadIdx.x + i * THREADS;
+    const int f = t / (DEPTH / W_VECTOR), l = t % (DEPTH / W_VECTOR) * W_VECTOR;
+    weights[i] = w + (first_row + f) * length + l;
+    end[i] = f < F && f < rows ? length - l : 0;
+  }
+
+  T fetched_x[ROWS][COLUMNS];
   Vector<T, W_VECTOR> fetched_w[WEIGHT_LOADS];
   const auto fetch = [&](int start) {
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {
-      const Tap tap = taps[start / DEPTH % 2][threadIdx.x / P + r * ROW_STEP];
+      const auto tap = taps[start / DEPTH % 2][threadIdx.x / ROW_THREADS + r * ROW_STEP];
 #pragma unroll
       for (int i = 0; i < COLUMNS; ++i)
-        fetched_x[i][r] = gather(x, pixel[i], tap, height, width, (T)0);
+        fetched_x[r][i] = gather(x, pixel[i], tap, height, width, (T)0);
     }
 #pragma unroll
     for (int i = 0; i < WEIGHT_LOADS; ++i) {
-      const int t = threadIdx.x + i * THREADS;
-      const int f = t / (DEPTH / W_VECTOR), l = start + t % (DEPTH / W_VECTOR) * W_VECTOR;
       fetched_w[i] = {};
-      if (f < F && f < rows && l < length)
-        fetched_w[i] = *(const Vector<T, W_VECTOR>*)(w + (first_row + f) * length + l);
+      if (start < end[i]) fetched_w[i] = *(const Vector<T, W_VECTOR>*)(weights[i] + start);
     }
   };
   const auto store = [&](int buffer) {
+    constexpr int n = smaller(COLUMNS, VECTOR);  // neighbours, in one store
 #pragma unroll
     for (int r = 0; r < ROWS; ++r)
 #pragma unroll
-      for (int i = 0; i < COLUMNS; ++i)
-        x_tile[buffer][threadIdx.x / P + r * ROW_STEP][gathered_column(i)] =
-            (TILE)fetched_x[i][r];
+      for (int i = 0; i < COLUMNS; i += n) {
+        Vector<TILE, n> values;
+#pragma unroll
+        for (int v = 0; v < n; ++v) values.at[v] = (TILE)fetched_x[r][i + v];
+        TILE* row = x_tile[buffer][threadIdx.x / ROW_THREADS + r * ROW_STEP];
+        *(Vector<TILE, n>*)(row + gathered_column(i)) = values;
+      }
 #pragma unroll
     for (int i = 0; i < WEIGHT_LOADS; ++i) {
       const int t = threadIdx.x + i * THREADS;

@@ -117,8 +117,6 @@ def _implicit_conv(function, device, kernel, x, w, bias, out, geometry: ConvGeom
     g, channels = geometry, geometry.channels // geometry.groups
     words = -(-channels // 4) if kernel == "6_uint8" else channels
     at_once = implicit.images_at_once(function, g, words * g.groups)
-    if bias is None:
-        bias = device.xp.zeros(g.filters, out.dtype)
     defines = {} if kernel == "6_uint8" else {"T": c_type(x)}
     if kernel == "6_uint8":
         w = _packed(device, w, channels)

@@ -57,12 +57,13 @@ class Device:
         grid, block : tuple of int
             One to three sizes each.
         args : tuple
-            CuPy arrays and NumPy scalars, among them structs that hold arrays (`structs`). CuPy
-            checks neither count nor types, and hands a Python int over as 64 bits, so a Python
-            number is refused here.
+            CuPy arrays, None for a null pointer, and NumPy scalars, among them structs that hold
+            arrays (`structs`). CuPy checks neither count nor types, and hands a Python int over as
+            64 bits, so a Python number is refused here.
         shared_mem : int
             Bytes of dynamic shared memory.
         """
+        args = tuple(np.uintp(0) if a is None else a for a in args)
         for position, value in enumerate(args):
             if not isinstance(value, (self.xp.ndarray, np.generic)):
                 raise TypeError(

@@ -11,7 +11,7 @@ import math
 from mulfree_cupy.geometry import ConvGeometry
 from mulfree_cupy.launch import sizes
 from mulfree_cupy.launch.sizes import GRID_LIMIT, WORKSPACE, c_type, chunks, int32
-from mulfree_cupy.launch.tiles import LONGEST, blocks, conv_tile, vector
+from mulfree_cupy.launch.tiles import FULL, LONGEST, blocks, conv_tile, vector
 
 _MULTIPROCESSORS = 132  # of an H100, for the gradient of w to fill
 _LEAST_PART = 128  # pixels that a part of it sums, or all there are
@@ -36,7 +36,7 @@ def conv_launch(device, kernel, entry, defines, x, w, bias, out, g: ConvGeometry
     """A sum over each window of x, added to the bias or taken off it."""
     filters, length = g.filters // g.groups, w[0].size
     images, pixels = len(out), len(out) * g.out_height * g.out_width
-    tile = conv_tile(x.itemsize, filters, pixels, g.groups)
+    *tile, depth = _conv_tile(x.itemsize, filters, pixels, g.groups)
     f, p, each_f, each_p = tile
     defines = {
         **defines,
@@ -44,9 +44,12 @@ def conv_launch(device, kernel, entry, defines, x, w, bias, out, g: ConvGeometry
         "P": p,
         "EACH_F": each_f,
         "EACH_P": each_p,
+        "DEPTH": depth,
         "W_VECTOR": vector(w, length),
         "Y_VECTOR": vector(out, g.out_height * g.out_width),
     }
+    if g.kernel[0] > 16 or g.kernel[1] > 15:  # more than gather.cuh has bits for
+        defines["LARGE_WINDOW"] = 1
     device.launch(
         f"{kernel}.cu",
         entry,
@@ -55,6 +58,17 @@ def conv_launch(device, kernel, entry, defines, x, w, bias, out, g: ConvGeometry
         (f // each_f * (p // each_p),),
         (x, w, bias, out, *_sizes(images, w.shape[1], g), *int32(g.out_height, g.out_width)),
     )
+
+
+def _conv_tile(itemsize: int, filters: int, pixels: int, groups: int) -> tuple[int, ...]:
+    """F, P, EACH_F, EACH_P, DEPTH: 16 x 8 outputs a thread where that leaves enough blocks."""
+    if itemsize == 4 and 4 < filters <= 16:
+        return 16, 256, 16, 8, 4
+    if itemsize == 4 and filters > 32:
+        tile = (64, 256, 16, 8) if (filters - 1) % 128 < 64 else (128, 128, 16, 8)
+        if blocks(tile, filters, pixels, groups) >= FULL:
+            return *tile, 8
+    return *conv_tile(itemsize, filters, pixels, groups), 8
 
 
 def grad_x_launches(function, device, kernel, entry, arrays, w, grad_x, g: ConvGeometry) -> None:

@@ -111,6 +111,7 @@ def variants() -> list[Variant]:
     for dtype in (np.float32, np.float64, np.uint8):
         for filters in (128, 64, 32, 16, 4):
             _record_forward(device, dtype, ConvGeometry(2, 64, 128, 128, filters, (1, 1)))
+        _record_forward(device, dtype, ConvGeometry(4, 64, 128, 128, 64, (1, 1)))
         _record_forward(device, dtype, small)
         _record_forward(device, dtype, depthwise)
     for dtype in (np.float32, np.float64):
