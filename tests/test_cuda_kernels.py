@@ -150,6 +150,26 @@ def test_adder_conv_of_uint8_is_exact(run, g):
     assert_array_equal(out, spec.adder_conv(x, w, bias, **options(g)))
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4, 6, 8])
+@pytest.mark.parametrize("plane", [(1, 1), (3, 3), (2, 6), (7, 7), (8, 5), (33, 32)])
+@pytest.mark.parametrize("misaligned", [0, 1, 4])
+def test_bytes_are_packed_by_whole_words_where_planes_are(channels, plane, misaligned):
+    """A byte a load where they are not, or x begins between words."""
+    groups, size = 2, math.prod(plane)
+    memory = values(16 + 3 * groups * channels * size, "uint8")
+    start = -memory.ctypes.data % 4 + misaligned
+    x = memory[start : start + 3 * groups * channels * size].reshape(3, -1, *plane)
+    with mf.emulated_cuda(check=True, trace=True) as report:
+        words = adder._packed(emulator.device, x, channels)
+    padded = np.zeros((3 * groups, -(-channels // 4), 4, *plane), "uint8")
+    padded.reshape(len(padded), -1, *plane)[:, :channels] = x.reshape(-1, channels, *plane)
+    assert_array_equal(words, np.moveaxis(padded, 2, -1).copy().view("<u4")[..., 0])
+    (counts,) = report.counts.values()
+    each = 1 if size % 4 or misaligned == 1 else 4
+    assert counts.global_loads * each == x.size
+    assert counts.global_stores * each == words.size
+
+
 @geometries
 @floats
 @pytest.mark.parametrize("offset", [0, 1000])

@@ -22,7 +22,7 @@ from mulfree_cupy.launch.sizes import (
     int32,
     on_device_of_arrays,
 )
-from mulfree_cupy.launch.tiles import vector
+from mulfree_cupy.launch.tiles import address, vector
 
 _TILE = {"1_naive": 16, "2_shared_tile": 16, "3_register_tile": 64}
 _MATMUL_KERNELS = (*_TILE, "4_vectorised_loads")
@@ -134,11 +134,12 @@ def _packed(device, x, channels: int):
     """Four channels of x (N, groups*channels, H, W) uint8 in a word: (N*groups, ceil/4, H, W)."""
     images, plane = x.shape[0] * x.shape[1] // channels, x.shape[2] * x.shape[3]
     words = device.xp.empty((images, -(-channels // 4), *x.shape[2:]), np.uint32)
+    pixels = 4 if plane % 4 == 0 and address(x) % 4 == 0 else 1
     device.launch(
         "adder/pack_channels.cu",
         "pack_channels",
-        {},
-        *plane_launch(plane, words.shape[1], images),
+        {"PIXELS": pixels},
+        *plane_launch(plane // pixels, words.shape[1], images),
         (x, words, *int32(images, channels), np.int64(plane)),
     )
     return words
