@@ -110,6 +110,25 @@ def test_im2col(run, g, dtype):
     assert_array_equal(cols, expected.astype(dtype))
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "float64", "complex128"])
+@pytest.mark.parametrize("misaligned", [False, True])
+@pytest.mark.parametrize("size", [(37, 37), (40, 37), (1501, 1), (1, 1500), (2, 2), (7, 3)])
+def test_im2col_stores_four_elements_at_once_where_it_can(size, misaligned, dtype):
+    g = ConvGeometry(2, 3, *size, 1, (3, 2), (1, 1), (1, 1), (1, 2))
+    x = values(g.x_shape, "float32").astype(dtype)
+    memory = unwritten(1 + math.prod(g.cols_shape), dtype)
+    cols = memory[misaligned:][: math.prod(g.cols_shape)].reshape(g.cols_shape)
+    with mf.emulated_cuda(check=True, trace=True) as report:
+        convolution.im2col(emulator.device, x, cols, g)
+    expected = spec.im2col(x.real.astype("float64"), g.kernel, **without_groups(g))
+    assert_array_equal(cols, expected.astype(dtype))
+    inside = spec.im2col(np.ones(g.x_shape), g.kernel, **without_groups(g)).sum()
+    (counts,) = report.counts.values()
+    each = 4 if cols.shape[2] % 4 == 0 and not misaligned and cols.itemsize <= 4 else 1
+    assert counts.global_loads == inside
+    assert counts.global_stores * each == cols.size
+
+
 @geometries
 @floats
 def test_col2im(run, g, dtype):

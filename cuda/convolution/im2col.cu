@@ -1,39 +1,81 @@
 // im2col: copy the pixels under every place of the sliding window into the columns of a matrix
 //
 // Fixes: nothing; it turns a convolution into a matrix product, at kh*kw times the memory
-// Cost: one load and one store per element of cols, no arithmetic on the data
+// Cost: one load per element of cols that is inside x, one store for four elements of at most 4
+// bytes where rows allow, else for one; two divisions a thread, none in the loops
 //
 // cols[n, (c, i, j), (oh, ow)] = x[n, c, oh*sh - ph + i*dh, ow*sw - pw + j*dw], or 0 outside x.
-// Neighbouring threads write neighbouring output pixels of one row, so stores are coalesced and,
-// at stride 1, loads are too. A launch takes a range of the output pixels, so that the matrix of a
-// large image need not exist at once. The row and image strides of cols are arguments too: the
-// launcher lays the images of a chunk side by side when a product over all of them follows.
+// A thread takes four output pixels through all taps of a channel: neighbours, which it stores at
+// once, or pixels a block's width apart, so that neighbouring threads store what lies together. A
+// launch takes a range of the output pixels, so that the matrix of a large image need not exist at
+// once. The row and image strides of cols are arguments too: the launcher lays the images of a
+// chunk side by side when a product over all of them follows.
 //
-// T is any type of the element's size: the values are moved as bits.
+// T is any type of the element's size: the values are moved as bits. STORE: elements in one store,
+// 4 or 1; 4 divides `count` and both strides, and cols is aligned to it.
 #ifndef T
 #define T float
 #endif
+#ifndef STORE
+#define STORE 4
+#endif
+
+#include "../vector.cuh"
+
+#define EACH 4
 
 extern "C" __global__ void im2col(const T* x, T* cols, int images, int channels, int height,
                                   int width, int kernel_h, int kernel_w, int stride_h, int stride_w,
                                   int pad_h, int pad_w, int dilation_h, int dilation_w, int out_h,
                                   int out_w, long long first, long long count,
                                   long long row_stride, long long image_stride) {
-  const long long column = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+  const long long column =
+      blockIdx.x * (long long)blockDim.x * EACH + threadIdx.x * STORE;  // of the first pixel
   if (column >= count) return;
-  const long long pixel = first + column;
-  const int top = (int)(pixel / out_w) * stride_h - pad_h;
-  const int left = (int)(pixel % out_w) * stride_w - pad_w;
+  const int apart = STORE == EACH ? 1 : blockDim.x;
 
-  const int taps = kernel_h * kernel_w;
+  int top[EACH], left[EACH];
+  const long long pixel = first + column;
+  int oh = (int)(pixel / out_w), ow = (int)(pixel % out_w);
+#pragma unroll
+  for (int k = 0; k < EACH; ++k) {
+    top[k] = oh * stride_h - pad_h;
+    left[k] = ow * stride_w - pad_w;
+    oh += apart / out_w;
+    ow += apart % out_w;
+    if (ow >= out_w) {
+      ow -= out_w;
+      ++oh;
+    }
+  }
+
   for (int n = blockIdx.z; n < images; n += gridDim.z) {
-    for (int row = blockIdx.y; row < channels * taps; row += gridDim.y) {
-      const int c = row / taps, i = row % taps / kernel_w, j = row % kernel_w;
-      const int h = top + i * dilation_h, w = left + j * dilation_w;
-      T value{};
-      if (h >= 0 && h < height && w >= 0 && w < width)
-        value = x[(((long long)n * channels + c) * height + h) * width + w];
-      cols[n * image_stride + row * row_stride + column] = value;
+    for (int c = blockIdx.y; c < channels; c += gridDim.y) {
+      const T* plane = x + ((long long)n * channels + c) * height * width;
+      T* to = cols + n * image_stride + (long long)c * kernel_h * kernel_w * row_stride + column;
+      for (int i = 0; i < kernel_h; ++i) {
+        const T* row[EACH];  // where the window's row begins, be it outside
+        unsigned end[EACH];
+#pragma unroll
+        for (int k = 0; k < EACH; ++k) {
+          const int h = top[k] + i * dilation_h;
+          row[k] = plane + ((long long)h * width + left[k]);
+          const bool wanted = STORE == EACH || column + k * apart < count;
+          end[k] = wanted && (unsigned)h < (unsigned)height ? width : 0;
+        }
+#pragma unroll 1
+        for (int j = 0; j < kernel_w; ++j, to += row_stride) {
+          Vector<T, STORE> moved[EACH / STORE]{};
+#pragma unroll
+          for (int k = 0; k < EACH; ++k)
+            if ((unsigned)(left[k] + j * dilation_w) < end[k])
+              moved[k / STORE].at[k % STORE] = row[k][j * dilation_w];
+#pragma unroll
+          for (int k = 0; k < EACH; k += STORE)
+            if (STORE == EACH || column + k * apart < count)
+              *(Vector<T, STORE>*)(to + k * apart) = moved[k / STORE];
+        }
+      }
     }
   }
 }

@@ -23,6 +23,7 @@ from mulfree_cupy.launch.sizes import (
     int64,
     on_device_of_arrays,
 )
+from mulfree_cupy.launch.tiles import address
 
 CONV_KERNELS = ("1_im2col", "2_implicit_conv")
 
@@ -63,11 +64,13 @@ def im2col(device, x, cols, geometry: ConvGeometry) -> None:
 
 def _im2col(device, x, cols, g: ConvGeometry, pixels: slice, row_stride, image_stride) -> None:
     images, bits, count = len(x), BITS[x.itemsize], pixels.stop - pixels.start
+    whole = count % 4 == row_stride % 4 == image_stride % 4 == 0
+    together = x.itemsize <= 4 and whole and address(cols) % (4 * x.itemsize) == 0
     device.launch(
         "convolution/im2col.cu",
         "im2col",
-        {"T": MOVED_AS[x.itemsize]},
-        *plane_launch(count, g.cols_shape[1], images),
+        {"T": MOVED_AS[x.itemsize], "STORE": 4 if together else 1},
+        *plane_launch(-(-count // 4), g.channels, images),
         (
             x.view(bits),
             cols.view(bits),

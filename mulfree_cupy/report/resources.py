@@ -124,8 +124,9 @@ def variants() -> list[Variant]:
                 a = np.zeros((size, size), dtype)
                 adder.adder_matmul(device, a, a, a, kernel)
     for dtype in (np.uint8, np.uint16, np.float32, np.float64, np.complex128):
-        x = np.zeros(depthwise.x_shape, dtype)
-        convolution.im2col(device, x, np.zeros(depthwise.cols_shape, dtype), depthwise)
+        for g in (small, depthwise):  # 64 and 225 columns
+            x, cols = (np.zeros(shape, dtype) for shape in (g.x_shape, g.cols_shape))
+            convolution.im2col(device, x, cols, g)
     for dtype in (np.float32, np.float64):
         x = np.zeros(depthwise.x_shape, dtype)
         convolution.col2im(device, np.zeros(depthwise.cols_shape, dtype), x, depthwise)
