@@ -1,5 +1,6 @@
 """Arrays of other kinds: anything with __dlpack__, and what CuPy arrays look like from here."""
 
+import contextlib
 import sys
 import types
 
@@ -49,9 +50,14 @@ def test_big_endian_arrays_are_read_right():
 def fake_cupy(monkeypatch):
     """A stand-in with CuPy's class and device attributes: enough to ask whose array this is."""
 
+    class Device(contextlib.nullcontext):
+        def __init__(self, number):
+            super().__init__()
+            self.id = number
+
     class ndarray:
         def __init__(self, device):
-            self.device = types.SimpleNamespace(id=device)
+            self.device = Device(device)
             self.dtype, self.shape = np.dtype(np.float32), (1, 1, 2, 2)
 
     cupy = types.ModuleType("cupy")

@@ -1,6 +1,7 @@
 """The rehearsal of the GPU path: that it sees what it is there for, and the GPU tests in it."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import rehearsal
@@ -134,6 +135,15 @@ def test_what_a_capture_forbids_is_refused(call, mode):
 def test_a_capture_may_allocate_in_the_relaxed_mode_and_it_is_logged():
     done = rehearsed(CAPTURE.format(mode="", call="runtime.malloc(512)"))
     assert done.calls("malloc", captured=True, bytes=512)
+
+
+def test_everything_happens_on_the_gpu_of_the_arrays():
+    networks = "adder-resnet20", "shiftresnet20-e1", "winograd-relu-convpool-cnn-c-8"
+    done = rehearsal.rehearse(
+        sys.executable, Path(rehearsal.__file__).with_name("two_gpus.py"), *networks, devices=2
+    )
+    assert done.status == 0, done.output
+    assert {record["device"] for record in done.calls("launch") + done.calls("malloc")} == {1}
 
 
 @pytest.mark.slow
