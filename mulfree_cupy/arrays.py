@@ -238,7 +238,7 @@ def device_of(*values: Any) -> contextlib.AbstractContextManager:
                 return value.device
             if not isinstance(value, np.ndarray) and hasattr(value, "__dlpack_device__"):
                 kind, number = value.__dlpack_device__()
-                if kind == _DLPACK_CUDA:
+                if kind == _DLPACK_CUDA and cupy.is_available():
                     return cupy.cuda.Device(number)
     return contextlib.nullcontext()
 

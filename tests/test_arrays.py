@@ -6,6 +6,8 @@ import types
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
+from problems import on_gpu
 
 import mulfree_cupy as mf
 from mulfree_cupy import arrays
@@ -77,3 +79,19 @@ def test_mixed_devices_are_a_type_error(fake_cupy):
     with pytest.raises(TypeError, match="shift: .* x on the CPU .* out on GPU 1"):
         mf.shift(w, [(0, 0)], out=out)
     assert arrays.namespace(x) is fake_cupy
+
+
+@pytest.mark.gpu
+def test_arrays_reach_the_gpu_as_they_lie():
+    whole = np.arange(96, dtype=np.float32).reshape(4, 4, 6)
+    for array in (
+        whole,
+        whole.T,
+        whole[:, ::-1, 1::2],
+        whole.ravel()[1:],
+        whole[0, 0, 1],
+    ):
+        moved = on_gpu(np.asarray(array))
+        assert moved.shape == array.shape and moved.strides == array.strides
+        assert moved.data.ptr % 16 == np.asarray(array).ctypes.data % 16
+        assert_array_equal(moved.get(), array)

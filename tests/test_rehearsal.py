@@ -146,7 +146,6 @@ def test_everything_happens_on_the_gpu_of_the_arrays():
     assert {record["device"] for record in done.calls("launch") + done.calls("malloc")} == {1}
 
 
-@pytest.mark.slow
 def test_the_gpu_tests_pass_in_rehearsal():
     command = "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"
     done = rehearsal.rehearse(sys.executable, *command)
