@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType, SimpleNamespace
@@ -12,7 +13,7 @@ import numpy as np
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
-_DLPACK_CPU = 1
+_DLPACK_CPU, _DLPACK_CUDA = 1, 2
 
 
 def _cupy() -> ModuleType | None:
@@ -225,9 +226,32 @@ def _overlaps_itself(array: Array) -> bool:
     return False
 
 
-def device_of(array: Array) -> contextlib.AbstractContextManager:
-    """Inside it the array's GPU is the current one."""
-    return contextlib.nullcontext() if namespace(array) is np else array.device
+def device_of(*values: Any) -> contextlib.AbstractContextManager:
+    """Inside it the GPU of the first array that lies on one is the current one.
+
+    CuPy puts every new array, that of an expression too, on the current GPU.
+    """
+    cupy = _cupy()
+    if cupy is not None:
+        for value in values:
+            if isinstance(value, cupy.ndarray):
+                return value.device
+            if not isinstance(value, np.ndarray) and hasattr(value, "__dlpack_device__"):
+                kind, number = value.__dlpack_device__()
+                if kind == _DLPACK_CUDA and cupy.is_available():
+                    return cupy.cuda.Device(number)
+    return contextlib.nullcontext()
+
+
+def on_device_of_arguments(function: Callable) -> Callable:
+    """The function, called inside `device_of` its arguments."""
+
+    @functools.wraps(function)
+    def on_device(*arguments, **options):
+        with device_of(*arguments, *options.values()):
+            return function(*arguments, **options)
+
+    return on_device
 
 
 def empty_beside(like: Array, shape: tuple, dtype: np.dtype) -> Array:

@@ -11,6 +11,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # spec.py, problems.py and rehea
 import rehearsal
 from rehearsal import shapes
 
+collect_ignore = ["rehearsal/path", "rehearsal/two_gpus.py"]  # for processes of their own
+
 if rehearsal.active():
     shapes.compare_shapes_only()
 

@@ -40,6 +40,8 @@ def namespace(way):
 def on_gpu(array):
     """The array on the GPU, its strides and its alignment to 16 bytes kept; asarray loses both."""
     cupy = namespace("gpu")
+    if not array.size:
+        return cupy.empty(array.shape, array.dtype)
     first, end = np.lib.array_utils.byte_bounds(array)
     before = first % 16
     memory = cupy.zeros(before + end - first, np.uint8)

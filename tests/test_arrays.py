@@ -1,10 +1,13 @@
 """Arrays of other kinds: anything with __dlpack__, and what CuPy arrays look like from here."""
 
+import contextlib
 import sys
 import types
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
+from problems import on_gpu
 
 import mulfree_cupy as mf
 from mulfree_cupy import arrays
@@ -49,9 +52,14 @@ def test_big_endian_arrays_are_read_right():
 def fake_cupy(monkeypatch):
     """A stand-in with CuPy's class and device attributes: enough to ask whose array this is."""
 
+    class Device(contextlib.nullcontext):
+        def __init__(self, number):
+            super().__init__()
+            self.id = number
+
     class ndarray:
         def __init__(self, device):
-            self.device = types.SimpleNamespace(id=device)
+            self.device = Device(device)
             self.dtype, self.shape = np.dtype(np.float32), (1, 1, 2, 2)
 
     cupy = types.ModuleType("cupy")
@@ -71,3 +79,19 @@ def test_mixed_devices_are_a_type_error(fake_cupy):
     with pytest.raises(TypeError, match="shift: .* x on the CPU .* out on GPU 1"):
         mf.shift(w, [(0, 0)], out=out)
     assert arrays.namespace(x) is fake_cupy
+
+
+@pytest.mark.gpu
+def test_arrays_reach_the_gpu_as_they_lie():
+    whole = np.arange(96, dtype=np.float32).reshape(4, 4, 6)
+    for array in (
+        whole,
+        whole.T,
+        whole[:, ::-1, 1::2],
+        whole.ravel()[1:],
+        whole[0, 0, 1],
+    ):
+        moved = on_gpu(np.asarray(array))
+        assert moved.shape == array.shape and moved.strides == array.strides
+        assert moved.data.ptr % 16 == np.asarray(array).ctypes.data % 16
+        assert_array_equal(moved.get(), array)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import spec
 from numpy.testing import assert_allclose, assert_array_equal
+from problems import on_gpu
 
 import mulfree_cupy as mf
 from mulfree_cupy import launch as launch_room
@@ -61,12 +62,11 @@ class Gpu:
         self.device = device
 
     def __call__(self, launcher, *args):
-        xp = self.device.xp
-        moved = [xp.asarray(a) if isinstance(a, np.ndarray) else a for a in args]
+        moved = [on_gpu(a) if isinstance(a, np.ndarray) else a for a in args]
         launcher(self.device, *moved)
         for array, answer in zip(args, moved, strict=True):
             if isinstance(array, np.ndarray):
-                array[...] = xp.asnumpy(answer)
+                array[...] = answer.get()
 
 
 @pytest.fixture(params=[Emulated, pytest.param(Gpu, marks=pytest.mark.gpu)])

@@ -1,6 +1,7 @@
 """The rehearsal of the GPU path: that it sees what it is there for, and the GPU tests in it."""
 
 import sys
+from pathlib import Path
 
 import pytest
 import rehearsal
@@ -136,7 +137,15 @@ def test_a_capture_may_allocate_in_the_relaxed_mode_and_it_is_logged():
     assert done.calls("malloc", captured=True, bytes=512)
 
 
-@pytest.mark.slow
+def test_everything_happens_on_the_gpu_of_the_arrays():
+    networks = "adder-resnet20", "shiftresnet20-e1", "winograd-relu-convpool-cnn-c-8"
+    done = rehearsal.rehearse(
+        sys.executable, Path(rehearsal.__file__).with_name("two_gpus.py"), *networks, devices=2
+    )
+    assert done.status == 0, done.output
+    assert {record["device"] for record in done.calls("launch") + done.calls("malloc")} == {1}
+
+
 def test_the_gpu_tests_pass_in_rehearsal():
     command = "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"
     done = rehearsal.rehearse(sys.executable, *command)

@@ -114,6 +114,10 @@ class Tensor:
                 "backward: this tensor does not require a gradient: it was made from tensors "
                 "without requires_grad, or inside no_grad()"
             )
+        with arrays.device_of(self.data):
+            self._walk_back(grad)
+
+    def _walk_back(self, grad: Array | None) -> None:
         pending = {id(self): (self._seed(grad), grad is None)}  # and whether nobody else holds it
         order = _from_first_to_last(self)
         while order:
@@ -264,9 +268,10 @@ def apply(operation: str, *inputs: Any, **options: Any) -> Tensor:
             f"no derivative rule for {operation!r}; there are {', '.join(sorted(RULES))}"
         )
     like = next((t for t in inputs if isinstance(t, Tensor)), None)
-    tensors = tuple(_lift(t, like) for t in inputs)
-    arrays.take(operation, **{f"input {i}": t.data for i, t in enumerate(tensors)})
-    data, pullback = RULES[operation](*(t.data for t in tensors), **options)
+    with arrays.device_of(*map(_values, inputs)):
+        tensors = tuple(_lift(t, like) for t in inputs)
+        arrays.take(operation, **{f"input {i}": t.data for i, t in enumerate(tensors)})
+        data, pullback = RULES[operation](*(t.data for t in tensors), **options)
     answer = Tensor(data)
     if _recording.get() and any(t.requires_grad for t in tensors):
         answer.requires_grad = True

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from mulfree_cupy.arrays import namespace
+from mulfree_cupy.arrays import device_of, namespace
 from mulfree_cupy.autograd import Tensor, apply
 from mulfree_cupy.geometry import integer, pair
 from mulfree_cupy.nn.module import Module, Parameter
@@ -227,7 +227,8 @@ class Dropout(Module):
         if not self.training or self.share == 0:
             return x
         kept = self.rng.random(x.shape, dtype=np.float32) >= self.share
-        mask = namespace(x.data).asarray(kept.astype(x.dtype) / x.dtype.type(1 - self.share))
+        with device_of(x.data):
+            mask = namespace(x.data).asarray(kept.astype(x.dtype) / x.dtype.type(1 - self.share))
         return apply("dropout", x, mask=mask)
 
 

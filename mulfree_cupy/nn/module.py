@@ -129,8 +129,9 @@ class Module:
                     f"got {tuple(state[name].shape)}"
                 )
         for name, (module, attribute, value) in own.items():
-            xp = arrays.namespace(value.data if isinstance(value, Parameter) else value)
-            new = xp.array(state[name], dtype=value.dtype)
+            old = value.data if isinstance(value, Parameter) else value
+            with arrays.device_of(old):
+                new = arrays.namespace(old).array(state[name], dtype=old.dtype)
             if isinstance(value, Parameter):
                 value.data = new
             else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mulfree_cupy import launch
-from mulfree_cupy.arrays import Array, namespace
+from mulfree_cupy.arrays import Array, device_of, namespace
 from mulfree_cupy.autograd import Tensor, apply
 from mulfree_cupy.geometry import integer
 from mulfree_cupy.nn.layers import Conv
@@ -119,7 +119,8 @@ class WinogradConv(Module):
     @property
     def density(self) -> float:
         """Share of the weights that are left."""
-        return float(self.mask.mean())
+        with device_of(self.mask):
+            return float(self.mask.mean())
 
     def prune(self, density: float, score: str = "magnitude", *, together: int = 1) -> None:
         """Keep that share of the weights, as `WinogradWeights.prune` does."""
@@ -174,7 +175,8 @@ class MaskedConv(Conv):
     @property
     def density(self) -> float:
         """Share of the weights that are left."""
-        return float(self.mask.mean())
+        with device_of(self.mask):
+            return float(self.mask.mean())
 
     def prune(self, density: float, score: str = "magnitude", *, together: int = 1) -> None:
         """Keep that share of the weights, those of largest magnitude, as `prune_spatial` does."""
@@ -183,10 +185,12 @@ class MaskedConv(Conv):
                 f"MaskedConv.prune: score must be 'magnitude' and together 1, got {score!r} and "
                 f"{together}; other ones are for Winograd weights"
             )
-        kept = prune_spatial(self.weight.data * self.mask, density)
-        self.weight.data, self.mask = kept, kept != 0
+        with device_of(self.mask):
+            kept = prune_spatial(self.weight.data * self.mask, density)
+            self.weight.data, self.mask = kept, kept != 0
 
     def forward(self, x: Tensor) -> Tensor:
         bias = [self.bias] if hasattr(self, "bias") else []
-        kept = self.weight * Tensor(self.mask.astype(self.weight.dtype))
+        with device_of(self.mask):
+            kept = self.weight * Tensor(self.mask.astype(self.weight.dtype))
         return apply("conv", x, kept, *bias, **self.options)

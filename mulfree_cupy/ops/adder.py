@@ -20,6 +20,7 @@ __all__ = [
 _UINT8_TAPS = (2**31 - 1) // 255  # of difference 255 each, the longest sum an int32 can hold
 
 
+@arrays.on_device_of_arguments
 def adder_matmul(
     a: Array, b: Array, *, out: Array | None = None, kernel: str | None = None
 ) -> Array:
@@ -94,6 +95,7 @@ def adder_matmul(
     return arrays.deliver(result, out)
 
 
+@arrays.on_device_of_arguments
 def adder_conv(
     x: Array,
     w: Array,
@@ -182,6 +184,7 @@ def adder_conv(
     )
 
 
+@arrays.on_device_of_arguments
 def adder_conv_backward(
     grad: Array,
     x: Array,
@@ -253,6 +256,7 @@ def adder_conv_backward(
     return backward("adder_conv_backward", launchers.adder_conv_backward, on_cpu, g, grad, x, w)
 
 
+@arrays.on_device_of_arguments
 def adder_conv_sign_backward(
     grad: Array,
     x: Array,
@@ -319,6 +323,7 @@ def _sign_gradient(grad, x, w, grad_w, g):
             grad_w[k, :, i, j] = (sign * grad[:, k, None]).sum(axis=(0, 2, 3))
 
 
+@arrays.on_device_of_arguments
 def adaptive_rate(grad_w: Array, eta: float = 0.2) -> Array:
     """AdderNet's adaptive learning rate: a layer's gradient at a fixed root mean square.
 

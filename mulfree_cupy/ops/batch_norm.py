@@ -17,6 +17,7 @@ from mulfree_cupy.launch import batch_norm as launchers
 __all__ = ["batch_norm", "batch_norm_backward"]
 
 
+@arrays.on_device_of_arguments
 def batch_norm(
     x: Array,
     weight: Array,
@@ -165,6 +166,7 @@ def _follow(running, mean, variance, count, momentum):
         moved[...] = (1 - momentum) * moved + momentum * batch
 
 
+@arrays.on_device_of_arguments
 def batch_norm_backward(
     grad: Array,
     x: Array,

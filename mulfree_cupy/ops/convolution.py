@@ -11,6 +11,7 @@ from mulfree_cupy.launch import convolution as launchers
 __all__ = ["col2im", "conv", "conv_backward", "im2col"]
 
 
+@arrays.on_device_of_arguments
 def im2col(
     x: Array,
     kernel_size: int | tuple[int, int],
@@ -65,6 +66,7 @@ def im2col(
     return cols
 
 
+@arrays.on_device_of_arguments
 def col2im(
     cols: Array,
     x_shape: tuple[int, int, int, int],
@@ -126,6 +128,7 @@ def col2im(
     return x
 
 
+@arrays.on_device_of_arguments
 def conv(
     x: Array,
     w: Array,
@@ -196,6 +199,7 @@ def conv(
     )
 
 
+@arrays.on_device_of_arguments
 def conv_backward(
     grad: Array,
     x: Array,
@@ -259,6 +263,7 @@ def conv_backward(
     return backward("conv_backward", launchers.conv_backward, on_cpu, g, grad, x, w)
 
 
+@arrays.on_device_of_arguments
 def matmul(a: Array, b: Array) -> Array:
     """``a @ b``; two matrices on a GPU as a 1x1 convolution, which needs no cuBLAS.
 
@@ -275,6 +280,7 @@ def matmul(a: Array, b: Array) -> Array:
     return conv(*_as_images(a, b))[:, :, 0, 0] if _is_convolution(a, b) else a @ b
 
 
+@arrays.on_device_of_arguments
 def matmul_backward(grad: Array, a: Array, b: Array) -> tuple[Array, Array]:
     """Gradients of ``(matmul(a, b) * grad).sum()`` with respect to a and b."""
     if not _is_convolution(a, b):

@@ -11,6 +11,7 @@ from mulfree_cupy.launch import cross_entropy as launchers
 __all__ = ["cross_entropy"]
 
 
+@arrays.on_device_of_arguments
 def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array, Array]:
     """Mean over the batch of ``-log(softmax(logits)[label])``, and what goes with it.
 
@@ -66,11 +67,10 @@ def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array, Array]:
     if device is None:
         return _by_expressions(logits, labels)
     xp = device.xp
-    with arrays.device_of(logits):
-        labels = xp.ascontiguousarray(xp.asarray(labels.astype(np.int32, copy=False)))
-        loss, right = xp.empty((), logits.dtype), xp.empty((), np.int64)
-        gradient = xp.empty(logits.shape, logits.dtype)
-        launchers.cross_entropy(device, arrays.contiguous(logits), labels, loss, right, gradient)
+    labels = xp.ascontiguousarray(xp.asarray(labels.astype(np.int32, copy=False)))
+    loss, right = xp.empty((), logits.dtype), xp.empty((), np.int64)
+    gradient = xp.empty(logits.shape, logits.dtype)
+    launchers.cross_entropy(device, arrays.contiguous(logits), labels, loss, right, gradient)
     return loss, right, gradient
 
 

@@ -109,6 +109,7 @@ def group_shifts(
     return table
 
 
+@arrays.on_device_of_arguments
 def shift(
     x: Array,
     shifts: Array,
@@ -176,6 +177,7 @@ def shift(
     return arrays.deliver(result, out)
 
 
+@arrays.on_device_of_arguments
 def shift_backward(
     grad: Array,
     shifts: Array,
@@ -230,6 +232,7 @@ def shift_backward(
     return grad_x
 
 
+@arrays.on_device_of_arguments
 def shift_conv(
     x: Array,
     w: Array,
@@ -288,6 +291,7 @@ def shift_conv(
     )
 
 
+@arrays.on_device_of_arguments
 def shift_conv_backward(
     grad: Array, x: Array, w: Array, shifts: Array, *, stride: int | tuple[int, int] = 1
 ) -> tuple[Array, Array]:
@@ -332,6 +336,7 @@ def shift_conv_backward(
     return _backward("shift_conv_backward", launcher, on_cpu, grad, x, w, shifts, stride, also)
 
 
+@arrays.on_device_of_arguments
 def shift_adder_conv(
     x: Array,
     w: Array,
@@ -375,6 +380,7 @@ def shift_adder_conv(
     )
 
 
+@arrays.on_device_of_arguments
 def shift_adder_conv_backward(
     grad: Array, x: Array, w: Array, shifts: Array, *, stride: int | tuple[int, int] = 1
 ) -> tuple[Array, Array]:

@@ -127,9 +127,11 @@ class SGD:
             if launch.device_for(parameter.data) and parameter.dtype in (np.float32, np.float64):
                 together.setdefault(parameter.dtype, []).append(i)
             else:
-                self._step(i)
+                with arrays.device_of(parameter.data):
+                    self._step(i)
         for chosen in together.values():
-            self._step_in_place(chosen)
+            with arrays.device_of(self.parameters[chosen[0]].data):
+                self._step_in_place(chosen)
 
     def _step(self, i: int) -> None:
         parameter = self.parameters[i]

@@ -1,5 +1,6 @@
 // The products that CuPy asks of cuBLAS, in the host's memory, summed in float64; column-major.
 // Whatever else its module is linked against succeeds and does nothing: a file of stubs is made.
+// So do products by tables of pointers, which a kernel would have written.
 #include "cuda.h"
 
 #include <library_types.h>
@@ -65,15 +66,6 @@ static void multiply(int ta, int tb, int m, int n, int k, double alpha, const vo
     for (int i = 0; i < count; i++)                                                               \
       multiply(ta, tb, m, n, k, *alpha, a + i * da, type, lda, b + i * db, type, ldb, *beta,      \
                c + i * dc, type, ldc);                                                            \
-    return 0;                                                                                     \
-  }                                                                                               \
-  int cublas##letter##gemmBatched(Handle* h, int ta, int tb, int m, int n, int k,                 \
-                                  const T* alpha, const T** a, int lda, const T** b, int ldb,     \
-                                  const T* beta, T** c, int ldc, int count) {                     \
-    if (!may_run(h, a, b, c)) return FAILED;                                                      \
-    for (int i = 0; i < count; i++)                                                               \
-      multiply(ta, tb, m, n, k, *alpha, a[i], type, lda, b[i], type, ldb, *beta, c[i], type,      \
-               ldc);                                                                              \
     return 0;                                                                                     \
   }                                                                                               \
   int cublas##letter##gemv_v2(Handle* h, int ta, int m, int n, const T* alpha, const T* a,        \

@@ -20,6 +20,7 @@ KERNELS = ("dense", "sparse", "blocks", "scipy")
 COST = {"dense": 1.0, "sparse": 1.65, "blocks": 1.08}
 
 
+@arrays.on_device_of_arguments
 @np.errstate(invalid="ignore", over="ignore")  # NaN and Inf go through in silence
 def winograd_conv(
     x: Array,
@@ -115,6 +116,7 @@ def winograd_conv(
     return arrays.deliver(result, out)
 
 
+@arrays.on_device_of_arguments
 @np.errstate(invalid="ignore", over="ignore")
 def winograd_conv_backward(
     grad: Array,

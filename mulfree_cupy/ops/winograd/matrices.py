@@ -186,6 +186,7 @@ def initial_variance(
     return shape / (channels * output.mean())
 
 
+@arrays.on_device_of_arguments
 def precondition(grad_u: Array, *, points: str = "lavin") -> Array:
     """The gradient by which a step on U is a step on the spatial kernel behind it.
 

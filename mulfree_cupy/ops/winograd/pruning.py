@@ -8,6 +8,7 @@ from mulfree_cupy.arrays import Array
 __all__ = ["highest", "prune_spatial", "sum_filters"]
 
 
+@arrays.on_device_of_arguments
 def prune_spatial(w: Array, density: float) -> Array:
     """Zero all but the largest of a layer's spatial weights, as Han et al. do.
 

@@ -60,6 +60,7 @@ class WinogradWeights:
                 array.flags.writeable = False
 
     @classmethod
+    @arrays.on_device_of_arguments
     def from_spatial(
         cls, w: Array, m: int = 2, *, points: str = "lavin", allow_float16: bool = False
     ) -> WinogradWeights:
@@ -106,6 +107,7 @@ class WinogradWeights:
         return cls._checked(name, u.astype(w.dtype), None, points, allow_float16)
 
     @classmethod
+    @arrays.on_device_of_arguments
     def from_dense(
         cls,
         u: Array,
@@ -250,7 +252,8 @@ class WinogradWeights:
     @functools.cached_property
     def nnz(self) -> int:
         """Entries that are not pruned."""
-        return int(self.mask.sum())
+        with arrays.device_of(self.mask):
+            return int(self.mask.sum())
 
     @property
     def density(self) -> float:
@@ -268,8 +271,9 @@ class WinogradWeights:
         """The weights in another dtype; themselves if it is theirs."""
         if self.dtype == dtype:
             return self
-        name, dense = "WinogradWeights.astype", self.dense.astype(dtype)
-        converted = self._checked(name, dense, self.mask, self.points, allow_float16)
+        with arrays.device_of(self.dense):
+            name, dense = "WinogradWeights.astype", self.dense.astype(dtype)
+            converted = self._checked(name, dense, self.mask, self.points, allow_float16)
         return converted.freeze() if self.frozen else converted
 
     def freeze(self) -> WinogradWeights:
@@ -331,12 +335,16 @@ class WinogradWeights:
         name = "WinogradWeights.prune"
         if score not in ("magnitude", "importance"):
             raise ValueError(f"{name}: score must be 'magnitude' or 'importance', got {score!r}")
+        together = geometry.integer(name, "together", together)
+        with arrays.device_of(self.dense):
+            return self._pruned(name, density, score, together)
+
+    def _pruned(self, name, density, score, together):
         xp = arrays.namespace(self.dense)
         scores = abs(self.dense)
         if score == "importance":
             factors = xp.asarray(importance(self.m, points=self.points))
             scores = scores * factors[:, :, None, None]
-        together = geometry.integer(name, "together", together)
         left = sum_filters(self.mask, together) > 0
         scores = sum_filters(xp.where(self.mask, scores, 0), together)
         # Entries pruned before come after those that are zero.
