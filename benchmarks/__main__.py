@@ -108,6 +108,12 @@ def parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="check every kernel, time the main ones: 3 minutes"
     )
     gpu.add_argument("--only", nargs="+", metavar="STEP", help="steps of the plan, by name")
+    gpu.add_argument(
+        "--data", type=Path, metavar="DIR", help="train on this data set too, such as CIFAR-10"
+    )
+    gpu.add_argument(
+        "--train-seconds", type=float, metavar="S", help="for both networks, instead of the plan's"
+    )
     gpu.add_argument("--commit", metavar="HASH", help="of the sources, where there is no git")
     gpu.add_argument(
         "--emulated",
@@ -228,6 +234,8 @@ def _gpu(options: argparse.Namespace) -> int:
         emulated=options.emulated,
         only=options.only,
         commit=options.commit,
+        data=options.data,
+        train_seconds=options.train_seconds,
     )
 
 

@@ -21,6 +21,8 @@ hypothesis.settings.load_profile("default")
 # A shell's background job starts with Ctrl-C ignored; the tests of Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+collect_ignore = ["rehearsal"]  # a sitecustomize.py among them is another Python's than the running
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_the_session(tmp_path_factory):

@@ -1,6 +1,9 @@
 """The CUDA kernels of shift against the formulas: emulated with all checks on, and on a GPU."""
 
+import contextlib
 import math
+import threading
+import types
 
 import numpy as np
 import pytest
@@ -8,11 +11,11 @@ import spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
-from problems import LAYOUTS, lay_out, run, shift_problems
+from problems import LAYOUTS, lay_out, namespace, run, shift_problems
 from test_convolution import assert_close
 
 import mulfree_cupy as mf
-from mulfree_cupy.launch import emulator
+from mulfree_cupy.launch import cuda, emulator
 from mulfree_cupy.launch import shift as launchers
 
 WAYS = ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)]
@@ -168,6 +171,16 @@ def test_every_tile_of_the_fused_kernels(shape, filters, dtype, stride):
     for ours, theirs in zip((out, grad_x, grad_w), (expected, *gradients), strict=True):
         tolerance = {"float16": 1e-3, "float32": 1e-6, "float64": 1e-14}[dtype]
         assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_half_goes_the_separate_way_too(way):
+    x, w = values((2, 9, 5, 6), "float16"), values((4, 9), "float16", 1)
+    shifts = mf.modulo_shifts(9)
+    answer = run(way, mf.shift_conv, x, w, shifts, kernel="3_table")
+    assert answer.dtype == np.float16
+    expected = spec.shift_conv(x, w, shifts)
+    assert np.abs(answer - expected).max() <= 1e-2 * np.abs(expected).max()
 
 
 def test_the_gradient_of_w_is_summed_in_parts():
@@ -362,6 +375,134 @@ def test_a_plane_at_the_end_of_the_indices():
     ((blocks,), (threads,), scalars) = recorded[0]
     assert scalars[0] == height * width and blocks * threads * 16 < 2**31
     assert all(scalar < 2**31 for scalar in scalars[:5])
+
+
+class OnGpu(np.ndarray):
+    """What the launchers take for a CuPy array."""
+
+    device = contextlib.nullcontext()
+
+
+class Counting(cuda.Device):
+    """The CUDA device on NumPy arrays, its launches emulated, that counts what waits."""
+
+    def __init__(self):
+        self.current, self.uploads, self.synchronisations = 0, 0, 0
+        stream = types.SimpleNamespace(synchronize=self.synchronize)
+        self.cuda = types.SimpleNamespace(
+            Device=lambda: types.SimpleNamespace(id=self.current),
+            get_current_stream=lambda: stream,
+        )
+
+    @property
+    def xp(self):
+        return self
+
+    def __getattr__(self, name):
+        return lambda *args, **options: getattr(np, name)(*args, **options).view(OnGpu)
+
+    def asarray(self, array):
+        self.uploads += 1
+        return np.array(array)
+
+    def synchronize(self):
+        self.synchronisations += 1
+
+    def launch(self, path, entry, defines, grid, block, args):
+        emulator.device.launch(path, entry, defines, grid, block, args)
+
+
+@pytest.fixture
+def counting(monkeypatch):
+    monkeypatch.setattr(cuda, "_constants", {})
+    return Counting()
+
+
+def on_gpu(shape, seed=0):
+    return values(shape, seed=seed).view(OnGpu)
+
+
+def test_a_table_is_uploaded_once(counting):
+    x, w, grad = on_gpu((2, 9, 4, 5)), on_gpu((3, 9), 1), on_gpu((2, 3, 4, 5), 2)
+    shifts, out, back = mf.modulo_shifts(9).astype(np.int32), np.empty_like(x), np.empty_like(x)
+    y, grad_w = np.empty_like(grad), np.empty_like(w)
+    for _ in range(2):
+        for kernel in RUNGS:
+            launchers.shift(counting, x, shifts.copy(), out, (1, 1), kernel)
+            launchers.shift_backward(counting, out, shifts, back, (1, 1), kernel)
+        launchers.shift_conv(counting, x, w, shifts, None, y, (1, 1))
+        launchers.shift_adder_conv(counting, x, w, shifts, None, y, (1, 1))
+        for backward in BACKWARDS:
+            getattr(launchers, backward)(counting, grad, x, w, shifts, back, grad_w, (1, 1))
+        # The table and its opposite, for the adjoint.
+        assert counting.uploads == counting.synchronisations == 2
+
+
+def test_a_table_that_its_owner_changes_is_another(counting):
+    x, shifts = on_gpu((1, 4, 3, 5)), np.zeros((4, 2), np.int32)
+    out = np.empty_like(x)
+    for step in range(3):
+        shifts[1] = step, -1
+        launchers.shift(counting, x, shifts, out, (1, 1))
+        assert_array_equal(out, spec.shift(x, shifts))
+        assert counting.uploads == 1 + step
+    counting.current = 1
+    launchers.shift(counting, x, shifts, out, (1, 1))
+    assert counting.uploads == 4
+
+
+def test_a_full_cache_still_gives_the_right_table(counting, monkeypatch):
+    monkeypatch.setattr(cuda, "_MOST_CONSTANTS", 1)
+    first, second = np.zeros((4, 2), np.int32), np.ones((4, 2), np.int32)
+    kept = counting.constant(first)
+    for _ in range(2):
+        assert_array_equal(counting.constant(second), second)
+        assert counting.constant(first) is kept
+    assert counting.uploads == 3 and counting.synchronisations == 1
+
+
+def test_threads_share_a_table(counting):
+    shifts, found, together = np.ones((4, 2), np.int32), [], threading.Barrier(8)
+
+    def ask():
+        together.wait()
+        found.append(counting.constant(shifts))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8 and len({id(array) for array in found}) == 1 == counting.uploads
+
+
+@pytest.mark.gpu
+def test_a_second_call_can_be_captured():
+    """Nothing is copied from the host, and nothing waits."""
+    xp = namespace("gpu")
+    x, w = xp.asarray(values((2, 9, 4, 8))), xp.asarray(values((3, 9), seed=1))
+    bias, shifts = xp.zeros(3, "float32"), mf.modulo_shifts(9)
+    expected = mf.shift(x, shifts), mf.shift_conv(x, w, shifts, bias)
+    answers = [xp.empty_like(array) for array in expected]
+    xp.cuda.Device().synchronize()
+    with xp.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        mf.shift(x, shifts, out=answers[0])
+        mf.shift_conv(x, w, shifts, bias, out=answers[1])
+        graph = stream.end_capture()
+        graph.launch()
+        stream.synchronize()
+    for ours, theirs in zip(answers, expected, strict=True):
+        assert_array_equal(ours.get(), theirs.get())
+
+
+@ways
+def test_a_table_may_lie_where_the_image_does(way):
+    xp = namespace(way)
+    x, shifts = values((2, 9, 4, 5)), mf.modulo_shifts(9)
+    with contextlib.nullcontext() if way == "gpu" else mf.emulated_cuda():
+        answer = mf.shift(xp.asarray(x), xp.asarray(shifts))
+    assert_array_equal(answer if way != "gpu" else answer.get(), spec.shift(x, shifts))
 
 
 @pytest.mark.parametrize(

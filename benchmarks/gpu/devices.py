@@ -72,6 +72,9 @@ class Cuda:
             return False
         return True
 
+    def synchronize(self) -> None:
+        self._device.synchronize()
+
     def forget(self) -> None:
         """Give the memory of arrays that are gone back to the device."""
         self.xp.get_default_memory_pool().free_all_blocks()

@@ -11,9 +11,11 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from benchmarks import timing
-from benchmarks.gpu import adder, cases, devices, peers, rates, shift, winograd
+from benchmarks.gpu import adder, cases, devices, peers, rates, shift, training, winograd
+from mulfree_cupy import data
 
 DEVICE_LOST = 3
 
@@ -43,16 +45,25 @@ def lines(
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("section", choices=[*SECTIONS, "rates"])
+    parser.add_argument("section", choices=[*SECTIONS, "rates", "training"])
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--check", action="store_true", help="check, and time nothing")
     parser.add_argument("--quick", action="store_true", help="few layers; time the main cases")
     parser.add_argument("--tiny", action="store_true", help="layers for sanitizers and emulators")
     parser.add_argument("--emulated", action="store_true", help="through the emulator")
+    parser.add_argument("--data", type=Path, help="of training: a data set's folder")
+    parser.add_argument("--seconds", type=float, default=60, help="of training")
     options = parser.parse_args()
+    if options.section == "training" and options.check:  # what takes long is reading the images
+        data.load(options.data)
+        return 0
     device = devices.Emulated() if options.emulated else devices.Cuda()
     size = {"quick": options.quick, "tiny": options.tiny}
-    for line in lines(options.section, device, options.first, not options.check, **size):
+    if options.section == "training":
+        found = training.rows(device, options.data, options.seconds)
+    else:
+        found = lines(options.section, device, options.first, not options.check, **size)
+    for line in found:
         print(json.dumps(line), flush=True)
         if "row" in line and "wrong" in line["row"] and not device.usable():
             return DEVICE_LOST

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,10 @@ class Step:
     def together(self) -> bool:
         return self.how != "timed"
 
-    def command(self, quick: bool, emulated: bool) -> list[str]:
+    def seconds(self, quick: bool) -> float:
+        return self.quick if quick else self.full
+
+    def command(self, quick: bool, emulated: bool, data: Path | None) -> list[str]:
         if self.section == "tests":
             # pytest-benchmark warns where pytest-xdist runs, and warnings are errors here.
             plugins = ["-p", "no:cacheprovider", "-p", "no:benchmark"]
@@ -56,6 +59,8 @@ class Step:
             "--emulated": emulated,
         }
         wanted = [flag for flag, given in flags.items() if given]
+        if self.section == "training":
+            wanted += [f"--data={data}", f"--seconds={self.seconds(quick) - START_SECONDS}"]
         process = [sys.executable, "-m", "benchmarks.gpu.process", self.section, *wanted]
         tool = [
             "compute-sanitizer",
@@ -74,6 +79,7 @@ def _workers() -> list[str]:
     return ["-n", str(max(1, 3 * timing.cores() // 4))]
 
 
+START_SECONDS = 12  # until the first step of a training run, and to spare
 SANITIZERS = "memcheck", "racecheck"
 FOUND_BY_SANITIZER = 9
 CHECKED = "adder", "shift", "winograd"
@@ -81,13 +87,15 @@ CHECKED = "adder", "shift", "winograd"
 # What matters first comes first: a run that is cut off has it. Neighbours that run together start
 # together.
 STEPS = [
-    Step("tests", 90, 110, "checked"),
+    Step("tests", 60, 80, "checked"),
     *(Step(section, 60, 80, "checked") for section in CHECKED),
+    Step("training", 60, 60, "checked"),
     Step("rates", 5, 5),
-    Step("adder", 15, 60),
-    Step("shift", 20, 45),
-    Step("peers", 20, 70),
-    Step("winograd", 10, 50),
+    Step("adder", 15, 40),
+    Step("shift", 20, 40),
+    Step("peers", 20, 60),
+    Step("training", 30, 120),
+    Step("winograd", 10, 30),
     *(Step(section, 20, 30, tool) for section in CHECKED for tool in SANITIZERS),
 ]
 EMULATED = [Step(section, 600, 600) for section in CHECKED]
@@ -113,6 +121,11 @@ class Record:
                 if "wrong" not in known:  # once wrong, wrong
                     self._rows[(row["section"], *key_of(row))] = row
                 self.content["rows"] = list(self._rows.values())
+            elif "training" in line:
+                self.content["training"][line["training"]["model"]] = line["training"]
+            elif "epoch" in line:
+                epoch = dict(line["epoch"])
+                self.content["training"][epoch.pop("model")]["history"].append(epoch)
             elif "rate" in line:
                 rate = dict(line["rate"])
                 name = rate.pop("rate", None)
@@ -138,12 +151,18 @@ def run(
     emulated: bool = False,
     only: list[str] | None = None,
     commit: str | None = None,
+    data: Path | None = None,
+    train_seconds: float | None = None,
 ) -> int:
-    """Run every step for which there is time; the exit status."""
+    """Run every step, those that train only with `data`; the exit status."""
     if not emulated and (why := devices.unavailable()):
         print(f"python -m benchmarks gpu: no GPU to run on: {why}", file=sys.stderr)
         return 2
-    steps = [s for s in (EMULATED if emulated else STEPS) if not only or s.name in only]
+    known = EMULATED if emulated else STEPS
+    steps = [s for s in known if s.name in (only or [s.name]) and (data or s.section != "training")]
+    if train_seconds is not None:
+        longer = {"quick": train_seconds, "full": train_seconds}
+        steps = [replace(s, **longer) if s.name == "training" else s for s in steps]
     device = devices.Emulated() if emulated else devices.Cuda()
     machine = timing.machine("cupy-cuda12x", "cupy-cuda13x", "torch")
     content = {
@@ -156,6 +175,7 @@ def run(
         "errors": {},
         "left_out": [],
         "rates": {},
+        "training": {},
         "rows": [],
     }
     record = Record(out, content)
@@ -164,7 +184,7 @@ def run(
     def do(step: Step) -> None:
         start = time.monotonic()
         try:
-            _run(step, record, quick, emulated)
+            _run(step, record, quick, emulated, data)
         except OSError as error:  # compute-sanitizer is not part of every CUDA
             record.content["left_out"].append(f"{step.name}: {error}")
         record.note("seconds", step.name, time.monotonic() - start)
@@ -185,7 +205,7 @@ def plan(steps: list[Step], quick: bool) -> str:
     """The steps with their seconds, and the sum of them."""
     total, lines = 0.0, []
     for together, group in itertools.groupby(steps, lambda step: step.together):
-        seconds = {step.name: step.quick if quick else step.full for step in group}
+        seconds = {step.name: step.seconds(quick) for step in group}
         total += max(seconds.values()) if together else sum(seconds.values())
         how = "together" if together else "alone"
         lines += [f"  {how:8} {name}: at most {s:.0f} s" for name, s in seconds.items()]
@@ -200,10 +220,10 @@ def succeeded(record: dict) -> bool:
     return (passed or record["emulated"]) and not wrong and not record["errors"]
 
 
-def _run(step: Step, record: Record, quick: bool, emulated: bool) -> None:
+def _run(step: Step, record: Record, quick: bool, emulated: bool, data: Path | None) -> None:
     """One step to its end or to its time; a process that died is followed by another."""
-    end = time.monotonic() + (step.quick if quick else step.full)
-    command = step.command(quick, emulated)
+    end = time.monotonic() + step.seconds(quick)
+    command = step.command(quick, emulated, data)
     if step.section == "tests":
         _tests(command, record, end)
         return

@@ -66,7 +66,7 @@ def _moved(xp: Any, x, shifts: np.ndarray):
 def _moves(device: Any, layer: Layer, dtype: str) -> Iterator[Case]:
     xp, shifts = device.xp, mf.modulo_shifts(layer.channels)
     x = xp.asarray(layer.floats()[0].view(np.uint32) % 251).astype(dtype)
-    out, moved, table_there = xp.empty_like(x), [], xp.asarray(shifts, np.int32)
+    out, moved, as_launched = xp.empty_like(x), [], shifts.astype(np.int32)
 
     def expected():  # made once, and only if it is asked for
         if not moved:
@@ -85,7 +85,7 @@ def _moves(device: Any, layer: Layer, dtype: str) -> Iterator[Case]:
         def move(kernel=kernel, most=most):
             if most is None:
                 return mf.shift(x, shifts, out=out, kernel=kernel)
-            launchers.shift(launch.device_for(x), x, table_there, out, (1, 1), kernel, most)
+            launchers.shift(launch.device_for(x), x, as_launched, out, (1, 1), kernel, most)
             return out
 
         named = row | {"kernel": kernel, "most_blocks": most}

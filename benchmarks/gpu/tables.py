@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.gpu import shift, winograd
+from benchmarks.gpu import shift, training, winograd
 from benchmarks.timing import cell, milliseconds, table
 
 # abs(x - w) a clock and multiprocessor. float32: two additions on 128 lanes (64 lanes on 7.5 and
@@ -20,6 +20,7 @@ def document(record: dict) -> str:
     parts = [heading(record), tests_line(record)]
     if record.get("rates"):
         parts.append(rates_table(record))
+    parts += training.document(record)
     if record["rows"]:
         parts += [
             "adder_conv float32, terms a clock and multiprocessor, by kernel:",

@@ -18,7 +18,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   if (threadIdx.x == 0)
     publish(moments, count, mean + c, variance + c, running_mean + c, running_variance + c,
             momentum, with_running);
-
   const Formula formula(moments, count, weight[c], bias[c], eps, relu);
 #pragma unroll
   for (int e = EACH / VECTOR - 1; e >= 0; --e) {

@@ -15,7 +15,7 @@ BATCH_NORM_KERNELS = ("1_three_passes", "2_parts", "3_registers")
 _THREADS = 256
 _PART = 2**14  # bytes of which a block takes the moments, 16 numbers of float32 a thread
 _HELD = 128  # bytes of a channel that a thread keeps in registers, where they hold all of it,
-_FEW, _MANY = 128, 512  # and the threads for channels of few elements and of more
+_FEW, _MANY = 256, 512  # and the threads for channels of few elements and of more
 _LEAST, _LONGEST = 2**12, 2**16  # elements of a part; a thread sums at most 256 in their own type
 _BLOCKS = 2048  # that fill a large GPU, about twice over
 

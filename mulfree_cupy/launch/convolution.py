@@ -140,8 +140,8 @@ def _is_product(geometry: ConvGeometry) -> bool:
 @on_device_of_arrays
 @np.errstate(invalid="ignore", over="ignore")  # NaN and Inf go through in silence
 def conv(device, x, w, bias, out, geometry: ConvGeometry, kernel: str | None = None) -> None:
-    """Write the cross-correlation of x with w, plus the bias, into out."""
-    if kernel == "1_im2col":
+    """Write the cross-correlation of x with w, plus the bias, into out; float16 by im2col alone."""
+    if kernel == "1_im2col" or x.dtype == np.float16:
         _conv_by_im2col(device, x, w, bias, out, geometry)
         return
     if bias is None:

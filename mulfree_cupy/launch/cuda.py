@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import functools
+import threading
 
 import numpy as np
 
 from mulfree_cupy.launch import source, structs
 
 STATIC_SHARED_LIMIT = 48 * 1024  # bytes; a kernel must ask for more
+_MOST_CONSTANTS = 1024
+
+_constants: dict[tuple, object] = {}
+_constants_lock = threading.Lock()
 
 
 class Device:
@@ -19,6 +24,26 @@ class Device:
         import cupy
 
         return cupy
+
+    def constant(self, values: np.ndarray):
+        """A small NumPy array's values on the current device, for kernels to read alone.
+
+        The first call copies them and waits for the copy, so that any stream may read them; later
+        ones with equal values do neither, and so can be captured in a CUDA graph. What a graph
+        reads must stay where it is: nothing is evicted, and what is more than the cache holds is
+        copied in every call.
+        """
+        xp = self.xp
+        key = xp.cuda.Device().id, values.dtype.str, values.shape, values.tobytes()
+        if key not in _constants:
+            with _constants_lock:
+                if len(_constants) >= _MOST_CONSTANTS and key not in _constants:
+                    return xp.asarray(values)
+                if key not in _constants:
+                    there = xp.asarray(values)
+                    xp.cuda.get_current_stream().synchronize()
+                    _constants[key] = there
+        return _constants[key]
 
     def launch(self, path, entry, defines, grid, block, args, shared_mem=0):
         """Queue one kernel on the current stream; nothing is synchronised.

@@ -1,7 +1,8 @@
 """Launchers of cuda/shift: the ladder of shifts, and the shift inside the 1x1 convolution after it.
 
-``shifts`` is an int32 array (C, 2) of (dh, dw), none further than the image is large: further than
-that is nothing but zeros. Arrays are C-contiguous, checked and not empty, ``stride`` is a pair.
+``shifts`` is a NumPy array (C, 2), int32, of (dh, dw), none further than the image is large: beyond
+that is nothing but zeros. The device's copy of it is kept. Arrays are C-contiguous, checked and not
+empty, ``stride`` is a pair.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ def _by_table(function: str, device, x, shifts, y, stride, backward: bool = Fals
     channels, (height, width), (out_h, out_w) = x.shape[1], x.shape[2:], y.shape[2:]
     each = 16 // x.itemsize
     divisors = [_divisor(d) for d in (channels, out_h * out_w, out_w)]
+    table = _there(device, shifts)
     for first, x_planes, y_planes in _planes(function, x, y):
         total = len(y_planes) * out_h * out_w
         x_aligned, y_aligned = (address(planes) % 16 == 0 for planes in (x_planes, y_planes))
@@ -110,8 +112,13 @@ def _by_table(function: str, device, x, shifts, y, stride, backward: bool = Fals
             defines,
             (-(-total // (_THREADS * each)),),
             (_THREADS,),
-            (x_planes, y_planes, shifts, *sizes, *more),
+            (x_planes, y_planes, table, *sizes, *more),
         )
+
+
+def _there(device, shifts: np.ndarray):
+    """The table for a kernel to read; the emulator's are NumPy arrays."""
+    return shifts if device.xp is np else device.constant(shifts)
 
 
 def _divisor(d: int) -> np.uint64:
@@ -126,7 +133,7 @@ def _divisor(d: int) -> np.uint64:
 
 def _by_tiles(function, device, kernel, x, shifts, y, stride, direction, most_blocks) -> None:
     channels, height, width = x.shape[1:]
-    found = _modulo(shifts if device.xp is np else shifts.get(), (height, width))
+    found = _modulo(shifts, (height, width))
     able = ["3_table"] if stride != (1, 1) or not found else [*SHIFT_KERNELS]
     if found and found != (3, 1):
         able.remove("1_tiled_modulo")
@@ -209,6 +216,7 @@ def _fused(function, device, kernel, x, w, shifts, bias, out, stride) -> None:
     filters, plane = len(w), out.shape[2] * out.shape[3]
     if bias is None:
         bias = device.xp.zeros(filters, x.dtype)
+    table = _there(device, shifts)
     for images in chunks(len(x), _images_at_once(function, x, out, w)):
         x_part, y = x[images], out[images]
         tile = conv_tile(max(4, x.itemsize), filters, len(y) * plane, 1)
@@ -220,7 +228,7 @@ def _fused(function, device, kernel, x, w, shifts, bias, out, stride) -> None:
             defines,
             (blocks(tile, filters, len(y) * plane, 1),),
             (_threads(tile),),
-            (x_part, w, shifts, bias, y, *_sizes(x_part, y, stride)),
+            (x_part, w, table, bias, y, *_sizes(x_part, y, stride)),
         )
 
 
@@ -277,7 +285,7 @@ def _fused_grad_x(device, grad, transposed, shifts, grad_x, stride) -> None:
         _defines(grad, tile, transposed),
         (blocks(tile, channels, pixels, 1),),
         (_threads(tile),),
-        (grad, transposed, shifts, grad_x, *_sizes(grad_x, grad, stride)),
+        (grad, transposed, _there(device, shifts), grad_x, *_sizes(grad_x, grad, stride)),
     )
 
 
@@ -297,7 +305,7 @@ def _fused_grad_w(device, grad, x, shifts, shape: tuple[int, int], stride):
         _defines(x, tile),
         (tiles, parts),
         (_threads(tile),),
-        (grad, x, shifts, sums, *_sizes(x, grad, stride), *int32(part)),
+        (grad, x, _there(device, shifts), sums, *_sizes(x, grad, stride), *int32(part)),
     )
     return sums.sum(axis=0)
 

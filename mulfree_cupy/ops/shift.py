@@ -126,6 +126,7 @@ def shift(
         numbers: NaN payloads and the sign of zero stay.
     shifts : array of integers, shape (C, 2)
         (dh, dw) of every channel, of any size; see `modulo_shifts` and `group_shifts`.
+        NumPy's own serve a GPU best: CuPy's are read back, and the call waits for that.
     stride : int or pair of ints
         Only every stride-th pixel of the moved image is computed.
     out : array, shape (N, C, ceil(H/stride), ceil(W/stride)), optional
@@ -250,6 +251,7 @@ def shift_conv(
     w : array, shape (K, C)
     shifts : array of integers, shape (C, 2)
         (dh, dw) of every channel, of any size; see `modulo_shifts` and `group_shifts`.
+        NumPy's own serve a GPU best: CuPy's are read back, and the call waits for that.
     bias : array, shape (K,), optional
     stride : int or pair of ints
     out : array, shape (N, K, ceil(H/stride), ceil(W/stride)), optional
@@ -447,22 +449,20 @@ def check_table(function: str, name: str, table: Array, channels: int | None = N
 
 
 def _table(function, shifts, x, g):
-    """Shifts checked, as the kernels that serve x take them: on the CPU int64, of any size."""
+    """Shifts checked, as the kernels that serve x take them: NumPy, on the CPU int64, of any size.
+
+    Shifts on a GPU are read back, a synchronisation; the launchers keep the device's copy.
+    """
     shifts = check_table(function, "shifts", shifts, g.channels)
-    xp = arrays.namespace(shifts)
-    if xp is not np:
+    if arrays.namespace(shifts) is not np:
         arrays.take(function, check=arrays.plain_bits, x=x, shifts=shifts)  # on one device
+        shifts = shifts.get()
     if shifts.dtype.kind == "u":
-        shifts = xp.minimum(shifts, np.uint64(2**31)).astype(np.int64)
+        shifts = np.minimum(shifts, np.uint64(2**31)).astype(np.int64)
     if launch.device_for(x) is None:
         return np.ascontiguousarray(shifts, np.int64)
-    most = xp.asarray([g.height, g.width])  # beyond the image one shift is as good as another
-    table = xp.minimum(xp.maximum(shifts, -most), most)
-    table = xp.ascontiguousarray(table.astype(np.int32))
-    if arrays.namespace(x) is xp:
-        return table
-    with x.device:
-        return arrays.namespace(x).asarray(table)
+    most = np.array([g.height, g.width])  # beyond the image one shift is as good as another
+    return np.ascontiguousarray(np.minimum(np.maximum(shifts, -most), most), np.int32)
 
 
 def _move(function, source, table, target, stride, kernel):
