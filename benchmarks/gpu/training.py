@@ -42,6 +42,7 @@ def rows(device: Cuda, folder: Path, seconds: float) -> Iterator[dict]:
 def _step_seconds(device: Cuda, run: Training) -> dict:
     """Seconds of a step as a graph and launch by launch, and of the host's part of the latter."""
     steps, synchronize = run.device_steps, device.synchronize
+    run.model.train()  # an epoch ends with an evaluation
     facts: dict = {"obstacle": steps.replay.obstacle, "replayed": steps.replay.replayed}
     with steps.replay.stream:
         for name, step in (("graph", steps.replay), ("launches", lambda: steps._step(BATCH))):

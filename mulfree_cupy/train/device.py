@@ -10,8 +10,9 @@ import numpy as np
 
 from mulfree_cupy import data, nn, optim
 from mulfree_cupy.arrays import Array
-from mulfree_cupy.autograd import Tensor, apply
-from mulfree_cupy.data.feed import Progress, Reading
+from mulfree_cupy.autograd import Tensor, no_grad
+from mulfree_cupy.data.feed import Feed, Progress, Reading
+from mulfree_cupy.ops.cross_entropy import cross_entropy
 from mulfree_cupy.train.replay import Replay
 
 AHEAD = 32  # steps between two readings of the progress; the host is two of them ahead at most
@@ -34,7 +35,7 @@ class DeviceSteps:
 
     def __init__(self, model: nn.Module, optimiser: optim.SGD, loader: data.Loader, xp: Any):
         self.model, self.optimiser = model, optimiser
-        self.feed = data.Feed(loader, xp)
+        self.feed = Feed(loader, xp)
         self.batch_size, self.images = loader.batch_size, len(loader.dataset)
         whole = lambda: self._step(self.batch_size)  # noqa: E731
         self.replay = None if xp is np else Replay(whole, self._state)
@@ -80,13 +81,29 @@ class DeviceSteps:
     def _step(self, count: int) -> None:
         images, labels = self.feed.take(count)
         logits = self.model(Tensor(images))
-        loss = apply("cross_entropy", logits, labels=labels)
+        loss, right, gradient = cross_entropy(logits.data, labels)
         self.optimiser.zero_grad()
-        loss.backward()
+        logits.backward(gradient)
         self.optimiser.step()
-        right = (logits.data.argmax(axis=1) == labels).sum()
-        self.feed.tally(loss.data, right, count)
+        self.feed.tally(loss, right, count)
 
     def _state(self) -> dict[str, Array]:
-        arrays = {name: value for name, _, _, value in self.model._state()}
-        return {n: v.data if isinstance(v, Tensor) else v for n, v in arrays.items()}
+        """What carries over from one step to the next."""
+        state = {
+            name: a.data if isinstance(a, Tensor) else a for name, *_, a in self.model._state()
+        }
+        state |= {f"velocity {i}": v for i, v in enumerate(self.optimiser.velocities)}
+        return {name: array for name, array in state.items() if array is not None}
+
+
+def right_answers(model: nn.Module, feed: Feed) -> int:
+    """How many images of a feed a network in evaluation mode gets right; waits once, at the end."""
+    images, batch_size = len(feed.loader.dataset), feed.loader.batch_size
+    feed.start(0)
+    with no_grad():
+        for first in range(0, images, batch_size):
+            count = min(batch_size, images - first)
+            x, labels = feed.take(count)
+            loss, right, _ = cross_entropy(model(Tensor(x)).data, labels)
+            feed.tally(loss, right, count)
+    return int(feed.read().wait().right)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -76,7 +77,7 @@ class Replay:
         after = self._addresses()
         moved = [name for name in after if after[name] != before.get(name)]
         if moved:
-            self.obstacle = f"the step replaces {', '.join(moved[:3])} instead of writing into it"
+            self._refuse(f"the step replaces {', '.join(moved[:3])} instead of writing into it")
 
     def _capture(self) -> None:
         error: Exception | None = None
@@ -95,7 +96,15 @@ class Replay:
         if error is None:
             self._graph, self._places = graph, self._addresses()
         else:
-            self.obstacle = f"{type(error).__name__}: {error}"
+            self._refuse(f"{type(error).__name__}: {error}")
+
+    def _refuse(self, why: str) -> None:
+        self.obstacle = why
+        warnings.warn(
+            f"steps are launched kernel by kernel, not replayed as a CUDA graph: {why}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
     @contextlib.contextmanager
     def _no_copies(self) -> Iterator[None]:

@@ -22,7 +22,7 @@ from mulfree_cupy.arrays import Array
 from mulfree_cupy.autograd import Tensor, apply, no_grad
 from mulfree_cupy.data.feed import Progress
 from mulfree_cupy.train import checkpoint
-from mulfree_cupy.train.device import DeviceSteps
+from mulfree_cupy.train.device import DeviceSteps, right_answers
 
 AUGMENTATIONS = {
     "none": None,
@@ -131,6 +131,7 @@ class Training:
             )
         self.classes = train.classes
         self.device_steps: DeviceSteps | None = None  # made when the first epoch begins
+        self._test_feed: data.Feed | None = None
 
     def run(self, *, progress: bool = True) -> History:
         """Train to the recipe's last epoch.
@@ -164,9 +165,9 @@ class Training:
             leave=False,
         )
         with contextlib.closing(steps), bar:
-            for _ in bar:
-                if self.sums["seen"]:
-                    bar.set_postfix(loss=f"{self.sums['loss'] / self.sums['seen']:.3f}")
+            for loss in bar:
+                if loss is not None:
+                    bar.set_postfix(loss=f"{loss:.3f}")
                 if asked_to_stop:
                     break
         if asked_to_stop:
@@ -180,8 +181,8 @@ class Training:
         self.epoch, self.step = self.epoch + 1, 0
         self.sums = dict.fromkeys(self.sums, 0)
 
-    def _host_steps(self) -> Iterator[None]:
-        """The steps that an interruption left over of the epoch."""
+    def _host_steps(self) -> Iterator[float]:
+        """Do the steps that are left of the epoch; after each, the mean loss so far."""
         for images, labels in itertools.islice(self.loader, self.step, None):
             self._seed_dropout()
             loss, right = self._train_step(images, labels)
@@ -189,7 +190,7 @@ class Training:
             self.sums["loss"] += loss * len(labels)
             self.sums["right"] += right
             self.sums["seen"] += len(labels)
-            yield
+            yield self.sums["loss"] / self.sums["seen"]
 
     def _train_step(self, images: np.ndarray, labels: np.ndarray) -> tuple[float, int]:
         logits = self.model(Tensor(images))
@@ -205,29 +206,29 @@ class Training:
         self.optimiser.step()
         return value, int((logits.data.argmax(axis=1) == labels).sum())
 
-    def _device_steps(self) -> Iterator[None]:
-        """The same on a GPU, whose progress is known later."""
+    def _device_steps(self) -> Iterator[float | None]:
+        """The same on a GPU, whose loss is known later."""
         if self.device_steps is None:
             self.device_steps = DeviceSteps(self.model, self.optimiser, self.loader, self.xp)
         done = Progress(self.sums["loss"], self.sums["right"], self.step)
         try:
             for known in self.device_steps.epoch(self.epoch, done, self._seed_dropout):
                 self.step += 1
-                if known is not None:
-                    self._know(known)
-                yield
+                seen = known and self._finite(known).step * self.loader.batch_size
+                yield known.loss / seen if seen else None
         finally:
-            self._know(self.device_steps.progress())
+            known = self._finite(self.device_steps.progress())
+            seen = min(self.step * self.loader.batch_size, len(self.loader.dataset))
+            self.sums = {"loss": known.loss, "right": int(known.right), "seen": seen}
 
-    def _know(self, progress: Progress) -> None:
+    def _finite(self, progress: Progress) -> Progress:
         if progress.fault >= 0:
             raise FloatingPointError(
                 f"the loss is {progress.loss} in epoch {self.epoch + 1}, step "
                 f"{int(progress.fault) + 1}; the network has gone on from there: to learn which "
                 "layer is at fault, resume the last checkpoint with device='cpu'"
             )
-        seen = min(int(progress.step) * self.loader.batch_size, len(self.loader.dataset))
-        self.sums = {"loss": progress.loss, "right": int(progress.right), "seen": seen}
+        return progress
 
     def _seed_dropout(self) -> None:
         """A step's masks depend on the place of the step alone."""
@@ -237,7 +238,11 @@ class Training:
 
     def evaluate(self, dataset: data.Dataset | None = None) -> float:
         """Share of right answers on a data set, the test set by default."""
-        return evaluate(self.model, dataset or self.test, self.mean, self.std, self.xp)
+        if dataset is not None or self.xp is np:
+            return evaluate(self.model, dataset or self.test, self.mean, self.std, self.xp)
+        if self._test_feed is None:  # copied to the GPU once, not in every epoch
+            self._test_feed = data.Feed(_in_order(self.test, self.mean, self.std), self.xp)
+        return right_answers(self.model.eval(), self._test_feed) / len(self.test)
 
     def _save(self) -> None:
         if self.path is None:
@@ -314,13 +319,18 @@ def evaluate(
 ) -> float:
     """Share of right answers of a network on a data set."""
     model.eval()
+    loader = _in_order(dataset, mean, std, batch_size)
+    if xp is not np:
+        return right_answers(model, data.Feed(loader, xp)) / len(dataset)
     right = 0
-    loader = data.Loader(dataset, batch_size, shuffle=False, mean=mean, std=std, seed=0)
     with no_grad():
         for images, labels in loader:
-            logits = model(Tensor(xp.asarray(images))).data
-            right += int((logits.argmax(axis=1) == xp.asarray(labels)).sum())
-    return right / len(dataset.labels)
+            right += int((model(Tensor(images)).data.argmax(axis=1) == labels).sum())
+    return right / len(dataset)
+
+
+def _in_order(dataset, mean, std, batch_size: int = 500) -> data.Loader:
+    return data.Loader(dataset, batch_size, shuffle=False, mean=mean, std=std, seed=0)
 
 
 def namespace_of(device: str) -> Any:
