@@ -44,6 +44,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   }
 
   T sum = 0;
+#pragma unroll 1
   for (int k = lane; k < classes; k += 32) sum += exp(logits[k] - best.value);
 #pragma unroll
   for (int apart = 16; apart > 0; apart /= 2) sum += __shfl_xor_sync(EVERY_LANE, sum, apart);
@@ -51,6 +52,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const int label = labels[row];
   const bool known = label >= 0 && label < classes;
   const T share = known ? T(1) / rows : T(nan(""));
+#pragma unroll 1
   for (int k = lane; k < classes; k += 32)
     gradient[k] = (exp(logits[k] - best.value) / sum - T(k == label)) * share;
   if (lane == 0) {

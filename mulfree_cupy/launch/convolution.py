@@ -147,8 +147,6 @@ def conv(device, x, w, bias, out, geometry: ConvGeometry, kernel: str | None = N
     if kernel == "1_im2col" or x.dtype == np.float16:
         _conv_by_im2col(device, x, w, bias, out, geometry)
         return
-    if bias is None:
-        bias = device.xp.zeros(len(w), out.dtype)
     at_once = implicit.images_at_once("conv", geometry, geometry.channels)
     for images in chunks(geometry.batch, at_once):
         implicit.conv_launch(
