@@ -46,11 +46,15 @@ def cases(device: Any, quick: bool, tiny: bool) -> Iterator[Case]:
     """Every rung of the bare shift and a copy; the fused kernel, its parts and its gradients."""
     few = slice(1 if quick else None)
     for layer in TINY if tiny else MOVES[few] + (MOVES[3:4] if quick else []):
+        pixels = device.xp.asarray(
+            np.random.default_rng(0).integers(0, 251, layer.x_shape, np.uint8)
+        )
         for dtype in ("float32", "float16", "uint8"):
-            yield from _moves(device, layer, dtype)
+            yield from _moves(device, layer, pixels.astype(dtype))
     for layer in TINY if tiny else CONVOLUTIONS[few]:
+        floats = [device.xp.asarray(a) for a in layer.floats()]
         for dtype in ("float32", "float16"):
-            yield from _convolutions(device, layer, dtype)
+            yield from _convolutions(device, layer, *(a.astype(dtype) for a in floats))
 
 
 def _moved(xp: Any, x, shifts: np.ndarray):
@@ -63,9 +67,8 @@ def _moved(xp: Any, x, shifts: np.ndarray):
     return y
 
 
-def _moves(device: Any, layer: Layer, dtype: str) -> Iterator[Case]:
-    xp, shifts = device.xp, mf.modulo_shifts(layer.channels)
-    x = xp.asarray(layer.floats()[0].view(np.uint32) % 251).astype(dtype)
+def _moves(device: Any, layer: Layer, x) -> Iterator[Case]:
+    xp, shifts, dtype = device.xp, mf.modulo_shifts(layer.channels), x.dtype.name
     out, moved, as_launched = xp.empty_like(x), [], shifts.astype(np.int32)
 
     def expected():  # made once, and only if it is asked for
@@ -92,9 +95,8 @@ def _moves(device: Any, layer: Layer, dtype: str) -> Iterator[Case]:
         yield Case(named, move, expected, 0, [out], main=kernel == "3_table")
 
 
-def _convolutions(device: Any, layer: Layer, dtype: str) -> Iterator[Case]:
-    xp, shifts = device.xp, mf.modulo_shifts(layer.channels)
-    x, w, grad = (xp.asarray(a).astype(dtype) for a in layer.floats())
+def _convolutions(device: Any, layer: Layer, x, w, grad) -> Iterator[Case]:
+    xp, shifts, dtype = device.xp, mf.modulo_shifts(layer.channels), x.dtype.name
     w = xp.ascontiguousarray(w[:, :, 0, 0])
     unmoved = np.zeros_like(shifts)
     out = xp.empty(layer.out_shape, dtype)
