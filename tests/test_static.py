@@ -189,6 +189,18 @@ def test_the_gradient_through_a_shift_decodes_its_pixels_once(rows):
     assert once < 0.65 * 8 * loop
 
 
+def test_batch_norm_moves_16_bytes_at_a_time(rows):
+    """All but the few numbers of a channel and of a part: mean, variance, weight and bias."""
+    for row in rows:
+        defines = dict(row.variant.defines)
+        if not row.variant.path.startswith("batch_norm/") or defines["VECTOR"] == 1:
+            continue
+        found = [i for i in sass.instructions(sass.disassemble(row.cubin)) if "G.E" in i]
+        narrow = [i for i in found if i.startswith(("LDG", "STG")) and ".128" not in i]
+        assert len(narrow) <= 12, (row.variant, row.architecture)
+        assert len(found) > len(narrow), row.variant
+
+
 def test_the_small_winograd_transforms_add_and_never_multiply(rows):
     """32 additions a tile into the Winograd domain; out of it 24, and the bias of 4 outputs."""
     adds = {"winograd/1_input_transform.cu": 32, "winograd/1_output_transform.cu": 28}

@@ -14,7 +14,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                T* variance, RUNNING* running_mean, RUNNING* running_variance, T eps,
                double momentum, int channels, int pixels,
                int count,  // images * pixels
-               bool relu, bool with_residual, bool with_running) {
+               T least, bool with_running) {
   const int c = blockIdx.x;
   const auto place = [=](int i) {
     return ((long long)(i / pixels) * channels + c) * pixels + i % pixels;
@@ -34,9 +34,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     publish(moments, count, mean + c, variance + c, running_mean + c,
             running_variance + c, momentum, with_running);
 
-  const Formula formula(moments, count, weight[c], bias[c], eps, relu);
+  const Formula formula(moments, count, weight[c], bias[c], eps, least);
   for (int i = threadIdx.x; i < count; i += THREADS) {
     const long long at = place(i);
-    y[at] = formula(x[at], with_residual ? residual[at] : T(0));
+    y[at] = formula(x[at], RESIDUAL ? residual[at] : T(0));
   }
 }

@@ -18,9 +18,11 @@ __device__ Moments together(const Moments* part, int count) {
   const int parts = (count - 1) / PART + 1;
   const auto length = [=](int p) { return (double)min(PART, count - p * PART); };
   double sum[1] = {}, squares[1] = {};
+#pragma unroll 1  // there are seldom more parts than threads
   for (int p = threadIdx.x; p < parts; p += THREADS) sum[0] += length(p) * part[p].mean;
   sum_over_block(sum);
   const double mean = sum[0] / count;
+#pragma unroll 1  // there are seldom more parts than threads
   for (int p = threadIdx.x; p < parts; p += THREADS) {
     const double d = part[p].mean - mean;
     squares[0] += part[p].squares + length(p) * d * d;
@@ -29,13 +31,13 @@ __device__ Moments together(const Moments* part, int count) {
   return {mean, squares[0]};
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
     batch_norm(const T* __restrict__ x, const Moments* __restrict__ parts_moments, const T* weight,
                const T* bias, const T* __restrict__ residual, T* __restrict__ y, T* mean,
                T* variance, RUNNING* running_mean, RUNNING* running_variance, T eps,
                double momentum, int channels, int pixels, int count,
                int parts, int length,  // of y: their number, and the elements of one
-               bool relu, bool with_residual, bool with_running) {
+               T least, bool with_running) {
   const int c = blockIdx.x / parts, first = (int)(blockIdx.x % parts) * length;
   const Moments moments =
       together(parts_moments + (long long)c * ((count - 1) / PART + 1), count);
@@ -43,7 +45,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     publish(moments, count, mean + c, variance + c, running_mean + c, running_variance + c,
             momentum, with_running);
 
-  const Formula formula(moments, count, weight[c], bias[c], eps, relu);
-  normalise(formula, x, residual, y, first, min(length, count - first), c, channels, pixels,
-            with_residual);
+  const Formula formula(moments, count, weight[c], bias[c], eps, least);
+  normalise(formula, x, residual, y, first, min(length, count - first), c, channels, pixels);
 }

@@ -9,8 +9,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     batch_norm(const T* __restrict__ x, const T* weight, const T* bias,
                const T* __restrict__ residual, T* __restrict__ y, T* mean, T* variance,
                RUNNING* running_mean, RUNNING* running_variance, T eps, double momentum,
-               int channels, int pixels, int count, bool relu, bool with_residual,
-               bool with_running) {
+               int channels, int pixels, int count, T least, bool with_running) {
   const int c = blockIdx.x;
   Walk walk((int)threadIdx.x * VECTOR, c, channels, pixels);
   const Part part(x, walk, count);
@@ -18,11 +17,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   if (threadIdx.x == 0)
     publish(moments, count, mean + c, variance + c, running_mean + c, running_variance + c,
             momentum, with_running);
-  const Formula formula(moments, count, weight[c], bias[c], eps, relu);
+  const Formula formula(moments, count, weight[c], bias[c], eps, least);
 #pragma unroll
   for (int e = EACH / VECTOR - 1; e >= 0; --e) {
     walk.back();
     if (part.inside(e))
-      store(y, walk, formula(part.own[e], with_residual ? load(residual, walk) : Elements{}));
+      store(y, walk, formula(part.own[e], RESIDUAL ? load(residual, walk) : Elements{}));
   }
 }

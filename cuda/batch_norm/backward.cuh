@@ -1,5 +1,11 @@
 // What the backward kernels of batch normalisation share. Gradients flow where the ReLU let y pass,
 // flow = grad where y > 0, and everything else follows from two sums by channel.
+//
+// RELU, 0 or 1: whether there is one; without it the flow is grad, and y is not read. RESIDUAL: whether
+// its gradient is wanted, the flow.
+#ifndef RELU
+#define RELU 1
+#endif
 
 struct Sums {
   double flow, along;  // of flow, and of flow * (x - mean)

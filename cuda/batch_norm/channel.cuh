@@ -2,7 +2,8 @@
 // block, and the formula with what it leaves behind.
 //
 // T: float or double. RUNNING: type of the running statistics. VECTOR: elements that move as one,
-// of which `pixels`, the plane's, is a multiple. THREADS: of a block.
+// of which `pixels`, the plane's, is a multiple. THREADS: of a block. RESIDUAL, 0 or 1: whether there
+// is one. (A branch in the kernel would have its compiler take the vectors apart.)
 #ifndef T
 #define T float
 #endif
@@ -14,6 +15,9 @@
 #endif
 #ifndef THREADS
 #define THREADS 256
+#endif
+#ifndef RESIDUAL
+#define RESIDUAL 1
 #endif
 #define STEP (THREADS * VECTOR)  // elements a block takes at once
 
@@ -48,11 +52,23 @@ struct Walk {
   long long on, over;
 };
 
+// By intrinsics on one uint4: a struct of elements the compiler takes apart, and then moves some of
+// them one by one. What is loaded must not be written by the same kernel.
 __device__ __forceinline__ Elements load(const T* a, const Walk& walk) {
-  return *(const Elements*)(a + walk.at);
+  if (VECTOR == 1) return {__ldg(a + walk.at)};
+  const uint4 bits = __ldg((const uint4*)(a + walk.at));
+  Elements values;
+  memcpy(&values, &bits, sizeof values);
+  return values;
 }
 __device__ __forceinline__ void store(T* a, const Walk& walk, const Elements& values) {
-  *(Elements*)(a + walk.at) = values;
+  if (VECTOR == 1) {
+    a[walk.at] = values.at[0];
+    return;
+  }
+  uint4 bits;
+  memcpy(&bits, &values, sizeof values);
+  __stwb((uint4*)(a + walk.at), bits);
 }
 
 // Sums over all threads, for each of them: always in the same order, and so always the same bits.
@@ -85,23 +101,23 @@ struct Moments {
 };
 
 // y = relu((x - mean) * scale + bias + residual), about the mean because x * scale + shift would
-// cancel where the mean is many deviations from zero.
+// cancel where the mean is many deviations from zero. The ReLU is a least value: 0, or -infinity
+// without one.
 struct Formula {
-  T mean, scale, bias;
-  bool relu;
+  T mean, scale, bias, least;
 
-  __device__ Formula(T mean, T variance, T weight, T bias, T eps, bool relu)
-      : mean(mean), scale(weight / sqrt(variance + eps)), bias(bias), relu(relu) {}
+  __device__ Formula(T mean, T variance, T weight, T bias, T eps, T least)
+      : mean(mean), scale(weight / sqrt(variance + eps)), bias(bias), least(least) {}
 
   // What the mean loses in T goes into the bias.
-  __device__ Formula(const Moments& m, int count, T weight, T bias, T eps, bool relu)
-      : Formula(T(m.mean), T(m.squares / count), weight, bias, eps, relu) {
+  __device__ Formula(const Moments& m, int count, T weight, T bias, T eps, T least)
+      : Formula(T(m.mean), T(m.squares / count), weight, bias, eps, least) {
     this->bias -= T(m.mean - mean) * scale;
   }
 
   __device__ T operator()(T x, T residual) const {
     const T y = (x - mean) * scale + bias + residual;
-    return relu && y < 0 ? T(0) : y;  // NaN stays NaN
+    return y < least ? least : y;  // NaN stays NaN
   }
   __device__ Elements operator()(const Elements& x, const Elements& residual) const {
     Elements y;
@@ -114,13 +130,11 @@ struct Formula {
 // y of `length` elements of channel c from element `first` on.
 __device__ __forceinline__ void normalise(const Formula& formula, const T* __restrict__ x,
                                           const T* __restrict__ residual, T* __restrict__ y,
-                                          int first, int length, int c, int channels, int pixels,
-                                          bool with_residual) {
+                                          int first, int length, int c, int channels, int pixels) {
   Walk walk(first + (int)threadIdx.x * VECTOR, c, channels, pixels);
 #pragma unroll 4
   for (int i = threadIdx.x * VECTOR; i < length; i += STEP, walk.next())
-    store(y, walk,
-          formula(load(x, walk), with_residual ? load(residual, walk) : Elements{}));
+    store(y, walk, formula(load(x, walk), RESIDUAL ? load(residual, walk) : Elements{}));
 }
 
 // What one thread writes of a channel: the batch's statistics and, moved towards them, the running

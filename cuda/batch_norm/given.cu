@@ -7,10 +7,8 @@
 extern "C" __global__ void __launch_bounds__(THREADS)
     batch_norm_given(const T* __restrict__ x, const T* mean, const T* variance, const T* weight,
                      const T* bias, const T* __restrict__ residual, T* __restrict__ y, T eps,
-                     int channels, int pixels, int count, int parts, int length, bool relu,
-                     bool with_residual) {
+                     int channels, int pixels, int count, int parts, int length, T least) {
   const int c = blockIdx.x / parts, first = (int)(blockIdx.x % parts) * length;
-  const Formula formula(mean[c], variance[c], weight[c], bias[c], eps, relu);
-  normalise(formula, x, residual, y, first, min(length, count - first), c, channels, pixels,
-            with_residual);
+  const Formula formula(mean[c], variance[c], weight[c], bias[c], eps, least);
+  normalise(formula, x, residual, y, first, min(length, count - first), c, channels, pixels);
 }

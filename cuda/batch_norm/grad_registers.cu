@@ -12,7 +12,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                               const T* __restrict__ y, const T* weight, const T* mean,
                               const T* variance, T* __restrict__ grad_x, T* grad_weight,
                               T* grad_bias, T* __restrict__ grad_residual, T eps, int channels,
-                              int pixels, int count, bool relu, bool given, bool with_residual) {
+                              int pixels, int count, bool given) {
   const int c = blockIdx.x;
   Walk walk((int)threadIdx.x * VECTOR, c, channels, pixels);
   Part flow(grad, walk, count);
@@ -22,7 +22,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   for (int e = EACH / VECTOR - 1; e >= 0; --e) {
     walk.back();
     if (!flow.inside(e)) continue;
-    if (relu) flow.own[e] = flow_of(flow.own[e], load(y, walk));
+    if (RELU) flow.own[e] = flow_of(flow.own[e], load(y, walk));
     add(sums, flow.own[e], load(x, walk), centre);
   }
   sum_over_block(sums);
@@ -34,6 +34,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   for (int e = 0; e < EACH / VECTOR; ++e, walk.next())
     if (flow.inside(e)) {
       store(grad_x, walk, gradient(flow.own[e], load(x, walk)));
-      if (with_residual) store(grad_residual, walk, flow.own[e]);
+      if (RESIDUAL) store(grad_residual, walk, flow.own[e]);
     }
 }

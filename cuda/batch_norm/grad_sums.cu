@@ -11,7 +11,7 @@
 extern "C" __global__ void __launch_bounds__(THREADS)
     batch_norm_grad_sums(const T* __restrict__ grad, const T* __restrict__ x,
                          const T* __restrict__ y, const T* means, Sums* parts_sums, int channels,
-                         int pixels, int count, int parts, int length, bool relu) {
+                         int pixels, int count, int parts, int length) {
   const int c = blockIdx.x / parts, first = (int)(blockIdx.x % parts) * length;
   const T mean = means[c];
   length = min(length, count - first);
@@ -21,7 +21,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll 4
   for (int i = threadIdx.x * VECTOR; i < length; i += STEP, walk.next()) {
     const Elements g = load(grad, walk);
-    add(sums, relu ? flow_of(g, load(y, walk)) : g, load(x, walk), mean);
+    add(sums, RELU ? flow_of(g, load(y, walk)) : g, load(x, walk), mean);
   }
   sum_over_block(sums);
   if (threadIdx.x == 0) parts_sums[blockIdx.x] = {double(sums[0]), double(sums[1])};

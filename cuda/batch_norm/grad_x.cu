@@ -9,14 +9,15 @@
 
 #include "backward.cuh"
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
     batch_norm_grad_x(const T* __restrict__ grad, const T* __restrict__ x, const T* __restrict__ y,
                       const Sums* __restrict__ parts_sums, const T* weight, const T* mean,
                       const T* variance, T* __restrict__ grad_x, T* grad_weight, T* grad_bias,
                       T* __restrict__ grad_residual, T eps, int channels, int pixels, int count,
-                      int parts, int length, bool relu, bool given, bool with_residual) {
+                      int parts, int length, bool given) {
   const int c = blockIdx.x / parts, first = (int)(blockIdx.x % parts) * length;
   double sums[2] = {};
+#pragma unroll 1  // there are seldom more parts than threads
   for (int p = threadIdx.x; p < parts; p += THREADS) {
     const Sums part = parts_sums[(long long)c * parts + p];
     sums[0] += part.flow, sums[1] += part.along;
@@ -28,10 +29,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
   length = min(length, count - first);
   Walk walk(first + (int)threadIdx.x * VECTOR, c, channels, pixels);
-#pragma unroll 4
+#pragma unroll 2
   for (int i = threadIdx.x * VECTOR; i < length; i += STEP, walk.next()) {
-    const Elements g = load(grad, walk), flow = relu ? flow_of(g, load(y, walk)) : g;
-    store(grad_x, walk, gradient(flow, given ? Elements{} : load(x, walk)));
-    if (with_residual) store(grad_residual, walk, flow);
+    const Elements g = load(grad, walk), flow = RELU ? flow_of(g, load(y, walk)) : g;
+    store(grad_x, walk, gradient(flow, load(x, walk)));
+    if (RESIDUAL) store(grad_residual, walk, flow);
   }
 }

@@ -33,8 +33,9 @@ def batch_norm(
     moved = (mean, variance) if running is None else running
     args = (weight, bias, x if residual is None else residual, y, mean, variance, *moved)
     args += (x.dtype.type(eps), np.float64(momentum), *_sizes(x))
-    flags = _flags(relu, residual is not None, running is not None)
-    wide, defines = (x, y, residual), {"RUNNING": c_type(moved[0])}
+    flags = _least(x, relu), np.bool_(running is not None)
+    wide = x, y, residual
+    defines = {"RESIDUAL": int(residual is not None), "RUNNING": c_type(moved[0])}
     if kernel == "2_parts":
         defines["PART"] = part = _PART // x.itemsize
         parts = -(-count // part)
@@ -61,10 +62,10 @@ def batch_norm_given(device, x, weight, bias, residual, y, mean, variance, relu,
     channels = x.shape[1]
     parts, length = _parts(channels, _count("batch_norm", x))
     arrays = x, mean, variance, weight, bias, x if residual is None else residual, y
-    args = (*arrays, x.dtype.type(eps), *_sizes(x), *int32(parts, length))
-    args += _flags(relu, residual is not None)
+    args = (*arrays, x.dtype.type(eps), *_sizes(x), *int32(parts, length), _least(x, relu))
     wide, grid = (x, y, residual), (channels * parts, _THREADS)
-    _launch(device, "given", "batch_norm_given", wide, *grid, args)
+    defines = {"RESIDUAL": int(residual is not None)}
+    _launch(device, "given", "batch_norm_given", wide, *grid, args, defines)
 
 
 @on_device_of_arrays
@@ -77,28 +78,30 @@ def batch_norm_backward(
     arrays = weight, mean, variance, grad_x, grad_weight, grad_bias
     args = (*arrays, grad_x if grad_residual is None else grad_residual)
     args += (x.dtype.type(eps), *_sizes(x))
-    flags = _flags(relu, given, grad_residual is not None)
+    defines = {"RELU": int(relu), "RESIDUAL": int(grad_residual is not None)}
     wide = grad, x, y, grad_x, grad_residual
     # One element at a time, as on odd planes, the many threads have too few registers.
     most = _capacity(x) if _width(wide, x) > 1 else _capacity(x) // _MANY * _FEW
     if count <= most:
         entry, (threads, each) = "batch_norm_grad_registers", _in_registers(x, count)
-        args, defines = (grad, x, y, *args, *flags), {"EACH": each}
+        args, defines["EACH"] = (grad, x, y, *args, np.bool_(given)), each
         _launch(device, "grad_registers", entry, wide, channels, threads, args, defines)
         return
     parts, length = _parts(channels, count)
     sums = device.xp.empty((channels, parts, 2), np.float64)
     parting, grid = int32(parts, length), (channels * parts, _THREADS)
-    summed = (grad, x, y, mean, sums, *_sizes(x), *parting, np.bool_(relu))
-    _launch(device, "grad_sums", "batch_norm_grad_sums", wide[:3], *grid, summed)
-    args = (grad, x, y, sums, *args, *parting, *flags)
-    _launch(device, "grad_x", "batch_norm_grad_x", wide, *grid, args)
+    summed = (grad, x, y, mean, sums, *_sizes(x), *parting)
+    _launch(
+        device, "grad_sums", "batch_norm_grad_sums", wide[:3], *grid, summed, {"RELU": int(relu)}
+    )
+    args = (grad, x, y, sums, *args, *parting, np.bool_(given))
+    _launch(device, "grad_x", "batch_norm_grad_x", wide, *grid, args, defines)
 
 
-def _launch(device, kernel, entry, wide, blocks, threads, args, more=None) -> None:
+def _launch(device, kernel, entry, wide, blocks, threads, args, more) -> None:
     """`wide` are the arrays whose elements move several at once, where all of them can."""
     x = args[0]
-    defines = {"T": c_type(x), "VECTOR": _width(wide, x), "THREADS": threads, **(more or {})}
+    defines = {"T": c_type(x), "VECTOR": _width(wide, x), "THREADS": threads, **more}
     device.launch(f"batch_norm/{kernel}.cu", entry, defines, (blocks,), (threads,), args)
 
 
@@ -117,8 +120,9 @@ def _sizes(x) -> tuple[np.int32, ...]:
     return int32(x.shape[1], x.shape[2], len(x) * x.shape[2])
 
 
-def _flags(*values: bool) -> tuple[np.bool_, ...]:
-    return tuple(np.bool_(v) for v in values)
+def _least(x, relu: bool) -> np.floating:
+    """What no answer is below."""
+    return x.dtype.type(0 if relu else -np.inf)
 
 
 def _parts(channels: int, count: int) -> tuple[int, int]:
