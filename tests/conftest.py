@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # spec.py, problems.py and rehea
 import rehearsal
 from rehearsal import shapes
 
-collect_ignore = ["rehearsal/path", "rehearsal/two_gpus.py"]  # for processes of their own
+collect_ignore = ["rehearsal"]  # files for processes of their own
 
 if rehearsal.active():
     shapes.compare_shapes_only()
@@ -22,8 +22,6 @@ hypothesis.settings.load_profile("default")
 
 # A shell's background job starts with Ctrl-C ignored; the tests of Ctrl-C would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-collect_ignore = ["rehearsal"]  # a sitecustomize.py among them is another Python's than the running
 
 
 @pytest.fixture(scope="session", autouse=True)

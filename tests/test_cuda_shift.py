@@ -10,7 +10,7 @@ import pytest
 import spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 from problems import LAYOUTS, lay_out, namespace, run, shift_problems
 from test_convolution import assert_close
 
@@ -180,7 +180,7 @@ def test_half_goes_the_separate_way_too(way):
     answer = run(way, mf.shift_conv, x, w, shifts, kernel="3_table")
     assert answer.dtype == np.float16
     expected = spec.shift_conv(x, w, shifts)
-    np.testing.assert_allclose(answer, expected, rtol=0, atol=1e-2 * np.abs(expected).max())
+    assert_allclose(answer, expected, rtol=0, atol=1e-2 * np.abs(expected).max())
 
 
 def test_the_gradient_of_w_is_summed_in_parts():

@@ -96,17 +96,14 @@ def _checked(weights, kernel: str | None) -> str:
 
 
 def fastest(weights) -> str:
-    """The kernel for some weights, by estimate: no GPU has been asked.
+    """The kernel for some weights, as an H100 timed them (docs/cuda.md).
 
-    F(2x2, 3x3): frozen weights take 4_frozen, up to `FROZEN_ENTRIES` of them; others 3_fused up to
-    a density of 1/2, as its products run at half the speed of cuBLAS's at least. F(4x4, 3x3):
-    2_sparse up to a density of 1/10. Everything else is 1_dense.
+    Weights that were frozen ask for 4_frozen, up to `FROZEN_ENTRIES` of them; others take 2_sparse
+    up to a density of 1/10, where it breaks even with 1_dense.
     """
-    if weights.m != 2:
-        return "2_sparse" if weights.density <= 0.1 else "1_dense"
-    if weights.frozen and weights.nnz <= FROZEN_ENTRIES:
+    if weights.m == 2 and weights.frozen and weights.nnz <= FROZEN_ENTRIES:
         return "4_frozen"
-    return "3_fused" if weights.density <= 0.5 else "1_dense"
+    return "2_sparse" if weights.density <= 0.1 else "1_dense"
 
 
 def _check_sizes(function: str, g: ConvGeometry, m: int) -> None:

@@ -54,7 +54,7 @@ def winograd_conv(
         weights) or ``"scipy"``. The default is what the weights' density makes fastest.
         On a GPU a rung of ``cuda/winograd``: ``"1_dense"``, ``"2_sparse"``, and for m = 2
         ``"3_fused"`` or ``"4_frozen"``; by default the last for `WinogradWeights.freeze`, else the
-        third up to a density of 1/2 and the first above (m = 4: the second up to 1/10).
+        second up to a density of 1/10 and the first above.
 
     Returns
     -------
