@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from benchmarks.gpu.devices import Cuda
 from benchmarks.timing import cell, table
 from mulfree_cupy import data
-from mulfree_cupy.train import Recipe, Training
 
 MODELS = {"adder-resnet20": 0.58, "conv-resnet20": 0.42}  # and their shares of the time
 STEPS = 50
@@ -18,6 +18,8 @@ BATCH = 256
 
 def rows(device: Cuda, folder: Path, seconds: float) -> Iterator[dict]:
     """A row a model with the time of a step, then one an epoch of a run planned to fit."""
+    from mulfree_cupy.train import Recipe, Training  # needs tqdm, which `document` does not
+
     train, test = data.load(folder)
     for model, share in MODELS.items():
         end = time.perf_counter() + share * seconds
@@ -39,7 +41,7 @@ def rows(device: Cuda, folder: Path, seconds: float) -> Iterator[dict]:
         device.forget()
 
 
-def _step_seconds(device: Cuda, run: Training) -> dict:
+def _step_seconds(device: Cuda, run: Any) -> dict:
     """Seconds of a step as a graph and launch by launch, and of the host's part of the latter."""
     steps, synchronize = run.device_steps, device.synchronize
     run.model.train()  # an epoch ends with an evaluation
