@@ -295,11 +295,11 @@ class TestGpu:
 
     def test_emulated_run(self, tmp_path, capsys):
         assert run.run(tmp_path, emulated=True, commit="abc") == 0
-        assert capsys.readouterr().out.startswith("plan: at most 1800 s\n  alone    adder: ")
+        assert capsys.readouterr().out.startswith("plan: at most 2400 s\n  alone    adder: ")
         (file,) = tmp_path.glob("gpu-emulator-abc-*.json")
         record = json.loads(file.read_text(encoding="utf-8"))
         assert not record["errors"] and not record["left_out"]
-        assert record["seconds"].keys() == {"adder", "shift", "winograd"}
+        assert record["seconds"].keys() == {"adder", "shift", "step", "winograd"}
         assert all(row.get("checked") or "refused" in row for row in record["rows"])
         checked = {(r["kernel"], r["dtype"]) for r in record["rows"] if r.get("checked")}
         assert {("2_shared_tile", "float32"), ("default", "uint8")} <= checked

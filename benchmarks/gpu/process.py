@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import timing
-from benchmarks.gpu import adder, cases, devices, peers, rates, shift, training, winograd
+from benchmarks.gpu import adder, cases, devices, peers, rates, shift, step, training, winograd
 from mulfree_cupy import data
 
 DEVICE_LOST = 3
@@ -22,6 +22,7 @@ DEVICE_LOST = 3
 SECTIONS: dict[str, Callable] = {
     "adder": adder.cases,
     "shift": shift.cases,
+    "step": step.cases,
     "winograd": winograd.cases,
     "peers": peers.cases,
 }

@@ -82,7 +82,7 @@ def _workers() -> list[str]:
 START_SECONDS = 12  # until the first step of a training run, and to spare
 SANITIZERS = "memcheck", "racecheck"
 FOUND_BY_SANITIZER = 9
-CHECKED = "adder", "shift", "winograd"
+CHECKED = "adder", "shift", "winograd", "step"
 
 # What matters first comes first: a run that is cut off has it. Neighbours that run together start
 # together.
@@ -93,8 +93,9 @@ STEPS = [
     Step("rates", 5, 5),
     Step("adder", 15, 40),
     Step("shift", 20, 40),
-    Step("peers", 20, 60),
-    Step("training", 30, 120),
+    Step("step", 5, 10),
+    Step("peers", 15, 60),
+    Step("training", 30, 110),
     Step("winograd", 10, 30),
     *(Step(section, 20, 30, tool) for section in CHECKED for tool in SANITIZERS),
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.gpu import shift, training, winograd
+from benchmarks.gpu import shift, step, training, winograd
 from benchmarks.timing import cell, milliseconds, table
 
 # abs(x - w) a clock and multiprocessor. float32: two additions on 128 lanes (64 lanes on 7.5 and
@@ -32,6 +32,7 @@ def document(record: dict) -> str:
             NOTES,
             *shift.document(record),
             *winograd.document(record),
+            *step.document(record),
         ]
     if wrong := [row for row in record["rows"] if "wrong" in row]:
         parts.append("Wrong answers:\n" + "\n".join(f"- {row['wrong']}" for row in wrong))
