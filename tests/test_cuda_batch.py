@@ -132,3 +132,11 @@ def test_what_no_moves_can_tell_is_refused():
         loader(5, 1, (4, 4), 2, data.Compose(lambda images, rng: images)).plan(0)
     one = np.ones(1, int)
     assert Moves(one, 0 * one, one > 0).then(Moves(0 * one, 0 * one, one > 0)).flip == [False]
+
+
+def test_a_batch_has_no_more_images_than_the_plan_says():
+    train, _ = data.load("digits")
+    mean, std = data.statistics(train)
+    feed = data.Feed(data.Loader(train, 50, shuffle=True, mean=mean, std=std, seed=0), np)
+    with pytest.raises(ValueError, match="count must be at most the batch size 50, got 51"):
+        feed.take(51)

@@ -193,6 +193,47 @@ def test_gradients_that_do_not_fit_are_refused(way):
                 optim.SGD([w], 0.1).step()
 
 
+@ways
+@pytest.mark.parametrize("change", ["load nothing", "momentum later", "dtype", "Fortran"])
+def test_a_velocity_that_is_missing_or_another_is_made_to_fit(way, change):
+    with entered(way) as xp:
+        w = nn.Parameter(xp.ones((2, 3), np.float32))
+        o = optim.SGD([w], rate=0.1, momentum=0 if change == "momentum later" else 0.5)
+
+        def step(v):
+            w.grad = xp.ones((2, 3), w.dtype)
+            before = numbers(w.data).copy()
+            o.step()
+            right = o.momentum * v + 1
+            assert_allclose(numbers(w.data), before - 0.1 * right, rtol=1e-6)
+            return right
+
+        v = step(np.zeros((2, 3)))
+        if change == "load nothing":
+            o.load_state_dict({})
+            v = np.zeros((2, 3))
+        elif change == "momentum later":
+            o.momentum, v = 0.5, np.zeros((2, 3))
+        elif change == "dtype":
+            w.data = w.data.astype(np.float64)
+        else:
+            v = np.arange(6.0).reshape(3, 2).T
+            w.data = w.data.copy()
+            o.load_state_dict({"velocity.0": v})
+        step(step(v))
+
+
+def test_a_velocity_of_another_shape_is_refused():
+    with mf.emulated_cuda():
+        w = nn.Parameter(np.ones(3, np.float32))
+        o = optim.SGD([w], rate=0.1, momentum=0.5)
+        w.grad = np.ones(3, np.float32)
+        o.step()
+        w.data = w.grad = np.ones(4, np.float32)
+        with pytest.raises(ValueError, match=r"velocity of a parameter of shape \(4,\) .* \(3,\)"):
+            o.step()
+
+
 def test_a_step_is_two_launches():
     with mf.emulated_cuda(trace=True) as report:
         twin = Twin(np, [(64, 64), (5,), (3, 5, 7)], [True, False, True], rate=0.1, momentum=0.9)

@@ -263,3 +263,17 @@ def test_models_refuse_what_they_cannot_do():
         models.build("adder-vggsmall", size=20)
     with pytest.raises(ValueError, match="adder-resnet20: classes must be at least 1, got 0"):
         models.build("adder-resnet20", classes=0)
+
+
+def test_statistics_that_move_later_leave_a_gradient_alone():
+    rng = np.random.default_rng(0)
+    first, later = (Tensor(rng.normal(k, 2, (8, 3)).astype(np.float32)) for k in (0, 5))
+    layer, gradients = nn.BatchNorm(3), []
+    for moved in (False, True):
+        layer.eval().weight.grad = None
+        y = layer(first)
+        if moved:
+            layer.train()(later)
+        y.sum().backward()
+        gradients.append(layer.weight.grad)
+    np.testing.assert_array_equal(*gradients)

@@ -50,6 +50,16 @@ def test_a_device_learns_as_the_host_does(digits):
         assert_allclose(model.state_dict()[name], array, rtol=2e-2, atol=2e-3, err_msg=name)
 
 
+def test_images_of_batches_of_another_size_count_too(digits):
+    run = Training(Recipe("adder-lenet", batch_size=60), *digits)
+    run.xp, run.step, run.sums = np, 2, {"loss": 7.0, "right": 3, "seen": 80}
+    with mf.emulated_cuda():
+        steps = run._device_steps()
+        next(steps)
+        steps.close()
+    assert run.sums["seen"] == 140
+
+
 def test_a_device_counts_the_right_answers_of_the_host(digits):
     run = Training(replace(RECIPE, epochs=1, augment="none"), *digits)
     run.run(progress=False)
@@ -97,12 +107,12 @@ def test_a_graph_does_what_its_steps_do(digits, cupy, model):
 
 @pytest.mark.gpu
 def test_an_interrupted_run_resumes_on_the_gpu(digits, cupy, tmp_path, monkeypatch):
-    whole, path, steps = finished(digits), tmp_path / "checkpoint.npz", []
+    whole, path, steps = finished(digits), tmp_path / "checkpoint.npz", set()
     seed = Training._seed_dropout
 
     def interrupted(self):
         seed(self)
-        steps.append(self.step)
+        steps.add((self.epoch, self.step))
         if len(steps) == 7:
             os.kill(os.getpid(), signal.SIGINT)
 

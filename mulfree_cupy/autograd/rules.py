@@ -137,6 +137,8 @@ def _with_bias(backward, x, w, bias, options):
 def batch_norm(x, weight, bias, residual=None, *, relu, eps, mean=None, variance=None, **following):
     """`following` are the running statistics and their momentum."""
     fixed = mean is not None
+    if fixed:  # running statistics, which a later step moves in place
+        mean, variance = mean.copy(), variance.copy()
     y, mean, variance = normalisation.batch_norm(
         x, weight, bias, residual, relu=relu, eps=eps, mean=mean, variance=variance, **following
     )

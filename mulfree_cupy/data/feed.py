@@ -61,7 +61,12 @@ class Feed:
         self.progress[...] = self._xp.asarray(np.array(progress or Progress()))
 
     def take(self, count: int) -> tuple[Array, Array]:
-        """The images (count, C, H, W) and labels of the next batch."""
+        """The images (count, C, H, W) and labels of the next batch, or of as many of it."""
+        if count > self.loader.batch_size:
+            raise ValueError(
+                f"Feed.take: count must be at most the batch size {self.loader.batch_size}, "
+                f"got {count}"
+            )
         shape = count, *self.images.shape[1:]
         images = self._xp.empty(shape, self.loader.dtype)
         labels = self._xp.empty(count, np.int32)

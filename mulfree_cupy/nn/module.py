@@ -148,12 +148,15 @@ class Module:
         return self.train(False)
 
     def to(self, xp: Any) -> Module:
-        """Move parameters and buffers to NumPy or CuPy arrays, in place."""
+        """Move parameters and buffers to NumPy or CuPy arrays, in place.
+
+        Buffers of integers, the tables of shifts, stay in NumPy: the host reads them.
+        """
         for _, module, attribute, value in self._state():
             if isinstance(value, Parameter):
                 value.data = _to(xp, value.data)
                 value.grad = None if value.grad is None else _to(xp, value.grad)
-            else:
+            elif value.dtype.kind not in "iu":
                 setattr(module, attribute, _to(xp, value))
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,8 @@ class SGD:
     ``w -= rate * (g + momentum * v if nesterov else v)``.
 
     On a GPU a step is two launches for up to 120 tensors, without synchronisation. The first one
-    gives every parameter an array of its own, which later ones update in place; the rate is on the
+    gives every parameter an array of its own, which later ones update in place: what was taken from
+    ``parameter.data`` since then follows, unless it is copied. The rate is on the
     device too, where assigning to `rate` writes it. So a captured CUDA graph of a step can be
     launched again, and follows a schedule.
 
@@ -149,7 +151,7 @@ class SGD:
     def _step_in_place(self, chosen: list[int]) -> None:
         chosen = sorted(chosen, key=lambda i: not self.parameters[i].adder)
         parameters = [self.parameters[i] for i in chosen]
-        if any(self._own[i] is not self.parameters[i].data for i in chosen):
+        if not all(map(self._is_owned, chosen)):
             self._take_over(chosen)
         gradients = []
         for parameter in parameters:
@@ -175,6 +177,15 @@ class SGD:
             weight_decay=self.weight_decay,
         )
 
+    def _is_owned(self, i: int) -> bool:
+        """Whether a parameter's array and its velocity are those that a step updates in place."""
+        own, velocity = self._own[i], self.velocities[i]
+        if own is not self.parameters[i].data:
+            return False
+        return not self.momentum or (
+            velocity is not None and velocity.dtype == own.dtype and velocity.shape == own.shape
+        )
+
     def _take_over(self, chosen: list[int]) -> None:
         """Give these parameters arrays that nobody else holds, and put the rate beside them."""
         first, *_ = given = [self.parameters[i].data for i in chosen]
@@ -182,15 +193,25 @@ class SGD:
         xp = namespace(first)
         with arrays.device_of(first):
             for i, array in zip(chosen, given, strict=True):
-                if self._own[i] is array:
+                if self._is_owned(i):
                     continue
-                self.parameters[i].data = self._own[i] = xp.array(array, order="C")
+                if self._own[i] is not array:
+                    self.parameters[i].data = self._own[i] = xp.array(array, order="C")
                 if self.momentum:
-                    kept = self.velocities[i]
-                    self.velocities[i] = (
-                        xp.zeros_like(self._own[i]) if kept is None else xp.array(kept, order="C")
-                    )
+                    self.velocities[i] = self._velocity(i, xp)
             self._rate_on_device = xp.full(1, self._rate, np.float64)
+
+    def _velocity(self, i: int, xp: Any) -> Array:
+        """A velocity of the parameter's own, from the one there is or from rest."""
+        own, kept = self._own[i], self.velocities[i]
+        if kept is None:
+            return xp.zeros_like(own)
+        if kept.shape != own.shape:
+            raise ValueError(
+                f"SGD.step: the velocity of a parameter of shape {own.shape} must have it too, got "
+                f"{kept.shape}"
+            )
+        return xp.array(kept, dtype=own.dtype, order="C")
 
     def _scaled(self, parameter: Parameter) -> Array:
         if parameter.adder and self.adder == "adaptive":
@@ -225,4 +246,4 @@ class SGD:
             else:
                 with arrays.device_of(parameter.data):
                     xp = namespace(parameter.data)
-                    self.velocities[i] = xp.array(saved, dtype=parameter.dtype)
+                    self.velocities[i] = xp.array(saved, dtype=parameter.dtype, order="C")

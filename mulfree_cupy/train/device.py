@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mulfree_cupy import data, nn, optim
-from mulfree_cupy.arrays import Array
+from mulfree_cupy.arrays import Array, namespace
 from mulfree_cupy.autograd import Tensor, no_grad
 from mulfree_cupy.data.feed import Feed, Progress, Reading
 from mulfree_cupy.ops.cross_entropy import cross_entropy
@@ -37,7 +37,8 @@ class DeviceSteps:
         self.model, self.optimiser = model, optimiser
         self.feed = Feed(loader, xp)
         self.batch_size, self.images = loader.batch_size, len(loader.dataset)
-        whole = lambda: self._step(self.batch_size)  # noqa: E731
+        self._before: Callable[[], None] = lambda: None
+        whole = lambda: (self._before(), self._step(self.batch_size))  # noqa: E731
         self.replay = None if xp is np else Replay(whole, self._state)
         self._run_whole = self.replay or whole
         self._stream = self.replay.stream if self.replay else contextlib.nullcontext()
@@ -54,8 +55,10 @@ class DeviceSteps:
         done : Progress
             What an earlier run of this epoch has done.
         before : callable
-            Called before each step is started.
+            Called before each step is started, and again where it is launched: after a capture that
+            failed, it begins anew.
         """
+        self._before = before
         if self.replay is not None:
             self._xp.cuda.get_current_stream().synchronize()  # with what it did to the network
             self.replay.start_anew()
@@ -88,12 +91,16 @@ class DeviceSteps:
         self.feed.tally(loss, right, count)
 
     def _state(self) -> dict[str, Array]:
-        """What carries over from one step to the next."""
+        """The arrays on the device that carry over from one step to the next."""
         state = {
             name: a.data if isinstance(a, Tensor) else a for name, *_, a in self.model._state()
         }
         state |= {f"velocity {i}": v for i, v in enumerate(self.optimiser.velocities)}
-        return {name: array for name, array in state.items() if array is not None}
+        return {
+            name: array
+            for name, array in state.items()
+            if array is not None and namespace(array) is self._xp
+        }
 
 
 def right_answers(model: nn.Module, feed: Feed) -> int:

@@ -61,14 +61,14 @@ class Replay:
         before = self._addresses()
         with self._cupy.cuda.using_allocator(self._pool.malloc):
             self._step()
-        self._warm_up = max(0, self._warm_up - 1)
+        self._places, self._warm_up = self._addresses(), max(0, self._warm_up - 1)
         if self._warm_up == 0 and self.obstacle is None:
             self._find_what_moved(before)
 
     def start_anew(self) -> None:
         """Forget the graph if an array of the state is another one since."""
-        if self._graph is not None and self._places != self._addresses():
-            self._graph, self._warm_up = None, WARM_UP
+        if self._places and self._places != self._addresses():
+            self._graph, self._places, self._warm_up = None, {}, WARM_UP
 
     def _addresses(self) -> dict[str, int]:
         return {name: array.data.ptr for name, array in self._state().items()}
@@ -94,7 +94,7 @@ class Replay:
             except Exception as raised:
                 error = error or raised
         if error is None:
-            self._graph, self._places = graph, self._addresses()
+            self._graph = graph
         else:
             self._refuse(f"{type(error).__name__}: {error}")
 

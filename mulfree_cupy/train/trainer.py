@@ -211,15 +211,20 @@ class Training:
         if self.device_steps is None:
             self.device_steps = DeviceSteps(self.model, self.optimiser, self.loader, self.xp)
         done = Progress(self.sums["loss"], self.sums["right"], self.step)
+        # An interrupted run may have had batches of another size.
+        others = self.sums["seen"] - self._images_of(self.step)
         try:
             for known in self.device_steps.epoch(self.epoch, done, self._seed_dropout):
                 self.step += 1
-                seen = known and self._finite(known).step * self.loader.batch_size
+                seen = known and others + self._images_of(int(self._finite(known).step))
                 yield known.loss / seen if seen else None
         finally:
             known = self._finite(self.device_steps.progress())
-            seen = min(self.step * self.loader.batch_size, len(self.loader.dataset))
+            seen = others + self._images_of(self.step)
             self.sums = {"loss": known.loss, "right": int(known.right), "seen": seen}
+
+    def _images_of(self, steps: int) -> int:
+        return min(steps * self.loader.batch_size, len(self.loader.dataset))
 
     def _finite(self, progress: Progress) -> Progress:
         if progress.fault >= 0:
