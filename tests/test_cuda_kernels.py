@@ -164,6 +164,94 @@ def test_adder_conv(run, g, kernel, dtype):
     assert_close(out, spec.adder_conv(x, w, bias, **options(g)))
 
 
+DEPTHWISE = {
+    "3x3": ConvGeometry(2, 5, 9, 7, 5, (3, 3), padding=(1, 1), groups=5),
+    "3x3, stride 2": ConvGeometry(1, 3, 35, 10, 3, (3, 3), (2, 2), (1, 1), groups=3),
+    "dilation, wide padding": ConvGeometry(2, 3, 20, 9, 3, (3, 2), (2, 1), (5, 4), (4, 3), 3),
+    "planes of one pixel": ConvGeometry(3, 50, 1, 1, 50, (3, 3), padding=(1, 1), groups=50),
+    "planes of 4x4": ConvGeometry(3, 11, 4, 4, 11, (5, 5), padding=(2, 2), groups=11),
+    "7x7, 4 filters a channel": ConvGeometry(2, 3, 17, 8, 12, (7, 7), padding=(3, 3), groups=3),
+    "stride above kernel": ConvGeometry(2, 4, 25, 14, 8, (2, 3), (3, 4), (2, 0), (2, 1), 4),
+    "one row": ConvGeometry(2, 3, 1, 300, 3, (1, 5), padding=(0, 2), groups=3),
+    "one channel": ConvGeometry(2, 1, 8, 6, 2, (3, 3), padding=(1, 1)),
+    "nothing but padding": ConvGeometry(1, 2, 2, 3, 2, (3, 3), padding=(9, 20), groups=2),
+}
+depthwise = pytest.mark.parametrize("g", DEPTHWISE.values(), ids=DEPTHWISE.keys())
+FORWARDS = [
+    (adder.adder_conv, spec.adder_conv, "5_implicit_conv"),
+    (convolution.conv, spec.conv, "2_implicit_conv"),
+]
+forwards = pytest.mark.parametrize("launcher, formula, tiled", FORWARDS, ids=["adder", "ordinary"])
+
+
+@depthwise
+@floats
+@forwards
+@pytest.mark.parametrize("biased", [True, False])
+def test_depthwise(run, g, dtype, launcher, formula, tiled, biased):
+    """The same sums in the same order, so the same bits, as the tile's."""
+    x, w, bias = (values(s, dtype, i) for i, s in enumerate((g.x_shape, g.w_shape, g.filters)))
+    bias = bias if biased else None
+    out, out_by_tile = unwritten(g.out_shape, dtype), unwritten(g.out_shape, dtype)
+    run(launcher, x, w, bias, out, g)
+    assert_close(out, formula(x, w, bias, **options(g)))
+    run(launcher, x, w, bias, out_by_tile, g, tiled)
+    assert_array_equal(out, out_by_tile)
+
+
+@floats
+@forwards
+@pytest.mark.parametrize("place", ["x", "w", "bias"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_pass_through_depthwise(
+    run, dtype, launcher, formula, tiled, place, value
+):
+    g = DEPTHWISE["3x3"]
+    arrays = [values(s, dtype, i) for i, s in enumerate((g.x_shape, g.w_shape, g.filters))]
+    arrays[["x", "w", "bias"].index(place)].reshape(-1)[1] = value
+    out = unwritten(g.out_shape, dtype)
+    run(launcher, *arrays, out, g)
+    with np.errstate(invalid="ignore"):
+        expected = formula(*arrays, **options(g))
+    assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+
+
+@forwards
+def test_depthwise_loads_a_row_of_its_strip_once(launcher, formula, tiled):
+    g = ConvGeometry(2, 3, 34, 35, 3, (3, 3), groups=3)
+    x, w = values(g.x_shape, "float32"), values(g.w_shape, "float32", 1)
+    out = unwritten(g.out_shape, "float32")
+    with mf.emulated_cuda(check=True, trace=True) as report:
+        launcher(emulator.device, x, w, None, out, g)
+    (counts,) = report.counts.values()
+    assert counts.global_stores == out.size
+    assert counts.global_loads == out.size / 8 * (3 * 10 + 9)  # 8 rows a thread, and w
+
+
+@forwards
+@pytest.mark.parametrize(
+    "g, taken",
+    [
+        *((g, True) for g in DEPTHWISE.values()),
+        (ConvGeometry(1, 2, 9, 9, 2, (8, 1), groups=2), False),
+        (ConvGeometry(1, 2, 9, 9, 2, (1, 8), groups=2), False),
+        (ConvGeometry(1, 2, 9, 9, 2, (2, 2), (5, 1), groups=2), False),
+        (ConvGeometry(1, 2, 9, 9, 2, (2, 2), dilation=(1, 5), groups=2), False),
+        (ConvGeometry(1, 2, 9, 9, 10, (3, 3), groups=2), False),
+        (ConvGeometry(1, 4, 9, 9, 4, (3, 3), groups=2), False),
+    ],
+)
+def test_depthwise_is_taken_for_what_it_can(launcher, formula, tiled, g, taken):
+    paths = []
+    device = types.SimpleNamespace(xp=np, launch=lambda path, *args: paths.append(path))
+    x, w, out = (np.zeros(s, "float32") for s in (g.x_shape, g.w_shape, g.out_shape))
+    for kernel in (None, tiled):
+        launcher(device, x, w, None, out, g, kernel)
+    room = "adder" if launcher is adder.adder_conv else "convolution"
+    file = "depthwise" if taken else tiled
+    assert paths == [f"{room}/{file}.cu", f"{room}/{tiled}.cu"]
+
+
 @geometries
 def test_adder_conv_of_uint8_is_exact(run, g):
     x, w = values(g.x_shape, "uint8"), values(g.w_shape, "uint8", 1)

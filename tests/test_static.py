@@ -120,6 +120,23 @@ def test_instructions_a_term_are_those_of_the_docs(rows):
     assert seen == MOST_A_TERM.keys()
 
 
+@pytest.mark.parametrize(
+    "path, most", [("adder/depthwise.cu", 58), ("convolution/depthwise.cu", 48)]
+)
+def test_depthwise_leaves_memory_the_bottleneck(rows, path, most):
+    """An H100 issues 71 instructions of a thread while it moves the 8 bytes of an output."""
+    (row,) = (
+        r
+        for r in rows
+        if (r.variant.path, r.architecture) == (path, "sm_90")
+        and {"T": "float", "KERNEL_H": 3, "STRIDE_H": 1}.items() <= dict(r.variant.defines).items()
+    )
+    issued = [i for i in sass.instructions(sass.disassemble(row.cubin)) if sass.opcode(i) != "NOP"]
+    assert len(issued) <= most * dict(row.variant.defines)["ROWS"]
+    assert any(map(multiplies, issued)) == path.startswith("convolution")
+    assert row.occupancy >= 0.75
+
+
 def test_the_shifts_move_bits_and_store_16_bytes_at_once(rows):
     arithmetic = re.compile(r"[DFH](ADD|MUL|FMA|SETP|MNMX)|MUFU|[FI]2[FI]")
     seen = set()

@@ -1,7 +1,8 @@
 """Launchers of cuda/adder: the ladder of L1-distance kernels, and AdderNet's gradients.
 
 Rungs 1 to 4 multiply matrices, so a convolution goes through im2col, a bounded part at a time.
-Rung 5, and for uint8 rung 6, gather the windows themselves: they are what the public functions use.
+Rung 5, and for uint8 rung 6, gather the windows themselves: they are what the public functions use,
+but for the depthwise convolution, which has a kernel of its own.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def adder_matmul(device, a, b, out, kernel: str | None = None) -> None:
 @on_device_of_arrays
 def adder_conv(device, x, w, bias, out, geometry: ConvGeometry, kernel: str | None = None) -> None:
     """Write bias[k] - sum of abs(x - w) over each window into out."""
-    kernel = _checked("adder_conv", kernel, x, "5_implicit_conv")
+    default = "depthwise" if implicit.is_depthwise(geometry) else "5_implicit_conv"
+    kernel = _checked("adder_conv", kernel, x, default)
     if kernel not in _MATMUL_KERNELS:
         _implicit_conv("adder_conv", device, kernel, x, w, bias, out, geometry)
         return
@@ -75,7 +77,7 @@ def adder_conv(device, x, w, bias, out, geometry: ConvGeometry, kernel: str | No
 def _checked(function: str, kernel: str | None, array, default: str) -> str:
     able = ("6_uint8",) if array.dtype == np.uint8 else _FLOAT_KERNELS
     if kernel is None:
-        return default if default in able else able[0]
+        return "6_uint8" if array.dtype == np.uint8 else default
     if kernel not in ADDER_KERNELS:
         raise ValueError(
             f"{function}: kernel must be one of {', '.join(ADDER_KERNELS)}, got {kernel!r}"
@@ -113,19 +115,18 @@ def _batched_matmul(device, kernel, a, b, out) -> None:
 
 
 def _implicit_conv(function, device, kernel, x, w, bias, out, geometry: ConvGeometry) -> None:
-    """Rungs 5 and 6. Their offsets have 32 bits: a launch takes as many images as that allows."""
+    """Rungs 5 and 6, and depthwise. A launch takes as many images as offsets of 32 bits allow."""
     g, channels = geometry, geometry.channels // geometry.groups
     words = -(-channels // 4) if kernel == "6_uint8" else channels
     at_once = implicit.images_at_once(function, g, words * g.groups)
     defines = {} if kernel == "6_uint8" else {"T": c_type(x)}
+    launch = implicit.depthwise_launch if kernel == "depthwise" else implicit.conv_launch
     if kernel == "6_uint8":
         w = _packed(device, w, channels)
         at_once = min(at_once, max(1, WORKSPACE // (4 * words * g.groups * g.height * g.width)))
     for images in chunks(g.batch, at_once):
         x_part = _packed(device, x[images], channels) if kernel == "6_uint8" else x[images]
-        implicit.conv_launch(
-            device, f"adder/{kernel}", "adder_conv", defines, x_part, w, bias, out[images], g
-        )
+        launch(device, f"adder/{kernel}", "adder_conv", defines, x_part, w, bias, out[images], g)
 
 
 def _packed(device, x, channels: int):

@@ -147,10 +147,13 @@ def conv(device, x, w, bias, out, geometry: ConvGeometry, kernel: str | None = N
     if kernel == "1_im2col" or x.dtype == np.float16:
         _conv_by_im2col(device, x, w, bias, out, geometry)
         return
+    file, launch = "2_implicit_conv", implicit.conv_launch
+    if kernel is None and implicit.is_depthwise(geometry):
+        file, launch = "depthwise", implicit.depthwise_launch
     at_once = implicit.images_at_once("conv", geometry, geometry.channels)
     for images in chunks(geometry.batch, at_once):
-        implicit.conv_launch(
-            *(device, "convolution/2_implicit_conv", "conv", {"T": c_type(x)}),
+        launch(
+            *(device, f"convolution/{file}", "conv", {"T": c_type(x)}),
             *(x[images], w, bias, out[images], geometry),
         )
 

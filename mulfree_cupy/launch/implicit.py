@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from mulfree_cupy.geometry import ConvGeometry
 from mulfree_cupy.launch import sizes
 from mulfree_cupy.launch.sizes import GRID_LIMIT, WORKSPACE, c_type, chunks, int32
@@ -17,6 +19,8 @@ _MULTIPROCESSORS = 132  # of an H100, for the gradient of w to fill
 _LEAST_PART = 128  # pixels that a part of it sums, or all there are
 _DEPTH = 8  # of its tile
 _REDUCED = 32  # outputs of a block of add_parts
+_DEPTHWISE_ROWS = 8  # the most outputs a thread of depthwise.cu
+_DEPTHWISE_THREADS = 128
 
 
 def images_at_once(function: str, g: ConvGeometry, channels: int) -> int:
@@ -57,6 +61,41 @@ def conv_launch(device, kernel, entry, defines, x, w, bias, out, g: ConvGeometry
         (blocks(tile, filters, pixels, g.groups),),
         (f // each_f * (p // each_p),),
         (x, w, bias, out, *_sizes(images, w.shape[1], g), *int32(g.out_height, g.out_width)),
+    )
+
+
+def is_depthwise(g: ConvGeometry) -> bool:
+    """Is it one for `depthwise_launch`?
+
+    A channel a group, too few filters a channel to fill a tile of `conv_launch`, and a window that
+    can be written out as code.
+    """
+    small = max(g.kernel) <= 7 and max(*g.stride, *g.dilation) <= 4
+    return g.channels == g.groups and g.filters <= 4 * g.groups and small
+
+
+def depthwise_launch(device, kernel, entry, defines, x, w, bias, out, g: ConvGeometry) -> None:
+    """`conv_launch` for a convolution that `is_depthwise`: all that shapes the loops is a macro."""
+    strips = -(-g.out_height // _DEPTHWISE_ROWS)
+    planes = len(out) * g.filters
+    defines = {
+        **defines,
+        "ROWS": -(-g.out_height // strips),
+        "MULTIPLIER": g.filters // g.groups,
+    }
+    for name in ("kernel", "stride", "dilation"):
+        for end, size in zip("HW", getattr(g, name), strict=True):
+            defines[f"{name.upper()}_{end}"] = size
+    device.launch(
+        f"{kernel}.cu",
+        entry,
+        defines,
+        (-(-planes * strips * g.out_width // _DEPTHWISE_THREADS),),
+        (_DEPTHWISE_THREADS,),
+        (
+            *(x, w, bias, out, np.uint32(planes), np.uint32(g.filters)),
+            *int32(g.height, g.width, *g.padding, g.out_height, g.out_width),
+        ),
     )
 
 

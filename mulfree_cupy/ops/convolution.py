@@ -156,7 +156,8 @@ def conv(
         Receives the answer; must not overlap an input.
     kernel : str, optional
         Name of a CUDA kernel, ``"1_im2col"`` or ``"2_implicit_conv"``, for study. The default is
-        the second; the first is a product of matrices, which on a GPU is cuBLAS's.
+        the second, and a kernel of its own for a depthwise convolution; the first is a product of
+        matrices, which on a GPU is cuBLAS's.
 
     Returns
     -------

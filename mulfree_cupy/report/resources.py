@@ -115,6 +115,7 @@ def variants() -> list[Variant]:
         _record_forward(device, dtype, small)
         _record_forward(device, dtype, depthwise)
     for dtype in (np.float32, np.float64):
+        _record_depthwise(device, dtype)
         for channels in (64, 32, 16, 4):
             for filters, kernel in ((channels, (3, 3)), (8, (1, 1))):
                 _record_backward(device, dtype, ConvGeometry(2, channels, 16, 16, filters, kernel))
@@ -174,6 +175,13 @@ def _record_forward(device, dtype, g: ConvGeometry) -> None:
     adder.adder_conv(device, x, w, None, out, g)
     if dtype is not np.uint8:
         convolution.conv(device, x, w, None, out, g)
+
+
+def _record_depthwise(device, dtype) -> None:
+    """Its windows are macros: the usual ones, the largest, and one that is left to the tiles."""
+    for side, step, each in ((3, 1, 1), (3, 2, 1), (5, 1, 1), (7, 1, 1), (7, 4, 4), (8, 1, 1)):
+        g = ConvGeometry(1, 4, 64, 64, 4 * each, (side, side), (step, step), groups=4)
+        _record_forward(device, dtype, g)
 
 
 def _record_backward(device, dtype, g: ConvGeometry) -> None:

@@ -1,0 +1,108 @@
+// depthwise: a thread a strip of one plane's column, its rows on their way through registers
+//
+// Fixes: 5_implicit_conv gathers a tile for many filters, and here each pixel meets one
+// Cost: kw * ((ROWS - 1)*sh + kh) / ROWS loads of x where no row lies between the windows', 1 store
+// and 2 kh*kw adds per output
+//
+// y[n, k, oh, ow] = bias[k] - sum over i, j of |x[n, k/MULTIPLIER, h, w] - w[k, i, j]| with
+// h = oh*sh - ph + i*dh, w = ow*sw - pw + j*dw. Outside the image x is 0, and the tap counts. The
+// terms are added in 5_implicit_conv's order, to the same bits.
+//
+// The threads are laid over the columns, strips and planes in a row: neighbours load neighbours,
+// the cache serves what their windows share, and small planes fill a block too. A thread loads each
+// row of its strip once, and adds it to every output whose window it crosses.
+//
+// T: float or double. ROWS: outputs a thread. KERNEL, STRIDE and DILATION, _H and _W: the window.
+// MULTIPLIER: filters a channel. ADD_TERM: how a term is added.
+#ifndef T
+#define T float
+#endif
+#ifndef ROWS
+#define ROWS 8
+#endif
+#ifndef KERNEL_H
+#define KERNEL_H 3
+#endif
+#ifndef KERNEL_W
+#define KERNEL_W 3
+#endif
+#ifndef STRIDE_H
+#define STRIDE_H 1
+#endif
+#ifndef STRIDE_W
+#define STRIDE_W 1
+#endif
+#ifndef DILATION_H
+#define DILATION_H 1
+#endif
+#ifndef DILATION_W
+#define DILATION_W 1
+#endif
+#ifndef MULTIPLIER
+#define MULTIPLIER 1
+#endif
+#ifndef ADD_TERM
+#define ADD_TERM(sum, x, w) ((sum) + fabs((x) - (w)))
+#endif
+
+#define THREADS 128
+#define LOADED ((ROWS - 1) * STRIDE_H + (KERNEL_H - 1) * DILATION_H + 1)
+
+// Does row `row` of a strip's image meet row i of output `out`'s window?
+__device__ __forceinline__ constexpr bool meets(int row, int out, int i) {
+  return row == out * STRIDE_H + i * DILATION_H;
+}
+
+__device__ __forceinline__ constexpr bool meets_any(int row) {
+  for (int out = 0; out < ROWS; ++out)
+    for (int i = 0; i < KERNEL_H; ++i)
+      if (meets(row, out, i)) return true;
+  return false;
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    adder_conv(const T* x, const T* w, const T* bias, T* y, unsigned int planes,
+               unsigned int filters, int height, int width, int pad_h, int pad_w, int out_h,
+               int out_w) {
+  const unsigned int t = blockIdx.x * THREADS + threadIdx.x;
+  const unsigned int strips = (out_h - 1) / ROWS + 1, line = t / out_w;
+  const unsigned int plane = line / strips;
+  if (plane >= planes) return;
+
+  const int column = t - line * out_w, first = (line - plane * strips) * ROWS;
+  const int k = plane % filters;
+  const int h = first * STRIDE_H - pad_h, w_ = column * STRIDE_W - pad_w;
+  x += ((long long)(plane / MULTIPLIER) * height + h) * width + w_;
+  w += k * (KERNEL_H * KERNEL_W);
+
+  T weights[KERNEL_H][KERNEL_W];
+#pragma unroll
+  for (int i = 0; i < KERNEL_H; ++i)
+#pragma unroll
+    for (int j = 0; j < KERNEL_W; ++j) weights[i][j] = w[i * KERNEL_W + j];
+
+  T sum[ROWS] = {};
+#pragma unroll
+  for (int row = 0; row < LOADED; ++row, x += width) {
+    if (!meets_any(row)) continue;
+    const unsigned int end = (unsigned)(h + row) < (unsigned)height ? width : 0;
+    T values[KERNEL_W];
+#pragma unroll
+    for (int j = 0; j < KERNEL_W; ++j)
+      values[j] = (unsigned)(w_ + j * DILATION_W) < end ? x[j * DILATION_W] : (T)0;
+#pragma unroll
+    for (int out = 0; out < ROWS; ++out)
+#pragma unroll
+      for (int i = 0; i < KERNEL_H; ++i)
+        if (meets(row, out, i))
+#pragma unroll
+          for (int j = 0; j < KERNEL_W; ++j)
+            sum[out] = ADD_TERM(sum[out], values[j], weights[i][j]);
+  }
+
+  const T shift = bias ? bias[k] : (T)0;
+  y += ((long long)plane * out_h + first) * out_w + column;
+#pragma unroll
+  for (int out = 0; out < ROWS; ++out, y += out_w)
+    if (first + out < out_h) *y = shift - sum[out];
+}
