@@ -124,7 +124,8 @@ def _status(kernel, record: dict | None) -> str:
     rows = [row for row in record["rows"] if "refused" not in row and wanted <= row.items()]
     if any("wrong" in row for row in rows):
         return "WRONG on a GPU"
-    if not rows and record.get("tests", {}).get("exit_status") != 0:
+    tested = kernel.path in record.get("kernels", ()) and record["tests"]["exit_status"] == 0
+    if not rows and not tested:
         return NOT_RUN
     machine = record["machine"]
     how = "right" if rows else "tests passed"

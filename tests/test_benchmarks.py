@@ -469,6 +469,12 @@ class TestReport:
         assert status["convolution/im2col.cu"] == "right on H200, 2026-01-01, commit abc"
         assert status["adder/2_shared_tile.cu"] == "WRONG on a GPU"
         assert status["adder/3_register_tile.cu"] == report.NOT_RUN
+        record |= {"tests": {"exit_status": 0}, "kernels": ["sgd/update.cu"]}
+        tested, later = (
+            next(line for line in report.status_table(record).splitlines() if name in line)
+            for name in ("sgd/update.cu", "sgd/square_sums.cu")
+        )
+        assert "tests passed on H200" in tested and report.NOT_RUN in later
 
 
 def test_help_names_every_command():

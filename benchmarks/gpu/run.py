@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import mulfree_cupy as mf
 from benchmarks import timing
 from benchmarks.gpu import devices, tables
 from benchmarks.gpu.cases import key_of
@@ -172,6 +173,7 @@ def run(
         "quick": quick,
         "machine": machine | ({"commit": commit} if commit else {}),
         "device": device.record(),
+        "kernels": [kernel.path for kernel in mf.kernels()],
         "seconds": {},
         "errors": {},
         "left_out": [],
