@@ -28,12 +28,9 @@ class Case:
     outputs: list = field(default_factory=list)
     main: bool = True
 
-    def key(self) -> tuple:
-        """What names the row among those of its section."""
-        return key_of(self.row)
-
 
 def key_of(row: dict) -> tuple:
+    """What names a row among those of its section."""
     names = "layer", "operation", "kernel", "dtype", "density", "most_blocks"
     return tuple(row.get(name) for name in names)
 

@@ -37,7 +37,11 @@ TINY = [Layer(2, 18, 8, 7, kernel=1)]
 
 # What is timed, as (kernel, most blocks, dtype).
 MOVERS = [
-    *((kernel, most, "float32") for kernel in launchers.SHIFT_KERNELS[:2] for most in (128, None)),
+    *(
+        (kernel, most, "float32")
+        for kernel in launchers.SHIFT_KERNELS[:2]
+        for most in (PUBLISHED_BLOCKS, None)
+    ),
     *(("3_table", None, dtype) for dtype in ("float32", "float16", "uint8")),
 ]
 
