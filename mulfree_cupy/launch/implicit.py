@@ -36,11 +36,13 @@ def images_at_once(function: str, g: ConvGeometry, channels: int) -> int:
     return sizes.INT32 // max(x_size, out_size)
 
 
-def conv_launch(device, kernel, entry, defines, x, w, bias, out, g: ConvGeometry) -> None:
+def conv_launch(
+    device, kernel, entry, defines, x, w, bias, out, g: ConvGeometry, choose_tile=None
+) -> None:
     """A sum over each window of x, added to the bias or taken off it."""
     filters, length = g.filters // g.groups, w[0].size
     images, pixels = len(out), len(out) * g.out_height * g.out_width
-    *tile, depth = _conv_tile(x.itemsize, filters, pixels, g.groups)
+    *tile, depth = (choose_tile or _conv_tile)(x.itemsize, filters, pixels, g.groups)
     f, p, each_f, each_p = tile
     defines = {
         **defines,
@@ -108,6 +110,11 @@ def _conv_tile(itemsize: int, filters: int, pixels: int, groups: int) -> tuple[i
         if blocks(tile, filters, pixels, groups) >= FULL:
             return *tile, 8
     return *conv_tile(itemsize, filters, pixels, groups), 8
+
+
+def half_tile(itemsize: int, filters: int, pixels: int, groups: int) -> tuple[int, ...]:
+    """The same for 7_half2, with 8 x 8 at most: a thread has two sums for an output."""
+    return *conv_tile(itemsize, filters, pixels, groups), 8 if filters <= 4 else 16
 
 
 def grad_x_launches(function, device, kernel, entry, arrays, w, grad_x, g: ConvGeometry) -> None:
