@@ -7,9 +7,11 @@ the windows themselves, with offsets of 32 bits: a launch takes as many images a
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
+from mulfree_cupy.arrays import Array
 from mulfree_cupy.geometry import ConvGeometry
 from mulfree_cupy.launch import sizes
 from mulfree_cupy.launch.sizes import GRID_LIMIT, WORKSPACE, c_type, chunks, int32
@@ -158,37 +160,75 @@ def grad_w_launches(function, device, kernel, entry, grad, x, w, grad_w, g: Conv
     tile = _grad_w_tile(w.itemsize, filters, g.taps)
     f, p, each_f, each_p = tile
     threads, tiles = f // each_f * (p // each_p), blocks(tile, filters, g.taps, g.groups)
-    plane = g.out_height * g.out_width
-    pixels = images[0].stop * plane
-    most = min(GRID_LIMIT, WORKSPACE // (w.nbytes * len(images)))
     resident = _MULTIPROCESSORS * (_resident_threads(w.itemsize, each_f) // threads)
-    parts = max(1, min(most, pixels // _LEAST_PART, resident // tiles))
-    part = -(-pixels // parts // _DEPTH) * _DEPTH
-    counts = [-(-(chunk.stop - chunk.start) * plane // part) for chunk in images]
-    sums = device.xp.empty((sum(counts), *w.shape), w.dtype) if sum(counts) > 1 else grad_w[None]
-    first = 0
-    for chunk, count in zip(images, counts, strict=True):
+    plane = g.out_height * g.out_width
+    for chunk, part, sums in in_parts(
+        device, grad_w, images, plane, _LEAST_PART, resident // tiles
+    ):
         device.launch(
             f"{kernel}.cu",
             entry,
             {"T": c_type(w), "F": f, "P": p, "EACH_F": each_f, "EACH_P": each_p},
-            (tiles, count),
+            (tiles, len(sums)),
             (threads,),
             (
-                grad[chunk], x[chunk], w, sums[first : first + count],
+                grad[chunk], x[chunk], w, sums,
                 *_sizes(chunk.stop - chunk.start, channels, g),
                 *int32(g.out_height, g.out_width, part),
             ),
         )  # fmt: skip
+
+
+def in_parts(
+    device, out, images: list[slice], plane: int, least: int, most: int
+) -> Iterator[tuple[slice, int, Array]]:
+    """Cut a sum over the pixels of all images into parts, and add these up into out at the end.
+
+    Parameters
+    ----------
+    images : list of slice
+        Those that a launch takes at once, the first the most.
+    plane : int
+        Pixels of an image.
+    least, most : int
+        The fewest pixels of a part, but for the last, and the most parts of the first images.
+
+    Yields
+    ------
+    images : slice
+    part : int
+        Pixels of a part of theirs.
+    sums : array, (parts, *out.shape)
+        To be written.
+    """
+    pixels = images[0].stop * plane
+    most = min(most, GRID_LIMIT, WORKSPACE // (out.nbytes * len(images)))
+    parts = max(1, min(most, pixels // least))
+    part = -(-pixels // parts // _DEPTH) * _DEPTH
+    counts = [-(-(chunk.stop - chunk.start) * plane // part) for chunk in images]
+    sums = room_for_parts(device, out, sum(counts))
+    first = 0
+    for chunk, count in zip(images, counts, strict=True):
+        yield chunk, part, sums[first : first + count]
         first += count
-    if len(sums) > 1:
+    add_parts(device, sums, out)
+
+
+def room_for_parts(device, out, count: int) -> Array:
+    """Where the parts of a sum go before `add_parts`: out itself, if it is one."""
+    return out[None] if count == 1 else device.xp.empty((count, *out.shape), out.dtype)
+
+
+def add_parts(device, parts, out) -> None:
+    """Add up what was written to `room_for_parts`."""
+    if len(parts) > 1:
         device.launch(
             "adder/add_parts.cu",
             "add_parts",
-            {"T": c_type(w)},
-            (-(-w.size // _REDUCED),),
+            {"T": c_type(out)},
+            (-(-out.size // _REDUCED),),
             (_REDUCED**2,),
-            (sums, grad_w, *int32(len(sums), w.size)),
+            (parts, out, *int32(len(parts), out.size)),
         )
 
 
