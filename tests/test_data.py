@@ -227,6 +227,29 @@ def test_what_is_no_image_is_left_out(tmp_path):
     assert len(data.load(tmp_path / "a.zip")[0]) == 12
 
 
+LOSSLESS = {"png": "PNG", "bmp": "BMP", "tif": "TIFF", "TIFF": "TIFF", "ppm": "PPM", "pnm": "PPM"}
+LOSSY = {"jpg": "JPEG", "jpe": "JPEG", "JFIF": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
+
+
+@pytest.mark.parametrize("suffix", [*LOSSLESS, *LOSSY])
+def test_formats_of_images(tmp_path, suffix):
+    form = (LOSSLESS | LOSSY)[suffix]
+    images = random_images(5, 6, 4, 3)
+    files = {f"emu/{i}.{suffix}": picture(image, form) for i, image in enumerate(images)}
+    train, _ = data.load(pack(class_folders(classes=("cat",)) | files, tmp_path / "pets"))
+    assert train.classes == ("cat", "emu")
+    if suffix in LOSSLESS:
+        np.testing.assert_array_equal(train.images[4:], images[:4].transpose(0, 3, 1, 2))
+
+
+def test_of_an_animation_the_first_picture_is_read(tmp_path):
+    first, second = map(Image.fromarray, random_images(2, 6, 4))
+    buffer = io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=[second])
+    path = pack(class_folders() | {"cat/00.gif": buffer.getvalue()}, tmp_path / "pets")
+    np.testing.assert_array_equal(data.load(path)[0].images[0], [np.asarray(first)] * 3)
+
+
 @pytest.mark.parametrize(
     "mode, channels", [("L", 1), ("1", 1), ("RGB", 3), ("RGBA", 3), ("P", 3), ("LA", 3)]
 )
@@ -490,8 +513,8 @@ def test_unreadable_images(tmp_path, content):
 
 
 def test_an_image_of_another_format_or_depth(tmp_path):
-    tiff = picture(random_images(1, 6, 4, 3)[0], "TIFF")
-    refused(pack(class_folders() | {"dog/02.png": tiff}, tmp_path / "a"), "no readable image")
+    icon = picture(random_images(1, 6, 4, 3)[0], "ICO")
+    refused(pack(class_folders() | {"dog/02.png": icon}, tmp_path / "a"), "no readable image")
     deep = picture(random_images(1, 6, 4)[0].astype(np.uint16))
     refused(pack(class_folders() | {"dog/02.png": deep}, tmp_path / "b"), "8 bits a channel")
 
@@ -517,9 +540,72 @@ def test_images_in_the_wrong_place(tmp_path):
         pack({"0.png": image}, tmp_path / "a"), "0.png is in no class folder, such as cat/0.png"
     )
     files = class_folders() | {"more/of/cat/0.png": image}
-    refused(pack(files, tmp_path / "b"), r"class folders lie in 2 folders \('', 'more/of'\)")
+    refused(pack(files, tmp_path / "b"), r"class folders lie in 2 folders \('.', 'more/of'\)")
     files = class_folders("train/") | class_folders("extra/")
     refused(pack(files, tmp_path / "c"), "expected one, or train and test")
+
+
+@pytest.mark.parametrize("form", ["folder", "a.zip"])
+@pytest.mark.parametrize("name", ["emu/0.heic", "cat/0.AVIF", "cat/0.psd"])
+def test_a_picture_that_is_not_read_is_named(tmp_path, name, form):
+    files = class_folders(classes=("cat", "dog")) | {name: b""}
+    refused(pack(files, tmp_path / form), rf"{name} is a picture that is not read; .*\.bmp, \.gif")
+
+
+@pytest.mark.parametrize("root", ["", "photos/", "photos/train/"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_class_folder_without_an_image(tmp_path, form, root):
+    files = class_folders(root) | {f"{root}fox/{i}": b"GIF89a" for i in range(5)}
+    path = pack(files, tmp_path / form)
+    refused(path, f": {root}fox lies among class folders and holds no image")
+
+
+@pytest.mark.parametrize("part", ["", "train/", "test/"])
+def test_an_empty_class_folder(tmp_path, part):
+    files = class_folders("train/") | class_folders("test/") if part else class_folders()
+    folder = pack(files, tmp_path / "pets")
+    (folder / part / "fox" / "deep").mkdir(parents=True)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as z, tarfile.open(tmp_path / "a.tar", "w") as t:
+        t.add(folder, "pets")
+        for file in sorted(folder.rglob("*")):
+            z.write(file, file.relative_to(folder))
+    for path in (folder, tmp_path / "a.zip", tmp_path / "a.tar"):
+        refused(path, f"{part}fox lies among class folders and holds no image")
+
+
+def test_folders_that_are_no_classes_may_lie_elsewhere(tmp_path):
+    files = class_folders("x/train/") | class_folders("x/test/")
+    files |= {"x/notes/0.txt": b"", "x/train/cat/notes/0.txt": b"", "x/train/.git/0.txt": b""}
+    assert data.load(pack(files, tmp_path / "pets"))[0].classes == ("cat", "dog", "emu")
+
+
+def test_a_link_to_nothing(tmp_path):
+    path = pack(class_folders(), tmp_path / "pets")
+    (path / "cat" / ".#lock").symlink_to("nowhere")
+    (path / "cat" / "99.png").symlink_to(path / "cat" / "00.png")
+    assert len(data.load(path)[0]) == 13
+    (path / "emu" / "99.png").symlink_to("nowhere")
+    refused(path, "emu/99.png is a link to nowhere, which does not exist", FileNotFoundError)
+
+
+def test_hidden_folders_are_not_entered(tmp_path, monkeypatch):
+    path = pack(class_folders(), tmp_path / "pets")
+    (path / ".Trashes").mkdir()
+    (path / ".Trashes" / "up").symlink_to("..")
+    assert len(data.load(path)[0]) == 12
+
+
+@pytest.mark.parametrize("classes", [("кот", "собака"), ("猫", "犬 𓃠")])
+@pytest.mark.parametrize("form", FORMS)
+def test_names_that_are_not_ascii(tmp_path, form, classes):
+    path = pack(class_folders("Ünï/", classes=classes), tmp_path / form)
+    assert data.load(path)[0].classes == tuple(sorted(classes))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
+def test_a_name_that_cannot_be_printed(tmp_path):
+    path = pack(class_folders() | {os.fsdecode(b"\xff/0.png"): b""}, tmp_path / "pets")
+    refused(path, "is no UTF-8")
 
 
 def test_parts_that_do_not_fit_each_other(tmp_path):

@@ -17,8 +17,20 @@ from mulfree_cupy.data.archives import Files
 from mulfree_cupy.data.dataset import Dataset, split
 from mulfree_cupy.data.progress import progress
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"}
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")
+# Those of Pillow's formats that are read, and how the names of their files end.
+_FORMATS = {
+    "BMP": {".bmp"},
+    "GIF": {".gif"},
+    "JPEG": {".jfif", ".jpe", ".jpeg", ".jpg"},
+    "PNG": {".png"},
+    "PPM": {".pbm", ".pgm", ".pnm", ".ppm"},
+    "TIFF": {".tif", ".tiff"},
+    "WEBP": {".webp"},
+}
+_SUFFIXES = frozenset().union(*_FORMATS.values())
+_EXPECTED = ", ".join(sorted(_SUFFIXES))
+# Pictures too, which would be missing without a word if they were left out like other files.
+_UNREAD = {".avif", ".heic", ".heif", ".ico", ".jp2", ".jxl", ".psd", ".svg", ".tga"}
 _GRAY_MODES = {"1", "L"}
 _MODES = {*_GRAY_MODES, "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}  # 8 bits a channel
 _MOST_PIXELS = 1 << 26  # of one image; more is a decompression bomb
@@ -63,7 +75,7 @@ def load(
 def _divide(files: Files, path: Path) -> tuple[list[_Image], list[_Image]]:
     """The images of ``train/`` and ``test/`` (else ``val/``), or an undivided collection split."""
     groups = _groups(files, path)
-    by_name = {PurePosixPath(folder).name: images for folder, images in groups.items()}
+    by_name = {folder.name: images for folder, images in groups.items()}
     parts = set(by_name)
     if len(groups) == len(parts) and {"train"} < parts <= {"train", "test", "val"}:
         return by_name["train"], by_name["test" if "test" in parts else "val"]
@@ -80,7 +92,7 @@ def _divide(files: Files, path: Path) -> tuple[list[_Image], list[_Image]]:
 def _only_group(files: Files, path: Path) -> list[_Image]:
     groups = _groups(files, path)
     if len(groups) != 1:
-        found = ", ".join(repr(folder) for folder in sorted(groups)[:6])
+        found = ", ".join(repr(str(folder)) for folder in sorted(groups)[:6])
         raise ValueError(
             f"{path}: class folders lie in {len(groups)} folders ({found}); expected one, or "
             "train and test"
@@ -88,22 +100,34 @@ def _only_group(files: Files, path: Path) -> list[_Image]:
     return groups.popitem()[1]
 
 
-def _groups(files: Files, path: Path) -> dict[str, list[_Image]]:
+def _groups(files: Files, path: Path) -> dict[PurePosixPath, list[_Image]]:
     """The images under each folder that has class folders, sorted by name."""
-    groups = defaultdict(list)
+    groups, used = defaultdict(list), set()
     for name in sorted(files):
         pure = PurePosixPath(name)
-        if pure.suffix.lower() not in _SUFFIXES:
+        suffix = pure.suffix.lower()
+        if suffix in _UNREAD:
+            raise ValueError(
+                f"{path}: {name} is a picture that is not read; expected one of {_EXPECTED}"
+            )
+        if suffix not in _SUFFIXES:
             continue
         if len(pure.parts) < 2:
             raise ValueError(f"{path}: {name} is in no class folder, such as cat/{name}")
         image = _Image(pure.parts[-2], f"{path}: {name}", files[name])
-        groups["/".join(pure.parts[:-2])].append(image)
+        groups[pure.parent.parent].append(image)
+        used.update(pure.parents)
     if not groups:
         raise ValueError(
             f"{path}: no CIFAR binary files, no idx files and no images "
-            f"({', '.join(sorted(_SUFFIXES))}) among {len(files)} files"
+            f"({_EXPECTED}) among {len(files)} files"
         )
+    for folder in sorted(set(map(PurePosixPath, files.folders)) - used):
+        if folder.parent in groups:
+            raise ValueError(
+                f"{path}: {folder} lies among class folders and holds no image ({_EXPECTED}); "
+                "remove it if it is no class"
+            )
     return groups
 
 
@@ -147,7 +171,7 @@ def _pixels(
     data = image.read()
     # Pillow's decoders raise nearly everything on damaged input, and warnings may be errors too.
     try:
-        with pillow.open(io.BytesIO(data), formats=_FORMATS) as picture:
+        with pillow.open(io.BytesIO(data), formats=tuple(_FORMATS)) as picture:
             if picture.mode not in _MODES:
                 raise ValueError(f"mode {picture.mode}, expected 8 bits a channel")
             if picture.width * picture.height > _MOST_PIXELS:
