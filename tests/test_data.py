@@ -250,6 +250,51 @@ def test_of_an_animation_the_first_picture_is_read(tmp_path):
     np.testing.assert_array_equal(data.load(path)[0].images[0], [np.asarray(first)] * 3)
 
 
+# What EXIF's eight orientations make of the stored rows and columns.
+ORIENTATIONS = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a[::-1].swapaxes(0, 1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a[:, ::-1].swapaxes(0, 1),
+    99: lambda a: a,
+}
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP", "JPEG"])
+def test_images_are_turned_upright(tmp_path, form, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"exif": exif} | {"WEBP": {"lossless": True}, "JPEG": {"quality": 100}}.get(form, {})
+    # blocks of gray, which JPEG keeps
+    stored = random_images(1, 2, 3)[0].repeat(16, axis=0).repeat(16, axis=1)
+    shown = ORIENTATIONS[orientation](stored)
+    files = class_folders(size=shown.shape) | {"cat/00.png": picture(stored, form, **options)}
+    for name in ("pets", "pets.zip"):
+        image = data.load(pack(files, tmp_path / name))[0].images[0]
+        np.testing.assert_allclose(image, [shown] * 3, atol=3 if form == "JPEG" else 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*(EXIF|Truncated)")
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0nonsense",
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12\0\x03",
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x05\0\0\0\xff\xff\0\0",
+    ],
+)
+def test_damaged_exif_does_no_harm(tmp_path, form, exif):
+    image = picture(random_images(1, 6, 4, 3)[0], form, exif=exif)
+    path = pack(class_folders() | {"cat/00.png": image}, tmp_path / "pets")
+    assert data.load(path)[0].images.shape == (12, 3, 6, 4)
+
+
 @pytest.mark.parametrize(
     "mode, channels", [("L", 1), ("1", 1), ("RGB", 3), ("RGBA", 3), ("P", 3), ("LA", 3)]
 )

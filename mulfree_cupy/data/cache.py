@@ -14,7 +14,7 @@ import numpy as np
 
 from mulfree_cupy.data.dataset import Dataset
 
-_VERSION = 1
+_VERSION = 2
 
 Parts = tuple[Dataset, Dataset]
 

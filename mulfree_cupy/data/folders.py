@@ -9,13 +9,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from mulfree_cupy.data.archives import Files
 from mulfree_cupy.data.dataset import Dataset, split
 from mulfree_cupy.data.progress import progress
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 # Those of Pillow's formats that are read, and how the names of their files end.
 _FORMATS = {
@@ -33,6 +36,16 @@ _EXPECTED = ", ".join(sorted(_SUFFIXES))
 _UNREAD = {".avif", ".heic", ".heif", ".ico", ".jp2", ".jxl", ".psd", ".svg", ".tga"}
 _GRAY_MODES = {"1", "L"}
 _MODES = {*_GRAY_MODES, "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}  # 8 bits a channel
+_ORIENTATION = 0x0112  # in EXIF; a camera turned by 90 degrees writes 6 or 8
+_UPRIGHT = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 _MOST_PIXELS = 1 << 26  # of one image; more is a decompression bomb
 _MOST_BYTES = 16 << 30  # of all images of a part, decoded
 _CHUNK = 64  # images decoded as one task
@@ -177,7 +190,7 @@ def _pixels(
             if picture.width * picture.height > _MOST_PIXELS:
                 raise ValueError(f"{picture.width}x{picture.height} pixels are too many")
             gray = picture.mode in _GRAY_MODES
-            picture = picture.convert("RGB")
+            picture = _upright(pillow, picture).convert("RGB")
             if size is not None:
                 picture = picture.resize(size[::-1], pillow.Resampling.BILINEAR)
             return np.asarray(picture), gray
@@ -186,6 +199,17 @@ def _pixels(
         raise ValueError(f"{image.where}: no readable image of {formats}") from None
     except Exception as error:
         raise ValueError(f"{image.where}: no readable image: {error}") from error
+
+
+def _upright(pillow: ModuleType, picture: Image) -> Image:
+    """The picture as its EXIF says that it is to be shown; as it is where that cannot be read."""
+    picture.load()  # before EXIF is asked for: a damaged picture is an error, damaged EXIF is not
+    try:
+        orientation = picture.getexif().get(_ORIENTATION)
+    except Exception:
+        return picture
+    move = _UPRIGHT.get(orientation)
+    return picture if move is None else picture.transpose(pillow.Transpose[move])
 
 
 def _pillow() -> ModuleType:
