@@ -296,15 +296,43 @@ def test_damaged_exif_does_no_harm(tmp_path, form, exif):
 
 
 @pytest.mark.parametrize(
-    "mode, channels", [("L", 1), ("1", 1), ("RGB", 3), ("RGBA", 3), ("P", 3), ("LA", 3)]
+    "mode, channels", [("L", 1), ("1", 1), ("LA", 1), ("RGB", 3), ("RGBA", 3), ("P", 3)]
 )
 def test_modes_of_images(tmp_path, mode, channels):
-    for i in range(5):
-        (tmp_path / "cat").mkdir(exist_ok=True)
-        Image.fromarray(random_images(1, 6, 4, 3, seed=i)[0]).convert(mode).save(
-            tmp_path / "cat" / f"{i}.png"
-        )
-    assert data.load(tmp_path)[0].images.shape == (4, channels, 6, 4)
+    for name, pixels in zip(class_folders(), random_images(15, 6, 4, 3), strict=True):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).convert(mode).save(tmp_path / name)
+    assert data.load(tmp_path)[0].images.shape == (12, channels, 6, 4)
+
+
+@pytest.mark.parametrize("form", ["PNG", "GIF", "TIFF"])
+@pytest.mark.parametrize("mode", ["LA", "P", "P with transparency", "PA"])
+def test_gray_with_alpha_or_a_palette_is_gray(tmp_path, mode, form):
+    if (mode == "LA" and form == "GIF") or (mode == "PA" and form != "TIFF"):
+        pytest.skip("the format has no such mode")
+    gray = random_images(1, 6, 4)[0]
+    image = Image.fromarray(gray).convert(mode[:2].strip())
+    if mode == "P with transparency":
+        image.info["transparency"] = 0 if form == "GIF" else bytes([0, 128, 255])
+    buffer = io.BytesIO()
+    image.save(buffer, form)
+    files = {f"{name}/{i}.png": buffer.getvalue() for name in ("cat", "dog") for i in range(5)}
+    train, _ = data.load(pack(files, tmp_path / "pets"))
+    np.testing.assert_array_equal(train.images, np.broadcast_to(gray, (8, 1, 6, 4)))
+
+
+@pytest.mark.parametrize("name", ["cat/00.png", "cat/04.png"])
+def test_colour_is_decided_once_for_both_parts_and_the_odd_image_named(tmp_path, name):
+    """One image of each class is coloured in the training part, or in the test part."""
+    gray, coloured = random_images(1, 6, 4)[0], random_images(1, 6, 4, 3)[0]
+    files = {f"{c}/{i:02}.png": picture(gray) for c in ("cat", "dog") for i in range(10)}
+    path = pack(files | {name: picture(coloured)}, tmp_path / "pets")
+    with pytest.warns(RuntimeWarning, match=f"pets: {name} is coloured, as are 1 of 20 images"):
+        train, test = data.load(path)
+    odd, part = (train, test) if name == "cat/00.png" else (test, train)
+    assert part.images.shape[1:] == (3, 6, 4)
+    np.testing.assert_array_equal(odd.images[0], coloured.transpose(2, 0, 1))
+    np.testing.assert_array_equal(odd.images[1], [gray] * 3)
 
 
 def test_a_gray_image_among_coloured_ones_is_coloured(tmp_path):
@@ -569,8 +597,8 @@ def test_decompression_bombs(tmp_path, monkeypatch):
     monkeypatch.setattr(folders, "_MOST_PIXELS", 23)
     refused(path, "4x6 pixels are too many")
     monkeypatch.undo()
-    monkeypatch.setattr(folders, "_MOST_BYTES", 12 * 3 * 24 - 1)
-    refused(path, "12 images of 6x4 .* pass a smaller image_size")
+    monkeypatch.setattr(folders, "_MOST_BYTES", 15 * 3 * 24 - 1)
+    refused(path, "15 images of 6x4 .* pass a smaller image_size")
 
 
 def test_a_png_that_claims_a_huge_size(tmp_path):
@@ -657,7 +685,7 @@ def test_parts_that_do_not_fit_each_other(tmp_path):
     files = class_folders("train/") | class_folders("test/", classes=("cat", "eel"))
     refused(pack(files, tmp_path / "a"), "test/eel/00.png: no training image is of class 'eel'")
     files = class_folders("train/") | class_folders("test/", size=(5, 5))
-    refused(pack(files, tmp_path / "b"), r"\(3, 6, 4\) but test images of \(3, 5, 5\)")
+    refused(pack(files, tmp_path / "b"), "test/cat/00.png is 5x5, but .*train/cat/00.png is 6x4")
     refused(pack(class_folders(per_class=4), tmp_path / "c"), "12 images in 3 classes are too few")
 
 

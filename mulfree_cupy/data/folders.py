@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -34,8 +35,9 @@ _SUFFIXES = frozenset().union(*_FORMATS.values())
 _EXPECTED = ", ".join(sorted(_SUFFIXES))
 # Pictures too, which would be missing without a word if they were left out like other files.
 _UNREAD = {".avif", ".heic", ".heif", ".ico", ".jp2", ".jxl", ".psd", ".svg", ".tga"}
-_GRAY_MODES = {"1", "L"}
-_MODES = {*_GRAY_MODES, "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}  # 8 bits a channel
+_GRAY_MODES = {"1", "L", "LA"}
+_PALETTE_MODES = {"P", "PA"}
+_MODES = {*_GRAY_MODES, *_PALETTE_MODES, "RGB", "RGBA", "CMYK", "YCbCr"}  # 8 bits a channel
 _ORIENTATION = 0x0112  # in EXIF; a camera turned by 90 degrees writes 6 or 8
 _UPRIGHT = {
     2: "FLIP_LEFT_RIGHT",
@@ -47,7 +49,7 @@ _UPRIGHT = {
     8: "ROTATE_90",
 }
 _MOST_PIXELS = 1 << 26  # of one image; more is a decompression bomb
-_MOST_BYTES = 16 << 30  # of all images of a part, decoded
+_MOST_BYTES = 16 << 30  # of all images, decoded
 _CHUNK = 64  # images decoded as one task
 
 
@@ -72,17 +74,13 @@ def load(
         if image.label not in index:
             raise ValueError(f"{image.where}: no training image is of class {image.label!r}")
 
-    def dataset(images: list[_Image]) -> Dataset:
-        labels = np.array([index[image.label] for image in images], np.int64)
-        return Dataset(_decode(images, size, path), labels, classes, path.name.split(".")[0])
-
-    datasets = dataset(train), dataset(test)
-    shapes = [part.images.shape[1:] for part in datasets]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"{path}: training images of (C, H, W) = {shapes[0]} but test images of {shapes[1]}"
-        )
-    return datasets
+    pixels = _decode(train + test, size, path)
+    labels = np.array([index[image.label] for image in train + test], np.int64)
+    name = path.name.split(".")[0]
+    return (
+        Dataset(pixels[: len(train)], labels[: len(train)], classes, name),
+        Dataset(pixels[len(train) :], labels[len(train) :], classes, name),
+    )
 
 
 def _divide(files: Files, path: Path) -> tuple[list[_Image], list[_Image]]:
@@ -154,27 +152,35 @@ def _decode(images: list[_Image], size: tuple[int, int] | None, path: Path) -> n
             f"{_MOST_BYTES >> 30} GiB decoded; pass a smaller image_size"
         )
     out = np.empty((len(images), 3, height, width), np.uint8)
+    coloured = np.empty(len(images), bool)
 
-    def decode(start: int) -> bool:
-        gray = True
+    def decode(start: int) -> None:
         for i in range(start, min(start + _CHUNK, len(images))):
-            pixels, is_gray = _pixels(pillow, images[i], size)
+            pixels, gray = _pixels(pillow, images[i], size)
             if pixels.shape[:2] != (height, width):
                 raise ValueError(
                     f"{images[i].where} is {pixels.shape[0]}x{pixels.shape[1]}, but "
                     f"{images[0].where} is {height}x{width}; pass image_size to resize all"
                 )
             out[i] = pixels.transpose(2, 0, 1)
-            gray &= is_gray
-        return gray
+            coloured[i] = not gray
 
     # Thumbnails spend their time in Python, where threads only get in each other's way.
     threads = (os.cpu_count() or 1) if height * width > 64 * 64 else 1
     with ThreadPoolExecutor(threads) as pool:
         starts = range(0, len(images), _CHUNK)
-        chunks = progress(pool.map(decode, starts), "decoding", " images", len(starts), _CHUNK)
-        gray = all(list(chunks))
-    return np.ascontiguousarray(out[:, :1]) if gray else out
+        for _ in progress(pool.map(decode, starts), "decoding", " images", len(starts), _CHUNK):
+            pass
+    if not coloured.any():
+        return np.ascontiguousarray(out[:, :1])
+    if coloured.mean() < 0.5:
+        warnings.warn(
+            f"load: {images[coloured.argmax()].where} is coloured, as are {coloured.sum()} of "
+            f"{len(images)} images; the gray ones too come out with three channels",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return out
 
 
 def _pixels(
@@ -189,8 +195,10 @@ def _pixels(
                 raise ValueError(f"mode {picture.mode}, expected 8 bits a channel")
             if picture.width * picture.height > _MOST_PIXELS:
                 raise ValueError(f"{picture.width}x{picture.height} pixels are too many")
-            gray = picture.mode in _GRAY_MODES
-            picture = _upright(pillow, picture).convert("RGB")
+            mode, picture = picture.mode, _upright(pillow, picture)
+            picture.info.pop("transparency", None)  # Pillow warns of dropping it
+            picture = picture.convert("RGB")
+            gray = mode in _GRAY_MODES or (mode in _PALETTE_MODES and _is_gray(picture))
             if size is not None:
                 picture = picture.resize(size[::-1], pillow.Resampling.BILINEAR)
             return np.asarray(picture), gray
@@ -199,6 +207,11 @@ def _pixels(
         raise ValueError(f"{image.where}: no readable image of {formats}") from None
     except Exception as error:
         raise ValueError(f"{image.where}: no readable image: {error}") from error
+
+
+def _is_gray(picture: Image) -> bool:
+    pixels = np.asarray(picture)
+    return bool((pixels == pixels[:, :, :1]).all())
 
 
 def _upright(pillow: ModuleType, picture: Image) -> Image:
