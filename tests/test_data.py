@@ -1,8 +1,10 @@
 """The data room: every format from tiny files made here, broken ones, batches, augmentation."""
 
+import bz2
 import gzip
 import io
 import itertools
+import lzma
 import os
 import pickle
 import subprocess
@@ -221,6 +223,27 @@ def test_an_archive_for_each_part(tmp_path, suffix, prefix):
     assert (len(train), len(test)) == (9, 6) and train.name == tmp_path.name
 
 
+@pytest.mark.parametrize("form", FORMS[1:])
+@pytest.mark.parametrize("make", [class_folders, mnist, lambda: cifar(10)])
+def test_a_folder_that_holds_nothing_but_an_archive_stands_for_it(tmp_path, make, form):
+    folder = tmp_path / "download"
+    folder.mkdir()
+    (folder / ".DS_Store").write_bytes(b"")
+    path = pack(make(), folder / form)
+    for part, same in zip(data.load(folder), data.load(path, cache=False), strict=True):
+        assert_same(part, same)
+
+
+def test_archives_among_other_files_are_named(tmp_path):
+    pack(class_folders(), tmp_path / "b.zip")
+    (tmp_path / "README").write_text("")
+    refused(tmp_path, "no images .* among 2 files; pass one of the archives in it, such as b.zip")
+    pack(cifar(10), tmp_path / "a.tar.gz")
+    refused(tmp_path, "among 3 files; pass one of the archives in it, such as a.tar.gz")
+    pack({"inner/b.zip": b""}, tmp_path / "c.zip")
+    refused(tmp_path / "c.zip", "such as inner/b.zip")
+
+
 def test_what_is_no_image_is_left_out(tmp_path):
     junk = {"cat/notes.txt": b"", "cat/.hidden.png": b"", "__MACOSX/cat/00.png": b"", "README": b""}
     pack(class_folders() | junk, tmp_path / "a.zip")
@@ -366,6 +389,10 @@ def test_a_missing_path_is_no_download(tmp_path):
     refused(tmp_path / "none", "does not exist; .* never downloaded", FileNotFoundError)
 
 
+def test_a_user_who_is_not_there():
+    refused("~nobody-of-this-name/pets", "does not exist", FileNotFoundError)
+
+
 def test_empty_and_unknown(tmp_path):
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "no CIFAR binary files, no idx files and no images .* 0 files")
@@ -373,6 +400,11 @@ def test_empty_and_unknown(tmp_path):
     refused(tmp_path / "empty.zip", "the file is empty")
     (tmp_path / "text.tar").write_text("not a tar")
     refused(tmp_path / "text.tar", "neither a zip nor a tar; .* pass the folder")
+    for name in ("labels.gz", "labels.xz", "labels.bz2"):
+        opener = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}[Path(name).suffix]
+        with opener(tmp_path / name, "wb") as file:
+            file.write(bytes(range(256)))
+        refused(tmp_path / name, "unreadable archive: .*; for single files pass the folder")
     refused(pack({}, tmp_path / "none.zip"), "no images")
     refused(pack({}, tmp_path / "none.tar.gz"), "no images")
 
@@ -387,6 +419,9 @@ def test_pickled_cifar_is_refused_unread(tmp_path):
     refused(pack(ten, tmp_path / "ten.tar.gz"), "pickled.*cifar-10-binary.tar.gz")
     hundred = {"py/train": bomb, "py/test": bomb, "py/meta": bomb}
     refused(pack(hundred, tmp_path / "hundred"), "pickled.*cifar-100-binary.tar.gz")
+    (tmp_path / "alone").mkdir()
+    archive = pack(ten, tmp_path / "alone" / "cifar-10-python.tar.gz")
+    refused(tmp_path / "alone", f"{archive}: .*pickled.*cifar-10-binary.tar.gz")
     assert not (tmp_path / "exploded").exists()
 
 
@@ -464,7 +499,7 @@ def test_missing_doubled_or_damaged_idx(tmp_path, monkeypatch):
     labels = files.pop("t10k-labels-idx1-ubyte")
     refused(pack(files, tmp_path / "a"), "no idx file of test labels", FileNotFoundError)
     doubled = files | {"t10k-labels-idx1-ubyte": labels, "t10k-labels.idx1-ubyte": labels}
-    refused(pack(doubled, tmp_path / "b"), "more than one idx file of test labels")
+    refused(pack(doubled, tmp_path / "b"), "test labels, t10k-labels-.* and t10k-labels[.]idx")
     for number, packed in enumerate((gzip.compress(labels)[:-9], b"no gzip", b"")):
         files["t10k-labels-idx1-ubyte.gz"] = packed
         refused(pack(files, tmp_path / f"c{number}"), "t10k-labels-idx1-ubyte.gz")
@@ -689,6 +724,14 @@ def test_parts_that_do_not_fit_each_other(tmp_path):
     refused(pack(class_folders(per_class=4), tmp_path / "c"), "12 images in 3 classes are too few")
 
 
+@pytest.mark.parametrize("root", ["", "train/"])
+def test_one_class_is_none(tmp_path, root):
+    """All pictures in one folder: every answer would be right."""
+    files = class_folders(root, classes=("all",))
+    files |= {name.replace("train", "test"): image for name, image in files.items()}
+    refused(pack(files, tmp_path / "pets"), "all training images lie in one class folder, all;")
+
+
 def test_an_archive_without_its_other_half(tmp_path):
     pack(class_folders(), tmp_path / "train.tar.xz")
     refused(tmp_path, "no archive of test images, such as test.tar.xz", FileNotFoundError)
@@ -697,10 +740,29 @@ def test_an_archive_without_its_other_half(tmp_path):
     refused(tmp_path, "expected one archive of test images")
 
 
-@pytest.mark.parametrize("size", [0, -1, 1.5, (3,), (3, 0), (1, 2, 3), 5000])
-def test_wrong_image_sizes(tmp_path, size):
-    with pytest.raises(ValueError, match="image_size must be one or two integers"):
-        data.load(pack(class_folders(), tmp_path / "pets"), image_size=size)
+@pytest.mark.parametrize(
+    "size, error, message",
+    [
+        (0, ValueError, "at least 1, got 0"),
+        (-1, ValueError, "at least 1, got -1"),
+        ((3, 0), ValueError, r"at least 1, got \(3, 0\)"),
+        (4097, ValueError, "at most 4096, got 4097"),
+        ((3, 100_000), ValueError, r"at most 4096, got \(3, 100000\)"),
+        (1.5, TypeError, "an int or a pair of ints, got 1.5"),
+        ((3,), TypeError, "an int or a pair of ints"),
+        ((1, 2, 3), TypeError, "an int or a pair of ints"),
+    ],
+)
+def test_wrong_image_sizes(tmp_path, size, error, message):
+    path = pack(class_folders(), tmp_path / "pets")
+    with pytest.raises(error, match=f"load: image_size must be {message}"):
+        data.load(path, image_size=size)
+
+
+@pytest.mark.parametrize("size", [1, np.int64(1), (np.uint8(1), 1), [1, 1]])
+def test_image_sizes_are_any_ints(tmp_path, size):
+    path = pack(class_folders(), tmp_path / "pets.zip")
+    assert data.load(path, image_size=size)[0].images.shape == (12, 3, 1, 1)
 
 
 def test_only_class_folders_are_resized(tmp_path):

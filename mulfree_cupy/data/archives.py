@@ -15,7 +15,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import BinaryIO
 
 from mulfree_cupy.data.progress import progress
@@ -42,13 +42,19 @@ _DAMAGE = (
     RuntimeError,
     IndexError,
 )
+_SINGLE = "for single files pass the folder that holds them"
 # Two zero blocks end a tar.
 _TAR_END = bytes(2 * tarfile.BLOCKSIZE)
 
 
-def is_archive_name(path: Path) -> bool:
+def is_archive_name(path: PurePath) -> bool:
     """Whether the name ends as a zip's or tar's does."""
     return path.name.lower().endswith(_SUFFIXES)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is left out."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def unpacked_limit(packed: int) -> int:
@@ -76,12 +82,13 @@ def read(path: Path) -> Files:
             if magic.startswith(start):
                 return _read_tar(path, opener)
         if not tarfile.is_tarfile(path):
-            raise ValueError(
-                f"{path}: neither a zip nor a tar; for single files pass the folder that holds them"
-            )
+            raise ValueError(f"{path}: neither a zip nor a tar; {_SINGLE}")
         return _read_tar(path, open)
     except _DAMAGE as error:
-        raise ValueError(f"{path}: damaged, truncated or unreadable archive: {error}") from error
+        remedy = "" if is_archive_name(path) else f"; {_SINGLE}"
+        raise ValueError(
+            f"{path}: damaged, truncated or unreadable archive: {error}{remedy}"
+        ) from error
 
 
 def _walk(path: Path) -> Files:
@@ -90,12 +97,12 @@ def _walk(path: Path) -> Files:
 
     files = Files()
     for root, folders, names in os.walk(path, onerror=fail, followlinks=True):
-        folders[:] = [name for name in folders if not _hidden(name)]
+        folders[:] = [name for name in folders if not is_hidden(name)]
         for folder in (Path(root, name) for name in folders):
             if folder.is_symlink() and folder.resolve() in {p.resolve() for p in folder.parents}:
                 raise ValueError(f"{path}: {folder} is a link to a folder that it lies in")
             _add_folder(files, folder.relative_to(path).as_posix(), path)
-        for file in (Path(root, name) for name in names if not _hidden(name)):
+        for file in (Path(root, name) for name in names if not is_hidden(name)):
             if not file.exists():
                 raise FileNotFoundError(
                     f"{path}: {file} is a link to {os.readlink(file)}, which does not exist"
@@ -165,7 +172,7 @@ class _BoundedStream:
 
 def _add(files: Files, name: str, read_bytes: Callable[[], bytes], path: Path) -> None:
     pure = _relative(name, path)
-    if any(map(_hidden, pure.parts)):
+    if any(map(is_hidden, pure.parts)):
         return
     if str(pure) in files:
         raise ValueError(f"{path}: {name!r} occurs twice")
@@ -175,12 +182,8 @@ def _add(files: Files, name: str, read_bytes: Callable[[], bytes], path: Path) -
 
 def _add_folder(files: Files, name: str, path: Path) -> None:
     pure = _relative(name, path)
-    if not any(map(_hidden, pure.parts)):
+    if not any(map(is_hidden, pure.parts)):
         files.folders.add(str(pure))
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
 
 
 def _relative(name: str, path: Path) -> PurePosixPath:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from mulfree_cupy.data import archives
 from mulfree_cupy.data.archives import Files
 from mulfree_cupy.data.dataset import Dataset, split
 from mulfree_cupy.data.progress import progress
@@ -70,6 +71,11 @@ def load(
     train, test = parts
     classes = tuple(sorted({image.label for image in train}))
     index = {label: number for number, label in enumerate(classes)}
+    if len(classes) < 2:
+        raise ValueError(
+            f"{path}: all training images lie in one class folder, {classes[0]}; expected two or "
+            "more, such as cat/1.png and dog/1.png"
+        )
     for image in test:
         if image.label not in index:
             raise ValueError(f"{image.where}: no training image is of class {image.label!r}")
@@ -129,9 +135,11 @@ def _groups(files: Files, path: Path) -> dict[PurePosixPath, list[_Image]]:
         groups[pure.parent.parent].append(image)
         used.update(pure.parents)
     if not groups:
+        packed = [name for name in sorted(files) if archives.is_archive_name(PurePosixPath(name))]
+        remedy = f"; pass one of the archives in it, such as {packed[0]}" if packed else ""
         raise ValueError(
             f"{path}: no CIFAR binary files, no idx files and no images "
-            f"({_EXPECTED}) among {len(files)} files"
+            f"({_EXPECTED}) among {len(files)} files{remedy}"
         )
     for folder in sorted(set(map(PurePosixPath, files.folders)) - used):
         if folder.parent in groups:
