@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -795,6 +796,22 @@ def test_a_changed_archive_replaces_its_entry(tmp_path, cache_folder):
     assert len(data.load(path)[0]) == 24 and len(list(cache_folder.iterdir())) == 1
 
 
+def test_another_archive_of_the_same_size_and_date_is_noticed(tmp_path):
+    def labels(first):
+        return np.array([first, 1, 2, 3, 4, 5, 6], np.uint8)
+
+    old, new = (
+        pack(mnist() | {"train-labels-idx1-ubyte": idx(labels(first))}, tmp_path / f"{first}.tar")
+        for first in (0, 1)
+    )
+    for path in (old, new):
+        os.utime(path, ns=(0, 0))
+    assert old.stat().st_size == new.stat().st_size and data.load(old)[0].labels[0] == 0
+    time.sleep(0.05)  # more than the steps of a file system's clock
+    new.replace(old)
+    assert data.load(old)[0].labels[0] == 1
+
+
 def test_a_damaged_entry_is_rebuilt(tmp_path, cache_folder):
     path = pack(class_folders(), tmp_path / "pets.zip")
     first = data.load(path)
@@ -821,6 +838,56 @@ def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path, cache_folder):
     path = pack(class_folders(), tmp_path / "pets.zip")
     with pytest.warns(RuntimeWarning, match=r"cannot cache .*pets.zip.*MULFREE_CACHE_DIR"):
         assert len(data.load(path)[0]) == 12
+
+
+def test_without_a_home_folder_nothing_is_cached(tmp_path, monkeypatch):
+    """A user of a container whom /etc/passwd does not know."""
+
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    for variable in ("MULFREE_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(Path, "home", unknown)
+    path = pack(class_folders(), tmp_path / "pets.zip")
+    with pytest.warns(RuntimeWarning, match="cannot cache .*pets.zip: Could not determine home"):
+        assert len(data.load(path)[0]) == 12
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path, cache_folder):
+    cache_folder.mkdir()
+    left, being_written = cache_folder / "left.part", cache_folder / "being-written.part"
+    for file in (left, being_written):
+        file.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    data.load(pack(class_folders(), tmp_path / "pets.zip"))
+    assert being_written.exists() and not left.exists()
+
+
+LIMITED = """
+import resource, sys, warnings
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+from mulfree_cupy import data
+warnings.simplefilter("error", ResourceWarning)
+print(data.load(sys.argv[1])[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such limit")
+def test_a_cache_that_is_full_is_a_warning(tmp_path, cache_folder):
+    path = pack(class_folders(size=(20, 20)), tmp_path / "pets.zip")
+    command = [sys.executable, "-c", LIMITED, str(path)]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert "12 images of 3x20x20" in answer.stdout and "cannot cache" in answer.stderr, answer
+    assert list(cache_folder.iterdir()) == []
+
+
+def test_several_processes_may_fill_the_cache_at_once(tmp_path, cache_folder):
+    path = pack(class_folders(size=(20, 20)), tmp_path / "pets.zip")
+    code = f"from mulfree_cupy import data; print(data.load({str(path)!r})[0])"
+    running = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
+    assert [process.wait() for process in running] == [0, 0, 0]
+    assert [file.suffix for file in cache_folder.iterdir()] == [".npz"]
 
 
 def test_an_unfinished_entry_is_removed(tmp_path, cache_folder, monkeypatch):
