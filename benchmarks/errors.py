@@ -44,7 +44,7 @@ def run(threads: int, out: Path | None, quick: bool) -> int:
         "threads": threads,
         "cpu_features": getattr(launch.cpu_kernels(), "features", lambda: "NumPy only")(),
         "layers": [],
-        "emulated": [],
+        "in_emulator": [],
     }
     convolutions = layers.QUICK if quick else layers.LAYERS
     shifts = layers.QUICK_SHIFT if quick else layers.SHIFT
@@ -52,7 +52,7 @@ def run(threads: int, out: Path | None, quick: bool) -> int:
     record["layers"] = [measure(*each) for each in timing.progress(todo, "layer")]
     todo = [(layer, False) for layer in EMULATED] + [(layer, True) for layer in EMULATED_SHIFT]
     with mf.emulated_cuda(check=False):
-        record["emulated"] = [measure(*each) for each in timing.progress(todo, "layer")]
+        record["in_emulator"] = [measure(*each) for each in timing.progress(todo, "layer")]
     print(document(record))
     if out is not None:
         file = timing.write_json(record, out, "errors-cpu")
@@ -194,10 +194,11 @@ def of_cdist(layer: Layer, operation: str, x, w) -> Iterator[Answer]:
 
 def document(record: dict) -> str:
     """Everything as markdown."""
-    parts = goals.summary(record), operation_table(record["layers"]), NOTES
-    parts += "By layer, of the terms:", layer_table(record["layers"])
-    parts += "CUDA kernels in the emulator, on small layers:", operation_table(record["emulated"])
-    return "\n\n".join(parts)
+    rows = record["layers"]
+    parts = [goals.summary(record), operation_table(rows), NOTES]
+    parts += ["By layer, of the terms:", layer_table(rows)]
+    parts += ["CUDA kernels in the emulator, on small layers:"]
+    return "\n\n".join([*parts, operation_table(record["in_emulator"])])
 
 
 def operation_table(rows: list[dict]) -> str:

@@ -288,15 +288,16 @@ class TestErrors:
         (file,) = tmp_path.glob("errors-cpu-*.json")
         record = json.loads(file.read_text(encoding="utf-8"))
         assert errors.document(record).splitlines()[2] in printed
-        assert len(record["layers"]) == 4 and len(record["emulated"]) == 1
+        assert len(record["layers"]) == 4 and len(record["in_emulator"]) == 1
         found = record["layers"][0]["errors"]
         assert found["conv"].keys() == {errors.OURS, "F(2x2, 3x3)", "F(4x4, 3x3)"}
         assert found["adder_conv uint8"] == {errors.OURS: [0, 0]}
         assert 0 < found["adder_conv"][errors.OURS][0] < 1e-6
-        assert found.keys() == record["emulated"][0]["errors"].keys()
+        assert found.keys() == record["in_emulator"][0]["errors"].keys()
         shifts = record["layers"][-1]["errors"]
         assert shifts["shift"] == {errors.OURS: [0, 0]} and "shift_adder_conv grad_w" in shifts
         assert_publishable(file)
+        assert report.records(tmp_path, "errors") == [record]
 
     def test_with_torch(self):
         pytest.importorskip("torch")
