@@ -183,8 +183,8 @@ def _decode(images: list[_Image], size: tuple[int, int] | None, path: Path) -> n
         return np.ascontiguousarray(out[:, :1])
     if coloured.mean() < 0.5:
         warnings.warn(
-            f"load: {images[coloured.argmax()].where} is coloured, as are {coloured.sum()} of "
-            f"{len(images)} images; the gray ones too come out with three channels",
+            f"load: {coloured.sum()} of {len(images)} images are in colour, the first of them "
+            f"{images[coloured.argmax()].where}; the gray ones too come out with three channels",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -202,7 +202,10 @@ def _pixels(
             if picture.mode not in _MODES:
                 raise ValueError(f"mode {picture.mode}, expected 8 bits a channel")
             if picture.width * picture.height > _MOST_PIXELS:
-                raise ValueError(f"{picture.width}x{picture.height} pixels are too many")
+                raise ValueError(
+                    f"{picture.width}x{picture.height} pixels are too many, expected at most "
+                    f"{_MOST_PIXELS} in all"
+                )
             mode, picture = picture.mode, _upright(pillow, picture)
             picture.info.pop("transparency", None)  # Pillow warns of dropping it
             picture = picture.convert("RGB")
