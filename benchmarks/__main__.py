@@ -10,7 +10,12 @@ from pathlib import Path
 
 from benchmarks import timing
 
-THREAD_VARIABLES = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
+THREAD_VARIABLES = (
+    "MULFREE_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+)
 
 
 def parser() -> argparse.ArgumentParser:
