@@ -303,8 +303,8 @@ inline void grad_w(const GradW<T>& p) {
         const GradScratch<T> own(grid, blocking, p.filters, p.x_shifts, mine);
 #pragma omp for
         for (index c = 0; c < channels; ++c) {
-            const T* w = p.w + (c / p.channels * p.filters * p.channels + c % p.channels) * positions;
-            centre[c] = p.w ? common_offset(w, p.filters, p.channels * positions, positions) : T(0);
+            const index w = (c / p.channels * p.filters * p.channels + c % p.channels) * positions;
+            centre[c] = p.w ? common_offset(p.w + w, p.filters, p.channels * positions, positions) : T(0);
         }
 #pragma omp for schedule(dynamic)
         for (index unit = 0; unit < units; ++unit) {
