@@ -38,6 +38,7 @@ class build_ext(pybind11_build_ext):
         ext.extra_link_args.append("-pthread")
         if sanitizers := os.environ.get("MULFREE_SANITIZE"):
             flags += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g", "-O1"]
+            flags.append("-fno-wrapv")  # which Python's own flags bring, and which hides overflows
             ext.extra_link_args.append(f"-fsanitize={sanitizers}")
         ext.extra_compile_args += flags
 
