@@ -234,7 +234,6 @@ inline void find_shifted_spans(const Run* runs, index count, const Image<T>& x, 
                                index first, index last, Span* spans) {
     for (index k = first; k < last; ++k) {
         const index offset = s.row[k] * x.row + s.column[k] * x.column;
-        const std::uint8_t* inside = s.inside + k * s.inside_bytes;
         Axis h = s.height, w = s.width;
         h.offset = s.row[k], w.offset = s.column[k];
         for (index r = 0; r < count; ++r, ++spans) {
@@ -244,7 +243,7 @@ inline void find_shifted_spans(const Run* runs, index count, const Image<T>& x, 
             }
             const Run& run = runs[r];
             std::uint32_t bits;
-            __builtin_memcpy(&bits, inside + run.column / 8, sizeof bits);
+            __builtin_memcpy(&bits, s.inside + k * s.inside_bytes + run.column / 8, sizeof bits);
             bits = (bits >> run.column % 8 & ((1u << run.count) - 1)) << run.lane;
             *spans = {run.image * x.batch + run.column - run.lane + offset, bits, 0};
         }
