@@ -40,21 +40,23 @@ extern "C" __global__ void __launch_bounds__(128)
   const int latest = (image * rows + min(ti, rows - 1)) * columns + min(tj, columns - 1);
   if (block >= block_rows * across || latest < first || earliest >= last) return;
 
+  const bool begins = OVERLAP == 0 || earliest >= first;  // here, and not in an earlier range
+
   for (int k = blockIdx.y; k < planes; k += gridDim.y) {
     T* const plane = y + ((long long)image * planes + k) * height * width;
     const int top = ti * M - pad_h, left = tj * M - pad_w;
     const auto inside = [&](int a, int b) {
       return (unsigned)(top + a) < (unsigned)height && (unsigned)(left + b) < (unsigned)width;
     };
-    const T start = bias ? bias[k] : T(0);
+    const T start = begins && bias ? bias[k] : T(0);
     T sum[M][M];
 #pragma unroll
     for (int a = 0; a < M; ++a)
 #pragma unroll
       for (int b = 0; b < M; ++b)
-        sum[a][b] = earliest >= first ? start
-                    : inside(a, b)    ? plane[(long long)(top + a) * width + left + b]
-                                      : T(0);
+        sum[a][b] = begins         ? start
+                    : inside(a, b) ? plane[(long long)(top + a) * width + left + b]
+                                   : T(0);
 #pragma unroll
     for (int di = OVERLAP; di >= 0; --di)
 #pragma unroll
