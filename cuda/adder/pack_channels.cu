@@ -4,9 +4,9 @@
 // Cost: every element read and written once a tensor, and not once a tap; where planes are whole
 // words, four pixels in one load a channel and one store of 16 bytes
 //
-// words[n, c, p] = x[n, EACH c .. EACH c + EACH - 1, p], the first in the lowest bits, for a batch of
-// images of `channels` planes; channels beyond the last are 0 in x and in w alike, and |0 - 0| adds
-// nothing. Weights are images of kh*kw pixels.
+// words[n, c, p] = x[n, EACH c .. EACH c + EACH - 1, p], the first in the lowest bits, for a batch
+// of images of `channels` planes; channels beyond the last are 0 in x and in w alike, and |0 - 0|
+// adds nothing. Weights are images of kh*kw pixels.
 //
 // T: unsigned char or unsigned short, the bits of an element. PIXELS: how many a thread takes, 4 or
 // 1; x must begin and its planes end at a multiple of them.

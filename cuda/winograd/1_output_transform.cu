@@ -6,9 +6,9 @@
 //
 // y[n, k, ...] gets MATRIX^T m MATRIX of each tile m: SIDE x SIDE pixels from row M*ti - pad_h and
 // column M*tj - pad_w on. In the forward MATRIX is A and SIDE = M: a tile has its pixels to itself,
-// and the sum starts at bias[k], if there is a bias. In the gradient of x MATRIX is B^T and SIDE = t:
-// tiles overlap, and a block of pixels gathers from its own tile and those above and to the left,
-// always in the same order: no atomic additions.
+// and the sum starts at bias[k], if there is a bias. In the gradient of x MATRIX is B^T and SIDE =
+// t: tiles overlap, and a block of pixels gathers from its own tile and those above and to the
+// left, always in the same order: no atomic additions.
 //
 // products (t*t, K, stride) hold the tiles from first to last alone. A block of pixels that an
 // earlier range has reached is read and added to.
