@@ -145,6 +145,25 @@ def test_a_mask_outlasts_momentum_and_weight_decay(make):
     assert layer.mask.sum() == round(0.2 * mask.size) and not (layer.mask & ~mask).any()
 
 
+@pytest.mark.parametrize(
+    "make", [lambda: nn.MaskedConv(2, 4, 3, rng), lambda: nn.WinogradConv(2, 4, rng)]
+)
+def test_zeros_that_are_kept_count_as_kept(make):
+    layer = make()
+    size = layer.mask.size
+    layer.weight.data = np.where(np.arange(size) < size // 2, 0, 1).reshape(layer.weight.shape)
+    layer.weight.data = layer.weight.data.astype(np.float32)
+    layer.prune(0.8)
+    kept = layer.mask.copy()
+    assert kept.sum() == round(0.8 * size)
+    layer.prune(0.9)  # what was pruned stays so
+    assert_array_equal(layer.mask, kept)
+    layer.prune(0.6)
+    assert layer.mask.sum() == round(0.6 * size) and not (layer.mask & ~kept).any()
+    layer.prune(0.3)
+    assert layer.weight.data[layer.mask].all()
+
+
 def test_masked_convolution():
     layer, x = nn.MaskedConv(4, 6, 3, rng, groups=2, stride=2, bias=True), images(2, 4, 7, 7)
     layer.prune(0.3)
