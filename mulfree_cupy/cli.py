@@ -281,7 +281,7 @@ def _prune(chosen: argparse.Namespace) -> int:
     rows = pruning.measure(steps, test)
     print(pruning.table(rows))
     picture = out / "pruning.png"
-    name = load_model(chosen.checkpoint)[3]["recipe"]["model"]
+    name = load_model(chosen.checkpoint)[1].recipe.model
     pruning.write(picture, {name: rows}, title=f"{name} on {test.name}")
     print(f"Last network {steps[-1].path}, curve {picture}")
     return 0
@@ -311,11 +311,11 @@ def _evaluate(chosen: argparse.Namespace) -> int:
     from mulfree_cupy.train import check_data, evaluate, load_model, namespace_of
 
     xp = namespace_of(chosen.device)
-    model, mean, std, facts = load_model(chosen.checkpoint, xp)
+    model, saved = load_model(chosen.checkpoint, xp)
     _, test = _load_data(chosen)
-    check_data(chosen.checkpoint, facts, test)
-    accuracy = evaluate(model, test, mean, std, xp)
-    name = facts["recipe"]["model"]
+    check_data(chosen.checkpoint, saved, test)
+    accuracy = evaluate(model, test, saved.mean, saved.std, xp)
+    name = saved.recipe.model
     print(f"{name} on {test.name}: test accuracy {accuracy:.2%} of {len(test)} images")
     return 0
 
@@ -428,8 +428,8 @@ def _count(chosen: argparse.Namespace) -> int:
     from mulfree_cupy.train import check_data, load_model
 
     if Path(chosen.model).is_file():
-        model, mean, std, facts = load_model(chosen.model)
-        shape = facts["shape"]
+        model, saved = load_model(chosen.model)
+        shape = saved.shape
         for option in shape:
             if getattr(chosen, option) not in (None, shape[option]):
                 raise ValueError(f"--{option} is {shape[option]} in {chosen.model}")
@@ -443,8 +443,8 @@ def _count(chosen: argparse.Namespace) -> int:
         model = models.build(chosen.model, **shape)
     if chosen.data:
         _, test = _load_data(chosen)
-        check_data(chosen.model, facts, test)
-        images = pruning.sample(test, mean, std)
+        check_data(chosen.model, saved, test)
+        images = pruning.sample(test, saved.mean, saved.std)
         print(multiplications.table(multiplications.measured(model, images)))
     else:
         print(operations.count(model, shape["channels"], shape["size"]))

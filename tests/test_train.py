@@ -1,4 +1,3 @@
-import json
 import os
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from PIL import Image
 from mulfree_cupy import cli, data, models
 from mulfree_cupy.autograd import Tensor
 from mulfree_cupy.report import curves
-from mulfree_cupy.train import History, Interrupted, Recipe, Training, checkpoint
+from mulfree_cupy.train import History, Interrupted, Recipe, Training
 
 RECIPE = Recipe("adder-lenet", epochs=3, batch_size=40, rate=0.1, augment="crop", seed=4)
 
@@ -104,47 +103,6 @@ def test_evaluation_does_not_depend_on_the_batch(digits):
     np.testing.assert_allclose(both[:1], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_checkpoints_are_whole_or_absent(tmp_path, monkeypatch):
-    path = tmp_path / "deep" / "checkpoint.npz"
-    checkpoint.save(path, {"a": np.arange(3)}, {"epoch": 1})
-
-    def full(*arguments):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="disk full"):
-        checkpoint.save(path, {"a": np.arange(4)}, {"epoch": 2})
-    arrays, facts = checkpoint.load(path)
-    assert len(arrays["a"]) == 3 and facts["epoch"] == 1
-    assert os.listdir(path.parent) == ["checkpoint.npz"]
-
-
-def test_damaged_checkpoints_are_refused(tmp_path):
-    path = tmp_path / "checkpoint.npz"
-    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
-        checkpoint.load(path)
-    checkpoint.save(path, {"a": np.arange(1000)}, {})
-    whole = path.read_bytes()
-    for damaged in (whole[:-100], b"", b"not a zip", whole[:200] + bytes(50) + whole[250:]):
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="is no checkpoint of mulfree, or is damaged"):
-            checkpoint.load(path)
-    np.savez(path, a=np.array([{}], dtype=object), facts="{}")
-    with pytest.raises(ValueError, match="no checkpoint"):
-        checkpoint.load(path)
-    for facts in ("{}", "[]", '{"format": null}'):
-        np.savez(path, facts=facts)
-        with pytest.raises(ValueError, match="no checkpoint"):
-            checkpoint.load(path)
-    with path.open("wb") as file:
-        np.save(file, np.arange(3))
-    with pytest.raises(ValueError, match="no checkpoint"):
-        checkpoint.load(path)
-    np.savez(path, facts=json.dumps({"format": 99}))
-    with pytest.raises(ValueError, match="format 99; this version reads up to 1"):
-        checkpoint.load(path)
-
-
 def test_other_networks_and_images_are_refused(digits, tmp_path):
     path = tmp_path / "checkpoint.npz"
     finished(digits, path, epochs=1)
@@ -171,7 +129,7 @@ def test_a_batch_of_one_image_is_refused_at_the_start(digits):
 def test_a_place_that_cannot_be_written_is_known_at_the_start(digits, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.delattr(Training, "_train_step")
-    with pytest.raises(FileExistsError):
+    with pytest.raises(OSError, match="file/checkpoint.npz cannot be written, and is as it was: "):
         finished(digits, tmp_path / "file" / "checkpoint.npz")
 
 
@@ -209,7 +167,6 @@ def test_the_command_trains_evaluates_and_resumes(tmp_path, capsys):
 
 def test_runs_without_a_folder_get_one_each(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Training, "_train_step", lambda *arguments: (1.0, 0))
     for _ in range(3):
         assert cli.main(["train", "--epochs", "1"]) == 0
     assert set(os.listdir()) == {"mulfree-run", "mulfree-run-2", "mulfree-run-3"}

@@ -400,7 +400,7 @@ class TestPruning:
         whole = prune(source, plan, *few, out=tmp_path / "whole", progress=False)
         for ours, theirs in zip(resumed, whole, strict=True):
             assert replace(ours, path=theirs.path) == theirs
-            (one, _), (other, _) = checkpoint.load(ours.path), checkpoint.load(theirs.path)
+            one, other = checkpoint.load(ours.path).weights, checkpoint.load(theirs.path).weights
             for name, array in one.items():
                 assert_array_equal(array, other[name])
 
@@ -487,6 +487,6 @@ class TestPruning:
         ):
             assert cli.main(wrong) == 1
             assert message in capsys.readouterr().err
-        model, mean, std, _ = load_model(last)
-        accuracy = evaluate(model, data.load("digits")[1], mean, std)
+        model, saved = load_model(last)
+        accuracy = evaluate(model, data.load("digits")[1], saved.mean, saved.std)
         assert f"{accuracy:9.2%}" in printed

@@ -50,8 +50,8 @@ def measure(steps: Sequence[Step], test: data.Dataset) -> list[Row]:
     """
     rows = []
     for step in steps:
-        model, mean, std, _ = load_model(step.path)
-        layers = multiplications.measured(model, sample(test, mean, std))
+        model, saved = load_model(step.path)
+        layers = multiplications.measured(model, sample(test, saved.mean, saved.std))
         pruned = [layer for layer in layers if layer.form != "dense"]
         reductions = [
             multiplications.reduction(some, count)
