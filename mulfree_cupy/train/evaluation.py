@@ -85,7 +85,9 @@ def namespace_of(device: str) -> Any:
     try:
         import cupy
     except ImportError:
-        raise ValueError("device 'cuda' needs CuPy: install the extra cuda12 or cuda13") from None
+        raise ValueError(
+            "device 'cuda' needs CuPy; pip install 'mulfree_cupy[cuda13]', or its extra cuda12"
+        ) from None
     if not cupy.is_available():
         raise ValueError("device 'cuda' needs a GPU, and CuPy finds none")
     return cupy

@@ -67,7 +67,7 @@ class Training:
         if len(train.classes) < 2:
             raise ValueError(
                 f"there must be at least 2 classes to tell apart, and {train.name} has "
-                f"{train.classes}"
+                f"{', '.join(map(repr, train.classes)) or 'none'}"
             )
         self.recipe, self.test = recipe, test
         self.xp = namespace_of(device)
