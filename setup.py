@@ -32,12 +32,10 @@ class build_ext(pybind11_build_ext):
     def build_extension(self, ext):
         if self.compiler.compiler_type == "msvc":
             raise RuntimeError("the CPU kernels need GCC or Clang; MSVC is not supported")
-        flags = ["-O3", "-std=c++17", "-fvisibility=hidden", "-Wall", "-Wextra"]
+        flags = ["-O3", "-std=c++17", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"]
         if has_flag(self.compiler, "-Wno-maybe-uninitialized"):
             flags.append("-Wno-maybe-uninitialized")  # GCC 12's own AVX-512 header sets it off
-        if has_flag(self.compiler, "-fopenmp"):
-            flags.append("-fopenmp")
-            ext.extra_link_args.append("-fopenmp")
+        ext.extra_link_args.append("-pthread")
         if sanitizers := os.environ.get("MULFREE_SANITIZE"):
             flags += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g", "-O1"]
             ext.extra_link_args.append(f"-fsanitize={sanitizers}")
@@ -74,7 +72,7 @@ setup(
     ext_modules=[
         Pybind11Extension(
             "mulfree_cupy._cpu",
-            ["cpu/module.cpp"],
+            ["cpu/module.cpp", "cpu/threads.cpp"],
             cxx_std=17,
             depends=sorted(map(str, Path("cpu").glob("*.[ch]pp"))),
             optional=True,  # without a compiler the NumPy kernels serve

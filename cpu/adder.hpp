@@ -122,8 +122,7 @@ inline void fill_cells(const Convolution<std::uint8_t, std::int32_t>& p, const C
     // Rows without gaps are one long row.
     const bool dense = shape.along == 1 && h.every * w.every == 1 && p.x.row == w.size * p.x.column;
     const index rows = dense ? 1 : h.size, columns = dense ? h.size * w.size : w.size;
-#pragma omp parallel for num_threads(threads_for(planes, double(planes * rows * columns)))
-    for (index plane = 0; plane < planes; ++plane) {
+    for_each_unit(planes, MOVE * double(planes * rows * columns), [&](index plane) {
         const index cell = plane % channels, group = plane / channels % p.groups;
         const index channel = shape.channel(cell);
         const std::uint8_t* x = p.x.data + (image + plane / (channels * p.groups)) * p.x.batch +
@@ -143,7 +142,7 @@ inline void fill_cells(const Convolution<std::uint8_t, std::int32_t>& p, const C
                        cells + (plane * rows + r) * columns);
             for (ByteRow& place : places) place.base += h.every * p.x.row;
         }
-    }
+    });
 }
 
 // All sums are taken modulo 2^32, and the answer fits.

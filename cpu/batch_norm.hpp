@@ -3,15 +3,14 @@
 // their number; a row is summed in T, the rows in double.
 #pragma once
 
-#include "kernels.hpp"
+#include "threads.hpp"
 #include "vector.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
 template <class T, class F>
 inline void for_each_channel(const BatchNorm<T>& p, F f) {
-#pragma omp parallel for schedule(static)
-    for (index c = 0; c < p.channels; ++c) f(c);
+    for_each_unit(p.channels, MOVE * double(p.batch * p.channels * p.pixels), f);
 }
 
 template <class T, class Element>
