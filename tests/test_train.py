@@ -437,6 +437,13 @@ def assert_refused(arguments, message, capsys):
     assert f"argument {message}" in capsys.readouterr().err
 
 
+def test_test_images_are_as_the_training_images(digits):
+    train, test = digits
+    for changes in ({"classes": tuple("abcdefghij")}, {"images": test.images[:, :, :6, :6].copy()}):
+        with pytest.raises(ValueError, match="the test images must be as the training images, of"):
+            Training(RECIPE, train, replace(test, **changes))
+
+
 def test_classes_are_two_or_more(digits):
     train, test = digits
     alone = [replace(part, labels=0 * part.labels, classes=("one",)) for part in (train, test)]

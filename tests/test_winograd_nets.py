@@ -481,7 +481,6 @@ class TestPruning:
         assert cli.main(["count", "spatial-vgg-nagadomi", "--data", "digits"]) == 1
         assert "--data needs a checkpoint" in capsys.readouterr().err
         for wrong, message in (
-            (["prune", last, "--schedule", "a,b"], "--schedule must be numbers with commas"),
             (["count", last, "--size", "9"], f"--size is 8 in {last}"),
             (["count", "conv-lenet", "--picture", "x"], "--picture draws Winograd layers, and"),
         ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -71,8 +72,8 @@ class Checkpoint:
             if not isinstance(values, list) or len(values) != self.epoch:
                 raise ValueError(f"history: {name} must be a list of {self.epoch} numbers")
             for value in values:
-                number("history", name, value)
-        number("sums", "loss", self.sums["loss"])
+                number("history", name, value, -sys.float_info.max)
+        number("sums", "loss", self.sums["loss"], -sys.float_info.max)
         seen = integer("sums", "seen", self.sums["seen"], 0)
         if integer("sums", "right", self.sums["right"], 0) > seen:
             raise ValueError(f"sums: right must be at most {seen}, got {self.sums['right']}")
@@ -116,6 +117,10 @@ class Checkpoint:
             changes: there it is ``"continue"``.
         **changes
             Entries of the recipe, such as ``epochs``.
+
+        Returns
+        -------
+        Recipe
 
         Raises
         ------

@@ -96,10 +96,10 @@ def integer(owner: str, name: str, value: Any, least: int = 1) -> int:
     return int(value)
 
 
-def number(owner: str, name: str, value: Any) -> float:
-    """A finite float, at least 0."""
+def number(owner: str, name: str, value: Any, least: float = 0.0) -> float:
+    """A finite float, at least `least`, and no bool."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise TypeError(f"{owner}: {name} must be a number, got {value!r}")
-    if not 0 <= value <= sys.float_info.max:
-        raise ValueError(f"{owner}: {name} must be a finite number >= 0, got {value}")
+    if not least <= value <= sys.float_info.max:
+        raise ValueError(f"{owner}: {name} must be a finite number >= {least:g}, got {value}")
     return float(value)

@@ -51,8 +51,8 @@ class Training:
     Raises
     ------
     ValueError
-        If the images are all of one class, or a batch would hold one image, which has no variance
-        for batch normalisation.
+        If the images are all of one class, the test images are others than the training images, or
+        a batch would hold one image, which has no variance for batch normalisation.
     """
 
     def __init__(
@@ -69,6 +69,12 @@ class Training:
                 f"there must be at least 2 classes to tell apart, and {train.name} has "
                 f"{', '.join(map(repr, train.classes)) or 'none'}"
             )
+        self.shape, self.classes = shape_of(train), tuple(train.classes)
+        if (shape_of(test), tuple(test.classes)) != (self.shape, self.classes):
+            raise ValueError(
+                f"the test images must be as the training images, of {self.shape} and the same "
+                f"classes, got {shape_of(test)} in {test.name}"
+            )
         self.recipe, self.test = recipe, test
         self.xp = namespace_of(device)
         self.path = None if path is None else Path(path)
@@ -76,7 +82,7 @@ class Training:
         self.epoch = self.step = 0
         self.sums = {"loss": 0.0, "right": 0, "seen": 0}  # of the epoch under way
         self.mean, self.std = data.statistics(train)
-        self.model = models.build(recipe.model, seed=recipe.seed, **shape_of(train)).to(self.xp)
+        self.model = models.build(recipe.model, seed=recipe.seed, **self.shape).to(self.xp)
         self.optimiser = optim.SGD(
             self.model.parameters(),
             recipe.rate,
@@ -101,7 +107,6 @@ class Training:
                 f"batches of {recipe.batch_size} of {len(train)} images leave one of a single "
                 "image, which batch normalisation cannot take; choose another batch size"
             )
-        self.classes = train.classes
         self.device_steps: DeviceSteps | None = None  # made when the first epoch begins
         self._test_feed: data.Feed | None = None
 
@@ -130,11 +135,8 @@ class Training:
         steps = self._host_steps() if self.xp is np else self._device_steps()
         bar = steps
         if progress:
-            title, left = (
-                f"epoch {self.epoch + 1}/{self.recipe.epochs}",
-                len(self.loader) - self.step,
-            )
-            bar = progress_bar(steps, title, "batch", left)
+            title = f"epoch {self.epoch + 1}/{self.recipe.epochs}"
+            bar = progress_bar(steps, title, "batch", len(self.loader) - self.step)
         show = getattr(bar, "set_postfix_str", lambda text: None)  # without tqdm there is no bar
         with contextlib.closing(steps), contextlib.closing(bar):
             for loss in bar:
@@ -227,8 +229,8 @@ class Training:
             history=self.history,
             epoch=self.epoch,
             sums=self.sums,
-            shape=shape_of(self.test),
-            classes=tuple(self.test.classes),
+            shape=self.shape,
+            classes=self.classes,
             mean=self.mean,
             std=self.std,
             model=self.model,
