@@ -102,9 +102,10 @@ def idx(tmp_path):
     ],
 )
 def test_a_plain_install_does_it_or_names_the_extra(arguments, outcome, idx):
-    (idx / "pictures" / "a").mkdir(parents=True)
-    for i in range(10):
-        (idx / "pictures" / "a" / f"{i}.png").write_bytes(b"\x89PNG")
+    for name in "ab":
+        (idx / "pictures" / name).mkdir(parents=True)
+        for i in range(10):
+            (idx / "pictures" / name / f"{i}.png").write_bytes(b"\x89PNG")
     command = [sys.executable, "-c", PLAIN, *arguments.split()]
     done = subprocess.run(command, cwd=idx, capture_output=True, text=True)
     if outcome == 0:

@@ -6,9 +6,13 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from mulfree_cupy.train import folder
+import mulfree_cupy as mf
+from mulfree_cupy import files
+from mulfree_cupy.report import curves
+from mulfree_cupy.train import History, folder
 
 TAKE = """
 import sys
@@ -124,9 +128,24 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):
 
 def test_a_file_is_replaced_when_it_is_whole(tmp_path):
     path = tmp_path / "deep" / "table.csv"
-    with folder.replaced(path) as file:
+    with files.replaced(path) as file:
         file.write(b"old")
-    with pytest.raises(ZeroDivisionError), folder.replaced(path) as file:
+    with pytest.raises(ZeroDivisionError), files.replaced(path) as file:
         file.write(b"new")
         raise ZeroDivisionError
     assert path.read_bytes() == b"old" and os.listdir(path.parent) == ["table.csv"]
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    told = "cannot be written, and is as it was: No space left on device"
+    history = History([1.0], [0.5], [0.5], [1.0])
+    with pytest.raises(OSError, match=f"curve.csv {told}"):
+        curves.write(tmp_path / "curve.png", {"one": history})
+    weights = mf.WinogradWeights.from_dense(np.ones((4, 4, 1, 1)))
+    with pytest.raises(OSError, match=f"layer.npz {told}"):
+        weights.save(tmp_path / "layer.npz")
+    assert os.listdir(tmp_path) == []

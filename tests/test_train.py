@@ -275,6 +275,8 @@ def test_a_finished_run_goes_on_at_its_last_rate(digits, tmp_path):
     resumed = Training.resume(path, *digits, epochs=5, path=path)
     assert resumed.recipe.rate_in(3) == RECIPE.rate_in(2) > resumed.recipe.rate_in(4)
     resumed.run(progress=False)
+    with pytest.raises(ValueError, match="5 epochs are done, so epochs must be more .*, got 2"):
+        Training.resume(path, *digits, epochs=2)
     again = Training.resume(path, *digits, epochs=7, rate=0.1, schedule="restart")
     assert (again.recipe.first_epoch, again.recipe.rate_in(5)) == (5, 0.1)
     with pytest.raises(ValueError, match=r"schedule must be one of \('continue', 'restart'\)"):

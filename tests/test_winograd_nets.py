@@ -397,6 +397,10 @@ class TestPruning:
         with pytest.raises(ValueError, match="is of another run: it has another schedule, epochs"):
             prune(source, Plan([0.6], epochs=3), *few, **options, resume=True)
         resumed = prune(source, plan, *few, **options, resume=True)
+        (tmp_path / "out" / "plan.json").unlink()  # the networks may be of any plan now
+        for resume in (True, False):
+            with pytest.raises(ValueError, match="out holds a pruning run without its plan.json"):
+                prune(source, plan, *few, **options, resume=resume)
         whole = prune(source, plan, *few, out=tmp_path / "whole", progress=False)
         for ours, theirs in zip(resumed, whole, strict=True):
             assert replace(ours, path=theirs.path) == theirs

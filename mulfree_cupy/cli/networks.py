@@ -97,11 +97,11 @@ def add_count(commands) -> None:
 
 def _count(chosen: argparse.Namespace) -> int:
     from mulfree_cupy import models
-    from mulfree_cupy.report import files, multiplications, operations, pruning
+    from mulfree_cupy.report import multiplications, operations, output, pruning
     from mulfree_cupy.train import check_data, load_model
 
     if chosen.picture:
-        files.pyplot()
+        output.pyplot()
     if Path(chosen.model).is_file() or Path(chosen.model).suffix == ".npz":
         model, saved = load_model(chosen.model)
         shape = saved.shape

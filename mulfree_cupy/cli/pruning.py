@@ -54,10 +54,10 @@ def add(commands) -> None:
 
 
 def _prune(chosen: argparse.Namespace) -> int:
-    from mulfree_cupy.report import files, pruning
+    from mulfree_cupy.report import output, pruning
     from mulfree_cupy.train import Interrupted, Plan, load_model, prune
 
-    files.pyplot()
+    output.pyplot()
     plan = Plan(
         chosen.schedule,
         first_layer=chosen.first_layer,

@@ -61,11 +61,11 @@ def add_train(commands) -> None:
 
 
 def _train(chosen: argparse.Namespace) -> int:
-    from mulfree_cupy.report import curves, files
+    from mulfree_cupy.report import curves, output
     from mulfree_cupy.train import Interrupted, Recipe, Training
 
     start = time.perf_counter()
-    files.pyplot()  # or its absence would be known at the end only
+    output.pyplot()  # or its absence would be known at the end only
     if chosen.schedule and not chosen.resume:
         raise ValueError("--schedule says how a run goes on, and needs --resume")
     asked = {
@@ -164,10 +164,10 @@ def add_ablation(commands) -> None:
 
 
 def _ablation(chosen: argparse.Namespace) -> int:
-    from mulfree_cupy.report import curves, files
+    from mulfree_cupy.report import curves, output
     from mulfree_cupy.train import ablation, folder
 
-    files.pyplot()
+    output.pyplot()
     taken = folder.taken(chosen.out) if chosen.out else folder.next_free("mulfree-ablation")
     with taken as out:
         train, test = options.load_data(chosen)

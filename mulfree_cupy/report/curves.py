@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from mulfree_cupy.report import files
+from mulfree_cupy.report import output
 from mulfree_cupy.train import History
 
 _HEAD = "run", "epoch", "train_loss", "train_accuracy", "test_accuracy", "seconds"
@@ -29,12 +29,12 @@ def write(path: str | Path, histories: Mapping[str, History], title: str = "") -
             zip(h.train_loss, h.train_accuracy, h.test_accuracy, h.seconds, strict=True), start=1
         )
     ]
-    files.write_table(Path(path).with_suffix(".csv"), _HEAD, rows)
-    files.write_picture(path, _drawn(histories, title))
+    output.write_table(Path(path).with_suffix(".csv"), _HEAD, rows)
+    output.write_picture(path, _drawn(histories, title))
 
 
 def _drawn(histories: Mapping[str, History], title: str):
-    figure, (losses, accuracies) = files.pyplot().subplots(1, 2, figsize=(9, 3.6))
+    figure, (losses, accuracies) = output.pyplot().subplots(1, 2, figsize=(9, 3.6))
     for name, h in histories.items():
         epochs = range(1, len(h.test_accuracy) + 1)
         (line,) = losses.plot(epochs, h.train_loss, label=name)

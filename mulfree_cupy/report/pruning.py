@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from mulfree_cupy import data
-from mulfree_cupy.report import files, multiplications
+from mulfree_cupy.report import multiplications, output
 from mulfree_cupy.train import Step, load_model
 
 _IMAGES = 100  # on which activations are measured
@@ -104,8 +104,8 @@ def write(path: str | Path, runs: Mapping[str, Sequence[Row]], title: str = "") 
     title : str
     """
     table = [(name, *asdict(row).values()) for name, rows in runs.items() for row in rows]
-    files.write_table(Path(path).with_suffix(".csv"), ["network", *_FIELDS], table)
-    files.write_picture(path, _drawn(runs, title))
+    output.write_table(Path(path).with_suffix(".csv"), ["network", *_FIELDS], table)
+    output.write_picture(path, _drawn(runs, title))
 
 
 def read(path: str | Path) -> dict[str, list[Row]]:
@@ -127,7 +127,7 @@ def read(path: str | Path) -> dict[str, list[Row]]:
 
 
 def _drawn(runs: Mapping[str, Sequence[Row]], title: str):
-    figure, (accuracy, saved) = files.pyplot().subplots(1, 2, figsize=(9, 3.6))
+    figure, (accuracy, saved) = output.pyplot().subplots(1, 2, figsize=(9, 3.6))
     for name, rows in runs.items():
         kept = [100 * row.kept for row in rows]
         (line,) = accuracy.plot(kept, [100 * row.test_accuracy for row in rows], "o-", label=name)

@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mulfree_cupy import models, nn, npz
-from mulfree_cupy.train import folder
+from mulfree_cupy import files, models, nn
 from mulfree_cupy.train.recipe import History, Recipe, integer, number
 
 FORMAT = 2  # 1 had the batches of an epoch beside its images
@@ -128,15 +127,18 @@ class Checkpoint:
             If this would be another network; if there is no epoch left for what changes; or if it
             is the order or the batches of an epoch under way.
         """
-        old, new = self.recipe, replace(self.recipe, **changes)
+        old = self.recipe
         if schedule not in (None, *SCHEDULES):
             raise ValueError(f"schedule must be one of {SCHEDULES}, got {schedule!r}")
+        changed = [name for name in changes if changes[name] != getattr(old, name, None)]
+        epochs = changes.get("epochs", old.epochs)
+        if (changed or schedule) and epochs <= self.epoch:
+            raise ValueError(
+                f"{self.epoch} epochs are done, so epochs must be more to go on, got {epochs}"
+            )
+        new = replace(old, **changes)
         if new.model != old.model:
             raise ValueError(f"it is of the network {old.model}, not {new.model}")
-        if (new != old or schedule) and new.epochs <= self.epoch:
-            raise ValueError(
-                f"{self.epoch} epochs are done, so epochs must be more to go on, got {new.epochs}"
-            )
         for name in ("batch_size", "augment", "seed"):
             was, asked = getattr(old, name), getattr(new, name)
             if self.sums["seen"] and asked != was:
@@ -165,7 +167,7 @@ def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
     arrays = {"mean": checkpoint.mean, "std": checkpoint.std}
     arrays |= {f"model/{name}": a for name, a in checkpoint.weights.items()}
     arrays |= {f"optim/{name}": a for name, a in checkpoint.velocities.items()}
-    with folder.replaced(path) as file:
+    with files.replaced(path) as file:
         np.savez(file, **arrays, facts=np.array(json.dumps(facts)))
 
 
@@ -183,7 +185,7 @@ def load(path: str | os.PathLike) -> Checkpoint:
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
-        arrays = npz.read(path)
+        arrays = files.read_npz(path)
         facts = json.loads(str(arrays["facts"]))
         version = integer("checkpoint", "format", facts["format"])
         if version <= FORMAT:

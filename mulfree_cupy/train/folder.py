@@ -1,16 +1,16 @@
-"""The folder of a run: who has it, and files in it that are whole or absent."""
+"""The folder of a run: who has it, and what a killed run left in it."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import os
-import re
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+
+from mulfree_cupy.files import UNFINISHED, reason
 
 # The file by which each kind of run is known, and what to say of it.
 RECORDS = {
@@ -19,35 +19,6 @@ RECORDS = {
     "ablation.csv": "an ablation;",
 }
 _LOCK = ".lock"
-_UNFINISHED = re.compile(r"\..+\.(npz|json|csv|png)\.\d+")  # as `replaced` names its files
-
-
-@contextlib.contextmanager
-def replaced(path: str | os.PathLike) -> Iterator[IO[bytes]]:
-    """A file to write, which takes the place of `path` if all went well.
-
-    It is written beside it, brought to disk and renamed, so that whatever happens `path` is whole:
-    the new file, the old one, or none.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written: the disk is full, or the place not to be written to.
-    """
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError as error:
-        raise OSError(f"{path} cannot be written, and is as it was: {reason(error)}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
 
 
 @contextlib.contextmanager
@@ -107,7 +78,7 @@ def _held(out: Path, new: bool, resumed: str | None) -> Iterator[Path]:
             if record != resumed and (out / record).exists():
                 raise ValueError(f"{out} holds {found.format(out / record)} take another folder")
         for file in out.iterdir():
-            if _UNFINISHED.fullmatch(file.name):
+            if UNFINISHED.fullmatch(file.name):
                 file.unlink()
         yield out
     finally:
@@ -154,8 +125,3 @@ else:
 
     def _lock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def reason(error: OSError) -> str:
-    """What the operating system says, without its number and the path."""
-    return error.strerror or str(error)

@@ -8,7 +8,7 @@ import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from mulfree_cupy import data, nn
+from mulfree_cupy import data, files, nn
 from mulfree_cupy.data.progress import progress as progress_bar
 from mulfree_cupy.train import folder
 from mulfree_cupy.train.evaluation import check_data, evaluate, load_model, namespace_of
@@ -170,6 +170,8 @@ def prune(
         record = out / RECORD
         if record.exists():
             _compare(record, ours)
+        elif any(out.glob("*-density-*.npz")):
+            raise ValueError(f"{out} holds a pruning run without its {RECORD}; take another folder")
         accuracy = evaluate(model, test, saved.mean, saved.std, xp)
         steps = [Step(before, before, accuracy, Path(source))]
         densities = enumerate(plan.schedule, start=1)
@@ -192,7 +194,7 @@ def prune(
                     together=plan.together,
                 )
             if not record.exists():  # by now nothing is left that could be refused
-                with folder.replaced(record) as file:
+                with files.replaced(record) as file:
                     file.write(json.dumps(ours, indent=1).encode())
             history = run.run(progress=progress)
             steps.append(Step(density, kept(run.model), history.test_accuracy[-1], path))

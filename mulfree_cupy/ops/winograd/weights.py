@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mulfree_cupy import arrays, geometry, launch, npz
+from mulfree_cupy import arrays, files, geometry, launch
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.ops.winograd.matrices import checked, importance
 from mulfree_cupy.ops.winograd.pruning import highest, sum_filters
@@ -426,12 +426,12 @@ class WinogradWeights:
         return WinogradWeights, (self.dense, self.mask, self.points, self.frozen)
 
     def save(self, file: str | PathLike) -> None:
-        """Write an .npz file of just this name, with or without the suffix.
+        """Write an .npz file of just this name, with or without the suffix, whole or not at all.
 
         `scipy.sparse.load_npz` reads it too, as one (t*t*K, C) CSR array.
         """
         indptr, indices, values = self.csr
-        with open(file, "wb") as opened:  # given a name, NumPy would add the suffix
+        with files.replaced(file) as opened:
             np.savez(
                 opened,
                 format=b"csr",
@@ -457,7 +457,7 @@ class WinogradWeights:
         """
         name = "WinogradWeights.load"
         try:
-            saved = npz.read(file)
+            saved = files.read_npz(file)
             shape = geometry.shape4(name, "the shape", saved["winograd_shape"], "t, t, K, C")
             dense = np.zeros(shape, saved["data"].dtype)
             mask = np.zeros(shape, bool)

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from mulfree_cupy.train.folder import replaced
+from mulfree_cupy.files import replaced
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
