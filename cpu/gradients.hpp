@@ -298,8 +298,8 @@ inline void grad_w(const GradW<T>& p) {
     T* centre = grad_sum + filters;
 
     for_each_unit(team, channels, [&](index c) {
-        const T* w = p.w + (c / p.channels * p.filters * p.channels + c % p.channels) * positions;
-        centre[c] = p.w ? common_offset(w, p.filters, p.channels * positions, positions) : T(0);
+        const index w = (c / p.channels * p.filters * p.channels + c % p.channels) * positions;
+        centre[c] = p.w ? common_offset(p.w + w, p.filters, p.channels * positions, positions) : T(0);
     });
     Units every_unit(units, 1);
     team.run([&](index thread) {

@@ -146,7 +146,7 @@ def _launched(
 def _check_running(x, mean, variance):
     """The arrays that are updated in place, so nothing is converted."""
     running = {"running mean": mean, "running variance": variance}
-    _, mean, variance = arrays.take("batch_norm", x=x, **running)
+    _, mean, variance = arrays.take_in_place("batch_norm", x=x, **running)
     _check("batch_norm", x, **running)
     if mean.dtype != variance.dtype or mean.dtype not in (np.float32, np.float64):
         raise TypeError(
