@@ -46,7 +46,8 @@ class Training:
     train, test : data.Dataset
     device : {"cpu", "cuda"}
     path : path, optional
-        Where the checkpoint goes: at the start, after every epoch and at an interruption.
+        Where the checkpoint goes: at the start, after every epoch and at an interruption. What is
+        there is replaced; inside `folder.taken` no other run is.
 
     Raises
     ------
