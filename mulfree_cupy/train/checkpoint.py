@@ -130,6 +130,8 @@ class Checkpoint:
         old = self.recipe
         if schedule not in (None, *SCHEDULES):
             raise ValueError(f"schedule must be one of {SCHEDULES}, got {schedule!r}")
+        if changes.get("model", old.model) != old.model:
+            raise ValueError(f"it is of the network {old.model}, not {changes['model']}")
         changed = [name for name in changes if changes[name] != getattr(old, name, None)]
         epochs = changes.get("epochs", old.epochs)
         if (changed or schedule) and epochs <= self.epoch:
@@ -137,8 +139,6 @@ class Checkpoint:
                 f"{self.epoch} epochs are done, so epochs must be more to go on, got {epochs}"
             )
         new = replace(old, **changes)
-        if new.model != old.model:
-            raise ValueError(f"it is of the network {old.model}, not {new.model}")
         for name in ("batch_size", "augment", "seed"):
             was, asked = getattr(old, name), getattr(new, name)
             if self.sums["seen"] and asked != was:

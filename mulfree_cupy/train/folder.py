@@ -93,7 +93,7 @@ def _held(out: Path, new: bool, resumed: str | None) -> Iterator[Path]:
 def _locked(path: Path) -> int | None:
     """A descriptor of the file that holds a lock on it, or None if another one does."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _lock(descriptor)
         except (BlockingIOError, PermissionError):
