@@ -51,7 +51,7 @@ def add_train(commands) -> None:
         "--schedule",
         choices=["continue", "restart"],
         help="with --resume: the rate falls to 0 over the epochs that are left, from where it is "
-        "or once more from that at which it last began (default: as before, and 'continue' for other --epochs)",
+        "or once more from where it last began (default: as before; 'continue' for other --epochs)",
     )
     command.add_argument(
         "--out",
