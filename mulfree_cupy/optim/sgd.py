@@ -51,7 +51,7 @@ class SGD:
     gives every parameter an array of its own, which later ones update in place: what was taken from
     ``parameter.data`` since then follows, unless it is copied. The rate is on the
     device too, where assigning to `rate` writes it. So a captured CUDA graph of a step can be
-    launched again, and follows a schedule.
+    launched again, and follows a schedule; the other numbers are part of the graph.
 
     Examples
     --------
