@@ -11,7 +11,7 @@ from setuptools import find_packages, setup
 from setuptools.modified import newer_group
 
 # One translation unit an instruction set; which of them runs is chosen at run time.
-INSTRUCTION_SETS = {
+X86 = {
     "kernels_baseline": [],
     "kernels_avx2": ["-mavx2", "-mfma"],
     "kernels_avx512": [
@@ -19,11 +19,15 @@ INSTRUCTION_SETS = {
         "-mprefer-vector-width=512",
     ],
 }
+ARM = {"kernels_neon": [], "kernels_neon_dotprod": ["-march=armv8.2-a+dotprod"]}
 
 
 def instruction_sets() -> dict[str, list[str]]:
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return {name: flags for name, flags in INSTRUCTION_SETS.items() if x86 or not flags}
+    """The files and flags of the machine that is compiled for."""
+    machine = os.environ.get("_PYTHON_HOST_PLATFORM", platform.machine()).lower()
+    if machine.endswith(("x86_64", "amd64")):
+        return X86
+    return ARM if machine.endswith(("aarch64", "arm64")) else {"kernels_baseline": []}
 
 
 class build_ext(pybind11_build_ext):

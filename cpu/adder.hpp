@@ -6,7 +6,7 @@
 
 namespace mulfree::MULFREE_ISA {
 
-// Up to here the sum of maxima saves nothing, and cancels too often.
+// Up to here, and where a distance is one instruction, the sum of maxima saves nothing; and it cancels.
 constexpr index FEW_TAPS = 4;
 
 // Sum and magnitude sum of n contiguous numbers; the vectors are summed in stretches to keep the error
@@ -53,7 +53,7 @@ inline void adder_conv(const Convolution<double, double>& p) { adder_conv_exact(
 // tiles that hold a smaller one, or a NaN, or an overflow, are summed again term by term.
 inline void adder_conv(const Convolution<float, float>& p) {
     const index taps = p.channels * p.height.taps * p.width.taps;
-    if (taps <= FEW_TAPS) return adder_conv_exact(p);
+    if (DISTANCE_IN_ONE || taps <= FEW_TAPS) return adder_conv_exact(p);
 
     Workspace workspace;
     workspace.allocate(2 * p.groups * p.filters * index(sizeof(float)));
@@ -171,6 +171,10 @@ inline void adder_conv_cells(const Convolution<ByteCell, std::int32_t>& p,
                     panel.write(f, [&](index v) {
                         const Vec<ByteCell> m = load(total + v * LANES<ByteCell>);
                         return (Vec<std::int32_t>)(constant + panel.sum[v] - m - m);
+                    });
+                } else if constexpr (sizeof(ByteCell) == sizeof(std::int32_t)) {
+                    panel.write(f, [&](index v) {
+                        return (Vec<std::int32_t>)(broadcast(bias) - load(total + v * LANES<ByteCell>));
                     });
                 } else {
                     std::int32_t y[panel.ROW];

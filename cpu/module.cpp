@@ -3,6 +3,9 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
 
 #include <algorithm>
 #include <cstdlib>
@@ -29,8 +32,25 @@ using Pair = std::pair<index, index>;
 
 // ---- instruction sets ---------------------------------------------------------------------------------
 
+#if defined(__aarch64__)
+bool has_dot_products() {
+#if defined(__APPLE__)
+    return true;  // since the M1
+#elif defined(__linux__)
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+    return false;
+#endif
+}
+#endif
+
 std::vector<const Kernels*> available() {
+#if defined(__aarch64__)
+    std::vector<const Kernels*> found{&neon_kernels};
+    if (has_dot_products()) found.push_back(&neon_dotprod_kernels);
+#else
     std::vector<const Kernels*> found{&baseline_kernels};
+#endif
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2_kernels);
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -123,6 +123,7 @@ inline Vec<T> load_masked(const T* p, std::uint32_t mask) {
         return (Vec<T>)_mm256_maskload_pd((const double*)p, lanes);
     }
 #else
+    if (mask == bits(0, LANES<T>)) return load(p);
     T lane[LANES<T>] = {};
     for (index l = 0; l < LANES<T>; ++l)
         if (mask >> l & 1) lane[l] = p[l];

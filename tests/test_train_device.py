@@ -53,14 +53,17 @@ def test_a_device_learns_as_the_host_does(digits):
         assert_allclose(model.state_dict()[name], array, rtol=2e-2, atol=2e-3, err_msg=name)
 
 
-def test_images_of_batches_of_another_size_count_too(digits):
+def test_a_device_goes_on_inside_an_epoch(digits):
+    """From the place in images, the last batch being short."""
     run = Training(Recipe("adder-lenet", batch_size=60), *digits)
-    run.xp, run.step, run.sums = np, 2, {"loss": 7.0, "right": 3, "seen": 80}
+    run.xp, run.step, run.sums = np, 2, {"loss": 7.0, "right": 3, "seen": 120}
     with mf.emulated_cuda():
         steps = run._device_steps()
         next(steps)
         steps.close()
-    assert run.sums["seen"] == 140
+        assert run.sums["seen"] == 180
+        steps = run._device_steps()
+        assert len(list(steps)) == 1 and run.sums["seen"] == 190
 
 
 def test_a_device_counts_the_right_answers_of_the_host(digits):

@@ -13,6 +13,8 @@ from mulfree_cupy.launch.sgd import sgd
 from mulfree_cupy.nn.module import Parameter
 from mulfree_cupy.ops.adder import adaptive_rate
 
+ADDER_RATES = ("adaptive", "adaptive in backward", "fixed")
+
 
 class SGD:
     """Gradient descent with momentum, Nesterov's form, weight decay and the adaptive rate.
@@ -76,7 +78,7 @@ class SGD:
         eta: float = 0.2,
         adder_scale: float = 1.0,
     ):
-        if adder not in ("adaptive", "adaptive in backward", "fixed"):
+        if adder not in ADDER_RATES:
             raise ValueError(
                 f"SGD: adder must be 'adaptive', 'adaptive in backward' or 'fixed', got {adder!r}"
             )

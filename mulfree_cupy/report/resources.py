@@ -325,6 +325,7 @@ def compile_all(
     """Compile variants (all of them, if none are chosen) for some architectures."""
     try:
         import cuda.core  # noqa: F401 - once, before threads do: its first import is not for several
+        import nvidia  # noqa: F401 - the compiler's headers
     except ImportError as error:
         raise ImportError(
             f"compiling without a GPU needs the extra 'static', pip install "
@@ -351,9 +352,10 @@ def print_table(architectures: Sequence[str] = ("sm_90",)) -> None:
             f"print_table: architectures must be among {', '.join(ARCHITECTURES)}, "
             f"got {', '.join(sorted(unknown))}"
         )
+    rows = compile_all(architectures)
     print(f"{'kernel':30} {'defines':58} {'arch':7} {'thr':>4} {'regs':>4} {'shared':>7} "
           f"{'spill':>5} {'occ':>5}")  # fmt: skip
-    for row in compile_all(architectures):
+    for row in rows:
         v = row.variant
         short = (f"{name}={value}" for name, value in v.defines if len(str(value)) < 20)
         defines = " ".join(short)

@@ -119,7 +119,13 @@ class DeviceSteps:
 
 
 def right_answers(model: nn.Module, feed: Feed) -> int:
-    """How many images of a feed a network in evaluation mode gets right; waits once, at the end."""
+    """How many images of a feed a network in evaluation mode gets right; waits once, at the end.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss of a batch is not finite.
+    """
     images, batch_size = len(feed.loader.dataset), feed.loader.batch_size
     feed.start(0)
     with no_grad():
@@ -128,4 +134,10 @@ def right_answers(model: nn.Module, feed: Feed) -> int:
             x, labels = feed.take(count)
             loss, right, _ = cross_entropy(model(Tensor(x)).data, labels)
             feed.tally(loss, right, count)
-    return int(feed.read().wait().right)
+    done = feed.read().wait()
+    if done.fault >= 0:
+        raise FloatingPointError(
+            f"the network's answers on {feed.loader.dataset.name} are not finite in batch "
+            f"{int(done.fault) + 1} of {batch_size}"
+        )
+    return int(done.right)
