@@ -160,7 +160,7 @@ def grad_w_launches(function, device, kernel, entry, grad, x, w, grad_w, g: Conv
     tile = _grad_w_tile(w.itemsize, filters, g.taps)
     f, p, each_f, each_p = tile
     threads, tiles = f // each_f * (p // each_p), blocks(tile, filters, g.taps, g.groups)
-    resident = _MULTIPROCESSORS * (_resident_threads(w.itemsize, each_f) // threads)
+    resident = _MULTIPROCESSORS * min(16, _resident_threads(w.itemsize, each_f) // threads)
     plane = g.out_height * g.out_width
     for chunk, part, sums in in_parts(
         device, grad_w, images, plane, _LEAST_PART, resident // tiles
