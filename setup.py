@@ -4,58 +4,83 @@ import os
 import platform
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from pybind11.setup_helpers import Pybind11Extension, has_flag
 from pybind11.setup_helpers import build_ext as pybind11_build_ext
 from setuptools import find_packages, setup
+from setuptools.errors import CompileError, LinkError
 from setuptools.modified import newer_group
 
 # One translation unit an instruction set; which of them runs is chosen at run time.
 INSTRUCTION_SETS = {
-    "kernels_baseline": [],
-    "kernels_avx2": ["-mavx2", "-mfma"],
-    "kernels_avx512": [
+    "cpu/kernels_avx512.cpp": [
         *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
         "-mprefer-vector-width=512",
     ],
+    "cpu/kernels_avx2.cpp": ["-mavx2", "-mfma"],
+    "cpu/kernels_baseline.cpp": [],
+}
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+# Every source with flags of its own, the longest to compile first.
+SOURCES = {
+    **{file: ["-O3", *flags] for file, flags in INSTRUCTION_SETS.items() if X86 or not flags},
+    **{str(file): ["-O3"] for file in sorted(Path("cpu/bindings").glob("*.cpp"))},
 }
 
 
-def instruction_sets() -> dict[str, list[str]]:
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return {name: flags for name, flags in INSTRUCTION_SETS.items() if x86 or not flags}
-
-
 class build_ext(pybind11_build_ext):
-    """Compiles each instruction set's file with its own flags, which setuptools cannot."""
+    """Compiles every source with its own flags and side by side; setuptools can do neither."""
 
     def build_extension(self, ext):
         if self.compiler.compiler_type == "msvc":
-            raise RuntimeError("the CPU kernels need GCC or Clang; MSVC is not supported")
-        flags = ["-O3", "-std=c++17", "-fvisibility=hidden", "-Wall", "-Wextra"]
+            raise CompileError("the CPU kernels need GCC or Clang; MSVC is not supported")
+        flags = [*ext.extra_compile_args, "-Wall", "-Wextra"]
         if has_flag(self.compiler, "-Wno-maybe-uninitialized"):
             flags.append("-Wno-maybe-uninitialized")  # GCC 12's own AVX-512 header sets it off
-        if has_flag(self.compiler, "-fopenmp"):
+        if self.has_openmp():
             flags.append("-fopenmp")
             ext.extra_link_args.append("-fopenmp")
+        else:
+            self.warn("the compiler has no OpenMP: the CPU kernels will run on one thread")
+        last = []
         if sanitizers := os.environ.get("MULFREE_SANITIZE"):
-            flags += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g", "-O1"]
-            flags.append("-fno-wrapv")  # which Python's own flags bring, and which hides overflows
+            last = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g", "-O1"]
+            last.append("-fno-wrapv")  # which Python's own flags bring, and which hides overflows
             ext.extra_link_args.append(f"-fsanitize={sanitizers}")
-        ext.extra_compile_args += flags
 
-        def compiled(name: str) -> str:
-            """The object file of an instruction set, compiled unless it is up to date."""
-            source = f"cpu/{name}.cpp"
+        def compiled(source: str) -> str:
+            """The object file of a source, compiled unless it is up to date."""
             (target,) = self.compiler.object_filenames([source], output_dir=self.build_temp)
             if self.force or newer_group([source, *ext.depends], target):
-                own = [*flags, *instruction_sets()[name]]
-                self.compiler.compile([source], output_dir=self.build_temp, extra_postargs=own)
+                self.compiler.compile(
+                    [source],
+                    output_dir=self.build_temp,
+                    include_dirs=ext.include_dirs,
+                    extra_postargs=[*flags, *SOURCES[source], *last],
+                )
             return target
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            ext.extra_objects += pool.map(compiled, instruction_sets())
+            ext.extra_objects += pool.map(compiled, SOURCES)
+        ext.sources = []
         super().build_extension(ext)
+
+    def has_openmp(self) -> bool:
+        """Whether the compiler has OpenMP's header and library too; Clang comes without them."""
+        with TemporaryDirectory() as folder:
+            source = Path(folder, "probe.cpp")
+            source.write_text("#include <omp.h>\nint main() { return !omp_get_max_threads(); }\n")
+            try:
+                objects = self.compiler.compile(
+                    [str(source)], output_dir=folder, extra_postargs=["-fopenmp"]
+                )
+                self.compiler.link_executable(
+                    objects, "probe", output_dir=folder, extra_postargs=["-fopenmp"]
+                )
+            except (CompileError, LinkError):
+                return False
+        return True
 
 
 setup(
@@ -75,10 +100,11 @@ setup(
     ext_modules=[
         Pybind11Extension(
             "mulfree_cupy._cpu",
-            ["cpu/module.cpp"],
+            list(SOURCES),
             cxx_std=17,
-            depends=sorted(map(str, Path("cpu").glob("*.[ch]pp"))),
-            optional=True,  # without a compiler the NumPy kernels serve
+            depends=["setup.py", *sorted(map(str, Path("cpu").glob("**/*.hpp")))],
+            # Without a compiler the NumPy kernels serve; not in a release.
+            optional=not os.environ.get("MULFREE_REQUIRE_KERNELS"),
         )
     ],
     cmdclass={"build_ext": build_ext},
