@@ -24,8 +24,8 @@ INSTRUCTION_SETS = {
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 # Every source with flags of its own, the longest to compile first.
 SOURCES = {
-    **{file: ["-O3", *flags] for file, flags in INSTRUCTION_SETS.items() if X86 or not flags},
-    **{str(file): ["-O3"] for file in sorted(Path("cpu/bindings").glob("*.cpp"))},
+    **{file: flags for file, flags in INSTRUCTION_SETS.items() if X86 or not flags},
+    **{str(file): [] for file in sorted(Path("cpu/bindings").glob("*.cpp"))},
 }
 
 
@@ -35,7 +35,7 @@ class build_ext(pybind11_build_ext):
     def build_extension(self, ext):
         if self.compiler.compiler_type == "msvc":
             raise CompileError("the CPU kernels need GCC or Clang; MSVC is not supported")
-        flags = [*ext.extra_compile_args, "-Wall", "-Wextra"]
+        flags = [*ext.extra_compile_args, "-O3", "-Wall", "-Wextra"]
         if has_flag(self.compiler, "-Wno-maybe-uninitialized"):
             flags.append("-Wno-maybe-uninitialized")  # GCC 12's own AVX-512 header sets it off
         if self.has_openmp():

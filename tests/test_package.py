@@ -122,8 +122,8 @@ def test_openmp_is_used_where_the_compiler_has_all_of_it(tmp_path, openmp):
 def test_the_links_of_the_source_distribution_lead_to_its_files(tmp_path):
     subprocess.run(["git", "clone", "-q", ROOT, tmp_path / "source"], check=True)
     subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--sdist", "-o", tmp_path]
-        + [tmp_path / "source"],
+        [sys.executable, "-m", "build", "--no-isolation", "--sdist", "-o", tmp_path, "source"],
+        cwd=tmp_path,
         check=True,
         capture_output=True,
     )
