@@ -89,9 +89,10 @@ struct Panel {
     // The pixels of filter f, if the panel is solid.
     Y* solid_pixels(index f) const { return plane(f) + y_spans[y_start[0]].offset; }
 
-    // Stores value(v) as vector v of the pixels of filter f.
+    // Stores value(v) as vector v of the pixels of filter f. Inlined always, for the operation's constants to
+    // stay in registers.
     template <class F>
-    void write(index f, F value) {
+    __attribute__((always_inline)) void write(index f, F value) {
         if (solid) {
             Y* y = solid_pixels(f);
 #pragma GCC unroll 12
