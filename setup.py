@@ -11,8 +11,8 @@ from setuptools import find_packages, setup
 from setuptools.errors import CompileError
 from setuptools.modified import newer_group
 
-# One translation unit an instruction set, the longest to compile first; which of them runs is chosen
-# at run time.
+# One translation unit an instruction set, the longest to compile first; which one runs is chosen at
+# run time.
 X86 = {
     "cpu/kernels_avx512.cpp": [
         *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
