@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "absent_terms.hpp"
 #include "columns.hpp"
 #include "kernels.hpp"
 #include "shift.hpp"
@@ -215,8 +216,8 @@ void forward(void (*kernel)(const Convolution<X, Y>&), const py::array& x_array,
 }
 
 template <class T>
-void adder_grad_x(const Source<T>& grad, const Source<T>& x, const Array<T>& w, py::array grad_x, Pair stride,
-                  Pair padding, Pair dilation, index groups) {
+AdderGradX<T> grad_x_of(const Source<T>& grad, const Source<T>& x, const Array<T>& w, py::array& grad_x,
+                        Pair stride, Pair padding, Pair dilation, index groups) {
     T* to = writable<T>(grad_x, 4);
     require(w.ndim() == 4 && groups > 0, "w must have 4 dimensions");
     const index filters = w.shape(0), channels = w.shape(1), kh = w.shape(2), kw = w.shape(3);
@@ -230,8 +231,31 @@ void adder_grad_x(const Source<T>& grad, const Source<T>& x, const Array<T>& w, 
         forward_axis(x.shape(3), grad.shape(3), kw, stride.second, padding.second, dilation.second),
         grad.image, x.image, contiguous(w), image_of(to, x.shape(1), x.shape(2), x.shape(3))};
     images_as_row(p, p.grad, p.x, p.grad_x);
+    return p;
+}
+
+template <class T>
+void adder_grad_x(const Source<T>& grad, const Source<T>& x, const Array<T>& w, py::array grad_x, Pair stride,
+                  Pair padding, Pair dilation, index groups) {
+    const AdderGradX<T> p = grad_x_of(grad, x, w, grad_x, stride, padding, dilation, groups);
     py::gil_scoped_release release;
     kernels<T>().adder_grad_x(p);
+    if (!all_finite(p.w, w.size()) || passes_over(p.height) || passes_over(p.width))
+        mend_nan(p, [](double w, double x) { return std::clamp(w - x, -1.0, 1.0); });  // NaN stays
+}
+
+template <class T>
+void conv_grad_x(const Source<T>& grad, const Array<T>& w, py::array grad_x, Pair stride, Pair padding,
+                 Pair dilation, index groups) {
+    for_each_phase<T>(grad, w, grad_x, stride, padding, dilation, groups,
+                      [](Convolution<T, T>& phase, index, index) {
+        images_as_row(phase, phase.x, phase.y);
+        kernels<T>().conv(phase);
+    });
+    if (all_finite(w.data(), w.size())) return;
+    const auto p = grad_x_of(grad, Source<T>(grad_x), w, grad_x, stride, padding, dilation, groups);
+    py::gil_scoped_release release;
+    mend_nan(p, [](double w, double) { return w; });
 }
 
 template <class T>
@@ -279,12 +303,8 @@ void bind_float(py::module_& m) {
     m.def("conv_grad_x", [](Array<T> grad, Array<T> w, Array<T> grad_x, Pair s, Pair p, Pair d,
                             index groups) {
         const bool product = meets_all_once(grad_x, w, p, d);
-        for_each_phase<T>(Source<T>(grad), product ? as_channels(w) : w,
-                          product ? as_channels(grad_x) : grad_x, s, p, d, groups,
-                          [](Convolution<T, T>& phase, index, index) {
-            images_as_row(phase, phase.x, phase.y);
-            kernels<T>().conv(phase);
-        });
+        conv_grad_x<T>(Source<T>(grad), product ? as_channels(w) : w, product ? as_channels(grad_x) : grad_x,
+                       s, p, d, groups);
     }, py::arg("grad").noconvert(), py::arg("w").noconvert(), py::arg("grad_x").noconvert(),
        py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"));
     m.def("adder_conv_grad_x", [](Array<T> grad, Array<T> x_array, Array<T> w, Array<T> grad_x, Pair s,

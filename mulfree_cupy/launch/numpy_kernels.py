@@ -135,7 +135,8 @@ def conv_grad_w(grad, x, grad_w, stride, padding, dilation, groups):
             for i, j, seen in _taps(
                 padded[:, c], grad_w.shape[2:], stride, dilation, grad.shape[2:]
             ):
-                grad_w[k, :, i, j] += np.tensordot(g, seen, axes=((0, 2, 3), (0, 2, 3)))
+                # Not a product of BLAS, which may leave out a zero times NaN.
+                grad_w[k, :, i, j] += np.einsum("nkhw,nchw->kc", g, seen)
 
 
 def adder_conv_grad_w(grad, x, w, grad_w, stride, padding, dilation, groups):

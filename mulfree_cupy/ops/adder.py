@@ -225,8 +225,7 @@ def adder_conv_backward(
     -----
     ``grad_w[k,c,i,j] = sum_nhw (x - w) * grad`` and
     ``grad_x = sum_kij clip(w - x, -1, 1) * grad``, scattered back to the pixel of each tap. The
-    former is computed as an ordinary weight gradient minus ``w * sum(grad)``. A weight that is NaN
-    makes grad_x NaN wherever its filter's window reaches, also where that tap falls off the image.
+    former is computed as an ordinary weight gradient minus ``w * sum(grad)``.
 
     Examples
     --------
