@@ -122,6 +122,27 @@ def test_given_statistics(way, shape, dtype, relu):
         assert_array_equal(used, (mean, variance))
 
 
+@pytest.mark.parametrize("way", ["cpu", "numpy", *WAYS])
+def test_channels_in_any_layout(way):
+    """Weights and statistics that are every second number of some array, or backwards."""
+    x, grad = values((2, 3, 4, 2, 5))
+    channels = np.abs(values((4, 4), seed=1)) + 0.5
+
+    def both(x, grad, weight, bias, mean, variance):
+        y = batch_norm(x, weight, bias, mean=mean, variance=variance, relu=True)[0]
+        given = dict(mean=mean, variance=variance, relu=True, fixed=True)
+        return (
+            batch_norm(x, weight, bias)[0],
+            y,
+            *batch_norm_backward(grad, x, y, weight, **given)[:3],
+        )
+
+    expected = run(way, both, x, grad, *channels)
+    for spread in (np.repeat(channels, 2, axis=1)[:, ::2], channels[:, ::-1].copy()[:, ::-1]):
+        for ours, theirs in zip(run(way, both, x, grad, *spread), expected, strict=True):
+            assert_array_equal(ours, theirs)
+
+
 def assert_backward(way, grad, x, y, relu, fixed, wanted=True):
     weight, mean = values((2, x.shape[1]), x.dtype, 5)
     variance = (0.5 + values(x.shape[1], x.dtype, 6)) ** 2 + x.dtype.type(0.1)

@@ -107,6 +107,7 @@ def batch_norm(
         raise ValueError(f"batch_norm: x of shape {x.shape} has no statistics")
     if running is not None:
         running = _check_running(x, *running)
+    weight, bias, mean, variance = map(arrays.contiguous, (weight, bias, mean, variance))
     device = launch.device_for(x) if x.size else None
     if device is not None:
         return _launched(
@@ -128,7 +129,7 @@ def batch_norm(
 def _launched(
     device, x, weight, bias, residual, mean, variance, running, relu, eps, momentum, kernel
 ):
-    planes, weight, bias = _planes(x), arrays.contiguous(weight), arrays.contiguous(bias)
+    planes = _planes(x)
     y = arrays.empty_beside(x, planes.shape, x.dtype)
     given = device, planes, weight, bias, _planes(residual), y
     if mean is None:
@@ -138,8 +139,7 @@ def _launched(
         for result, out in zip(moved or (), running or (), strict=True):
             arrays.deliver(result, out)
     else:
-        used = arrays.contiguous(mean), arrays.contiguous(variance)
-        launchers.batch_norm_given(*given, *used, relu, eps)
+        launchers.batch_norm_given(*given, mean, variance, relu, eps)
     return y.reshape(x.shape), mean, variance
 
 
@@ -221,6 +221,7 @@ def batch_norm_backward(
     _check("batch_norm_backward", x, weight=weight, mean=mean, variance=variance)
     for name, array in (("grad", grad), ("y", y)):
         geometry.check_shape("batch_norm_backward", name, array.shape, x.shape, "like x")
+    weight, mean, variance = map(arrays.contiguous, (weight, mean, variance))
     device = launch.device_for(x) if x.size else None
     if device is not None:
         return _launched_backward(
@@ -247,12 +248,24 @@ def batch_norm_backward(
 
 def _launched_backward(device, grad, x, y, weight, mean, variance, relu, eps, fixed, residual):
     planes = [_planes(a) for a in (grad, x, y)]
-    channels = [arrays.contiguous(a) for a in (weight, mean, variance)]
     grad_x = arrays.empty_beside(x, planes[1].shape, x.dtype)
     grad_weight, grad_bias = (arrays.empty_beside(x, weight.shape, x.dtype) for _ in range(2))
     flow = arrays.empty_beside(x, grad_x.shape, x.dtype) if residual and relu else None
     launchers.batch_norm_backward(
-        *(device, *planes, *channels, grad_x, grad_weight, grad_bias, flow, relu, eps, fixed)
+        *(
+            device,
+            *planes,
+            weight,
+            mean,
+            variance,
+            grad_x,
+            grad_weight,
+            grad_bias,
+            flow,
+            relu,
+            eps,
+            fixed,
+        )
     )
     grad_residual = (grad if flow is None else flow.reshape(x.shape)) if residual else None
     return grad_x.reshape(x.shape), grad_weight, grad_bias, grad_residual
