@@ -312,6 +312,7 @@ def adder_conv_sign_backward(
 
 
 def _sign_gradient(grad, x, w, grad_w, g):
+    grad, x = arrays.contiguous(grad), arrays.contiguous(x)  # NumPy adds along memory
     padded = np.pad(x, ((0, 0), (0, 0), *((p, p) for p in g.padding)))
     channels, filters = g.channels // g.groups, g.filters // g.groups
     for i, j, window in geometry.windows(g.kernel, g.stride, g.dilation, g.out_shape[2:]):
@@ -366,8 +367,8 @@ def adaptive_rate(grad_w: Array, eta: float = 0.2) -> Array:
     largest = xp.maximum(grad_w.max(), -grad_w.min())
     with np.errstate(invalid="ignore"):
         answer = grad_w / xp.where(largest == 0, xp.ones_like(largest), largest)
-    flat = answer.ravel(order="K")
-    norm = xp.sqrt(flat @ flat)
+    # In C order whatever the layout, and not by BLAS, whose sums depend on its threads.
+    norm = xp.sqrt(xp.square(answer.ravel()).sum())
     answer *= eta * np.sqrt(grad_w.size) / xp.where(norm == 0, xp.ones_like(norm), norm)
     return answer
 

@@ -268,6 +268,8 @@ def conv_backward(
 def matmul(a: Array, b: Array) -> Array:
     """``a @ b``; two matrices on a GPU as a 1x1 convolution, which needs no cuBLAS.
 
+    NumPy's own products may round otherwise with another number of its BLAS's threads.
+
     Parameters
     ----------
     a, b : array
