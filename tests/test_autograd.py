@@ -133,6 +133,87 @@ def test_max_pool_gives_equal_values_one_gradient():
 
 
 @pytest.mark.parametrize(
+def pooled(operation, image, kernel_size, *, stride=1, padding=0, dtype=float, grad=None):
+    x = Tensor(np.array(image, dtype)[None, None], requires_grad=dtype is float)
+    y = apply(operation, x, kernel_size=kernel_size, stride=stride, padding=padding)
+    if dtype is float:
+        y.backward(np.ones(y.shape) if grad is None else np.array(grad, float)[None, None])
+        return y.data[0, 0], x.grad[0, 0]
+    return y.data[0, 0]
+
+
+def test_max_pool_passes_the_gradient_of_a_nan_and_keeps_it_in_the_image():
+    nan, inf = np.nan, np.inf
+    y, grad = pooled("max_pool", [[1, nan, 3], [0, nan, 2]], 2)
+    assert_array_equal(y, [[nan, nan]])
+    assert_array_equal(grad, [[0, 2, 0], [0, 0, 0]])
+    assert_array_equal(pooled("max_pool", [[-inf, -inf]], (1, 2), padding=(0, 1))[1], [[2, 1]])
+    _, grad = pooled("max_pool", [[1, 1, 1]], (1, 3), grad=[[inf]])
+    assert_array_equal(grad, [[inf, 0, 0]])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int64", "uint8", "bool", "float16"])
+def test_pools_of_other_numbers(dtype):
+    lowest = False if dtype == "bool" else -5 if dtype[0] == "i" or dtype[0] == "f" else 0
+    image = np.full((2, 2), lowest, dtype)
+    y = pooled("max_pool", image, 2, padding=1, dtype=dtype)
+    assert y.dtype == dtype
+    assert_array_equal(y, np.full((3, 3), lowest))
+
+
+def test_avg_pool_of_integers_is_no_integer():
+    x = [[10, 20], [30, 45]]
+    assert_array_equal(pooled("avg_pool", x, 2, dtype=np.uint8), [[26.25]])
+    assert_array_equal(pooled("avg_pool", np.full((2, 2), 250), 2, dtype=np.uint8), [[250]])
+
+
+@pytest.mark.parametrize("padding", [2, (0, 2), (3, 1)])
+def test_max_pool_refuses_windows_of_nothing(padding):
+    with pytest.raises(ValueError, match=r"max_pool: padding .* smaller than the kernel \(2, 2\)"):
+        pooled("max_pool", np.ones((4, 4)), 2, padding=padding)
+
+
+INF, NAN = np.inf, np.nan
+EDGES = [  # a function, where, and PyTorch's gradients of its sum
+    (lambda x: x**0, [0, INF, NAN, -2], [0, 0, 0, 0]),
+    (lambda x: x**1, [0, -1, INF], [1, 1, 1]),
+    (lambda x: x**2, [0, -3], [0, -6]),
+    (lambda x: x**0.5, [0], [INF]),
+    (lambda x: x**-1, [2], [-0.25]),
+    (lambda x: apply("sqrt", x), [0, 4], [INF, 0.25]),
+    (lambda x: apply("log", x), [0], [INF]),
+    (abs, [0, -0.0, -INF], [0, 0, -1]),
+    (lambda x: apply("relu", x), [0, NAN, -1, INF, -INF], [0, 1, 0, 1, 0]),
+    (lambda x: apply("maximum", x, 1.0), [0, 1, 2, NAN], [0, 0.5, 1, 1]),
+    (lambda x: apply("maximum", 1.0, x), [0, 1, 2, NAN], [0, 0.5, 1, 1]),
+    (lambda x: x / x.detach(), [1e-200, 1e200], [1e200, 1e-200]),
+    (lambda x: 1e200 / x, [1e200], [-1e-200]),
+    (lambda x: 1e-200 / x, [1e-200], [-1e200]),
+]
+
+
+@pytest.mark.parametrize(("function", "at", "expected"), EDGES)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_rules_at_their_edges(function, at, expected):
+    x = Tensor(np.array(at, float), requires_grad=True)
+    function(x).sum().backward()
+    assert_allclose(x.grad, expected, rtol=1e-12)
+
+
+def test_no_gradient_is_infinite_where_relu_stops_it():
+    x = Tensor([-1.0, 2.0], requires_grad=True)
+    apply("relu", x).backward(np.array([INF, INF]))
+    assert_array_equal(x.grad, [0, INF])
+
+
+def test_the_mean_of_nothing():
+    x = Tensor(np.zeros((0, 3)), requires_grad=True)
+    y = x.mean()
+    assert np.isnan(y.data)
+    y.backward()
+    assert x.grad.shape == (0, 3)
+
+
     ("operation", "filters", "options"),
     [("adder_conv", FILTERS, {"groups": 2}), ("shift_adder_conv", ROWS, {"shifts": SHIFTS})],
 )
