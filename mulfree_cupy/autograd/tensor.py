@@ -227,7 +227,9 @@ class Tensor:
         return apply("absolute", self)
 
     def __pow__(self, exponent):
-        return apply("power", self, exponent=exponent)
+        if not _is_number(exponent):
+            raise TypeError(f"power: the exponent must be a number, got {exponent!r}")
+        return apply("power", self, exponent=_weak(exponent))
 
     def __getitem__(self, index):
         return apply("getitem", self, index=index)
@@ -253,8 +255,8 @@ def apply(operation: str, *inputs: Any, **options: Any) -> Tensor:
     operation : str
         A name in ``mulfree_cupy.autograd.rules.RULES``.
     *inputs : Tensor, array or number
-        What it is differentiated by; a number takes the dtype of the first tensor, if that can
-        hold it.
+        What it is differentiated by. A number, NumPy's scalars too, takes the dtype of the first
+        tensor, except a fraction beside integers.
     **options
         What it is not differentiated by.
 
@@ -288,7 +290,8 @@ def surrogates(answer: Tensor) -> set[str]:
 def _lift(value: Any, like: Tensor | None) -> Tensor:
     if isinstance(value, Tensor):
         return value
-    if like is not None and isinstance(value, (int, float)):
+    if like is not None and _is_number(value):
+        value = _weak(value)
         fits = like.dtype.kind == "f" or isinstance(value, int)
         dtype = like.dtype if fits else np.float64
         return Tensor(arrays.namespace(like.data).asarray(value, dtype=dtype))
@@ -324,6 +327,15 @@ def _from_first_to_last(root: Tensor) -> list[Tensor]:
 def _unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:
     """Sum over the axes along which an input of this shape was repeated."""
     if gradient.shape == shape:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating, np.bool_))
+
+
+def _weak(number: Any) -> int | float:
+    """A Python number, which has no dtype to impose on arrays."""
+    return number.item() if isinstance(number, np.generic) else number
+
+
         return gradient
     extra = gradient.ndim - len(shape)
     repeated = [extra + axis for axis, size in enumerate(shape) if size == 1]
