@@ -343,6 +343,8 @@ def adaptive_rate(grad_w: Array, eta: float = 0.2) -> Array:
     ------
     TypeError
         If `grad_w` is not float32 or float64.
+    ValueError
+        If `eta` is negative or not finite.
 
     Notes
     -----
@@ -356,12 +358,9 @@ def adaptive_rate(grad_w: Array, eta: float = 0.2) -> Array:
     array([ 0.16970563, -0.22627417])
     """
     (grad_w,) = arrays.take_floats("adaptive_rate", grad_w=grad_w)
+    eta = geometry.number("adaptive_rate", "eta", eta)
     if grad_w.size == 0:
         return grad_w.copy()
-    try:
-        eta = float(eta)
-    except (TypeError, ValueError):
-        raise TypeError(f"adaptive_rate: eta must be a number, got {eta!r}") from None
     xp = arrays.namespace(grad_w)
     # Scaled by the largest entry, so that squares neither overflow nor vanish.
     largest = xp.maximum(grad_w.max(), -grad_w.min())

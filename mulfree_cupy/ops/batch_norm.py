@@ -63,9 +63,10 @@ def batch_norm(
     Raises
     ------
     ValueError
-        If shapes do not fit, mean is given without variance or the other way round, or together
-        with running or kernel; if a batch without elements has no statistics, or one with a single
-        value a channel no unbiased variance; for an unknown kernel.
+        If shapes do not fit, or a number is negative or not finite; if mean is given without
+        variance or the other way round, or together with running or kernel; if a batch without
+        elements has no statistics, or one with a single value a channel no unbiased variance; for
+        an unknown kernel.
     TypeError
         If a dtype is not served, or the arrays are on different devices.
 
@@ -101,6 +102,8 @@ def batch_norm(
     if residual is not None:
         geometry.check_shape("batch_norm", "residual", residual.shape, x.shape, "like x")
     launch.check_kernel("batch_norm", kernel, launchers.BATCH_NORM_KERNELS, x=x)
+    eps = geometry.number("batch_norm", "eps", eps)
+    momentum = geometry.number("batch_norm", "momentum", momentum)
     if mean is not None and (running is not None or kernel is not None):
         raise ValueError("batch_norm: running and kernel are for the batch's own mean and variance")
     if mean is None and x.size == 0:
@@ -221,6 +224,7 @@ def batch_norm_backward(
     _check("batch_norm_backward", x, weight=weight, mean=mean, variance=variance)
     for name, array in (("grad", grad), ("y", y)):
         geometry.check_shape("batch_norm_backward", name, array.shape, x.shape, "like x")
+    eps = geometry.number("batch_norm_backward", "eps", eps)
     weight, mean, variance = map(arrays.contiguous, (weight, mean, variance))
     device = launch.device_for(x) if x.size else None
     if device is not None:
