@@ -7,7 +7,7 @@ import numpy as np
 from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.launch import adder as launchers
-from mulfree_cupy.ops.convolution import backward, forward
+from mulfree_cupy.ops.convolution import backward, forward, take_for_backward
 
 __all__ = [
     "adaptive_rate",
@@ -235,7 +235,7 @@ def adder_conv_backward(
     >>> grad_x.ravel(), grad_w.ravel()
     (array([1., 1.]), array([-5.5]))
     """
-    grad, x, w = arrays.take_floats("adder_conv_backward", grad=grad, x=x, w=w)
+    grad, x, w = take_for_backward("adder_conv_backward", grad, x, w)
     g = geometry.convolution(
         "adder_conv_backward",
         x.shape,
@@ -298,7 +298,7 @@ def adder_conv_sign_backward(
     -1.0
     """
     name = "adder_conv_sign_backward"
-    grad, x, w = arrays.take_floats(name, grad=grad, x=x, w=w)
+    grad, x, w = take_for_backward(name, grad, x, w)
     options = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
     g = geometry.convolution(name, x.shape, w.shape, **options)
 
