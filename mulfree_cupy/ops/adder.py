@@ -60,7 +60,8 @@ def adder_matmul(
     array([[-3., -2.],
            [-6., -3.]])
     """
-    a, b = given = arrays.take("adder_matmul", a=a, b=b)
+    given = dict(a=a, b=b, bias=None)
+    a, b, bias = arrays.take("adder_matmul", **given, optional=("bias",))
     geometry.check_rank("adder_matmul", "a", a.shape, "M, L")
     geometry.check_rank("adder_matmul", "b", b.shape, "L, P")
     if a.shape[1] != b.shape[0]:
@@ -68,9 +69,9 @@ def adder_matmul(
             f"adder_matmul: the columns of a must match the rows of b, "
             f"got a of shape {a.shape} and b of shape {b.shape}"
         )
-    (a, b, _), dtype = _supported("adder_matmul", a.shape[1], a=a, b=b, bias=None)
+    (a, b, _), dtype = _supported("adder_matmul", a.shape[1], given, a, b, bias)
     shape = a.shape[0], b.shape[1]
-    out = arrays.take_out("adder_matmul", out, shape, dtype, a=given[0], b=given[1])
+    out = arrays.take_out("adder_matmul", out, shape, dtype, **given)
     launch.check_kernel("adder_matmul", kernel, launchers.ADDER_KERNELS, a=a)
     result = arrays.answer(out, shape, dtype, like=a)
     device = launch.device_for(a)
@@ -172,7 +173,7 @@ def adder_conv(
         dilation=dilation,
         groups=groups,
     )
-    (x, w, bias), dtype = _supported("adder_conv", g.taps, x=x, w=w, bias=bias)
+    (x, w, bias), dtype = _supported("adder_conv", g.taps, given, x, w, bias)
     launch.check_kernel("adder_conv", kernel, launchers.ADDER_KERNELS, x=x)
 
     def on_cpu(kernels, weights, bias, out):
@@ -372,14 +373,14 @@ def adaptive_rate(grad_w: Array, eta: float = 0.2) -> Array:
     return answer
 
 
-def _supported(function, taps, **named):
+def _supported(function, taps, given, a, b, bias):
     """The arrays in a dtype that the adder kernels serve, and the dtype of their answer."""
-    (first, a), (second, b), (_, bias) = named.items()
+    first, second, *_ = given
     if a.dtype == np.uint8 and b.dtype == np.uint8:
         if bias is not None and not np.can_cast(bias.dtype, np.int32):
             raise TypeError(
                 f"{function}: bias must be of an integer dtype that fits int32 when {first} is "
-                f"uint8, got {bias.dtype}; convert with .astype(np.int32)"
+                f"uint8, got {bias.dtype}; {arrays.conversion(given['bias'], 'int32')}"
             )
         if taps > _UINT8_TAPS:
             raise ValueError(
@@ -393,5 +394,5 @@ def _supported(function, taps, **named):
                 "answer could fall below int32"
             )
         return [a, b, None if bias is None else bias.astype(np.int32, copy=False)], np.int32
-    converted = arrays.common_floats(function, named, [a, b, bias])
+    converted = arrays.common_floats(function, given, [a, b, bias])
     return converted, converted[0].dtype
