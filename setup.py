@@ -11,7 +11,7 @@ from setuptools import find_packages, setup
 from setuptools.modified import newer_group
 
 # One translation unit an instruction set; which of them runs is chosen at run time.
-INSTRUCTION_SETS = {
+X86 = {
     "kernels_baseline": [],
     "kernels_avx2": ["-mavx2", "-mfma"],
     "kernels_avx512": [
@@ -19,11 +19,15 @@ INSTRUCTION_SETS = {
         "-mprefer-vector-width=512",
     ],
 }
+ARM = {"kernels_neon": [], "kernels_neon_dotprod": ["-march=armv8.2-a+dotprod"]}
 
 
 def instruction_sets() -> dict[str, list[str]]:
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return {name: flags for name, flags in INSTRUCTION_SETS.items() if x86 or not flags}
+    """The files and flags of the machine that is compiled for."""
+    machine = os.environ.get("_PYTHON_HOST_PLATFORM", platform.machine()).lower()
+    if machine.endswith(("x86_64", "amd64")):
+        return X86
+    return ARM if machine.endswith(("aarch64", "arm64")) else {"kernels_baseline": []}
 
 
 class build_ext(pybind11_build_ext):
@@ -32,14 +36,13 @@ class build_ext(pybind11_build_ext):
     def build_extension(self, ext):
         if self.compiler.compiler_type == "msvc":
             raise RuntimeError("the CPU kernels need GCC or Clang; MSVC is not supported")
-        flags = ["-O3", "-std=c++17", "-fvisibility=hidden", "-Wall", "-Wextra"]
+        flags = ["-O3", "-std=c++17", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"]
         if has_flag(self.compiler, "-Wno-maybe-uninitialized"):
             flags.append("-Wno-maybe-uninitialized")  # GCC 12's own AVX-512 header sets it off
-        if has_flag(self.compiler, "-fopenmp"):
-            flags.append("-fopenmp")
-            ext.extra_link_args.append("-fopenmp")
+        ext.extra_link_args.append("-pthread")
         if sanitizers := os.environ.get("MULFREE_SANITIZE"):
             flags += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g", "-O1"]
+            flags.append("-fno-wrapv")  # which Python's own flags bring, and which hides overflows
             ext.extra_link_args.append(f"-fsanitize={sanitizers}")
         ext.extra_compile_args += flags
 
@@ -74,7 +77,7 @@ setup(
     ext_modules=[
         Pybind11Extension(
             "mulfree_cupy._cpu",
-            ["cpu/module.cpp"],
+            ["cpu/module.cpp", "cpu/threads.cpp"],
             cxx_std=17,
             depends=sorted(map(str, Path("cpu").glob("*.[ch]pp"))),
             optional=True,  # without a compiler the NumPy kernels serve

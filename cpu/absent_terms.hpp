@@ -7,7 +7,7 @@
 
 #include <cmath>
 
-#include "kernels.hpp"
+#include "threads.hpp"
 
 namespace mulfree {
 
@@ -54,19 +54,19 @@ T sum_of_terms(const AdderGradX<T>& g, index n, index group, index c, index h, i
 
 template <class T, class Slope>
 void mend_nan(const AdderGradX<T>& g, Slope slope) {
-    const index channels = g.groups * g.channels, pixels = g.height.size * g.width.size;
-    const auto at = [](const auto& a, index n, index c, index h, index v) -> auto& {
-        return a.data[n * a.batch + c * a.channel + h * a.row + v * a.column];
-    };
-#pragma omp parallel for collapse(2) schedule(dynamic) if (g.batch * channels * pixels > 100000)
-    for (index n = 0; n < g.batch; ++n)
-        for (index c = 0; c < channels; ++c)
-            for (index h = 0; h < g.height.size; ++h)
-                for (index v = 0; v < g.width.size; ++v) {
-                    T& to = at(g.grad_x, n, c, h, v);
-                    if (std::isnan(to))
-                        to = sum_of_terms(g, n, c / g.channels, c % g.channels, h, v, at(g.x, n, c, h, v), slope);
-                }
+    const index channels = g.groups * g.channels, planes = g.batch * channels;
+    for_each_unit(planes, MOVE * double(planes * g.height.size * g.width.size), [&](index plane) {
+        const index n = plane / channels, channel = plane % channels;
+        const T* x = g.x.data + n * g.x.batch + channel * g.x.channel;
+        T* grad_x = g.grad_x.data + n * g.grad_x.batch + channel * g.grad_x.channel;
+        for (index h = 0; h < g.height.size; ++h)
+            for (index v = 0; v < g.width.size; ++v) {
+                T& to = grad_x[h * g.grad_x.row + v * g.grad_x.column];
+                if (std::isnan(to))
+                    to = sum_of_terms(g, n, channel / g.channels, channel % g.channels, h, v,
+                                      x[h * g.x.row + v * g.x.column], slope);
+            }
+    });
 }
 
 }  // namespace mulfree

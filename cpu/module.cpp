@@ -3,6 +3,9 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
 
 #include <algorithm>
 #include <cstdlib>
@@ -18,6 +21,7 @@
 #include "columns.hpp"
 #include "kernels.hpp"
 #include "shift.hpp"
+#include "threads.hpp"
 #include "winograd_plan.hpp"
 
 namespace py = pybind11;
@@ -29,8 +33,25 @@ using Pair = std::pair<index, index>;
 
 // ---- instruction sets ---------------------------------------------------------------------------------
 
+#if defined(__aarch64__)
+bool has_dot_products() {
+#if defined(__APPLE__)
+    return true;  // since the M1
+#elif defined(__linux__)
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+    return false;
+#endif
+}
+#endif
+
 std::vector<const Kernels*> available() {
+#if defined(__aarch64__)
+    std::vector<const Kernels*> found{&neon_kernels};
+    if (has_dot_products()) found.push_back(&neon_dotprod_kernels);
+#else
     std::vector<const Kernels*> found{&baseline_kernels};
+#endif
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2_kernels);
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -70,18 +91,28 @@ void require(bool condition, const char* message) {
     if (!condition) throw std::invalid_argument(message);
 }
 
-// An array whose elements can be addressed: aligned, strides in whole elements. What is not (fields of
-// packed records) is copied, so the answer owns what it points to.
+// Whether the elements can be addressed: aligned, strides in whole elements.
+template <class T>
+bool addressable(const py::array& a) {
+    bool whole = reinterpret_cast<std::uintptr_t>(a.data()) % alignof(T) == 0;
+    for (py::ssize_t d = 0; d < a.ndim(); ++d) whole &= a.strides(d) % py::ssize_t(sizeof(T)) == 0;
+    return whole;
+}
+
+// An array that may be read through strides: itself, or a copy of what cannot be addressed (fields of
+// packed records).
+template <class T>
+py::array readable(py::array a) {
+    return addressable<T>(a) ? a : py::array(a.attr("copy")("C"));
+}
+
 template <class T>
 struct Source {
     py::array array;
     Image<const T> image;
 
-    explicit Source(py::array a) : array(std::move(a)) {
+    explicit Source(py::array a) : array(readable<T>(std::move(a))) {
         require(array.ndim() == 4, "expected an array of 4 dimensions");
-        bool addressable = reinterpret_cast<std::uintptr_t>(array.data()) % alignof(T) == 0;
-        for (int d = 0; d < 4; ++d) addressable &= array.strides(d) % py::ssize_t(sizeof(T)) == 0;
-        if (!addressable) array = py::array(array.attr("copy")("C"));
         const auto stride = [&](int d) { return index(array.strides(d)) / index(sizeof(T)); };
         image = {static_cast<const T*>(array.data()), stride(0), stride(1), stride(2), stride(3)};
     }
@@ -91,13 +122,14 @@ struct Source {
 template <class T>
 T* writable(py::array& a, int dimensions) {
     require(a.ndim() == dimensions, "the output has the wrong number of dimensions");
-    require(a.flags() & py::array::c_style, "the output must be C-contiguous");
+    require(a.flags() & py::array::c_style && addressable<T>(a), "the output must be C-contiguous and aligned");
     return static_cast<T*>(a.mutable_data());
 }
 
 template <class T>
-const T* contiguous(const Array<T>& a) {
-    require(a.flags() & py::array::c_style, "weights and bias must be C-contiguous");
+const T* contiguous(const Array<T>& a, const char* name) {
+    if (!(a.flags() & py::array::c_style && addressable<T>(a)))
+        throw std::invalid_argument(std::string(name) + " must be C-contiguous and aligned");
     return a.data();
 }
 
@@ -138,7 +170,7 @@ void for_each_phase(const Source<T>& grad, const Array<T>& w, py::array grad_x, 
     const index filters = w.shape(0), kernel_h = w.shape(2), kernel_w = w.shape(3);
     const index positions = kernel_h * kernel_w, group_channels = channels / groups;
     require(grad.shape(0) == batch && grad.shape(1) == filters, "grad does not match x and w");
-    const T* weights = contiguous(w);
+    const T* weights = contiguous(w, "w");
     Image<T> x = image_of(to, channels, height, width);
     py::gil_scoped_release release;
     const auto touches_all = [](index taps, index stride, index dilation) {
@@ -207,8 +239,8 @@ void forward(void (*kernel)(const Convolution<X, Y>&), const py::array& x_array,
         x.shape(0), groups, channels, filters / groups,
         forward_axis(x.shape(2), out.shape(2), kh, stride.first, padding.first, dilation.first),
         forward_axis(x.shape(3), out.shape(3), kw, stride.second, padding.second, dilation.second),
-        x.image, contiguous(w), filters / groups * taps, taps, kh * kw, kw, 1,
-        bias ? contiguous(*bias) : nullptr,
+        x.image, contiguous(w, "w"), filters / groups * taps, taps, kh * kw, kw, 1,
+        bias ? contiguous(*bias, "bias") : nullptr,
         image_of(y, filters, out.shape(2), out.shape(3))};
     images_as_row(p, p.x, p.y);
     py::gil_scoped_release release;
@@ -229,7 +261,7 @@ AdderGradX<T> grad_x_of(const Source<T>& grad, const Source<T>& x, const Array<T
         x.shape(0), groups, channels, filters / groups,
         forward_axis(x.shape(2), grad.shape(2), kh, stride.first, padding.first, dilation.first),
         forward_axis(x.shape(3), grad.shape(3), kw, stride.second, padding.second, dilation.second),
-        grad.image, x.image, contiguous(w), image_of(to, x.shape(1), x.shape(2), x.shape(3))};
+        grad.image, x.image, contiguous(w, "w"), image_of(to, x.shape(1), x.shape(2), x.shape(3))};
     images_as_row(p, p.grad, p.x, p.grad_x);
     return p;
 }
@@ -325,7 +357,7 @@ void bind_float(py::module_& m) {
     m.def("adder_conv_grad_w", [](Array<T> grad, Array<T> x, Array<T> w, Array<T> out, Pair s, Pair p,
                                   Pair d, index groups) {
         const bool product = meets_all_once(x, out, p, d);
-        grad_w<T>(Source<T>(grad), Source<T>(product ? as_channels(x) : x), contiguous(w),
+        grad_w<T>(Source<T>(grad), Source<T>(product ? as_channels(x) : x), contiguous(w, "w"),
                   product ? as_channels(out) : out, s, p, d, groups);
     }, py::arg("grad").noconvert(), py::arg("x").noconvert(), py::arg("w").noconvert(),
        py::arg("grad_w").noconvert(), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
@@ -333,11 +365,7 @@ void bind_float(py::module_& m) {
     m.def("col2im", [](Array<T> cols, Array<T> x, Pair kernel, Pair s, Pair p, Pair d) {
         T* to = writable<T>(x, 4);
         require(cols.ndim() == 3, "cols must have 3 dimensions");
-        for (int k = 0; k < 3; ++k)
-            if (cols.strides(k) % py::ssize_t(sizeof(T))) {
-                cols = py::array(cols.attr("copy")("C"));
-                break;
-            }
+        cols = readable<T>(cols);
         const Columns c = columns(x, kernel, s, p, d);
         require(cols.shape(0) == c.batch && cols.shape(1) == c.channels * kernel.first * kernel.second &&
                     cols.shape(2) == c.height.pixels * c.width.pixels,
@@ -356,20 +384,20 @@ template <class T>
 BatchNorm<T> planes(const Array<T>& x) {
     require(x.ndim() == 3, "x must have 3 dimensions");
     BatchNorm<T> p{};
-    p.batch = x.shape(0), p.channels = x.shape(1), p.pixels = x.shape(2), p.x = contiguous(x);
+    p.batch = x.shape(0), p.channels = x.shape(1), p.pixels = x.shape(2), p.x = contiguous(x, "x");
     return p;
 }
 
 template <class T>
 const T* like(const BatchNorm<T>& p, const Array<T>& a) {
     require(a.size() == p.batch * p.channels * p.pixels, "arrays of one shape expected");
-    return contiguous(a);
+    return contiguous(a, "every array");
 }
 
 template <class T>
 const T* by_channel(const BatchNorm<T>& p, const Array<T>& a) {
     require(a.size() == p.channels, "one value a channel expected");
-    return contiguous(a);
+    return contiguous(a, "every array");
 }
 
 template <class T>
@@ -461,7 +489,7 @@ struct WinogradProblem : Winograd<T> {
         this->out_width = forward_axis(out_width, tiles(out_width), m, m, 0, 1);
         if (given) {
             require(given->first.size() == 36 && given->second.size() == 24, "matrices must be (6, 6), (4, 6)");
-            const double *bt = contiguous(given->first), *at = contiguous(given->second);
+            const double *bt = contiguous(given->first, "the matrices"), *at = contiguous(given->second, "the matrices");
             matrices.assign(bt, bt + 36);
             matrices.insert(matrices.end(), at, at + 24);
             this->bt = matrices.data(), this->at = matrices.data() + 36;
@@ -489,9 +517,9 @@ template <class T, int ROWS>
 WinogradPlan<T> sparse_plan(const char* form, const Array<std::int64_t>& indptr,
                             const Array<std::int32_t>& indices, const Array<T>& values,
                             const WinogradShape& shape) {
-    const std::int64_t* bounds = contiguous(indptr);
-    const std::int32_t* columns = contiguous(indices);
-    const T* weights = contiguous(values);
+    const std::int64_t* bounds = contiguous(indptr, "indptr");
+    const std::int32_t* columns = contiguous(indices, "indices");
+    const T* weights = contiguous(values, "values");
     const index rows = shape.tile * shape.tile * ((shape.filters + ROWS - 1) / ROWS), count = indices.size();
     require(indptr.size() == rows + 1 && bounds[0] == 0 && bounds[rows] == count && values.size() == count * ROWS,
             "indptr, indices, values and shape do not match");
@@ -515,7 +543,7 @@ void bind_winograd(py::module_& m, const char* plan_name, const char* dtype) {
         .def_property_readonly("nbytes", &Plan::bytes);
     m.def("winograd_dense", [](Array<T> u) {
         const WinogradShape shape(u);
-        const T* weights = contiguous(u);
+        const T* weights = contiguous(u, "u");
         py::gil_scoped_release release;
         return Plan::dense(shape.tile, shape.filters, shape.channels, [=](index position, index k, index c) {
             return weights[(position * shape.filters + k) * shape.channels + c];
@@ -540,7 +568,7 @@ void bind_winograd(py::module_& m, const char* plan_name, const char* dtype) {
                 "x, plan, bias and out do not match");
         WinogradProblem<T> p(plan.tile, x.shape(0), plan.channels, plan.filters, x.shape(2), x.shape(3),
                              out.shape(2), out.shape(3), padding, relu, matrices);
-        p.x = x.image, p.weights = plan.weights(), p.bias = bias ? contiguous(*bias) : nullptr;
+        p.x = x.image, p.weights = plan.weights(), p.bias = bias ? contiguous(*bias, "bias") : nullptr;
         p.y = image_of(y, plan.filters, out.shape(2), out.shape(3));
         py::gil_scoped_release release;
         kernels<T>().winograd_conv(p);
@@ -550,7 +578,7 @@ void bind_winograd(py::module_& m, const char* plan_name, const char* dtype) {
                                      Pair padding, bool relu, Matrices matrices) {
         const Source<T> grad(grad_array), x(x_array);
         const WinogradShape shape(u);
-        const T* weights = contiguous(u);
+        const T* weights = contiguous(u, "u");
         T* to = writable<T>(grad_x, 4);
         require(grad.shape(1) == shape.filters && x.shape(1) == shape.channels && grad.shape(0) == x.shape(0) &&
                     std::equal(grad_x.shape(), grad_x.shape() + 4, x_array.shape()),
@@ -595,9 +623,8 @@ Shift shift_of(const py::array& shown, const py::array& image, const Table& tabl
     };
     require(table.ndim() == 2 && table.shape(0) == image.shape(1) && table.shape(1) == 2,
             "shifts must have a row for every channel");
-    require(table.flags() & py::array::c_style, "shifts must be C-contiguous");
     const index channels = image.shape(1), height = image.shape(2), width = image.shape(3);
-    const std::int64_t* given = table.data();
+    const std::int64_t* given = contiguous(table, "shifts");
     std::vector<index> moves(2 * channels);  // beyond the image one is as good as another, and none overflows
     for (index c = 0; c < channels; ++c) {
         moves[2 * c] = std::clamp<index>(given[2 * c], -height, height);
@@ -663,8 +690,8 @@ void shift_forward(void (*kernel)(const Convolution<T, T>&), const Array<T>& x_a
     require(w.ndim() == 2 && w.shape(1) == s.channels && out.shape(1) == w.shape(0) &&
                 out.shape(0) == s.batch,
             "x, w and out do not match");
-    const T* weights = contiguous(w);
-    const T* b = bias ? contiguous(*bias) : nullptr;
+    const T* weights = contiguous(w, "w");
+    const T* b = bias ? contiguous(*bias, "bias") : nullptr;
     const index filters = w.shape(0);
     py::gil_scoped_release release;
     const ShiftTable shifted(s, dense(x.image, s.width.size));
@@ -682,7 +709,7 @@ void shift_grad_x(const Source<T>& grad, const Array<T>& w, const Table& table, 
     require(w.ndim() == 2 && w.shape(1) == s.channels && grad.shape(1) == w.shape(0) &&
                 grad.shape(0) == s.batch,
             "grad, x and w do not match");
-    const T* weights = contiguous(w);
+    const T* weights = contiguous(w, "w");
     const index filters = w.shape(0);
     py::gil_scoped_release release;
     const ShiftTable shifted(s, x_dense);
@@ -741,7 +768,7 @@ void bind_shift(py::module_& m) {
        py::arg("grad_w").noconvert(), py::arg("stride"));
     m.def("shift_adder_conv_grad_w", [](Array<T> grad, Array<T> x, Array<T> w, Table shifts,
                                         Array<T> grad_w, Pair s) {
-        shift_grad_w<T>(grad, x, contiguous(w), shifts, grad_w, s);
+        shift_grad_w<T>(grad, x, contiguous(w, "w"), shifts, grad_w, s);
     }, py::arg("grad").noconvert(), py::arg("x").noconvert(), py::arg("w").noconvert(),
        py::arg("shifts").noconvert(), py::arg("grad_w").noconvert(), py::arg("stride"));
 }
@@ -829,6 +856,9 @@ PYBIND11_MODULE(_cpu, m) {
         return py::tuple(names);
     }, "The instruction sets this machine can run, slowest first.");
     m.def("use_features", &use_features, py::arg("name"), "Choose one of available_features().");
+    m.def("get_num_threads", &max_threads, "The most threads that a call uses.");
+    m.def("set_num_threads", &set_max_threads, py::arg("n"), "Let a call use at most n threads.");
+    m.attr("compiler") = __VERSION__;
     m.def("peak", &peak, py::arg("operation"), py::arg("seconds") = 0.2,
           "Terms a second of an inner operation on registers, on all threads.");
 

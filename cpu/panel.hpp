@@ -123,6 +123,7 @@ inline Vec<T> load_masked(const T* p, std::uint32_t mask) {
         return (Vec<T>)_mm256_maskload_pd((const double*)p, lanes);
     }
 #else
+    if (mask == bits(0, LANES<T>)) return load(p);
     T lane[LANES<T>] = {};
     for (index l = 0; l < LANES<T>; ++l)
         if (mask >> l & 1) lane[l] = p[l];
@@ -234,7 +235,6 @@ inline void find_shifted_spans(const Run* runs, index count, const Image<T>& x, 
                                index first, index last, Span* spans) {
     for (index k = first; k < last; ++k) {
         const index offset = s.row[k] * x.row + s.column[k] * x.column;
-        const std::uint8_t* inside = s.inside + k * s.inside_bytes;
         Axis h = s.height, w = s.width;
         h.offset = s.row[k], w.offset = s.column[k];
         for (index r = 0; r < count; ++r, ++spans) {
@@ -244,7 +244,7 @@ inline void find_shifted_spans(const Run* runs, index count, const Image<T>& x, 
             }
             const Run& run = runs[r];
             std::uint32_t bits;
-            __builtin_memcpy(&bits, inside + run.column / 8, sizeof bits);
+            __builtin_memcpy(&bits, s.inside + k * s.inside_bytes + run.column / 8, sizeof bits);
             bits = (bits >> run.column % 8 & ((1u << run.count) - 1)) << run.lane;
             *spans = {run.image * x.batch + run.column - run.lane + offset, bits, 0};
         }

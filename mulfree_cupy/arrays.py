@@ -54,7 +54,7 @@ def take(
     check: Callable[[str, str, Array], None] = real_numbers,
     **arguments: Any,
 ) -> list[Array]:
-    """The arguments as NumPy or CuPy arrays of one device, without a copy.
+    """The arguments as NumPy or CuPy arrays of one device; only what is not `aligned` is copied.
 
     Arrays of other libraries come in through ``__dlpack__``, sequences of numbers as NumPy arrays;
     those named in `optional` may be None, and stay it.
@@ -64,6 +64,18 @@ def take(
     TypeError
         For arrays of different devices, or what is no array, or whose dtype `check` refuses.
     """
+    taken = take_in_place(function, optional=optional, check=check, **arguments)
+    return [None if array is None else aligned(array) for array in taken]
+
+
+def take_in_place(
+    function: str,
+    *,
+    optional: tuple[str, ...] = (),
+    check: Callable[[str, str, Array], None] = real_numbers,
+    **arguments: Any,
+) -> list[Array]:
+    """As `take`, but never a copy of an array: what is written to them the caller sees."""
     for name, value in arguments.items():
         if value is not None or name not in optional:
             arguments[name] = array = _adopt(function, name, value)
@@ -169,9 +181,46 @@ def common_floats(
     return [None if a is None else a.astype(dtype, copy=False) for a in taken]
 
 
+def address(array: Array) -> int:
+    """Where the first element lies."""
+    interface = getattr(array, "__cuda_array_interface__", None) or array.__array_interface__
+    return interface["data"][0]
+
+
+def is_aligned(array: Array) -> bool:
+    """Whether every element lies at a multiple of its size, as kernels and GPUs want it."""
+    size = array.itemsize
+    if isinstance(array, np.ndarray) and array.dtype.alignment == size:
+        return array.flags.aligned
+    return size == 1 or (
+        address(array) % size == 0
+        and all(
+            stride % size == 0
+            for stride, length in zip(array.strides, array.shape, strict=True)
+            if length > 1
+        )
+    )
+
+
+def aligned(array: Array) -> Array:
+    """The array itself if it `is_aligned`, else a copy."""
+    if is_aligned(array):
+        return array
+    if namespace(array) is np:
+        return array.copy()
+    copied = namespace(array).ascontiguousarray(_bytes(array))
+    return copied.view(array.dtype).reshape(array.shape)
+
+
+def _bytes(array: Array) -> Array:
+    """The bytes of a CuPy array along one axis more: a GPU cannot read unaligned elements."""
+    shape, strides = (*array.shape, array.itemsize), (*array.strides, 1)
+    return namespace(array).ndarray(shape, np.uint8, array.data, strides)
+
+
 def contiguous(array: Array | None) -> Array | None:
-    """The array in C order, itself if it is so already; None stays None."""
-    return None if array is None else namespace(array).ascontiguousarray(array)
+    """The array in C order and `aligned`, itself if it is so already; None stays None."""
+    return None if array is None else namespace(array).ascontiguousarray(aligned(array))
 
 
 def take_out(function: str, out: Any, shape: tuple, dtype: np.dtype, **inputs: Any) -> Array | None:
@@ -284,8 +333,8 @@ def empty_beside(like: Array, shape: tuple, dtype: np.dtype) -> Array:
 
 
 def answer(out: Array | None, shape: tuple, dtype: np.dtype, like: Array) -> Array:
-    """Where a kernel writes: `out` if it lies in C order, else a new array beside `like`."""
-    if out is not None and out.flags.c_contiguous:
+    """Where a kernel writes: `out` if in C order and `aligned`, else a new array beside `like`."""
+    if out is not None and out.flags.c_contiguous and is_aligned(out):
         return out
     return empty_beside(like, shape, dtype)
 
@@ -294,5 +343,8 @@ def deliver(result: Array, out: Array | None) -> Array:
     """`result`, copied into `out` if that is another array."""
     if out is None or out is result:
         return result
-    out[...] = result
+    if namespace(out) is np or is_aligned(out):
+        out[...] = result
+    else:
+        _bytes(out)[...] = _bytes(result)
     return out

@@ -15,7 +15,7 @@ from mulfree_cupy.geometry import convolution
 from mulfree_cupy.launch import numpy_kernels
 
 WAYS = ["cpu", "numpy", "emulated", pytest.param("gpu", marks=pytest.mark.gpu)]
-LAYOUTS = ["C", "F", "reversed", "every second", "broadcast"]
+LAYOUTS = ["C", "F", "reversed", "every second", "unaligned", "broadcast"]
 
 
 def run(way, function, *arrays, **options):
@@ -78,9 +78,19 @@ def lay_out(array, layout):
         wide = np.zeros((*array.shape[:-1], 2 * array.shape[-1]), array.dtype)
         wide[..., ::2] = array
         return wide[..., ::2]
+    if layout == "unaligned":
+        return unaligned(array)
     if layout == "broadcast" and len(array):
         return np.broadcast_to(array[:1], array.shape)
     return array
+
+
+def unaligned(array):
+    """The same values at an address that is no multiple of an element's size."""
+    memory = np.empty(array.nbytes + 1, np.uint8)[1:]
+    view = memory.view(array.dtype).reshape(array.shape)
+    view[...] = array
+    return view
 
 
 @dataclass

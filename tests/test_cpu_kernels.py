@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import spec
+from problems import unaligned
 
 _cpu = pytest.importorskip("mulfree_cupy._cpu")
 
@@ -36,7 +37,7 @@ PROBLEMS = {
     "no tap meets x": (2, 3, 1, 1, 4, (1, 1), (2, 2), (1, 1), (1, 1), 1),
     "stride and dilation share a factor": (1, 4, 13, 14, 5, (3, 3), (2, 4), (2, 2), (2, 2), 1),
 }
-LAYOUTS = ["C", "F", "reversed", "every second", "broadcast"]
+LAYOUTS = ["C", "F", "reversed", "every second", "unaligned", "broadcast"]
 
 
 @pytest.fixture(params=_cpu.available_features())
@@ -64,6 +65,8 @@ def lay_out(array, layout):
         return np.ascontiguousarray(array[..., ::-1, ::-1])[..., ::-1, ::-1]
     if layout == "every second":
         return np.repeat(array, 2, axis=-1)[..., ::2]
+    if layout == "unaligned":
+        return unaligned(array)
     if layout == "broadcast":
         return np.broadcast_to(array[:1, :, :, :1], array.shape)
     return array
@@ -286,7 +289,7 @@ def test_im2col_moves_any_dtype(problem, dtype):
     x_shape, w_shape, (stride, padding, dilation, _) = problem
     x = np.random.default_rng(8).integers(0, 99, x_shape).astype(dtype)
     want = spec.im2col(x.real, w_shape[2:], stride=stride, padding=padding, dilation=dilation)
-    for layout in LAYOUTS[:4]:
+    for layout in LAYOUTS[:5]:
         cols = np.empty(want.shape, dtype)
         _cpu.im2col(lay_out(x, layout), cols, w_shape[2:], stride, padding, dilation)
         np.testing.assert_array_equal(cols, want)
@@ -299,9 +302,9 @@ def test_col2im(problem, dtype):
     shape = spec.im2col(np.zeros(x_shape), w_shape[2:], **geometry).shape
     cols = np.random.default_rng(9).integers(-99, 99, shape).astype(dtype)
     want = spec.col2im(cols, x_shape, w_shape[2:], **geometry)
-    for transposed in (cols, cols.swapaxes(1, 2).copy().swapaxes(1, 2)):
+    for laid_out in (cols, cols.swapaxes(1, 2).copy().swapaxes(1, 2), unaligned(cols)):
         x = fresh(x_shape, dtype)
-        _cpu.col2im(transposed, x, w_shape[2:], stride, padding, dilation)
+        _cpu.col2im(laid_out, x, w_shape[2:], stride, padding, dilation)
         np.testing.assert_array_equal(x, want)
 
 

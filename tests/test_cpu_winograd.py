@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import spec
+from problems import unaligned
 
 _cpu = pytest.importorskip("mulfree_cupy._cpu")
 
@@ -22,7 +23,7 @@ PROBLEMS = {
     "several chunks of channels": (1, 270, 6, 5, 6, (1, 1)),
     "several groups and blocks of filters": (2, 6, 9, 9, 330, (1, 1)),
 }
-LAYOUTS = ["C", "channels last", "reversed", "every second", "broadcast"]
+LAYOUTS = ["C", "channels last", "reversed", "every second", "unaligned", "broadcast"]
 TOLERANCES = {(2, "f"): 3e-6, (4, "f"): 3e-5, (2, "d"): 1e-13, (4, "d"): 1e-13}
 
 
@@ -46,6 +47,8 @@ def lay_out(array, layout):
         return np.ascontiguousarray(array[:, ::-1, ::-1, ::-1])[:, ::-1, ::-1, ::-1]
     if layout == "every second":
         return np.repeat(np.repeat(array, 2, axis=-1), 3, axis=0)[::3, ..., ::2]
+    if layout == "unaligned":
+        return unaligned(array)
     if layout == "broadcast":
         return np.broadcast_to(array[:1, :, :, :1], array.shape)
     return array

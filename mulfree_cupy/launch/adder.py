@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from mulfree_cupy.arrays import address
 from mulfree_cupy.geometry import ConvGeometry
 from mulfree_cupy.launch import implicit
 from mulfree_cupy.launch.convolution import by_group, columns, parts, plane_launch
@@ -23,7 +24,7 @@ from mulfree_cupy.launch.sizes import (
     int32,
     on_device_of_arrays,
 )
-from mulfree_cupy.launch.tiles import address, vector
+from mulfree_cupy.launch.tiles import vector
 
 _TILE = {"1_naive": 16, "2_shared_tile": 16, "3_register_tile": 64}
 _MATMUL_KERNELS = (*_TILE, "4_vectorised_loads")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from mulfree_cupy.arrays import address
 from mulfree_cupy.geometry import ConvGeometry
 from mulfree_cupy.launch import implicit
 from mulfree_cupy.launch.sizes import (
@@ -23,7 +24,6 @@ from mulfree_cupy.launch.sizes import (
     int64,
     on_device_of_arrays,
 )
-from mulfree_cupy.launch.tiles import address
 
 CONV_KERNELS = ("1_im2col", "2_implicit_conv")
 

@@ -24,8 +24,19 @@ from mulfree_cupy.launch.numpy_winograd import (  # noqa: F401
 _WORKSPACE = 64 << 20  # bytes; a chunk of the batch at a time stays below it
 
 
+compiler = "none"
+
+
 def features() -> str:
     return "numpy"
+
+
+def get_num_threads() -> int:
+    return 1
+
+
+def set_num_threads(n: int) -> None:
+    """Nothing to set: these kernels run in the caller's thread."""
 
 
 def _padded(x: np.ndarray, padding: tuple[int, int]) -> np.ndarray:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from mulfree_cupy.arrays import address
 from mulfree_cupy.geometry import ConvGeometry
 from mulfree_cupy.launch import adder, convolution
 from mulfree_cupy.launch.convolution import BITS, MOVED_AS
@@ -23,7 +24,7 @@ from mulfree_cupy.launch.sizes import (
     int32,
     on_device_of_arrays,
 )
-from mulfree_cupy.launch.tiles import FULL, LONGEST, address, blocks, conv_tile, vector
+from mulfree_cupy.launch.tiles import FULL, LONGEST, blocks, conv_tile, vector
 
 SHIFT_KERNELS = ("1_tiled_modulo", "2_tiled_generic", "3_table")
 SHIFT_CONV_KERNELS = (*SHIFT_KERNELS, "4_fused_conv")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
+from mulfree_cupy.arrays import address
+
 LONGEST = 2**30  # rows or columns of a padded image: gather.cuh's NOWHERE lies beyond
 FULL = 256  # blocks below which a large GPU stands partly idle, and a smaller tile is better
-
-
-def address(array) -> int:
-    interface = getattr(array, "__cuda_array_interface__", None) or array.__array_interface__
-    return interface["data"][0]
 
 
 def vector(array, *lengths: int) -> int:
