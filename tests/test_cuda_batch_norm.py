@@ -123,6 +123,21 @@ def test_given_statistics(way, shape, dtype, relu):
 
 
 @pytest.mark.parametrize("way", ["cpu", "numpy", *WAYS])
+def test_the_relu_stops_infinity_and_lets_nan_through(way):
+    x, grad = np.zeros((2, 1, 1, 1, 35), np.float32)
+    y = values(x.shape, seed=2)
+    y[0, 0, 0, [0, 8, 34]], grad[0, 0, 0, [0, 8, 34]] = (-1, np.nan, 0), (np.inf, 5, -np.inf)
+    one = np.ones(1, np.float32)
+
+    def backward(*arrays):
+        return batch_norm_backward(*arrays, relu=True, fixed=True, residual=True)
+
+    _, _, grad_bias, flow = run(way, backward, grad, x, y, one, one * 0, one)
+    assert_array_equal(flow.ravel(), 5.0 * (np.arange(35) == 8))
+    assert grad_bias == 5
+
+
+@pytest.mark.parametrize("way", ["cpu", "numpy", *WAYS])
 def test_channels_in_any_layout(way):
     """Weights and statistics that are every second number of some array, or backwards."""
     x, grad = values((2, 3, 4, 2, 5))

@@ -149,7 +149,7 @@ def _launched(
 def _check_running(x, mean, variance):
     """The arrays that are updated in place, so nothing is converted."""
     running = {"running mean": mean, "running variance": variance}
-    _, mean, variance = arrays.take("batch_norm", x=x, **running)
+    _, mean, variance = arrays.take_in_place("batch_norm", x=x, **running)
     _check("batch_norm", x, **running)
     if mean.dtype != variance.dtype or mean.dtype not in (np.float32, np.float64):
         raise TypeError(
@@ -256,20 +256,8 @@ def _launched_backward(device, grad, x, y, weight, mean, variance, relu, eps, fi
     grad_weight, grad_bias = (arrays.empty_beside(x, weight.shape, x.dtype) for _ in range(2))
     flow = arrays.empty_beside(x, grad_x.shape, x.dtype) if residual and relu else None
     launchers.batch_norm_backward(
-        *(
-            device,
-            *planes,
-            weight,
-            mean,
-            variance,
-            grad_x,
-            grad_weight,
-            grad_bias,
-            flow,
-            relu,
-            eps,
-            fixed,
-        )
+        *(device, *planes, weight, mean, variance),
+        *(grad_x, grad_weight, grad_bias, flow, relu, eps, fixed),
     )
     grad_residual = (grad if flow is None else flow.reshape(x.shape)) if residual else None
     return grad_x.reshape(x.shape), grad_weight, grad_bias, grad_residual
@@ -313,7 +301,7 @@ def _normalise(x, mean, scale, bias, residual, relu):
 
 def _flow(grad, answer):
     """The gradient that passes the ReLU."""
-    return grad if answer is None else grad * (answer > 0)
+    return grad if answer is None else np.where(answer <= 0, 0, grad)
 
 
 def _sums(grad, x, answer, mean):
