@@ -90,3 +90,41 @@ def test_a_term_that_is_absent_adds_nothing(way, dtype):
         pixels, w = [[[[0, 0, 0]]]], [[[[1, value]]]]
         assert_array_equal(grad_x("conv", [[[[1, 0]]]], pixels, w), [1, value, nan])
         assert_array_equal(grad_x("conv", one, pixels, w, stride=2), [1, value, 0])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_winograd_keeps_them_in_their_tiles(way, m, relu, value):
+    """Other tiles, filters and channels stay what they were, bit for bit, forwards and back."""
+    rng, row, column = np.random.default_rng(1), 6, 9
+    shapes = (2, 3, 11, 10), (2, 5, 11, 10), (5, 3, 3, 3)
+    x, grad, w = (rng.normal(size=shape).astype("f") for shape in shapes)
+    weights = mf.WinogradWeights.from_spatial(w, m=m).prune(0.5)
+
+    def all_three(x, grad):
+        y = run(way, mf.winograd_conv, x, weights, relu=relu)
+        return y, *run(way, mf.winograd_conv_backward, grad, x, weights, relu=relu)
+
+    y, grad_x, grad_u = all_three(x, grad)
+
+    odd = x.copy()
+    odd[1, 2, row, column] = value
+    odd_y, _, odd_grad_u = all_three(odd, grad)
+    elsewhere = np.ones(y.shape, bool)  # a tile of m x m pixels sees one more on each side
+    for i, j in np.ndindex(row + 2, column + 2):
+        if -1 <= row - m * i <= m and -1 <= column - m * j <= m:
+            elsewhere[1, :, m * i : m * i + m, m * j : m * j + m] = False
+    assert_array_equal(odd_y[elsewhere], y[elsewhere])
+    assert_array_equal(odd_grad_u[..., :2], grad_u[..., :2])
+
+    odd = grad.copy()
+    odd[1, 4, row, column] = value
+    _, odd_grad_x, odd_grad_u = all_three(x, odd)
+    elsewhere = np.ones(x.shape, bool)
+    top, left = row // m * m - 1, column // m * m - 1
+    elsewhere[1, :, top : top + m + 2, left : left + m + 2] = False
+    assert_array_equal(odd_grad_x[elsewhere], grad_x[elsewhere])
+    assert_array_equal(odd_grad_u[:, :, :4], grad_u[:, :, :4])
+    assert not odd_grad_u[~weights.mask].any()

@@ -184,13 +184,13 @@ class _Pool(Module):
 
 
 class MaxPool(_Pool):
-    """Largest value of each window; outside the image is -inf."""
+    """Largest value of each window, which must see some of the image: padding below kernel_size."""
 
     operation = "max_pool"
 
 
 class AvgPool(_Pool):
-    """Mean of each window; outside the image is 0, and counts."""
+    """Mean of each window, of integers as float64; outside the image is 0, and counts."""
 
     operation = "avg_pool"
 
