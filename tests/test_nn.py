@@ -320,10 +320,21 @@ def test_networks_take_their_images(kind, name, channels, size):
 
 
 def test_models_refuse_what_they_cannot_do():
-    with pytest.raises(ValueError, match="no model named 'adder-alexnet'; there are adder-lenet"):
+    nearest = "no model named 'adder-alexnet'; the nearest of .* are adder-lenet, "
+    with pytest.raises(ValueError, match=nearest):
         models.build("adder-alexnet")
-    with pytest.raises(ValueError, match="size must be a multiple of 8, got 20"):
+    with pytest.raises(ValueError, match="size must be a multiple of 8 up to 256, got 20"):
         models.build("adder-vggsmall", size=20)
+    for name, size, limit in (
+        ("adder-lenet", 1, "from 2 to 256"),
+        ("conv-lenet", 100_000, "at most 4096"),
+        ("conv-lenet", 300, "from 2 to 256"),
+        ("winograd-vgg-nagadomi", 7, "from 8 to 256"),
+        ("winograd-vgg-nagadomi", 4096, "from 8 to 256"),
+        ("conv-vggsmall", 2048, "a multiple of 8 up to 256"),
+    ):
+        with pytest.raises(ValueError, match=f"size must be {limit}, got {size}"):
+            models.build(name, size=size)
     with pytest.raises(ValueError, match="adder-resnet20: classes must be at least 1, got 0"):
         models.build("adder-resnet20", classes=0)
 

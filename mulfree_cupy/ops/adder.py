@@ -29,7 +29,7 @@ def adder_matmul(
     Parameters
     ----------
     a : array, shape (M, L)
-        float32, float64, or uint8.
+        float32, float64, or uint8; float16 for ``kernel="7_half2"`` alone.
     b : array, shape (L, P)
         uint8 beside uint8 is exact; other mixtures are promoted as NumPy does.
     out : array, shape (M, P), optional
@@ -40,7 +40,7 @@ def adder_matmul(
     Returns
     -------
     array, shape (M, P)
-        float32 or float64; int32, exact, for uint8.
+        float32 or float64; int32, exact, for uint8; float32 for float16, see `adder_conv`.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def adder_matmul(
             f"adder_matmul: the columns of a must match the rows of b, "
             f"got a of shape {a.shape} and b of shape {b.shape}"
         )
-    (a, b, _), dtype = _supported("adder_matmul", a.shape[1], given, a, b, bias)
+    (a, b, _), dtype = _supported("adder_matmul", a.shape[1], kernel, given, a, b, bias)
     shape = a.shape[0], b.shape[1]
     out = arrays.take_out("adder_matmul", out, shape, dtype, **given)
     launch.check_kernel("adder_matmul", kernel, launchers.ADDER_KERNELS, a=a)
@@ -114,12 +114,13 @@ def adder_conv(
     Parameters
     ----------
     x : array, shape (N, C, H, W)
-        float32, float64, or uint8, in any memory order.
+        float32, float64, or uint8, in any memory order; float16 for ``kernel="7_half2"`` alone.
     w : array, shape (K, C/groups, kh, kw)
         uint8 beside uint8 is exact; other mixtures are promoted as NumPy does.
     bias : array, shape (K,), optional
         Added to each filter's plane; of an integer dtype that fits int32 when x and w are uint8.
-        There the sum must fit int32 too, which is checked on the CPU and not on a GPU.
+        There the sum must fit int32 too, which is checked on the CPU and not on a GPU. Of float32
+        or a dtype that fits it when they are float16.
     stride, padding, dilation : int or pair of ints
     groups : int
         Divides C and K; ``groups=C`` is the depthwise form.
@@ -127,12 +128,13 @@ def adder_conv(
         Receives the answer; must not overlap an input.
     kernel : str, optional
         Name of a CUDA kernel such as ``"2_shared_tile"``, for study; see `kernels`. The default
-        is the fastest.
+        is the fastest that is as exact as its dtype. ``"7_half2"`` takes x and w in float16 and is
+        not: see the notes.
 
     Returns
     -------
     array, shape (N, K, OH, OW)
-        float32, or float64 if an input is; int32, exact, for uint8.
+        float32, or float64 if an input is; int32, exact, for uint8; float32 for float16.
 
     Raises
     ------
@@ -148,6 +150,12 @@ def adder_conv(
 
     Outputs are large and close together (about -670 +- 26 for 576 taps of unit variance), so they
     must not be stored in a 16-bit float before their batch normalisation.
+
+    ``"7_half2"`` takes differences and sums of 16 terms in float16. With u = 2**-11 an answer is
+    within ``16 * u * (1 + 16 * u)`` of its ``sum_cij abs(x - w)``, 0.8 %, beside the rounding of
+    float32; where x and w are float32 made float16, ``u * sum_cij (abs(x) + abs(w))`` comes on top.
+    A difference or a sum of 16 above 65504 is infinite, and so the answer -inf: never so where no
+    number exceeds 2000.
 
     References
     ----------
@@ -173,7 +181,7 @@ def adder_conv(
         dilation=dilation,
         groups=groups,
     )
-    (x, w, bias), dtype = _supported("adder_conv", g.taps, given, x, w, bias)
+    (x, w, bias), dtype = _supported("adder_conv", g.taps, kernel, given, x, w, bias)
     launch.check_kernel("adder_conv", kernel, launchers.ADDER_KERNELS, x=x)
 
     def on_cpu(kernels, weights, bias, out):
@@ -373,7 +381,7 @@ def adaptive_rate(grad_w: Array, eta: float = 0.2) -> Array:
     return answer
 
 
-def _supported(function, taps, given, a, b, bias):
+def _supported(function, taps, kernel, given, a, b, bias):
     """The arrays in a dtype that the adder kernels serve, and the dtype of their answer."""
     first, second, *_ = given
     if a.dtype == np.uint8 and b.dtype == np.uint8:
@@ -394,5 +402,12 @@ def _supported(function, taps, given, a, b, bias):
                 "answer could fall below int32"
             )
         return [a, b, None if bias is None else bias.astype(np.int32, copy=False)], np.int32
+    if kernel == "7_half2" and a.dtype == b.dtype == np.float16:
+        if bias is not None and not np.can_cast(bias.dtype, np.float32):
+            raise TypeError(
+                f"{function}: bias must be of a dtype that fits float32 when {first} is float16, "
+                f"got {bias.dtype}; {arrays.conversion(given['bias'])}"
+            )
+        return [a, b, None if bias is None else bias.astype(np.float32, copy=False)], np.float32
     converted = arrays.common_floats(function, given, [a, b, bias])
     return converted, converted[0].dtype

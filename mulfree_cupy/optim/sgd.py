@@ -14,6 +14,8 @@ from mulfree_cupy.launch.sgd import sgd
 from mulfree_cupy.nn.module import Parameter
 from mulfree_cupy.ops.adder import adaptive_rate
 
+ADDER_RATES = ("adaptive", "adaptive in backward", "fixed")
+
 
 class SGD:
     """Gradient descent with momentum, Nesterov's form, weight decay and the adaptive rate.
@@ -50,7 +52,7 @@ class SGD:
     gives every parameter an array of its own, which later ones update in place: what was taken from
     ``parameter.data`` since then follows, unless it is copied. The rate is on the
     device too, where assigning to `rate` writes it. So a captured CUDA graph of a step can be
-    launched again, and follows a schedule.
+    launched again, and follows a schedule; the other numbers are part of the graph.
 
     Examples
     --------
@@ -77,7 +79,7 @@ class SGD:
         eta: float = 0.2,
         adder_scale: float = 1.0,
     ):
-        if adder not in ("adaptive", "adaptive in backward", "fixed"):
+        if adder not in ADDER_RATES:
             raise ValueError(
                 f"SGD: adder must be 'adaptive', 'adaptive in backward' or 'fixed', got {adder!r}"
             )
