@@ -44,10 +44,12 @@ T sum_of_terms(const AdderGradX<T>& g, index n, index group, index c, index h, i
     double sum = 0;
     for (index k = group * g.filters; k < (group + 1) * g.filters; ++k)
         for (index t = 0; t < taps && sum == sum; ++t) {
-            const index row = met_by(g.height, h, t / g.width.taps), column = met_by(g.width, v, t % g.width.taps);
+            const index row = met_by(g.height, h, t / g.width.taps);
+            const index column = met_by(g.width, v, t % g.width.taps);
             if (row < 0 || column < 0) continue;
+            const T* grad = g.grad.data + n * g.grad.batch + k * g.grad.channel;
             sum += slope(double(g.w[(k * g.channels + c) * taps + t]), double(x)) *
-                   g.grad.data[n * g.grad.batch + k * g.grad.channel + row * g.grad.row + column * g.grad.column];
+                   grad[row * g.grad.row + column * g.grad.column];
         }
     return T(sum);
 }

@@ -306,9 +306,9 @@ private:
             const Vec<T> shift = broadcast(centre[t.channel + k]);
             for (index v = 0; v < panel.vectors; ++v) {
                 const Span *first = from + begin[v], *last = from + begin[v + 1];
-                const Vec<T> value = lane_stride == 1   ? gather<CONTIGUOUS>(first, last, x, 1)
-                                     : lane_stride == 2 ? gather<EVEN>(first, last, x, 2)
-                                                        : gather<STRIDED>(first, last, x, lane_stride);
+                const Vec<T> value = with_access<T>(lane_stride, [&](auto way) {
+                    return gather<Access(way.value)>(first, last, x, lane_stride);
+                });
                 store(panel.rows + (t.filter + k) * panel.ROW + v * LANES<T>, value - shift);
                 largest = max(largest, abs(value - shift));
             }

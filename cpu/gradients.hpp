@@ -42,7 +42,7 @@ struct GradAxis {
     GradAxis(const Axis& a, bool shifted) : axis(a), period(a.taps), shift(0), reach(0) {
         if (!shifted) return;
         period = 1;
-        while (period * a.tap_step % a.step) ++period;
+        while (period < a.taps && period * a.tap_step % a.step) ++period;
         axis.taps = smaller(a.taps, period);
         shift = period * a.tap_step / a.step;
         reach = (a.taps - 1) / period * shift;
@@ -185,7 +185,7 @@ inline void pack_grad_rows(const GradGrid& grid, const GradScratch<T>& s, index 
         s.at[pieces++] = at;
     });
     const index lane_stride = w.step * x.column;
-    const auto run = [&](auto way) {
+    with_access<T>(lane_stride, [&](auto way) {
         const T* from = x.data + channel * x.channel;
         for (index c = 0; c < block.channels; ++c, from += x.channel) {
             const Vec<T> shift = broadcast(centre ? centre[channel + c] : T(0));
@@ -198,12 +198,7 @@ inline void pack_grad_rows(const GradGrid& grid, const GradScratch<T>& s, index 
                           gather<Access(way.value)>(span, span + 1, from, lane_stride) - shift);
                 }
         }
-    };
-    switch (access(lane_stride)) {
-    case CONTIGUOUS: return run(Constant<CONTIGUOUS>());
-    case EVEN: return run(Constant<EVEN>());
-    case STRIDED: return run(Constant<STRIDED>());
-    }
+    });
 }
 
 // Filters [filter, filter + filters) of a group times the rows of a block: the sums go to grad_w, and, in

@@ -1,4 +1,4 @@
-// What the bindings (module.cpp) and the kernels of every instruction set share: plain data only, so
+// What the bindings (bindings/) and the kernels of every instruction set share: plain data only, so
 // that no function compiled for one instruction set can stand in for another's.
 #pragma once
 

@@ -1,6 +1,6 @@
 // The cheaper panel: where every vector of pixels lies in one row, the taps of a row are the same numbers
-// shifted. Then a panel is the source rows that its
-// windows touch ("lines", with their zero padding), each copied once, and a tap is an offset into them.
+// shifted. Then a panel is the source rows that its windows touch ("lines", with their zero padding), each
+// copied once, and a tap is an offset into them.
 #pragma once
 
 #include "panel.hpp"
@@ -75,8 +75,8 @@ struct Lines {
                     const index c = column + k * lanes;
                     const index first = smaller(lanes, larger(0, -c));
                     const index last = r < 0 || r >= h.size ? 0 : larger(0, smaller(lanes, w.size - c));
-                    *spans++ = first < last ? make_span(run.image * x.batch + r * x.row + c * x.column, first, last)
-                                            : Span{0, 0, 0};
+                    const index lane_0 = run.image * x.batch + r * x.row + c * x.column;
+                    *spans++ = first < last ? make_span(lane_0, first, last) : Span{0, 0, 0};
                 }
             }
         }

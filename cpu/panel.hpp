@@ -83,11 +83,18 @@ inline Span pixel_span(const Run& run, const Image<T>& y) {
     return make_span(offset - run.lane * y.column, run.lane, run.lane + run.count);
 }
 
-// How far apart the lanes of a span lie decides how they are read.
+// How far apart the lanes of a span lie decides how they are read. EVEN: two apart, where there are
+// instructions for it.
 enum Access { CONTIGUOUS, EVEN, STRIDED };
 
-inline Access access(index lane_stride) {
-    return lane_stride == 1 ? CONTIGUOUS : lane_stride == 2 ? EVEN : STRIDED;
+// Calls f(Constant) of the way to read lanes of T that far apart.
+template <class T, class F>
+inline auto with_access(index lane_stride, F f) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4)
+        if (lane_stride == 2) return f(Constant<EVEN>());
+#endif
+    return lane_stride == 1 ? f(Constant<CONTIGUOUS>()) : f(Constant<STRIDED>());
 }
 
 // Calls f for every lane of a span.
@@ -140,7 +147,7 @@ inline Vec<T> gather(const Span* span, const Span* end, const T* base, index lan
         return v;
     }
 #if defined(__AVX512F__)
-    if constexpr (ACCESS == EVEN && sizeof(T) == 4) {
+    if constexpr (ACCESS == EVEN) {
         const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
         for (; span != end; ++span) {
             const T* p = base + span->offset;
@@ -288,7 +295,8 @@ inline void add_sums(V& sum, V& magnitude, V x) {
 template <Access ACCESS, bool SUMS, bool ONE, class T>
 inline void pack_rows(const PixelMap& map, const T* x, index channel_stride, const Block& block,
                       T* pixels, index panel_size, Vec<T>* sum, Vec<T>* magnitude) {
-    const index ahead = ACCESS == STRIDED || !ONE ? 0 : 2 * channel_stride;
+    const bool close = map.lane_stride == 1 || map.lane_stride == 2;
+    const index ahead = close && ONE ? 2 * channel_stride : 0;
     Vec<T> s[PANEL_VECTORS] = {}, m[PANEL_VECTORS] = {};
     for (index c = 0; c < block.channels; ++c, x += channel_stride) {
         const Span* spans = map.spans + (map.kind ? (map.kind[c] - map.first_kind) * map.runs : 0);
@@ -343,11 +351,7 @@ inline void pack(const PixelMap& map, const T* x, index channel_stride, const Bl
                  index panel_size, Vec<T>* sum, Vec<T>* magnitude) {
     const auto rows = [&] {
         if (map.straight) return map.kind ? pack_straight<true, SUMS, T> : pack_straight<false, SUMS, T>;
-        switch (access(map.lane_stride)) {
-        case CONTIGUOUS: return pack_rows<CONTIGUOUS, SUMS, ONE, T>;
-        case EVEN: return pack_rows<EVEN, SUMS, ONE, T>;
-        default: return pack_rows<STRIDED, SUMS, ONE, T>;
-        }
+        return with_access<T>(map.lane_stride, [](auto way) { return pack_rows<Access(way.value), SUMS, ONE, T>; });
     }();
     rows(map, x, channel_stride, block, pixels, panel_size, sum, magnitude);
 }

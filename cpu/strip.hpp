@@ -89,9 +89,10 @@ struct Panel {
     // The pixels of filter f, if the panel is solid.
     Y* solid_pixels(index f) const { return plane(f) + y_spans[y_start[0]].offset; }
 
-    // Stores value(v) as vector v of the pixels of filter f.
+    // Stores value(v) as vector v of the pixels of filter f. Inlined always, for the operation's constants to
+    // stay in registers.
     template <class F>
-    void write(index f, F value) {
+    __attribute__((always_inline)) void write(index f, F value) {
         if (solid) {
             Y* y = solid_pixels(f);
 #pragma GCC unroll 12
@@ -364,14 +365,10 @@ private:
     void pack_block(const Block& block) {
         const X* x = p.x.data + (group * p.channels + block.channel) * p.x.channel;
         if (in_lines_) {
-            const auto lines = [&] {
-                switch (access(p.x.column)) {
-                case CONTIGUOUS: return pack_lines<CONTIGUOUS, SUMS, X>;
-                case EVEN: return pack_lines<EVEN, SUMS, X>;
-                default: return pack_lines<STRIDED, SUMS, X>;
-                }
-            }();
-            lines(spans_, lines_, x, p.x.channel, p.x.column, block.channels, pixels, line_sums_);
+            with_access<X>(p.x.column, [&](auto way) {
+                pack_lines<Access(way.value), SUMS>(spans_, lines_, x, p.x.channel, p.x.column, block.channels,
+                                                    pixels, line_sums_);
+            });
             for (index q = 0; SUMS && q < count; ++q) sum_windows(panels[q], block.positions);
             return;
         }

@@ -50,12 +50,7 @@ inline void tile(const Cell* x, Tap tap, const index* place, const Cell* w, inde
     }
 }
 
-// Calls f(integral constants FILTERS, VECTORS) for the smallest tile that holds `filters` filters.
-template <int N>
-struct Constant {
-    static constexpr int value = N;
-};
-
+// Calls f(Constant FILTERS, Constant VECTORS) for the smallest tile that holds `filters` filters.
 template <int VECTORS, class F>
 inline void with_filters(index filters, F f) {
     if constexpr (TILE_FILTERS > 4)

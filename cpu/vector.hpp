@@ -193,4 +193,10 @@ inline index larger(index a, index b) { return a > b ? a : b; }
 inline index ceil_div(index a, index b) { return (a + b - 1) / b; }
 inline index round_up(index a, index b) { return ceil_div(a, b) * b; }
 
+// A number that is a type.
+template <int N>
+struct Constant {
+    static constexpr int value = N;
+};
+
 }  // namespace mulfree::MULFREE_ISA

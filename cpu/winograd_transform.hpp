@@ -54,8 +54,9 @@ struct Points {
     void input_grad(const V* v, V* d) const { product<TILE, TILE>(bt, 1, TILE, v, d); }
 
 private:
+    // Not inlined: a transform of both axes calls it a dozen times, and the compiler would take a minute.
     template <int IN, int OUTPUTS>
-    static void product(const T* matrix, index row, index column, const V* in, V* out) {
+    __attribute__((noinline)) static void product(const T* matrix, index row, index column, const V* in, V* out) {
         for (int i = 0; i < OUTPUTS; ++i) {
             V sum{};
             for (int j = 0; j < IN; ++j)

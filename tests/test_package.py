@@ -3,8 +3,10 @@
 import doctest
 import inspect
 import os
+import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -70,6 +72,66 @@ def test_the_wheel_holds_the_cuda_sources_and_the_emulator(wheel):
 def test_the_wheel_holds_the_compiled_kernels(tmp_path):
     names = build_wheel(tmp_path).namelist()
     assert any(name.startswith("mulfree_cupy/_cpu") for name in names)
+
+
+@needs_git
+def test_a_release_without_compiled_kernels_fails(tmp_path):
+    with pytest.raises(subprocess.CalledProcessError):
+        build_wheel(tmp_path, CXX="no-such-compiler", CC="x", MULFREE_REQUIRE_KERNELS="1")
+    assert not list(tmp_path.glob("*.whl"))
+
+
+# Writes down what it is called with, and compiles nothing.
+COMPILER = """#!/bin/sh
+echo "$*" >> "$LOG"
+while [ "$1" != -o ]; do shift; done
+mkdir -p "$(dirname "$2")" && : > "$2"
+"""
+
+
+@needs_git
+def test_every_source_of_the_machine_is_compiled_once(tmp_path):
+    log, compiler = tmp_path / "log", tmp_path / "c++"
+    compiler.write_text(COMPILER)
+    compiler.chmod(0o755)
+    subprocess.run(["git", "clone", "-q", ROOT, tmp_path / "source"], check=True)
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
+        cwd=tmp_path / "source",
+        env={**os.environ, "CXX": str(compiler), "CC": str(compiler), "LOG": str(log)}
+        | {"MULFREE_REQUIRE_KERNELS": "1"},
+        check=True,
+        capture_output=True,
+    )
+    calls = [line.split() for line in log.read_text().splitlines() if "cpu/" in line]
+    compiled = [word for call in calls if "-c" in call for word in call if word.endswith(".cpp")]
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "cpu").glob("**/*.cpp")}
+    others = {name for name in sources if "kernels_" in name and name not in compiled}
+    assert sorted(compiled) == sorted(sources - others - {"cpu/emulator/runtime.cpp"})
+    assert list((tmp_path / "source/mulfree_cupy").glob("_cpu*"))
+
+
+@needs_git
+def test_the_links_of_the_source_distribution_lead_to_its_files(tmp_path):
+    subprocess.run(["git", "clone", "-q", ROOT, tmp_path / "source"], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "build", "--no-isolation", "--sdist", "-o", tmp_path, "source"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        archive.extractall(tmp_path / "sdist", filter="data")
+    (folder,) = (tmp_path / "sdist").iterdir()
+    pages = [folder / "README.md", *folder.glob("docs/*.md")]
+    links = [
+        (page, link)
+        for page in pages
+        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text())
+        if "://" not in link
+    ]
+    assert len(pages) > 5 and len(links) > 5
+    assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
 
 
 @needs_git

@@ -1,0 +1,212 @@
+// The convolutions, ordinary and adder, and their gradients.
+#include <algorithm>
+#include <numeric>
+
+#include "../absent_terms.hpp"
+#include "arrays.hpp"
+
+namespace mulfree {
+namespace {
+
+struct Window {
+    Pair stride, padding, dilation;
+
+    Axis height(index size, index pixels, index taps) const {
+        return forward_axis(size, pixels, taps, stride.first, padding.first, dilation.first);
+    }
+    Axis width(index size, index pixels, index taps) const {
+        return forward_axis(size, pixels, taps, stride.second, padding.second, dilation.second);
+    }
+};
+
+// The sizes of weights (filters, channels of a group, rows, columns) that x and y of so many channels meet.
+struct Filters {
+    index all, channels, rows, columns, groups;
+
+    Filters(const py::array& w, index groups_, index x_channels, index y_channels) : groups(groups_) {
+        require(w.ndim() == 4, "w must have 4 dimensions");
+        require(w.size() > 0, "expected no empty arrays");
+        all = w.shape(0), channels = w.shape(1), rows = w.shape(2), columns = w.shape(3);
+        require(groups > 0 && all % groups == 0 && x_channels % groups == 0 &&
+                    channels == x_channels / groups && all == y_channels,
+                "the channels of x, w, y and groups do not match");
+    }
+    index each() const { return all / groups; }
+    index taps() const { return channels * rows * columns; }
+};
+
+// ---- matrix products ----------------------------------------------------------------------------------
+
+// A kernel as large as the image meets every number once: then all the numbers of an image may as well be
+// channels. Returns whether that is so.
+bool meets_all_once(const py::array& x, const py::array& w, const Window& window) {
+    return x.ndim() == 4 && w.ndim() == 4 && x.shape(2) == w.shape(2) && x.shape(3) == w.shape(3) &&
+           window.padding == Pair(0, 0) && window.dilation == Pair(1, 1);
+}
+template <class A>
+A as_channels(const A& a) {
+    return py::array(a).reshape({a.shape(0), a.shape(1) * a.shape(2) * a.shape(3), py::ssize_t(1), py::ssize_t(1)});
+}
+
+// Planes of one pixel: the images become the pixels of one row, so that lanes lie at even distances.
+template <class P, class... Images>
+void images_as_row(P& p, Images&... images) {
+    const auto one = [](const Axis& a) { return a.pixels == 1 && a.taps == 1 && a.size == 1 && a.offset == 0; };
+    if (!one(p.height) || !one(p.width)) return;
+    p.width.pixels = p.width.size = p.batch;
+    p.width.step = 1;
+    p.batch = 1;
+    ((images.column = images.batch), ...);
+}
+
+// ---- forward --------------------------------------------------------------------------------------------
+
+template <class X, class Y>
+void forward(void (*kernel)(const Convolution<X, Y>&), Array<X> x_array, Array<X> w, const Optional<Y>& bias,
+             py::array out, const Window& window, index groups) {
+    Y* y = writable<Y>(out, 4);
+    if (meets_all_once(x_array, w, window)) x_array = as_channels(x_array), w = as_channels(w);
+    const Source<X> x(x_array);
+    const Filters f(w, groups, x.shape(1), out.shape(1));
+    require(out.shape(0) == x.shape(0), "x and out must have as many images");
+    Convolution<X, Y> p{
+        x.shape(0), groups, f.channels, f.each(), window.height(x.shape(2), out.shape(2), f.rows),
+        window.width(x.shape(3), out.shape(3), f.columns), x.image, contiguous(w, "w"), f.each() * f.taps(),
+        f.taps(), f.rows * f.columns, f.columns, 1, values(bias, f.all, "bias"),
+        image_of(y, f.all, out.shape(2), out.shape(3))};
+    images_as_row(p, p.x, p.y);
+    py::gil_scoped_release release;
+    kernel(p);
+}
+
+// ---- the gradient by x of the convolution --------------------------------------------------------------
+
+// The axis of the gradient by x for the pixels first, first + stride, ... of x. Pixel h meets tap i at
+// source position (h + padding - i * dilation) / stride, where that is whole. Of the forward pass's axis.
+Axis phase_axis(const Axis& a, index first) {
+    const index stride = a.step, dilation = a.tap_step, from = first - a.offset;
+    const index tap_stride = stride / std::gcd(stride, dilation);
+    index tap = 0;
+    while (tap < std::min(tap_stride, a.taps) && tap * dilation % stride != from % stride) ++tap;
+    const index met = tap < std::min(tap_stride, a.taps) ? (a.taps - tap + tap_stride - 1) / tap_stride : 0;
+    return {(a.size - first + stride - 1) / stride, 1, (from - tap * dilation) / stride, met,
+            -tap_stride * dilation / stride, a.pixels, tap, tap_stride};
+}
+
+// The convolution of grad with w that is the gradient by x, one stride phase at a time. Pixels that no tap
+// meets are zero.
+template <class T>
+void conv_grad_x(const Array<T>& grad_array, Array<T> w, Array<T> grad_x, const Window& window, index groups) {
+    T* to = writable<T>(grad_x, 4);
+    if (meets_all_once(grad_x, w, window)) grad_x = as_channels(grad_x), w = as_channels(w);
+    const Source<T> grad(grad_array);
+    const Filters f(w, groups, grad_x.shape(1), grad.shape(1));
+    const index batch = grad_x.shape(0), height = grad_x.shape(2), width = grad_x.shape(3);
+    require(grad.shape(0) == batch, "grad and grad_x must have as many images");
+    const Axis h = window.height(height, grad.shape(2), f.rows);
+    const Axis v = window.width(width, grad.shape(3), f.columns);
+    const T* weights = contiguous(w, "w");
+    const Image<T> x = image_of(to, f.channels * groups, height, width);
+    py::gil_scoped_release release;
+    const auto touches_all = [](const Axis& a) {
+        return a.taps >= a.step && std::gcd(a.step, a.tap_step) == 1;
+    };
+    if (!touches_all(h) || !touches_all(v)) std::fill(to, to + batch * x.batch, T(0));
+    for (index row = 0; row < std::min(h.step, height); ++row)
+        for (index column = 0; column < std::min(v.step, width); ++column) {
+            const Axis rows = phase_axis(h, row), columns = phase_axis(v, column);
+            if (rows.taps == 0 || columns.taps == 0) continue;
+            const Image<T> y{to + row * x.row + column, x.batch, x.channel, x.row * h.step, v.step};
+            Convolution<T, T> phase{
+                batch, groups, f.each(), f.channels, rows, columns, grad.image, weights, f.each() * f.taps(),
+                f.rows * f.columns, f.taps(), f.columns, 1, nullptr, y};
+            images_as_row(phase, phase.x, phase.y);
+            kernels<T>().conv(phase);
+        }
+    if (all_finite(weights, f.all * f.taps())) return;
+    AdderGradX<T> p{batch, groups, f.channels, f.each(), h, v, grad.image,
+                    {to, x.batch, x.channel, x.row, x.column}, weights, x};
+    images_as_row(p, p.grad, p.x, p.grad_x);
+    mend_nan(p, [](double w, double) { return w; });
+}
+
+// ---- the other gradients --------------------------------------------------------------------------------
+
+template <class T>
+void adder_conv_grad_x(const Array<T>& grad_array, Array<T> x_array, Array<T> w, Array<T> grad_x,
+                       const Window& window, index groups) {
+    T* to = writable<T>(grad_x, 4);
+    require(same_shape(x_array, grad_x), "x and grad_x must have the same shape");
+    if (meets_all_once(x_array, w, window)) x_array = as_channels(x_array), w = as_channels(w);
+    const Source<T> grad(grad_array), x(x_array);
+    const Filters f(w, groups, x.shape(1), grad.shape(1));
+    require(grad.shape(0) == x.shape(0), "grad and x must have as many images");
+    AdderGradX<T> p{
+        x.shape(0), groups, f.channels, f.each(), window.height(x.shape(2), grad.shape(2), f.rows),
+        window.width(x.shape(3), grad.shape(3), f.columns), grad.image, x.image, contiguous(w, "w"),
+        image_of(to, x.shape(1), x.shape(2), x.shape(3))};
+    images_as_row(p, p.grad, p.x, p.grad_x);
+    py::gil_scoped_release release;
+    kernels<T>().adder_grad_x(p);
+    if (!all_finite(p.w, f.all * f.taps()) || passes_over(p.height) || passes_over(p.width))
+        mend_nan(p, [](double w, double x) { return std::clamp(w - x, -1.0, 1.0); });  // NaN stays
+}
+
+// Of the adder where w is given.
+template <class T>
+void grad_w(const Array<T>& grad_array, Array<T> x_array, const Optional<T>& w, Array<T> grad_w,
+            const Window& window, index groups) {
+    T* to = writable<T>(grad_w, 4);
+    require(!w || same_shape(*w, grad_w), "w and grad_w must have the same shape");
+    if (meets_all_once(x_array, grad_w, window)) x_array = as_channels(x_array), grad_w = as_channels(grad_w);
+    const Source<T> grad(grad_array), x(x_array);
+    const Filters f(grad_w, groups, x.shape(1), grad.shape(1));
+    require(grad.shape(0) == x.shape(0), "grad and x must have as many images");
+    GradW<T> p{
+        x.shape(0), groups, f.channels, f.each(), window.height(x.shape(2), grad.shape(2), f.rows),
+        window.width(x.shape(3), grad.shape(3), f.columns), grad.image, x.image,
+        w ? contiguous(*w, "w") : nullptr, to};
+    images_as_row(p, p.x, p.grad);
+    py::gil_scoped_release release;
+    kernels<T>().grad_w(p);
+}
+
+// ---- names ------------------------------------------------------------------------------------------------
+
+// Binds f(arrays..., window, groups), whose arrays have these names.
+template <class... Arrays, class F, class... Names>
+void bind(py::module_& m, const char* function, F f, Names... names) {
+    m.def(function, [f](Arrays... arrays, Pair stride, Pair padding, Pair dilation, index groups) {
+        f(arrays..., Window{stride, padding, dilation}, groups);
+    }, exact(names)..., py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"));
+}
+
+template <class X, class Y, class Kernel>
+void bind_forward(py::module_& m, const char* function, Kernel kernel) {
+    bind<Array<X>, Array<X>, Optional<Y>, Array<Y>>(m, function, [kernel](const auto&... arguments) {
+        forward<X, Y>(kernel(), arguments...);
+    }, "x", "w", "bias", "out");
+}
+
+template <class T>
+void bind_float(py::module_& m) {
+    using A = Array<T>;
+    bind_forward<T, T>(m, "conv", [] { return kernels<T>().conv; });
+    bind_forward<T, T>(m, "adder_conv", [] { return kernels<T>().adder_conv; });
+    bind<A, A, A>(m, "conv_grad_x", conv_grad_x<T>, "grad", "w", "grad_x");
+    bind<A, A, A, A>(m, "adder_conv_grad_x", adder_conv_grad_x<T>, "grad", "x", "w", "grad_x");
+    bind<A, A, A>(m, "conv_grad_w", [](A grad, A x, A out, const Window& window, index groups) {
+        grad_w<T>(grad, x, std::nullopt, out, window, groups);
+    }, "grad", "x", "grad_w");
+    bind<A, A, A, A>(m, "adder_conv_grad_w", grad_w<T>, "grad", "x", "w", "grad_w");
+}
+
+}  // namespace
+
+void bind_convolution(py::module_& m) {
+    bind_float<float>(m);
+    bind_float<double>(m);
+    bind_forward<std::uint8_t, std::int32_t>(m, "adder_conv", [] { return chosen->adder_conv_u8; });
+}
+
+}  // namespace mulfree

@@ -1,0 +1,100 @@
+// The Python module mulfree_cupy._cpu: the choice of instruction set, and the operations.
+#include <cstdlib>
+#include <vector>
+
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+#include "../threads.hpp"
+#include "arrays.hpp"
+
+namespace mulfree {
+
+const Kernels* chosen = nullptr;
+
+namespace {
+
+#if defined(__aarch64__)
+bool has_dot_products() {
+#if defined(__APPLE__)
+    return true;  // since the M1
+#elif defined(__linux__)
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+    return false;
+#endif
+}
+#endif
+
+std::vector<const Kernels*> available() {
+#if defined(__aarch64__)
+    std::vector<const Kernels*> found{&neon_kernels};
+    if (has_dot_products()) found.push_back(&neon_dotprod_kernels);
+#else
+    std::vector<const Kernels*> found{&baseline_kernels};
+#endif
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2_kernels);
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vnni"))
+        found.push_back(&avx512_kernels);
+#endif
+    return found;
+}
+
+void use_features(const std::string& name) {
+    std::string names;
+    for (const Kernels* k : available()) {
+        if (name == k->name) {
+            chosen = k;
+            return;
+        }
+        names += names.empty() ? k->name : std::string(", ") + k->name;
+    }
+    throw std::invalid_argument("CPU features '" + name + "' are not available; this machine has " + names);
+}
+
+double peak(const std::string& operation, double seconds) {
+    const std::pair<const char*, int> names[] = {{"fma", PEAK_FMA},
+                                                 {"max_add", PEAK_MAX_ADD},
+                                                 {"sub_abs_add", PEAK_SUB_ABS_ADD},
+                                                 {"u8_max_dot", PEAK_U8_MAX_DOT}};
+    for (const auto& [name, number] : names)
+        if (operation == name) {
+            py::gil_scoped_release release;
+            return chosen->peak(number, seconds);
+        }
+    throw std::invalid_argument("operation must be fma, max_add, sub_abs_add or u8_max_dot, got " + operation);
+}
+
+}  // namespace
+}  // namespace mulfree
+
+PYBIND11_MODULE(_cpu, m) {
+    using namespace mulfree;
+    m.doc() = "CPU kernels; use the functions of mulfree_cupy instead.";
+    const char* wanted = std::getenv("MULFREE_CPU_FEATURES");
+    chosen = available().back();
+    if (wanted && *wanted) use_features(wanted);
+
+    m.def("features", [] { return chosen->name; }, "The instruction set in use.");
+    m.def("available_features", [] {
+        py::list names;
+        for (const Kernels* k : available()) names.append(k->name);
+        return py::tuple(names);
+    }, "The instruction sets this machine can run, slowest first.");
+    m.def("use_features", &use_features, py::arg("name"), "Choose one of available_features().");
+    m.def("get_num_threads", &max_threads, "The most threads that a call uses.");
+    m.def("set_num_threads", &set_max_threads, py::arg("n"), "Let a call use at most n threads.");
+    m.attr("compiler") = __VERSION__;
+    m.def("peak", &peak, py::arg("operation"), py::arg("seconds") = 0.2,
+          "Terms a second of an inner operation on registers, on all threads.");
+
+    bind_convolution(m);
+    bind_columns(m);
+    bind_shift(m);
+    bind_winograd(m);
+    bind_batch_norm(m);
+}
