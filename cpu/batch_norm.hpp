@@ -83,16 +83,16 @@ inline void batch_norm(const BatchNorm<T>& p) {
     });
 }
 
-// The gradient that passes the ReLU: grad where the answer is positive.
+// The gradient that passes the ReLU: grad where the answer is positive or NaN.
 template <class T>
 inline T flow(const T* grad, const T* answer, index i) {
-    return !answer || answer[i] > 0 ? grad[i] : T(0);
+    return answer && answer[i] <= 0 ? T(0) : grad[i];
 }
 template <class T>
 inline Vec<T> flows(const T* grad, const T* answer, index i) {
     if (!answer) return load(grad + i);
-    const auto passes = load(answer + i) > Vec<T>{};
-    return (Vec<T>)((decltype(passes))load(grad + i) & passes);
+    const auto stopped = load(answer + i) <= Vec<T>{};
+    return (Vec<T>)((decltype(stopped))load(grad + i) & ~stopped);
 }
 
 // The sums of flow and of flow * (x - mean).

@@ -324,7 +324,7 @@ inline void pack_rows(const PixelMap& map, const T* x, index channel_stride, con
     }
     if constexpr (SUMS && ONE)
 #pragma GCC unroll 12
-        for (int v = 0; v < PANEL_VECTORS; ++v) sum[v] += s[v], magnitude[v] += m[v];
+        for (int v = 0; v < PANEL_VECTORS; ++v) sum[v] = s[v], magnitude[v] = m[v];
 }
 
 // The same for a straight strip; MASKED: the spans say which pixels are inside.

@@ -206,9 +206,7 @@ def test_nan_and_inf_go_through(way, dtype, place, value):
     assert_allclose(run(way, mf.adder_conv, x, w), spec.adder_conv(x, w), rtol=1e-5)
     grad_x, _ = run(way, mf.adder_conv_backward, grad, x, w)
     expected = spec.adder_conv_backward(grad, x, w)[0]
-    # Near the border, where fewer taps meet a pixel, a NaN weight may reach pixels it should not.
-    interior = np.s_[..., 2:-2, 2:-2] if np.isnan(w).any() else np.s_[...]
-    assert_close(grad_x[interior], expected[interior], dtype)
+    assert_close(grad_x, expected, dtype)
 
 
 @pytest.mark.parametrize("way", WAYS)

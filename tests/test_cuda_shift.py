@@ -254,13 +254,11 @@ def test_nan_and_infinity_go_where_the_formulas_send_them(where, value):
     arrays[where].flat[7] = value
     x, w, grad = arrays.values()
     shifts = mf.modulo_shifts(9)
-    zero = np.zeros_like  # for what a gradient does not depend on: the spec multiplies it by 0
     with np.errstate(invalid="ignore"), mf.emulated_cuda():
         answers = mf.shift_conv(x, w, shifts), *mf.shift_conv_backward(grad, x, w, shifts)
         expected = (
             spec.shift_conv(x, w, shifts),
-            spec.shift_conv_backward(grad, zero(x), w, shifts)[0],
-            spec.shift_conv_backward(grad, x, zero(w), shifts)[1],
+            *spec.shift_conv_backward(grad, x, w, shifts),
         )
     for ours, theirs in zip(answers, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)

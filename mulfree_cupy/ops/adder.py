@@ -7,7 +7,7 @@ import numpy as np
 from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.launch import adder as launchers
-from mulfree_cupy.ops.convolution import backward, forward
+from mulfree_cupy.ops.convolution import backward, forward, take_for_backward
 
 __all__ = [
     "adaptive_rate",
@@ -60,7 +60,8 @@ def adder_matmul(
     array([[-3., -2.],
            [-6., -3.]])
     """
-    a, b = given = arrays.take("adder_matmul", a=a, b=b)
+    given = dict(a=a, b=b, bias=None)
+    a, b, bias = arrays.take("adder_matmul", **given, optional=("bias",))
     geometry.check_rank("adder_matmul", "a", a.shape, "M, L")
     geometry.check_rank("adder_matmul", "b", b.shape, "L, P")
     if a.shape[1] != b.shape[0]:
@@ -68,9 +69,9 @@ def adder_matmul(
             f"adder_matmul: the columns of a must match the rows of b, "
             f"got a of shape {a.shape} and b of shape {b.shape}"
         )
-    (a, b, _), dtype = _supported("adder_matmul", a.shape[1], kernel, a=a, b=b, bias=None)
+    (a, b, _), dtype = _supported("adder_matmul", a.shape[1], kernel, given, a, b, bias)
     shape = a.shape[0], b.shape[1]
-    out = arrays.take_out("adder_matmul", out, shape, dtype, a=given[0], b=given[1])
+    out = arrays.take_out("adder_matmul", out, shape, dtype, **given)
     launch.check_kernel("adder_matmul", kernel, launchers.ADDER_KERNELS, a=a)
     result = arrays.answer(out, shape, dtype, like=a)
     device = launch.device_for(a)
@@ -180,7 +181,7 @@ def adder_conv(
         dilation=dilation,
         groups=groups,
     )
-    (x, w, bias), dtype = _supported("adder_conv", g.taps, kernel, x=x, w=w, bias=bias)
+    (x, w, bias), dtype = _supported("adder_conv", g.taps, kernel, given, x, w, bias)
     launch.check_kernel("adder_conv", kernel, launchers.ADDER_KERNELS, x=x)
 
     def on_cpu(kernels, weights, bias, out):
@@ -233,8 +234,7 @@ def adder_conv_backward(
     -----
     ``grad_w[k,c,i,j] = sum_nhw (x - w) * grad`` and
     ``grad_x = sum_kij clip(w - x, -1, 1) * grad``, scattered back to the pixel of each tap. The
-    former is computed as an ordinary weight gradient minus ``w * sum(grad)``. A weight that is NaN
-    makes grad_x NaN wherever its filter's window reaches, also where that tap falls off the image.
+    former is computed as an ordinary weight gradient minus ``w * sum(grad)``.
 
     Examples
     --------
@@ -244,7 +244,7 @@ def adder_conv_backward(
     >>> grad_x.ravel(), grad_w.ravel()
     (array([1., 1.]), array([-5.5]))
     """
-    grad, x, w = arrays.take_floats("adder_conv_backward", grad=grad, x=x, w=w)
+    grad, x, w = take_for_backward("adder_conv_backward", grad, x, w)
     g = geometry.convolution(
         "adder_conv_backward",
         x.shape,
@@ -307,7 +307,7 @@ def adder_conv_sign_backward(
     -1.0
     """
     name = "adder_conv_sign_backward"
-    grad, x, w = arrays.take_floats(name, grad=grad, x=x, w=w)
+    grad, x, w = take_for_backward(name, grad, x, w)
     options = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
     g = geometry.convolution(name, x.shape, w.shape, **options)
 
@@ -321,6 +321,7 @@ def adder_conv_sign_backward(
 
 
 def _sign_gradient(grad, x, w, grad_w, g):
+    grad, x = arrays.contiguous(grad), arrays.contiguous(x)  # NumPy adds along memory
     padded = np.pad(x, ((0, 0), (0, 0), *((p, p) for p in g.padding)))
     channels, filters = g.channels // g.groups, g.filters // g.groups
     for i, j, window in geometry.windows(g.kernel, g.stride, g.dilation, g.out_shape[2:]):
@@ -351,6 +352,8 @@ def adaptive_rate(grad_w: Array, eta: float = 0.2) -> Array:
     ------
     TypeError
         If `grad_w` is not float32 or float64.
+    ValueError
+        If `eta` is negative or not finite.
 
     Notes
     -----
@@ -364,31 +367,28 @@ def adaptive_rate(grad_w: Array, eta: float = 0.2) -> Array:
     array([ 0.16970563, -0.22627417])
     """
     (grad_w,) = arrays.take_floats("adaptive_rate", grad_w=grad_w)
+    eta = geometry.number("adaptive_rate", "eta", eta)
     if grad_w.size == 0:
         return grad_w.copy()
-    try:
-        eta = float(eta)
-    except (TypeError, ValueError):
-        raise TypeError(f"adaptive_rate: eta must be a number, got {eta!r}") from None
     xp = arrays.namespace(grad_w)
     # Scaled by the largest entry, so that squares neither overflow nor vanish.
     largest = xp.maximum(grad_w.max(), -grad_w.min())
     with np.errstate(invalid="ignore"):
         answer = grad_w / xp.where(largest == 0, xp.ones_like(largest), largest)
-    flat = answer.ravel(order="K")
-    norm = xp.sqrt(flat @ flat)
+    # In C order whatever the layout, and not by BLAS, whose sums depend on its threads.
+    norm = xp.sqrt(xp.square(answer.ravel()).sum())
     answer *= eta * np.sqrt(grad_w.size) / xp.where(norm == 0, xp.ones_like(norm), norm)
     return answer
 
 
-def _supported(function, taps, kernel, **named):
+def _supported(function, taps, kernel, given, a, b, bias):
     """The arrays in a dtype that the adder kernels serve, and the dtype of their answer."""
-    (first, a), (second, b), (_, bias) = named.items()
+    first, second, *_ = given
     if a.dtype == np.uint8 and b.dtype == np.uint8:
         if bias is not None and not np.can_cast(bias.dtype, np.int32):
             raise TypeError(
                 f"{function}: bias must be of an integer dtype that fits int32 when {first} is "
-                f"uint8, got {bias.dtype}; convert with .astype(np.int32)"
+                f"uint8, got {bias.dtype}; {arrays.conversion(given['bias'], 'int32')}"
             )
         if taps > _UINT8_TAPS:
             raise ValueError(
@@ -406,8 +406,8 @@ def _supported(function, taps, kernel, **named):
         if bias is not None and not np.can_cast(bias.dtype, np.float32):
             raise TypeError(
                 f"{function}: bias must be of a dtype that fits float32 when {first} is float16, "
-                f"got {bias.dtype}; convert with .astype(np.float32)"
+                f"got {bias.dtype}; {arrays.conversion(given['bias'])}"
             )
         return [a, b, None if bias is None else bias.astype(np.float32, copy=False)], np.float32
-    converted = arrays.common_floats(function, named, [a, b, bias])
+    converted = arrays.common_floats(function, given, [a, b, bias])
     return converted, converted[0].dtype
