@@ -66,7 +66,7 @@ class build_ext(pybind11_build_ext):
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             ext.extra_objects += pool.map(compiled, SOURCES)
-        ext.sources = []
+        ext.sources, ext.depends = [], [*SOURCES, *ext.depends]
         super().build_extension(ext)
 
 

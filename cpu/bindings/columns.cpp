@@ -42,7 +42,8 @@ void im2col_any(py::array x_array, py::array cols, Pair kernel, Pair stride, Pai
 }
 
 template <class T>
-void col2im_sum(const Array<T>& cols_array, py::array x, Pair kernel, Pair stride, Pair padding, Pair dilation) {
+void col2im_sum(const Array<T>& cols_array, Array<T> x, Pair kernel, Pair stride, Pair padding,
+                Pair dilation) {
     T* to = writable<T>(x, 4);
     const py::array cols = readable<T>(cols_array);
     const Columns c = columns(x, cols, kernel, stride, padding, dilation);

@@ -151,6 +151,7 @@ void bind(py::module_& m) {
        exact("grad_x"), py::arg("stride"));
     m.def("shift_adder_conv_grad_x", [](Array<T> grad, Array<T> x_array, Array<T> w, Table shifts,
                                         Array<T> grad_x, Pair s) {
+        require(same_shape(x_array, grad_x), "x and grad_x must have the same shape");
         const Source<T> x(x_array);
         shift_grad_x<T>(Source<T>(grad), w, shifts, grad_x, s, dense(x.image, x.shape(3)),
                         [&](const Convolution<T, T>& p) {

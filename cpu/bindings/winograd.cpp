@@ -45,7 +45,8 @@ struct WinogradShape {
     index tile, filters, channels;
     WinogradShape(const std::tuple<index, index, index>& shape)
         : tile(std::get<0>(shape)), filters(std::get<1>(shape)), channels(std::get<2>(shape)) {
-        require((tile == 4 || tile == 6) && filters > 0 && channels > 0, "shape must be (4 or 6, K, C)");
+        require((tile == 4 || tile == 6) && filters > 0 && channels > 0 && filters < LONGEST && channels < LONGEST,
+                "shape must be (4 or 6, K, C)");
     }
     explicit WinogradShape(const py::array& u) : WinogradShape(checked(u)) {}
 
