@@ -114,6 +114,17 @@ def test_other_networks_and_images_are_refused(digits, tmp_path):
     brighter = replace(train, images=train.images + np.uint8(1))
     with pytest.raises(ValueError, match="trained on other images than those of digits"):
         Training.resume(path, brighter, test)
+    # The mean and the deviation of these are the same.
+    order = np.arange(len(train))[::-1]
+    for others in (
+        (replace(train, labels=train.labels[order]), test),
+        (replace(train, images=train.images[order].copy(), labels=train.labels[order]), test),
+        (replace(train, images=train.images.swapaxes(2, 3).copy()), test),
+        (train, replace(test, labels=(test.labels + 1) % 10)),
+        (train, replace(test, images=test.images[:-1], labels=test.labels[:-1])),
+    ):
+        with pytest.raises(ValueError, match="their pixels, labels or order differ"):
+            Training.resume(path, *others)
     renamed = replace(train, classes=tuple("abcdefghij"))
     with pytest.raises(ValueError, match="trained on other classes than those of digits"):
         Training.resume(path, renamed, test)

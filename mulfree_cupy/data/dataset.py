@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,6 +103,26 @@ def statistics(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     mean = images.sum(axis=(0, 2, 3), dtype=np.int64) / count
     squares = np.einsum("nchw,nchw->c", images, images, dtype=np.int64) / count
     return mean, np.sqrt(np.maximum(squares - mean**2, 0))
+
+
+def digest(*datasets: Dataset) -> str:
+    """What tells data sets from others: a SHA-256 of their images and labels, in their order.
+
+    Parameters
+    ----------
+    *datasets : Dataset
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+    """
+    total = hashlib.sha256()
+    for dataset in datasets:
+        total.update(repr(dataset.images.shape).encode())
+        total.update(dataset.images)
+        total.update(np.ascontiguousarray(dataset.labels, "<i8"))
+    return total.hexdigest()
 
 
 def split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

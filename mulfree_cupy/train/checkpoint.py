@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,7 +17,7 @@ import numpy as np
 from mulfree_cupy import files, models, nn
 from mulfree_cupy.train.recipe import History, Recipe, integer, number
 
-FORMAT = 2  # 1 had the batches of an epoch beside its images
+FORMAT = 3  # 1 had the batches of an epoch beside its images; it and 2 had no digest of the data
 SCHEDULES = ("continue", "restart")
 
 
@@ -37,6 +38,8 @@ class Checkpoint:
         ``channels``, ``size`` and ``classes``, as `models.build` takes them.
     classes : tuple of str
         Their names.
+    data : str or None
+        `data.digest` of the training and the test part; None if the format had none.
     mean, std : array, shape (channels,)
         Of the training images.
     model : Module
@@ -58,6 +61,7 @@ class Checkpoint:
     sums: dict[str, float]
     shape: dict[str, int]
     classes: tuple[str, ...]
+    data: str | None
     mean: np.ndarray
     std: np.ndarray
     model: nn.Module
@@ -163,6 +167,7 @@ def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
         "sums": checkpoint.sums,
         "shape": checkpoint.shape,
         "classes": checkpoint.classes,
+        "data": checkpoint.data,
     }
     arrays = {"mean": checkpoint.mean, "std": checkpoint.std}
     arrays |= {f"model/{name}": a for name, a in checkpoint.weights.items()}
@@ -200,6 +205,10 @@ def load(path: str | os.PathLike) -> Checkpoint:
 def _checkpoint(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Checkpoint:
     if facts["format"] == 1:
         facts["recipe"] = {"first_epoch": 0, **facts["recipe"]}
+    if facts["format"] < 3:
+        facts["data"] = None
+    elif not re.fullmatch("[0-9a-f]{64}", str(facts["data"])):
+        raise ValueError(f"data must be a digest of 64 digits, got {facts['data']!r:.50}")
     recipe = Recipe(**_part(facts, "recipe", [field.name for field in fields(Recipe)]))
     shape = {
         name: integer("shape", name, size)
@@ -219,6 +228,7 @@ def _checkpoint(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Checkpo
         sums=_part(facts, "sums", ["loss", "right", "seen"]),
         shape=shape,
         classes=tuple(classes),
+        data=facts["data"],
         mean=arrays["mean"],
         std=arrays["std"],
         model=model,

@@ -83,6 +83,7 @@ class Training:
         self.epoch = self.step = 0
         self.sums = {"loss": 0.0, "right": 0, "seen": 0}  # of the epoch under way
         self.mean, self.std = data.statistics(train)
+        self.digest = data.digest(train, test)
         self.model = models.build(recipe.model, seed=recipe.seed, **self.shape).to(self.xp)
         self.optimiser = optim.SGD(
             self.model.parameters(),
@@ -232,6 +233,7 @@ class Training:
             sums=self.sums,
             shape=self.shape,
             classes=self.classes,
+            data=self.digest,
             mean=self.mean,
             std=self.std,
             model=self.model,
@@ -275,10 +277,11 @@ class Training:
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
         run = cls(recipe, train, test, device=device, path=path)
-        if not (np.array_equal(run.mean, saved.mean) and np.array_equal(run.std, saved.std)):
+        means = np.array_equal(run.mean, saved.mean) and np.array_equal(run.std, saved.std)
+        if not means or saved.data not in (None, run.digest):
             raise ValueError(
-                f"{source} was trained on other images than those of {train.name}: their mean or "
-                "standard deviation differs"
+                f"{source} was trained on other images than those of {train.name}: their pixels, "
+                "labels or order differ, in the training or the test part"
             )
         run.history, run.epoch, run.sums = saved.history, saved.epoch, saved.sums
         run.step = -(-saved.sums["seen"] // recipe.batch_size)
