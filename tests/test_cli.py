@@ -1,3 +1,5 @@
+import os
+import shutil
 import subprocess
 import sys
 
@@ -124,3 +126,16 @@ def test_training_needs_no_bar(idx):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=idx, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("name", ["$x^$", r"$\q$", "\xfc\u65e5", "\udcff"])
+def test_a_name_of_data_ends_no_run(name, idx, tmp_path_factory):
+    """Mathematics that Matplotlib cannot parse, what cannot be printed, and what is no text."""
+    folder = tmp_path_factory.mktemp("named")
+    shutil.copytree(idx, folder / name)
+    command = [sys.executable, "-W", "ignore", "-m", "mulfree_cupy.cli", "train", "--epochs", "1"]
+    command += ["--model", "conv-lenet", "--data", folder / name, "--out", folder / "run"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (folder / "run" / "curve.png").exists()

@@ -13,6 +13,7 @@ from mulfree_cupy.version import __version__
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     chosen = _parser().parse_args(arguments)
+    sys.stdout.reconfigure(errors="backslashreplace")  # no run ends for a name
     try:
         return chosen.run(chosen)
     except KeyboardInterrupt:

@@ -46,5 +46,5 @@ def _drawn(histories: Mapping[str, History], title: str):
     for axes in (losses, accuracies):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    figure.suptitle(title, fontsize=10)
+    output.head(figure, title)
     return figure

@@ -46,6 +46,11 @@ def write_table(path: str | Path, head: Sequence[str], rows: Iterable[Sequence[A
         file.write(text.getvalue().encode())
 
 
+def head(figure: Figure, text: str) -> None:
+    """Put a line above a figure: as it is, no mathematics, and with ? for what is no text."""
+    figure.suptitle(text.encode(errors="replace").decode(), fontsize=10, parse_math=False)
+
+
 def write_picture(path: str | Path, figure: Figure) -> None:
     """Write a figure as PNG, and close it."""
     figure.tight_layout()

@@ -141,5 +141,5 @@ def _drawn(runs: Mapping[str, Sequence[Row]], title: str):
     for axes in (accuracy, saved):
         axes.grid(alpha=0.3)
         axes.invert_xaxis()
-    figure.suptitle(title, fontsize=10)
+    output.head(figure, title)
     return figure

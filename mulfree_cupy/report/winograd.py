@@ -48,7 +48,7 @@ def draw(
     figure.colorbar(image, ax=kernels, shrink=0.8)
     _by_position(magnitude, mean_magnitude(weights), "mean |U|")
     _by_position(density, weights.mask.mean(axis=(2, 3)), "density")
-    figure.suptitle(title or repr(weights), fontsize=10)
+    output.head(figure, title or repr(weights))
     output.write_picture(path, figure)
 
 
