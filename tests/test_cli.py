@@ -1,3 +1,5 @@
+import contextlib
+import io
 import os
 import shutil
 import subprocess
@@ -8,6 +10,7 @@ import pytest
 
 import mulfree_cupy as mf
 from mulfree_cupy import cli, data
+from mulfree_cupy.report import curves
 from mulfree_cupy.train import Recipe, Training
 
 
@@ -139,3 +142,35 @@ def test_a_name_of_data_ends_no_run(name, idx, tmp_path_factory):
     done = subprocess.run(command, capture_output=True, env=environment)
     assert (done.returncode, done.stderr) == (0, b"")
     assert (folder / "run" / "curve.png").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "train --data .",
+        "train --data . --out new/run",
+        "train --data ../{} --out .",
+        "train --data . --resume net.npz",
+        "prune net.npz --data .",
+        "ablation --data .",
+    ],
+)
+def test_no_run_is_written_among_class_folders(arguments, idx, monkeypatch, capsys):
+    monkeypatch.chdir(idx)
+    before = sorted(idx.iterdir())
+    assert cli.main(arguments.format(idx.name).split()) == 1
+    said = capsys.readouterr().err
+    assert "inside --data" in said and "choose an --out beside it" in said
+    assert said.count("\n") == 1 and sorted(idx.iterdir()) == before
+
+
+def test_an_ablation_is_printed_before_the_disk_may_be_full(idx, tmp_path_factory, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError("no space")
+
+    monkeypatch.setattr(curves, "write", full)
+    printed = io.StringIO()
+    out = tmp_path_factory.mktemp("elsewhere") / "out"
+    with contextlib.redirect_stdout(printed):
+        assert cli.main(f"ablation --data {idx} --epochs 1 --out {out}".split()) == 1
+    assert len(printed.getvalue().splitlines()) == 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 
@@ -13,7 +14,8 @@ from mulfree_cupy.version import __version__
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     chosen = _parser().parse_args(arguments)
-    sys.stdout.reconfigure(errors="backslashreplace")  # no run ends for a name
+    with contextlib.suppress(AttributeError):  # a stream of the caller's own
+        sys.stdout.reconfigure(errors="backslashreplace")  # no run ends for a name
     try:
         return chosen.run(chosen)
     except KeyboardInterrupt:

@@ -6,6 +6,7 @@ import argparse
 import itertools
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 DATA_HELP = "'digits', or the path of CIFAR binary files, idx files, or class folders of images"
 
@@ -85,3 +86,15 @@ def load_data(chosen: argparse.Namespace):
     from mulfree_cupy import data
 
     return data.load(chosen.data, image_size=chosen.image_size)
+
+
+def beside_data(chosen: argparse.Namespace, out: str | Path) -> Path:
+    """The folder of a run, refused in the folder of ``--data``: there it would pass for a class."""
+    place, out = Path(chosen.data).expanduser(), Path(out)
+    is_folder = chosen.data != "digits" and place.is_dir()
+    if is_folder and out.resolve().is_relative_to(place.resolve()):
+        raise ValueError(
+            f"the run would be written to {out}, inside --data {chosen.data}, where a folder is a "
+            "class; choose an --out beside it"
+        )
+    return out

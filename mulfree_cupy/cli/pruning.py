@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from mulfree_cupy.cli import options
 from mulfree_cupy.cli.training import INTERRUPTED
@@ -66,8 +65,8 @@ def _prune(chosen: argparse.Namespace) -> int:
         score=chosen.score,
         together=chosen.together,
     )
+    out = options.beside_data(chosen, chosen.out)
     train, test = options.load_data(chosen)
-    out = Path(chosen.out)
     where = {"out": out, "device": chosen.device, "resume": chosen.resume}
     try:
         steps = prune(chosen.checkpoint, plan, train, test, **where)

@@ -103,11 +103,12 @@ def _folder(chosen: argparse.Namespace) -> AbstractContextManager[Path]:
     from mulfree_cupy.train import folder
 
     if chosen.resume is None:
-        return folder.taken(chosen.out) if chosen.out else folder.next_free("mulfree-run")
+        out = options.beside_data(chosen, chosen.out or "mulfree-run")
+        return folder.taken(out) if chosen.out else folder.next_free(str(out))
     source = Path(chosen.resume)
     if not source.is_file():
         raise FileNotFoundError(f"there is no checkpoint {source}")
-    out = Path(chosen.out or source.parent)
+    out = options.beside_data(chosen, chosen.out or source.parent)
     its_own = out.is_dir() and out.samefile(source.parent)
     return folder.taken(out, resumed=source.name if its_own else None)
 
@@ -168,8 +169,8 @@ def _ablation(chosen: argparse.Namespace) -> int:
     from mulfree_cupy.train import ablation, folder
 
     output.pyplot()
-    taken = folder.taken(chosen.out) if chosen.out else folder.next_free("mulfree-ablation")
-    with taken as out:
+    out = options.beside_data(chosen, chosen.out or "mulfree-ablation")
+    with folder.taken(out) if chosen.out else folder.next_free(str(out)) as out:
         train, test = options.load_data(chosen)
         histories = ablation(
             train,
@@ -179,13 +180,14 @@ def _ablation(chosen: argparse.Namespace) -> int:
             seed=chosen.seed,
             device=chosen.device,
         )
+        # Printed first, as a disk may be full.
+        print(f"{'filters of LeNet-5-BN':30} {'test accuracy':>14} {'best':>8}")
+        for name, history in histories.items():
+            accuracies = history.test_accuracy
+            if len(accuracies) < chosen.epochs:
+                print(f"{name:30} diverged in epoch {len(accuracies) + 1}")
+            else:
+                print(f"{name:30} {accuracies[-1]:14.2%} {max(accuracies):8.2%}")
         curves.write(out / "ablation.png", histories, title=f"AdderNet's ablation on {train.name}")
-    print(f"{'filters of LeNet-5-BN':30} {'test accuracy':>14} {'best':>8}")
-    for name, history in histories.items():
-        accuracies = history.test_accuracy
-        if len(accuracies) < chosen.epochs:
-            print(f"{name:30} diverged in epoch {len(accuracies) + 1}")
-        else:
-            print(f"{name:30} {accuracies[-1]:14.2%} {max(accuracies):8.2%}")
     print(f"Curves {out / 'ablation.png'}")
     return 0
