@@ -62,15 +62,15 @@ def test_what_a_killed_run_left_is_gone(tmp_path):
     process.stdout.readline()
     run = tmp_path / "run"
     unfinished = run / f".checkpoint.npz.{process.pid}", run / ".01-density-0.8.npz.7"
-    others = run / ".gitignore", run / ".notes.7", run / "notes.npz.7"
+    others = run / ".gitignore", run / ".lock", run / ".notes.7", run / "notes.npz.7"
     for path in (*unfinished, *others):
         path.touch()
     process.send_signal(signal.SIGKILL)
     process.communicate()
     with folder.taken(run):
         assert not any(path.exists() for path in unfinished)
-        assert all(path.exists() for path in others)
-    assert not (run / ".lock").exists()
+    assert all(path.exists() for path in others)
+    assert not (run / ".mulfree.lock").exists()
 
 
 @pytest.mark.parametrize("record", folder.RECORDS)

@@ -18,7 +18,7 @@ RECORDS = {
     "plan.json": "a pruning run; resume it, or",
     "ablation.csv": "an ablation;",
 }
-_LOCK = ".lock"
+_LOCK = ".mulfree.lock"  # removed at the end, so of a name that no other program uses
 
 
 @contextlib.contextmanager
