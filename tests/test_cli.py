@@ -174,3 +174,19 @@ def test_an_ablation_is_printed_before_the_disk_may_be_full(idx, tmp_path_factor
     with contextlib.redirect_stdout(printed):
         assert cli.main(f"ablation --data {idx} --epochs 1 --out {out}".split()) == 1
     assert len(printed.getvalue().splitlines()) == 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_nobody_takes_is_no_traceback(unbuffered):
+    command = [sys.executable, "-m", "mulfree_cupy.cli", "kernels"]
+    options = {"stderr": subprocess.PIPE, "env": {**os.environ, "PYTHONUNBUFFERED": unbuffered}}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, **options)
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+    assert b"No space left on device" in done.stderr
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, **options)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, b"")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 
 from mulfree_cupy.cli import kernels, networks, pruning, training
+from mulfree_cupy.files import reason
 from mulfree_cupy.version import __version__
 
 
@@ -17,7 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with contextlib.suppress(AttributeError):  # a stream of the caller's own
         sys.stdout.reconfigure(errors="backslashreplace")  # no run ends for a name
     try:
-        return chosen.run(chosen)
+        return _printed(chosen.run(chosen))
+    except BrokenPipeError:
+        return _printed(1)
     except KeyboardInterrupt:
         print("mulfree: interrupted", file=sys.stderr)
         return training.INTERRUPTED
@@ -27,6 +31,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"mulfree: {error}", file=sys.stderr)
         return 1
+
+
+def _printed(status: int) -> int:
+    """The status, once all that was printed is where it belongs, or else 1."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left would be tried once more when Python ends, and complained of.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # a reader such as head has enough
+            print(f"mulfree: standard output cannot be written: {reason(error)}", file=sys.stderr)
+        return 1
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
