@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 import zipfile
 
 import numpy as np
@@ -315,3 +316,16 @@ def test_float16_is_admitted_where_it_is_exact_enough_or_wanted():
     with pytest.raises(TypeError, match=r"winograd_conv: .*got x float16, weights float16"):
         mf.winograd_conv(np.ones((1, 7, 4, 4), np.float16), weights)
     assert mf.winograd_conv(np.ones((1, 7, 4, 4), np.float32), weights).dtype == np.float32
+
+
+def test_without_scipy_the_error_says_what_to_install(monkeypatch):
+    weights = Weights.from_dense(np.ones((4, 4, 2, 2), np.float32))
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    image = np.ones((1, 2, 4, 4), np.float32)
+    for needs_it in (
+        lambda: weights.matrices,
+        lambda: Weights.from_sparse([], (4, 4, 2, 2)),
+        lambda: mf.winograd_conv(image, weights, kernel="scipy"),
+    ):
+        with pytest.raises(ImportError, match=r"SciPy's; pip install 'mulfree_cupy\[train\]'"):
+            needs_it()

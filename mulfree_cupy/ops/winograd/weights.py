@@ -204,8 +204,7 @@ class WinogradWeights:
         >>> mf.WinogradWeights.from_sparse([scipy.sparse.eye_array(3)] * 16, (4, 4, 3, 3)).density
         0.3333333333333333
         """
-        from scipy import sparse
-
+        sparse = _scipy_sparse()
         name = "WinogradWeights.from_sparse"
         shape = geometry.shape4(name, "shape", shape, "t, t, K, C")
         _check_tile(f"{name}: shape must be", shape)
@@ -358,8 +357,7 @@ class WinogradWeights:
 
         They are read-only, as the weights are; copy one to change it.
         """
-        from scipy.sparse import csr_array
-
+        csr_array = _scipy_sparse().csr_array
         t, _, filters, channels = self.shape
         indptr, indices, values = self.csr
         made = []
@@ -500,3 +498,13 @@ def _in_fours(array: Array) -> np.ndarray:
 
 def _on_host(array: Array) -> np.ndarray:
     return array if arrays.namespace(array) is np else array.get()
+
+
+def _scipy_sparse() -> ModuleType:
+    try:
+        from scipy import sparse
+    except ImportError as error:
+        raise ImportError(
+            "WinogradWeights: sparse matrices are SciPy's; pip install 'mulfree_cupy[train]'"
+        ) from error
+    return sparse
