@@ -278,7 +278,7 @@ def apply(operation: str, *inputs: Any, **options: Any) -> Tensor:
         A name in ``mulfree_cupy.autograd.rules.RULES``.
     *inputs : Tensor, array or number
         What it is differentiated by. A number, NumPy's scalars too, takes the dtype of the first
-        tensor, except a fraction beside integers.
+        tensor, except a fraction beside integers and an integer beside booleans.
     **options
         What it is not differentiated by.
 
@@ -321,8 +321,7 @@ def _lift(value: Any, like: Tensor | None) -> Tensor:
         return value
     if like is not None and _is_number(value):
         value = _weak(value)
-        fits = like.dtype.kind == "f" or isinstance(value, int)
-        dtype = like.dtype if fits else np.float64
+        dtype = np.result_type(like.dtype, value)
         return Tensor(arrays.namespace(like.data).asarray(value, dtype=dtype))
     return Tensor(value)
 
@@ -333,6 +332,8 @@ def _is_number(value: Any) -> bool:
 
 def _weak(number: Any) -> int | float:
     """A Python number, which has no dtype to impose on arrays."""
+    if isinstance(number, np.floating):
+        return float(number)  # of a long double, which is its own item()
     return number.item() if isinstance(number, np.generic) else number
 
 
