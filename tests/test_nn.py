@@ -240,6 +240,19 @@ def test_numbers_of_numpy_are_no_buffers():
         layer.to(np)(Tensor(np.ones((2, 4, 5, 5), np.float32)))
 
 
+def test_sizes_of_small_integers_draw_the_same_weights():
+    """Where products of the sizes overflow their dtype, and NumPy would take roots in float16."""
+    for layer in (
+        lambda size, rng: nn.Conv(size(200), size(200), size(3), rng, groups=size(2)),
+        lambda size, rng: nn.Linear(size(200), size(3), rng),
+        lambda size, rng: nn.ShiftConv(mf.modulo_shifts(9), size(200), rng),
+        lambda size, rng: nn.WinogradConv(size(8), size(200), rng),
+        lambda size, rng: nn.WinogradConv(size(200), size(8), rng, relu=True),
+    ):
+        plain, small = (layer(size, np.random.default_rng(1)) for size in (int, np.uint8))
+        assert_array_equal(small.weight.data, plain.weight.data)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
