@@ -223,6 +223,21 @@ def test_parameters_are_found_in_lists_and_dicts():
     assert_array_equal(model.table, [1, 2, 3])
 
 
+@pytest.mark.parametrize(
+    "named",
+    [
+        {1: nn.Parameter([1.0]), "1": nn.Parameter([2.0])},
+        {"a.weight": nn.Parameter([1.0]), "a": nn.BatchNorm(1)},
+    ],
+)
+def test_two_parameters_of_one_name_are_refused(named):
+    model = nn.Module()
+    model.named = named
+    for use in (model.state_dict, lambda: model.load_state_dict({})):
+        with pytest.raises(ValueError, match="Module: two parameters or buffers have the name"):
+            use()
+
+
 def test_numbers_of_numpy_are_no_buffers():
     one = np.int64(1)
     for layer in (
