@@ -286,7 +286,7 @@ def apply(operation: str, *inputs: Any, **options: Any) -> Tensor:
     -----
     Nothing is copied: write to no array of an operation, input, option or answer, before
     `Tensor.backward` has used it, or the gradient is wrong without a word. `detect_changes` finds
-    who does.
+    who does, but for options.
 
     Raises
     ------
