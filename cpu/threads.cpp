@@ -21,6 +21,9 @@ constexpr int SPINS = 2000;
 // Multiply-adds that are worth a thread: by the time it has woken, the caller has done as many.
 constexpr double LEAST_WORK = 500000;
 
+// As in set_num_threads.
+constexpr long MOST_THREADS = 1024;
+
 inline void pause() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
@@ -144,7 +147,7 @@ Pool*& pool() {
 
 index from_environment(const char* name) {
     const char* text = std::getenv(name);
-    return text ? std::max(0L, std::strtol(text, nullptr, 10)) : 0;
+    return text ? std::clamp(std::strtol(text, nullptr, 10), 0L, MOST_THREADS) : 0;
 }
 
 index processors() {

@@ -73,6 +73,8 @@ def test_the_environment_sets_their_number():
     assert in_a_child(code, MULFREE_NUM_THREADS="3", OMP_NUM_THREADS="5") == "3"
     assert in_a_child(code, OMP_NUM_THREADS="5,2") == "5"
     available = str(len(os.sched_getaffinity(0))) if sys.platform == "linux" else None
+    for many in ("1025", "9" * 30):
+        assert in_a_child(code, MULFREE_NUM_THREADS=many) == "1024"
     for nonsense in ("", "many", "0", "-2"):
         got = in_a_child(code, MULFREE_NUM_THREADS=nonsense)
         assert available in (got, None)
