@@ -114,6 +114,13 @@ def test_dropout_keeps_the_mean_and_only_while_training():
         nn.Dropout(1.0, rng)
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, bool])
+def test_dropout_of_integers(dtype):
+    y = nn.Dropout(0.5, np.random.default_rng(1))(Tensor(np.ones(100, dtype))).data
+    assert y.dtype == np.float64
+    assert set(y) == {0, 2}
+
+
 def test_observed_modules_are_told_of_in_order():
     seen = []
     model = nn.Sequential(nn.ReLU(), nn.Flatten())

@@ -211,7 +211,7 @@ class Flatten(Module):
 
 
 class Dropout(Module):
-    """Zero a share of the values while training, scaling up the rest.
+    """Zero a share of the values while training, scaling up the rest, integers as float64.
 
     Parameters
     ----------
@@ -232,7 +232,8 @@ class Dropout(Module):
             return x
         kept = self.rng.random(x.shape, dtype=np.float32) >= self.share
         with device_of(x.data):
-            mask = namespace(x.data).asarray(kept.astype(x.dtype) / x.dtype.type(1 - self.share))
+            dtype = x.dtype if x.dtype.kind == "f" else np.dtype(np.float64)
+            mask = namespace(x.data).asarray(kept.astype(dtype) / dtype.type(1 - self.share))
         return apply("dropout", x, mask=mask)
 
 
