@@ -121,6 +121,23 @@ def test_dropout_of_integers(dtype):
     assert set(y) == {0, 2}
 
 
+@pytest.mark.parametrize("adder", [False, True])
+def test_a_parameter_may_be_one_number(adder):
+    class Scaled(nn.Module):
+        def __init__(self):
+            self.scale = nn.Parameter(np.float32(3), adder=adder)
+
+    model = Scaled()
+    optimiser = optim.SGD(model.parameters(), 0.5, momentum=0.5, weight_decay=0.25)
+    for _ in range(2):
+        (model.scale * model.scale).backward()
+        optimiser.step()
+    for array in (model.scale.data, model.scale.grad, optimiser.velocities[0]):
+        assert (type(array), array.dtype, array.shape) == (np.ndarray, np.float32, ())
+    model.load_state_dict(model.state_dict())
+    optimiser.load_state_dict(optimiser.state_dict())
+
+
 def test_observed_modules_are_told_of_in_order():
     seen = []
     model = nn.Sequential(nn.ReLU(), nn.Flatten())

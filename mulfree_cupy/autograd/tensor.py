@@ -150,7 +150,9 @@ class Tensor:
                     gradient, own = tensor.on_gradient(gradient), False
                 if tensor.grad is not None:
                     gradient, own = tensor.grad + gradient, True
-                tensor.grad = gradient if own else gradient.copy()
+                # asarray: NumPy makes scalars of arithmetic on arrays without dimensions.
+                gradient = gradient if own else gradient.copy()
+                tensor.grad = arrays.namespace(tensor.data).asarray(gradient)
                 continue
             changes.check(node.operation, node.fingerprints)
             given = [gradient]
