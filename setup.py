@@ -4,16 +4,16 @@ import os
 import platform
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from pybind11.setup_helpers import Pybind11Extension, has_flag
 from pybind11.setup_helpers import build_ext as pybind11_build_ext
 from setuptools import find_packages, setup
-from setuptools.errors import CompileError, LinkError
+from setuptools.errors import CompileError
 from setuptools.modified import newer_group
 
-# One translation unit an instruction set; which of them runs is chosen at run time.
-INSTRUCTION_SETS = {
+# One translation unit an instruction set, the longest to compile first; which one runs is chosen at
+# run time.
+X86 = {
     "cpu/kernels_avx512.cpp": [
         *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
         "-mprefer-vector-width=512",
@@ -21,11 +21,18 @@ INSTRUCTION_SETS = {
     "cpu/kernels_avx2.cpp": ["-mavx2", "-mfma"],
     "cpu/kernels_baseline.cpp": [],
 }
-X86 = platform.machine().lower() in ("x86_64", "amd64")
-# Every source with flags of its own, the longest to compile first.
+ARM = {
+    "cpu/kernels_neon_dotprod.cpp": ["-march=armv8.2-a+dotprod"],
+    "cpu/kernels_neon.cpp": [],
+}
+INSTRUCTION_SETS = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}.get(
+    platform.machine().lower(), {"cpu/kernels_baseline.cpp": []}
+)
+# Every source with flags of its own.
 SOURCES = {
-    **{file: flags for file, flags in INSTRUCTION_SETS.items() if X86 or not flags},
+    **INSTRUCTION_SETS,
     **{str(file): [] for file in sorted(Path("cpu/bindings").glob("*.cpp"))},
+    "cpu/threads.cpp": [],
 }
 
 
@@ -35,14 +42,10 @@ class build_ext(pybind11_build_ext):
     def build_extension(self, ext):
         if self.compiler.compiler_type == "msvc":
             raise CompileError("the CPU kernels need GCC or Clang; MSVC is not supported")
-        flags = [*ext.extra_compile_args, "-O3", "-Wall", "-Wextra"]
+        flags = [*ext.extra_compile_args, "-O3", "-pthread", "-Wall", "-Wextra"]
         if has_flag(self.compiler, "-Wno-maybe-uninitialized"):
             flags.append("-Wno-maybe-uninitialized")  # GCC 12's own AVX-512 header sets it off
-        if self.has_openmp():
-            flags.append("-fopenmp")
-            ext.extra_link_args.append("-fopenmp")
-        else:
-            self.warn("the compiler has no OpenMP: the CPU kernels will run on one thread")
+        ext.extra_link_args.append("-pthread")
         last = []
         if sanitizers := os.environ.get("MULFREE_SANITIZE"):
             last = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g", "-O1"]
@@ -65,22 +68,6 @@ class build_ext(pybind11_build_ext):
             ext.extra_objects += pool.map(compiled, SOURCES)
         ext.sources, ext.depends = [], [*SOURCES, *ext.depends]
         super().build_extension(ext)
-
-    def has_openmp(self) -> bool:
-        """Whether the compiler has OpenMP's header and library too; Clang comes without them."""
-        with TemporaryDirectory() as folder:
-            source = Path(folder, "probe.cpp")
-            source.write_text("#include <omp.h>\nint main() { return !omp_get_max_threads(); }\n")
-            try:
-                objects = self.compiler.compile(
-                    [str(source)], output_dir=folder, extra_postargs=["-fopenmp"]
-                )
-                self.compiler.link_executable(
-                    objects, "probe", output_dir=folder, extra_postargs=["-fopenmp"]
-                )
-            except (CompileError, LinkError):
-                return False
-        return True
 
 
 setup(

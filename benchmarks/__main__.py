@@ -10,7 +10,12 @@ from pathlib import Path
 
 from benchmarks import timing
 
-THREAD_VARIABLES = "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"
+THREAD_VARIABLES = (
+    "MULFREE_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,6 +62,15 @@ def parser() -> argparse.ArgumentParser:
         "ShiftResNet-20 beside a depthwise twin in PyTorch.",
     )
     _timed(training, _training)
+
+    errors = commands.add_parser(
+        "errors",
+        help="rounding errors of every operation in float32 beside PyTorch's (about 5 minutes)",
+        description="Compares the float32 answers and gradients of every convolution, on the CPU "
+        "and on small layers in the CUDA emulator, with the formulas in float64, and PyTorch's "
+        "too where it is installed. A wrong answer stops the run with exit status 1.",
+    )
+    _timed(errors, _errors)
 
     emulator = commands.add_parser(
         "emulator",
@@ -128,7 +142,7 @@ def parser() -> argparse.ArgumentParser:
         description="Rewrites what stands between <!-- benchmark:NAME --> and "
         "<!-- /benchmark:NAME --> in README.md and docs/*.md from the newest JSON of each kind in "
         "benchmarks/results/. NAME is adder, adder-beside, shift, shift-beside, winograd, "
-        "training, curves-NAME, pruning-NAME, emulator, gpu or gpu-status.",
+        "training, errors, curves-NAME, pruning-NAME, emulator, gpu or gpu-status.",
     )
     report.add_argument(
         "--check", action="store_true", help="write nothing; exit status 1 if a file would change"
@@ -198,6 +212,12 @@ def _training(options: argparse.Namespace) -> int:
     from benchmarks import training
 
     return training.run(options.threads, options.out, options.quick)
+
+
+def _errors(options: argparse.Namespace) -> int:
+    from benchmarks import errors
+
+    return errors.run(options.threads, options.out, options.quick)
 
 
 def _emulator(options: argparse.Namespace) -> int:

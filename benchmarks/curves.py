@@ -16,9 +16,9 @@ def of_checkpoints(paths: list[Path], title: str) -> tuple[dict, dict[str, Histo
     """The record of training runs, each named after its network."""
     histories, recipes = {}, {}
     for path in paths:
-        _, facts = checkpoint.load(path)
-        name = facts["recipe"]["model"]
-        histories[name], recipes[name] = History(**facts["history"]), facts["recipe"]
+        saved = checkpoint.load(path)
+        name = saved.recipe.model
+        histories[name], recipes[name] = saved.history, asdict(saved.recipe)
     return _record(title, histories, recipes), histories
 
 

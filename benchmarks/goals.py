@@ -40,9 +40,10 @@ def summary(record: dict) -> str:
 
 
 def _disturbed(record: dict) -> str:
-    count, total = record["disturbed"], record["measurements"]
+    count = record.get("disturbed", 0)  # nothing is timed by some
     if not count:
         return ""
+    total = record["measurements"]
     verdict = ": not fit to be quoted" if count > total / 10 else ""
     return f"; other processes disturbed {count} of {total} measurements{verdict}"
 

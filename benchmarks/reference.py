@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from benchmarks.layers import Layer
@@ -48,16 +50,28 @@ def conv(layer: Layer, x: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 
 def adder_backward(
-    layer: Layer, grad: np.ndarray, x: np.ndarray, w: np.ndarray
+    layer: Layer, grad: np.ndarray, x: np.ndarray, w: np.ndarray, each: Callable = np.asarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """AdderNet's gradients: clip(w - x, -1, 1) * grad folded back, and (x - w) * grad summed."""
+    """AdderNet's gradients: clip(w - x, -1, 1) * grad folded back, and (x - w) * grad summed.
+
+    With ``each=np.abs`` the same sums over the terms' magnitudes.
+    """
     cols = windows(layer, x.astype(np.float64))
-    flows = rows(grad).astype(np.float64)
+    flows = each(rows(grad).astype(np.float64))
     grad_cols, grad_w = np.zeros_like(cols), np.empty((len(w), layer.taps))
     for k, f in enumerate(w.reshape(len(w), -1).astype(np.float64)):
-        grad_cols += np.clip(f - cols, -1, 1) * flows[:, k, None]
-        grad_w[k] = (cols - f).T @ flows[:, k]
+        grad_cols += each(np.clip(f - cols, -1, 1)) * flows[:, k, None]
+        grad_w[k] = each(cols - f).T @ flows[:, k]
     return _fold(layer, grad_cols, x.shape), grad_w.reshape(w.shape)
+
+
+def conv_backward(
+    layer: Layer, grad: np.ndarray, x: np.ndarray, w: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """w * grad folded back, and x * grad summed."""
+    cols, flows = windows(layer, x.astype(np.float64)), rows(grad).astype(np.float64)
+    grad_cols = flows @ w.reshape(len(w), -1).astype(np.float64)
+    return _fold(layer, grad_cols, x.shape), (flows.T @ cols).reshape(w.shape)
 
 
 def _fold(layer: Layer, cols: np.ndarray, shape: tuple) -> np.ndarray:

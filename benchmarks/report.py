@@ -33,9 +33,19 @@ def run(check: bool) -> int:
 
 def current_sections() -> dict[str, str]:
     """What belongs between the markers of each name, from the newest results."""
-    from benchmarks import adder, curves, emulator, goals, pruning, shift, training, winograd
+    from benchmarks import (
+        adder,
+        curves,
+        emulator,
+        errors,
+        goals,
+        pruning,
+        shift,
+        training,
+        winograd,
+    )
 
-    kinds = "adder", "winograd", "shift", "training", "emulator", "gpu"
+    kinds = "adder", "winograd", "shift", "training", "errors", "emulator", "gpu"
     found = {kind: newest(timing.RESULTS, kind) for kind in kinds}
     sections = {"gpu-status": status_table(found["gpu"])}
     if record := found["adder"]:
@@ -54,6 +64,8 @@ def current_sections() -> dict[str, str]:
         sections["shift-beside"] = shift.beside_table(rows)
     if record := found["training"]:
         sections["training"] = training.document(record)
+    if record := found["errors"]:
+        sections["errors"] = errors.document(record)
     if record := found["emulator"]:
         sections["emulator"] = emulator.document(record)
     for record in records(timing.RESULTS, "curves"):  # oldest first: the newest of a name stays

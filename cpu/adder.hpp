@@ -6,7 +6,7 @@
 
 namespace mulfree::MULFREE_ISA {
 
-// Up to here the sum of maxima saves nothing, and cancels too often.
+// Up to here, and where a distance is one instruction, the sum of maxima saves nothing; and it cancels.
 constexpr index FEW_TAPS = 4;
 
 // Sum and magnitude sum of n contiguous numbers; the vectors are summed in stretches to keep the error
@@ -53,7 +53,7 @@ inline void adder_conv(const Convolution<double, double>& p) { adder_conv_exact(
 // tiles that hold a smaller one, or a NaN, or an overflow, are summed again term by term.
 inline void adder_conv(const Convolution<float, float>& p) {
     const index taps = p.channels * p.height.taps * p.width.taps;
-    if (taps <= FEW_TAPS) return adder_conv_exact(p);
+    if (DISTANCE_IN_ONE || taps <= FEW_TAPS) return adder_conv_exact(p);
 
     Workspace workspace;
     workspace.allocate(2 * p.groups * p.filters * index(sizeof(float)));
@@ -122,8 +122,7 @@ inline void fill_cells(const Convolution<std::uint8_t, std::int32_t>& p, const C
     // Rows without gaps are one long row.
     const bool dense = shape.along == 1 && h.every * w.every == 1 && p.x.row == w.size * p.x.column;
     const index rows = dense ? 1 : h.size, columns = dense ? h.size * w.size : w.size;
-#pragma omp parallel for num_threads(threads_for(planes, double(planes * rows * columns)))
-    for (index plane = 0; plane < planes; ++plane) {
+    for_each_unit(planes, MOVE * double(planes * rows * columns), [&](index plane) {
         const index cell = plane % channels, group = plane / channels % p.groups;
         const index channel = shape.channel(cell);
         const std::uint8_t* x = p.x.data + (image + plane / (channels * p.groups)) * p.x.batch +
@@ -143,7 +142,7 @@ inline void fill_cells(const Convolution<std::uint8_t, std::int32_t>& p, const C
                        cells + (plane * rows + r) * columns);
             for (ByteRow& place : places) place.base += h.every * p.x.row;
         }
-    }
+    });
 }
 
 // All sums are taken modulo 2^32, and the answer fits.
@@ -172,6 +171,10 @@ inline void adder_conv_cells(const Convolution<ByteCell, std::int32_t>& p,
                     panel.write(f, [&](index v) {
                         const Vec<ByteCell> m = load(total + v * LANES<ByteCell>);
                         return (Vec<std::int32_t>)(constant + panel.sum[v] - m - m);
+                    });
+                } else if constexpr (sizeof(ByteCell) == sizeof(std::int32_t)) {
+                    panel.write(f, [&](index v) {
+                        return (Vec<std::int32_t>)(broadcast(bias) - load(total + v * LANES<ByteCell>));
                     });
                 } else {
                     std::int32_t y[panel.ROW];

@@ -342,20 +342,19 @@ inline void adder_grad_x(const AdderGradX<T>& g) {
     cut(Carver(workspace.data()));
     phases.find();
     const index image = channels * g.grad_x.channel;
-    if (phases.count < phases.all()) {  // no tap meets some pixels
-#pragma omp parallel for num_threads(threads_for(g.batch, double(g.batch) * image))
-        for (index n = 0; n < g.batch; ++n)
+    if (phases.count < phases.all())  // no tap meets some pixels
+        for_each_unit(g.batch, MOVE * double(g.batch * image), [&](index n) {
             __builtin_memset(g.grad_x.data + n * g.grad_x.batch, 0, std::size_t(image) * sizeof(T));
-    }
+        });
     if (phases.count == 0) return;
     Axis h = phases.height.axis, w = phases.width.axis;
     h.step = g.height.step, h.size = g.height.size, w.step = g.width.step, w.size = g.width.size;
     const Shifts strided{h, w, phases.count, phases.row, phases.column, nullptr, nullptr, 0};
-#pragma omp parallel for num_threads(threads_for(channels, double(channels) * g.filters * positions))
-    for (index c = 0; c < channels; ++c)
+    for_each_unit(channels, MOVE * double(channels * g.filters * positions), [&](index c) {
         centre[c] = common_offset(
             g.w + (c / g.channels * g.filters * g.channels + c % g.channels) * positions, g.filters,
             g.channels * positions, positions);
+    });
 
     const Convolution<T, T> p{
         g.batch, g.groups, g.filters, phases.filters(), phases.height.axis, phases.width.axis, g.grad,

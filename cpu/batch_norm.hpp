@@ -3,15 +3,14 @@
 // their number; a row is summed in T, the rows in double.
 #pragma once
 
-#include "kernels.hpp"
+#include "threads.hpp"
 #include "vector.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
 template <class T, class F>
 inline void for_each_channel(const BatchNorm<T>& p, F f) {
-#pragma omp parallel for schedule(static)
-    for (index c = 0; c < p.channels; ++c) f(c);
+    for_each_unit(p.channels, MOVE * double(p.batch * p.channels * p.pixels), f);
 }
 
 template <class T, class Element>
@@ -84,16 +83,16 @@ inline void batch_norm(const BatchNorm<T>& p) {
     });
 }
 
-// The gradient that passes the ReLU: grad where the answer is positive.
+// The gradient that passes the ReLU: grad where the answer is positive or NaN.
 template <class T>
 inline T flow(const T* grad, const T* answer, index i) {
-    return !answer || answer[i] > 0 ? grad[i] : T(0);
+    return answer && answer[i] <= 0 ? T(0) : grad[i];
 }
 template <class T>
 inline Vec<T> flows(const T* grad, const T* answer, index i) {
     if (!answer) return load(grad + i);
-    const auto passes = load(answer + i) > Vec<T>{};
-    return (Vec<T>)((decltype(passes))load(grad + i) & passes);
+    const auto stopped = load(answer + i) <= Vec<T>{};
+    return (Vec<T>)((decltype(stopped))load(grad + i) & ~stopped);
 }
 
 // The sums of flow and of flow * (x - mean).

@@ -1,6 +1,6 @@
 // uint8 operands: several taps of a pixel share one lane (a cell), so that one instruction sums them.
-// AVX-512 VNNI: four taps in 32 bits, sum of max by vpdpbusd with ones. Elsewhere: eight taps in 64
-// bits, sum of absolute differences by psadbw. x is turned into an image of cells, a bounded slice at a
+// AVX-512 VNNI: four taps in 32 bits, sum of max by vpdpbusd with ones. NEON: four taps in 32 bits, sum of
+// absolute differences by udot with ones. Elsewhere: eight taps in 64 bits, the same by psadbw. x is turned into an image of cells, a bounded slice at a
 // time; from there on a cell is a number like any other, and the engine is the one of the floats.
 #pragma once
 
@@ -25,6 +25,22 @@ struct Bytes {
 
 // What pack adds up of a panel's pixels; magnitudes would be the same.
 inline void add_sums(Vec<ByteCell>& sum, Vec<ByteCell>&, Vec<ByteCell> x) { sum = add_bytes(sum, x); }
+
+#elif defined(__aarch64__)
+
+using ByteCell = std::uint32_t;
+constexpr bool BYTE_SUMS = false;
+
+struct Bytes {
+    static Vec<ByteCell> term(Vec<ByteCell> total, Vec<ByteCell> x, Vec<ByteCell> w) {
+        const uint8x16_t distance = vabdq_u8((uint8x16_t)x, (uint8x16_t)w);
+#if defined(__ARM_FEATURE_DOTPROD)
+        return (Vec<ByteCell>)vdotq_u32((uint32x4_t)total, distance, vdupq_n_u8(1));
+#else
+        return (Vec<ByteCell>)vpadalq_u16((uint32x4_t)total, vpaddlq_u8(distance));
+#endif
+    }
+};
 
 #else
 
@@ -92,6 +108,14 @@ struct ByteRow {
     index first, last;
 };
 
+// to[i] = the bytes i of the rows, begin <= i < end, one by one.
+inline void interleave_singly(const ByteRow* rows, index stride, index begin, index end, ByteCell* to) {
+    for (index i = begin; i < end; ++i) to[i] = 0;
+    for (index k = 0; k < CELL; ++k)
+        for (index i = larger(begin, rows[k].first); i < smaller(end, rows[k].last); ++i)
+            to[i] |= ByteCell(rows[k].base[i * stride]) << 8 * k;
+}
+
 // to[i] = the bytes i of the rows. `ahead` of them lie the bytes that are wanted next.
 inline void interleave(const ByteRow* rows, index stride, index count, [[maybe_unused]] index ahead,
                        ByteCell* to) {
@@ -141,11 +165,27 @@ inline void interleave(const ByteRow* rows, index stride, index count, [[maybe_u
         }
         return;
     }
+#elif defined(__aarch64__)
+    // Whole vectors of places that all rows have; the instruction that stores them interleaves.
+    index first = 0, last = count;
+    for (const ByteRow* row = rows; row != rows + CELL; ++row)
+        first = larger(first, row->first), last = smaller(last, row->last);
+    constexpr index STEP = 16;
+    if (stride <= 2 && stride > 0 && last - first >= STEP) {
+        interleave_singly(rows, stride, 0, first, to);
+        index i = first;
+        for (; i + STEP <= last - (stride - 1); i += STEP) {
+            uint8x16x4_t x;
+#pragma GCC unroll 4
+            for (index k = 0; k < CELL; ++k)
+                x.val[k] = stride == 1 ? vld1q_u8(rows[k].base + i) : vld2q_u8(rows[k].base + 2 * i).val[0];
+            vst4q_u8(reinterpret_cast<std::uint8_t*>(to + i), x);
+        }
+        interleave_singly(rows, stride, i, count, to);
+        return;
+    }
 #endif
-    for (index i = 0; i < count; ++i) to[i] = 0;
-    for (index k = 0; k < CELL; ++k)
-        for (index i = rows[k].first; i < rows[k].last; ++i)
-            to[i] |= ByteCell(rows[k].base[i * stride]) << 8 * k;
+    interleave_singly(rows, stride, 0, count, to);
 }
 
 }  // namespace mulfree::MULFREE_ISA

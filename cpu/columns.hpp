@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "kernels.hpp"
+#include "threads.hpp"
 
 namespace mulfree {
 
@@ -17,8 +17,7 @@ template <class T>
 void im2col(const Columns& p, const Image<const T>& x, T* cols) {
     const index pixels = p.height.pixels * p.width.pixels;
     const index taps = p.height.taps * p.width.taps;
-#pragma omp parallel for schedule(dynamic) if (p.batch * p.channels * taps * pixels > 100000)
-    for (index plane = 0; plane < p.batch * p.channels; ++plane) {
+    for_each_unit(p.batch * p.channels, MOVE * double(p.batch * p.channels * taps * pixels), [&](index plane) {
         const T* from = x.data + plane / p.channels * x.batch + plane % p.channels * x.channel;
         T* to = cols + plane * taps * pixels;
         for (index i = 0; i < p.height.taps; ++i)
@@ -33,7 +32,7 @@ void im2col(const Columns& p, const Image<const T>& x, T* cols) {
                                     : T{};
                     }
                 }
-    }
+    });
 }
 
 // x (C-contiguous) = the sums of the columns, put back where im2col takes them from. `tap` is the stride
@@ -41,9 +40,8 @@ void im2col(const Columns& p, const Image<const T>& x, T* cols) {
 template <class T>
 void col2im(const Columns& p, const T* cols, index cols_batch, index tap, index pixel, T* x) {
     const index plane_size = p.height.size * p.width.size, taps = p.height.taps * p.width.taps;
-#pragma omp parallel for schedule(dynamic) \
-    if (p.batch * p.channels * taps * p.height.pixels * p.width.pixels > 100000)
-    for (index plane = 0; plane < p.batch * p.channels; ++plane) {
+    const double moves = double(p.batch * p.channels * taps * p.height.pixels * p.width.pixels);
+    for_each_unit(p.batch * p.channels, MOVE * moves, [&](index plane) {
         T* to = x + plane * plane_size;
         const T* from = cols + plane / p.channels * cols_batch + plane % p.channels * taps * tap;
         for (index k = 0; k < plane_size; ++k) to[k] = 0;
@@ -59,7 +57,7 @@ void col2im(const Columns& p, const T* cols, index cols_batch, index tap, index 
                                 from[(i * p.width.taps + j) * tap + (r * p.width.pixels + c) * pixel];
                     }
                 }
-    }
+    });
 }
 
 }  // namespace mulfree

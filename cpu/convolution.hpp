@@ -50,31 +50,30 @@ inline void for_each_strip(const Convolution<X, Y>& p, const Weight& weight, Pre
     Carver measure(nullptr);
     S(p, blocking, weight, nullptr, strip_panels, chunk, measure);
     const index scratch = measure.used();
-    const index threads = threads_for(strips * splits, terms, scratch, shared);
-    const index grain = larger(1, smaller(8, strips * splits / (8 * threads)));
+    Team team(threads_for(strips * splits, terms, scratch, shared));
 
     Workspace workspace;
-    workspace.allocate(threads * scratch + shared);
-    X* weights = share ? reinterpret_cast<X*>(workspace.data() + threads * scratch) : nullptr;
+    workspace.allocate(team.size() * scratch + shared);
+    X* weights = share ? reinterpret_cast<X*>(workspace.data() + team.size() * scratch) : nullptr;
 
-#pragma omp parallel num_threads(threads)
-    {
-        Carver mine(workspace.data() + this_thread() * scratch);
-        S strip(p, blocking, weight, weights, strip_panels, chunk, mine);
-        strip.begin();
-
-#pragma omp for schedule(dynamic)
-        for (index tile = 0; tile < p.groups * tiles; ++tile) {
+    Units every_tile(p.groups * tiles, 1);
+    team.run([&](index) {
+        every_tile.each([&](index tile) {
             const index group = tile / tiles, filter = tile % tiles * TILE_FILTERS;
             for (index f = filter; f < smaller(filter + TILE_FILTERS, p.filters); ++f) prepare(group, f);
             for (index b = 0; share && b < blocking.count(); ++b)
                 pack_weights(p, weight, group, filter, blocking[b],
                              weights + blocking.weights(group, b, tile % tiles, tiles));
-        }
+        });
+    });
 
-        // A thread takes several strips in a row, which share rows of x or lines that come in by themselves.
-#pragma omp for schedule(dynamic, grain) nowait
-        for (index unit = 0; unit < strips * splits; ++unit) {
+    // A thread takes several strips in a row, which share rows of x or lines that come in by themselves.
+    Units every_strip(strips * splits, larger(1, smaller(8, strips * splits / (8 * team.size()))));
+    team.run([&](index thread) {
+        Carver mine(workspace.data() + thread * scratch);
+        S strip(p, blocking, weight, weights, strip_panels, chunk, mine);
+        strip.begin();
+        every_strip.each([&](index unit) {
             const index split = unit % splits;
             const index first = unit / splits % strips_a_range * strip_pixels;
             strip.move_to(unit / splits / strips_a_range * range + first, smaller(strip_pixels, range - first));
@@ -83,8 +82,8 @@ inline void for_each_strip(const Convolution<X, Y>& p, const Weight& weight, Pre
                 strip.take(part / chunks, filter, smaller(chunk, p.filters - filter));
                 work(strip);
             }
-        }
-    }
+        });
+    });
 }
 
 // Where every pixel of y is a pixel of x, and neither has gaps between rows: the same with planes of one

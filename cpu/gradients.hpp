@@ -286,39 +286,37 @@ inline void grad_w(const GradW<T>& p) {
     Carver measure(nullptr);
     GradScratch<T>(grid, blocking, p.filters, p.x_shifts, measure);
     const index scratch = measure.used();
-    const index threads = threads_for(units, terms, scratch);
+    Team team(threads_for(units, terms, scratch));
     Workspace workspace;
-    workspace.allocate(threads * scratch + (channels + filters) * index(sizeof(T)));
-    T* grad_sum = reinterpret_cast<T*>(workspace.data() + threads * scratch);
+    workspace.allocate(team.size() * scratch + (channels + filters) * index(sizeof(T)));
+    T* grad_sum = reinterpret_cast<T*>(workspace.data() + team.size() * scratch);
     T* centre = grad_sum + filters;
 
-#pragma omp parallel num_threads(threads)
-    {
-        Carver mine(workspace.data() + this_thread() * scratch);
+    for_each_unit(team, channels, [&](index c) {
+        const index w = (c / p.channels * p.filters * p.channels + c % p.channels) * positions;
+        centre[c] = p.w ? common_offset(p.w + w, p.filters, p.channels * positions, positions) : T(0);
+    });
+    Units every_unit(units, 1);
+    team.run([&](index thread) {
+        Carver mine(workspace.data() + thread * scratch);
         const GradScratch<T> own(grid, blocking, p.filters, p.x_shifts, mine);
-#pragma omp for
-        for (index c = 0; c < channels; ++c) {
-            const index w = (c / p.channels * p.filters * p.channels + c % p.channels) * positions;
-            centre[c] = p.w ? common_offset(p.w + w, p.filters, p.channels * positions, positions) : T(0);
-        }
-#pragma omp for schedule(dynamic)
-        for (index unit = 0; unit < units; ++unit) {
+        every_unit.each([&](index unit) {
             const index f = unit / blocking.count() % filter_blocks * GRAD_FILTERS;
             grad_w_unit(p, p.w ? centre : nullptr, grid, own, unit / (blocking.count() * filter_blocks), f,
                         smaller(GRAD_FILTERS, p.filters - f), blocking[unit % blocking.count()], grad_sum);
+        });
+    });
+    // What is not finite may be so only because of a zero that is no term, or of an overflow midway.
+    for_each_unit(team, filters, [&](index k) {
+        for (index t = 0; t < p.channels * positions; ++t) {
+            const index c = k / p.filters * p.channels + t / positions;
+            const T w = p.w ? p.w[k * p.channels * positions + t] : T(0);
+            T& to = p.grad_w[k * p.channels * positions + t];
+            if (p.w) to -= (w - centre[c]) * grad_sum[k];
+            if (!(__builtin_fabs(to) <= LARGEST<T>))
+                to = grad_w_directly(p, k, c, t % positions / p.width.taps, t % p.width.taps, w);
         }
-        // What is not finite may be so only because of a zero that is no term, or of an overflow midway.
-#pragma omp for
-        for (index k = 0; k < filters; ++k)
-            for (index t = 0; t < p.channels * positions; ++t) {
-                const index c = k / p.filters * p.channels + t / positions;
-                const T w = p.w ? p.w[k * p.channels * positions + t] : T(0);
-                T& to = p.grad_w[k * p.channels * positions + t];
-                if (p.w) to -= (w - centre[c]) * grad_sum[k];
-                if (!(__builtin_fabs(to) <= LARGEST<T>))
-                    to = grad_w_directly(p, k, c, t % positions / p.width.taps, t % p.width.taps, w);
-            }
-    }
+    });
 }
 
 }  // namespace mulfree::MULFREE_ISA

@@ -166,10 +166,15 @@ struct Kernels {
 
 enum PeakOperation { PEAK_FMA, PEAK_MAX_ADD, PEAK_SUB_ABS_ADD, PEAK_U8_MAX_DOT };
 
+#if defined(__aarch64__)
+extern const Kernels neon_kernels;
+extern const Kernels neon_dotprod_kernels;
+#else
 extern const Kernels baseline_kernels;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels;
 extern const Kernels avx512_kernels;
+#endif
 #endif
 
 }  // namespace mulfree

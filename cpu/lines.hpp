@@ -1,6 +1,6 @@
-// The cheaper panel: where every vector of pixels lies in one row and neighbouring pixels are neighbours
-// in the source, the taps of a row are the same numbers shifted. Then a panel is the source rows that its
-// windows touch ("lines", with their zero padding), each copied once, and a tap is an offset into them.
+// The cheaper panel: where every vector of pixels lies in one row, the taps of a row are the same numbers
+// shifted. Then a panel is the source rows that its windows touch ("lines", with their zero padding), each
+// copied once, and a tap is an offset into them.
 #pragma once
 
 #include "panel.hpp"
@@ -75,8 +75,8 @@ struct Lines {
                     const index c = column + k * lanes;
                     const index first = smaller(lanes, larger(0, -c));
                     const index last = r < 0 || r >= h.size ? 0 : larger(0, smaller(lanes, w.size - c));
-                    *spans++ = first < last ? make_span(run.image * x.batch + r * x.row + c, first, last)
-                                            : Span{0, 0, 0};
+                    const index lane_0 = run.image * x.batch + r * x.row + c * x.column;
+                    *spans++ = first < last ? make_span(lane_0, first, last) : Span{0, 0, 0};
                 }
             }
         }
@@ -92,9 +92,9 @@ private:
 
 // Copies the lines of `channels` channels; with SUMS, also their sums over the channels and the sums of
 // their magnitudes.
-template <bool SUMS, class T>
+template <Access ACCESS, bool SUMS, class T>
 inline void pack_lines(const Span* spans, const Lines& lines, const T* x, index channel_stride,
-                       index channels, T* panel, T* sums) {
+                       index lane_stride, index channels, T* panel, T* sums) {
     for (index g = 0; g < lines.groups; ++g, spans += LINE_SPANS) {
         const index at = g * LINE_SPANS * LANES<T>;
         Vec<T> sum[LINE_SPANS] = {}, magnitude[LINE_SPANS] = {};
@@ -103,7 +103,7 @@ inline void pack_lines(const Span* spans, const Lines& lines, const T* x, index 
         for (index c = 0; c < channels; ++c, from += channel_stride, to += lines.channel) {
 #pragma GCC unroll 4
             for (int k = 0; k < LINE_SPANS; ++k) {
-                const Vec<T> v = gather<CONTIGUOUS>(spans + k, spans + k + 1, from, 1);
+                const Vec<T> v = gather<ACCESS>(spans + k, spans + k + 1, from, lane_stride);
                 store(to + k * LANES<T>, v);
                 if constexpr (SUMS) add_sums(sum[k], magnitude[k], v);
             }

@@ -130,6 +130,7 @@ inline Vec<T> load_masked(const T* p, std::uint32_t mask) {
         return (Vec<T>)_mm256_maskload_pd((const double*)p, lanes);
     }
 #else
+    if (mask == bits(0, LANES<T>)) return load(p);
     T lane[LANES<T>] = {};
     for (index l = 0; l < LANES<T>; ++l)
         if (mask >> l & 1) lane[l] = p[l];
@@ -323,7 +324,7 @@ inline void pack_rows(const PixelMap& map, const T* x, index channel_stride, con
     }
     if constexpr (SUMS && ONE)
 #pragma GCC unroll 12
-        for (int v = 0; v < PANEL_VECTORS; ++v) sum[v] += s[v], magnitude[v] += m[v];
+        for (int v = 0; v < PANEL_VECTORS; ++v) sum[v] = s[v], magnitude[v] = m[v];
 }
 
 // The same for a straight strip; MASKED: the spans say which pixels are inside.

@@ -18,9 +18,12 @@ inline double now() {
 // Terms a second, all threads together, of Op on operands that stay in registers.
 template <class Op, class Cell>
 inline double measure(double seconds, double terms_in_lane) {
-    double rate = 0;
-#pragma omp parallel reduction(+ : rate)
-    {
+    Team team(max_threads());
+    Workspace workspace;
+    workspace.allocate(team.size() * index(sizeof(double)));
+    double* rate = reinterpret_cast<double*>(workspace.data());
+    for (index thread = 0; thread < team.size(); ++thread) rate[thread] = 0;
+    team.run([&](index thread) {
         Vec<Cell> sum[TILE_FILTERS][TILE_VECTORS] = {}, x[TILE_VECTORS] = {}, w{};
         for (int v = 0; v < TILE_VECTORS; ++v) touch(x[v]);
         double repeats = 0, begin = now(), elapsed = 0;
@@ -40,9 +43,11 @@ inline double measure(double seconds, double terms_in_lane) {
         for (int f = 0; f < TILE_FILTERS; ++f)
 #pragma GCC unroll 8
             for (int v = 0; v < TILE_VECTORS; ++v) touch(sum[f][v]);
-        rate += repeats * TILE_FILTERS * TILE_VECTORS * double(LANES<Cell>) * terms_in_lane / elapsed;
-    }
-    return rate;
+        rate[thread] = repeats * TILE_FILTERS * TILE_VECTORS * double(LANES<Cell>) * terms_in_lane / elapsed;
+    });
+    double all = 0;
+    for (index thread = 0; thread < team.size(); ++thread) all += rate[thread];
+    return all;
 }
 
 inline double peak(int operation, double seconds) {

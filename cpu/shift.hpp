@@ -10,6 +10,7 @@
 
 #include "kernels.hpp"
 #include "prefetch.hpp"
+#include "threads.hpp"
 
 namespace mulfree {
 
@@ -170,28 +171,19 @@ template <int SIGN, class T>
 void shift(const Shift& p, const Image<const T>& x, T* y) {
     const index height = p.height.pixels, width = p.width.pixels;
     const PlaneMover<T> mover(p, SIGN, x);
-#pragma omp parallel for collapse(2) schedule(static) if (p.batch * p.channels * height * width > 100000)
-    for (index n = 0; n < p.batch; ++n) {
-        for (index c = 0; c < p.channels; ++c) {
-            const index from = n * x.batch + c * x.channel;
-            T* to = y + (n * p.channels + c) * height * width;
-            if (mover.serves(from, c)) {
-                mover.move(x.data + from, c, to);
-                continue;
-            }
-            const index dh = SIGN * p.table[2 * c], dw = SIGN * p.table[2 * c + 1];
-            const Shown rows(p.height, dh), columns(p.width, dw);
-            if (rows.none() || columns.none()) {
-                clear(to, to + height * width);
-                continue;
-            }
-            const index step = p.width.step * x.column, column = columns.first * step + dw * x.column;
-            for (index r = rows.first; r < rows.end; ++r)
-                copy_row(x.data + from + (r * p.height.step + dh) * x.row + column, step,
-                         to + r * width + columns.first, columns.end - columns.first);
-            clear_around(to, height, width, rows, columns);
-        }
-    }
+    for_each_unit(p.batch * p.channels, MOVE * double(p.batch * p.channels * height * width), [&](index plane) {
+        const index c = plane % p.channels, from = plane / p.channels * x.batch + c * x.channel;
+        T* to = y + plane * height * width;
+        if (mover.serves(from, c)) return mover.move(x.data + from, c, to);
+        const index dh = SIGN * p.table[2 * c], dw = SIGN * p.table[2 * c + 1];
+        const Shown rows(p.height, dh), columns(p.width, dw);
+        if (rows.none() || columns.none()) return clear(to, to + height * width);
+        const index step = p.width.step * x.column, column = columns.first * step + dw * x.column;
+        for (index r = rows.first; r < rows.end; ++r)
+            copy_row(x.data + from + (r * p.height.step + dh) * x.row + column, step,
+                     to + r * width + columns.first, columns.end - columns.first);
+        clear_around(to, height, width, rows, columns);
+    });
 }
 
 // The pixels of x (C-contiguous) that the shifted image does not show become zero.
@@ -201,14 +193,13 @@ void clear_hidden(const Shift& p, T* x) {
     Axis h = p.height, w = p.width;
     h.pixels = height, w.pixels = width, h.step = w.step = 1;
     const bool strided = p.height.step > 1 || p.width.step > 1;
-#pragma omp parallel for schedule(static) if (p.batch * p.channels * height * width > 100000)
-    for (index plane = 0; plane < p.batch * p.channels; ++plane) {
+    for_each_unit(p.batch * p.channels, MOVE * double(p.batch * p.channels * height * width), [&](index plane) {
         const index c = plane % p.channels;
         const Shown rows(h, -p.table[2 * c]), columns(w, -p.table[2 * c + 1]);
         T* to = x + plane * height * width;
         if (strided || rows.none() || columns.none()) clear(to, to + height * width);
         else clear_around(to, height, width, rows, columns);
-    }
+    });
 }
 
 // The adjoint: x (C-contiguous) receives every pixel of grad at the place it shows, and zeros elsewhere.
@@ -216,8 +207,7 @@ template <class T>
 void shift_backward(const Shift& p, const Image<const T>& grad, T* x) {
     if (p.height.step == 1 && p.width.step == 1) return shift<-1>(p, grad, x);
     const index height = p.height.size, width = p.width.size;
-#pragma omp parallel for schedule(static) if (p.batch * p.channels * height * width > 100000)
-    for (index plane = 0; plane < p.batch * p.channels; ++plane) {
+    for_each_unit(p.batch * p.channels, MOVE * double(p.batch * p.channels * height * width), [&](index plane) {
         const index c = plane % p.channels, dh = p.table[2 * c], dw = p.table[2 * c + 1];
         const Shown rows(p.height, dh), columns(p.width, dw);
         const T* from = grad.data + plane / p.channels * grad.batch + c * grad.channel;
@@ -227,7 +217,7 @@ void shift_backward(const Shift& p, const Image<const T>& grad, T* x) {
             for (index q = columns.first; q < columns.end; ++q)
                 to[(r * p.height.step + dh) * width + q * p.width.step + dw] =
                     from[r * grad.row + q * grad.column];
-    }
+    });
 }
 
 }  // namespace mulfree

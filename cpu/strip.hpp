@@ -212,7 +212,7 @@ struct Strip {
         spans_at_ = -1;
         straight_ = length % ROW == 0 && start_[all] == all && runs_[0].image == runs_[all - 1].image &&
                     (p.x_shifts ? p.x_shifts->inside != nullptr : along_a_row());
-        in_lines_ = !p.x_shifts && blocking.position_chunk == blocking.positions && p.x.column == 1 &&
+        in_lines_ = !p.x_shifts && blocking.position_chunk == blocking.positions &&
                     lines_.cover(runs_, start_, vectors, p.height, p.width, place_);
         if (in_lines_) {
             lines_.find_spans(runs_, start_, vectors, p.x, p.height, p.width, spans_);
@@ -365,7 +365,10 @@ private:
     void pack_block(const Block& block) {
         const X* x = p.x.data + (group * p.channels + block.channel) * p.x.channel;
         if (in_lines_) {
-            pack_lines<SUMS>(spans_, lines_, x, p.x.channel, block.channels, pixels, line_sums_);
+            with_access<X>(p.x.column, [&](auto way) {
+                pack_lines<Access(way.value), SUMS>(spans_, lines_, x, p.x.channel, p.x.column, block.channels,
+                                                    pixels, line_sums_);
+            });
             for (index q = 0; SUMS && q < count; ++q) sum_windows(panels[q], block.positions);
             return;
         }
@@ -381,9 +384,13 @@ private:
             find_spans(runs_, runs, p.x, p.height, p.width, block, spans_);
             spans_at_ = block.position;
         }
+        // A block's sums for themselves, as those of lines are: however x lies, they are rounded alike.
         const index size = blocking.rows() * ROW;
-        if (count > 1) pack<SUMS, false>(map, x, p.x.channel, block, pixels, size, sum_, magnitude_);
-        else pack<SUMS, true>(map, x, p.x.channel, block, pixels, size, sum_, magnitude_);
+        Vec<X> sum[STRIP_VECTORS] = {}, magnitude[STRIP_VECTORS] = {};
+        if (count > 1) pack<SUMS, false>(map, x, p.x.channel, block, pixels, size, sum, magnitude);
+        else pack<SUMS, true>(map, x, p.x.channel, block, pixels, size, sum, magnitude);
+        for (index v = 0; SUMS && v < count * PANEL_VECTORS; ++v)
+            sum_[v] += sum[v], magnitude_[v] += magnitude[v];
     }
 
     // The sums over the windows, from the sums over the channels of a block.

@@ -5,6 +5,8 @@
 #include <cstdint>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "kernels.hpp"
@@ -18,6 +20,9 @@ constexpr int TILE_FILTERS = 8, TILE_VECTORS = 3, PANEL_VECTORS = 3;
 #elif defined(__AVX2__)
 constexpr index VECTOR_BYTES = 32;
 constexpr int TILE_FILTERS = 4, TILE_VECTORS = 2, PANEL_VECTORS = 6;
+#elif defined(__aarch64__)
+constexpr index VECTOR_BYTES = 16;
+constexpr int TILE_FILTERS = 8, TILE_VECTORS = 3, PANEL_VECTORS = 12;
 #else
 constexpr index VECTOR_BYTES = 16;
 constexpr int TILE_FILTERS = 4, TILE_VECTORS = 2, PANEL_VECTORS = 12;
@@ -53,6 +58,8 @@ inline void touch(V& v) {
     asm volatile("" : "+v"(v));
 #elif defined(__x86_64__)
     asm volatile("" : "+x"(v));
+#elif defined(__aarch64__)
+    asm volatile("" : "+w"(v));
 #else
     asm volatile("" : "+m"(v));
 #endif
@@ -64,7 +71,7 @@ inline Vec<T> broadcast(T s) {
     return s - Vec<T>{};
 }
 
-// max, min: the second operand comes back when either is NaN (the x86 rule, kept everywhere).
+// max, min: where either is NaN, x86 gives the second operand and NEON a NaN; nobody may rely on more.
 template <class V>
 inline V max(V a, V b) {
 #if defined(__AVX512F__)
@@ -76,6 +83,9 @@ inline V max(V a, V b) {
 #elif defined(__SSE2__)
     if constexpr (sizeof(a[0]) == 4) return (V)_mm_max_ps((__m128)a, (__m128)b);
     else return (V)_mm_max_pd((__m128d)a, (__m128d)b);
+#elif defined(__aarch64__)
+    if constexpr (sizeof(a[0]) == 4) return (V)vmaxq_f32((float32x4_t)a, (float32x4_t)b);
+    else return (V)vmaxq_f64((float64x2_t)a, (float64x2_t)b);
 #else
     return a > b ? a : b;
 #endif
@@ -92,6 +102,9 @@ inline V min(V a, V b) {
 #elif defined(__SSE2__)
     if constexpr (sizeof(a[0]) == 4) return (V)_mm_min_ps((__m128)a, (__m128)b);
     else return (V)_mm_min_pd((__m128d)a, (__m128d)b);
+#elif defined(__aarch64__)
+    if constexpr (sizeof(a[0]) == 4) return (V)vminq_f32((float32x4_t)a, (float32x4_t)b);
+    else return (V)vminq_f64((float64x2_t)a, (float64x2_t)b);
 #else
     return a < b ? a : b;
 #endif
@@ -102,6 +115,23 @@ inline Vec<float> abs(Vec<float> a) {
 }
 inline Vec<double> abs(Vec<double> a) {
     return (Vec<double>)((Vec<std::uint64_t>)a & 0x7fffffffffffffffull);
+}
+
+// |a - b|, for which NEON has an instruction.
+#if defined(__aarch64__)
+constexpr bool DISTANCE_IN_ONE = true;
+#else
+constexpr bool DISTANCE_IN_ONE = false;
+#endif
+
+template <class V>
+inline V absolute_difference(V a, V b) {
+#if defined(__aarch64__)
+    if constexpr (sizeof(a[0]) == 4) return (V)vabdq_f32((float32x4_t)a, (float32x4_t)b);
+    else return (V)vabdq_f64((float64x2_t)a, (float64x2_t)b);
+#else
+    return abs(a - b);
+#endif
 }
 
 // a * b + c, in one instruction and one rounding where there is one.

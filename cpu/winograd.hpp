@@ -195,21 +195,20 @@ inline void for_each_tile(const Winograd<T>& p, const Pass& pass) {
     Carver measure(nullptr);
     Panel(pass, measure);
     const index scratch = measure.used();
-    const index threads = threads_for(pieces * splits, terms, scratch);
+    Team team(threads_for(pieces * splits, terms, scratch));
     Workspace workspace;
-    workspace.allocate(threads * scratch);
+    workspace.allocate(team.size() * scratch);
 
-#pragma omp parallel num_threads(threads)
-    {
-        Carver mine(workspace.data() + this_thread() * scratch);
+    Units units(pieces * splits, 1);
+    team.run([&](index thread) {
+        Carver mine(workspace.data() + thread * scratch);
         Panel panel(pass, mine);
-#pragma omp for schedule(dynamic)
-        for (index unit = 0; unit < pieces * splits; ++unit) {
+        units.each([&](index unit) {
             const index begin = unit / splits * length, split = unit % splits;
             panel.run(begin, smaller(tiles, begin + length), groups * split / splits,
                       groups * (split + 1) / splits);
-        }
-    }
+        });
+    });
 }
 
 template <class T>

@@ -132,17 +132,17 @@ inline void winograd_grad_u_by(const Winograd<T>& p) {
     Carver measure(nullptr);
     Unit(p, measure);
     const index scratch = measure.used();
-    const index threads = threads_for(filters * channels, terms, scratch);
+    Team team(threads_for(filters * channels, terms, scratch));
     Workspace workspace;
-    workspace.allocate(threads * scratch);
-#pragma omp parallel num_threads(threads)
-    {
-        Carver mine(workspace.data() + this_thread() * scratch);
+    workspace.allocate(team.size() * scratch);
+    Units blocks(filters * channels, 1);
+    team.run([&](index thread) {
+        Carver mine(workspace.data() + thread * scratch);
         Unit unit(p, mine);
-#pragma omp for schedule(dynamic)
-        for (index block = 0; block < filters * channels; ++block)
+        blocks.each([&](index block) {
             unit.run(block / channels * GRAD_U_SIDE, block % channels * GRAD_U_SIDE);
-    }
+        });
+    });
 }
 
 template <class T>

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "kernels.hpp"
+#include "threads.hpp"
 
 namespace mulfree {
 
@@ -28,12 +28,13 @@ public:
         const auto count = [&](index row, index chunk, index position) -> std::int32_t& {
             return counts[(row * chunks + chunk) * positions + position];
         };
-#pragma omp parallel for schedule(dynamic)
-        for (index position = 0; position < positions; ++position)
+        const double work = MOVE * double(positions * filters * channels);
+        for_each_unit(positions, work, [&](index position) {
             for (index row = 0; row < rows; ++row)
                 visit(position, row, [&](index channel, const T*) {
                     ++count(row, channel / WINOGRAD_CHUNK, position);
                 });
+        });
 
         // Jobs, and where the entries of each start.
         std::vector<index> starts(counts.size());
@@ -62,8 +63,7 @@ public:
         using Entry = WinogradEntry<T, ROWS>;
         plan.entries_.resize(entry * sizeof(Entry));
         Entry* entries = reinterpret_cast<Entry*>(plan.entries_.data());
-#pragma omp parallel for schedule(dynamic)
-        for (index position = 0; position < positions; ++position)
+        for_each_unit(positions, work, [&](index position) {
             for (index row = 0; row < rows; ++row)
                 visit(position, row, [&](index channel, const T* values) {
                     const index chunk = channel / WINOGRAD_CHUNK;
@@ -71,6 +71,7 @@ public:
                     std::copy(values, values + ROWS, to.value);
                     to.channel = std::int32_t(channel - chunk * WINOGRAD_CHUNK);
                 });
+        });
         return plan;
     }
 

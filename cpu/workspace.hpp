@@ -1,39 +1,14 @@
-// Threads and memory of a call.
+// The memory of a call.
 #pragma once
 
 #include <cstdint>
 #include <new>
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
 
+#include "threads.hpp"
 #include "vector.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
-constexpr index WORKSPACE = 56 << 20;  // bytes a call may take; uint8 takes 8 MiB of cells besides
-constexpr index SMALL_WORK = 100000;   // terms below which waking threads costs more than it saves
-
-// `scratch`: bytes for each thread; `shared`: for all together.
-inline index threads_for(index units, double terms, index scratch = 0, index shared = 0) {
-#if defined(_OPENMP)
-    if (terms < SMALL_WORK) return 1;
-    const index room = scratch > 0 ? (WORKSPACE - shared) / scratch : units;
-    return larger(1, smaller(smaller(omp_get_max_threads(), room), units));
-#else
-    return 1;
-#endif
-}
-
-inline index this_thread() {
-#if defined(_OPENMP)
-    return omp_get_thread_num();
-#else
-    return 0;
-#endif
-}
-
-// The memory of a call.
 class Workspace {
 public:
     Workspace() = default;

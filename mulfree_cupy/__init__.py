@@ -1,5 +1,6 @@
 """Convolutions with no multiplications, or far fewer, as plain functions on arrays."""
 
+from mulfree_cupy.config import get_num_threads, set_num_threads, show_config
 from mulfree_cupy.launch import emulator
 from mulfree_cupy.launch.emulator import EmulationFault, emulated_cuda
 from mulfree_cupy.launch.source import kernels
@@ -36,16 +37,19 @@ __all__ = [
     "conv_backward",
     "emulated_cuda",
     "emulator",
+    "get_num_threads",
     "group_shifts",
     "im2col",
     "kernels",
     "modulo_shifts",
+    "set_num_threads",
     "shift",
     "shift_adder_conv",
     "shift_adder_conv_backward",
     "shift_backward",
     "shift_conv",
     "shift_conv_backward",
+    "show_config",
     "winograd_conv",
     "winograd_conv_backward",
     "winograd_matrices",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -102,6 +102,12 @@ def _adopt(function: str, name: str, value: Any) -> Array:
 
 
 def _from_dlpack(function: str, name: str, value: Any) -> Array:
+    # PyTorch's lazy negation is a bit of the tensor, which DLPack has no word for.
+    if getattr(value, "is_neg", bool)():
+        raise TypeError(
+            f"{function}: {name}, a {_type_name(value)}, has its negative bit set, which DLPack "
+            "would drop; pass .resolve_neg()"
+        )
     try:
         if value.__dlpack_device__()[0] == _DLPACK_CPU:
             return np.from_dlpack(value)
@@ -109,10 +115,25 @@ def _from_dlpack(function: str, name: str, value: Any) -> Array:
 
         return cupy.from_dlpack(value)
     except (BufferError, RuntimeError, TypeError, ValueError, ImportError) as error:
+        remedy = f"; {conversion(value)}" if "dtype" in str(error).lower() else ""
         raise TypeError(
-            f"{function}: {name}, a {type(value).__module__}.{type(value).__name__}, "
-            f"cannot be taken in through DLPack: {error}"
+            f"{function}: {name}, a {_type_name(value)}, cannot be taken in through DLPack: "
+            f"{error}{remedy}"
         ) from error
+
+
+def _type_name(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__name__}"
+
+
+def conversion(value: Any, dtype: str = "float32") -> str:
+    """How the caller's library converts an array of its own."""
+    library = type(value).__module__.partition(".")[0]
+    if library == "torch":
+        return f"convert with .to(torch.{dtype})"
+    if library == "tensorflow":
+        return f"convert with tf.cast(..., tf.{dtype})"
+    return f"convert with .astype(np.{dtype})"
 
 
 def _check_device(function: str, arrays: dict[str, Array | None]) -> None:
@@ -142,20 +163,22 @@ def take_floats(
 
 def common_floats(
     function: str,
-    names: Iterable[str],
-    arrays: Sequence[Array | None],
+    given: Mapping[str, Any],
+    taken: Sequence[Array | None],
     also: tuple[type, ...] = (),
 ) -> list[Array | None]:
-    """What `take` gave for arguments of these names, in their common dtype as in `take_floats`."""
-    dtype = np.result_type(*[array.dtype for array in arrays if array is not None])
-    if dtype not in (np.float32, np.float64, *also):
-        given = zip(names, arrays, strict=True)
-        listed = ", ".join(f"{name} {array.dtype}" for name, array in given if array is not None)
+    """What `take` made of these arguments, in their common dtype as in `take_floats`."""
+    served = np.float32, np.float64, *also
+    dtype = np.result_type(*[array.dtype for array in taken if array is not None])
+    if dtype not in served:
+        named = {name: array for name, array in zip(given, taken, strict=True) if array is not None}
+        listed = ", ".join(f"{name} {array.dtype}" for name, array in named.items())
+        other = next(name for name, array in named.items() if array.dtype not in served)
         raise TypeError(
             f"{function}: the common dtype must be float32 or float64, got {listed}; "
-            "convert with .astype(np.float32)"
+            f"{conversion(given[other])}"
         )
-    return [None if a is None else a.astype(dtype, copy=False) for a in arrays]
+    return [None if a is None else a.astype(dtype, copy=False) for a in taken]
 
 
 def address(array: Array) -> int:

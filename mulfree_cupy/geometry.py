@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -89,6 +90,19 @@ def integer(function: str, argument: str, value: object, least: int = 1) -> int:
     if number < least:
         raise ValueError(f"{function}: {argument} must be at least {least}, got {number}")
     return number
+
+
+def number(function: str, argument: str, value: object) -> float:
+    """A finite float, at least 0."""
+    try:
+        finite = math.isfinite(value)
+    except TypeError:
+        raise TypeError(f"{function}: {argument} must be a number, got {value!r}") from None
+    except OverflowError:
+        finite = False
+    if not (finite and value >= 0):
+        raise ValueError(f"{function}: {argument} must be a finite number >= 0, got {value}")
+    return float(value)
 
 
 def pair(function: str, argument: str, value: object, least: int) -> Pair:

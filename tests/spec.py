@@ -91,8 +91,8 @@ def _backward(slope_x, slope_w, grad, x, w, stride, padding, dilation, groups):
 
 def conv_backward(grad, x, w, *, stride=1, padding=0, dilation=1, groups=1):
     return _backward(
-        lambda a, b: b + 0 * a,
-        lambda a, b: a + 0 * b,
+        lambda a, b: b + np.zeros_like(a),
+        lambda a, b: a + np.zeros_like(b),
         *(grad, x, w, stride, padding, dilation, groups),
     )
 
@@ -178,7 +178,7 @@ def batch_norm(x, weight, bias, residual=0, *, relu=False, eps=1e-5, mean=None, 
 def batch_norm_backward(grad, x, y, weight, mean, variance, *, relu=False, eps=1e-5, fixed=False):
     """Gradients of x, weight, bias and residual: those that go by mean and variance too."""
     axes, inverse = _all_but_channels(x), 1 / np.sqrt(_along(x, variance) + eps)
-    flow = np.where(y > 0, grad, 0.0) if relu else np.asarray(grad, np.float64)
+    flow = np.where(y <= 0, 0.0, grad) if relu else np.asarray(grad, np.float64)
     hat = (x - _along(x, mean)) * inverse
     grad_weight, grad_bias = (flow * hat).sum(axis=axes), flow.sum(axis=axes)
     grad_hat = flow * _along(x, weight)

@@ -34,6 +34,66 @@ def test_dlpack_arrays_come_in_without_a_copy():
     assert type(answer) is np.ndarray and answer.item() == 0
 
 
+class Negated(Exported):
+    """A tensor of PyTorch's that has a bit in the place of negated values."""
+
+    def is_neg(self):
+        return True
+
+
+def test_a_negative_bit_is_refused_and_not_dropped():
+    x = np.ones((1, 1, 2, 2))
+    message = r"conv: w, a test_arrays.Negated, has its negative bit set.*pass \.resolve_neg\(\)"
+    with pytest.raises(TypeError, match=message):
+        mf.conv(x, Negated(x))
+    with pytest.raises(TypeError, match=r"conv: out, .*resolve_neg"):
+        mf.conv(x, x, out=Negated(x[:, :, :1, :1]))
+
+
+@pytest.mark.parametrize(
+    ("library", "words"),
+    [
+        ("torch", r"\.to\(torch\.float32\)"),
+        ("tensorflow.python.framework.ops", r"tf\.cast\(\.\.\., tf\.float32\)"),
+        ("jaxlib._jax", r"\.astype\(np\.float32\)"),
+        ("numpy", r"\.astype\(np\.float32\)"),
+    ],
+)
+def test_conversions_are_told_in_the_words_of_the_library(library, words):
+    half, theirs = np.ones((1, 1, 2, 2), np.float16), type("Tensor", (Exported,), {})
+    theirs.__module__ = library
+    x, w, shifts = theirs(half), theirs(half[:, :, 0, 0]), [(0, 0)]
+    for call in (
+        lambda: mf.conv(x, x),
+        lambda: mf.conv_backward(x, x, x),
+        lambda: mf.adder_conv(x, x),
+        lambda: mf.adder_matmul(w, w),
+        lambda: mf.shift_conv(x, w, shifts),
+        lambda: mf.shift_conv_backward(x, x, w, shifts),
+        lambda: mf.adaptive_rate(x),
+    ):
+        with pytest.raises(TypeError, match=f"convert with {words}$"):
+            call()
+
+
+def test_torch_tensors():
+    torch = pytest.importorskip("torch")
+    x = torch.complex(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2)).conj().imag
+    with pytest.raises(TypeError, match="resolve_neg"):
+        mf.conv(x, x)
+    x = x.resolve_neg()
+    assert mf.conv(x, -x).item() == -4
+    with pytest.raises(TypeError, match=r"float16; convert with \.to\(torch\.float32\)"):
+        mf.conv(x.half(), x.half())
+    for odd, message in (
+        (x.to(torch.bfloat16), r"[Dd]type.*; convert with \.to\(torch\.float32\)"),
+        (x.to_sparse(), "strided"),
+        (x.clone().requires_grad_(), "detach"),
+    ):
+        with pytest.raises(TypeError, match=f"conv: x, a torch.Tensor, cannot be .*{message}"):
+            mf.conv(odd, x)
+
+
 def test_dlpack_from_an_unreachable_device_is_a_type_error():
     with pytest.raises(TypeError, match="conv: w, a test_arrays.Exported, cannot be taken in"):
         mf.conv(np.ones((1, 1, 2, 2)), Exported(np.ones((1, 1, 2, 2)), device=2))

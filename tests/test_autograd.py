@@ -14,6 +14,7 @@ from mulfree_cupy.autograd import (
     Tensor,
     apply,
     check_gradients,
+    detect_changes,
     no_grad,
 )
 from mulfree_cupy.autograd.rules import RULES, SURROGATES
@@ -132,6 +133,87 @@ def test_max_pool_gives_equal_values_one_gradient():
     assert_array_equal(x.grad[0, 0], np.tile([[1, 0], [0, 0]], (2, 2)))
 
 
+def pooled(operation, image, kernel_size, *, stride=1, padding=0, dtype=float, grad=None):
+    x = Tensor(np.array(image, dtype)[None, None], requires_grad=dtype is float)
+    y = apply(operation, x, kernel_size=kernel_size, stride=stride, padding=padding)
+    if dtype is float:
+        y.backward(np.ones(y.shape) if grad is None else np.array(grad, float)[None, None])
+        return y.data[0, 0], x.grad[0, 0]
+    return y.data[0, 0]
+
+
+def test_max_pool_passes_the_gradient_of_a_nan_and_keeps_it_in_the_image():
+    nan, inf = np.nan, np.inf
+    y, grad = pooled("max_pool", [[1, nan, 3], [0, nan, 2]], 2)
+    assert_array_equal(y, [[nan, nan]])
+    assert_array_equal(grad, [[0, 2, 0], [0, 0, 0]])
+    assert_array_equal(pooled("max_pool", [[-inf, -inf]], (1, 2), padding=(0, 1))[1], [[2, 1]])
+    _, grad = pooled("max_pool", [[1, 1, 1]], (1, 3), grad=[[inf]])
+    assert_array_equal(grad, [[inf, 0, 0]])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int64", "uint8", "bool", "float16"])
+def test_pools_of_other_numbers(dtype):
+    lowest = False if dtype == "bool" else -5 if dtype[0] == "i" or dtype[0] == "f" else 0
+    image = np.full((2, 2), lowest, dtype)
+    y = pooled("max_pool", image, 2, padding=1, dtype=dtype)
+    assert y.dtype == dtype
+    assert_array_equal(y, np.full((3, 3), lowest))
+
+
+def test_avg_pool_of_integers_is_no_integer():
+    x = [[10, 20], [30, 45]]
+    assert_array_equal(pooled("avg_pool", x, 2, dtype=np.uint8), [[26.25]])
+    assert_array_equal(pooled("avg_pool", np.full((2, 2), 250), 2, dtype=np.uint8), [[250]])
+
+
+@pytest.mark.parametrize("padding", [2, (0, 2), (3, 1)])
+def test_max_pool_refuses_windows_of_nothing(padding):
+    with pytest.raises(ValueError, match=r"max_pool: padding .* smaller than the kernel \(2, 2\)"):
+        pooled("max_pool", np.ones((4, 4)), 2, padding=padding)
+
+
+INF, NAN = np.inf, np.nan
+EDGES = [  # a function, where, and PyTorch's gradients of its sum
+    (lambda x: x**0, [0, INF, NAN, -2], [0, 0, 0, 0]),
+    (lambda x: x**1, [0, -1, INF], [1, 1, 1]),
+    (lambda x: x**2, [0, -3], [0, -6]),
+    (lambda x: x**0.5, [0], [INF]),
+    (lambda x: x**-1, [2], [-0.25]),
+    (lambda x: apply("sqrt", x), [0, 4], [INF, 0.25]),
+    (lambda x: apply("log", x), [0], [INF]),
+    (abs, [0, -0.0, -INF], [0, 0, -1]),
+    (lambda x: apply("relu", x), [0, NAN, -1, INF, -INF], [0, 1, 0, 1, 0]),
+    (lambda x: apply("maximum", x, 1.0), [0, 1, 2, NAN], [0, 0.5, 1, 1]),
+    (lambda x: apply("maximum", 1.0, x), [0, 1, 2, NAN], [0, 0.5, 1, 1]),
+    (lambda x: x / x.detach(), [1e-200, 1e200], [1e200, 1e-200]),
+    (lambda x: 1e200 / x, [1e200], [-1e-200]),
+    (lambda x: 1e-200 / x, [1e-200], [-1e200]),
+]
+
+
+@pytest.mark.parametrize(("function", "at", "expected"), EDGES)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_rules_at_their_edges(function, at, expected):
+    x = Tensor(np.array(at, float), requires_grad=True)
+    function(x).sum().backward()
+    assert_allclose(x.grad, expected, rtol=1e-12)
+
+
+def test_no_gradient_is_infinite_where_relu_stops_it():
+    x = Tensor([-1.0, 2.0], requires_grad=True)
+    apply("relu", x).backward(np.array([INF, INF]))
+    assert_array_equal(x.grad, [0, INF])
+
+
+def test_the_mean_of_nothing():
+    x = Tensor(np.zeros((0, 3)), requires_grad=True)
+    y = x.mean()
+    assert np.isnan(y.data)
+    y.backward()
+    assert x.grad.shape == (0, 3)
+
+
 @pytest.mark.parametrize(
     ("operation", "filters", "options"),
     [("adder_conv", FILTERS, {"groups": 2}), ("shift_adder_conv", ROWS, {"shifts": SHIFTS})],
@@ -220,6 +302,74 @@ def test_what_a_rule_makes_for_one_tensor_is_not_copied(monkeypatch):
     apply("spied", a, b).sum().backward()
     assert_array_equal(a.grad, [6, 6])
     assert_array_equal(before, [3, 3])
+
+
+def test_a_pullback_may_have_no_gradient(monkeypatch):
+    """None for an input, as the table says, also where much lies behind it."""
+    monkeypatch.setitem(RULES, "first", lambda a, b: (a + b, lambda g: (g, None)))
+    monkeypatch.setitem(RULES, "neither", lambda a: (a + 0, lambda g: (None,)))
+    a, b = Tensor([1.0, 2.0], True), Tensor([3.0, 4.0], True)
+    behind = b * 2
+    apply("first", a, behind).sum().backward()
+    assert_array_equal(a.grad, [1, 1])
+    assert b.grad is None
+    with pytest.raises(RuntimeError, match="walked and freed already"):
+        behind.sum().backward()
+    (apply("neither", a * 3) + a).sum().backward()
+    assert_array_equal(a.grad, [2, 2])
+
+
+NUMBERS = [2, True, 2.0, np.int64(2), np.float64(2), np.float32(2), np.uint8(2), np.bool_(True)]
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=repr)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_numbers_do_not_change_the_dtype(dtype, number):
+    x = Tensor(np.ones(3, dtype), requires_grad=True)
+    answers = (x * number, number * x, x + number, number - x, x / number, number / x, x**number)
+    for y in (*answers, apply("maximum", x, number)):
+        assert y.dtype == dtype
+        y.sum().backward()
+        assert x.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("exponent", [Tensor(2.0), np.ones(3), "2", None])
+def test_exponents_are_numbers(exponent):
+    with pytest.raises(TypeError, match="power: the exponent must be a number, got"):
+        Tensor(ROW) ** exponent
+
+
+def test_numbers_that_integers_cannot_hold_are_refused():
+    with pytest.raises(OverflowError, match="300 out of bounds for uint8"):
+        Tensor(np.ones(2, np.uint8)) * np.int64(300)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: (x * 2, x.data), r"input 0 of 'multiply', of shape \(3, 4\)"),
+        (lambda x: (y := apply("exp", x), y.data), r"the answer of 'exp', of shape \(3, 4\)"),
+        (lambda x: (x.transpose() @ ROWS, x.data.T), r"input 0 of"),
+    ],
+)
+def test_changes_in_place_are_detected(function, message):
+    x = Tensor(A.copy(), requires_grad=True)
+    with detect_changes():
+        y, written = function(x)
+    written[0, 0] += 1
+    with pytest.raises(RuntimeError, match=f"backward: {message}.* written to after the forward"):
+        y.sum().backward()
+
+
+def test_what_is_replaced_is_not_changed_in_place():
+    x, elsewhere = Tensor(A.copy(), requires_grad=True), Tensor(A.copy(), requires_grad=True)
+    with detect_changes():
+        y = (x * ROW).sum()
+    x.data = x.data + 1
+    z = (elsewhere * ROW).sum()
+    elsewhere.data[...] = 0  # nobody looks
+    (y + z).backward()
+    assert_array_equal(x.grad, np.broadcast_to(ROW, A.shape))
 
 
 def test_integers_are_not_cut_to_integers():

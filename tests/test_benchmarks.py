@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 import mulfree_cupy as mf  # noqa: E402
 from benchmarks import (  # noqa: E402
     adder,
+    errors,
     goals,
     layers,
     peers,
@@ -272,6 +273,77 @@ class TestShift:
         monkeypatch.setattr(shift.mf, "shift_conv", lambda x, w, s: mf.conv(x, w[:, :, None, None]))
         with pytest.raises(reference.WrongAnswer, match="N2 12->8@8 1x1: shift_conv is off"):
             shift.run(layers.QUICK_SHIFT, [], 1, None, quick=True)
+
+
+class TestErrors:
+    @pytest.fixture(autouse=True)
+    def tiny(self, monkeypatch):
+        monkeypatch.setattr(errors, "EMULATED", QUICK[:1])
+        monkeypatch.setattr(errors, "EMULATED_SHIFT", [])
+
+    def test_quick_run(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.setitem(sys.modules, "torch", None)
+        assert errors.run(2, tmp_path, quick=True) == 0
+        printed = capsys.readouterr().out
+        (file,) = tmp_path.glob("errors-cpu-*.json")
+        record = json.loads(file.read_text(encoding="utf-8"))
+        assert errors.document(record).splitlines()[2] in printed
+        assert len(record["layers"]) == 4 and len(record["in_emulator"]) == 1
+        found = record["layers"][0]["errors"]
+        assert found["conv"].keys() == {errors.OURS, "F(2x2, 3x3)", "F(4x4, 3x3)"}
+        assert found["adder_conv uint8"] == {errors.OURS: [0, 0]}
+        assert 0 < found["adder_conv"][errors.OURS][0] < 1e-6
+        assert found.keys() == record["in_emulator"][0]["errors"].keys()
+        shifts = record["layers"][-1]["errors"]
+        assert shifts["shift"] == {errors.OURS: [0, 0]} and "shift_adder_conv grad_w" in shifts
+        assert_publishable(file)
+        assert report.records(tmp_path, "errors") == [record]
+
+    def test_with_torch(self):
+        pytest.importorskip("torch")
+        found = errors.measure(QUICK[0], shift=False)["errors"]
+        beside = {operation for operation, ways in found.items() if errors.TORCH in ways}
+        assert beside == {
+            *("adder_conv", "adder_conv near 100", "conv", "conv grad_x", "conv grad_w"),
+        }
+
+    def test_an_error_is_set_against_its_terms_and_the_largest_answer(self):
+        exact, terms = np.array([10.0, -2.0, 0.0]), np.array([20.0, 4.0, 0.0])
+        assert errors.error(np.array([10.0, -1.5, 0.0]), exact, terms) == [0.125, 0.05]
+        assert errors.error(np.array([10.0, -2.0, 0.5]), exact, terms) == [0.5, 0.05]
+
+    @pytest.mark.parametrize("layer, shift", [(QUICK[0], False), (layers.QUICK_SHIFT[0], True)])
+    def test_formulas_agree_with_the_spec(self, layer, shift):
+        x, w, grad = layer.floats()
+        if shift:
+            shifts, points = mf.modulo_shifts(layer.channels), w[:, :, 0, 0]
+            exact = errors.expected_of_shifts(layer, x, w, grad)
+            grads = spec.shift_adder_conv_backward(grad, x, points, shifts)
+            expected = {
+                "shift_conv": reference.rows(spec.shift_conv(x, points, shifts)),
+                "shift_conv grad_x": spec.shift_conv_backward(grad, x, points, shifts)[0],
+                "shift_adder_conv": reference.rows(spec.shift_adder_conv(x, points, shifts)),
+                "shift_adder_conv grad_x": grads[0],
+                "shift_adder_conv grad_w": grads[1][:, :, None, None],
+            }
+        else:
+            exact = errors.expected(layer, x, w, grad)
+            grads = spec.conv_backward(grad, x, w, **layer.options)
+            expected = {
+                "conv": reference.rows(spec.conv(x, w, **layer.options)),
+                "conv grad_x": grads[0],
+                "conv grad_w": grads[1],
+            }
+        for operation, answer in expected.items():
+            np.testing.assert_allclose(exact[operation][0], answer, rtol=1e-12, atol=1e-12)
+            assert (exact[operation][1] >= np.abs(answer) - 1e-12).all()
+
+    @pytest.mark.parametrize("wrong", [1, np.nan])
+    def test_a_wrong_answer_stops_the_run(self, monkeypatch, wrong):
+        conv = mf.conv
+        monkeypatch.setattr(mf, "conv", lambda x, w, **options: conv(x, w, **options) + wrong)
+        with pytest.raises(reference.WrongAnswer, match="N2 8->8@8: conv by mulfree_cupy is off"):
+            errors.measure(QUICK[0], shift=False)
 
 
 class TestEmulator:

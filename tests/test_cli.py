@@ -1,10 +1,12 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import mulfree_cupy as mf
-from mulfree_cupy import cli
+from mulfree_cupy import cli, data
+from mulfree_cupy.train import Recipe, Training
 
 
 def test_kernels_are_listed_with_their_costs(capsys):
@@ -50,3 +52,75 @@ def test_a_command_is_required(capsys):
         cli.main([])
     assert stop.value.code == 2
     assert "COMMAND" in capsys.readouterr().err
+
+
+PLAIN = """
+import sys
+for name in ("tqdm", "matplotlib", "sklearn", "scipy", "PIL", "cuda", "nvidia", "cupy", "torch"):
+    sys.modules[name] = None
+from mulfree_cupy import cli
+status = cli.main(sys.argv[1:])
+sys.exit(status)
+"""
+TRAIN, STATIC, CUDA = (
+    f"pip install 'mulfree_cupy[{extra}]'" for extra in ("train", "static", "cuda13")
+)
+
+
+@pytest.fixture
+def idx(tmp_path):
+    """A data set that needs no package, and a network trained on it."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8), np.uint8)
+    for part in ("train", "t10k"):
+        head = np.array([0x803, 20, 8, 8], ">i4").tobytes()
+        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(head + pixels.tobytes())
+        head = np.array([0x801, 20], ">i4").tobytes()
+        (tmp_path / f"{part}-labels-idx1-ubyte").write_bytes(head + bytes(range(10)) * 2)
+    train, test = data.load(tmp_path)
+    recipe = Recipe("conv-lenet", epochs=1, batch_size=10, augment="none")
+    Training(recipe, train, test, path=tmp_path / "net.npz").run(progress=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "outcome"),
+    [
+        ("kernels", 0),
+        ("kernels --resources", STATIC),
+        ("count adder-lenet", 0),
+        ("count net.npz", 0),
+        ("count winograd-vgg-nagadomi-8 --picture p", TRAIN),
+        ("profile --model adder-lenet --size 8 --batch-size 4", 0),
+        ("profile --device cuda", CUDA),
+        ("evaluate net.npz --data .", 0),
+        ("evaluate net.npz --data . --device cuda", CUDA),
+        ("evaluate net.npz", TRAIN),
+        ("evaluate net.npz --data pictures", TRAIN),
+        ("train --data .", TRAIN),
+        ("prune net.npz --data .", TRAIN),
+        ("ablation --data .", TRAIN),
+    ],
+)
+def test_a_plain_install_does_it_or_names_the_extra(arguments, outcome, idx):
+    for name in "ab":
+        (idx / "pictures" / name).mkdir(parents=True)
+        for i in range(10):
+            (idx / "pictures" / name / f"{i}.png").write_bytes(b"\x89PNG")
+    command = [sys.executable, "-c", PLAIN, *arguments.split()]
+    done = subprocess.run(command, cwd=idx, capture_output=True, text=True)
+    if outcome == 0:
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    else:
+        assert done.returncode == 1 and outcome in done.stderr and done.stderr.count("\n") == 1
+        assert not done.stdout
+
+
+def test_training_needs_no_bar(idx):
+    code = PLAIN.replace(
+        "status = cli.main(sys.argv[1:])",
+        "from mulfree_cupy import data, train; "
+        "status = len(train.Training(train.Recipe('conv-lenet', epochs=1, batch_size=10, "
+        "augment='none'), *data.load('.')).run().seconds)",
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=idx, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "")

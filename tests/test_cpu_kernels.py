@@ -190,13 +190,8 @@ def test_nan_and_infinity(features, dtype, where, value):
         want = getattr(spec, name)(x, w, **options(geometry))
         got = forward(name, x, w, None, geometry)
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
-        if name == "conv" and where != "grad":
-            continue  # each gradient depends on one of x and w; the spec touches both
         want = getattr(spec, name + "_backward")(grad, x, w, **options(geometry))
         for got, exact in zip(backward(name, grad, x, w, geometry), want, strict=True):
-            if where == "w" and np.isnan(value):  # also where its tap meets only padding of grad
-                assert np.isnan(got[np.isnan(exact)]).all()
-                exact = np.where(np.isnan(got), np.nan, exact)
             np.testing.assert_allclose(got, exact, rtol=1e-4, atol=1e-4)
 
 

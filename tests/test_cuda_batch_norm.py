@@ -122,6 +122,42 @@ def test_given_statistics(way, shape, dtype, relu):
         assert_array_equal(used, (mean, variance))
 
 
+@pytest.mark.parametrize("way", ["cpu", "numpy", *WAYS])
+def test_the_relu_stops_infinity_and_lets_nan_through(way):
+    x, grad = np.zeros((2, 1, 1, 1, 35), np.float32)
+    y = values(x.shape, seed=2)
+    y[0, 0, 0, [0, 8, 34]], grad[0, 0, 0, [0, 8, 34]] = (-1, np.nan, 0), (np.inf, 5, -np.inf)
+    one = np.ones(1, np.float32)
+
+    def backward(*arrays):
+        return batch_norm_backward(*arrays, relu=True, fixed=True, residual=True)
+
+    _, _, grad_bias, flow = run(way, backward, grad, x, y, one, one * 0, one)
+    assert_array_equal(flow.ravel(), 5.0 * (np.arange(35) == 8))
+    assert grad_bias == 5
+
+
+@pytest.mark.parametrize("way", ["cpu", "numpy", *WAYS])
+def test_channels_in_any_layout(way):
+    """Weights and statistics that are every second number of some array, or backwards."""
+    x, grad = values((2, 3, 4, 2, 5))
+    channels = np.abs(values((4, 4), seed=1)) + 0.5
+
+    def both(x, grad, weight, bias, mean, variance):
+        y = batch_norm(x, weight, bias, mean=mean, variance=variance, relu=True)[0]
+        given = dict(mean=mean, variance=variance, relu=True, fixed=True)
+        return (
+            batch_norm(x, weight, bias)[0],
+            y,
+            *batch_norm_backward(grad, x, y, weight, **given)[:3],
+        )
+
+    expected = run(way, both, x, grad, *channels)
+    for spread in (np.repeat(channels, 2, axis=1)[:, ::2], channels[:, ::-1].copy()[:, ::-1]):
+        for ours, theirs in zip(run(way, both, x, grad, *spread), expected, strict=True):
+            assert_array_equal(ours, theirs)
+
+
 def assert_backward(way, grad, x, y, relu, fixed, wanted=True):
     weight, mean = values((2, x.shape[1]), x.dtype, 5)
     variance = (0.5 + values(x.shape[1], x.dtype, 6)) ** 2 + x.dtype.type(0.1)

@@ -8,6 +8,7 @@ import pytest
 import spec
 from numpy.testing import assert_allclose, assert_array_equal
 from problems import on_gpu
+from test_adder import assert_within_the_bound_of_halves
 
 import mulfree_cupy as mf
 from mulfree_cupy import launch as launch_room
@@ -261,24 +262,35 @@ def test_adder_conv_of_uint8_is_exact(run, g):
     assert_array_equal(out, spec.adder_conv(x, w, bias, **options(g)))
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "float16"])
 @pytest.mark.parametrize("channels", [1, 3, 4, 6, 8])
 @pytest.mark.parametrize("plane", [(1, 1), (3, 3), (2, 6), (7, 7), (8, 5), (33, 32)])
 @pytest.mark.parametrize("misaligned", [0, 1, 4])
-def test_bytes_are_packed_by_whole_words_where_planes_are(channels, plane, misaligned):
-    """A byte a load where they are not, or x begins between words."""
-    groups, size = 2, math.prod(plane)
-    memory = values(16 + 3 * groups * channels * size, "uint8")
-    start = -memory.ctypes.data % 4 + misaligned
+def test_channels_are_packed_four_pixels_at_once_where_planes_can_be(
+    dtype, channels, plane, misaligned
+):
+    """A pixel a load where their number is odd, or x begins between vectors of four."""
+    groups, size, each = 2, math.prod(plane), 4 // np.dtype(dtype).itemsize
+    memory = values(16 + 3 * groups * channels * size, "uint8").astype(dtype)
+    start = -memory.ctypes.data % (4 * memory.itemsize) // memory.itemsize + misaligned
     x = memory[start : start + 3 * groups * channels * size].reshape(3, -1, *plane)
     with mf.emulated_cuda(check=True, trace=True) as report:
         words = adder._packed(emulator.device, x, channels)
-    padded = np.zeros((3 * groups, -(-channels // 4), 4, *plane), "uint8")
+    padded = np.zeros((3 * groups, -(-channels // each), each, *plane), dtype)
     padded.reshape(len(padded), -1, *plane)[:, :channels] = x.reshape(-1, channels, *plane)
     assert_array_equal(words, np.moveaxis(padded, 2, -1).copy().view("<u4")[..., 0])
     (counts,) = report.counts.values()
     each = 1 if size % 4 or misaligned == 1 else 4
     assert counts.global_loads * each == x.size
     assert counts.global_stores * each == words.size
+
+
+@geometries
+def test_adder_conv_of_halves(run, g):
+    x, w = values(g.x_shape, "float16"), values(g.w_shape, "float16", 1)
+    bias, out = values(g.filters, "float32", 2), unwritten(g.out_shape, "float32")
+    run(adder.adder_conv, x, w, bias, out, g, "7_half2")
+    assert_within_the_bound_of_halves(out, x, w, bias, **options(g))
 
 
 @geometries
@@ -646,6 +658,19 @@ def test_loads_per_output_are_those_of_the_opening_comment(counts, kernel):
     outputs = 128 * 128
     assert counts[kernel].global_loads / outputs == PROMISED[kernel][0]
     assert counts[kernel].shared_loads / outputs == PROMISED[kernel][1]
+
+
+def test_a_word_of_two_halves_is_one_load(counts):
+    a, b = values((128, 64), "float16"), values((64, 128), "float16", 1)
+    with mf.emulated_cuda(check=False, trace=True) as report:
+        adder.adder_matmul(emulator.device, a, b, unwritten((128, 128), "float32"), "7_half2")
+    halves, floats = report.counts["adder_conv"], counts["5_implicit_conv"]
+    assert halves.global_loads == floats.global_loads / 2
+    assert halves.shared_loads == floats.shared_loads / 2
+    blocks, steps = halves.threads // 128, 32 // 16
+    assert halves.barriers == blocks * (2 + steps)
+    # Where a step is 16 deep, the stores of w take two banks' turns: 8 a thread and step.
+    assert halves.bank_conflicts == blocks * 4 * 8 * steps
 
 
 def test_the_implicit_tile_waits_once_a_step(counts):

@@ -173,6 +173,16 @@ def test_every_tile_of_the_fused_kernels(shape, filters, dtype, stride):
         assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
 
 
+@pytest.mark.parametrize("launcher", [launchers.shift_conv, launchers.shift_adder_conv])
+@pytest.mark.parametrize("kernel", ["3_table", "4_fused_conv"])
+def test_no_bias_is_no_array(launcher, kernel):
+    passed = []
+    device = types.SimpleNamespace(xp=np, launch=lambda path, entry, *_: passed.append(_[-1]))
+    x, w, shifts = values((2, 9, 5, 6)), values((4, 9)), mf.modulo_shifts(9)
+    launcher(device, x, w, shifts, None, np.empty((2, 4, 5, 6), "f"), (1, 1), kernel)
+    assert sum(argument is None for argument in passed[-1]) == 1
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_half_goes_the_separate_way_too(way):
     x, w = values((2, 9, 5, 6), "float16"), values((4, 9), "float16", 1)
@@ -201,9 +211,40 @@ def test_the_gradient_of_w_is_summed_in_parts():
         grad_x, grad_w = unwritten(x.shape), unwritten(w.shape)
         launchers.shift_conv_backward(Recorder(), grad, x, w, shifts, grad_x, grad_w, (1, 1))
         answers.append(grad_w)
-    assert launches[1] == ("shift_conv_grad_w", (1, 5))
+    assert launches[1:3] == [("shift_conv_grad_w", (1, 5)), ("add_parts", (1,))]
     assert_array_equal(*answers)
     assert_close(answers[0], spec.shift_conv_backward(grad, x, w, shifts)[1], "float32")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", BACKWARDS)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_gradients_of_images_that_no_launch_can_take_at_once(way, name, dtype, monkeypatch):
+    """The parts of all launches are added up by one kernel, and not by CuPy's."""
+    if dtype == "float16" and name == "shift_adder_conv_backward":
+        pytest.skip("float32 and float64 alone")
+    x, w = values((5, 6, 9, 7), dtype), values((4, 6), dtype, seed=1)
+    shifts, grad = clipped(np.arange(12).reshape(6, 2) - 6, x), values((5, 4, 9, 7), dtype, seed=2)
+    monkeypatch.setattr(launchers, "WORKSPACE", 2 * 2 * 2 * x[0].nbytes)
+    monkeypatch.setattr(launchers, "_images_at_once", lambda *_: 2)
+    monkeypatch.setattr(launchers, "_LEAST_PART", 64)
+    answers = run(way, getattr(mf, name), grad, x, w, shifts)
+    tolerance = {"float16": 1e-3, "float32": 1e-6, "float64": 1e-14}[dtype]
+    for ours, theirs in zip(answers, getattr(spec, name)(grad, x, w, shifts), strict=True):
+        assert_allclose(ours, theirs, rtol=0, atol=tolerance * abs(theirs).max())
+
+
+@pytest.mark.parametrize("images, launched", [(1, 1), (2, 1), (3, 2), (5, 3)])
+def test_the_parts_of_an_adder_gradient_are_added_up_in_one_launch(images, launched, monkeypatch):
+    x, w = values((images, 9, 9, 7)), values((4, 9), seed=1)
+    grad, shifts = values((images, 4, 9, 7), seed=2), mf.modulo_shifts(9)
+    monkeypatch.setattr(launchers, "WORKSPACE", 2 * 2 * x[0].nbytes)
+    with mf.emulated_cuda(trace=True) as report:
+        mf.shift_adder_conv_backward(grad, x, w, shifts)
+    counts = report.counts
+    assert counts["adder_grad_w"].launches == launched
+    assert ("add_parts" in counts) == (launched > 1)
+    assert launched == 1 or counts["add_parts"].launches == 1
 
 
 @pytest.mark.parametrize("where", ["x", "w", "grad"])
@@ -213,13 +254,11 @@ def test_nan_and_infinity_go_where_the_formulas_send_them(where, value):
     arrays[where].flat[7] = value
     x, w, grad = arrays.values()
     shifts = mf.modulo_shifts(9)
-    zero = np.zeros_like  # for what a gradient does not depend on: the spec multiplies it by 0
     with np.errstate(invalid="ignore"), mf.emulated_cuda():
         answers = mf.shift_conv(x, w, shifts), *mf.shift_conv_backward(grad, x, w, shifts)
         expected = (
             spec.shift_conv(x, w, shifts),
-            spec.shift_conv_backward(grad, zero(x), w, shifts)[0],
-            spec.shift_conv_backward(grad, x, zero(w), shifts)[1],
+            *spec.shift_conv_backward(grad, x, w, shifts),
         )
     for ours, theirs in zip(answers, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)

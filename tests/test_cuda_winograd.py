@@ -1,6 +1,7 @@
 """The CUDA kernels of the Winograd convolution against its formula: emulated, and on a GPU."""
 
 import re
+import types
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from problems import run
 from test_winograd import Problem, assert_close, problems
 
 import mulfree_cupy as mf
+from mulfree_cupy.geometry import ConvGeometry
 from mulfree_cupy.launch import winograd
 
 F2 = [(2, "lavin")]
@@ -41,6 +43,20 @@ def expected(problem):
     return spec.winograd_conv(
         problem.x, problem.u, problem.matrices, problem.bias, **problem.options
     )
+
+
+@pytest.mark.parametrize("kernel", winograd.WINOGRAD_KERNELS)
+def test_no_bias_is_no_array(kernel):
+    passed = []
+    device = types.SimpleNamespace(xp=np, launch=lambda path, entry, *_: passed.append(_[-1]))
+    x, w = np.ones((1, 3, 6, 6), "f"), np.ones((5, 3, 3, 3), "f")
+    g, out = ConvGeometry(1, 3, 6, 6, 5, (3, 3), padding=(1, 1)), np.empty((1, 5, 6, 6), "f")
+    weights, matrices = mf.WinogradWeights.from_spatial(w, 2), mf.winograd_matrices(2)
+    winograd.winograd_conv(device, x, weights, matrices, None, out, g, False, kernel)
+    grad_x, grad_u = np.empty_like(x), np.empty((4, 4, 5, 3), "f")
+    assert sum(argument is None for argument in passed[-1]) == 1
+    winograd.winograd_conv_backward(device, out, x, weights, matrices, grad_x, grad_u, g, False)
+    assert sum(argument is None for argument in passed[-1]) == 1
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -1,14 +1,17 @@
 """The data room: every format from tiny files made here, broken ones, batches, augmentation."""
 
+import bz2
 import gzip
 import io
 import itertools
+import lzma
 import os
 import pickle
 import subprocess
 import sys
 import tarfile
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -221,22 +224,139 @@ def test_an_archive_for_each_part(tmp_path, suffix, prefix):
     assert (len(train), len(test)) == (9, 6) and train.name == tmp_path.name
 
 
+@pytest.mark.parametrize("form", FORMS[1:])
+@pytest.mark.parametrize("make", [class_folders, mnist, lambda: cifar(10)])
+def test_a_folder_that_holds_nothing_but_an_archive_stands_for_it(tmp_path, make, form):
+    folder = tmp_path / "download"
+    folder.mkdir()
+    (folder / ".DS_Store").write_bytes(b"")
+    path = pack(make(), folder / form)
+    for part, same in zip(data.load(folder), data.load(path, cache=False), strict=True):
+        assert_same(part, same)
+
+
+def test_archives_among_other_files_are_named(tmp_path):
+    pack(class_folders(), tmp_path / "b.zip")
+    (tmp_path / "README").write_text("")
+    refused(tmp_path, "no images .* among 2 files; pass one of the archives in it, such as b.zip")
+    pack(cifar(10), tmp_path / "a.tar.gz")
+    refused(tmp_path, "among 3 files; pass one of the archives in it, such as a.tar.gz")
+    pack({"inner/b.zip": b""}, tmp_path / "c.zip")
+    refused(tmp_path / "c.zip", "such as inner/b.zip")
+
+
 def test_what_is_no_image_is_left_out(tmp_path):
     junk = {"cat/notes.txt": b"", "cat/.hidden.png": b"", "__MACOSX/cat/00.png": b"", "README": b""}
     pack(class_folders() | junk, tmp_path / "a.zip")
     assert len(data.load(tmp_path / "a.zip")[0]) == 12
 
 
+LOSSLESS = {"png": "PNG", "bmp": "BMP", "tif": "TIFF", "TIFF": "TIFF", "ppm": "PPM", "pnm": "PPM"}
+LOSSY = {"jpg": "JPEG", "jpe": "JPEG", "JFIF": "JPEG", "jpeg": "JPEG", "webp": "WEBP"}
+
+
+@pytest.mark.parametrize("suffix", [*LOSSLESS, *LOSSY])
+def test_formats_of_images(tmp_path, suffix):
+    form = (LOSSLESS | LOSSY)[suffix]
+    images = random_images(5, 6, 4, 3)
+    files = {f"emu/{i}.{suffix}": picture(image, form) for i, image in enumerate(images)}
+    train, _ = data.load(pack(class_folders(classes=("cat",)) | files, tmp_path / "pets"))
+    assert train.classes == ("cat", "emu")
+    if suffix in LOSSLESS:
+        np.testing.assert_array_equal(train.images[4:], images[:4].transpose(0, 3, 1, 2))
+
+
+def test_of_an_animation_the_first_picture_is_read(tmp_path):
+    first, second = map(Image.fromarray, random_images(2, 6, 4))
+    buffer = io.BytesIO()
+    first.save(buffer, "GIF", save_all=True, append_images=[second])
+    path = pack(class_folders() | {"cat/00.gif": buffer.getvalue()}, tmp_path / "pets")
+    np.testing.assert_array_equal(data.load(path)[0].images[0], [np.asarray(first)] * 3)
+
+
+# What EXIF's eight orientations make of the stored rows and columns.
+ORIENTATIONS = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a[::-1].swapaxes(0, 1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: a[:, ::-1].swapaxes(0, 1),
+    99: lambda a: a,
+}
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP", "JPEG"])
+def test_images_are_turned_upright(tmp_path, form, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"exif": exif} | {"WEBP": {"lossless": True}, "JPEG": {"quality": 100}}.get(form, {})
+    # blocks of gray, which JPEG keeps
+    stored = random_images(1, 2, 3)[0].repeat(16, axis=0).repeat(16, axis=1)
+    shown = ORIENTATIONS[orientation](stored)
+    files = class_folders(size=shown.shape) | {"cat/00.png": picture(stored, form, **options)}
+    for name in ("pets", "pets.zip"):
+        image = data.load(pack(files, tmp_path / name))[0].images[0]
+        np.testing.assert_allclose(image, [shown] * 3, atol=3 if form == "JPEG" else 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*(EXIF|Truncated)")
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
 @pytest.mark.parametrize(
-    "mode, channels", [("L", 1), ("1", 1), ("RGB", 3), ("RGBA", 3), ("P", 3), ("LA", 3)]
+    "exif",
+    [
+        b"Exif\0\0nonsense",
+        b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12\0\x03",
+        b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x05\0\0\0\xff\xff\0\0",
+    ],
+)
+def test_damaged_exif_does_no_harm(tmp_path, form, exif):
+    image = picture(random_images(1, 6, 4, 3)[0], form, exif=exif)
+    path = pack(class_folders() | {"cat/00.png": image}, tmp_path / "pets")
+    assert data.load(path)[0].images.shape == (12, 3, 6, 4)
+
+
+@pytest.mark.parametrize(
+    "mode, channels", [("L", 1), ("1", 1), ("LA", 1), ("RGB", 3), ("RGBA", 3), ("P", 3)]
 )
 def test_modes_of_images(tmp_path, mode, channels):
-    for i in range(5):
-        (tmp_path / "cat").mkdir(exist_ok=True)
-        Image.fromarray(random_images(1, 6, 4, 3, seed=i)[0]).convert(mode).save(
-            tmp_path / "cat" / f"{i}.png"
-        )
-    assert data.load(tmp_path)[0].images.shape == (4, channels, 6, 4)
+    for name, pixels in zip(class_folders(), random_images(15, 6, 4, 3), strict=True):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).convert(mode).save(tmp_path / name)
+    assert data.load(tmp_path)[0].images.shape == (12, channels, 6, 4)
+
+
+@pytest.mark.parametrize("form", ["PNG", "GIF", "TIFF"])
+@pytest.mark.parametrize("mode", ["LA", "P", "P with transparency", "PA"])
+def test_gray_with_alpha_or_a_palette_is_gray(tmp_path, mode, form):
+    if (mode == "LA" and form == "GIF") or (mode == "PA" and form != "TIFF"):
+        pytest.skip("the format has no such mode")
+    gray = random_images(1, 6, 4)[0]
+    image = Image.fromarray(gray).convert(mode[:2].strip())
+    if mode == "P with transparency":
+        image.info["transparency"] = 0 if form == "GIF" else bytes([0, 128, 255])
+    buffer = io.BytesIO()
+    image.save(buffer, form)
+    files = {f"{name}/{i}.png": buffer.getvalue() for name in ("cat", "dog") for i in range(5)}
+    train, _ = data.load(pack(files, tmp_path / "pets"))
+    np.testing.assert_array_equal(train.images, np.broadcast_to(gray, (8, 1, 6, 4)))
+
+
+@pytest.mark.parametrize("name", ["cat/00.png", "cat/04.png"])
+def test_colour_is_decided_once_for_both_parts_and_the_odd_image_named(tmp_path, name):
+    """One image of each class is coloured in the training part, or in the test part."""
+    gray, coloured = random_images(1, 6, 4)[0], random_images(1, 6, 4, 3)[0]
+    files = {f"{c}/{i:02}.png": picture(gray) for c in ("cat", "dog") for i in range(10)}
+    path = pack(files | {name: picture(coloured)}, tmp_path / "pets")
+    with pytest.warns(RuntimeWarning, match=f"1 of 20 images are in colour, .*pets: {name};"):
+        train, test = data.load(path)
+    odd, part = (train, test) if name == "cat/00.png" else (test, train)
+    assert part.images.shape[1:] == (3, 6, 4)
+    np.testing.assert_array_equal(odd.images[0], coloured.transpose(2, 0, 1))
+    np.testing.assert_array_equal(odd.images[1], [gray] * 3)
 
 
 def test_a_gray_image_among_coloured_ones_is_coloured(tmp_path):
@@ -270,6 +390,10 @@ def test_a_missing_path_is_no_download(tmp_path):
     refused(tmp_path / "none", "does not exist; .* never downloaded", FileNotFoundError)
 
 
+def test_a_user_who_is_not_there():
+    refused("~nobody-of-this-name/pets", "does not exist", FileNotFoundError)
+
+
 def test_empty_and_unknown(tmp_path):
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "no CIFAR binary files, no idx files and no images .* 0 files")
@@ -277,6 +401,11 @@ def test_empty_and_unknown(tmp_path):
     refused(tmp_path / "empty.zip", "the file is empty")
     (tmp_path / "text.tar").write_text("not a tar")
     refused(tmp_path / "text.tar", "neither a zip nor a tar; .* pass the folder")
+    for name in ("labels.gz", "labels.xz", "labels.bz2"):
+        opener = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}[Path(name).suffix]
+        with opener(tmp_path / name, "wb") as file:
+            file.write(bytes(range(256)))
+        refused(tmp_path / name, "unreadable archive: .*; for single files pass the folder")
     refused(pack({}, tmp_path / "none.zip"), "no images")
     refused(pack({}, tmp_path / "none.tar.gz"), "no images")
 
@@ -291,6 +420,9 @@ def test_pickled_cifar_is_refused_unread(tmp_path):
     refused(pack(ten, tmp_path / "ten.tar.gz"), "pickled.*cifar-10-binary.tar.gz")
     hundred = {"py/train": bomb, "py/test": bomb, "py/meta": bomb}
     refused(pack(hundred, tmp_path / "hundred"), "pickled.*cifar-100-binary.tar.gz")
+    (tmp_path / "alone").mkdir()
+    archive = pack(ten, tmp_path / "alone" / "cifar-10-python.tar.gz")
+    refused(tmp_path / "alone", f"{archive}: .*pickled.*cifar-10-binary.tar.gz")
     assert not (tmp_path / "exploded").exists()
 
 
@@ -368,7 +500,7 @@ def test_missing_doubled_or_damaged_idx(tmp_path, monkeypatch):
     labels = files.pop("t10k-labels-idx1-ubyte")
     refused(pack(files, tmp_path / "a"), "no idx file of test labels", FileNotFoundError)
     doubled = files | {"t10k-labels-idx1-ubyte": labels, "t10k-labels.idx1-ubyte": labels}
-    refused(pack(doubled, tmp_path / "b"), "more than one idx file of test labels")
+    refused(pack(doubled, tmp_path / "b"), "test labels, t10k-labels-.* and t10k-labels[.]idx")
     for number, packed in enumerate((gzip.compress(labels)[:-9], b"no gzip", b"")):
         files["t10k-labels-idx1-ubyte.gz"] = packed
         refused(pack(files, tmp_path / f"c{number}"), "t10k-labels-idx1-ubyte.gz")
@@ -490,8 +622,8 @@ def test_unreadable_images(tmp_path, content):
 
 
 def test_an_image_of_another_format_or_depth(tmp_path):
-    tiff = picture(random_images(1, 6, 4, 3)[0], "TIFF")
-    refused(pack(class_folders() | {"dog/02.png": tiff}, tmp_path / "a"), "no readable image")
+    icon = picture(random_images(1, 6, 4, 3)[0], "ICO")
+    refused(pack(class_folders() | {"dog/02.png": icon}, tmp_path / "a"), "no readable image")
     deep = picture(random_images(1, 6, 4)[0].astype(np.uint16))
     refused(pack(class_folders() | {"dog/02.png": deep}, tmp_path / "b"), "8 bits a channel")
 
@@ -499,10 +631,10 @@ def test_an_image_of_another_format_or_depth(tmp_path):
 def test_decompression_bombs(tmp_path, monkeypatch):
     path = pack(class_folders(), tmp_path / "pets")
     monkeypatch.setattr(folders, "_MOST_PIXELS", 23)
-    refused(path, "4x6 pixels are too many")
+    refused(path, "4x6 pixels are too many, expected at most 23 in all")
     monkeypatch.undo()
-    monkeypatch.setattr(folders, "_MOST_BYTES", 12 * 3 * 24 - 1)
-    refused(path, "12 images of 6x4 .* pass a smaller image_size")
+    monkeypatch.setattr(folders, "_MOST_BYTES", 15 * 3 * 24 - 1)
+    refused(path, "15 images of 6x4 .* pass a smaller image_size")
 
 
 def test_a_png_that_claims_a_huge_size(tmp_path):
@@ -517,17 +649,88 @@ def test_images_in_the_wrong_place(tmp_path):
         pack({"0.png": image}, tmp_path / "a"), "0.png is in no class folder, such as cat/0.png"
     )
     files = class_folders() | {"more/of/cat/0.png": image}
-    refused(pack(files, tmp_path / "b"), r"class folders lie in 2 folders \('', 'more/of'\)")
+    refused(pack(files, tmp_path / "b"), r"class folders lie in 2 folders \('.', 'more/of'\)")
     files = class_folders("train/") | class_folders("extra/")
     refused(pack(files, tmp_path / "c"), "expected one, or train and test")
+
+
+@pytest.mark.parametrize("form", ["folder", "a.zip"])
+@pytest.mark.parametrize("name", ["emu/0.heic", "cat/0.AVIF", "cat/0.psd"])
+def test_a_picture_that_is_not_read_is_named(tmp_path, name, form):
+    files = class_folders(classes=("cat", "dog")) | {name: b""}
+    refused(pack(files, tmp_path / form), rf"{name} is a picture that is not read; .*\.bmp, \.gif")
+
+
+@pytest.mark.parametrize("root", ["", "photos/", "photos/train/"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_class_folder_without_an_image(tmp_path, form, root):
+    files = class_folders(root) | {f"{root}fox/{i}": b"GIF89a" for i in range(5)}
+    path = pack(files, tmp_path / form)
+    refused(path, f": {root}fox lies among class folders and holds no image")
+
+
+@pytest.mark.parametrize("part", ["", "train/", "test/"])
+def test_an_empty_class_folder(tmp_path, part):
+    files = class_folders("train/") | class_folders("test/") if part else class_folders()
+    folder = pack(files, tmp_path / "pets")
+    (folder / part / "fox" / "deep").mkdir(parents=True)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as z, tarfile.open(tmp_path / "a.tar", "w") as t:
+        t.add(folder, "pets")
+        for file in sorted(folder.rglob("*")):
+            z.write(file, file.relative_to(folder))
+    for path in (folder, tmp_path / "a.zip", tmp_path / "a.tar"):
+        refused(path, f"{part}fox lies among class folders and holds no image")
+
+
+def test_folders_that_are_no_classes_may_lie_elsewhere(tmp_path):
+    files = class_folders("x/train/") | class_folders("x/test/")
+    files |= {"x/notes/0.txt": b"", "x/train/cat/notes/0.txt": b"", "x/train/.git/0.txt": b""}
+    assert data.load(pack(files, tmp_path / "pets"))[0].classes == ("cat", "dog", "emu")
+
+
+def test_a_link_to_nothing(tmp_path):
+    path = pack(class_folders(), tmp_path / "pets")
+    (path / "cat" / ".#lock").symlink_to("nowhere")
+    (path / "cat" / "99.png").symlink_to(path / "cat" / "00.png")
+    assert len(data.load(path)[0]) == 13
+    (path / "emu" / "99.png").symlink_to("nowhere")
+    refused(path, "emu/99.png is a link to nowhere, which does not exist", FileNotFoundError)
+
+
+def test_hidden_folders_are_not_entered(tmp_path, monkeypatch):
+    path = pack(class_folders(), tmp_path / "pets")
+    (path / ".Trashes").mkdir()
+    (path / ".Trashes" / "up").symlink_to("..")
+    assert len(data.load(path)[0]) == 12
+
+
+@pytest.mark.parametrize("classes", [("кот", "собака"), ("猫", "犬 𓃠")])
+@pytest.mark.parametrize("form", FORMS)
+def test_names_that_are_not_ascii(tmp_path, form, classes):
+    path = pack(class_folders("Ünï/", classes=classes), tmp_path / form)
+    assert data.load(path)[0].classes == tuple(sorted(classes))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such a name")
+def test_a_name_that_cannot_be_printed(tmp_path):
+    path = pack(class_folders() | {os.fsdecode(b"\xff/0.png"): b""}, tmp_path / "pets")
+    refused(path, "is no UTF-8")
 
 
 def test_parts_that_do_not_fit_each_other(tmp_path):
     files = class_folders("train/") | class_folders("test/", classes=("cat", "eel"))
     refused(pack(files, tmp_path / "a"), "test/eel/00.png: no training image is of class 'eel'")
     files = class_folders("train/") | class_folders("test/", size=(5, 5))
-    refused(pack(files, tmp_path / "b"), r"\(3, 6, 4\) but test images of \(3, 5, 5\)")
+    refused(pack(files, tmp_path / "b"), "test/cat/00.png is 5x5, but .*train/cat/00.png is 6x4")
     refused(pack(class_folders(per_class=4), tmp_path / "c"), "12 images in 3 classes are too few")
+
+
+@pytest.mark.parametrize("root", ["", "train/"])
+def test_one_class_is_none(tmp_path, root):
+    """All pictures in one folder: every answer would be right."""
+    files = class_folders(root, classes=("all",))
+    files |= {name.replace("train", "test"): image for name, image in files.items()}
+    refused(pack(files, tmp_path / "pets"), "all training images lie in one class folder, all;")
 
 
 def test_an_archive_without_its_other_half(tmp_path):
@@ -538,10 +741,29 @@ def test_an_archive_without_its_other_half(tmp_path):
     refused(tmp_path, "expected one archive of test images")
 
 
-@pytest.mark.parametrize("size", [0, -1, 1.5, (3,), (3, 0), (1, 2, 3), 5000])
-def test_wrong_image_sizes(tmp_path, size):
-    with pytest.raises(ValueError, match="image_size must be one or two integers"):
-        data.load(pack(class_folders(), tmp_path / "pets"), image_size=size)
+@pytest.mark.parametrize(
+    "size, error, message",
+    [
+        (0, ValueError, "at least 1, got 0"),
+        (-1, ValueError, "at least 1, got -1"),
+        ((3, 0), ValueError, r"at least 1, got \(3, 0\)"),
+        (4097, ValueError, "at most 4096, got 4097"),
+        ((3, 100_000), ValueError, r"at most 4096, got \(3, 100000\)"),
+        (1.5, TypeError, "an int or a pair of ints, got 1.5"),
+        ((3,), TypeError, "an int or a pair of ints"),
+        ((1, 2, 3), TypeError, "an int or a pair of ints"),
+    ],
+)
+def test_wrong_image_sizes(tmp_path, size, error, message):
+    path = pack(class_folders(), tmp_path / "pets")
+    with pytest.raises(error, match=f"load: image_size must be {message}"):
+        data.load(path, image_size=size)
+
+
+@pytest.mark.parametrize("size", [1, np.int64(1), (np.uint8(1), 1), [1, 1]])
+def test_image_sizes_are_any_ints(tmp_path, size):
+    path = pack(class_folders(), tmp_path / "pets.zip")
+    assert data.load(path, image_size=size)[0].images.shape == (12, 3, 1, 1)
 
 
 def test_only_class_folders_are_resized(tmp_path):
@@ -574,6 +796,22 @@ def test_a_changed_archive_replaces_its_entry(tmp_path, cache_folder):
     assert len(data.load(path)[0]) == 24 and len(list(cache_folder.iterdir())) == 1
 
 
+def test_another_archive_of_the_same_size_and_date_is_noticed(tmp_path):
+    def labels(first):
+        return np.array([first, 1, 2, 3, 4, 5, 6], np.uint8)
+
+    old, new = (
+        pack(mnist() | {"train-labels-idx1-ubyte": idx(labels(first))}, tmp_path / f"{first}.tar")
+        for first in (0, 1)
+    )
+    for path in (old, new):
+        os.utime(path, ns=(0, 0))
+    assert old.stat().st_size == new.stat().st_size and data.load(old)[0].labels[0] == 0
+    time.sleep(0.05)  # more than the steps of a file system's clock
+    new.replace(old)
+    assert data.load(old)[0].labels[0] == 1
+
+
 def test_a_damaged_entry_is_rebuilt(tmp_path, cache_folder):
     path = pack(class_folders(), tmp_path / "pets.zip")
     first = data.load(path)
@@ -600,6 +838,56 @@ def test_a_cache_that_cannot_be_written_is_a_warning(tmp_path, cache_folder):
     path = pack(class_folders(), tmp_path / "pets.zip")
     with pytest.warns(RuntimeWarning, match=r"cannot cache .*pets.zip.*MULFREE_CACHE_DIR"):
         assert len(data.load(path)[0]) == 12
+
+
+def test_without_a_home_folder_nothing_is_cached(tmp_path, monkeypatch):
+    """A user of a container whom /etc/passwd does not know."""
+
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    for variable in ("MULFREE_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(Path, "home", unknown)
+    path = pack(class_folders(), tmp_path / "pets.zip")
+    with pytest.warns(RuntimeWarning, match="cannot cache .*pets.zip: Could not determine home"):
+        assert len(data.load(path)[0]) == 12
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path, cache_folder):
+    cache_folder.mkdir()
+    left, being_written = cache_folder / "left.part", cache_folder / "being-written.part"
+    for file in (left, being_written):
+        file.write_bytes(b"half")
+    os.utime(left, (0, 0))
+    data.load(pack(class_folders(), tmp_path / "pets.zip"))
+    assert being_written.exists() and not left.exists()
+
+
+LIMITED = """
+import resource, sys, warnings
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+from mulfree_cupy import data
+warnings.simplefilter("error", ResourceWarning)
+print(data.load(sys.argv[1])[0])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such limit")
+def test_a_cache_that_is_full_is_a_warning(tmp_path, cache_folder):
+    path = pack(class_folders(size=(20, 20)), tmp_path / "pets.zip")
+    command = [sys.executable, "-c", LIMITED, str(path)]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert "12 images of 3x20x20" in answer.stdout and "cannot cache" in answer.stderr, answer
+    assert list(cache_folder.iterdir()) == []
+
+
+def test_several_processes_may_fill_the_cache_at_once(tmp_path, cache_folder):
+    path = pack(class_folders(size=(20, 20)), tmp_path / "pets.zip")
+    code = f"from mulfree_cupy import data; print(data.load({str(path)!r})[0])"
+    running = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
+    assert [process.wait() for process in running] == [0, 0, 0]
+    assert [file.suffix for file in cache_folder.iterdir()] == [".npz"]
 
 
 def test_an_unfinished_entry_is_removed(tmp_path, cache_folder, monkeypatch):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import mulfree_cupy as mf
+from mulfree_cupy.ops.adder import adder_conv_sign_backward
 
 X, W = np.ones((2, 4, 6, 5), np.float32), np.ones((6, 4, 3, 3), np.float32)
 GRAD = np.ones((2, 6, 4, 3), np.float32)
@@ -62,6 +63,28 @@ def test_bad_arguments(name, options, error, message):
 def test_dtypes_that_are_not_served(name, dtype):
     with pytest.raises(TypeError, match=rf"{name}: .*float32 or float64, got x {dtype}, w {dtype}"):
         CALLS[name](x=X.astype(dtype), w=W.astype(dtype))
+
+
+SHIFTS = np.zeros((4, 2), int)
+BACKWARD = {
+    "conv_backward": lambda x, w: mf.conv_backward(GRAD, x, w),
+    "adder_conv_backward": lambda x, w: mf.adder_conv_backward(GRAD, x, w),
+    "adder_conv_sign_backward": lambda x, w: adder_conv_sign_backward(GRAD, x, w),
+    "shift_conv_backward": lambda x, w: mf.shift_conv_backward(
+        np.ones((2, 6, 6, 5)), x, w[:, :, 0, 0], SHIFTS
+    ),
+    "shift_adder_conv_backward": lambda x, w: mf.shift_adder_conv_backward(
+        np.ones((2, 6, 6, 5)), x, w[:, :, 0, 0], SHIFTS
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BACKWARD)
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "bool"])
+def test_what_has_no_gradient_gets_none_by_the_dtype_of_grad(name, dtype):
+    with pytest.raises(TypeError, match=f"^{name}: .*float32 or float64, got x {dtype}, w {dtype}"):
+        BACKWARD[name](X.astype(dtype), W.astype(dtype))
+    BACKWARD[name](X.astype(dtype), W)
 
 
 @pytest.mark.parametrize("name", FORWARD)

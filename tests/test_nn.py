@@ -204,6 +204,69 @@ def test_sgd_is_its_formula(nesterov):
     assert_array_equal(other.velocities[0], optimiser.velocities[0])
 
 
+def test_parameters_are_found_in_lists_and_dicts():
+    class Branches(nn.Module):
+        def __init__(self):
+            self.scales = [nn.Parameter(np.ones(1)), nn.Parameter(np.ones(2))]
+            self.named = {"a": nn.ReLU(), "b": [nn.Linear(2, 3, rng)], 3: (nn.Parameter([4.0]),)}
+            self.table = np.arange(3)
+
+    model = Branches()
+    names = ["scales.0", "scales.1", "named.3.0", "named.b.0.weight", "named.b.0.bias"]
+    assert [name for name, _ in model.named_parameters()] == names
+    assert list(model.state_dict()) == [*names[:3], "table", *names[3:]]
+    assert not model.eval().named["b"][0].training
+    state = {name: array + 1 for name, array in model.state_dict().items()}
+    model.load_state_dict(state)
+    assert_array_equal(model.scales[1].data, [2, 2])
+    assert_array_equal(model.named[3][0].data, [5])
+    assert_array_equal(model.table, [1, 2, 3])
+
+
+def test_numbers_of_numpy_are_no_buffers():
+    one = np.int64(1)
+    for layer in (
+        nn.BatchNorm(np.int64(4), eps=np.float32(1e-5), momentum=np.float64(0.1)),
+        nn.Conv(np.int64(4), np.int32(4), np.int64(3), rng, stride=one, padding=one),
+        nn.AdderConv(4, 4, 3, rng, groups=np.int64(2), dilation=(one, one)),
+        nn.ShiftConv(mf.modulo_shifts(4, 1), 4, rng, stride=one),
+        nn.Shift(mf.modulo_shifts(4, 1), stride=one),
+        nn.MaxPool(np.int64(2), stride=one),
+        nn.Dropout(np.float32(0.5), rng),
+        nn.WinogradConv(4, 4, rng, padding=one),
+    ):
+        assert all(array.ndim for array in layer.state_dict().values())
+        layer.load_state_dict(layer.state_dict())
+        layer.to(np)(Tensor(np.ones((2, 4, 5, 5), np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda bad: nn.BatchNorm(3, eps=bad), "BatchNorm: eps"),
+        (lambda bad: nn.BatchNorm(3, momentum=bad), "BatchNorm: momentum"),
+        (lambda bad: nn.Dropout(bad, rng), "Dropout: share"),
+        (lambda bad: optim.SGD([], bad), "SGD: rate"),
+        (lambda bad: setattr(optim.SGD([], 1), "rate", bad), "SGD: rate"),
+        (lambda bad: optim.SGD([], 1, momentum=bad), "SGD: momentum"),
+        (lambda bad: mf.adaptive_rate(np.ones(3), bad), "adaptive_rate: eta"),
+        (lambda bad: mf.adaptive_rate(np.ones(0), bad), "adaptive_rate: eta"),
+        (lambda bad: batch_norm(np.ones((2, 1)), [1.0], [0.0], eps=bad), "batch_norm: eps"),
+        (
+            lambda bad: batch_norm(np.ones((2, 1)), [1.0], [0.0], momentum=bad),
+            "batch_norm: momentum",
+        ),
+    ],
+)
+def test_numbers_that_make_no_sense(call, message):
+    for bad in (np.nan, np.inf, -1e-9, 10**400, np.float32(-1)):
+        with pytest.raises(ValueError, match=f"^{message} must be a finite number >= 0, got "):
+            call(bad)
+    for bad in ("1", None, [1.0], 1j):
+        with pytest.raises(TypeError, match=f"^{message} must be a number, got "):
+            call(bad)
+
+
 def test_sgd_refuses_bad_numbers():
     for options, message in (
         (dict(rate=-1), "rate must be a finite number >= 0, got -1"),
@@ -257,10 +320,21 @@ def test_networks_take_their_images(kind, name, channels, size):
 
 
 def test_models_refuse_what_they_cannot_do():
-    with pytest.raises(ValueError, match="no model named 'adder-alexnet'; there are adder-lenet"):
+    nearest = "no model named 'adder-alexnet'; the nearest of .* are adder-lenet, "
+    with pytest.raises(ValueError, match=nearest):
         models.build("adder-alexnet")
-    with pytest.raises(ValueError, match="size must be a multiple of 8, got 20"):
+    with pytest.raises(ValueError, match="size must be a multiple of 8 up to 256, got 20"):
         models.build("adder-vggsmall", size=20)
+    for name, size, limit in (
+        ("adder-lenet", 1, "from 2 to 256"),
+        ("conv-lenet", 100_000, "at most 4096"),
+        ("conv-lenet", 300, "from 2 to 256"),
+        ("winograd-vgg-nagadomi", 7, "from 8 to 256"),
+        ("winograd-vgg-nagadomi", 4096, "from 8 to 256"),
+        ("conv-vggsmall", 2048, "a multiple of 8 up to 256"),
+    ):
+        with pytest.raises(ValueError, match=f"size must be {limit}, got {size}"):
+            models.build(name, size=size)
     with pytest.raises(ValueError, match="adder-resnet20: classes must be at least 1, got 0"):
         models.build("adder-resnet20", classes=0)
 

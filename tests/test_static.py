@@ -14,6 +14,7 @@ FORWARD = re.compile(r"adder/\d_|shift/fused_adder")
 FLOAT_MULTIPLY = {"FMUL", "FFMA", "DMUL", "DFMA", "HMUL2", "HFMA2", "FMUL2", "FFMA2"}
 MATRIX_MULTIPLY = re.compile(r"[A-Z]*MMA\b")
 ADDS = ("FADD", "DADD", "VABSDIFF4")
+HALF_ADDS = ("HADD2", "HFMA2")
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +35,14 @@ def test_variants_cover_every_file():
     }
 
 
+# Bytes that some tiles spill all the same, other bounds of threads making it worse or no better.
+KNOWN_SPILLS = {
+    ("adder/sign_grad_w.cu", "double", 16, 64): 20,  # before sm_90
+    ("adder/grad_w.cu", "float", 32, 144): 24,  # on sm_120
+    ("adder/grad_w.cu", "float", 16, 144): 48,  # on sm_120
+}
+
+
 def test_no_warning_and_no_spill(rows):
     assert_clean(rows)
 
@@ -46,7 +55,14 @@ def test_no_warning_and_no_spill_of_any_tile(architecture):
 
 def assert_clean(rows):
     assert [(r.variant, r.architecture, r.warnings) for r in rows if r.warnings] == []
-    assert [(r.variant, r.architecture, r.spills) for r in rows if r.spills] == []
+    spilled = [(r.variant, r.architecture, r.spills) for r in rows if r.spills > known_spill(r)]
+    assert spilled == []
+
+
+def known_spill(row):
+    defines = dict(row.variant.defines)
+    tile = (row.variant.path, *(defines.get(name) for name in ("T", "F", "P")))
+    return KNOWN_SPILLS.get(tile, 0)
 
 
 def test_every_kernel_can_be_resident(rows):
@@ -58,8 +74,9 @@ def multiplies(instruction):
     opcode = sass.opcode(instruction)
     if MATRIX_MULTIPLY.match(opcode):
         return True
-    # HFMA2 R1, -RZ, RZ, a, b is how the compiler writes two 16-bit constants: 0 * 0 + (a, b).
-    return opcode in FLOAT_MULTIPLY and not re.search(r"-?RZ, -?RZ,", instruction)
+    # HFMA2 R1, -RZ, RZ, a, b is how the compiler writes two 16-bit constants: 0 * 0 + (a, b), and
+    # HFMA2 R1, R2, 1, 1, |R3| an addition of two halves each, on another pipe than HADD2's.
+    return opcode in FLOAT_MULTIPLY and not re.search(r"-?RZ, -?RZ,|, 1, 1, ", instruction)
 
 
 @pytest.mark.parametrize("architecture", LOOKED_INTO)
@@ -70,9 +87,10 @@ def test_inner_loops_of_the_forward_add_and_never_multiply(rows, architecture):
         if row.architecture != architecture or not FORWARD.match(v.path) or v.path in seen:
             continue
         seen.add(v.path)
-        loop, counts = sass.inner_loop(sass.disassemble(row.cubin), ADDS)
+        adds = HALF_ADDS if v.path == "adder/7_half2.cu" else ADDS
+        loop, counts = sass.inner_loop(sass.disassemble(row.cubin), adds)
         assert [i for i in loop if multiplies(i)] == [], v
-        if v.path == "adder/6_uint8.cu":
+        if v.path in ("adder/6_uint8.cu", "adder/7_half2.cu"):
             continue
         add = "DADD" if dict(v.defines)["T"] == "double" else "FADD"
         absolute = sum(sass.opcode(i) == add and "|" in i for i in loop)
@@ -89,6 +107,39 @@ def test_uint8_is_one_instruction_for_four_taps(rows):
         assert all(".ACC" in i for i in loop if sass.opcode(i) == "VABSDIFF4")
         words = defines["DEPTH"] * defines["EACH_F"] * defines["EACH_P"]
         assert counts["VABSDIFF4"] == words, row.architecture
+
+
+# Instructions a term of 7_half2's inner loop on sm_90; the limit is 1, two for a word of two terms.
+MOST_A_HALF_TERM = {
+    (128, 64, 8, 8): 1.26,
+    (64, 128, 8, 8): 1.26,
+    (32, 256, 8, 8): 1.30,
+    (16, 256, 8, 4): 1.45,
+    (64, 64, 8, 4): 1.34,
+}
+
+
+def test_halves_take_two_packed_additions_for_two_terms(rows):
+    seen = set()
+    for row in rows:
+        d = dict(row.variant.defines)
+        if row.variant.path != "adder/7_half2.cu":
+            continue
+        tile = d["F"], d["P"], d["EACH_F"], d["EACH_P"]
+        terms = 2 * d["DEPTH"] * d["EACH_F"] * d["EACH_P"]
+        loop, _ = sass.inner_loop(sass.disassemble(row.cubin), HALF_ADDS)
+        added = [i for i in loop if sass.opcode(i) in HALF_ADDS and "RZ, RZ," not in i]
+        to_float = sum(".F32" in i for i in added)
+        absolute = sum("|" in i for i in added)
+        assert len(added) - to_float == terms == 2 * absolute, (tile, row.architecture)
+        assert to_float * d["DEPTH"] == terms
+        if row.architecture == "sm_90" and tile in MOST_A_HALF_TERM:
+            assert len(loop) / terms <= MOST_A_HALF_TERM[tile], tile
+            # Half of them on either pipe.
+            assert abs(sum(".MMA" in i for i in added) / terms - 0.5) < 0.01, tile
+            assert row.occupancy * 64 >= 8, tile  # warps, to hide latencies
+            seen.add(tile)
+    assert seen == MOST_A_HALF_TERM.keys()
 
 
 # Instructions a float32 term of 5_implicit_conv's inner loop on sm_90; the limit is 2.
@@ -241,6 +292,8 @@ def test_the_small_winograd_transforms_add_and_never_multiply(rows):
     [
         ("FFMA.FTZ R1, R2, R3, R4", True),
         ("HFMA2.MMA R11, -RZ, RZ, 0, 0", False),
+        ("HFMA2.MMA R7, R0.reuse, 1, 1, |R7|", False),
+        ("HFMA2 R7, R0, 2, 1, R7", True),
         ("HMUL2 R1, R2, R3", True),
         ("IMAD.WIDE R2, R9, 0x4, R4", False),
         ("HMMA.16816.F32 R4, R8, R2, R4", True),

@@ -1,5 +1,5 @@
-import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +13,8 @@ from PIL import Image
 from mulfree_cupy import cli, data, models
 from mulfree_cupy.autograd import Tensor
 from mulfree_cupy.report import curves
-from mulfree_cupy.train import History, Interrupted, Recipe, Training, checkpoint
+from mulfree_cupy.train import History, Interrupted, Recipe, Training
+from mulfree_cupy.train.folder import taken
 
 RECIPE = Recipe("adder-lenet", epochs=3, batch_size=40, rate=0.1, augment="crop", seed=4)
 
@@ -104,47 +105,6 @@ def test_evaluation_does_not_depend_on_the_batch(digits):
     np.testing.assert_allclose(both[:1], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_checkpoints_are_whole_or_absent(tmp_path, monkeypatch):
-    path = tmp_path / "deep" / "checkpoint.npz"
-    checkpoint.save(path, {"a": np.arange(3)}, {"epoch": 1})
-
-    def full(*arguments):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="disk full"):
-        checkpoint.save(path, {"a": np.arange(4)}, {"epoch": 2})
-    arrays, facts = checkpoint.load(path)
-    assert len(arrays["a"]) == 3 and facts["epoch"] == 1
-    assert os.listdir(path.parent) == ["checkpoint.npz"]
-
-
-def test_damaged_checkpoints_are_refused(tmp_path):
-    path = tmp_path / "checkpoint.npz"
-    with pytest.raises(FileNotFoundError, match="there is no checkpoint"):
-        checkpoint.load(path)
-    checkpoint.save(path, {"a": np.arange(1000)}, {})
-    whole = path.read_bytes()
-    for damaged in (whole[:-100], b"", b"not a zip", whole[:200] + bytes(50) + whole[250:]):
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="is no checkpoint of mulfree, or is damaged"):
-            checkpoint.load(path)
-    np.savez(path, a=np.array([{}], dtype=object), facts="{}")
-    with pytest.raises(ValueError, match="no checkpoint"):
-        checkpoint.load(path)
-    for facts in ("{}", "[]", '{"format": null}'):
-        np.savez(path, facts=facts)
-        with pytest.raises(ValueError, match="no checkpoint"):
-            checkpoint.load(path)
-    with path.open("wb") as file:
-        np.save(file, np.arange(3))
-    with pytest.raises(ValueError, match="no checkpoint"):
-        checkpoint.load(path)
-    np.savez(path, facts=json.dumps({"format": 99}))
-    with pytest.raises(ValueError, match="format 99; this version reads up to 1"):
-        checkpoint.load(path)
-
-
 def test_other_networks_and_images_are_refused(digits, tmp_path):
     path = tmp_path / "checkpoint.npz"
     finished(digits, path, epochs=1)
@@ -171,7 +131,7 @@ def test_a_batch_of_one_image_is_refused_at_the_start(digits):
 def test_a_place_that_cannot_be_written_is_known_at_the_start(digits, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.delattr(Training, "_train_step")
-    with pytest.raises(FileExistsError):
+    with pytest.raises(OSError, match="file/checkpoint.npz cannot be written, and is as it was: "):
         finished(digits, tmp_path / "file" / "checkpoint.npz")
 
 
@@ -192,7 +152,10 @@ def test_the_command_trains_evaluates_and_resumes(tmp_path, capsys):
     assert f"go on with it by --resume {out / 'checkpoint.npz'}" in capsys.readouterr().err
     assert cli.main(["train", "--resume", str(out / "checkpoint.npz"), "--epochs", "2"]) == 0
     printed = capsys.readouterr().out
-    assert "from epoch 2" in printed and f"Checkpoint {out / 'checkpoint.npz'}" in printed
+    assert (
+        "from epoch 2, 1 more, 2 in all" in printed
+        and f"Checkpoint {out / 'checkpoint.npz'}" in printed
+    )
     assert cli.main(["evaluate", str(out / "checkpoint.npz")]) == 0
     assert "adder-lenet on digits: test accuracy" in capsys.readouterr().out
     pictures = tmp_path / "pictures"
@@ -209,11 +172,137 @@ def test_the_command_trains_evaluates_and_resumes(tmp_path, capsys):
 
 def test_runs_without_a_folder_get_one_each(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Training, "_train_step", lambda *arguments: (1.0, 0))
     for _ in range(3):
         assert cli.main(["train", "--epochs", "1"]) == 0
     assert set(os.listdir()) == {"mulfree-run", "mulfree-run-2", "mulfree-run-3"}
     assert "mulfree-run-3/checkpoint.npz" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def two_runs(tmp_path_factory):
+    """Folders of two runs, of two epochs and of one."""
+    folders = [tmp_path_factory.mktemp(name) for name in "ab"]
+    for folder, epochs in zip(folders, "21", strict=True):
+        assert cli.main(["train", "--epochs", epochs, "--out", str(folder)]) == 0
+    return folders
+
+
+def contents(*folders):
+    return {path: path.read_bytes() for folder in folders for path in folder.iterdir()}
+
+
+def test_a_run_is_replaced_by_itself_alone(two_runs, tmp_path, capsys):
+    a, b = two_runs
+    backup = b / "backup.npz"
+    shutil.copy(b / "checkpoint.npz", backup)
+    before = contents(a, b)
+    for arguments in (
+        ["train", "--epochs", "1", "--out", a],
+        ["train", "--resume", b / "checkpoint.npz", "--epochs", "3", "--out", a],
+        ["train", "--resume", backup, "--epochs", "3"],
+        ["train", "--resume", backup, "--epochs", "3", "--out", b],
+        ["ablation", "--epochs", "1", "--out", a],
+        ["prune", b / "checkpoint.npz", "--out", a],
+        ["prune", b / "checkpoint.npz", "--out", a, "--resume"],
+    ):
+        assert cli.main([*map(str, arguments)]) == 1
+        error = capsys.readouterr().err
+        assert "holds a training run" in error or "no layers that can be pruned" in error
+        assert contents(a, b) == before
+    new = tmp_path / "new"
+    assert cli.main(["train", "--resume", str(backup), "--epochs", "2", "--out", str(new)]) == 0
+    assert contents(a, b) == before and (new / "checkpoint.npz").exists()
+    backup.unlink()
+
+
+def test_a_run_that_is_going_on_is_left_alone(two_runs, capsys):
+    a, _ = two_runs
+    before = contents(a)
+    with taken(a, resumed="checkpoint.npz"):
+        for arguments in (["--out", a], ["--resume", a / "checkpoint.npz", "--epochs", "9"]):
+            assert cli.main(["train", *map(str, arguments)]) == 1
+            assert f"another run is going on in {a}" in capsys.readouterr().err
+    assert contents(a) == before
+
+
+def test_what_is_done_is_not_undone(two_runs, capsys):
+    a, _ = two_runs
+    before, resume = contents(a), ["train", "--resume", str(a / "checkpoint.npz")]
+    for changes in (["--epochs", "1"], ["--rate", "0.2"], ["--schedule", "restart"]):
+        assert cli.main([*resume, *changes]) == 1
+        assert "2 epochs are done, so epochs must be more to go on" in capsys.readouterr().err
+    assert contents(a) == before
+    assert cli.main(resume) == 0  # of which nothing is left to do
+    assert "from epoch 3, 0 more, 2 in all\n" in capsys.readouterr().out
+    assert (a / "checkpoint.npz").read_bytes() == before[a / "checkpoint.npz"]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "changes", "rates"),
+    [
+        (None, {}, [0.1, 0.075, 0.025]),
+        (None, {"rate": 0.2}, [0.1, 0.15, 0.05]),
+        (None, {"epochs": 5}, [0.1, 0.075, 0.075 * 0.853553, 0.0375, 0.075 * 0.146447]),
+        ("continue", {"epochs": 2}, [0.1, 0.075]),
+        ("continue", {}, [0.1, 0.075, 0.0375]),
+        ("restart", {}, [0.1, 0.1, 0.05]),
+        ("restart", {"epochs": 5}, [0.1, 0.1, 0.0853553, 0.05, 0.0146447]),
+        ("restart", {"rate": 0.2}, [0.1, 0.2, 0.1]),
+        ("continue", {"rate": 0.2}, [0.1, 0.2, 0.1]),
+    ],
+)
+def test_how_the_rate_goes_on(digits, tmp_path, monkeypatch, schedule, changes, rates):
+    """After one epoch of three."""
+    run = Training(RECIPE, *digits, path=tmp_path / "checkpoint.npz")
+    seen = [run.recipe.rate_in(0)]
+    run._run_epoch(False, [])
+    run._save()
+    resumed = Training.resume(run.path, *digits, schedule=schedule, **changes)
+    epoch = Training._run_epoch
+
+    def watched(self, *arguments):
+        epoch(self, *arguments)
+        seen.append(self.optimiser.rate)
+
+    monkeypatch.setattr(Training, "_run_epoch", watched)
+    resumed.run(progress=False)
+    np.testing.assert_allclose(seen, rates, rtol=1e-5)
+
+
+def test_a_finished_run_goes_on_at_its_last_rate(digits, tmp_path):
+    path = tmp_path / "checkpoint.npz"
+    finished(digits, path)
+    resumed = Training.resume(path, *digits, epochs=5, path=path)
+    assert resumed.recipe.rate_in(3) == RECIPE.rate_in(2) > resumed.recipe.rate_in(4)
+    resumed.run(progress=False)
+    with pytest.raises(ValueError, match="5 epochs are done, so epochs must be more .*, got 2"):
+        Training.resume(path, *digits, epochs=2)
+    again = Training.resume(path, *digits, epochs=7, rate=0.1, schedule="restart")
+    assert (again.recipe.first_epoch, again.recipe.rate_in(5)) == (5, 0.1)
+    with pytest.raises(ValueError, match=r"schedule must be one of \('continue', 'restart'\)"):
+        Training.resume(path, *digits, epochs=7, schedule="cosine")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("batch_size", 16), ("batch_size", 700), ("seed", 5), ("augment", "none")]
+)
+def test_inside_an_epoch_its_order_and_batches_stay(digits, tmp_path, name, value):
+    path = tmp_path / "checkpoint.npz"
+    run = Training(RECIPE, *digits, path=path)
+    steps = run._host_steps()
+    next(steps), next(steps)
+    steps.close()
+    run._save()
+    message = f"{name} is {getattr(RECIPE, name)} in the epoch under way, of which 80 images are"
+    with pytest.raises(ValueError, match=f"{path}: {message} done, and cannot become {value} bef"):
+        Training.resume(path, *digits, **{name: value})
+    resumed = Training.resume(path, *digits, epochs=4)
+    assert (resumed.step, resumed.sums["seen"]) == (2, 80)
+    resumed._run_epoch(False, [])
+    resumed.path = path
+    resumed._save()
+    changed = Training.resume(path, *digits, **{name: value})  # at the next epoch it may
+    assert getattr(changed.recipe, name) == value
 
 
 def test_the_ablation_compares_four_runs(tmp_path, capsys):
@@ -224,7 +313,10 @@ def test_the_ablation_compares_four_runs(tmp_path, capsys):
     for gradient in ("full", "sign"):
         for rate in ("adaptive", "100 x"):
             assert f"{gradient} gradient, {rate} rate" in printed
-    assert (tmp_path / "ablation.png").exists() and (tmp_path / "ablation.csv").exists()
+    assert set(os.listdir(tmp_path)) == {"ablation.png", "ablation.csv"}
+    for command in ("ablation", "train"):
+        assert cli.main([command, "--out", str(tmp_path)]) == 1
+        assert "holds an ablation; take another folder" in capsys.readouterr().err
 
 
 def test_a_diverged_run_of_the_ablation_keeps_its_curve(tmp_path, capsys, monkeypatch):
@@ -281,17 +373,84 @@ def test_ctrl_c_is_no_traceback_anywhere(tmp_path, monkeypatch, capsys):
         (["train", "--model", "adder-alexnet"], "no model named 'adder-alexnet'"),
         (["train", "--data", "nowhere"], "nowhere"),
         (["train", "--device", "cuda"], "device 'cuda' needs"),
-        (["train", "--batch-size", "0"], "batch_size must be at least 1"),
-        (["train", "--epochs", "0"], "epochs must be at least 1, got 0"),
-        (["ablation", "--epochs", "0"], "epochs must be at least 1, got 0"),
-        (["count", "adder-vggsmall", "--size", "0"], "size must be at least 1, got 0"),
         (["evaluate", "nowhere.npz"], "there is no checkpoint nowhere.npz"),
+        (["count", "nowhere.npz"], "there is no checkpoint nowhere.npz"),
+        (["count", "nowhere"], "no model named 'nowhere'; the nearest of"),
+        (["train", "--resume", "no/checkpoint.npz"], "there is no checkpoint no/checkpoint.npz"),
+        (["train", "--schedule", "restart"], "--schedule says how a run goes on, and needs"),
+        (["train", "--out", "file"], "file cannot be the folder of a run: Not a directory"),
+        (["train", "--out", "file/run"], "file/run cannot be the folder of a run: Not a dir"),
+        (["ablation", "--out", "file"], "file cannot be the folder of a run: Not a directory"),
+        (["train", "--batch-size", "1441"], "batches of 1441 of 1442 images leave one"),
+        (["train", "--epochs", str(2**63)], "epochs must be below 2**63"),
+        (["count", "conv-lenet", "--size", "1"], "LeNet: size must be from 2 to 256, got 1"),
+        (["count", "conv-lenet", "--size", "100000"], "size must be at most 4096, got 100000"),
+        (["profile", "--size", "1"], "size must be at least 4, got 1"),
+        (["profile", "--batch-size", str(10**12)], "there is not enough memory: "),
+        (["profile", "--model", "x"], "no model named 'x'"),
     ],
 )
 def test_the_command_explains_what_it_cannot_do(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     assert cli.main(arguments) == 1
     assert message in capsys.readouterr().err
+    assert os.listdir() == ["file"]  # no folder is left behind
+
+
+@pytest.mark.parametrize("command", ["train", "ablation"])
+@pytest.mark.parametrize("value", ["-1", "1.5", "nan", "many", ""])
+@pytest.mark.parametrize("option", ["--seed", "--epochs", "--batch-size", "--image-size"])
+def test_a_number_out_of_range_is_told_with_its_option(command, option, value, capsys):
+    assert_refused([command, option, value], f"{option}: must be a whole number, ", capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--epochs", "0"], "--epochs: must be a whole number, at least 1, got 0"),
+        (["train", "--batch-size", "1"], "--batch-size: must be a whole number, at least 2, got 1"),
+        (["train", "--image-size", "4097"], "--image-size: must be a whole number, from 1 to 4096"),
+        (["train", "--rate", "nan"], "--rate: must be a finite number, at least 0, got nan"),
+        (["train", "--rate", "-0.1"], "--rate: must be a finite number, at least 0, got -0.1"),
+        (["train", "--rate", "inf"], "--rate: must be a finite number"),
+        (["train", "--rate", "fast"], "--rate: must be a finite number, at least 0, got fast"),
+        (["prune", "x", "--rate", "nan"], "--rate: must be a finite number"),
+        (["prune", "x", "--epochs", "0"], "--epochs: must be a whole number, at least 1, got 0"),
+        (["prune", "x", "--together", "0"], "--together: must be a whole number, at least 1"),
+        (["prune", "x", "--first-layer", "0"], "--first-layer: must be above 0 and at most 1"),
+        (["prune", "x", "--schedule", "a,b"], "--schedule: must be densities that fall, each abo"),
+        (["prune", "x", "--schedule", "0.5,nan"], "--schedule: must be densities that fall, each"),
+        (["prune", "x", "--schedule", "0.5,0.6"], "--schedule: must be densities that fall, each"),
+        (["profile", "--batch-size", "1"], "--batch-size: must be a whole number, at least 2"),
+        (["profile", "--channels", "0"], "--channels: must be a whole number, at least 1, got 0"),
+        (["count", "conv-lenet", "--classes", "0"], "--classes: must be a whole number, at least"),
+        (["count", "conv-lenet", "--size", "-4"], "--size: must be a whole number, at least 1"),
+    ],
+)
+def test_a_limit_of_an_option_is_told(arguments, message, capsys):
+    assert_refused(arguments, message, capsys)
+
+
+def assert_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    assert f"argument {message}" in capsys.readouterr().err
+
+
+def test_test_images_are_as_the_training_images(digits):
+    train, test = digits
+    for changes in ({"classes": tuple("abcdefghij")}, {"images": test.images[:, :, :6, :6].copy()}):
+        with pytest.raises(ValueError, match="the test images must be as the training images, of"):
+            Training(RECIPE, train, replace(test, **changes))
+
+
+def test_classes_are_two_or_more(digits):
+    train, test = digits
+    alone = [replace(part, labels=0 * part.labels, classes=("one",)) for part in (train, test)]
+    with pytest.raises(ValueError, match="at least 2 classes to tell apart, and digits has 'one'"):
+        Training(RECIPE, *alone)
 
 
 @pytest.mark.parametrize("name", sorted(models.MODELS))

@@ -1,8 +1,10 @@
 """Training steps on a GPU: the loader's batches, nothing waited for, the same bits as a graph."""
 
+import gc
 import os
 import signal
 import sys
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +17,7 @@ from mulfree_cupy import data, models, optim
 from mulfree_cupy.data.feed import Progress
 from mulfree_cupy.train import Interrupted, Recipe, Training, evaluate
 from mulfree_cupy.train.device import DeviceSteps, right_answers
+from mulfree_cupy.train.replay import Replay
 
 RECIPE = Recipe("adder-lenet", epochs=3, batch_size=40, augment="crop and flip", seed=4)
 
@@ -50,14 +53,17 @@ def test_a_device_learns_as_the_host_does(digits):
         assert_allclose(model.state_dict()[name], array, rtol=2e-2, atol=2e-3, err_msg=name)
 
 
-def test_images_of_batches_of_another_size_count_too(digits):
+def test_a_device_goes_on_inside_an_epoch(digits):
+    """From the place in images, the last batch being short."""
     run = Training(Recipe("adder-lenet", batch_size=60), *digits)
-    run.xp, run.step, run.sums = np, 2, {"loss": 7.0, "right": 3, "seen": 80}
+    run.xp, run.step, run.sums = np, 2, {"loss": 7.0, "right": 3, "seen": 120}
     with mf.emulated_cuda():
         steps = run._device_steps()
         next(steps)
         steps.close()
-    assert run.sums["seen"] == 140
+        assert run.sums["seen"] == 180
+        steps = run._device_steps()
+        assert len(list(steps)) == 1 and run.sums["seen"] == 190
 
 
 def test_a_device_counts_the_right_answers_of_the_host(digits):
@@ -80,14 +86,14 @@ def cupy():
     return cupy
 
 
-def finished(digits, path=None, *, graph=True, **changes):
+def finished(digits, path=None, *, graph=True, replayed=None, **changes):
     """A run on the GPU, whose steps are replayed as a graph or not."""
     run = Training(replace(RECIPE, **changes), *digits, device="cuda", path=path)
     run.device_steps = DeviceSteps(run.model, run.optimiser, run.loader, run.xp)
     if not graph:
         run.device_steps.replay.obstacle = "none is wanted"
     run.run(progress=False)
-    assert run.device_steps.replay.replayed is graph
+    assert run.device_steps.replay.replayed is (graph if replayed is None else replayed)
     return run
 
 
@@ -157,8 +163,102 @@ def test_what_cannot_be_replayed_is_launched(digits, cupy):
 def test_arrays_that_are_replaced_get_another_graph(digits, cupy):
     run = finished(digits, epochs=1)
     run.model.load_state_dict(run.model.state_dict())
-    run.device_steps.replay.start_anew()
+    run.device_steps.replay.start_anew(run.device_steps._state)
     assert not run.device_steps.replay.replayed
+
+
+CHANGES = {
+    "momentum": lambda run: setattr(run.optimiser, "momentum", 0.5),
+    "no momentum": lambda run: setattr(run.optimiser, "momentum", 0.0),
+    "weight decay": lambda run: setattr(run.optimiser, "weight_decay", 0.1),
+    "eta": lambda run: setattr(run.optimiser, "eta", 0.5),
+    "scale": lambda run: vars(run.optimiser).update(adder="fixed", adder_scale=3.0),
+    "statistics": lambda run: setattr(run.model.bn1, "momentum", 0.5),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_numbers_that_change_after_a_capture_take_effect(digits, cupy, change, monkeypatch):
+    captures, capture, runs = [], Replay._capture, []
+    monkeypatch.setattr(Replay, "_capture", lambda *a: (captures.append(a), capture(*a)))
+    for graph in (True, False):
+        run = finished(digits, epochs=2, graph=graph)
+        change(run)
+        run.recipe = replace(run.recipe, epochs=4)
+        run.run(progress=False)
+        runs.append(run)
+    assert_same(*runs)
+    assert len(captures) == 2  # of the run with a graph, before the change and after it
+
+
+@pytest.mark.gpu
+def test_the_rate_changes_without_another_graph(digits, cupy, monkeypatch):
+    captures, capture = [], Replay._capture
+    monkeypatch.setattr(Replay, "_capture", lambda *a: (captures.append(a), capture(*a)))
+    run = finished(digits, epochs=3)
+    assert run.optimiser.rate != run.schedule(0) and len(captures) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("whose", ["CuPy's pool", "another pool", "none", "a function"])
+def test_the_allocator_of_pinned_memory_is_put_back(digits, cupy, whose):
+    """Or left alone, where nobody can tell what it was."""
+    usual, pool = cupy.get_default_pinned_memory_pool(), cupy.cuda.PinnedMemoryPool()
+    asked = []
+
+    class Memory(cupy.cuda.PinnedMemory):
+        pass
+
+    def function(size):
+        asked.append(size)
+        return cupy.cuda.PinnedMemoryPointer(Memory(size), 0)
+
+    set_allocator = cupy.cuda.set_pinned_memory_allocator
+    allocators = [usual.malloc, pool.malloc, None, function]
+    which = ["CuPy's pool", "another pool", "none", "a function"].index(whose)
+    set_allocator(allocators[which])
+    try:
+        if whose == "a function":
+            with pytest.warns(RuntimeWarning, match="pinned memory has an allocator that could"):
+                finished(digits, epochs=1, replayed=False)
+            asked.clear()
+        else:
+            finished(digits, epochs=1)
+        memory = cupy.cuda.alloc_pinned_memory(3).mem
+    finally:
+        set_allocator(usual.malloc)
+    origin = memory.pool() if hasattr(memory, "pool") else type(memory)
+    assert origin is [usual, pool, cupy.cuda.PinnedMemory, Memory][which]
+    assert asked == ([3] if whose == "a function" else [])
+
+
+def test_steps_are_freed_with_their_last_reference(digits):
+    with mf.emulated_cuda(check=False):
+        assert_freed(digits, np)
+
+
+@pytest.mark.gpu
+def test_steps_and_their_graph_are_freed_with_their_last_reference(digits, cupy):
+    assert_freed(digits, cupy)
+
+
+def assert_freed(digits, xp):
+    """Without the garbage collector: memory of a GPU would wait for it."""
+    model = models.build("adder-lenet", seed=4, channels=1, size=8, classes=10).to(xp)
+    optimiser = optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    steps = DeviceSteps(model, optimiser, loader(digits), xp)
+    for _ in steps.epoch(0, Progress(), lambda: None):
+        pass
+    assert xp is np or steps.replay.replayed
+    freed = weakref.ref(steps), weakref.ref(steps.feed)
+    gc.collect()
+    gc.disable()
+    try:
+        del steps
+        assert [reference() for reference in freed] == [None, None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.gpu

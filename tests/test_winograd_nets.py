@@ -145,6 +145,25 @@ def test_a_mask_outlasts_momentum_and_weight_decay(make):
     assert layer.mask.sum() == round(0.2 * mask.size) and not (layer.mask & ~mask).any()
 
 
+@pytest.mark.parametrize(
+    "make", [lambda: nn.MaskedConv(2, 4, 3, rng), lambda: nn.WinogradConv(2, 4, rng)]
+)
+def test_zeros_that_are_kept_count_as_kept(make):
+    layer = make()
+    size = layer.mask.size
+    layer.weight.data = np.where(np.arange(size) < size // 2, 0, 1).reshape(layer.weight.shape)
+    layer.weight.data = layer.weight.data.astype(np.float32)
+    layer.prune(0.8)
+    kept = layer.mask.copy()
+    assert kept.sum() == round(0.8 * size)
+    layer.prune(0.9)  # what was pruned stays so
+    assert_array_equal(layer.mask, kept)
+    layer.prune(0.6)
+    assert layer.mask.sum() == round(0.6 * size) and not (layer.mask & ~kept).any()
+    layer.prune(0.3)
+    assert layer.weight.data[layer.mask].all()
+
+
 def test_masked_convolution():
     layer, x = nn.MaskedConv(4, 6, 3, rng, groups=2, stride=2, bias=True), images(2, 4, 7, 7)
     layer.prune(0.3)
@@ -378,10 +397,14 @@ class TestPruning:
         with pytest.raises(ValueError, match="is of another run: it has another schedule, epochs"):
             prune(source, Plan([0.6], epochs=3), *few, **options, resume=True)
         resumed = prune(source, plan, *few, **options, resume=True)
+        (tmp_path / "out" / "plan.json").unlink()  # the networks may be of any plan now
+        for resume in (True, False):
+            with pytest.raises(ValueError, match="out holds a pruning run without its plan.json"):
+                prune(source, plan, *few, **options, resume=resume)
         whole = prune(source, plan, *few, out=tmp_path / "whole", progress=False)
         for ours, theirs in zip(resumed, whole, strict=True):
             assert replace(ours, path=theirs.path) == theirs
-            (one, _), (other, _) = checkpoint.load(ours.path), checkpoint.load(theirs.path)
+            one, other = checkpoint.load(ours.path).weights, checkpoint.load(theirs.path).weights
             for name, array in one.items():
                 assert_array_equal(array, other[name])
 
@@ -462,12 +485,11 @@ class TestPruning:
         assert cli.main(["count", "spatial-vgg-nagadomi", "--data", "digits"]) == 1
         assert "--data needs a checkpoint" in capsys.readouterr().err
         for wrong, message in (
-            (["prune", last, "--schedule", "a,b"], "--schedule must be numbers with commas"),
             (["count", last, "--size", "9"], f"--size is 8 in {last}"),
             (["count", "conv-lenet", "--picture", "x"], "--picture draws Winograd layers, and"),
         ):
             assert cli.main(wrong) == 1
             assert message in capsys.readouterr().err
-        model, mean, std, _ = load_model(last)
-        accuracy = evaluate(model, data.load("digits")[1], mean, std)
+        model, saved = load_model(last)
+        accuracy = evaluate(model, data.load("digits")[1], saved.mean, saved.std)
         assert f"{accuracy:9.2%}" in printed

@@ -1,6 +1,8 @@
 """Weights in the Winograd domain: pruning, sparse matrices, files, initial variances."""
 
+import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -131,6 +133,30 @@ def test_files_hold_everything_and_scipy_reads_them(tmp_path):
         assert_same(Weights.load(tmp_path / "layer.npz"), weights)
         stacked = sparse.load_npz(tmp_path / "layer.npz")
         assert_array_equal(stacked.toarray(), weights.dense.reshape(-1, 7))
+
+
+@pytest.mark.parametrize("name", ["layer", "layer.npz", "layer.v2"])
+def test_a_file_has_the_name_that_it_was_given(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    weights = Weights.from_dense(U).prune(0.5)
+    weights.save(name)
+    assert os.listdir() == [name]
+    assert_same(Weights.load(name), weights)
+
+
+@pytest.mark.parametrize("content", ["picture", "pickled", "other zip"])
+def test_nobody_is_told_to_unpickle(content, tmp_path):
+    path = tmp_path / "other.npz"
+    if content == "picture":
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    elif content == "pickled":
+        np.savez(path, winograd_shape=np.array([{}], dtype=object))
+    else:
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("winograd_shape", "4, 4, 1, 1")
+    with pytest.raises(ValueError, match="other.npz is no file of WinogradWeights") as caught:
+        Weights.load(path)
+    assert "pickle" not in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_file_of_something_else(tmp_path):

@@ -13,6 +13,10 @@ from benchmarks.gpu.reference import Sums, window
 from benchmarks.layers import LAYERS, QUICK, Layer
 from mulfree_cupy.launch.adder import ADDER_KERNELS
 
+LADDER = None, *reversed(ADDER_KERNELS)  # None is what runs by default
+HALVES = "7_half2"
+HALF_TOLERANCE = 1e-2  # of the largest answer; the bound is in docs/cuda.md
+
 # The batches of the CPU's table leave a large GPU waiting; these fill it.
 FILLED = [layer.with_batch(16 * layer.batch) for layer in LAYERS if layer.stride == 1]
 STRIDED = [layer for layer in LAYERS if layer.stride > 1]
@@ -20,12 +24,13 @@ MAIN = FILLED[0], FILLED[2], FILLED[3]  # 16, 64 and 64 filters
 
 
 def cases(device: Any, quick: bool, tiny: bool) -> Iterator[Case]:
-    """Every rung and the default in float32 and uint8; gradients, conv, im2col in float32."""
+    """Every rung and the default in float32 and uint8, the one for float16; the rest in float32."""
     large = [*MAIN, STRIDED[0]] if quick else [*FILLED, *LAYERS]
     layers = QUICK if tiny else large
     for layer in layers:
         yield from _floats(device, layer)
         yield from _bytes(device, layer)
+        yield from _halves(device, layer)
 
 
 def _sums(device: Any, term: str, layer: Layer, x, w) -> Sums:
@@ -33,8 +38,10 @@ def _sums(device: Any, term: str, layer: Layer, x, w) -> Sums:
     return Sums(device, term, taps, x, w, layer.stride, layer.out_shape)
 
 
-def _ladder(layer: Layer, x, w, out, expected: list, tolerance: float) -> Iterator[Case]:
-    for kernel in (None, *reversed(ADDER_KERNELS)):
+def _ladder(
+    layer: Layer, x, w, out, expected: list, tolerance: float, kernels=LADDER
+) -> Iterator[Case]:
+    for kernel in kernels:
 
         def call(kernel=kernel):
             return mf.adder_conv(x, w, out=out, kernel=kernel, **layer.options)
@@ -47,17 +54,21 @@ def _ladder(layer: Layer, x, w, out, expected: list, tolerance: float) -> Iterat
             "bytes": x.nbytes + w.nbytes + out.nbytes,
             "terms": layer.terms,
         }
-        allowed = HALF_TOLERANCE if kernel == "7_half2" else tolerance
-        yield Case(row, call, lambda: expected, allowed, [out], main=kernel is None)
-
-
-HALF_TOLERANCE = 1e-2  # of the largest answer; the bound is in docs/cuda.md
+        main = kernel in (None, HALVES)
+        yield Case(row, call, lambda: expected, tolerance, [out], main=main)
 
 
 def _bytes(device: Any, layer: Layer) -> Iterator[Case]:
     x, w = map(device.xp.asarray, layer.bytes())
     out = device.xp.empty(layer.out_shape, np.int32)
     yield from _ladder(layer, x, w, out, [_sums(device, "adder", layer, x, w).forward()], 0)
+
+
+def _halves(device: Any, layer: Layer) -> Iterator[Case]:
+    x, w, _ = (device.xp.asarray(a.astype(np.float16)) for a in layer.floats())
+    out = device.xp.empty(layer.out_shape, np.float32)
+    expected = [_sums(device, "adder", layer, x, w).forward()]
+    yield from _ladder(layer, x, w, out, expected, HALF_TOLERANCE, [HALVES])
 
 
 def _floats(device: Any, layer: Layer) -> Iterator[Case]:

@@ -30,6 +30,7 @@ RATES = [
     Rate("float32 terms, 2 FADD", "vabsdiff4.cu", "fadd_pair", 256, np.float32),
     Rate("float16 terms, 2 HADD2", "half2.cu", "hadd2_pair", 512, np.float16),
     Rate("float16 terms, HFMA2 + HADD2", "half2.cu", "hfma2_hadd2", 512, np.float16),
+    Rate("float16 terms, HADD2 and HFMA2.MMA", "half2.cu", "both_pipes", 512, np.float16),
     Rate("uint8 terms, VABSDIFF4.ACC", "vabsdiff4.cu", "vabsdiff4_acc", 1024, np.uint32),
     Rate("uint8 terms, VABSDIFF4 + DP4A", "vabsdiff4.cu", "vabsdiff4_dp4a", 1024, np.uint32),
     Rate("bits ANDed and counted, MMA", "binary_mma.cu", "binary_and_popc", 65536, np.int32),

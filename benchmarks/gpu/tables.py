@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from benchmarks.gpu import shift, step, training, winograd
 from benchmarks.timing import cell, milliseconds, table
 
 # abs(x - w) a clock and multiprocessor. float32: two additions on 128 lanes (64 lanes on 7.5 and
 # 8.0). uint8: VABSDIFF4 does four, on 64 lanes if it runs at the rate of the integer unit, which
-# is what the rates section measures.
-UINT8_LIMIT = 256
+# is what the rates section measures. float16: two additions of two halves, as many instructions as
+# are issued.
+LIMITS = {"uint8": 256, "float16": 128}
 
 
 def float32_limit(compute_capability: str) -> int:
@@ -23,10 +26,7 @@ def document(record: dict) -> str:
     parts += training.document(record)
     if record["rows"]:
         parts += [
-            "adder_conv float32, terms a clock and multiprocessor, by kernel:",
-            ladder_table(record, "float32"),
-            "adder_conv uint8, terms a clock and multiprocessor, by kernel:",
-            ladder_table(record, "uint8"),
+            *ladders(record),
             "Other operations, and the same layers in other libraries:",
             others_table(record),
             NOTES,
@@ -88,25 +88,31 @@ def terms_per_clock(record: dict, row: dict) -> float | None:
     return row["terms"] / ticks
 
 
-def ladder_table(record: dict, dtype: str) -> str:
-    """A row a layer, a column a kernel; then the default's time and how near the roofs it is."""
-    rows = [r for r in record["rows"] if r["operation"] == "adder_conv" and r["dtype"] == dtype]
+def ladders(record: dict) -> Iterator[str]:
+    """A heading and a table for every dtype of the adder."""
+    found = [row for row in record["rows"] if row["operation"] == "adder_conv"]
+    for dtype in ("float32", "uint8", "float16"):
+        if rows := [row for row in found if row["dtype"] == dtype]:
+            yield f"adder_conv {dtype}, terms a clock and multiprocessor, by kernel:"
+            yield ladder_table(record, rows, dtype)
+
+
+def ladder_table(record: dict, rows: list[dict], dtype: str) -> str:
+    """A row a layer, a column a kernel; then the first one's time and how near the roofs it is."""
     kernels = list(dict.fromkeys(r["kernel"] for r in rows if "refused" not in r))
-    limit = (
-        UINT8_LIMIT if dtype == "uint8" else float32_limit(record["device"]["compute_capability"])
-    )
+    limit = LIMITS.get(dtype) or float32_limit(record["device"]["compute_capability"])
     body = []
     for layer in dict.fromkeys(r["layer"] for r in rows):
         found = {r["kernel"]: r for r in rows if r["layer"] == layer}
-        default = found.get("default", {})
-        rate = terms_per_clock(record, default)
+        first = found.get(kernels[0], {}) if kernels else {}
+        rate = terms_per_clock(record, first)
         body.append(
             [layer]
             + [_outcome(record, found[k]) if k in found else "-" for k in kernels]
             + [
-                milliseconds(default),
+                milliseconds(first),
                 cell(rate / limit if rate else None, ".0%"),
-                cell(_of_copy(record, default), ".0%"),
+                cell(_of_copy(record, first), ".0%"),
             ]
         )
     return table(["layer", *kernels, "ms", f"of {limit}", "of copy speed"], body)

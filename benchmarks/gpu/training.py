@@ -47,7 +47,8 @@ def _step_seconds(device: Cuda, run: Any) -> dict:
     run.model.train()  # an epoch ends with an evaluation
     facts: dict = {"obstacle": steps.replay.obstacle, "replayed": steps.replay.replayed}
     with steps.replay.stream:
-        for name, step in (("graph", steps.replay), ("launches", lambda: steps._step(BATCH))):
+        graph, launches = lambda: steps._whole(lambda: None), lambda: steps._step(BATCH)
+        for name, step in (("graph", graph), ("launches", launches)):
             steps.feed.start(0)
             step()
             synchronize()

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "../absent_terms.hpp"
 #include "arrays.hpp"
 
 namespace mulfree {
@@ -122,6 +123,11 @@ void conv_grad_x(const Array<T>& grad_array, Array<T> w, Array<T> grad_x, const 
             images_as_row(phase, phase.x, phase.y);
             kernels<T>().conv(phase);
         }
+    if (all_finite(weights, f.all * f.taps())) return;
+    AdderGradX<T> p{batch, groups, f.channels, f.each(), h, v, grad.image,
+                    {to, x.batch, x.channel, x.row, x.column}, weights, x};
+    images_as_row(p, p.grad, p.x, p.grad_x);
+    mend_nan(p, [](double w, double) { return w; });
 }
 
 // ---- the other gradients --------------------------------------------------------------------------------
@@ -142,6 +148,8 @@ void adder_conv_grad_x(const Array<T>& grad_array, Array<T> x_array, Array<T> w,
     images_as_row(p, p.grad, p.x, p.grad_x);
     py::gil_scoped_release release;
     kernels<T>().adder_grad_x(p);
+    if (!all_finite(p.w, f.all * f.taps()) || passes_over(p.height) || passes_over(p.width))
+        mend_nan(p, [](double w, double x) { return std::clamp(w - x, -1.0, 1.0); });  // NaN stays
 }
 
 // Of the adder where w is given.

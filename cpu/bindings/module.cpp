@@ -2,6 +2,11 @@
 #include <cstdlib>
 #include <vector>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+#include "../threads.hpp"
 #include "arrays.hpp"
 
 namespace mulfree {
@@ -10,8 +15,25 @@ const Kernels* chosen = nullptr;
 
 namespace {
 
+#if defined(__aarch64__)
+bool has_dot_products() {
+#if defined(__APPLE__)
+    return true;  // since the M1
+#elif defined(__linux__)
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+    return false;
+#endif
+}
+#endif
+
 std::vector<const Kernels*> available() {
+#if defined(__aarch64__)
+    std::vector<const Kernels*> found{&neon_kernels};
+    if (has_dot_products()) found.push_back(&neon_dotprod_kernels);
+#else
     std::vector<const Kernels*> found{&baseline_kernels};
+#endif
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2_kernels);
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -64,6 +86,9 @@ PYBIND11_MODULE(_cpu, m) {
         return py::tuple(names);
     }, "The instruction sets this machine can run, slowest first.");
     m.def("use_features", &use_features, py::arg("name"), "Choose one of available_features().");
+    m.def("get_num_threads", &max_threads, "The most threads that a call uses.");
+    m.def("set_num_threads", &set_max_threads, py::arg("n"), "Let a call use at most n threads.");
+    m.attr("compiler") = __VERSION__;
     m.def("peak", &peak, py::arg("operation"), py::arg("seconds") = 0.2,
           "Terms a second of an inner operation on registers, on all threads.");
 

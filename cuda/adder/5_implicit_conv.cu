@@ -15,8 +15,8 @@
 //
 // T: float or double. F, P, EACH_F, EACH_P, DEPTH, W_VECTOR: the tile, and weights in one global
 // load; L = C/groups*kh*kw must be a multiple. Y_VECTOR: outputs in one store; OH*OW must be a
-// multiple. LARGE_WINDOW: the window has more rows than 16 or columns than 15. SUM and ADD_TERM: the
-// type of a sum and how a term is added, for 6_uint8.
+// multiple. LARGE_WINDOW: the window has more rows than 16 or columns than 15. SUM, ADD_TERM
+// and the like: as in tile.cuh, for 6_uint8 and 7_half2.
 #ifndef T
 #define T float
 #endif

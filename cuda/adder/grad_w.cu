@@ -43,11 +43,13 @@ struct Sum {
 
 #include "tile.cuh"
 
+// Blocks that registers leave room for; sm_75 and sm_86 take 16 at most.
+#define RESIDENT_BLOCKS (RESIDENT / THREADS < 16 ? RESIDENT / THREADS : 16)
 #define LINES (THREADS / DEPTH)  // filters, or taps, that the block loads at once
 #define FILTER_LOADS ((F - 1) / LINES + 1)
 #define TAP_LOADS ((P - 1) / LINES + 1)
 
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT / THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS)
     ENTRY(const T* g, const T* x, const T* w, T* parts, int images, int groups,
           int channels,  // of one group, like filters
           int height, int width, int filters, int kernel_h, int kernel_w, int stride_h, int stride_w,

@@ -31,11 +31,6 @@ __device__ __forceinline__ T saturated_sum(T a, T b) {
 #endif
 }
 
-// Stands for g where there is no output. As a number it is 0, and 0 * NaN would be NaN: the formula
-// as it stands has to leave such terms out.
-#define NO_TERM T(-0.0)
-__device__ __forceinline__ bool is_term(T g) { return g != 0 || !signbit(g); }
-
 // NaN fails both comparisons and stays.
 __device__ __forceinline__ T clip(T d) { return d > 1 ? T(1) : d < -1 ? T(-1) : d; }
 
@@ -77,10 +72,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
       for (int l = 0; l < DEPTH; ++l)
 #pragma unroll
         for (int p = 0; p < EACH_P; ++p)
-          if (is_term(gs[l][THREAD_P + p]))
 #pragma unroll
-            for (int c = 0; c < EACH_C; ++c)
-              sum[c][p] += clip(ws[l][THREAD_C + c] - own[c][p]) * gs[l][THREAD_P + p];
+          for (int c = 0; c < EACH_C; ++c)
+            sum[c][p] += clip(ws[l][THREAD_C + c] - own[c][p]) * gs[l][THREAD_P + p];
     } else {
 #pragma unroll
       for (int l = 0; l < DEPTH; ++l) {
@@ -113,15 +107,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
       for (int c = 0; c < EACH_C; ++c)
 #pragma unroll
         for (int p = 0; p < EACH_P; ++p) own[c][p] = T(0.5) - T(0.5) * own[c][p];
-    sum_windows(part, g, w, NO_TERM, take_g, take_w, add);
+    sum_windows(part, g, w, take_g, take_w, add);
     again = !direct && (__syncthreads_or(extreme) || !__syncthreads_or(wide));
     direct |= again;
   } while (again);
 
+  bool nan = false;
 #pragma unroll
   for (int p = 0; p < EACH_P; ++p)
 #pragma unroll
-    for (int c = 0; c < EACH_C; ++c)
+    for (int c = 0; c < EACH_C; ++c) {
+      nan |= isnan(sum[c][p]);
       if (index(c, p) >= 0)
         grad_x[index(c, p)] = direct ? sum[c][p] : 2 * sum[c][p] - sum_g[p];
+    }
+  if (nan)
+    mend_nan(part, g, w, grad_x, [x](T weight, int at) { return clip(weight - x[at]); });
 }

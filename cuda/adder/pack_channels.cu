@@ -1,43 +1,41 @@
-// pack_channels: four channels of 8 bits side by side in one 32-bit word
+// pack_channels: neighbouring channels side by side in one 32-bit word, four of 8 bits or two of 16
 //
-// Fixes: a window's bytes lie far apart in x, and 6_uint8 wants four taps in one load
-// Cost: one byte read and one byte written per element, once per tensor and not once per tap; four
-// loads of 4 bytes and one store of 16 bytes for four pixels, where planes are whole words
+// Fixes: a window's channels lie far apart in x, and 6_uint8 and 7_half2 want several in one load
+// Cost: every element read and written once a tensor, and not once a tap; where planes are whole
+// words, four pixels in one load a channel and one store of 16 bytes
 //
-// words[n, c, p] = x[n, 4c .. 4c+3, p] for a batch of images of `channels` planes; channels beyond
-// the last are 0 in x and in w alike, and |0 - 0| adds nothing. Weights are images of kh*kw pixels.
+// words[n, c, p] = x[n, EACH c .. EACH c + EACH - 1, p], the first in the lowest bits, for a batch
+// of images of `channels` planes; channels beyond the last are 0 in x and in w alike, and |0 - 0|
+// adds nothing. Weights are images of kh*kw pixels.
 //
-// PIXELS: how many a thread takes, 4 or 1; 4 divides the plane and the address of x.
+// T: unsigned char or unsigned short, the bits of an element. PIXELS: how many a thread takes, 4 or
+// 1; x must begin and its planes end at a multiple of them.
+#ifndef T
+#define T unsigned char
+#endif
 #ifndef PIXELS
 #define PIXELS 4
 #endif
+#define EACH (4 / (int)sizeof(T))
 
 #include "../vector.cuh"
 
-#if PIXELS == 4
-typedef unsigned int Bytes;
-#else
-typedef unsigned char Bytes;
-#endif
-
-extern "C" __global__ void pack_channels(const unsigned char* x, unsigned int* words, int images,
-                                         int channels, long long plane) {
+extern "C" __global__ void pack_channels(const T* x, unsigned int* words, int images, int channels,
+                                         long long plane) {
   const long long pixel = (blockIdx.x * (long long)blockDim.x + threadIdx.x) * PIXELS;
   if (pixel >= plane) return;
-  const int packed = (channels + 3) / 4;
+  const int packed = (channels - 1) / EACH + 1;
   for (int n = blockIdx.z; n < images; n += gridDim.z) {
     for (int c = blockIdx.y; c < packed; c += gridDim.y) {
-      const unsigned char* from = x + ((long long)n * channels + 4 * c) * plane + pixel;
-      unsigned int channel[4];
+      const T* from = x + ((long long)n * channels + EACH * c) * plane + pixel;
+      Vector<unsigned int, PIXELS> together = {};
 #pragma unroll
-      for (int i = 0; i < 4; ++i, from += plane)
-        channel[i] = 4 * c + i < channels ? *(const Bytes*)from : 0;
-      Vector<unsigned int, PIXELS> together;
+      for (int i = 0; i < EACH; ++i, from += plane) {
+        Vector<T, PIXELS> channel = {};
+        if (EACH * c + i < channels) channel = *(const Vector<T, PIXELS>*)from;
 #pragma unroll
-      for (int p = 0; p < PIXELS; ++p) {
-        const unsigned int byte = 0x40 + 0x11 * p;  // number p of one channel, then of the next
-        together.at[p] = __byte_perm(__byte_perm(channel[0], channel[1], byte),
-                                          __byte_perm(channel[2], channel[3], byte), 0x5410);
+        for (int p = 0; p < PIXELS; ++p)
+          together.at[p] |= (unsigned int)channel.at[p] << 32 / EACH * i;
       }
       *(Vector<unsigned int, PIXELS>*)(words + ((long long)n * packed + c) * plane + pixel) =
           together;

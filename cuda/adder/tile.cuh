@@ -8,7 +8,8 @@
 //
 // T: an element in global memory. TILE: the same in shared memory, where arithmetic finds it. F, P,
 // EACH_F, EACH_P, DEPTH: the tile. W_VECTOR: weights in one global load. X_PAD: elements after a row
-// of the tile of x. SUM and ADD_TERM: the type of a sum and how a term is added.
+// of the tile of x. SUM and ADD_TERM: the type of a sum and how a term is added. PART and ADD_PART,
+// where a step's terms are added up by themselves first: the type of that, and how it joins the sum.
 #ifndef TILE
 #define TILE T
 #endif
@@ -97,6 +98,11 @@ __device__ __forceinline__ void sum_steps(SUM (&sum)[EACH_F][EACH_P],
     const bool more = start + DEPTH < length;
     if (more) fetch(start + DEPTH);
     decode(start + 2 * DEPTH);
+#ifdef PART
+    PART part[EACH_F][EACH_P] = {};
+#else
+    auto& part = sum;
+#endif
 #pragma unroll
     for (int l = 0; l < DEPTH; ++l) {
       TILE x_values[EACH_P], w_values[EACH_F];
@@ -106,8 +112,14 @@ __device__ __forceinline__ void sum_steps(SUM (&sum)[EACH_F][EACH_P],
       for (int f = 0; f < EACH_F; ++f)
 #pragma unroll
         for (int p = 0; p < EACH_P; ++p)
-          sum[f][p] = ADD_TERM(sum[f][p], x_values[p], w_values[f]);
+          part[f][p] = ADD_TERM(part[f][p], x_values[p], w_values[f]);
     }
+#ifdef PART
+#pragma unroll
+    for (int f = 0; f < EACH_F; ++f)
+#pragma unroll
+      for (int p = 0; p < EACH_P; ++p) sum[f][p] = ADD_PART(sum[f][p], part[f][p]);
+#endif
     if (more) store(1 - buffer);
     __syncthreads();
   }
@@ -140,6 +152,7 @@ __device__ __forceinline__ void sum_tile(SUM (&sum)[EACH_F][EACH_P], const T* x,
     end[i] = f < F && f < rows ? length - l : 0;
   }
 
+  const T outside = {};
   T fetched_x[ROWS][COLUMNS];
   Vector<T, W_VECTOR> fetched_w[WEIGHT_LOADS];
   const auto fetch = [&](int start) {
@@ -148,7 +161,7 @@ __device__ __forceinline__ void sum_tile(SUM (&sum)[EACH_F][EACH_P], const T* x,
       const auto tap = taps[start / DEPTH % 2][threadIdx.x / ROW_THREADS + r * ROW_STEP];
 #pragma unroll
       for (int i = 0; i < COLUMNS; ++i)
-        fetched_x[r][i] = gather(x, pixel[i], tap, height, width, (T)0);
+        fetched_x[r][i] = gather(x, pixel[i], tap, height, width, outside);
     }
 #pragma unroll
     for (int i = 0; i < WEIGHT_LOADS; ++i) {

@@ -127,9 +127,9 @@ typedef T GradTile[DEPTH][P];
 typedef T WeightTile[DEPTH][C + 4];
 
 // Go through the terms of the sums, a step at a time: add(gs, ws) adds a tile's. take_g(g) and
-// take_w(w) give what the tiles hold of an element; where there is no output that is `no_term`.
+// take_w(w) give what the tiles hold of an element; where there is no output that is of 0.
 template <class TakeG, class TakeW, class Add>
-__device__ __forceinline__ void sum_windows(const Part& part, const T* g, const T* w, T no_term,
+__device__ __forceinline__ void sum_windows(const Part& part, const T* g, const T* w,
                                             const TakeG& take_g, const TakeW& take_w,
                                             const Add& add) {
   __shared__ Tap terms[2][DEPTH];
@@ -155,7 +155,7 @@ __device__ __forceinline__ void sum_windows(const Part& part, const T* g, const 
       const Tap term = step[threadIdx.x / P + r * ROW_STEP];
 #pragma unroll
       for (int i = 0; i < COLUMNS; ++i)
-        fetched_g[i][r] = gather(g, pixel[i], term, part.h.out_size, part.w.out_size, no_term);
+        fetched_g[i][r] = gather(g, pixel[i], term, part.h.out_size, part.w.out_size, T(0));
     }
 #pragma unroll
     for (int i = 0; i < WEIGHT_LOADS; ++i) {
@@ -192,5 +192,30 @@ __device__ __forceinline__ void sum_windows(const Part& part, const T* g, const 
     add(g_tile[buffer], w_tile[buffer]);
     if (more) store(1 - buffer);
     __syncthreads();
+  }
+}
+
+// Sum once more, term by term, what has come out as NaN of a thread's own pixels: the zero that a tile
+// holds where there is no output is no term, and makes NaN beside an infinity. slope(w, at) is what
+// belongs to g, `at` the pixel.
+template <class Slope>
+__device__ __forceinline__ void mend_nan(const Part& part, const T* g, const T* w, T* grad_x,
+                                         const Slope& slope) {
+  const int window = part.h.kernel * part.w.kernel, plane = part.h.size * part.w.size;
+#pragma unroll 1
+  for (int e = 0; e < EACH_C * EACH_P; ++e) {
+    const int p = part.first_p + THREAD_P + e % EACH_P, c = part.first_c + THREAD_C + e / EACH_P;
+    const int at = part.element(p) + c * plane;
+    if (p >= part.pixels || c >= part.channels || !isnan(grad_x[at])) continue;
+    const Pixel pixel = part.pixel(p);
+    const T* weights = w + (part.group * part.filters * part.channels + c) * window;
+    T sum = 0;
+    for (int l = 0; l < part.length && !isnan(sum); ++l) {
+      const Tap term = part.term(l);
+      if ((unsigned)(pixel.h + term.h) < (unsigned)part.h.out_size &&
+          (unsigned)(pixel.w + term.w) < (unsigned)part.w.out_size)
+        sum += slope(weights[term.weight], at) * g[pixel.offset + term.offset];
+    }
+    grad_x[at] = sum;
   }
 }

@@ -1,5 +1,5 @@
 // What the backward kernels of batch normalisation share. Gradients flow where the ReLU let y pass,
-// flow = grad where y > 0, and everything else follows from two sums by channel.
+// flow = grad where y > 0 or NaN, and everything else follows from two sums by channel.
 //
 // RELU, 0 or 1: whether there is one; without it the flow is grad, and y is not read. RESIDUAL: whether
 // its gradient is wanted, the flow.
@@ -14,7 +14,7 @@ struct Sums {
 __device__ __forceinline__ Elements flow_of(const Elements& grad, const Elements& y) {
   Elements flow;
 #pragma unroll
-  for (int v = 0; v < VECTOR; ++v) flow.at[v] = y.at[v] > 0 ? grad.at[v] : T(0);
+  for (int v = 0; v < VECTOR; ++v) flow.at[v] = y.at[v] <= 0 ? T(0) : grad.at[v];
   return flow;
 }
 

@@ -3,7 +3,7 @@
 // Fixes: nothing; grad_x has to wait for sums over the whole channel
 // Cost: one load each of grad and x, and with a ReLU of y, 16 bytes each for 4 elements
 //
-// sum(flow) and sum(flow * (x - mean)), flow = grad where y > 0, or grad itself without a ReLU.
+// sum(flow) and sum(flow * (x - mean)), flow = grad where y > 0 or NaN, or grad itself without a ReLU.
 #include "channel.cuh"
 
 #include "backward.cuh"

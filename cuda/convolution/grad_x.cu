@@ -23,7 +23,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
 
   T sum[EACH_C][EACH_P] = {};
   const auto itself = [](T value) { return value; };
-  sum_windows(part, g, w, (T)0, itself, itself, [&](const GradTile& gs, const WeightTile& ws) {
+  sum_windows(part, g, w, itself, itself, [&](const GradTile& gs, const WeightTile& ws) {
 #pragma unroll
     for (int l = 0; l < DEPTH; ++l)
 #pragma unroll
@@ -33,12 +33,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
           sum[c][p] += ws[l][THREAD_C + c] * gs[l][THREAD_P + p];
   });
 
+  bool nan = false;
 #pragma unroll
   for (int p = 0; p < EACH_P; ++p) {
     const int at = part.element(part.first_p + THREAD_P + p);
 #pragma unroll
-    for (int c = 0; c < EACH_C; ++c)
+    for (int c = 0; c < EACH_C; ++c) {
+      nan |= isnan(sum[c][p]);
       if (at >= 0 && part.first_c + THREAD_C + c < channels)
         grad_x[at + (part.first_c + THREAD_C + c) * height * width] = sum[c][p];
+    }
   }
+  if (nan) mend_nan(part, g, w, grad_x, [](T weight, int) { return weight; });
 }

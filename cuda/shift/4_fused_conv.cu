@@ -71,9 +71,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
     for (int f = 0; f < EACH_F; ++f) {
       const int k = first_f + position<EACH_F, THREADS_F>(THREAD_F, f);
       if (k >= filters) continue;
+      const SUM offset = bias ? (SUM)bias[k] : (SUM)0;
       Vector<T, Y_VECTOR> result;
 #pragma unroll
-      for (int v = 0; v < Y_VECTOR; ++v) result.at[v] = (T)RESULT((SUM)bias[k], sum[f][i + v]);
+      for (int v = 0; v < Y_VECTOR; ++v) result.at[v] = (T)RESULT(offset, sum[f][i + v]);
       *(Vector<T, Y_VECTOR>*)(y + first + k * plane) = result;
     }
   }

@@ -6,9 +6,9 @@
 //
 // y[n, k, ...] gets MATRIX^T m MATRIX of each tile m: SIDE x SIDE pixels from row M*ti - pad_h and
 // column M*tj - pad_w on. In the forward MATRIX is A and SIDE = M: a tile has its pixels to itself,
-// and the sum starts at bias[k]. In the gradient of x MATRIX is B^T and SIDE = t: tiles overlap,
-// and a block of pixels gathers from its own tile and those above and to the left, always in the
-// same order: no atomic additions.
+// and the sum starts at bias[k], if there is a bias. In the gradient of x MATRIX is B^T and SIDE =
+// t: tiles overlap, and a block of pixels gathers from its own tile and those above and to the
+// left, always in the same order: no atomic additions.
 //
 // products (t*t, K, stride) hold the tiles from first to last alone. A block of pixels that an
 // earlier range has reached is read and added to.
@@ -40,20 +40,23 @@ extern "C" __global__ void __launch_bounds__(128)
   const int latest = (image * rows + min(ti, rows - 1)) * columns + min(tj, columns - 1);
   if (block >= block_rows * across || latest < first || earliest >= last) return;
 
+  const bool begins = OVERLAP == 0 || earliest >= first;  // here, and not in an earlier range
+
   for (int k = blockIdx.y; k < planes; k += gridDim.y) {
     T* const plane = y + ((long long)image * planes + k) * height * width;
     const int top = ti * M - pad_h, left = tj * M - pad_w;
     const auto inside = [&](int a, int b) {
       return (unsigned)(top + a) < (unsigned)height && (unsigned)(left + b) < (unsigned)width;
     };
+    const T start = begins && bias ? bias[k] : T(0);
     T sum[M][M];
 #pragma unroll
     for (int a = 0; a < M; ++a)
 #pragma unroll
       for (int b = 0; b < M; ++b)
-        sum[a][b] = earliest >= first ? bias[k]
-                    : inside(a, b)    ? plane[(long long)(top + a) * width + left + b]
-                                      : T(0);
+        sum[a][b] = begins         ? start
+                    : inside(a, b) ? plane[(long long)(top + a) * width + left + b]
+                                   : T(0);
 #pragma unroll
     for (int di = OVERLAP; di >= 0; --di)
 #pragma unroll

@@ -93,10 +93,11 @@ __device__ __forceinline__ void winograd(const T* x, const T* bias, T* out, int 
       const int k = group * ROWS + r;
       if (k >= filters) continue;
       T* const y = out + ((long long)image_out * filters + k) * out_h * out_w;
+      const T offset = bias ? bias[k] : (T)0;
 #pragma unroll
       for (int o = 0; o < 4; ++o)
         if (h + o / 2 < out_h && w + o % 2 < out_w)
-          y[(h + o / 2) * out_w + w + o % 2] = sum[r][o][t] + bias[k];
+          y[(h + o / 2) * out_w + w + o % 2] = sum[r][o][t] + offset;
     }
   }
 }

@@ -4,6 +4,10 @@ A row takes arrays (NumPy or CuPy) and options and returns the answer with a fun
 the answer's gradient back to one gradient an input, or None. A pullback need not mind broadcasting:
 the tape sums its gradients down to the shapes of the inputs. Nor need it copy: it may hand out its
 argument, views of it, or one array twice; any other array that is no view becomes the tape's own.
+
+Where a function has no derivative its rule gives what PyTorch does: `absolute` and `relu` 0 at 0,
+equal arguments of `maximum` half the gradient each, infinity where a slope grows without bound. NaN
+loses to no number: `relu`, `maximum` and `max_pool` let the gradient pass to it.
 """
 
 from __future__ import annotations
@@ -33,12 +37,33 @@ def sqrt(a):
 
 
 def maximum(a, b):
-    return namespace(a).maximum(a, b), lambda g: (g * (a > b), g * (a <= b))
+    xp = namespace(a)
+
+    def pullback(g):
+        share = xp.where(a == b, g / 2, g)
+        return xp.where(a < b, 0, share), xp.where(b < a, 0, share)
+
+    return xp.maximum(a, b), pullback
 
 
 def relu(a):
-    y = namespace(a).maximum(a, 0)
-    return y, lambda g: (g * (y > 0),)
+    xp = namespace(a)
+    y = xp.maximum(a, 0)
+    return y, lambda g: (xp.where(y <= 0, 0, g),)
+
+
+def divide(a, b):
+    y = a / b
+    return y, lambda g: (g / b, -g * (y / b))
+
+
+def power(a, *, exponent):
+    def pullback(g):
+        if exponent == 0:  # also where a ** -1 is infinite
+            return (namespace(a).zeros_like(a),)
+        return (g * (exponent * a ** (exponent - 1)),)
+
+    return a**exponent, pullback
 
 
 def matmul(a, b):
@@ -62,7 +87,7 @@ def sum_(a, *, axis, keepdims):
 
 def mean(a, *, axis, keepdims):
     y, spread = sum_(a, axis=axis, keepdims=keepdims)
-    share = y.size / a.size
+    share = y.size / a.size if a.size else np.nan
     # Multiplied when spread: the next rule would make an array of a mere view, in another launch.
     return y * share, lambda g: (spread(g)[0] * share,)
 
@@ -157,28 +182,39 @@ def batch_norm(x, weight, bias, residual=None, *, relu, eps, mean=None, variance
 
 
 def max_pool(x, *, kernel_size, stride, padding):
-    """Largest value of each window; of equal ones the first gets the gradient."""
-    padded, inside, seen = _pooled("max_pool", x, -np.inf, kernel_size, stride, padding)
+    """Largest value of each window, or NaN; the first of the like gets the gradient."""
+    kind = x.dtype.kind
+    lowest = -np.inf if kind == "f" else False if kind == "b" else np.iinfo(x.dtype).min
+    g, padded, seen = _pooled("max_pool", x, lowest, kernel_size, stride, padding)
+    if any(p >= k for p, k in zip(g.padding, g.kernel, strict=True)):
+        raise ValueError(
+            f"max_pool: padding {g.padding} must be smaller than the kernel {g.kernel}: a window "
+            "would see nothing of the image"
+        )
     xp = namespace(x)
     y = padded[seen[0]].copy()
     for window in seen[1:]:
         xp.maximum(y, padded[window], out=y)
 
     def pullback(gradient):
+        image = _bordered(xp.ones(x.shape[2:], bool), False, g.padding)
         total = xp.zeros_like(padded)
-        left = gradient.copy()  # what no window position has taken yet
+        left = xp.ones(y.shape, bool)  # whose gradient no window position has taken yet
         for window in seen:
-            taken = xp.where(padded[window] == y, left, 0)
-            left -= taken
-            total[window] += taken
-        return (total[inside],)
+            value = padded[window]
+            taken = left & image[window] & ((value == y) | (value != value))
+            total[window] += xp.where(taken, gradient, 0)
+            left &= ~taken
+        return (_inside(total, g.padding),)
 
     return y, pullback
 
 
 def avg_pool(x, *, kernel_size, stride, padding):
-    """Mean of each window; outside the image is 0, and counts."""
-    padded, inside, seen = _pooled("avg_pool", x, 0, kernel_size, stride, padding)
+    """Mean of each window, of integers as float64; outside the image is 0, and counts."""
+    if x.dtype.kind != "f":
+        x = x.astype(np.float64)
+    g, padded, seen = _pooled("avg_pool", x, 0, kernel_size, stride, padding)
     share = x.dtype.type(1 / len(seen))
     total = padded[seen[0]].copy()
     for window in seen[1:]:
@@ -189,21 +225,29 @@ def avg_pool(x, *, kernel_size, stride, padding):
         total = namespace(gradient).zeros(shape, gradient.dtype)
         for window in seen:
             total[window] += gradient * share
-        return (total[inside],)
+        return (_inside(total, g.padding),)
 
     return total * share, pullback
 
 
 def _pooled(function, x, outside, kernel_size, stride, padding):
-    """x with a border, the index of x in it, and the index of what each window position sees."""
+    """The geometry, x with a border, and the index of what each window position sees."""
     g = geometry.window(function, x.shape, kernel_size, stride=stride, padding=padding)
-    top, side = g.padding
-    shape = *x.shape[:2], g.height + 2 * top, g.width + 2 * side
-    padded = namespace(x).full(shape, outside, x.dtype)
-    inside = np.s_[..., top : top + g.height, side : side + g.width]
-    padded[inside] = x
     taps = geometry.windows(g.kernel, g.stride, g.dilation, g.out_shape[2:])
-    return padded, inside, [(..., *slices) for _, _, slices in taps]
+    return g, _bordered(x, outside, g.padding), [(..., *slices) for _, _, slices in taps]
+
+
+def _bordered(image, outside, padding):
+    shape = *image.shape[:-2], *(n + 2 * p for n, p in zip(image.shape[-2:], padding, strict=True))
+    padded = namespace(image).full(shape, outside, image.dtype)
+    _inside(padded, padding)[...] = image
+    return padded
+
+
+def _inside(padded, padding):
+    """What of a bordered image is the image."""
+    (top, side), (height, width) = padding, padded.shape[-2:]
+    return padded[..., top : height - top, side : width - side]
 
 
 def cross_entropy(logits, *, labels):
@@ -220,7 +264,7 @@ RULES = {
     "concatenate": concatenate,
     "conv": conv,
     "cross_entropy": cross_entropy,
-    "divide": lambda a, b: (a / b, lambda g: (g / b, -g * a / (b * b))),
+    "divide": divide,
     "dropout": dropout,
     "exp": exp,
     "getitem": getitem,
@@ -231,10 +275,7 @@ RULES = {
     "mean": mean,
     "multiply": lambda a, b: (a * b, lambda g: (g * b, g * a)),
     "negative": lambda a: (-a, lambda g: (-g,)),
-    "power": lambda a, *, exponent: (
-        a**exponent,
-        lambda g: (g * (exponent * a ** (exponent - 1)),),
-    ),
+    "power": power,
     "relu": relu,
     "reshape": lambda a, *, shape: (a.reshape(shape), lambda g: (g.reshape(a.shape),)),
     "shift": shift,

@@ -11,6 +11,7 @@ import numpy as np
 
 from mulfree_cupy import arrays
 from mulfree_cupy.arrays import Array
+from mulfree_cupy.autograd import changes
 from mulfree_cupy.autograd.rules import RULES, SURROGATES
 
 _recording = contextvars.ContextVar("recording", default=True)
@@ -38,10 +39,21 @@ def no_grad() -> Iterator[None]:
 class Node:
     """One operation of the tape: its inputs, and the pullback that its rule returned."""
 
-    __slots__ = ("inputs", "operation", "pullback")
+    __slots__ = ("fingerprints", "inputs", "operation", "pullback")
 
-    def __init__(self, operation: str, inputs: tuple[Tensor, ...], pullback: Callable | None):
+    def __init__(
+        self,
+        operation: str,
+        inputs: tuple[Tensor, ...],
+        pullback: Callable | None,
+        fingerprints: list[changes.Fingerprint],
+    ):
         self.operation, self.inputs, self.pullback = operation, inputs, pullback
+        self.fingerprints = fingerprints
+
+    def free(self) -> None:
+        """Let go of the arrays; what is left says that the graph was walked."""
+        self.pullback, self.inputs, self.fingerprints = None, (), []
 
 
 class Tensor:
@@ -68,6 +80,11 @@ class Tensor:
     ------
     TypeError
         If gradients are wanted of anything but floating-point numbers.
+
+    Notes
+    -----
+    `data` may be replaced at any time, but not written to between an operation on it and
+    `backward`, which reads it again: see `detect_changes`.
 
     Examples
     --------
@@ -122,8 +139,12 @@ class Tensor:
         order = _from_first_to_last(self)
         while order:
             tensor = order.pop()
-            gradient, own = pending.pop(id(tensor))
+            gradient, own = pending.pop(id(tensor), (None, False))
             node = tensor.node
+            if gradient is None:  # no rule had one for it
+                if node is not None:
+                    node.free()
+                continue
             if node is None:
                 if tensor.on_gradient is not None:
                     gradient, own = tensor.on_gradient(gradient), False
@@ -131,6 +152,7 @@ class Tensor:
                     gradient, own = tensor.grad + gradient, True
                 tensor.grad = gradient if own else gradient.copy()
                 continue
+            changes.check(node.operation, node.fingerprints)
             given = [gradient]
             for source, part in zip(node.inputs, node.pullback(gradient), strict=True):
                 if source.requires_grad and part is not None:
@@ -141,7 +163,7 @@ class Tensor:
                     if id(source) in pending:
                         part, own = pending[id(source)][0] + part, True
                     pending[id(source)] = part, own
-            node.pullback, node.inputs = None, ()
+            node.free()
 
     def _seed(self, grad: Array | None) -> Array:
         xp = arrays.namespace(self.data)
@@ -227,7 +249,9 @@ class Tensor:
         return apply("absolute", self)
 
     def __pow__(self, exponent):
-        return apply("power", self, exponent=exponent)
+        if not _is_number(exponent):
+            raise TypeError(f"power: the exponent must be a number, got {exponent!r}")
+        return apply("power", self, exponent=_weak(exponent))
 
     def __getitem__(self, index):
         return apply("getitem", self, index=index)
@@ -253,10 +277,16 @@ def apply(operation: str, *inputs: Any, **options: Any) -> Tensor:
     operation : str
         A name in ``mulfree_cupy.autograd.rules.RULES``.
     *inputs : Tensor, array or number
-        What it is differentiated by; a number takes the dtype of the first tensor, if that can
-        hold it.
+        What it is differentiated by. A number, NumPy's scalars too, takes the dtype of the first
+        tensor, except a fraction beside integers.
     **options
         What it is not differentiated by.
+
+    Notes
+    -----
+    Nothing is copied: write to no array of an operation, input, option or answer, before
+    `Tensor.backward` has used it, or the gradient is wrong without a word. `detect_changes` finds
+    who does.
 
     Raises
     ------
@@ -275,7 +305,8 @@ def apply(operation: str, *inputs: Any, **options: Any) -> Tensor:
     answer = Tensor(data)
     if _recording.get() and any(t.requires_grad for t in tensors):
         answer.requires_grad = True
-        answer.node = Node(operation, tensors, pullback)
+        taken = changes.fingerprints(data, [t.data for t in tensors])
+        answer.node = Node(operation, tensors, pullback, taken)
     return answer
 
 
@@ -288,11 +319,21 @@ def surrogates(answer: Tensor) -> set[str]:
 def _lift(value: Any, like: Tensor | None) -> Tensor:
     if isinstance(value, Tensor):
         return value
-    if like is not None and isinstance(value, (int, float)):
+    if like is not None and _is_number(value):
+        value = _weak(value)
         fits = like.dtype.kind == "f" or isinstance(value, int)
         dtype = like.dtype if fits else np.float64
         return Tensor(arrays.namespace(like.data).asarray(value, dtype=dtype))
     return Tensor(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating, np.bool_))
+
+
+def _weak(number: Any) -> int | float:
+    """A Python number, which has no dtype to impose on arrays."""
+    return number.item() if isinstance(number, np.generic) else number
 
 
 def _values(value: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from mulfree_cupy import geometry
 from mulfree_cupy.data import archives, cifar, folders, idx
 from mulfree_cupy.data.augment import Compose, RandomCrop, RandomFlip
 from mulfree_cupy.data.cache import cached
@@ -35,6 +36,7 @@ __all__ = [
 CIFAR_MEAN = tuple(255 * channel for channel in (0.4914, 0.4822, 0.4465))
 CIFAR_STD = tuple(255 * channel for channel in (0.2023, 0.1994, 0.2010))
 
+_MOST_SIDE = 4096
 
 Size = tuple[int, int] | None
 
@@ -59,7 +61,8 @@ def load(
           ``train.tar.xz`` and ``test.tar.xz``, are the two parts; else every fifth image of a
           class is a test image.
 
-        A tar may be compressed with gzip, xz or bzip2.
+        A tar may be compressed with gzip, xz or bzip2. A folder that holds nothing but an archive
+        stands for it.
     image_size : int or (int, int), optional
         The height and width to which images in class folders are resized. Without it they must
         all be of one size.
@@ -94,12 +97,14 @@ def load(
         _refuse_size(image_size, "digits")
         return load_digits()
     size = _pair(image_size)
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))
     if not path.exists():
         raise FileNotFoundError(
             f"load: {path} does not exist; data is read from a local path and never downloaded"
         )
     sources = _sources(path)
+    if len(sources) == 1:
+        path = sources[0]
 
     def read() -> tuple[Dataset, Dataset]:
         return _read(path, sources, size)
@@ -110,15 +115,17 @@ def load(
 
 
 def _sources(path: Path) -> list[Path]:
-    """The path itself, or the archives of the training and test images that the folder holds."""
+    """The path itself, or the archive, or those of training and test images, that it holds."""
     if not path.is_dir():
         return [path]
+    inside = sorted(file for file in path.iterdir() if not archives.is_hidden(file.name))
+    packed = [file for file in inside if archives.is_archive_name(file)]
     found = {
-        part: [file for file in sorted(path.glob(f"{part}.*")) if archives.is_archive_name(file)]
+        part: [file for file in packed if file.name.startswith(f"{part}.")]
         for part in ("train", "test")
     }
     if not any(found.values()):
-        return [path]
+        return packed if len(packed) == len(inside) == 1 else [path]
     for part, files in found.items():
         if not files:
             raise FileNotFoundError(f"{path}: no archive of {part} images, such as {part}.tar.xz")
@@ -140,11 +147,9 @@ def _read(path: Path, sources: list[Path], size: Size) -> tuple[Dataset, Dataset
 def _pair(image_size: int | tuple[int, int] | None) -> Size:
     if image_size is None:
         return None
-    pair = image_size if isinstance(image_size, tuple) else (image_size, image_size)
-    if len(pair) != 2 or not all(isinstance(side, int) and 0 < side <= 4096 for side in pair):
-        raise ValueError(
-            f"load: image_size must be one or two integers in 1..4096, got {image_size!r}"
-        )
+    pair = geometry.pair("load", "image_size", image_size, 1)
+    if max(pair) > _MOST_SIDE:
+        raise ValueError(f"load: image_size must be at most {_MOST_SIDE}, got {image_size!r}")
     return pair
 
 

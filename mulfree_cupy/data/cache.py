@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,9 @@ import numpy as np
 
 from mulfree_cupy.data.dataset import Dataset
 
-_VERSION = 1
+_VERSION = 2
+_UNFINISHED = ".part"
+_DAY = 24 * 60 * 60
 
 Parts = tuple[Dataset, Dataset]
 
@@ -23,19 +27,20 @@ def cached(sources: list[Path], image_size: object, read: Callable[[], Parts]) -
     """What `read` returns, from the cache if the sources are those it was read from.
 
     An entry belongs to the sources' paths and the image size, and is replaced when a source's size
-    or modification time has changed, or when the entry is damaged.
+    or one of its times has changed, or when the entry is damaged.
     """
     paths = [str(source.resolve()) for source in sources]
-    stamps = [[s.st_size, s.st_mtime_ns] for s in (source.stat() for source in sources)]
+    # The second time tells an archive from another of its size that was given its date.
+    stamps = [[s.st_size, s.st_mtime_ns, s.st_ctime_ns] for s in map(os.stat, sources)]
     key = json.dumps([_VERSION, paths, stamps, image_size])
     digest = hashlib.sha256(json.dumps([paths, image_size]).encode()).hexdigest()[:16]
-    entry = _folder() / f"{digest}.npz"
-    parts = _read(entry, key)
+    name = f"{digest}.npz"
+    parts = _read(name, key)
     if parts is None:
         parts = read()
         try:
-            _write(entry, key, parts)
-        except OSError as error:
+            _write(name, key, parts)
+        except (OSError, RuntimeError) as error:  # the latter where nobody knows the home folder
             warnings.warn(
                 f"load: cannot cache {sources[0]}: {error}; set MULFREE_CACHE_DIR to a folder "
                 "that can be written, or pass cache=False",
@@ -52,10 +57,10 @@ def _folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mulfree_cupy"
 
 
-def _read(entry: Path, key: str) -> Parts | None:
+def _read(name: str, key: str) -> Parts | None:
     # NumPy and zipfile raise nearly everything on damaged input.
     try:
-        with entry.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with (_folder() / name).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if str(arrays["key"]) != key:
                 return None
             classes, name = tuple(map(str, arrays["classes"])), str(arrays["name"])
@@ -68,10 +73,15 @@ def _read(entry: Path, key: str) -> Parts | None:
         return None
 
 
-def _write(entry: Path, key: str, parts: Parts) -> None:
+def _write(name: str, key: str, parts: Parts) -> None:
     """Write beside the entry, then rename: a reader sees the old entry or the new one."""
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(suffix=".part", dir=entry.parent)
+    folder = _folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"*{_UNFINISHED}"):  # by a process that was killed
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > _DAY:
+                left.unlink()
+    handle, unfinished = tempfile.mkstemp(suffix=_UNFINISHED, dir=folder)
     try:
         with os.fdopen(handle, "wb") as file:
             np.savez(
@@ -85,7 +95,7 @@ def _write(entry: Path, key: str, parts: Parts) -> None:
                     for field in ("images", "labels")
                 },
             )
-        os.replace(unfinished, entry)
+        os.replace(unfinished, folder / name)
     except BaseException:
         os.unlink(unfinished)
         raise

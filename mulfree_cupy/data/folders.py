@@ -4,25 +4,53 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from mulfree_cupy.data import archives
 from mulfree_cupy.data.archives import Files
 from mulfree_cupy.data.dataset import Dataset, split
 from mulfree_cupy.data.progress import progress
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"}
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")
-_GRAY_MODES = {"1", "L"}
-_MODES = {*_GRAY_MODES, "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}  # 8 bits a channel
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Those of Pillow's formats that are read, and how the names of their files end.
+_FORMATS = {
+    "BMP": {".bmp"},
+    "GIF": {".gif"},
+    "JPEG": {".jfif", ".jpe", ".jpeg", ".jpg"},
+    "PNG": {".png"},
+    "PPM": {".pbm", ".pgm", ".pnm", ".ppm"},
+    "TIFF": {".tif", ".tiff"},
+    "WEBP": {".webp"},
+}
+_SUFFIXES = frozenset().union(*_FORMATS.values())
+_EXPECTED = ", ".join(sorted(_SUFFIXES))
+# Pictures too, which would be missing without a word if they were left out like other files.
+_UNREAD = {".avif", ".heic", ".heif", ".ico", ".jp2", ".jxl", ".psd", ".svg", ".tga"}
+_GRAY_MODES = {"1", "L", "LA"}
+_PALETTE_MODES = {"P", "PA"}
+_MODES = {*_GRAY_MODES, *_PALETTE_MODES, "RGB", "RGBA", "CMYK", "YCbCr"}  # 8 bits a channel
+_ORIENTATION = 0x0112  # in EXIF; a camera turned by 90 degrees writes 6 or 8
+_UPRIGHT = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 _MOST_PIXELS = 1 << 26  # of one image; more is a decompression bomb
-_MOST_BYTES = 16 << 30  # of all images of a part, decoded
+_MOST_BYTES = 16 << 30  # of all images, decoded
 _CHUNK = 64  # images decoded as one task
 
 
@@ -43,27 +71,28 @@ def load(
     train, test = parts
     classes = tuple(sorted({image.label for image in train}))
     index = {label: number for number, label in enumerate(classes)}
+    if len(classes) < 2:
+        raise ValueError(
+            f"{path}: all training images lie in one class folder, {classes[0]}; expected two or "
+            "more, such as cat/1.png and dog/1.png"
+        )
     for image in test:
         if image.label not in index:
             raise ValueError(f"{image.where}: no training image is of class {image.label!r}")
 
-    def dataset(images: list[_Image]) -> Dataset:
-        labels = np.array([index[image.label] for image in images], np.int64)
-        return Dataset(_decode(images, size, path), labels, classes, path.name.split(".")[0])
-
-    datasets = dataset(train), dataset(test)
-    shapes = [part.images.shape[1:] for part in datasets]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"{path}: training images of (C, H, W) = {shapes[0]} but test images of {shapes[1]}"
-        )
-    return datasets
+    pixels = _decode(train + test, size, path)
+    labels = np.array([index[image.label] for image in train + test], np.int64)
+    name = path.name.split(".")[0]
+    return (
+        Dataset(pixels[: len(train)], labels[: len(train)], classes, name),
+        Dataset(pixels[len(train) :], labels[len(train) :], classes, name),
+    )
 
 
 def _divide(files: Files, path: Path) -> tuple[list[_Image], list[_Image]]:
     """The images of ``train/`` and ``test/`` (else ``val/``), or an undivided collection split."""
     groups = _groups(files, path)
-    by_name = {PurePosixPath(folder).name: images for folder, images in groups.items()}
+    by_name = {folder.name: images for folder, images in groups.items()}
     parts = set(by_name)
     if len(groups) == len(parts) and {"train"} < parts <= {"train", "test", "val"}:
         return by_name["train"], by_name["test" if "test" in parts else "val"]
@@ -80,7 +109,7 @@ def _divide(files: Files, path: Path) -> tuple[list[_Image], list[_Image]]:
 def _only_group(files: Files, path: Path) -> list[_Image]:
     groups = _groups(files, path)
     if len(groups) != 1:
-        found = ", ".join(repr(folder) for folder in sorted(groups)[:6])
+        found = ", ".join(repr(str(folder)) for folder in sorted(groups)[:6])
         raise ValueError(
             f"{path}: class folders lie in {len(groups)} folders ({found}); expected one, or "
             "train and test"
@@ -88,22 +117,36 @@ def _only_group(files: Files, path: Path) -> list[_Image]:
     return groups.popitem()[1]
 
 
-def _groups(files: Files, path: Path) -> dict[str, list[_Image]]:
+def _groups(files: Files, path: Path) -> dict[PurePosixPath, list[_Image]]:
     """The images under each folder that has class folders, sorted by name."""
-    groups = defaultdict(list)
+    groups, used = defaultdict(list), set()
     for name in sorted(files):
         pure = PurePosixPath(name)
-        if pure.suffix.lower() not in _SUFFIXES:
+        suffix = pure.suffix.lower()
+        if suffix in _UNREAD:
+            raise ValueError(
+                f"{path}: {name} is a picture that is not read; expected one of {_EXPECTED}"
+            )
+        if suffix not in _SUFFIXES:
             continue
         if len(pure.parts) < 2:
             raise ValueError(f"{path}: {name} is in no class folder, such as cat/{name}")
         image = _Image(pure.parts[-2], f"{path}: {name}", files[name])
-        groups["/".join(pure.parts[:-2])].append(image)
+        groups[pure.parent.parent].append(image)
+        used.update(pure.parents)
     if not groups:
+        packed = [name for name in sorted(files) if archives.is_archive_name(PurePosixPath(name))]
+        remedy = f"; pass one of the archives in it, such as {packed[0]}" if packed else ""
         raise ValueError(
             f"{path}: no CIFAR binary files, no idx files and no images "
-            f"({', '.join(sorted(_SUFFIXES))}) among {len(files)} files"
+            f"({_EXPECTED}) among {len(files)} files{remedy}"
         )
+    for folder in sorted(set(map(PurePosixPath, files.folders)) - used):
+        if folder.parent in groups:
+            raise ValueError(
+                f"{path}: {folder} lies among class folders and holds no image ({_EXPECTED}); "
+                "remove it if it is no class"
+            )
     return groups
 
 
@@ -117,27 +160,35 @@ def _decode(images: list[_Image], size: tuple[int, int] | None, path: Path) -> n
             f"{_MOST_BYTES >> 30} GiB decoded; pass a smaller image_size"
         )
     out = np.empty((len(images), 3, height, width), np.uint8)
+    coloured = np.empty(len(images), bool)
 
-    def decode(start: int) -> bool:
-        gray = True
+    def decode(start: int) -> None:
         for i in range(start, min(start + _CHUNK, len(images))):
-            pixels, is_gray = _pixels(pillow, images[i], size)
+            pixels, gray = _pixels(pillow, images[i], size)
             if pixels.shape[:2] != (height, width):
                 raise ValueError(
                     f"{images[i].where} is {pixels.shape[0]}x{pixels.shape[1]}, but "
                     f"{images[0].where} is {height}x{width}; pass image_size to resize all"
                 )
             out[i] = pixels.transpose(2, 0, 1)
-            gray &= is_gray
-        return gray
+            coloured[i] = not gray
 
     # Thumbnails spend their time in Python, where threads only get in each other's way.
     threads = (os.cpu_count() or 1) if height * width > 64 * 64 else 1
     with ThreadPoolExecutor(threads) as pool:
         starts = range(0, len(images), _CHUNK)
-        chunks = progress(pool.map(decode, starts), "decoding", " images", len(starts), _CHUNK)
-        gray = all(list(chunks))
-    return np.ascontiguousarray(out[:, :1]) if gray else out
+        for _ in progress(pool.map(decode, starts), "decoding", " images", len(starts), _CHUNK):
+            pass
+    if not coloured.any():
+        return np.ascontiguousarray(out[:, :1])
+    if coloured.mean() < 0.5:
+        warnings.warn(
+            f"load: {coloured.sum()} of {len(images)} images are in colour, the first of them "
+            f"{images[coloured.argmax()].where}; the gray ones too come out with three channels",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return out
 
 
 def _pixels(
@@ -147,13 +198,18 @@ def _pixels(
     data = image.read()
     # Pillow's decoders raise nearly everything on damaged input, and warnings may be errors too.
     try:
-        with pillow.open(io.BytesIO(data), formats=_FORMATS) as picture:
+        with pillow.open(io.BytesIO(data), formats=tuple(_FORMATS)) as picture:
             if picture.mode not in _MODES:
                 raise ValueError(f"mode {picture.mode}, expected 8 bits a channel")
             if picture.width * picture.height > _MOST_PIXELS:
-                raise ValueError(f"{picture.width}x{picture.height} pixels are too many")
-            gray = picture.mode in _GRAY_MODES
+                raise ValueError(
+                    f"{picture.width}x{picture.height} pixels are too many, expected at most "
+                    f"{_MOST_PIXELS} in all"
+                )
+            mode, picture = picture.mode, _upright(pillow, picture)
+            picture.info.pop("transparency", None)  # Pillow warns of dropping it
             picture = picture.convert("RGB")
+            gray = mode in _GRAY_MODES or (mode in _PALETTE_MODES and _is_gray(picture))
             if size is not None:
                 picture = picture.resize(size[::-1], pillow.Resampling.BILINEAR)
             return np.asarray(picture), gray
@@ -162,6 +218,22 @@ def _pixels(
         raise ValueError(f"{image.where}: no readable image of {formats}") from None
     except Exception as error:
         raise ValueError(f"{image.where}: no readable image: {error}") from error
+
+
+def _is_gray(picture: Image) -> bool:
+    pixels = np.asarray(picture)
+    return bool((pixels == pixels[:, :, :1]).all())
+
+
+def _upright(pillow: ModuleType, picture: Image) -> Image:
+    """The picture as its EXIF says that it is to be shown; as it is where that cannot be read."""
+    picture.load()  # before EXIF is asked for: a damaged picture is an error, damaged EXIF is not
+    try:
+        orientation = picture.getexif().get(_ORIENTATION)
+    except Exception:
+        return picture
+    move = _UPRIGHT.get(orientation)
+    return picture if move is None else picture.transpose(pillow.Transpose[move])
 
 
 def _pillow() -> ModuleType:

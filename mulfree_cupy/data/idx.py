@@ -28,6 +28,7 @@ def recognises(files: Files, path: Path) -> bool:
 def load(files: Files, path: Path) -> tuple[Dataset, Dataset]:
     """The training and the test part."""
     arrays: dict[tuple[str, str], np.ndarray] = {}
+    names: dict[tuple[str, str], str] = {}
     for name in sorted(files):
         match = _NAME.fullmatch(PurePosixPath(name).name)
         if match is None:
@@ -36,8 +37,11 @@ def load(files: Files, path: Path) -> tuple[Dataset, Dataset]:
         if plain != name and plain in files:
             continue
         key = _PARTS[match[1]], match[2]
-        if key in arrays:
-            raise ValueError(f"{path}: more than one idx file of {key[0]} {key[1]}")
+        if key in names:
+            raise ValueError(
+                f"{path}: more than one idx file of {key[0]} {key[1]}, {names[key]} and {name}"
+            )
+        names[key] = name
         arrays[key] = _parse(files[name](), name, _NDIM[match[2]], f"{path}: {name}")
     for part in ("train", "test"):
         for kind in _NDIM:

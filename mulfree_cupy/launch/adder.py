@@ -2,17 +2,27 @@
 
 Rungs 1 to 4 multiply matrices, so a convolution goes through im2col, a bounded part at a time.
 Rung 5, and for uint8 rung 6, gather the windows themselves: they are what the public functions use,
-but for the depthwise convolution, which has a kernel of its own.
+but for the depthwise convolution, which has a kernel of its own. Rung 7, for float16, is for those
+who ask for it by name.
 """
 
 from __future__ import annotations
+
+import functools
 
 import numpy as np
 
 from mulfree_cupy.arrays import address
 from mulfree_cupy.geometry import ConvGeometry
 from mulfree_cupy.launch import implicit
-from mulfree_cupy.launch.convolution import by_group, columns, parts, plane_launch
+from mulfree_cupy.launch.convolution import (
+    BITS,
+    MOVED_AS,
+    by_group,
+    columns,
+    parts,
+    plane_launch,
+)
 from mulfree_cupy.launch.sizes import (
     GRID_LIMIT,
     INT32,
@@ -29,7 +39,8 @@ from mulfree_cupy.launch.tiles import vector
 _TILE = {"1_naive": 16, "2_shared_tile": 16, "3_register_tile": 64}
 _MATMUL_KERNELS = (*_TILE, "4_vectorised_loads")
 _FLOAT_KERNELS = (*_MATMUL_KERNELS, "5_implicit_conv")
-ADDER_KERNELS = (*_FLOAT_KERNELS, "6_uint8")
+_PACKED = {"uint8": "6_uint8", "float16": "7_half2"}  # several channels in a word
+ADDER_KERNELS = (*_FLOAT_KERNELS, *_PACKED.values())
 
 
 @on_device_of_arrays
@@ -76,7 +87,8 @@ def adder_conv(device, x, w, bias, out, geometry: ConvGeometry, kernel: str | No
 
 
 def _checked(function: str, kernel: str | None, array, default: str) -> str:
-    able = ("6_uint8",) if array.dtype == np.uint8 else _FLOAT_KERNELS
+    packed = _PACKED.get(array.dtype.name)
+    able = (packed,) if packed else _FLOAT_KERNELS
     if kernel is None:
         return "6_uint8" if array.dtype == np.uint8 else default
     if kernel not in ADDER_KERNELS:
@@ -116,31 +128,33 @@ def _batched_matmul(device, kernel, a, b, out) -> None:
 
 
 def _implicit_conv(function, device, kernel, x, w, bias, out, geometry: ConvGeometry) -> None:
-    """Rungs 5 and 6, and depthwise. A launch takes as many images as offsets of 32 bits allow."""
-    g, channels = geometry, geometry.channels // geometry.groups
-    words = -(-channels // 4) if kernel == "6_uint8" else channels
+    """Rungs 5 to 7, and depthwise. A launch takes as many images as offsets of 32 bits allow."""
+    g, channels, packed = geometry, geometry.channels // geometry.groups, kernel in _PACKED.values()
+    words = -(-channels * x.itemsize // 4) if packed else channels
     at_once = implicit.images_at_once(function, g, words * g.groups)
-    defines = {} if kernel == "6_uint8" else {"T": c_type(x)}
+    defines = {} if packed else {"T": c_type(x)}
     launch = implicit.depthwise_launch if kernel == "depthwise" else implicit.conv_launch
-    if kernel == "6_uint8":
+    if kernel == "7_half2":
+        launch = functools.partial(launch, choose_tile=implicit.half_tile)
+    if packed:
         w = _packed(device, w, channels)
         at_once = min(at_once, max(1, WORKSPACE // (4 * words * g.groups * g.height * g.width)))
     for images in chunks(g.batch, at_once):
-        x_part = _packed(device, x[images], channels) if kernel == "6_uint8" else x[images]
+        x_part = _packed(device, x[images], channels) if packed else x[images]
         launch(device, f"adder/{kernel}", "adder_conv", defines, x_part, w, bias, out[images], g)
 
 
 def _packed(device, x, channels: int):
-    """Four channels of x (N, groups*channels, H, W) uint8 in a word: (N*groups, ceil/4, H, W)."""
+    """As many channels of x (N, groups*channels, H, W) as fit a word: (N*groups, words, H, W)."""
     images, plane = x.shape[0] * x.shape[1] // channels, x.shape[2] * x.shape[3]
-    words = device.xp.empty((images, -(-channels // 4), *x.shape[2:]), np.uint32)
-    pixels = 4 if plane % 4 == 0 and address(x) % 4 == 0 else 1
+    words = device.xp.empty((images, -(-channels * x.itemsize // 4), *x.shape[2:]), np.uint32)
+    pixels = 4 if plane % 4 == 0 and address(x) % (4 * x.itemsize) == 0 else 1
     device.launch(
         "adder/pack_channels.cu",
         "pack_channels",
-        {"PIXELS": pixels},
+        {"T": MOVED_AS[x.itemsize], "PIXELS": pixels},
         *plane_launch(plane // pixels, words.shape[1], images),
-        (x, words, *int32(images, channels), np.int64(plane)),
+        (x.view(BITS[x.itemsize]), words, *int32(images, channels), np.int64(plane)),
     )
     return words
 

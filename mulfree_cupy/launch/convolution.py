@@ -83,31 +83,14 @@ def _im2col(device, x, cols, g: ConvGeometry, pixels: slice, row_stride, image_s
 @on_device_of_arrays
 def col2im(device, cols, x, geometry: ConvGeometry) -> None:
     """Overwrite x (N, C, H, W) with the sums of its entries in cols (N, C*kh*kw, OH*OW)."""
-    check_geometry("col2im", geometry)
-    _col2im(device, cols, x, geometry, slice(0, geometry.cols_shape[2]))
-
-
-def _col2im(device, cols, x, g: ConvGeometry, pixels: slice) -> None:
-    """Sums of a range of output pixels; the first range overwrites x, the others add to it."""
-    top, bottom = 0, g.height
-    if pixels.start > 0:  # rows of x within reach
-        top = max(0, pixels.start // g.out_width * g.stride[0] - g.padding[0])
-        last = (pixels.stop - 1) // g.out_width * g.stride[0] - g.padding[0]
-        bottom = min(g.height, last + (g.kernel[0] - 1) * g.dilation[0] + 1)
-    if top >= bottom:
-        return
-    start, stop = top * g.width, bottom * g.width
+    g = geometry
+    check_geometry("col2im", g)
     device.launch(
         "convolution/col2im.cu",
         "col2im",
         {"T": c_type(x)},
-        *plane_launch(stop - start, g.channels, len(x)),
-        (
-            cols,
-            x,
-            *int32(len(x), *_sizes(g)),
-            *int64(pixels.start, pixels.stop - pixels.start, start, stop),
-        ),
+        *plane_launch(g.height * g.width, g.channels, len(x)),
+        (cols, x, *int32(len(x), *_sizes(g))),
     )
 
 

@@ -7,9 +7,11 @@ the windows themselves, with offsets of 32 bits: a launch takes as many images a
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
+from mulfree_cupy.arrays import Array
 from mulfree_cupy.geometry import ConvGeometry
 from mulfree_cupy.launch import sizes
 from mulfree_cupy.launch.sizes import GRID_LIMIT, WORKSPACE, c_type, chunks, int32
@@ -36,11 +38,13 @@ def images_at_once(function: str, g: ConvGeometry, channels: int) -> int:
     return sizes.INT32 // max(x_size, out_size)
 
 
-def conv_launch(device, kernel, entry, defines, x, w, bias, out, g: ConvGeometry) -> None:
+def conv_launch(
+    device, kernel, entry, defines, x, w, bias, out, g: ConvGeometry, choose_tile=None
+) -> None:
     """A sum over each window of x, added to the bias or taken off it."""
     filters, length = g.filters // g.groups, w[0].size
     images, pixels = len(out), len(out) * g.out_height * g.out_width
-    *tile, depth = _conv_tile(x.itemsize, filters, pixels, g.groups)
+    *tile, depth = (choose_tile or _conv_tile)(x.itemsize, filters, pixels, g.groups)
     f, p, each_f, each_p = tile
     defines = {
         **defines,
@@ -110,6 +114,11 @@ def _conv_tile(itemsize: int, filters: int, pixels: int, groups: int) -> tuple[i
     return *conv_tile(itemsize, filters, pixels, groups), 8
 
 
+def half_tile(itemsize: int, filters: int, pixels: int, groups: int) -> tuple[int, ...]:
+    """The same for 7_half2, with 8 x 8 at most: a thread has two sums for an output."""
+    return *conv_tile(itemsize, filters, pixels, groups), 8 if filters <= 4 else 16
+
+
 def grad_x_launches(function, device, kernel, entry, arrays, w, grad_x, g: ConvGeometry) -> None:
     """A launch for all phases of the stride; `arrays` begin with grad, their images go with x's."""
     channels = g.channels // g.groups
@@ -151,37 +160,75 @@ def grad_w_launches(function, device, kernel, entry, grad, x, w, grad_w, g: Conv
     tile = _grad_w_tile(w.itemsize, filters, g.taps)
     f, p, each_f, each_p = tile
     threads, tiles = f // each_f * (p // each_p), blocks(tile, filters, g.taps, g.groups)
+    resident = _MULTIPROCESSORS * min(16, _resident_threads(w.itemsize, each_f) // threads)
     plane = g.out_height * g.out_width
-    pixels = images[0].stop * plane
-    most = min(GRID_LIMIT, WORKSPACE // (w.nbytes * len(images)))
-    resident = _MULTIPROCESSORS * (_resident_threads(w.itemsize, each_f) // threads)
-    parts = max(1, min(most, pixels // _LEAST_PART, resident // tiles))
-    part = -(-pixels // parts // _DEPTH) * _DEPTH
-    counts = [-(-(chunk.stop - chunk.start) * plane // part) for chunk in images]
-    sums = device.xp.empty((sum(counts), *w.shape), w.dtype) if sum(counts) > 1 else grad_w[None]
-    first = 0
-    for chunk, count in zip(images, counts, strict=True):
+    for chunk, part, sums in in_parts(
+        device, grad_w, images, plane, _LEAST_PART, resident // tiles
+    ):
         device.launch(
             f"{kernel}.cu",
             entry,
             {"T": c_type(w), "F": f, "P": p, "EACH_F": each_f, "EACH_P": each_p},
-            (tiles, count),
+            (tiles, len(sums)),
             (threads,),
             (
-                grad[chunk], x[chunk], w, sums[first : first + count],
+                grad[chunk], x[chunk], w, sums,
                 *_sizes(chunk.stop - chunk.start, channels, g),
                 *int32(g.out_height, g.out_width, part),
             ),
         )  # fmt: skip
+
+
+def in_parts(
+    device, out, images: list[slice], plane: int, least: int, most: int
+) -> Iterator[tuple[slice, int, Array]]:
+    """Cut a sum over the pixels of all images into parts, and add these up into out at the end.
+
+    Parameters
+    ----------
+    images : list of slice
+        Those that a launch takes at once, the first the most.
+    plane : int
+        Pixels of an image.
+    least, most : int
+        The fewest pixels of a part, but for the last, and the most parts of the first images.
+
+    Yields
+    ------
+    images : slice
+    part : int
+        Pixels of a part of theirs.
+    sums : array, (parts, *out.shape)
+        To be written.
+    """
+    pixels = images[0].stop * plane
+    most = min(most, GRID_LIMIT, WORKSPACE // (out.nbytes * len(images)))
+    parts = max(1, min(most, pixels // least))
+    part = -(-pixels // parts // _DEPTH) * _DEPTH
+    counts = [-(-(chunk.stop - chunk.start) * plane // part) for chunk in images]
+    sums = room_for_parts(device, out, sum(counts))
+    first = 0
+    for chunk, count in zip(images, counts, strict=True):
+        yield chunk, part, sums[first : first + count]
         first += count
-    if len(sums) > 1:
+    add_parts(device, sums, out)
+
+
+def room_for_parts(device, out, count: int) -> Array:
+    """Where the parts of a sum go before `add_parts`: out itself, if it is one."""
+    return out[None] if count == 1 else device.xp.empty((count, *out.shape), out.dtype)
+
+
+def add_parts(device, parts, out) -> None:
+    """Add up what was written to `room_for_parts`."""
+    if len(parts) > 1:
         device.launch(
             "adder/add_parts.cu",
             "add_parts",
-            {"T": c_type(w)},
-            (-(-w.size // _REDUCED),),
+            {"T": c_type(out)},
+            (-(-out.size // _REDUCED),),
             (_REDUCED**2,),
-            (sums, grad_w, *int32(len(sums), w.size)),
+            (parts, out, *int32(len(parts), out.size)),
         )
 
 

@@ -1,7 +1,8 @@
 """The CPU kernels in NumPy alone, for an install that had no C++ compiler.
 
 Same names, arguments and answers as the compiled module; the sums run tap by tap over slices of the
-padded image, so that nothing like im2col is stored.
+padded image, so that nothing like im2col is stored. What is summed is put in C order first: NumPy
+adds along memory, so that other layouts would be rounded otherwise.
 """
 
 from __future__ import annotations
@@ -23,13 +24,24 @@ from mulfree_cupy.launch.numpy_winograd import (  # noqa: F401
 _WORKSPACE = 64 << 20  # bytes; a chunk of the batch at a time stays below it
 
 
+compiler = "none"
+
+
 def features() -> str:
     return "numpy"
 
 
+def get_num_threads() -> int:
+    return 1
+
+
+def set_num_threads(n: int) -> None:
+    """Nothing to set: these kernels run in the caller's thread."""
+
+
 def _padded(x: np.ndarray, padding: tuple[int, int]) -> np.ndarray:
     (ph, pw) = padding
-    return np.pad(x, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
+    return np.pad(np.ascontiguousarray(x), ((0, 0), (0, 0), (ph, ph), (pw, pw)))
 
 
 def _taps(
@@ -115,6 +127,7 @@ def adder_conv_grad_x(grad, x, w, grad_x, stride, padding, dilation, groups):
 
 
 def _grad_x(add_tap, grad, x, w, grad_x, stride, padding, dilation, groups):
+    grad = np.ascontiguousarray(grad)
     for images in _chunks(x.shape[0], 4 * (x[:1].nbytes + grad[:1].nbytes)):
         padded = _padded(x[images], padding)
         total = np.zeros_like(padded)
@@ -127,7 +140,7 @@ def _grad_x(add_tap, grad, x, w, grad_x, stride, padding, dilation, groups):
 
 
 def conv_grad_w(grad, x, grad_w, stride, padding, dilation, groups):
-    grad_w[...] = 0
+    grad, grad_w[...] = np.ascontiguousarray(grad), 0
     for images in _chunks(x.shape[0], 2 * (x[:1].nbytes + grad[:1].nbytes)):
         padded = _padded(x[images], padding)
         for c, k in _group_slices(groups, x.shape[1], grad.shape[1]):
@@ -135,11 +148,12 @@ def conv_grad_w(grad, x, grad_w, stride, padding, dilation, groups):
             for i, j, seen in _taps(
                 padded[:, c], grad_w.shape[2:], stride, dilation, grad.shape[2:]
             ):
-                grad_w[k, :, i, j] += np.tensordot(g, seen, axes=((0, 2, 3), (0, 2, 3)))
+                # Not a product of BLAS, which may leave out a zero times NaN.
+                grad_w[k, :, i, j] += np.einsum("nkhw,nchw->kc", g, seen)
 
 
 def adder_conv_grad_w(grad, x, w, grad_w, stride, padding, dilation, groups):
-    grad_w[...] = 0
+    grad, grad_w[...] = np.ascontiguousarray(grad), 0
     for images in _chunks(x.shape[0], 4 * (x[:1].nbytes + grad[:1].nbytes)):
         padded = _padded(x[images], padding)
         for c, k in _group_slices(groups, x.shape[1], w.shape[0]):

@@ -7,6 +7,7 @@ empty, ``stride`` is a pair.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,8 +16,8 @@ from mulfree_cupy.arrays import address
 from mulfree_cupy.geometry import ConvGeometry
 from mulfree_cupy.launch import adder, convolution
 from mulfree_cupy.launch.convolution import BITS, MOVED_AS
+from mulfree_cupy.launch.implicit import add_parts, in_parts, room_for_parts
 from mulfree_cupy.launch.sizes import (
-    GRID_LIMIT,
     INT32,
     WORKSPACE,
     check_sizes,
@@ -35,7 +36,6 @@ _MAPPINGS = {
     "2_tiled_generic": "modulo shifts with dilation * (kernel_size // 2) of 7 at most",
 }
 _THREADS = 256  # of rung 3, 16 bytes each
-_DEPTH = 8  # of rung 4
 _LEAST_PART = 512  # pixels that a part of a weight's gradient sums, or all there are
 _ELEMENTS = {"float16": ("__half", "float"), "float32": ("float",) * 2, "float64": ("double",) * 2}
 
@@ -188,7 +188,8 @@ def shift_conv(device, x, w, shifts, bias, out, stride, kernel: str | None = Non
     if kernel == "4_fused_conv":
         _fused("shift_conv", device, kernel, x, w, shifts, bias, out, stride)
     else:
-        for images, moved, pointwise, g in _moved(device, x, w, shifts, out, stride, kernel):
+        for images in _moved_at_once(x, out):
+            moved, pointwise, g = _moved(device, x[images], w, shifts, out, stride, kernel)
             convolution.conv(device, moved, pointwise, bias, out[images], g)
 
 
@@ -199,24 +200,26 @@ def shift_adder_conv(device, x, w, shifts, bias, out, stride, kernel: str | None
     if kernel == "4_fused_conv":
         _fused("shift_adder_conv", device, "fused_adder_conv", x, w, shifts, bias, out, stride)
     else:
-        for images, moved, pointwise, g in _moved(device, x, w, shifts, out, stride, kernel):
+        for images in _moved_at_once(x, out):
+            moved, pointwise, g = _moved(device, x[images], w, shifts, out, stride, kernel)
             adder.adder_conv(device, moved, pointwise, bias, out[images], g)
 
 
-def _moved(device, x, w, shifts, out, stride, kernel=None) -> Iterator[tuple]:
-    """Images, as many as the workspace holds; these, shifted; w and the 1x1 convolution of them."""
-    shape = x.shape[1], *out.shape[2:]
-    at_once = max(1, WORKSPACE // (2 * x.itemsize * int(np.prod(shape))))
-    for images in chunks(len(x), at_once):
-        moved = device.xp.empty((len(x[images]), *shape), x.dtype)
-        shift(device, x[images], shifts, moved, stride, kernel)
-        yield images, moved, w[..., None, None], ConvGeometry(*moved.shape, len(w), (1, 1))
+def _moved_at_once(x, out) -> list[slice]:
+    """Images, as many as the workspace holds once they are shifted."""
+    moved = x.itemsize * math.prod((x.shape[1], *out.shape[2:]))
+    return list(chunks(len(x), max(1, WORKSPACE // (2 * moved))))
+
+
+def _moved(device, x, w, shifts, out, stride, kernel=None) -> tuple:
+    """The images, shifted, and w and the 1x1 convolution of them."""
+    moved = device.xp.empty((*x.shape[:2], *out.shape[2:]), x.dtype)
+    shift(device, x, shifts, moved, stride, kernel)
+    return moved, w[..., None, None], ConvGeometry(*moved.shape, len(w), (1, 1))
 
 
 def _fused(function, device, kernel, x, w, shifts, bias, out, stride) -> None:
     filters, plane = len(w), out.shape[2] * out.shape[3]
-    if bias is None:
-        bias = device.xp.zeros(filters, x.dtype)
     table = _there(device, shifts)
     for images in chunks(len(x), _images_at_once(function, x, out, w)):
         x_part, y = x[images], out[images]
@@ -270,11 +273,15 @@ def shift_conv_backward(device, grad, x, w, shifts, grad_x, grad_w, stride) -> N
     transposed = device.xp.ascontiguousarray(w.T)
     if stride != (1, 1):
         grad_x[...] = 0
-    total = 0
-    for images in chunks(len(x), _images_at_once("shift_conv_backward", x, grad, w)):
-        _fused_grad_x(device, grad[images], transposed, shifts, grad_x[images], stride)
-        total = total + _fused_grad_w(device, grad[images], x[images], shifts, w.shape, stride)
-    grad_w[...] = total
+    images = list(chunks(len(x), _images_at_once("shift_conv_backward", x, grad, w)))
+    for chunk in images:
+        _fused_grad_x(device, grad[chunk], transposed, shifts, grad_x[chunk], stride)
+    if grad_w.itemsize >= 4:
+        _fused_grad_w(device, grad, x, shifts, grad_w, stride, images)
+    else:
+        total = device.xp.empty(w.shape, np.float32)
+        _fused_grad_w(device, grad, x, shifts, total, stride, images)
+        grad_w[...] = total
 
 
 def _fused_grad_x(device, grad, transposed, shifts, grad_x, stride) -> None:
@@ -290,25 +297,22 @@ def _fused_grad_x(device, grad, transposed, shifts, grad_x, stride) -> None:
     )
 
 
-def _fused_grad_w(device, grad, x, shifts, shape: tuple[int, int], stride):
-    """The gradient (K, C) of some images, in the type of its sums."""
-    tile = (32, 32, 4, 4) if max(shape) <= 32 else (64, 64, 8, 4)
-    tiles = -(-shape[0] // tile[0]) * -(-shape[1] // tile[1])
-    dtype, pixels = np.result_type(x.dtype, np.float32), grad[:, 0].size
-    most = min(GRID_LIMIT, WORKSPACE // (dtype.itemsize * shape[0] * shape[1]))
-    parts = max(1, min(most, pixels // _LEAST_PART, 2 * FULL // tiles))
-    part = -(-pixels // parts // _DEPTH) * _DEPTH
-    parts = -(-pixels // part)
-    sums = device.xp.empty((parts, *shape), dtype)
-    device.launch(
-        "shift/fused_grad_w.cu",
-        "shift_conv_grad_w",
-        _defines(x, tile),
-        (tiles, parts),
-        (_threads(tile),),
-        (grad, x, _there(device, shifts), sums, *_sizes(x, grad, stride), *int32(part)),
-    )
-    return sums.sum(axis=0)
+def _fused_grad_w(device, grad, x, shifts, grad_w, stride, images: list[slice]) -> None:
+    """Write the gradient (K, C), of the type of its sums."""
+    filters, channels = grad_w.shape
+    tile = (32, 32, 4, 4) if max(filters, channels) <= 32 else (64, 64, 8, 4)
+    tiles, plane = blocks(tile, filters, channels, 1), grad[0, 0].size
+    table, most = _there(device, shifts), 2 * FULL // tiles
+    for chunk, part, sums in in_parts(device, grad_w, images, plane, _LEAST_PART, most):
+        sizes = _sizes(x[chunk], grad[chunk], stride)
+        device.launch(
+            "shift/fused_grad_w.cu",
+            "shift_conv_grad_w",
+            _defines(x, tile),
+            (tiles, len(sums)),
+            (_threads(tile),),
+            (grad[chunk], x[chunk], table, sums, *sizes, *int32(part)),
+        )
 
 
 @on_device_of_arrays
@@ -318,12 +322,12 @@ def shift_adder_conv_backward(device, grad, x, w, shifts, grad_x, grad_w, stride
 
     They are those of adder, between a shift and its adjoint; some images at a time.
     """
-    total = 0
-    for images, moved, pointwise, g in _moved(device, x, w, shifts, grad, stride):
+    images = _moved_at_once(x, grad)
+    parts = room_for_parts(device, grad_w, len(images))
+    for chunk, part in zip(images, parts, strict=True):
+        moved, pointwise, g = _moved(device, x[chunk], w, shifts, grad, stride)
         grad_moved = device.xp.empty_like(moved)
-        adder.adder_conv_grad_x(device, grad[images], moved, pointwise, grad_moved, g)
-        shift_backward(device, grad_moved, shifts, grad_x[images], stride)
-        part = device.xp.empty_like(pointwise)
-        adder.adder_conv_grad_w(device, grad[images], moved, pointwise, part, g)
-        total = total + part
-    grad_w[...] = total[..., 0, 0]
+        adder.adder_conv_grad_x(device, grad[chunk], moved, pointwise, grad_moved, g)
+        shift_backward(device, grad_moved, shifts, grad_x[chunk], stride)
+        adder.adder_conv_grad_w(device, grad[chunk], moved, pointwise, part[..., None, None], g)
+    add_parts(device, parts, grad_w)

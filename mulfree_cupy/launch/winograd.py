@@ -72,8 +72,6 @@ def winograd_conv(
     """Write A^T [ sum_c U . V ] A of every tile, and bias, into out."""
     kernel = _checked(weights, kernel)
     _check_sizes("winograd_conv", g, weights.m)
-    if bias is None:
-        bias = device.xp.zeros(g.filters, x.dtype)
     if kernel == "3_fused":
         _fused(device, x, weights, bias, out, g, relu)
     elif kernel == "4_frozen":
@@ -319,7 +317,6 @@ def winograd_conv_backward(
     _check_sizes("winograd_conv_backward", g, weights.m)
     xp, (BT, _, AT), tiles = device.xp, matrices, Tiles.of(g, weights.m)
     transposed = weights.dense.reshape(-1, g.filters, g.channels).transpose(0, 2, 1)
-    nothing = xp.zeros(g.channels, x.dtype)
     total = grad_u.reshape(-1, g.filters, g.channels)
     total[...] = 0
     for part in tiles.parts(g, 2 * x.itemsize):  # V and dM, and products beside them
@@ -329,4 +326,4 @@ def winograd_conv_backward(
         products = xp.matmul(transposed, flow)
         if relu:
             products *= seen > 0
-        _output_transform(device, products, nothing, grad_x, BT, tiles, part, g.padding)
+        _output_transform(device, products, None, grad_x, BT, tiles, part, g.padding)

@@ -1,7 +1,7 @@
 """The papers' networks, each from one definition for its own form and the twins beside it."""
 
 from mulfree_cupy.models.lenet import LeNet
-from mulfree_cupy.models.registry import MODELS, build, default_shape
+from mulfree_cupy.models.registry import MODELS, MOST, build, default_shape
 from mulfree_cupy.models.resnet import CifarResNet, ImageNetResNet
 from mulfree_cupy.models.shift_tables import convert, permutation
 from mulfree_cupy.models.shiftnet import ShiftNet
@@ -12,6 +12,7 @@ from mulfree_cupy.models.winograd import FORMS, ConvPoolCNN, VGGNagadomi, Winogr
 __all__ = [
     "FORMS",
     "MODELS",
+    "MOST",
     "CifarResNet",
     "ConvPoolCNN",
     "ImageNetResNet",

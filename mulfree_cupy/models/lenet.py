@@ -20,8 +20,8 @@ class LeNet(nn.Module):
         `nn.AdderConv` or `nn.Conv`.
     rng : numpy.random.Generator
     channels, size, classes : int
-        Of the images (square) and their labels. Images below 16 pixels keep their size in the first
-        layer and are pooled once less.
+        Of the images (square, of 2 to 256 pixels) and their labels. Images below 16 pixels keep
+        their size in the first layer and are pooled once less.
     """
 
     def __init__(
@@ -33,6 +33,8 @@ class LeNet(nn.Module):
         size: int = 28,
         classes: int = 10,
     ):
+        if not 2 <= size <= 256:
+            raise ValueError(f"LeNet: size must be from 2 to 256, got {size}")
         small = size < 16
         self.conv1 = convolution(channels, 6, 5, rng, padding=2)
         self.bn1 = nn.BatchNorm(6, relu=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from functools import partial
 
@@ -59,6 +60,10 @@ for _form in FORMS:
         }
 
 
+# Of the data: far beyond any data set, and short of what no memory holds.
+MOST = {"channels": 4096, "size": 4096, "classes": 65536}
+
+
 def build(name: str, *, seed: int = 0, **shape: int) -> nn.Module:
     """A freshly initialised network.
 
@@ -81,7 +86,8 @@ def build(name: str, *, seed: int = 0, **shape: int) -> nn.Module:
     Raises
     ------
     ValueError
-        If there is no such network, or it cannot take images of this size.
+        If there is no such network, it cannot take images of this size, or more than `MOST` is
+        asked for.
 
     Examples
     --------
@@ -92,7 +98,8 @@ def build(name: str, *, seed: int = 0, **shape: int) -> nn.Module:
     """
     network = _constructor(name)
     for what, number in shape.items():
-        geometry.integer(name, what, number)
+        if geometry.integer(name, what, number) > MOST.get(what, number):
+            raise ValueError(f"{name}: {what} must be at most {MOST[what]}, got {number}")
     return network(np.random.default_rng(seed), **shape)
 
 
@@ -111,5 +118,8 @@ def default_shape(name: str) -> dict[str, int]:
 
 def _constructor(name: str):
     if name not in MODELS:
-        raise ValueError(f"no model named {name!r}; there are {', '.join(MODELS)}")
+        alike = difflib.get_close_matches(name, MODELS, 5, 0)
+        raise ValueError(
+            f"no model named {name!r}; the nearest of {len(MODELS)} are {', '.join(alike)}"
+        )
     return MODELS[name]

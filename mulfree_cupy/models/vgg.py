@@ -19,7 +19,7 @@ class VGGSmall(nn.Module):
         `nn.AdderConv` or `nn.Conv`.
     rng : numpy.random.Generator
     channels, size, classes : int
-        Of the images (square; a multiple of 8) and their labels.
+        Of the images (square; a multiple of 8 up to 256) and their labels.
     """
 
     def __init__(
@@ -31,8 +31,8 @@ class VGGSmall(nn.Module):
         size: int = 32,
         classes: int = 10,
     ):
-        if size % 8:
-            raise ValueError(f"VGGSmall: size must be a multiple of 8, got {size}")
+        if size % 8 or size > 256:
+            raise ValueError(f"VGGSmall: size must be a multiple of 8 up to 256, got {size}")
         layers, before = [], channels
         for i, filters in enumerate((128, 128, 256, 256, 512, 512)):
             kind = nn.Conv if i == 0 else convolution

@@ -69,7 +69,7 @@ class VGGNagadomi(nn.Module):
     width : int
         Filters of the first group; all other widths are in proportion.
     channels, size, classes : int
-        Of the images (square, 8 pixels or more) and their labels.
+        Of the images (square, of 8 to 256 pixels) and their labels.
 
     Notes
     -----
@@ -92,8 +92,8 @@ class VGGNagadomi(nn.Module):
         size: int = 32,
         classes: int = 10,
     ):
-        if size < 8:
-            raise ValueError(f"VGGNagadomi: size must be at least 8, got {size}")
+        if not 8 <= size <= 256:
+            raise ValueError(f"VGGNagadomi: size must be from 8 to 256, got {size}")
         layers, before = [form.convolution(channels, width, rng)], width
         for filters, count in ((width, 1), (2 * width, 2), (4 * width, 4)):
             for _ in range(count):

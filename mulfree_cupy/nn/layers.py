@@ -8,7 +8,7 @@ import numpy as np
 
 from mulfree_cupy.arrays import device_of, namespace
 from mulfree_cupy.autograd import Tensor, apply
-from mulfree_cupy.geometry import integer, pair
+from mulfree_cupy.geometry import integer, number, pair
 from mulfree_cupy.nn.module import Module, Parameter
 
 
@@ -142,7 +142,9 @@ class BatchNorm(Module):
         self, channels: int, *, relu: bool = False, eps: float = 1e-5, momentum: float = 0.1
     ):
         integer("BatchNorm", "channels", channels)
-        self.relu, self.eps, self.momentum = relu, eps, momentum
+        self.relu = relu
+        self.eps = number("BatchNorm", "eps", eps)
+        self.momentum = number("BatchNorm", "momentum", momentum)
         self.weight = Parameter(np.ones(channels, np.float32))
         self.bias = Parameter(np.zeros(channels, np.float32))
         self.running_mean = np.zeros(channels, np.float32)
@@ -182,13 +184,13 @@ class _Pool(Module):
 
 
 class MaxPool(_Pool):
-    """Largest value of each window; outside the image is -inf."""
+    """Largest value of each window, which must see some of the image: padding below kernel_size."""
 
     operation = "max_pool"
 
 
 class AvgPool(_Pool):
-    """Mean of each window; outside the image is 0, and counts."""
+    """Mean of each window, of integers as float64; outside the image is 0, and counts."""
 
     operation = "avg_pool"
 
@@ -219,7 +221,8 @@ class Dropout(Module):
     """
 
     def __init__(self, share: float, rng: np.random.Generator):
-        if not 0 <= share < 1:
+        share = number("Dropout", "share", share)
+        if share >= 1:
             raise ValueError(f"Dropout: share must be in [0, 1), got {share}")
         self.share, self.rng = share, rng
 

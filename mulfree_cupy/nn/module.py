@@ -48,7 +48,9 @@ class Parameter(Tensor):
 class Module:
     """A layer, or layers put together: the Parameters, arrays and Modules among its attributes.
 
-    Subclasses write ``forward``; arrays among the attributes are buffers, saved but not trained.
+    Subclasses write ``forward``. Parameters and Modules are found in lists, tuples and dicts too.
+    NumPy or CuPy arrays that are attributes themselves are buffers, saved but not trained; scalars
+    such as ``np.float32(0.1)`` are no arrays.
     """
 
     training = True
@@ -64,13 +66,7 @@ class Module:
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """(name, module) of the modules directly inside, in the order they were assigned."""
-        for name, value in vars(self).items():
-            if isinstance(value, Module):
-                yield name, value
-            elif isinstance(value, (list, tuple)):
-                for i, item in enumerate(value):
-                    if isinstance(item, Module):
-                        yield f"{name}.{i}", item
+        return ((name, v) for name, v in _contents(vars(self)) if isinstance(v, Module))
 
     def modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """(dotted name, module) of this module and all inside it."""
@@ -90,13 +86,10 @@ class Module:
 
     def _state(self) -> Iterator[tuple[str, Module, str, Any]]:
         for prefix, module in self.modules():
-            for attribute, value in vars(module).items():
-                if isinstance(value, Parameter) or (
-                    hasattr(value, "dtype")
-                    and hasattr(value, "shape")
-                    and not isinstance(value, Tensor)
-                ):
-                    yield f"{prefix}.{attribute}" if prefix else attribute, module, attribute, value
+            for name, value in _contents(vars(module)):
+                buffer = name in vars(module) and _is_array(value)
+                if buffer or isinstance(value, Parameter):
+                    yield f"{prefix}.{name}" if prefix else name, module, name, value
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of all parameters and buffers as NumPy arrays, by dotted name."""
@@ -159,6 +152,21 @@ class Module:
             elif value.dtype.kind not in "iu":
                 setattr(module, attribute, _to(xp, value))
         return self
+
+
+def _contents(container: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of what is in it, and in the lists, tuples and dicts in it."""
+    for name, value in container.items():
+        if isinstance(value, (list, tuple)):
+            value = dict(enumerate(value))
+        if isinstance(value, dict):
+            yield from ((f"{name}.{inner}", v) for inner, v in _contents(value))
+        else:
+            yield str(name), value
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) or arrays.namespace(value) is not np
 
 
 def _to(xp: Any, array: Array) -> Array:

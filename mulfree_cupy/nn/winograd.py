@@ -15,9 +15,9 @@ from mulfree_cupy.ops.winograd import (
     importance,
     initial_variance,
     precondition,
-    prune_spatial,
 )
 from mulfree_cupy.ops.winograd.matrices import checked
+from mulfree_cupy.ops.winograd.pruning import highest
 
 GRADIENTS = ("plain", "preconditioned", "importance")
 
@@ -179,15 +179,18 @@ class MaskedConv(Conv):
             return float(self.mask.mean())
 
     def prune(self, density: float, score: str = "magnitude", *, together: int = 1) -> None:
-        """Keep that share of the weights, those of largest magnitude, as `prune_spatial` does."""
+        """Keep that share of the weights, those of largest magnitude; what was pruned stays so."""
         if score != "magnitude" or together != 1:
             raise ValueError(
                 f"MaskedConv.prune: score must be 'magnitude' and together 1, got {score!r} and "
                 f"{together}; other ones are for Winograd weights"
             )
         with device_of(self.mask):
-            kept = prune_spatial(self.weight.data * self.mask, density)
-            self.weight.data, self.mask = kept, kept != 0
+            xp, w = namespace(self.mask), self.weight.data
+            # Entries pruned before come after those that are zero.
+            scores = xp.where(self.mask, abs(w), -1)
+            self.mask = highest("MaskedConv.prune", scores, density) & self.mask
+            self.weight.data = xp.where(self.mask, w, w.dtype.type(0))
 
     def forward(self, x: Tensor) -> Tensor:
         bias = [self.bias] if hasattr(self, "bias") else []

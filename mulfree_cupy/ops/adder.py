@@ -7,7 +7,7 @@ import numpy as np
 from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.launch import adder as launchers
-from mulfree_cupy.ops.convolution import backward, forward
+from mulfree_cupy.ops.convolution import backward, forward, take_for_backward
 
 __all__ = [
     "adaptive_rate",
@@ -29,7 +29,7 @@ def adder_matmul(
     Parameters
     ----------
     a : array, shape (M, L)
-        float32, float64, or uint8.
+        float32, float64, or uint8; float16 for ``kernel="7_half2"`` alone.
     b : array, shape (L, P)
         uint8 beside uint8 is exact; other mixtures are promoted as NumPy does.
     out : array, shape (M, P), optional
@@ -40,7 +40,7 @@ def adder_matmul(
     Returns
     -------
     array, shape (M, P)
-        float32 or float64; int32, exact, for uint8.
+        float32 or float64; int32, exact, for uint8; float32 for float16, see `adder_conv`.
 
     Raises
     ------
@@ -60,7 +60,8 @@ def adder_matmul(
     array([[-3., -2.],
            [-6., -3.]])
     """
-    a, b = given = arrays.take("adder_matmul", a=a, b=b)
+    given = dict(a=a, b=b, bias=None)
+    a, b, bias = arrays.take("adder_matmul", **given, optional=("bias",))
     geometry.check_rank("adder_matmul", "a", a.shape, "M, L")
     geometry.check_rank("adder_matmul", "b", b.shape, "L, P")
     if a.shape[1] != b.shape[0]:
@@ -68,9 +69,9 @@ def adder_matmul(
             f"adder_matmul: the columns of a must match the rows of b, "
             f"got a of shape {a.shape} and b of shape {b.shape}"
         )
-    (a, b, _), dtype = _supported("adder_matmul", a.shape[1], a=a, b=b, bias=None)
+    (a, b, _), dtype = _supported("adder_matmul", a.shape[1], kernel, given, a, b, bias)
     shape = a.shape[0], b.shape[1]
-    out = arrays.take_out("adder_matmul", out, shape, dtype, a=given[0], b=given[1])
+    out = arrays.take_out("adder_matmul", out, shape, dtype, **given)
     launch.check_kernel("adder_matmul", kernel, launchers.ADDER_KERNELS, a=a)
     result = arrays.answer(out, shape, dtype, like=a)
     device = launch.device_for(a)
@@ -113,12 +114,13 @@ def adder_conv(
     Parameters
     ----------
     x : array, shape (N, C, H, W)
-        float32, float64, or uint8, in any memory order.
+        float32, float64, or uint8, in any memory order; float16 for ``kernel="7_half2"`` alone.
     w : array, shape (K, C/groups, kh, kw)
         uint8 beside uint8 is exact; other mixtures are promoted as NumPy does.
     bias : array, shape (K,), optional
         Added to each filter's plane; of an integer dtype that fits int32 when x and w are uint8.
-        There the sum must fit int32 too, which is checked on the CPU and not on a GPU.
+        There the sum must fit int32 too, which is checked on the CPU and not on a GPU. Of float32
+        or a dtype that fits it when they are float16.
     stride, padding, dilation : int or pair of ints
     groups : int
         Divides C and K; ``groups=C`` is the depthwise form.
@@ -126,12 +128,13 @@ def adder_conv(
         Receives the answer; must not overlap an input.
     kernel : str, optional
         Name of a CUDA kernel such as ``"2_shared_tile"``, for study; see `kernels`. The default
-        is the fastest.
+        is the fastest that is as exact as its dtype. ``"7_half2"`` takes x and w in float16 and is
+        not: see the notes.
 
     Returns
     -------
     array, shape (N, K, OH, OW)
-        float32, or float64 if an input is; int32, exact, for uint8.
+        float32, or float64 if an input is; int32, exact, for uint8; float32 for float16.
 
     Raises
     ------
@@ -147,6 +150,12 @@ def adder_conv(
 
     Outputs are large and close together (about -670 +- 26 for 576 taps of unit variance), so they
     must not be stored in a 16-bit float before their batch normalisation.
+
+    ``"7_half2"`` takes differences and sums of 16 terms in float16. With u = 2**-11 an answer is
+    within ``16 * u * (1 + 16 * u)`` of its ``sum_cij abs(x - w)``, 0.8 %, beside the rounding of
+    float32; where x and w are float32 made float16, ``u * sum_cij (abs(x) + abs(w))`` comes on top.
+    A difference or a sum of 16 above 65504 is infinite, and so the answer -inf: never so where no
+    number exceeds 2000.
 
     References
     ----------
@@ -172,7 +181,7 @@ def adder_conv(
         dilation=dilation,
         groups=groups,
     )
-    (x, w, bias), dtype = _supported("adder_conv", g.taps, x=x, w=w, bias=bias)
+    (x, w, bias), dtype = _supported("adder_conv", g.taps, kernel, given, x, w, bias)
     launch.check_kernel("adder_conv", kernel, launchers.ADDER_KERNELS, x=x)
 
     def on_cpu(kernels, weights, bias, out):
@@ -225,8 +234,7 @@ def adder_conv_backward(
     -----
     ``grad_w[k,c,i,j] = sum_nhw (x - w) * grad`` and
     ``grad_x = sum_kij clip(w - x, -1, 1) * grad``, scattered back to the pixel of each tap. The
-    former is computed as an ordinary weight gradient minus ``w * sum(grad)``. A weight that is NaN
-    makes grad_x NaN wherever its filter's window reaches, also where that tap falls off the image.
+    former is computed as an ordinary weight gradient minus ``w * sum(grad)``.
 
     Examples
     --------
@@ -236,7 +244,7 @@ def adder_conv_backward(
     >>> grad_x.ravel(), grad_w.ravel()
     (array([1., 1.]), array([-5.5]))
     """
-    grad, x, w = arrays.take_floats("adder_conv_backward", grad=grad, x=x, w=w)
+    grad, x, w = take_for_backward("adder_conv_backward", grad, x, w)
     g = geometry.convolution(
         "adder_conv_backward",
         x.shape,
@@ -299,7 +307,7 @@ def adder_conv_sign_backward(
     -1.0
     """
     name = "adder_conv_sign_backward"
-    grad, x, w = arrays.take_floats(name, grad=grad, x=x, w=w)
+    grad, x, w = take_for_backward(name, grad, x, w)
     options = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
     g = geometry.convolution(name, x.shape, w.shape, **options)
 
@@ -313,6 +321,7 @@ def adder_conv_sign_backward(
 
 
 def _sign_gradient(grad, x, w, grad_w, g):
+    grad, x = arrays.contiguous(grad), arrays.contiguous(x)  # NumPy adds along memory
     padded = np.pad(x, ((0, 0), (0, 0), *((p, p) for p in g.padding)))
     channels, filters = g.channels // g.groups, g.filters // g.groups
     for i, j, window in geometry.windows(g.kernel, g.stride, g.dilation, g.out_shape[2:]):
@@ -343,6 +352,8 @@ def adaptive_rate(grad_w: Array, eta: float = 0.2) -> Array:
     ------
     TypeError
         If `grad_w` is not float32 or float64.
+    ValueError
+        If `eta` is negative or not finite.
 
     Notes
     -----
@@ -356,31 +367,28 @@ def adaptive_rate(grad_w: Array, eta: float = 0.2) -> Array:
     array([ 0.16970563, -0.22627417])
     """
     (grad_w,) = arrays.take_floats("adaptive_rate", grad_w=grad_w)
+    eta = geometry.number("adaptive_rate", "eta", eta)
     if grad_w.size == 0:
         return grad_w.copy()
-    try:
-        eta = float(eta)
-    except (TypeError, ValueError):
-        raise TypeError(f"adaptive_rate: eta must be a number, got {eta!r}") from None
     xp = arrays.namespace(grad_w)
     # Scaled by the largest entry, so that squares neither overflow nor vanish.
     largest = xp.maximum(grad_w.max(), -grad_w.min())
     with np.errstate(invalid="ignore"):
         answer = grad_w / xp.where(largest == 0, xp.ones_like(largest), largest)
-    flat = answer.ravel(order="K")
-    norm = xp.sqrt(flat @ flat)
+    # In C order whatever the layout, and not by BLAS, whose sums depend on its threads.
+    norm = xp.sqrt(xp.square(answer.ravel()).sum())
     answer *= eta * np.sqrt(grad_w.size) / xp.where(norm == 0, xp.ones_like(norm), norm)
     return answer
 
 
-def _supported(function, taps, **named):
+def _supported(function, taps, kernel, given, a, b, bias):
     """The arrays in a dtype that the adder kernels serve, and the dtype of their answer."""
-    (first, a), (second, b), (_, bias) = named.items()
+    first, second, *_ = given
     if a.dtype == np.uint8 and b.dtype == np.uint8:
         if bias is not None and not np.can_cast(bias.dtype, np.int32):
             raise TypeError(
                 f"{function}: bias must be of an integer dtype that fits int32 when {first} is "
-                f"uint8, got {bias.dtype}; convert with .astype(np.int32)"
+                f"uint8, got {bias.dtype}; {arrays.conversion(given['bias'], 'int32')}"
             )
         if taps > _UINT8_TAPS:
             raise ValueError(
@@ -394,5 +402,12 @@ def _supported(function, taps, **named):
                 "answer could fall below int32"
             )
         return [a, b, None if bias is None else bias.astype(np.int32, copy=False)], np.int32
-    converted = arrays.common_floats(function, named, [a, b, bias])
+    if kernel == "7_half2" and a.dtype == b.dtype == np.float16:
+        if bias is not None and not np.can_cast(bias.dtype, np.float32):
+            raise TypeError(
+                f"{function}: bias must be of a dtype that fits float32 when {first} is float16, "
+                f"got {bias.dtype}; {arrays.conversion(given['bias'])}"
+            )
+        return [a, b, None if bias is None else bias.astype(np.float32, copy=False)], np.float32
+    converted = arrays.common_floats(function, given, [a, b, bias])
     return converted, converted[0].dtype

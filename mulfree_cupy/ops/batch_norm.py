@@ -63,9 +63,10 @@ def batch_norm(
     Raises
     ------
     ValueError
-        If shapes do not fit, mean is given without variance or the other way round, or together
-        with running or kernel; if a batch without elements has no statistics, or one with a single
-        value a channel no unbiased variance; for an unknown kernel.
+        If shapes do not fit, or a number is negative or not finite; if mean is given without
+        variance or the other way round, or together with running or kernel; if a batch without
+        elements has no statistics, or one with a single value a channel no unbiased variance; for
+        an unknown kernel.
     TypeError
         If a dtype is not served, or the arrays are on different devices.
 
@@ -101,12 +102,15 @@ def batch_norm(
     if residual is not None:
         geometry.check_shape("batch_norm", "residual", residual.shape, x.shape, "like x")
     launch.check_kernel("batch_norm", kernel, launchers.BATCH_NORM_KERNELS, x=x)
+    eps = geometry.number("batch_norm", "eps", eps)
+    momentum = geometry.number("batch_norm", "momentum", momentum)
     if mean is not None and (running is not None or kernel is not None):
         raise ValueError("batch_norm: running and kernel are for the batch's own mean and variance")
     if mean is None and x.size == 0:
         raise ValueError(f"batch_norm: x of shape {x.shape} has no statistics")
     if running is not None:
         running = _check_running(x, *running)
+    weight, bias, mean, variance = map(arrays.contiguous, (weight, bias, mean, variance))
     device = launch.device_for(x) if x.size else None
     if device is not None:
         return _launched(
@@ -128,7 +132,7 @@ def batch_norm(
 def _launched(
     device, x, weight, bias, residual, mean, variance, running, relu, eps, momentum, kernel
 ):
-    planes, weight, bias = _planes(x), arrays.contiguous(weight), arrays.contiguous(bias)
+    planes = _planes(x)
     y = arrays.empty_beside(x, planes.shape, x.dtype)
     given = device, planes, weight, bias, _planes(residual), y
     if mean is None:
@@ -138,8 +142,7 @@ def _launched(
         for result, out in zip(moved or (), running or (), strict=True):
             arrays.deliver(result, out)
     else:
-        used = arrays.contiguous(mean), arrays.contiguous(variance)
-        launchers.batch_norm_given(*given, *used, relu, eps)
+        launchers.batch_norm_given(*given, mean, variance, relu, eps)
     return y.reshape(x.shape), mean, variance
 
 
@@ -221,6 +224,8 @@ def batch_norm_backward(
     _check("batch_norm_backward", x, weight=weight, mean=mean, variance=variance)
     for name, array in (("grad", grad), ("y", y)):
         geometry.check_shape("batch_norm_backward", name, array.shape, x.shape, "like x")
+    eps = geometry.number("batch_norm_backward", "eps", eps)
+    weight, mean, variance = map(arrays.contiguous, (weight, mean, variance))
     device = launch.device_for(x) if x.size else None
     if device is not None:
         return _launched_backward(
@@ -247,12 +252,12 @@ def batch_norm_backward(
 
 def _launched_backward(device, grad, x, y, weight, mean, variance, relu, eps, fixed, residual):
     planes = [_planes(a) for a in (grad, x, y)]
-    channels = [arrays.contiguous(a) for a in (weight, mean, variance)]
     grad_x = arrays.empty_beside(x, planes[1].shape, x.dtype)
     grad_weight, grad_bias = (arrays.empty_beside(x, weight.shape, x.dtype) for _ in range(2))
     flow = arrays.empty_beside(x, grad_x.shape, x.dtype) if residual and relu else None
     launchers.batch_norm_backward(
-        *(device, *planes, *channels, grad_x, grad_weight, grad_bias, flow, relu, eps, fixed)
+        *(device, *planes, weight, mean, variance),
+        *(grad_x, grad_weight, grad_bias, flow, relu, eps, fixed),
     )
     grad_residual = (grad if flow is None else flow.reshape(x.shape)) if residual else None
     return grad_x.reshape(x.shape), grad_weight, grad_bias, grad_residual
@@ -296,7 +301,7 @@ def _normalise(x, mean, scale, bias, residual, relu):
 
 def _flow(grad, answer):
     """The gradient that passes the ReLU."""
-    return grad if answer is None else grad * (answer > 0)
+    return grad if answer is None else np.where(answer <= 0, 0, grad)
 
 
 def _sums(grad, x, answer, mean):

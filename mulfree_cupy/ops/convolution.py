@@ -245,7 +245,7 @@ def conv_backward(
     array([[4., 4.],
            [4., 4.]])
     """
-    grad, x, w = arrays.take_floats("conv_backward", grad=grad, x=x, w=w)
+    grad, x, w = take_for_backward("conv_backward", grad, x, w)
     g = geometry.convolution(
         "conv_backward",
         x.shape,
@@ -267,6 +267,8 @@ def conv_backward(
 @arrays.on_device_of_arguments
 def matmul(a: Array, b: Array) -> Array:
     """``a @ b``; two matrices on a GPU as a 1x1 convolution, which needs no cuBLAS.
+
+    NumPy's own products may round otherwise with another number of its BLAS's threads.
 
     Parameters
     ----------
@@ -322,6 +324,14 @@ def forward(function, launcher, on_cpu, g, x, w, bias, out, dtype, given, **opti
     else:
         result[...] = 0 if bias is None else bias[:, None, None]
     return arrays.deliver(result, out)
+
+
+def take_for_backward(function, grad, x, w, also=()):
+    """As `arrays.take_floats`; x and w must be floats without the help of grad."""
+    given = dict(grad=grad, x=x, w=w)
+    taken = arrays.take(function, **given)
+    arrays.common_floats(function, dict(x=x, w=w), taken[1:], also)
+    return arrays.common_floats(function, given, taken, also)
 
 
 @np.errstate(invalid="ignore", over="ignore")

@@ -7,7 +7,7 @@ import numpy as np
 from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.launch import shift as launchers
-from mulfree_cupy.ops.convolution import backward, forward
+from mulfree_cupy.ops.convolution import backward, forward, take_for_backward
 
 __all__ = [
     "group_shifts",
@@ -494,18 +494,18 @@ def _geometry(function, x, w, stride):
     return geometry.window(function, x.shape, 1, filters=w.shape[0], stride=stride)
 
 
-def _refuse_half_on_cpu(function, x):
+def _refuse_half_on_cpu(function, given, x):
     if x.dtype == np.float16 and launch.device_for(x) is None:
         raise TypeError(
             f"{function}: float16 is for GPUs, the CPU has no arithmetic for it; "
-            "convert with .astype(np.float32)"
+            f"{arrays.conversion(given)}"
         )
 
 
 def _forward(function, launcher, x, w, shifts, bias, stride, out, kernel, also):
     given = dict(x=x, w=w, bias=bias)
     x, w, bias = arrays.take_floats(function, **given, optional=("bias",), also=also)
-    _refuse_half_on_cpu(function, x)
+    _refuse_half_on_cpu(function, given["x"], x)
     g = _geometry(function, x, w, stride)
     table = _table(function, shifts, x, g)
     launch.check_kernel(function, kernel, launchers.SHIFT_CONV_KERNELS, x=x)
@@ -520,8 +520,9 @@ def _forward(function, launcher, x, w, shifts, bias, stride, out, kernel, also):
 
 
 def _backward(function, launcher, on_cpu, grad, x, w, shifts, stride, also):
-    grad, x, w = arrays.take_floats(function, grad=grad, x=x, w=w, also=also)
-    _refuse_half_on_cpu(function, x)
+    given = x
+    grad, x, w = take_for_backward(function, grad, x, w, also)
+    _refuse_half_on_cpu(function, given, x)
     g = _geometry(function, x, w, stride)
     table = _table(function, shifts, x, g)
 

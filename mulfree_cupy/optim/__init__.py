@@ -1,6 +1,6 @@
 """Optimisers and learning-rate schedules."""
 
 from mulfree_cupy.optim.schedules import cosine, steps
-from mulfree_cupy.optim.sgd import SGD
+from mulfree_cupy.optim.sgd import ADDER_RATES, SGD
 
-__all__ = ["SGD", "cosine", "steps"]
+__all__ = ["ADDER_RATES", "SGD", "cosine", "steps"]

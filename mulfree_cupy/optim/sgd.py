@@ -9,9 +9,12 @@ import numpy as np
 
 from mulfree_cupy import arrays, launch
 from mulfree_cupy.arrays import Array, namespace
+from mulfree_cupy.geometry import number
 from mulfree_cupy.launch.sgd import sgd
 from mulfree_cupy.nn.module import Parameter
 from mulfree_cupy.ops.adder import adaptive_rate
+
+ADDER_RATES = ("adaptive", "adaptive in backward", "fixed")
 
 
 class SGD:
@@ -49,7 +52,7 @@ class SGD:
     gives every parameter an array of its own, which later ones update in place: what was taken from
     ``parameter.data`` since then follows, unless it is copied. The rate is on the
     device too, where assigning to `rate` writes it. So a captured CUDA graph of a step can be
-    launched again, and follows a schedule.
+    launched again, and follows a schedule; the other numbers are part of the graph.
 
     Examples
     --------
@@ -76,26 +79,18 @@ class SGD:
         eta: float = 0.2,
         adder_scale: float = 1.0,
     ):
-        if adder not in ("adaptive", "adaptive in backward", "fixed"):
+        if adder not in ADDER_RATES:
             raise ValueError(
                 f"SGD: adder must be 'adaptive', 'adaptive in backward' or 'fixed', got {adder!r}"
             )
-        for name, value in (
-            ("rate", rate),
-            ("momentum", momentum),
-            ("weight_decay", weight_decay),
-            ("eta", eta),
-            ("adder_scale", adder_scale),
-        ):
-            if not (np.isfinite(value) and value >= 0):
-                raise ValueError(f"SGD: {name} must be a finite number >= 0, got {value}")
         if nesterov and momentum == 0:
             raise ValueError("SGD: nesterov needs momentum > 0")
         self.parameters = list({id(p): p for p in parameters}.values())
-        self._rate, self._rate_on_device = rate, None
-        self.momentum, self.nesterov = momentum, nesterov
-        self.weight_decay, self.adder = weight_decay, adder
-        self.eta, self.adder_scale = eta, adder_scale
+        self._rate, self._rate_on_device = number("SGD", "rate", rate), None
+        self.momentum, self.nesterov = number("SGD", "momentum", momentum), nesterov
+        self.weight_decay, self.adder = number("SGD", "weight_decay", weight_decay), adder
+        self.eta = number("SGD", "eta", eta)
+        self.adder_scale = number("SGD", "adder_scale", adder_scale)
         self.velocities: list[Array | None] = [None] * len(self.parameters)
         self._own: list[Array | None] = [None] * len(self.parameters)  # updated in place
         in_backward = (lambda g: adaptive_rate(g, eta)) if adder == "adaptive in backward" else None
@@ -110,6 +105,7 @@ class SGD:
 
     @rate.setter
     def rate(self, rate: float) -> None:
+        rate = number("SGD", "rate", rate)
         if rate != self._rate and self._rate_on_device is not None:
             with arrays.device_of(self._rate_on_device):
                 self._rate_on_device.fill(rate)

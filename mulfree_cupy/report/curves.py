@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 
+from mulfree_cupy.report import output
 from mulfree_cupy.train import History
+
+_HEAD = "run", "epoch", "train_loss", "train_accuracy", "test_accuracy", "seconds"
 
 
 def write(path: str | Path, histories: Mapping[str, History], title: str = "") -> None:
@@ -20,24 +22,19 @@ def write(path: str | Path, histories: Mapping[str, History], title: str = "") -
         By the name that the legend shows.
     title : str
     """
-    path = Path(path)
-    with path.with_suffix(".csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["run", "epoch", "train_loss", "train_accuracy", "test_accuracy", "seconds"])
-        for name, h in histories.items():
-            rows = zip(h.train_loss, h.train_accuracy, h.test_accuracy, h.seconds, strict=True)
-            for epoch, numbers in enumerate(rows, start=1):
-                table.writerow([name, epoch, *(f"{number:.6g}" for number in numbers)])
-    _draw(path, histories, title)
+    rows = [
+        (name, epoch, *numbers)
+        for name, h in histories.items()
+        for epoch, numbers in enumerate(
+            zip(h.train_loss, h.train_accuracy, h.test_accuracy, h.seconds, strict=True), start=1
+        )
+    ]
+    output.write_table(Path(path).with_suffix(".csv"), _HEAD, rows)
+    output.write_picture(path, _drawn(histories, title))
 
 
-def _draw(path: Path, histories: Mapping[str, History], title: str) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (losses, accuracies) = plt.subplots(1, 2, figsize=(9, 3.6))
+def _drawn(histories: Mapping[str, History], title: str):
+    figure, (losses, accuracies) = output.pyplot().subplots(1, 2, figsize=(9, 3.6))
     for name, h in histories.items():
         epochs = range(1, len(h.test_accuracy) + 1)
         (line,) = losses.plot(epochs, h.train_loss, label=name)
@@ -50,6 +47,4 @@ def _draw(path: Path, histories: Mapping[str, History], title: str) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from mulfree_cupy import data
-from mulfree_cupy.report import multiplications
+from mulfree_cupy.report import multiplications, output
 from mulfree_cupy.train import Step, load_model
 
 _IMAGES = 100  # on which activations are measured
@@ -50,8 +50,8 @@ def measure(steps: Sequence[Step], test: data.Dataset) -> list[Row]:
     """
     rows = []
     for step in steps:
-        model, mean, std, _ = load_model(step.path)
-        layers = multiplications.measured(model, sample(test, mean, std))
+        model, saved = load_model(step.path)
+        layers = multiplications.measured(model, sample(test, saved.mean, saved.std))
         pruned = [layer for layer in layers if layer.form != "dense"]
         reductions = [
             multiplications.reduction(some, count)
@@ -103,14 +103,9 @@ def write(path: str | Path, runs: Mapping[str, Sequence[Row]], title: str = "") 
         By the name of the network.
     title : str
     """
-    path = Path(path)
-    with path.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["network", *_FIELDS])
-        for name, rows in runs.items():
-            for row in rows:
-                writer.writerow([name, *(f"{number:.6g}" for number in asdict(row).values())])
-    _draw(path, runs, title)
+    table = [(name, *asdict(row).values()) for name, rows in runs.items() for row in rows]
+    output.write_table(Path(path).with_suffix(".csv"), ["network", *_FIELDS], table)
+    output.write_picture(path, _drawn(runs, title))
 
 
 def read(path: str | Path) -> dict[str, list[Row]]:
@@ -131,13 +126,8 @@ def read(path: str | Path) -> dict[str, list[Row]]:
     return dict(runs)
 
 
-def _draw(path: Path, runs: Mapping[str, Sequence[Row]], title: str) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (accuracy, saved) = plt.subplots(1, 2, figsize=(9, 3.6))
+def _drawn(runs: Mapping[str, Sequence[Row]], title: str):
+    figure, (accuracy, saved) = output.pyplot().subplots(1, 2, figsize=(9, 3.6))
     for name, rows in runs.items():
         kept = [100 * row.kept for row in rows]
         (line,) = accuracy.plot(kept, [100 * row.test_accuracy for row in rows], "o-", label=name)
@@ -152,6 +142,4 @@ def _draw(path: Path, runs: Mapping[str, Sequence[Row]], title: str) -> None:
         axes.grid(alpha=0.3)
         axes.invert_xaxis()
     figure.suptitle(title, fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure

@@ -108,6 +108,9 @@ def variants() -> list[Variant]:
     device = _Recorder()
     depthwise = ConvGeometry(1, 4, 16, 16, 4, (2, 2), groups=4)
     small = ConvGeometry(1, 64, 8, 8, 64, (1, 1))
+    for filters in (128, 64, 32, 16, 4, 1):
+        _record_halves(device, ConvGeometry(2, 64, 128, 128, filters, (1, 1)))
+    _record_halves(device, small)
     for dtype in (np.float32, np.float64, np.uint8):
         for filters in (128, 64, 32, 16, 4):
             _record_forward(device, dtype, ConvGeometry(2, 64, 128, 128, filters, (1, 1)))
@@ -175,6 +178,11 @@ def _record_forward(device, dtype, g: ConvGeometry) -> None:
     adder.adder_conv(device, x, w, None, out, g)
     if dtype is not np.uint8:
         convolution.conv(device, x, w, None, out, g)
+
+
+def _record_halves(device, g: ConvGeometry) -> None:
+    x, w = np.zeros(g.x_shape, np.float16), np.zeros(g.w_shape, np.float16)
+    adder.adder_conv(device, x, w, None, np.zeros(g.out_shape, np.float32), g, "7_half2")
 
 
 def _record_depthwise(device, dtype) -> None:
@@ -317,6 +325,7 @@ def compile_all(
     """Compile variants (all of them, if none are chosen) for some architectures."""
     try:
         import cuda.core  # noqa: F401 - once, before threads do: its first import is not for several
+        import nvidia  # noqa: F401 - the compiler's headers
     except ImportError as error:
         raise ImportError(
             f"compiling without a GPU needs the extra 'static', pip install "
@@ -343,9 +352,10 @@ def print_table(architectures: Sequence[str] = ("sm_90",)) -> None:
             f"print_table: architectures must be among {', '.join(ARCHITECTURES)}, "
             f"got {', '.join(sorted(unknown))}"
         )
+    rows = compile_all(architectures)
     print(f"{'kernel':30} {'defines':58} {'arch':7} {'thr':>4} {'regs':>4} {'shared':>7} "
           f"{'spill':>5} {'occ':>5}")  # fmt: skip
-    for row in compile_all(architectures):
+    for row in rows:
         v = row.variant
         short = (f"{name}={value}" for name, value in v.defines if len(str(value)) < 20)
         defines = " ".join(short)

@@ -7,6 +7,7 @@ from os import PathLike
 import numpy as np
 
 from mulfree_cupy.ops.winograd import WinogradWeights
+from mulfree_cupy.report import output
 
 
 def mean_magnitude(weights: WinogradWeights) -> np.ndarray:
@@ -37,12 +38,7 @@ def draw(
         Filters, and channels, shown: the first of each. Pruned entries are white.
     title : str
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, (kernels, magnitude, density) = plt.subplots(
+    figure, (kernels, magnitude, density) = output.pyplot().subplots(
         1, 3, figsize=(12, 4.2), gridspec_kw={"width_ratios": [1.6, 1, 1]}
     )
     shown = weights.dense[:, :, :most, :most]
@@ -53,9 +49,7 @@ def draw(
     _by_position(magnitude, mean_magnitude(weights), "mean |U|")
     _by_position(density, weights.mask.mean(axis=(2, 3)), "density")
     figure.suptitle(title or repr(weights), fontsize=10)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    output.write_picture(path, figure)
 
 
 def _mosaic(u: np.ndarray) -> np.ndarray:

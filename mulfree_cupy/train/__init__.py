@@ -1,22 +1,17 @@
 """Training: recipes, runs that stop and resume bit for bit, checkpoints."""
 
 from mulfree_cupy.train.ablation import ablation
+from mulfree_cupy.train.checkpoint import SCHEDULES, Checkpoint
+from mulfree_cupy.train.evaluation import check_data, evaluate, load_model, namespace_of
 from mulfree_cupy.train.profile import StepProfile, profile
 from mulfree_cupy.train.pruning import Plan, Step, prune, prune_layers
-from mulfree_cupy.train.trainer import (
-    AUGMENTATIONS,
-    History,
-    Interrupted,
-    Recipe,
-    Training,
-    check_data,
-    evaluate,
-    load_model,
-    namespace_of,
-)
+from mulfree_cupy.train.recipe import AUGMENTATIONS, History, Recipe
+from mulfree_cupy.train.trainer import Interrupted, Training
 
 __all__ = [
     "AUGMENTATIONS",
+    "SCHEDULES",
+    "Checkpoint",
     "History",
     "Interrupted",
     "Plan",

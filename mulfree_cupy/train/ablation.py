@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 
-from tqdm import tqdm
-
 from mulfree_cupy import data
-from mulfree_cupy.train.trainer import History, Recipe, Training
+from mulfree_cupy.data.progress import progress
+from mulfree_cupy.train.recipe import History, Recipe
+from mulfree_cupy.train.trainer import Training
 
 RUNS = {
     "full gradient, adaptive rate": {"model": "adder-lenet", "adder": "adaptive"},
@@ -49,7 +49,7 @@ def ablation(
        CVPR 2020, section 4.4.
     """
     histories = {}
-    for name, changes in tqdm(RUNS.items(), desc="runs", disable=None):
+    for name, changes in progress(RUNS.items(), "runs", "run"):
         recipe = Recipe(**changes, epochs=epochs, batch_size=batch_size, augment="none", seed=seed)
         run = Training(recipe, train, test, device=device)
         # A rate that is too large diverges: a curve that ends early is a result too.

@@ -2,57 +2,263 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-FORMAT = 1
+from mulfree_cupy import files, models, nn
+from mulfree_cupy.train.recipe import History, Recipe, integer, number
+
+FORMAT = 2  # 1 had the batches of an epoch beside its images
+SCHEDULES = ("continue", "restart")
 
 
-def save(path: str | os.PathLike, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
-    """Write arrays and facts (what JSON can hold) to `path`.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training run as it is on disk: whatever holds of one is checked here, once.
 
-    The file appears under its name only when it is whole: it is written beside it and renamed.
+    Parameters
+    ----------
+    recipe : Recipe
+    history : History
+        Of the whole epochs.
+    epoch : int
+        How many of them are done.
+    sums : dict
+        Of the epoch under way: ``loss``, ``right`` answers and images ``seen``.
+    shape : dict of str to int
+        ``channels``, ``size`` and ``classes``, as `models.build` takes them.
+    classes : tuple of str
+        Their names.
+    mean, std : array, shape (channels,)
+        Of the training images.
+    model : Module
+        With its weights.
+    velocities : dict of str to array
+        As `optim.SGD.state_dict` returns them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If something is missing, of another kind, out of range or does not fit the rest.
+    FloatingPointError
+        If a weight or a velocity is not finite.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            np.savez(file, **arrays, facts=np.array(json.dumps({"format": FORMAT, **facts})))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+
+    recipe: Recipe
+    history: History
+    epoch: int
+    sums: dict[str, float]
+    shape: dict[str, int]
+    classes: tuple[str, ...]
+    mean: np.ndarray
+    std: np.ndarray
+    model: nn.Module
+    velocities: dict[str, np.ndarray]
+
+    def __post_init__(self):
+        epochs = self.recipe.epochs
+        if integer("checkpoint", "epoch", self.epoch, 0) > epochs:
+            raise ValueError(f"epoch must be at most {epochs}, got {self.epoch}")
+        for name, values in asdict(self.history).items():
+            if not isinstance(values, list) or len(values) != self.epoch:
+                raise ValueError(f"history: {name} must be a list of {self.epoch} numbers")
+            for value in values:
+                number("history", name, value, -sys.float_info.max)
+        number("sums", "loss", self.sums["loss"], -sys.float_info.max)
+        seen = integer("sums", "seen", self.sums["seen"], 0)
+        if integer("sums", "right", self.sums["right"], 0) > seen:
+            raise ValueError(f"sums: right must be at most {seen}, got {self.sums['right']}")
+        if seen and self.epoch == epochs:
+            raise ValueError(f"sums: seen must be 0 after the last epoch, got {seen}")
+        if len(self.classes) != self.shape["classes"]:
+            raise ValueError(
+                f"classes must be {self.shape['classes']} names, got {len(self.classes)}"
+            )
+        channels = (self.shape["channels"],)
+        for name, array in (("mean", self.mean), ("std", self.std)):
+            if array.shape != channels or array.dtype != np.float64 or not _finite(array):
+                raise ValueError(
+                    f"{name} must be finite numbers of float64 and shape {channels}, got "
+                    f"{array.dtype} and {array.shape}"
+                )
+        self._check_velocities()
+        for name, array in (*self.weights.items(), *self.velocities.items()):
+            if not _finite(array):
+                raise FloatingPointError(f"{name} holds numbers that are not finite")
+
+    def _check_velocities(self) -> None:
+        """All of them, or none where there was no step with momentum."""
+        if self.velocities or (self.recipe.momentum and (self.epoch or self.sums["seen"])):
+            parameters = enumerate(self.model.parameters())
+            _check_fit("optim", self.velocities, {f"velocity.{i}": p for i, p in parameters})
+
+    @functools.cached_property
+    def weights(self) -> dict[str, np.ndarray]:
+        """The model's parameters and buffers."""
+        return self.model.state_dict()
+
+    def resumed(self, schedule: str | None = None, **changes: Any) -> Recipe:
+        """The recipe to go on by.
+
+        Parameters
+        ----------
+        schedule : {"continue", "restart"}, optional
+            How the rate goes on: from where it is, or from that of the recipe, down along a cosine
+            over the epochs that are left. The default leaves it as it is, but where `epochs`
+            changes: there it is ``"continue"``.
+        **changes
+            Entries of the recipe, such as ``epochs``.
+
+        Returns
+        -------
+        Recipe
+
+        Raises
+        ------
+        ValueError
+            If this would be another network; if there is no epoch left for what changes; or if it
+            is the order or the batches of an epoch under way.
+        """
+        old = self.recipe
+        if schedule not in (None, *SCHEDULES):
+            raise ValueError(f"schedule must be one of {SCHEDULES}, got {schedule!r}")
+        if changes.get("model", old.model) != old.model:
+            raise ValueError(f"it is of the network {old.model}, not {changes['model']}")
+        changed = [name for name in changes if changes[name] != getattr(old, name, None)]
+        epochs = changes.get("epochs", old.epochs)
+        if (changed or schedule) and epochs <= self.epoch:
+            raise ValueError(
+                f"{self.epoch} epochs are done, so epochs must be more to go on, got {epochs}"
+            )
+        new = replace(old, **changes)
+        for name in ("batch_size", "augment", "seed"):
+            was, asked = getattr(old, name), getattr(new, name)
+            if self.sums["seen"] and asked != was:
+                raise ValueError(
+                    f"{name} is {was} in the epoch under way, of which {self.sums['seen']} images "
+                    f"are done, and cannot become {asked} before the next"
+                )
+        if schedule is None and new.epochs == old.epochs:
+            return new
+        if schedule != "restart" and "rate" not in changes:
+            new = replace(new, rate=old.rate_in(min(self.epoch, old.epochs - 1)))
+        return replace(new, first_epoch=self.epoch)
 
 
-def load(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays and facts of a checkpoint; nothing in it is ever executed.
+def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint to `path`, where it appears only when it is whole."""
+    facts = {
+        "format": FORMAT,
+        "recipe": asdict(checkpoint.recipe),
+        "history": asdict(checkpoint.history),
+        "epoch": checkpoint.epoch,
+        "sums": checkpoint.sums,
+        "shape": checkpoint.shape,
+        "classes": checkpoint.classes,
+    }
+    arrays = {"mean": checkpoint.mean, "std": checkpoint.std}
+    arrays |= {f"model/{name}": a for name, a in checkpoint.weights.items()}
+    arrays |= {f"optim/{name}": a for name, a in checkpoint.velocities.items()}
+    with files.replaced(path) as file:
+        np.savez(file, **arrays, facts=np.array(json.dumps(facts)))
+
+
+def load(path: str | os.PathLike) -> Checkpoint:
+    """Read a checkpoint; nothing in it is ever executed.
 
     Raises
     ------
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is no checkpoint, cut short, or of a later format.
+        If it is no checkpoint, damaged, of a later format, or something in it does not hold.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
-    # NumPy and zipfile raise nearly everything on damaged input.
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as entries:
-            arrays = {name: entries[name] for name in entries.files}
-        facts = json.loads(str(arrays.pop("facts")))
-        version = int(facts["format"])
-    except Exception as error:
+        arrays = files.read_npz(path)
+        facts = json.loads(str(arrays["facts"]))
+        version = integer("checkpoint", "format", facts["format"])
+        if version <= FORMAT:
+            return _checkpoint(arrays, facts)
+    except KeyError as error:
+        raise ValueError(f"{path} is no checkpoint of mulfree: it has no {error}") from error
+    except (TypeError, ValueError, FloatingPointError, RecursionError) as error:
         raise ValueError(f"{path} is no checkpoint of mulfree, or is damaged: {error}") from error
-    if version > FORMAT:
-        raise ValueError(
-            f"{path} has checkpoint format {version}; this version reads up to {FORMAT}"
-        )
-    return arrays, facts
+    raise ValueError(f"{path} has checkpoint format {version}; this version reads up to {FORMAT}")
+
+
+def _checkpoint(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Checkpoint:
+    if facts["format"] == 1:
+        facts["recipe"] = {"first_epoch": 0, **facts["recipe"]}
+    recipe = Recipe(**_part(facts, "recipe", [field.name for field in fields(Recipe)]))
+    shape = {
+        name: integer("shape", name, size)
+        for name, size in _part(facts, "shape", ["channels", "size", "classes"]).items()
+    }
+    classes = facts["classes"]
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise TypeError("classes must be a list of names")
+    model = models.build(recipe.model, **shape)
+    state = _below("model/", arrays)
+    _check_fit("model", state, model.state_dict())
+    model.load_state_dict(state)
+    return Checkpoint(
+        recipe=recipe,
+        history=History(**_part(facts, "history", [field.name for field in fields(History)])),
+        epoch=facts["epoch"],
+        sums=_part(facts, "sums", ["loss", "right", "seen"]),
+        shape=shape,
+        classes=tuple(classes),
+        mean=arrays["mean"],
+        std=arrays["std"],
+        model=model,
+        velocities=_below("optim/", arrays),
+    )
+
+
+def _part(facts: dict[str, Any], name: str, wanted: Iterable[str]) -> dict[str, Any]:
+    """A dict among the facts that has these entries and no others."""
+    if not isinstance(facts[name], dict):
+        raise TypeError(f"{name} must have entries, got {facts[name]!r:.50}")
+    _check_names(name, facts[name], wanted)
+    return facts[name]
+
+
+def _below(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
+
+
+def _check_fit(what: str, given: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless the arrays have the same names, shapes and dtypes."""
+    _check_names(what, given, wanted)
+    for name, array in wanted.items():
+        form, found = ((str(a.dtype), tuple(a.shape)) for a in (array, given[name]))
+        if form != found:
+            raise ValueError(
+                f"{what}: {name} must be {form[0]} of shape {form[1]}, got {found[0]} of {found[1]}"
+            )
+
+
+def _check_names(what: str, given: Iterable[str], wanted: Iterable[str]) -> None:
+    given, wanted = set(given), set(wanted)
+    for fault, names in (("missing", wanted - given), ("unknown", given - wanted)):
+        if names:
+            raise ValueError(f"{what}: {', '.join(sorted(names)[:3])} {fault}, {len(names)} in all")
+
+
+def _finite(array: np.ndarray) -> bool:
+    return bool(np.isfinite(array).all())

@@ -37,10 +37,7 @@ class DeviceSteps:
         self.model, self.optimiser = model, optimiser
         self.feed = Feed(loader, xp)
         self.batch_size, self.images = loader.batch_size, len(loader.dataset)
-        self._before: Callable[[], None] = lambda: None
-        whole = lambda: (self._before(), self._step(self.batch_size))  # noqa: E731
-        self.replay = None if xp is np else Replay(whole, self._state)
-        self._run_whole = self.replay or whole
+        self.replay = None if xp is np else Replay()
         self._stream = self.replay.stream if self.replay else contextlib.nullcontext()
         self._xp = xp
 
@@ -58,10 +55,9 @@ class DeviceSteps:
             Called before each step is started, and again where it is launched: after a capture that
             failed, it begins anew.
         """
-        self._before = before
         if self.replay is not None:
             self._xp.cuda.get_current_stream().synchronize()  # with what it did to the network
-            self.replay.start_anew()
+            self.replay.start_anew(self._state)
         with self._stream:
             self.feed.start(epoch, done)
         reading: Reading | None = None
@@ -70,7 +66,7 @@ class DeviceSteps:
             count = min(self.batch_size, self.images - step * self.batch_size)
             known = None
             with self._stream:
-                self._run_whole() if count == self.batch_size else self._step(count)
+                self._whole(before) if count == self.batch_size else self._step(count)
                 if step % AHEAD == AHEAD - 1:
                     known = reading and reading.wait()
                     reading = self.feed.read()
@@ -81,6 +77,13 @@ class DeviceSteps:
         with self._stream:
             return self.feed.read().wait()
 
+    def _whole(self, before: Callable[[], None]) -> None:
+        def step():
+            before()
+            self._step(self.batch_size)
+
+        step() if self.replay is None else self.replay(step, self._state, self._settings())
+
     def _step(self, count: int) -> None:
         images, labels = self.feed.take(count)
         logits = self.model(Tensor(images))
@@ -89,6 +92,18 @@ class DeviceSteps:
         logits.backward(gradient)
         self.optimiser.step()
         self.feed.tally(loss, right, count)
+
+    def _settings(self) -> list[dict[str, Any]]:
+        """The numbers and words of the optimiser and of every module, which launches may hold.
+
+        Not the learning rate: it is on the device.
+        """
+        owners = [self.optimiser, *(module for _, module in self.model.modules())]
+        plain = (bool, int, float, str, np.generic)
+        return [
+            {k: v for k, v in vars(owner).items() if isinstance(v, plain) and not k.startswith("_")}
+            for owner in owners
+        ]
 
     def _state(self) -> dict[str, Array]:
         """The arrays on the device that carry over from one step to the next."""
@@ -104,7 +119,13 @@ class DeviceSteps:
 
 
 def right_answers(model: nn.Module, feed: Feed) -> int:
-    """How many images of a feed a network in evaluation mode gets right; waits once, at the end."""
+    """How many images of a feed a network in evaluation mode gets right; waits once, at the end.
+
+    Raises
+    ------
+    FloatingPointError
+        If the loss of a batch is not finite.
+    """
     images, batch_size = len(feed.loader.dataset), feed.loader.batch_size
     feed.start(0)
     with no_grad():
@@ -113,4 +134,10 @@ def right_answers(model: nn.Module, feed: Feed) -> int:
             x, labels = feed.take(count)
             loss, right, _ = cross_entropy(model(Tensor(x)).data, labels)
             feed.tally(loss, right, count)
-    return int(feed.read().wait().right)
+    done = feed.read().wait()
+    if done.fault >= 0:
+        raise FloatingPointError(
+            f"the network's answers on {feed.loader.dataset.name} are not finite in batch "
+            f"{int(done.fault) + 1} of {batch_size}"
+        )
+    return int(done.right)

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from tqdm import tqdm
+from mulfree_cupy import data, files, nn
+from mulfree_cupy.data.progress import progress as progress_bar
+from mulfree_cupy.train import folder
+from mulfree_cupy.train.evaluation import check_data, evaluate, load_model, namespace_of
+from mulfree_cupy.train.recipe import integer, number
+from mulfree_cupy.train.trainer import Training
 
-from mulfree_cupy import data, geometry, nn
-from mulfree_cupy.train.trainer import (
-    Recipe,
-    Training,
-    check_data,
-    evaluate,
-    load_model,
-    namespace_of,
-)
+RECORD = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -56,18 +52,16 @@ class Plan:
     def __post_init__(self):
         object.__setattr__(self, "schedule", tuple(self.schedule))
         for density in (*self.schedule, self.first_layer):
-            if not 0 < density <= 1:
+            if not 0 < number("Plan", "a density", density) <= 1:
                 raise ValueError(f"Plan: densities must be above 0 and at most 1, got {density}")
         falling = all(a > b for a, b in zip(self.schedule, self.schedule[1:], strict=False))
         if not self.schedule or not falling:
             raise ValueError(f"Plan: schedule must be densities that fall, got {self.schedule}")
-        if self.epochs < 1:
-            raise ValueError(f"Plan: epochs must be at least 1, got {self.epochs}")
-        if not 0 <= self.rate < math.inf:
-            raise ValueError(f"Plan: rate must be a finite number >= 0, got {self.rate}")
+        integer("Plan", "epochs", self.epochs)
+        number("Plan", "rate", self.rate)
         if self.score not in ("magnitude", "importance"):
             raise ValueError(f"Plan: score must be 'magnitude' or 'importance', got {self.score!r}")
-        geometry.integer("Plan", "together", self.together)
+        integer("Plan", "together", self.together)
 
 
 @dataclass(frozen=True)
@@ -167,35 +161,43 @@ def prune(
     Each density starts from the last network of the one before, with velocities at zero and the
     recipe of `source`, but for epochs, rate and seed, which is one more each time.
     """
-    out, xp = Path(out), namespace_of(device)
-    model, mean, std, facts = load_model(source, xp)
-    check_data(source, facts, test)
+    xp = namespace_of(device)
+    model, saved = load_model(source, xp)
+    check_data(source, saved, test)
     before = kept(model)
-    taken = out / "plan.json"
     ours = _described(plan, source)
-    _compare(taken, ours, resume)
-    steps = [Step(before, before, evaluate(model, test, mean, std, xp), Path(source))]
-    recipe = Recipe(**facts["recipe"])
-    bar = tqdm(plan.schedule, desc="densities", disable=None if progress else True)
-    for number, density in enumerate(bar, start=1):
-        path = out / f"{number:02}-density-{density:g}.npz"
-        if path.exists():
-            run = Training.resume(path, train, test, device=device, path=path)
-        else:
-            changes = {"epochs": plan.epochs, "rate": plan.rate, "seed": recipe.seed + number}
-            run = Training(replace(recipe, **changes), train, test, device=device, path=path)
-            run.model.load_state_dict(load_model(steps[-1].path)[0].state_dict())
-            prune_layers(
-                run.model,
-                density,
-                first_layer=plan.first_layer,
-                score=plan.score,
-                together=plan.together,
-            )
-        if not taken.exists():  # by now nothing is left that could be refused
-            _write(taken, ours)
-        history = run.run(progress=progress)
-        steps.append(Step(density, kept(run.model), history.test_accuracy[-1], path))
+    with folder.taken(out, resumed=RECORD if resume else None) as out:
+        record = out / RECORD
+        if record.exists():
+            _compare(record, ours)
+        elif any(out.glob("*-density-*.npz")):
+            raise ValueError(f"{out} holds a pruning run without its {RECORD}; take another folder")
+        accuracy = evaluate(model, test, saved.mean, saved.std, xp)
+        steps = [Step(before, before, accuracy, Path(source))]
+        densities = enumerate(plan.schedule, start=1)
+        if progress:
+            densities = progress_bar(densities, "densities", "density", len(plan.schedule))
+        for i, density in densities:
+            path = out / f"{i:02}-density-{density:g}.npz"
+            if path.exists():
+                run = Training.resume(path, train, test, device=device, path=path)
+            else:
+                changes = {"epochs": plan.epochs, "rate": plan.rate, "first_epoch": 0}
+                recipe = replace(saved.recipe, **changes, seed=saved.recipe.seed + i)
+                run = Training(recipe, train, test, device=device, path=path)
+                run.model.load_state_dict(load_model(steps[-1].path)[0].state_dict())
+                prune_layers(
+                    run.model,
+                    density,
+                    first_layer=plan.first_layer,
+                    score=plan.score,
+                    together=plan.together,
+                )
+            if not record.exists():  # by now nothing is left that could be refused
+                with files.replaced(record) as file:
+                    file.write(json.dumps(ours, indent=1).encode())
+            history = run.run(progress=progress)
+            steps.append(Step(density, kept(run.model), history.test_accuracy[-1], path))
     return steps
 
 
@@ -205,20 +207,12 @@ def _described(plan: Plan, source: str | os.PathLike) -> dict:
     return json.loads(json.dumps({**asdict(plan), "source": digest}))
 
 
-def _write(path: Path, ours: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(ours, indent=1))
-    os.replace(beside, path)
-
-
-def _compare(path: Path, ours: dict, resume: bool) -> None:
-    """Refuse a folder with a run, unless it is this one and to be gone on with."""
-    if not path.exists():
-        return
-    if not resume:
-        raise ValueError(f"{path.parent} holds a pruning run; resume it, or take another folder")
-    theirs = json.loads(path.read_text())
-    if theirs != ours:
-        different = [name for name in ours if theirs.get(name) != ours[name]]
+def _compare(path: Path, ours: dict) -> None:
+    """Refuse another run than the one to be gone on with."""
+    try:
+        theirs = dict(json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no plan of mulfree prune, or is damaged: {error}") from error
+    different = [name for name in ours if theirs.get(name) != ours[name]]
+    if different:
         raise ValueError(f"{path} is of another run: it has another {', '.join(different)}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from mulfree_cupy.arrays import Array
 
+State = Callable[[], dict[str, Array]]
 WARM_UP = 3  # ordinary steps: kernels are compiled, tables uploaded, and the pool gets its memory
 
 
@@ -20,13 +21,6 @@ class Replay:
     each time, on arrays that stay where they are, and must wait for nothing and copy nothing from
     the host. Where it does otherwise it is called as it is for ever, and `obstacle` says why.
 
-    Parameters
-    ----------
-    step : callable
-        Takes nothing; its launches go to the current stream.
-    state : callable
-        Returns the CuPy arrays by name that carry over from one step to the next.
-
     Attributes
     ----------
     stream : cupy.cuda.Stream
@@ -35,16 +29,17 @@ class Replay:
         Why the step cannot be replayed.
     """
 
-    def __init__(self, step: Callable[[], None], state: Callable[[], dict[str, Array]]):
+    def __init__(self) -> None:
         import cupy
 
-        self._cupy, self._step, self._state = cupy, step, state
+        self._cupy = cupy
         self.stream = cupy.cuda.Stream(non_blocking=True)
         # The graph's own: what its launches use between them nobody else is given.
         self._pool = cupy.cuda.MemoryPool()
         self.obstacle: str | None = None
         self._graph: Any = None
         self._places: dict[str, int] = {}
+        self._settings: Any = None
         self._warm_up = WARM_UP
 
     @property
@@ -52,40 +47,59 @@ class Replay:
         """Whether the next call launches the graph."""
         return self._graph is not None
 
-    def __call__(self) -> None:
+    def __call__(self, step: Callable[[], None], state: State, settings: Any = None) -> None:
+        """Run the step, or launch the graph of an earlier call's.
+
+        Parameters
+        ----------
+        step : callable
+            Takes nothing; its launches go to the current stream.
+        state : callable
+            Returns the CuPy arrays by name that carry over from one step to the next.
+        settings : any
+            Numbers of the host's that the launches hold: where they are not equal to those of the
+            call before, all begins anew.
+        """
+        if settings != self._settings:
+            self._forget()
+            self._settings = settings
         if self._graph is None and self.obstacle is None and self._warm_up == 0:
-            self._capture()
+            self._capture(step)
         if self._graph is not None:
             self._graph.launch(self.stream)
             return
-        before = self._addresses()
+        before = _addresses(state)
         with self._cupy.cuda.using_allocator(self._pool.malloc):
-            self._step()
-        self._places, self._warm_up = self._addresses(), max(0, self._warm_up - 1)
+            step()
+        self._places, self._warm_up = _addresses(state), max(0, self._warm_up - 1)
         if self._warm_up == 0 and self.obstacle is None:
             self._find_what_moved(before)
 
-    def start_anew(self) -> None:
+    def start_anew(self, state: State) -> None:
         """Forget the graph if an array of the state is another one since."""
-        if self._places and self._places != self._addresses():
-            self._graph, self._places, self._warm_up = None, {}, WARM_UP
+        if self._places and self._places != _addresses(state):
+            self._forget()
 
-    def _addresses(self) -> dict[str, int]:
-        return {name: array.data.ptr for name, array in self._state().items()}
+    def _forget(self) -> None:
+        self._graph, self._places, self._warm_up = None, {}, WARM_UP
 
     def _find_what_moved(self, before: dict[str, int]) -> None:
-        after = self._addresses()
+        after = self._places
         moved = [name for name in after if after[name] != before.get(name)]
         if moved:
             self._refuse(f"the step replaces {', '.join(moved[:3])} instead of writing into it")
 
-    def _capture(self) -> None:
+    def _capture(self, step: Callable[[], None]) -> None:
         error: Exception | None = None
         graph = None
+        pinned = self._pinned_allocator()
+        if pinned is None:
+            self._refuse("pinned memory has an allocator that could not be put back")
+            return
         self.stream.begin_capture()
         try:
-            with self._no_copies(), self._cupy.cuda.using_allocator(self._pool.malloc):
-                self._step()
+            with self._no_copies(pinned), self._cupy.cuda.using_allocator(self._pool.malloc):
+                step()
         except Exception as raised:
             error = raised
         finally:
@@ -107,17 +121,32 @@ class Replay:
         )
 
     @contextlib.contextmanager
-    def _no_copies(self) -> Iterator[None]:
+    def _no_copies(self, pinned: Callable[[int], Any]) -> Iterator[None]:
         """Inside it a copy from the host raises: a graph would repeat it from memory long freed."""
-        pool, here = self._cupy.get_default_pinned_memory_pool(), threading.get_ident()
+        here = threading.get_ident()
 
         def allocate(size):
             if threading.get_ident() == here:
                 raise NotImplementedError("the step copies from the host")
-            return pool.malloc(size)
+            return pinned(size)
 
         self._cupy.cuda.set_pinned_memory_allocator(allocate)
         try:
             yield
         finally:
-            self._cupy.cuda.set_pinned_memory_allocator(pool.malloc)
+            self._cupy.cuda.set_pinned_memory_allocator(pinned)
+
+    def _pinned_allocator(self) -> Callable[[int], Any] | None:
+        """What allocates pinned memory: a pool or CuPy itself; None if it is something else.
+
+        CuPy keeps the function to itself, so some memory is asked where it comes from.
+        """
+        pinned_memory = self._cupy.cuda.pinned_memory
+        memory = self._cupy.cuda.alloc_pinned_memory(1).mem
+        if isinstance(memory, pinned_memory.PooledPinnedMemory):
+            return memory.pool().malloc
+        return pinned_memory._malloc if type(memory) is pinned_memory.PinnedMemory else None
+
+
+def _addresses(state: State) -> dict[str, int]:
+    return {name: array.data.ptr for name, array in state().items()}

@@ -5,17 +5,21 @@
 //
 //   hadd2_pair(__half* out, __half seed, int rounds)
 //
-// does T * rounds * STEPS * CHAINS pairs of HADD2, two terms each: a difference, and a sum with its
-// absolute value; and writes one value a thread to out[T]. hfma2_hadd2 takes the difference as a
-// fused multiply-add with a one that the compiler cannot see, on the other pipe.
+// does T * rounds * STEPS * CHAINS pairs of instructions, two terms each: a difference, and a sum
+// with its absolute value; and writes one value a thread to out[T]. An addition is HADD2, or
+// HFMA2.MMA, the first operand times 1, on another pipe: the compiler shares them out. But what is
+// one half twice it reads as .H0_H0, which HFMA2.MMA cannot. So the sums of hadd2_pair, which begin
+// at the seed, are all HADD2, and a half of its differences; hfma2_hadd2 takes the difference as
+// HFMA2 with a one that the compiler cannot see, all on HADD2's pipe; both_pipes begins at two
+// different halves, and each pipe has a half of the differences and of the sums.
 #include <cuda_fp16.h>
 
 #define CHAINS 16
 #define STEPS 16
 
 template <bool fused>
-__device__ __forceinline__ void terms(__half* out, __half seed, int rounds, __half2 one) {
-  const __half2 start = __half2half2(seed), w = __hadd2(start, __float2half2_rn(threadIdx.x));
+__device__ __forceinline__ void terms(__half* out, __half2 start, int rounds, __half2 one) {
+  const __half2 w = __hadd2(start, __float2half2_rn(threadIdx.x));
   __half2 sum[CHAINS];
 #pragma unroll
   for (int i = 0; i < CHAINS; ++i) sum[i] = __hadd2(start, __float2half2_rn(i));
@@ -36,9 +40,14 @@ __device__ __forceinline__ void terms(__half* out, __half seed, int rounds, __ha
 }
 
 extern "C" __global__ void __launch_bounds__(256) hadd2_pair(__half* out, __half seed, int rounds) {
-  terms<false>(out, seed, rounds, __float2half2_rn(1));
+  terms<false>(out, __half2half2(seed), rounds, __float2half2_rn(1));
 }
 
 extern "C" __global__ void __launch_bounds__(256) hfma2_hadd2(__half* out, __half seed, int rounds) {
-  terms<true>(out, seed, rounds, __float2half2_rn(gridDim.y));
+  terms<true>(out, __half2half2(seed), rounds, __float2half2_rn(gridDim.y));
+}
+
+extern "C" __global__ void __launch_bounds__(256) both_pipes(__half* out, __half seed, int rounds) {
+  const __half other = __hadd(seed, __float2half(1));
+  terms<false>(out, __halves2half2(seed, other), rounds, __float2half2_rn(1));
 }

@@ -194,9 +194,9 @@ def _checked(function, x, weights, padding, **other):
             f"{function}: weights must be WinogradWeights, such as "
             f"WinogradWeights.from_spatial(w), got {type(weights).__name__}"
         )
-    names = "x", "weights", *other
-    given = arrays.take(function, x=x, weights=weights.dense, **other, optional=("bias",))
-    x, _, array = arrays.common_floats(function, names, given)
+    given = dict(x=x, weights=weights.dense, **other)
+    taken = arrays.take(function, **given, optional=("bias",))
+    x, _, array = arrays.common_floats(function, given, taken)
     geometry.check_rank(function, "x", x.shape, "N, C, H, W")
     filters, channels = weights.shape[2:]
     if x.shape[1] != channels:
@@ -205,7 +205,7 @@ def _checked(function, x, weights, padding, **other):
             f"shape {x.shape}, weights have shape {weights.shape}"
         )
     g = geometry.window(function, x.shape, 3, filters=filters, padding=padding)
-    return x, array, weights.astype(x.dtype), g, dict(zip(names, given, strict=True))
+    return x, array, weights.astype(x.dtype), g, given
 
 
 def fastest(weights: WinogradWeights) -> str:

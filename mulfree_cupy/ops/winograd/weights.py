@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mulfree_cupy import arrays, geometry, launch
+from mulfree_cupy import arrays, files, geometry, launch
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.ops.winograd.matrices import checked, importance
 from mulfree_cupy.ops.winograd.pruning import highest, sum_filters
@@ -426,19 +426,23 @@ class WinogradWeights:
         return WinogradWeights, (self.dense, self.mask, self.points, self.frozen)
 
     def save(self, file: str | PathLike) -> None:
-        """Write an .npz file; `scipy.sparse.load_npz` reads it too, as one (t*t*K, C) CSR array."""
+        """Write an .npz file of just this name, with or without the suffix, whole or not at all.
+
+        `scipy.sparse.load_npz` reads it too, as one (t*t*K, C) CSR array.
+        """
         indptr, indices, values = self.csr
-        np.savez(
-            file,
-            format=b"csr",
-            _is_array=True,
-            shape=(len(indptr) - 1, self.shape[3]),
-            data=values,
-            indices=indices,
-            indptr=indptr,
-            winograd_shape=self.shape,
-            winograd_points=self.points,
-        )
+        with files.replaced(file) as opened:
+            np.savez(
+                opened,
+                format=b"csr",
+                _is_array=True,
+                shape=(len(indptr) - 1, self.shape[3]),
+                data=values,
+                indices=indices,
+                indptr=indptr,
+                winograd_shape=self.shape,
+                winograd_points=self.points,
+            )
 
     @classmethod
     def load(cls, file: str | PathLike) -> WinogradWeights:
@@ -452,23 +456,21 @@ class WinogradWeights:
             If it is not such a one, or is damaged.
         """
         name = "WinogradWeights.load"
-        # NumPy and zipfile raise nearly everything on what is no such file.
         try:
-            with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as saved:
-                shape = geometry.shape4(name, "the shape", saved["winograd_shape"], "t, t, K, C")
-                dense = np.zeros(shape, saved["data"].dtype)
-                mask = np.zeros(shape, bool)
-                rows = np.repeat(np.arange(np.prod(shape[:3])), np.diff(saved["indptr"]))
-                columns = saved["indices"]
-                if columns.size and not 0 <= columns.min() <= columns.max() < shape[3]:
-                    raise ValueError(f"columns are not below C = {shape[3]}")
-                for array, values in ((dense, saved["data"]), (mask, True)):
-                    array.reshape(len(saved["indptr"]) - 1, shape[3])[rows, columns] = values
-                points = str(saved["winograd_points"])
-            return cls._checked(name, dense, mask, points, True)
+            saved = files.read_npz(file)
+            shape = geometry.shape4(name, "the shape", saved["winograd_shape"], "t, t, K, C")
+            dense = np.zeros(shape, saved["data"].dtype)
+            mask = np.zeros(shape, bool)
+            rows = np.repeat(np.arange(np.prod(shape[:3])), np.diff(saved["indptr"]))
+            columns = saved["indices"]
+            if columns.size and not 0 <= columns.min() <= columns.max() < shape[3]:
+                raise ValueError(f"columns are not below C = {shape[3]}")
+            for array, values in ((dense, saved["data"]), (mask, True)):
+                array.reshape(len(saved["indptr"]) - 1, shape[3])[rows, columns] = values
+            return cls._checked(name, dense, mask, str(saved["winograd_points"]), True)
         except OSError:
             raise
-        except Exception as error:
+        except Exception as error:  # whatever NumPy raises on entries that do not fit
             raise ValueError(
                 f"{name}: {file} is no file of WinogradWeights, or is damaged: {error}"
             ) from error

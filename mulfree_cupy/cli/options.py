@@ -1,0 +1,87 @@
+"""Options that several commands share, and the numbers that options take."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+from collections.abc import Callable
+
+DATA_HELP = "'digits', or the path of CIFAR binary files, idx files, or class folders of images"
+
+
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """For `type=`: an integer within limits, which the error names beside the option."""
+    limits = f"at least {least}" if most is None else f"from {least} to {most}"
+
+    def parsed(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = None
+        if number is None or number < least or (most is not None and number > most):
+            raise argparse.ArgumentTypeError(f"must be a whole number, {limits}, got {text:.50}")
+        return number
+
+    return parsed
+
+
+def share(text: str) -> float:
+    """For `type=`: above 0 and at most 1."""
+    number = _number(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text:.50}")
+    return number
+
+
+def rate(text: str) -> float:
+    """For `type=`: a finite number that is not negative."""
+    number = _number(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a finite number, at least 0, got {text:.50}")
+    return number
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def densities(text: str) -> list[float]:
+    """For `type=`: falling shares with commas between them."""
+    numbers = [_number(density) for density in text.split(",")]
+    falling = all(a > b for a, b in itertools.pairwise([*numbers, 0.0]))
+    if not falling or numbers[0] > 1:
+        raise argparse.ArgumentTypeError(
+            "must be densities that fall, each above 0 and at most 1, with commas between them, "
+            f"such as 0.8,0.6, got {text:.50}"
+        )
+    return numbers
+
+
+def add_data(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data", default="digits", help=f"{DATA_HELP} (default: digits)")
+    add_image_size(command)
+    add_device(command)
+
+
+def add_image_size(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--image-size",
+        type=whole(1, 4096),
+        metavar="PIXELS",
+        help="height and width to which images in class folders are resized",
+    )
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+
+
+def load_data(chosen: argparse.Namespace):
+    """The training and the test part of ``--data``."""
+    from mulfree_cupy import data
+
+    return data.load(chosen.data, image_size=chosen.image_size)

@@ -1,0 +1,191 @@
+"""``mulfree train`` and ``mulfree ablation``."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mulfree_cupy.cli import options
+
+if TYPE_CHECKING:
+    from mulfree_cupy.train import Training
+
+INTERRUPTED = 130  # what a shell reports for Ctrl-C
+
+
+def add_train(commands) -> None:
+    command = commands.add_parser(
+        "train",
+        help="train a network; with no argument an AdderNet on handwritten digits",
+        description="Train a network. With no argument: an AdderNet LeNet-5-BN on scikit-learn's "
+        "handwritten digits, in under a minute. Writes checkpoint.npz at first and after every "
+        "epoch, and curve.png and curve.csv at the end. Ctrl-C saves and stops; --resume goes on.",
+    )
+    command.add_argument("--model", help="name of the network (default: adder-lenet)")
+    options.add_data(command)
+    command.add_argument(
+        "--epochs",
+        type=options.whole(1),
+        help="in all, those of --resume included (default: 30 for digits, else 20)",
+    )
+    command.add_argument(
+        "--batch-size", type=options.whole(2), help="default: 64 for digits, else 256"
+    )
+    command.add_argument("--rate", type=options.rate, help="first learning rate (default: 0.1)")
+    command.add_argument(
+        "--augment",
+        choices=["none", "crop", "crop and flip"],
+        help="default: 'crop and flip' for colour images, else none",
+    )
+    command.add_argument(
+        "--seed", type=options.whole(0), help="of weights and batches (default: 0)"
+    )
+    command.add_argument(
+        "--resume", metavar="CHECKPOINT", help="go on from there; other options change its recipe"
+    )
+    command.add_argument(
+        "--schedule",
+        choices=["continue", "restart"],
+        help="with --resume: the rate falls to 0 over the epochs that are left, from where it is "
+        "or once more from where it last began (default: as before; 'continue' for other --epochs)",
+    )
+    command.add_argument(
+        "--out",
+        help="folder without a run (default: that of --resume, or mulfree-run, mulfree-run-2 ...)",
+    )
+    command.set_defaults(run=_train)
+
+
+def _train(chosen: argparse.Namespace) -> int:
+    from mulfree_cupy.report import curves, output
+    from mulfree_cupy.train import Interrupted, Recipe, Training
+
+    start = time.perf_counter()
+    output.pyplot()  # or its absence would be known at the end only
+    if chosen.schedule and not chosen.resume:
+        raise ValueError("--schedule says how a run goes on, and needs --resume")
+    asked = {
+        name: getattr(chosen, name)
+        for name in ("model", "epochs", "batch_size", "rate", "augment", "seed")
+        if getattr(chosen, name) is not None
+    }
+    with _folder(chosen) as out:
+        where = {"device": chosen.device, "path": out / "checkpoint.npz"}
+        pair = options.load_data(chosen)
+        if chosen.resume:
+            asked["schedule"] = chosen.schedule
+            run = Training.resume(chosen.resume, *pair, **where, **asked)
+        else:
+            run = Training(Recipe(**{**_defaults(chosen.data, pair[0]), **asked}), *pair, **where)
+        print(_describe(run, pair))
+        try:
+            history = run.run()
+        except Interrupted:
+            print(f"Stopped in epoch {run.epoch + 1}; go on with: {_again(chosen, run.path)}")
+            return INTERRUPTED
+        picture = out / "curve.png"
+        name = run.recipe.model
+        curves.write(picture, {name: history}, title=f"{name} on {pair[0].name}")
+    print(f"Checkpoint {run.path}, learning curve {picture}")
+    print(
+        f"Test accuracy {history.test_accuracy[-1]:.2%} after {len(history.test_accuracy)} epochs, "
+        f"{time.perf_counter() - start:.1f} s"
+    )
+    return 0
+
+
+def _folder(chosen: argparse.Namespace) -> AbstractContextManager[Path]:
+    """Where a run goes; one that is there is only ever replaced by itself gone on with."""
+    from mulfree_cupy.train import folder
+
+    if chosen.resume is None:
+        return folder.taken(chosen.out) if chosen.out else folder.next_free("mulfree-run")
+    source = Path(chosen.resume)
+    if not source.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {source}")
+    out = Path(chosen.out or source.parent)
+    its_own = out.is_dir() and out.samefile(source.parent)
+    return folder.taken(out, resumed=source.name if its_own else None)
+
+
+def _defaults(name: str, train) -> dict:
+    if name == "digits":
+        return {"model": "adder-lenet", "epochs": 30, "batch_size": 64, "augment": "none"}
+    colour = train.images.shape[1] == 3
+    return {
+        "model": "adder-resnet20" if colour else "adder-lenet",
+        "augment": "crop and flip" if colour else "none",
+    }
+
+
+def _describe(run: Training, pair) -> str:
+    train, test = pair
+    recipe, done = run.recipe, run.epoch
+    count = sum(p.size for p in run.model.parameters())
+    epochs = f"{recipe.epochs} epochs"
+    if done or run.step:
+        rate = f"; rate {recipe.rate_in(done):.3g}" if done < recipe.epochs else ""
+        epochs = f"from epoch {done + 1}, {recipe.epochs - done} more, {recipe.epochs} in all{rate}"
+    return (
+        f"{recipe.model}, {count:,} parameters, on {train.name}: {len(train)} training and "
+        f"{len(test)} test images; batches of {recipe.batch_size}; {epochs}"
+    )
+
+
+def _again(chosen: argparse.Namespace, checkpoint: Path) -> str:
+    """The command that goes on with a run."""
+    words = ["mulfree", "train", "--resume", str(checkpoint), "--data", chosen.data]
+    words += ["--image-size", str(chosen.image_size)] if chosen.image_size else []
+    return shlex.join([*words, "--device", chosen.device])
+
+
+def add_ablation(commands) -> None:
+    command = commands.add_parser(
+        "ablation",
+        help="AdderNet's ablation: full or sign gradient, adaptive or fixed rate",
+        description="Train LeNet-5-BN four times, with the full-precision or the sign gradient of "
+        "the filters, at the adaptive rate or at a fixed one 100 times larger. Prints a table and "
+        "writes ablation.png and ablation.csv.",
+    )
+    options.add_data(command)
+    for name, least, default in (("epochs", 1, 30), ("batch-size", 2, 64), ("seed", 0, 0)):
+        command.add_argument(
+            f"--{name}", type=options.whole(least), default=default, help=f"default: {default}"
+        )
+    command.add_argument(
+        "--out",
+        help="folder without a run (default: mulfree-ablation, mulfree-ablation-2 ...)",
+    )
+    command.set_defaults(run=_ablation)
+
+
+def _ablation(chosen: argparse.Namespace) -> int:
+    from mulfree_cupy.report import curves, output
+    from mulfree_cupy.train import ablation, folder
+
+    output.pyplot()
+    taken = folder.taken(chosen.out) if chosen.out else folder.next_free("mulfree-ablation")
+    with taken as out:
+        train, test = options.load_data(chosen)
+        histories = ablation(
+            train,
+            test,
+            epochs=chosen.epochs,
+            batch_size=chosen.batch_size,
+            seed=chosen.seed,
+            device=chosen.device,
+        )
+        curves.write(out / "ablation.png", histories, title=f"AdderNet's ablation on {train.name}")
+    print(f"{'filters of LeNet-5-BN':30} {'test accuracy':>14} {'best':>8}")
+    for name, history in histories.items():
+        accuracies = history.test_accuracy
+        if len(accuracies) < chosen.epochs:
+            print(f"{name:30} diverged in epoch {len(accuracies) + 1}")
+        else:
+            print(f"{name:30} {accuracies[-1]:14.2%} {max(accuracies):8.2%}")
+    print(f"Curves {out / 'ablation.png'}")
+    return 0

@@ -1,0 +1,54 @@
+"""Tables and pictures in files, which are whole or absent."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from mulfree_cupy.files import replaced
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def pyplot() -> ModuleType:
+    """matplotlib.pyplot, drawing into files alone.
+
+    Raises
+    ------
+    ImportError
+        If Matplotlib is not installed; the message names the extra.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError(
+            "curves and kernels are drawn by Matplotlib; pip install 'mulfree_cupy[train]'"
+        ) from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot
+
+
+def write_table(path: str | Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file; numbers with six digits."""
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(head)
+    for row in rows:
+        table.writerow(f"{cell:.6g}" if isinstance(cell, float) else cell for cell in row)
+    with replaced(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def write_picture(path: str | Path, figure: Figure) -> None:
+    """Write a figure as PNG, and close it."""
+    figure.tight_layout()
+    with replaced(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+    pyplot().close(figure)

@@ -1,0 +1,112 @@
+"""A trained network read back, and its share of right answers."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from mulfree_cupy import data, nn
+from mulfree_cupy.arrays import Array
+from mulfree_cupy.autograd import Tensor, no_grad
+from mulfree_cupy.train import checkpoint
+from mulfree_cupy.train.checkpoint import Checkpoint
+from mulfree_cupy.train.device import right_answers
+
+
+def load_model(path: str | os.PathLike, xp: Any = np) -> tuple[nn.Module, Checkpoint]:
+    """The trained network of a checkpoint, in evaluation mode, and the checkpoint."""
+    saved = checkpoint.load(path)
+    return saved.model.to(xp).eval(), saved
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: data.Dataset,
+    mean: np.ndarray,
+    std: np.ndarray,
+    xp: Any = np,
+    batch_size: int = 500,
+) -> float:
+    """Share of right answers of a network on a data set.
+
+    Raises
+    ------
+    FloatingPointError
+        If an answer of the network is not finite.
+    """
+    model.eval()
+    loader = in_order(dataset, mean, std, batch_size)
+    if xp is not np:
+        return right_answers(model, data.Feed(loader, xp)) / len(dataset)
+    right = 0
+    with no_grad():
+        for images, labels in loader:
+            logits = model(Tensor(images)).data
+            if not np.isfinite(logits).all():
+                raise FloatingPointError(
+                    f"the network's answers on {dataset.name} are not finite; "
+                    f"{first_fault(model, images)}"
+                )
+            right += int((logits.argmax(axis=1) == labels).sum())
+    return right / len(dataset)
+
+
+def in_order(
+    dataset: data.Dataset, mean: np.ndarray, std: np.ndarray, batch_size: int = 500
+) -> data.Loader:
+    """The batches that a network is tested on."""
+    return data.Loader(dataset, batch_size, shuffle=False, mean=mean, std=std, seed=0)
+
+
+def first_fault(model: nn.Module, x: Array) -> str:
+    """The first layer, in the order of computation, whose answer is not finite."""
+    names = {id(module): name for name, module in model.modules()}
+    faults = []
+
+    def watch(module: nn.Module, answer: Tensor, _: float) -> None:
+        if not faults and not bool(np.isfinite(answer.data).all()):
+            faults.append(f"{names[id(module)]} ({type(module).__name__})")
+
+    with nn.observed(watch), no_grad():
+        model(Tensor(x))
+    return (
+        f"the first layer that is not finite is {faults[0]}" if faults else "every layer is finite"
+    )
+
+
+def namespace_of(device: str) -> Any:
+    """NumPy for ``"cpu"``, CuPy for ``"cuda"``."""
+    if device == "cpu":
+        return np
+    if device != "cuda":
+        raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
+    try:
+        import cupy
+    except ImportError:
+        raise ValueError(
+            "device 'cuda' needs CuPy; pip install 'mulfree_cupy[cuda13]', or its extra cuda12"
+        ) from None
+    if not cupy.is_available():
+        raise ValueError("device 'cuda' needs a GPU, and CuPy finds none")
+    return cupy
+
+
+def check_data(source: str | os.PathLike, saved: Checkpoint, dataset: data.Dataset) -> None:
+    """Raise a ValueError unless a checkpoint's network is for images and classes like these."""
+    if saved.shape != shape_of(dataset):
+        raise ValueError(
+            f"{source} was trained on images of {saved.shape}, {dataset.name} has "
+            f"{shape_of(dataset)}"
+        )
+    if saved.classes != tuple(dataset.classes):
+        raise ValueError(f"{source} was trained on other classes than those of {dataset.name}")
+
+
+def shape_of(dataset: data.Dataset) -> dict[str, int]:
+    """What a network must know of the images."""
+    _, channels, height, width = dataset.images.shape
+    if height != width:
+        raise ValueError(f"the networks take square images, got {height} x {width}")
+    return {"channels": channels, "size": height, "classes": len(dataset.classes)}

@@ -1,0 +1,105 @@
+"""What decides a training run besides the data, and what is kept of how it went."""
+
+from __future__ import annotations
+
+import numbers
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+from mulfree_cupy import data, geometry, optim
+
+AUGMENTATIONS = {
+    "none": None,
+    "crop": data.RandomCrop(),
+    "crop and flip": data.Compose(data.RandomCrop(), data.RandomFlip()),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: everything that decides the result, besides the data.
+
+    The defaults are the AdderNet reference's for CIFAR, with fewer epochs. `augment` is a key of
+    `AUGMENTATIONS`; the rest is as in `mulfree_cupy.optim.SGD`. The rate falls along half a cosine
+    from `first_epoch`, which is 0 unless a run was gone on with, to the end of `epochs`.
+
+    Raises
+    ------
+    TypeError
+        If a number is none.
+    ValueError
+        If a number is out of range or a choice unknown.
+    """
+
+    model: str
+    epochs: int = 20
+    batch_size: int = 256
+    rate: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    adder: str = "adaptive"
+    adder_scale: float = 1.0
+    eta: float = 0.2
+    augment: str = "crop and flip"
+    seed: int = 0
+    first_epoch: int = 0
+
+    def __post_init__(self):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("first_epoch", 0)):
+            self._take(name, integer("Recipe", name, getattr(self, name), least))
+        for name in ("rate", "momentum", "weight_decay", "adder_scale", "eta"):
+            self._take(name, number("Recipe", name, getattr(self, name)))
+        for name, choices in (
+            ("nesterov", (False, True)),
+            ("adder", optim.ADDER_RATES),
+            ("augment", tuple(AUGMENTATIONS)),
+        ):
+            chosen = getattr(self, name)
+            if type(chosen) is not type(choices[0]) or chosen not in choices:
+                raise ValueError(f"Recipe: {name} must be one of {choices}, got {chosen!r}")
+        if not isinstance(self.model, str):
+            raise TypeError(f"Recipe: model must be the name of a network, got {self.model!r}")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("Recipe: nesterov needs momentum > 0")
+        if self.first_epoch >= self.epochs:
+            raise ValueError(
+                f"Recipe: first_epoch must be below epochs, {self.epochs}, got {self.first_epoch}"
+            )
+
+    def _take(self, name: str, value: float) -> None:
+        object.__setattr__(self, name, value)
+
+    def rate_in(self, epoch: int) -> float:
+        """The learning rate of an epoch."""
+        schedule = optim.cosine(self.rate, self.epochs - self.first_epoch)
+        return schedule(epoch - self.first_epoch)
+
+
+@dataclass
+class History:
+    """One number an epoch in each list."""
+
+    train_loss: list[float] = field(default_factory=list)
+    train_accuracy: list[float] = field(default_factory=list)
+    test_accuracy: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+
+def integer(owner: str, name: str, value: Any, least: int = 1) -> int:
+    """An int, at least `least`, of 63 bits at most, and no bool."""
+    if isinstance(value, bool):
+        raise TypeError(f"{owner}: {name} must be an int, got {value}")
+    if geometry.integer(owner, name, value, least) >= 2**63:
+        raise ValueError(f"{owner}: {name} must be below 2**63, got {value}")
+    return int(value)
+
+
+def number(owner: str, name: str, value: Any, least: float = 0.0) -> float:
+    """A finite float, at least `least`, and no bool."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(f"{owner}: {name} must be a number, got {value!r}")
+    if not least <= value <= sys.float_info.max:
+        raise ValueError(f"{owner}: {name} must be a finite number >= {least:g}, got {value}")
+    return float(value)

@@ -1,0 +1,199 @@
+"""The threads of the CPU kernels: how many, the same bits, forks, many callers, none left."""
+
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mulfree_cupy as mf
+
+_cpu = pytest.importorskip("mulfree_cupy._cpu")
+ROOT = Path(__file__).parent.parent
+RNG = np.random.default_rng(20)
+X = RNG.normal(size=(16, 24, 20, 20)).astype("f")  # large enough for several threads
+W = RNG.normal(size=(24, 24, 3, 3)).astype("f")
+SHIFTS = mf.modulo_shifts(24)
+WINOGRAD = mf.WinogradWeights.from_spatial(W)
+
+
+@pytest.fixture(autouse=True)
+def number_of_threads():
+    before = mf.get_num_threads()
+    yield
+    mf.set_num_threads(before)
+
+
+def answers():
+    """Every kind of loop over threads: strips, gradients, planes, Winograd's tiles."""
+    y = mf.adder_conv(X, W, padding=1)
+    return (
+        y,
+        *mf.adder_conv_backward(y, X, W, padding=1),
+        *mf.conv_backward(y, X, W, padding=1),
+        mf.adder_conv((X * 40 + 128).astype(np.uint8), (W * 40 + 128).astype(np.uint8)),
+        mf.shift(X, SHIFTS),
+        mf.shift_backward(y, SHIFTS, X.shape),
+        mf.im2col(X, 3),
+        mf.winograd_conv(X, WINOGRAD, padding=1),
+        *mf.winograd_conv_backward(y, X, WINOGRAD, padding=1),
+    )
+
+
+def in_a_child(code, **environment):
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={k: v for k, v in os.environ.items() if "NUM_THREADS" not in k} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("threads", [2, 3, 7, 64])
+def test_any_number_of_threads_gives_the_same_bits(threads):
+    mf.set_num_threads(1)
+    want = answers()
+    mf.set_num_threads(threads)
+    for _ in range(3):
+        for a, b in zip(answers(), want, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_the_environment_sets_their_number():
+    code = "import mulfree_cupy as mf; print(mf.get_num_threads())"
+    assert in_a_child(code, MULFREE_NUM_THREADS="3", OMP_NUM_THREADS="5") == "3"
+    assert in_a_child(code, OMP_NUM_THREADS="5,2") == "5"
+    available = str(len(os.sched_getaffinity(0))) if sys.platform == "linux" else None
+    for nonsense in ("", "many", "0", "-2"):
+        got = in_a_child(code, MULFREE_NUM_THREADS=nonsense)
+        assert available in (got, None)
+
+
+@pytest.mark.parametrize("n", [0, -1, 1025, 2.0, "2", None])
+def test_other_numbers_are_refused(n):
+    before = mf.get_num_threads()
+    error = ValueError if isinstance(n, int) else TypeError
+    with pytest.raises(error, match="set_num_threads: n must be"):
+        mf.set_num_threads(n)
+    assert mf.get_num_threads() == before
+
+
+COUNT = """
+import os, numpy as np, mulfree_cupy as mf
+def threads():
+    return len(os.listdir("/proc/self/task"))
+before = threads()
+x, w = np.ones((16, 24, 20, 20), "f"), np.ones((24, 24, 3, 3), "f")
+mf.adder_conv(x[:1, :, :4, :4], w)
+small = threads() - before
+for _ in range(3):
+    mf.adder_conv(x, w)
+print(small, threads() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads by /proc")
+def test_a_small_call_starts_no_thread_and_others_no_more_than_allowed():
+    assert in_a_child(COUNT, MULFREE_NUM_THREADS="4") == "0 3"
+
+
+ASLEEP = """
+import time, numpy as np, mulfree_cupy as mf
+x, w = np.ones((16, 24, 20, 20), "f"), np.ones((24, 24, 3, 3), "f")
+for _ in range(5):
+    mf.adder_conv(x, w)
+time.sleep(0.05)
+before = time.process_time()
+time.sleep(0.5)
+print(time.process_time() - before)
+"""
+
+
+def test_no_thread_is_left_spinning():
+    assert float(in_a_child(ASLEEP, MULFREE_NUM_THREADS="4")) < 0.05  # seconds of a processor
+
+
+def child_answers(connection):
+    connection.send([a.tobytes() for a in answers()])
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_child_process_works_after_a_call_with_threads(method):
+    mf.set_num_threads(3)
+    want = [a.tobytes() for a in answers()]
+    context = multiprocessing.get_context(method)
+    ours, theirs = context.Pipe()
+    child = context.Process(target=child_answers, args=(theirs,))
+    child.start()
+    assert ours.poll(60), "the child hangs"
+    assert ours.recv() == want
+    child.join()
+    assert child.exitcode == 0
+    assert [a.tobytes() for a in answers()] == want  # and so does the parent
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_in_the_middle_of_other_threads_calls():
+    mf.set_num_threads(3)
+    want = mf.adder_conv(X, W).tobytes()
+    stop = threading.Event()
+
+    def call():
+        while not stop.is_set():
+            mf.adder_conv(X, W)
+
+    callers = [threading.Thread(target=call) for _ in range(2)]
+    for caller in callers:
+        caller.start()
+    try:
+        for _ in range(10):
+            child = os.fork()
+            if child == 0:
+                os._exit(0 if mf.adder_conv(X, W).tobytes() == want else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        stop.set()
+        for caller in callers:
+            caller.join()
+
+
+def test_many_callers_at_once_get_the_same_answers():
+    mf.set_num_threads(4)
+    want = [a.tobytes() for a in answers()]
+    with ThreadPoolExecutor(6) as pool:
+        for got in pool.map(lambda _: [a.tobytes() for a in answers()], range(12)):
+            assert got == want
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_the_pool_has_no_race(tmp_path):
+    program = tmp_path / "threads"
+    built = subprocess.run(
+        ["g++", "-std=c++17", "-O1", "-g", "-fsanitize=thread", "-pthread", "-o", program,
+         ROOT / "cpu/threads.cpp", ROOT / "tests/threads_driver.cpp"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if built.returncode and "tsan" in built.stderr:
+        pytest.skip("no ThreadSanitizer here")
+    assert built.returncode == 0, built.stderr
+    done = subprocess.run([program], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(300 * sum(range(64)))] * 4
+
+
+def test_show_config_names_what_a_report_needs(capsys):
+    mf.show_config()
+    text = capsys.readouterr().out
+    for part in (mf.__version__, np.__version__, _cpu.features(), "threads", "gpu"):
+        assert part in text
