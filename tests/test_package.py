@@ -69,7 +69,7 @@ def test_the_wheel_holds_the_cuda_sources_and_the_emulator(wheel):
 
 @pytest.mark.slow
 @needs_git
-def test_a_release_holds_the_compiled_kernels_and_what_they_need(tmp_path):
+def test_a_release_holds_the_compiled_kernels_for_any_linux(tmp_path):
     wheel = build_wheel(tmp_path, MULFREE_REQUIRE_KERNELS="1")
     assert any(name.startswith("mulfree_cupy/_cpu") for name in wheel.namelist())
     pytest.importorskip("auditwheel")
@@ -77,8 +77,6 @@ def test_a_release_holds_the_compiled_kernels_and_what_they_need(tmp_path):
     subprocess.run(repair, check=True, capture_output=True)
     (repaired,) = (tmp_path / "out").iterdir()
     assert "manylinux" in repaired.name
-    names = zipfile.ZipFile(repaired).namelist()
-    assert any(name.startswith("mulfree_cupy.libs/libgomp") for name in names)
 
 
 @needs_git
