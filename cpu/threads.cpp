@@ -135,15 +135,12 @@ private:
     }
 };
 
-// A child process has none of its parent's threads, and the pool may have been in use when it was copied. So
-// a child begins with a pool of its own; the copy is left as it is.
-Pool*& pool() {
-    static Pool* current = [] {
-        pthread_atfork(nullptr, nullptr, [] { pool() = new Pool; });
-        return new Pool;
-    }();
-    return current;
-}
+// Made as the module is loaded. A child process has none of its parent's threads, and the pool may have been
+// in use when it was copied. So a child begins with a pool of its own; the copy is left as it is.
+Pool* pool = [] {
+    pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+    return new Pool;
+}();
 
 index from_environment(const char* name) {
     const char* text = std::getenv(name);
@@ -180,11 +177,11 @@ index threads_for(index units, double work, index scratch, index shared) {
     return std::max<index>(1, threads);
 }
 
-Team::Team(index threads) : size_(1), workers_(threads > 1 ? pool()->take(threads - 1) : nullptr) {
+Team::Team(index threads) : size_(1), workers_(threads > 1 ? pool->take(threads - 1) : nullptr) {
     for (Worker* worker = workers_; worker; worker = worker->next) worker->number = size_++;
 }
 
-Team::~Team() { pool()->give_back(workers_); }
+Team::~Team() { pool->give_back(workers_); }
 
 void Team::run_(void (*work)(const void*, index), const void* context) {
     const Job job{work, context};
