@@ -197,7 +197,7 @@ def test_the_rate_changes_without_another_graph(digits, cupy, monkeypatch):
     captures, capture = [], Replay._capture
     monkeypatch.setattr(Replay, "_capture", lambda *a: (captures.append(a), capture(*a)))
     run = finished(digits, epochs=3)
-    assert run.optimiser.rate != run.schedule(0) and len(captures) == 1
+    assert run.optimiser.rate != run.recipe.rate_in(0) and len(captures) == 1
 
 
 @pytest.mark.gpu
