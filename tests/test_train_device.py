@@ -173,6 +173,7 @@ CHANGES = {
     "weight decay": lambda run: setattr(run.optimiser, "weight_decay", 0.1),
     "eta": lambda run: setattr(run.optimiser, "eta", 0.5),
     "scale": lambda run: vars(run.optimiser).update(adder="fixed", adder_scale=3.0),
+    "options": lambda run: run.model.conv2.options.update(dilation=2, padding=4),
     "statistics": lambda run: setattr(run.model.bn1, "momentum", 0.5),
 }
 
