@@ -21,6 +21,9 @@ constexpr int SPINS = 2000;
 // Multiply-adds that are worth a thread: by the time it has woken, the caller has done as many.
 constexpr double LEAST_WORK = 500000;
 
+// As in set_num_threads.
+constexpr long MOST_THREADS = 1024;
+
 inline void pause() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
@@ -132,19 +135,16 @@ private:
     }
 };
 
-// A child process has none of its parent's threads, and the pool may have been in use when it was copied. So
-// a child begins with a pool of its own; the copy is left as it is.
-Pool*& pool() {
-    static Pool* current = [] {
-        pthread_atfork(nullptr, nullptr, [] { pool() = new Pool; });
-        return new Pool;
-    }();
-    return current;
-}
+// Made as the module is loaded. A child process has none of its parent's threads, and the pool may have been
+// in use when it was copied. So a child begins with a pool of its own; the copy is left as it is.
+Pool* pool = [] {
+    pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
+    return new Pool;
+}();
 
 index from_environment(const char* name) {
     const char* text = std::getenv(name);
-    return text ? std::max(0L, std::strtol(text, nullptr, 10)) : 0;
+    return text ? std::clamp(std::strtol(text, nullptr, 10), 0L, MOST_THREADS) : 0;
 }
 
 index processors() {
@@ -177,11 +177,11 @@ index threads_for(index units, double work, index scratch, index shared) {
     return std::max<index>(1, threads);
 }
 
-Team::Team(index threads) : size_(1), workers_(threads > 1 ? pool()->take(threads - 1) : nullptr) {
+Team::Team(index threads) : size_(1), workers_(threads > 1 ? pool->take(threads - 1) : nullptr) {
     for (Worker* worker = workers_; worker; worker = worker->next) worker->number = size_++;
 }
 
-Team::~Team() { pool()->give_back(workers_); }
+Team::~Team() { pool->give_back(workers_); }
 
 void Team::run_(void (*work)(const void*, index), const void* context) {
     const Job job{work, context};

@@ -40,6 +40,10 @@ def namespace(way):
 def on_gpu(array):
     """The array on the GPU, its strides and its alignment to 16 bytes kept; asarray loses both."""
     cupy = namespace("gpu")
+    if isinstance(array, mf.WinogradWeights):
+        return mf.WinogradWeights.from_dense(
+            on_gpu(array.dense), on_gpu(array.mask), points=array.points
+        )
     if not array.size:
         return cupy.empty(array.shape, array.dtype)
     first, end = np.lib.array_utils.byte_bounds(array)

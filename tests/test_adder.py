@@ -50,7 +50,9 @@ def assert_within_the_bound_of_halves(answer, x, w, bias=None, **options):
     rounded = 16 * 2.0**-11 * (1 + 16 * 2.0**-11) * distance
     assert answer.dtype == np.float32
     allowed = rounded + (w[0].size / 32 + 4) * 2.0**-24 * largest + 1e-300
-    assert_allclose((answer - expected) / allowed, np.zeros(expected.shape), rtol=0, atol=1)
+    with np.errstate(all="ignore"):  # in rehearsal an answer is what the memory held
+        off = (answer - expected) / allowed
+    assert_allclose(off, np.zeros(expected.shape), rtol=0, atol=1)
 
 
 @pytest.mark.parametrize("way", GPU_WAYS)
@@ -91,9 +93,8 @@ def test_no_halves(way, x, w):
     x, w = np.ones(x, np.float16), np.ones(w, np.float16)
     answer = run(way, mf.adder_conv, x, w, bias, kernel="7_half2")
     assert answer.dtype == np.float32
-    assert_array_equal(
-        answer, spec.adder_conv(x, w, bias) if w.size else bias[:, None, None] + 0 * answer
-    )
+    expected = bias[:, None, None] + np.zeros(answer.shape)
+    assert_array_equal(answer, spec.adder_conv(x, w, bias) if w.size else expected)
 
 
 @pytest.mark.parametrize("way", GPU_WAYS)

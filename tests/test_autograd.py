@@ -319,7 +319,10 @@ def test_a_pullback_may_have_no_gradient(monkeypatch):
     assert_array_equal(a.grad, [2, 2])
 
 
-NUMBERS = [2, True, 2.0, np.int64(2), np.float64(2), np.float32(2), np.uint8(2), np.bool_(True)]
+NUMBERS = [
+    *(2, True, 2.0, np.int64(2), np.float64(2), np.float32(2), np.uint8(2), np.bool_(True)),
+    np.longdouble(2),
+]
 
 
 @pytest.mark.parametrize("number", NUMBERS, ids=repr)
@@ -337,6 +340,14 @@ def test_numbers_do_not_change_the_dtype(dtype, number):
 def test_exponents_are_numbers(exponent):
     with pytest.raises(TypeError, match="power: the exponent must be a number, got"):
         Tensor(ROW) ** exponent
+
+
+def test_numbers_beside_booleans_and_integers_count_as_in_numpy():
+    for dtype in (bool, np.uint8, np.int64):
+        a = np.array([0, 1], dtype)
+        for number in (True, 2, 0.5, np.int64(2), np.float32(0.5)):
+            for y, want in ((Tensor(a) * number, a * number), (number + Tensor(a), number + a)):
+                assert_array_equal(y.data, want)
 
 
 def test_numbers_that_integers_cannot_hold_are_refused():

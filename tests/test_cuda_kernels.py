@@ -317,6 +317,18 @@ def test_grad_x_is_accurate_at_every_scale(run, scale):
     assert_close(grad_x, spec.adder_conv_backward(grad, x, w, **options(g))[0])
 
 
+@pytest.mark.parametrize("value", [1e29, 1.8e38, -3.4e38])
+def test_a_gradient_of_x_that_fits_float32_does_not_overflow(run, value):
+    """The saturated form doubles its sums."""
+    g = GEOMETRIES["vectors everywhere"]
+    x, w = values(g.x_shape, "float32"), values(g.w_shape, "float32", 1)
+    grad, grad_x = np.zeros(g.out_shape, "float32"), unwritten(g.x_shape, "float32")
+    grad[1, 2, 1, 1] = value
+    run(adder.adder_conv_grad_x, grad, x, w, grad_x, g)
+    expected = spec.adder_conv_backward(grad, x, w, **options(g))[0]
+    assert_allclose(grad_x, expected, rtol=1e-5, atol=1e-6 * abs(value))
+
+
 @pytest.mark.parametrize("where", ["grad", "x", "w"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @floats

@@ -20,23 +20,8 @@ WAYS = ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)]
 
 
 def forward(way, problem, weights=None, **options):
-    weights = weights or problem.weights
-    if way == "gpu":
-        weights = on_gpu(weights)
-    return run(
-        way,
-        lambda x, bias: mf.winograd_conv(x, weights, bias, **problem.options, **options),
-        problem.x,
-        problem.bias,
-    )
-
-
-def on_gpu(weights):
-    cupy = pytest.importorskip("cupy")
-    if not cupy.is_available():
-        pytest.skip("no GPU")
-    u, mask = cupy.asarray(weights.dense), cupy.asarray(weights.mask)
-    return mf.WinogradWeights.from_dense(u, mask, points=weights.points)
+    arrays = problem.x, weights or problem.weights, problem.bias
+    return run(way, mf.winograd_conv, *arrays, **problem.options, **options)
 
 
 def expected(problem):
@@ -94,16 +79,11 @@ def test_the_frozen_kernel_is_the_formula(way, problem):
 @settings(max_examples=40)
 @given(problem=problems(), workspace=st.sampled_from([1, 2**26]))
 def test_backward_is_its_formula(way, problem, workspace):
-    grad, weights = problem.grad(), problem.weights
-    if way == "gpu":
-        weights = on_gpu(weights)
-
-    def backward(grad, x):
-        return mf.winograd_conv_backward(grad, x, weights, **problem.options)
-
+    grad = problem.grad()
+    arrays = grad, problem.x, problem.weights
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(winograd, "WORKSPACE", workspace)
-        grad_x, grad_u = run(way, backward, grad, problem.x)
+        grad_x, grad_u = run(way, mf.winograd_conv_backward, *arrays, **problem.options)
     expected_x, expected_u = spec.winograd_conv_backward(
         grad, problem.x, problem.u, problem.matrices, **problem.options
     )

@@ -114,6 +114,30 @@ def test_dropout_keeps_the_mean_and_only_while_training():
         nn.Dropout(1.0, rng)
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, bool])
+def test_dropout_of_integers(dtype):
+    y = nn.Dropout(0.5, np.random.default_rng(1))(Tensor(np.ones(100, dtype))).data
+    assert y.dtype == np.float64
+    assert set(y) == {0, 2}
+
+
+@pytest.mark.parametrize("adder", [False, True])
+def test_a_parameter_may_be_one_number(adder):
+    class Scaled(nn.Module):
+        def __init__(self):
+            self.scale = nn.Parameter(np.float32(3), adder=adder)
+
+    model = Scaled()
+    optimiser = optim.SGD(model.parameters(), 0.5, momentum=0.5, weight_decay=0.25)
+    for _ in range(2):
+        (model.scale * model.scale).backward()
+        optimiser.step()
+    for array in (model.scale.data, model.scale.grad, optimiser.velocities[0]):
+        assert (type(array), array.dtype, array.shape) == (np.ndarray, np.float32, ())
+    model.load_state_dict(model.state_dict())
+    optimiser.load_state_dict(optimiser.state_dict())
+
+
 def test_observed_modules_are_told_of_in_order():
     seen = []
     model = nn.Sequential(nn.ReLU(), nn.Flatten())
@@ -223,6 +247,21 @@ def test_parameters_are_found_in_lists_and_dicts():
     assert_array_equal(model.table, [1, 2, 3])
 
 
+@pytest.mark.parametrize(
+    "named",
+    [
+        {1: nn.Parameter([1.0]), "1": nn.Parameter([2.0])},
+        {"a.weight": nn.Parameter([1.0]), "a": nn.BatchNorm(1)},
+    ],
+)
+def test_two_parameters_of_one_name_are_refused(named):
+    model = nn.Module()
+    model.named = named
+    for use in (model.state_dict, lambda: model.load_state_dict({})):
+        with pytest.raises(ValueError, match="Module: two parameters or buffers have the name"):
+            use()
+
+
 def test_numbers_of_numpy_are_no_buffers():
     one = np.int64(1)
     for layer in (
@@ -238,6 +277,19 @@ def test_numbers_of_numpy_are_no_buffers():
         assert all(array.ndim for array in layer.state_dict().values())
         layer.load_state_dict(layer.state_dict())
         layer.to(np)(Tensor(np.ones((2, 4, 5, 5), np.float32)))
+
+
+def test_sizes_of_small_integers_draw_the_same_weights():
+    """Where products of the sizes overflow their dtype, and NumPy would take roots in float16."""
+    for layer in (
+        lambda size, rng: nn.Conv(size(200), size(200), size(3), rng, groups=size(2)),
+        lambda size, rng: nn.Linear(size(200), size(3), rng),
+        lambda size, rng: nn.ShiftConv(mf.modulo_shifts(9), size(200), rng),
+        lambda size, rng: nn.WinogradConv(size(8), size(200), rng),
+        lambda size, rng: nn.WinogradConv(size(200), size(8), rng, relu=True),
+    ):
+        plain, small = (layer(size, np.random.default_rng(1)) for size in (int, np.uint8))
+        assert_array_equal(small.weight.data, plain.weight.data)
 
 
 @pytest.mark.parametrize(

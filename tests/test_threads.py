@@ -58,6 +58,24 @@ def in_a_child(code, **environment):
     return done.stdout.strip()
 
 
+def test_python_may_end_while_a_daemon_thread_computes():
+    in_a_child("""
+import threading, time
+import numpy as np
+import mulfree_cupy as mf
+
+x, w = np.ones((8, 16, 40, 40), "f"), np.ones((16, 16, 3, 3), "f")
+
+def loop():
+    while True:
+        mf.adder_conv(x, w)
+
+for _ in range(3):
+    threading.Thread(target=loop, daemon=True).start()
+time.sleep(0.1)
+""")
+
+
 @pytest.mark.parametrize("threads", [2, 3, 7, 64])
 def test_any_number_of_threads_gives_the_same_bits(threads):
     mf.set_num_threads(1)
@@ -73,6 +91,8 @@ def test_the_environment_sets_their_number():
     assert in_a_child(code, MULFREE_NUM_THREADS="3", OMP_NUM_THREADS="5") == "3"
     assert in_a_child(code, OMP_NUM_THREADS="5,2") == "5"
     available = str(len(os.sched_getaffinity(0))) if sys.platform == "linux" else None
+    for many in ("1025", "9" * 30):
+        assert in_a_child(code, MULFREE_NUM_THREADS=many) == "1024"
     for nonsense in ("", "many", "0", "-2"):
         got = in_a_child(code, MULFREE_NUM_THREADS=nonsense)
         assert available in (got, None)

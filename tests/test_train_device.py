@@ -173,6 +173,7 @@ CHANGES = {
     "weight decay": lambda run: setattr(run.optimiser, "weight_decay", 0.1),
     "eta": lambda run: setattr(run.optimiser, "eta", 0.5),
     "scale": lambda run: vars(run.optimiser).update(adder="fixed", adder_scale=3.0),
+    "options": lambda run: run.model.conv2.options.update(dilation=2, padding=4),
     "statistics": lambda run: setattr(run.model.bn1, "momentum", 0.5),
 }
 
@@ -197,7 +198,7 @@ def test_the_rate_changes_without_another_graph(digits, cupy, monkeypatch):
     captures, capture = [], Replay._capture
     monkeypatch.setattr(Replay, "_capture", lambda *a: (captures.append(a), capture(*a)))
     run = finished(digits, epochs=3)
-    assert run.optimiser.rate != run.schedule(0) and len(captures) == 1
+    assert run.optimiser.rate != run.recipe.rate_in(0) and len(captures) == 1
 
 
 @pytest.mark.gpu

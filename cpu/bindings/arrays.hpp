@@ -8,9 +8,11 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <chrono>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "../kernels.hpp"
@@ -32,6 +34,24 @@ const FloatKernels<T>& kernels() {
     if constexpr (sizeof(T) == 4) return chosen->f32;
     else return chosen->f64;
 }
+
+// Other Python threads run until the end of the scope. Where Python ends meanwhile, a daemon thread that asks
+// to run again is unwound (before 3.14), which no destructor lets pass: it waits here for the process to end.
+class WithoutGil {
+public:
+    WithoutGil() : state_(PyEval_SaveThread()) {}
+    WithoutGil(const WithoutGil&) = delete;
+    ~WithoutGil() {
+        try {
+            PyEval_RestoreThread(state_);
+        } catch (...) {
+            for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+        }
+    }
+
+private:
+    PyThreadState* state_;
+};
 
 inline void require(bool condition, const char* message) {
     if (!condition) throw std::invalid_argument(message);

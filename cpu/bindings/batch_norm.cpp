@@ -34,7 +34,7 @@ Array<T> empty_like(const BatchNorm<T>& p) {
 
 template <class T>
 void run_pass(void (*kernel)(const BatchNorm<T>&), const BatchNorm<T>& p) {
-    py::gil_scoped_release release;
+    WithoutGil others_run;
     kernel(p);
 }
 

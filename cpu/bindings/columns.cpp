@@ -36,7 +36,7 @@ void im2col_any(py::array x_array, py::array cols, Pair kernel, Pair stride, Pai
         const Source<T> x(x_array);
         T* to = writable<T>(cols, 3);
         const Columns c = columns(x.array, cols, kernel, stride, padding, dilation);
-        py::gil_scoped_release release;
+        WithoutGil others_run;
         im2col<T>(c, x.image, to);
     });
 }
@@ -50,7 +50,7 @@ void col2im_sum(const Array<T>& cols_array, Array<T> x, Pair kernel, Pair stride
     const auto step = [&](int k) { return index(cols.strides(k)) / index(sizeof(T)); };
     const index batch = step(0), tap = step(1), pixel = step(2);
     const T* from = static_cast<const T*>(cols.data());
-    py::gil_scoped_release release;
+    WithoutGil others_run;
     col2im<T>(c, from, batch, tap, pixel, to);
 }
 

@@ -75,7 +75,7 @@ void forward(void (*kernel)(const Convolution<X, Y>&), Array<X> x_array, Array<X
         f.taps(), f.rows * f.columns, f.columns, 1, values(bias, f.all, "bias"),
         image_of(y, f.all, out.shape(2), out.shape(3))};
     images_as_row(p, p.x, p.y);
-    py::gil_scoped_release release;
+    WithoutGil others_run;
     kernel(p);
 }
 
@@ -107,7 +107,7 @@ void conv_grad_x(const Array<T>& grad_array, Array<T> w, Array<T> grad_x, const 
     const Axis v = window.width(width, grad.shape(3), f.columns);
     const T* weights = contiguous(w, "w");
     const Image<T> x = image_of(to, f.channels * groups, height, width);
-    py::gil_scoped_release release;
+    WithoutGil others_run;
     const auto touches_all = [](const Axis& a) {
         return a.taps >= a.step && std::gcd(a.step, a.tap_step) == 1;
     };
@@ -146,7 +146,7 @@ void adder_conv_grad_x(const Array<T>& grad_array, Array<T> x_array, Array<T> w,
         window.width(x.shape(3), grad.shape(3), f.columns), grad.image, x.image, contiguous(w, "w"),
         image_of(to, x.shape(1), x.shape(2), x.shape(3))};
     images_as_row(p, p.grad, p.x, p.grad_x);
-    py::gil_scoped_release release;
+    WithoutGil others_run;
     kernels<T>().adder_grad_x(p);
     if (!all_finite(p.w, f.all * f.taps()) || passes_over(p.height) || passes_over(p.width))
         mend_nan(p, [](double w, double x) { return std::clamp(w - x, -1.0, 1.0); });  // NaN stays
@@ -167,7 +167,7 @@ void grad_w(const Array<T>& grad_array, Array<T> x_array, const Optional<T>& w, 
         window.width(x.shape(3), grad.shape(3), f.columns), grad.image, x.image,
         w ? contiguous(*w, "w") : nullptr, to};
     images_as_row(p, p.x, p.grad);
-    py::gil_scoped_release release;
+    WithoutGil others_run;
     kernels<T>().grad_w(p);
 }
 

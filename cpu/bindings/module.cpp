@@ -63,7 +63,7 @@ double peak(const std::string& operation, double seconds) {
                                                  {"u8_max_dot", PEAK_U8_MAX_DOT}};
     for (const auto& [name, number] : names)
         if (operation == name) {
-            py::gil_scoped_release release;
+            WithoutGil others_run;
             return chosen->peak(number, seconds);
         }
     throw std::invalid_argument("operation must be fma, max_add, sub_abs_add or u8_max_dot, got " + operation);

@@ -89,7 +89,7 @@ void shift_forward(void (*kernel)(const Convolution<T, T>&), const Array<T>& x_a
     const T* weights = contiguous(w, "w");
     const index filters = w.shape(0);
     const T* b = values(bias, filters, "bias");
-    py::gil_scoped_release release;
+    WithoutGil others_run;
     const ShiftTable shifted(s, dense(x.image, s.width.size));
     kernel({s.batch, 1, s.channels, filters, s.height, s.width, x.image, weights, 0, s.channels, 1, 1, 1, b,
             image_of(y, filters, s.height.pixels, s.width.pixels), &shifted.shifts});
@@ -107,7 +107,7 @@ void shift_grad_x(const Source<T>& grad, const Array<T>& w, const Table& table, 
             "grad, x and w do not match");
     const T* weights = contiguous(w, "w");
     const index filters = w.shape(0);
-    py::gil_scoped_release release;
+    WithoutGil others_run;
     const ShiftTable shifted(s, x_dense);
     clear_hidden(s, to);
     run(Convolution<T, T>{s.batch, 1, filters, s.channels,
@@ -128,7 +128,7 @@ void shift_grad_w(const Array<T>& grad_array, const Array<T>& x_array, const Opt
     require(!w || same_shape(*w, grad_w), "w and grad_w must have the same shape");
     const T* weights = w ? contiguous(*w, "w") : nullptr;
     const index filters = grad_w.shape(0);
-    py::gil_scoped_release release;
+    WithoutGil others_run;
     const ShiftTable shifted(s, false);
     kernels<T>().grad_w({s.batch, 1, s.channels, filters, s.height, s.width, grad.image, x.image, weights, to,
                          &shifted.shifts});
@@ -181,7 +181,7 @@ void shift_any(py::array source, const Table& table, py::array target, Pair stri
                                 : shift_of(target, from.array, table, stride);
         require(source.shape(0) == target.shape(0) && source.shape(1) == target.shape(1),
                 "batches or channels do not match");
-        py::gil_scoped_release release;
+        WithoutGil others_run;
         if (adjoint) shift_backward(s, from.image, to);
         else shift<1>(s, from.image, to);
     });

@@ -67,7 +67,7 @@ WinogradPlan<T> sparse_plan(const char* form, const Array<std::int64_t>& indptr,
     const index rows = shape.tile * shape.tile * ((shape.filters + ROWS - 1) / ROWS), count = indices.size();
     require(indptr.size() == rows + 1 && bounds[0] == 0 && bounds[rows] == count && values.size() == count * ROWS,
             "indptr, indices, values and shape do not match");
-    py::gil_scoped_release release;
+    WithoutGil others_run;
     require(std::is_sorted(bounds, bounds + rows + 1), "indptr must not decrease");
     require(std::all_of(columns, columns + count, [&](std::int32_t c) { return c >= 0 && c < shape.channels; }),
             "indices must lie within the channels");
@@ -88,7 +88,7 @@ void bind(py::module_& m, const char* plan_name, const char* dtype) {
     m.def("winograd_dense", [](Array<T> u) {
         const WinogradShape shape(u);
         const T* weights = contiguous(u, "u");
-        py::gil_scoped_release release;
+        WithoutGil others_run;
         return Plan::dense(shape.tile, shape.filters, shape.channels, [=](index position, index k, index c) {
             return weights[(position * shape.filters + k) * shape.channels + c];
         });
@@ -113,7 +113,7 @@ void bind(py::module_& m, const char* plan_name, const char* dtype) {
                              out.shape(2), out.shape(3), padding, relu, matrices);
         p.x = x.image, p.weights = plan.weights(), p.bias = values(bias, plan.filters, "bias");
         p.y = image_of(y, plan.filters, out.shape(2), out.shape(3));
-        py::gil_scoped_release release;
+        WithoutGil others_run;
         kernels<T>().winograd_conv(p);
     }, exact("x"), py::arg("plan"), exact("bias"),
        exact("out"), py::arg("padding"), py::arg("relu"), py::arg("matrices"));
@@ -130,7 +130,7 @@ void bind(py::module_& m, const char* plan_name, const char* dtype) {
                              grad.shape(2), grad.shape(3), padding, relu, matrices);
         p.grad = grad.image, p.x = x.image;
         p.y = image_of(to, shape.channels, x.shape(2), x.shape(3));
-        py::gil_scoped_release release;
+        WithoutGil others_run;
         const auto transposed = Plan::dense(shape.tile, shape.channels, shape.filters,
                                             [=](index position, index c, index k) {
             return weights[(position * shape.filters + k) * shape.channels + c];
@@ -148,7 +148,7 @@ void bind(py::module_& m, const char* plan_name, const char* dtype) {
         WinogradProblem<T> p(shape.tile, x.shape(0), shape.channels, shape.filters, x.shape(2), x.shape(3),
                              grad.shape(2), grad.shape(3), padding, relu, matrices);
         p.grad = grad.image, p.x = x.image, p.grad_u = writable<T>(grad_u, 4);
-        py::gil_scoped_release release;
+        WithoutGil others_run;
         kernels<T>().winograd_grad_u(p);
     }, exact("grad"), exact("x"), exact("grad_u"),
        py::arg("padding"), py::arg("relu"), py::arg("matrices"));

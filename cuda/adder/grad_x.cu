@@ -12,7 +12,8 @@
 // that form only where its rounding stays at the level of float32's own:
 //   - no |x| of its tile above 16: 1/2 - x/2 would lose the digits of a small w - x;
 //   - some |w| or |x| of at least 1/4: if all are small, twice the sum and the sum of g cancel;
-//   - no NaN in w or x, which saturate turns into 0, and no infinite g: infinity minus infinity.
+//   - no NaN in w or x, which saturate turns into 0;
+//   - no |g| above 1e30: twice the sum could be infinite, or infinity minus infinity.
 // What w and g hold shows as they pass by, so a block may learn at the end that it has to begin
 // again, with the formula as it stands, four instructions or six; float64 always takes that.
 //
@@ -58,7 +59,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
   bool extreme = false, wide = false, again = false;
   bool direct = sizeof(T) == sizeof(double);
   const auto take_g = [&](T value) {
-    extreme |= isinf(value);
+    extreme |= fabs(value) > T(1e30);
     return value;
   };
   const auto take_w = [&](T value) {

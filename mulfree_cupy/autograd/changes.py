@@ -22,8 +22,8 @@ def detect_changes() -> Iterator[None]:
     The tape keeps arrays and not copies, so a gradient is wrong, in silence, if an input or the
     answer of an operation is written to before it is used. This finds out which, for debugging: the
     forward and the backward pass each read every array once more, and GPUs are waited for. Arrays
-    count that the operation's rule does not use, too; a tensor whose `data` is replaced by another
-    array is no fault.
+    count that the operation's rule does not use, too; options, such as a mask, an index or a table
+    of shifts, do not; a tensor whose `data` is replaced by another array is no fault.
 
     Examples
     --------

@@ -150,7 +150,9 @@ class Tensor:
                     gradient, own = tensor.on_gradient(gradient), False
                 if tensor.grad is not None:
                     gradient, own = tensor.grad + gradient, True
-                tensor.grad = gradient if own else gradient.copy()
+                # asarray: NumPy makes scalars of arithmetic on arrays without dimensions.
+                gradient = gradient if own else gradient.copy()
+                tensor.grad = arrays.namespace(tensor.data).asarray(gradient)
                 continue
             changes.check(node.operation, node.fingerprints)
             given = [gradient]
@@ -278,7 +280,7 @@ def apply(operation: str, *inputs: Any, **options: Any) -> Tensor:
         A name in ``mulfree_cupy.autograd.rules.RULES``.
     *inputs : Tensor, array or number
         What it is differentiated by. A number, NumPy's scalars too, takes the dtype of the first
-        tensor, except a fraction beside integers.
+        tensor, except a fraction beside integers and an integer beside booleans.
     **options
         What it is not differentiated by.
 
@@ -286,7 +288,7 @@ def apply(operation: str, *inputs: Any, **options: Any) -> Tensor:
     -----
     Nothing is copied: write to no array of an operation, input, option or answer, before
     `Tensor.backward` has used it, or the gradient is wrong without a word. `detect_changes` finds
-    who does.
+    who does, but for options.
 
     Raises
     ------
@@ -321,8 +323,7 @@ def _lift(value: Any, like: Tensor | None) -> Tensor:
         return value
     if like is not None and _is_number(value):
         value = _weak(value)
-        fits = like.dtype.kind == "f" or isinstance(value, int)
-        dtype = like.dtype if fits else np.float64
+        dtype = np.result_type(like.dtype, value)
         return Tensor(arrays.namespace(like.data).asarray(value, dtype=dtype))
     return Tensor(value)
 
@@ -333,6 +334,8 @@ def _is_number(value: Any) -> bool:
 
 def _weak(number: Any) -> int | float:
     """A Python number, which has no dtype to impose on arrays."""
+    if isinstance(number, np.floating):
+        return float(number)  # of a long double, which is its own item()
     return number.item() if isinstance(number, np.generic) else number
 
 

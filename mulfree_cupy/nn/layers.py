@@ -31,9 +31,10 @@ class _Windowed(Module):
     ):
         layer = type(self).__name__
         kernel = pair(layer, "kernel_size", kernel_size, 1)
-        sizes = {"groups": groups, "channels": channels, "filters": filters}
-        for name, size in sizes.items():
-            integer(layer, name, size)
+        groups = integer(layer, "groups", groups)
+        channels = integer(layer, "channels", channels)
+        filters = integer(layer, "filters", filters)
+        for name, size in {"channels": channels, "filters": filters}.items():
             if size % groups:
                 raise ValueError(f"{layer}: groups={groups} must divide {name}, got {size}")
         shape = filters, channels // groups, *kernel
@@ -109,8 +110,8 @@ class Linear(Module):
     def __init__(
         self, in_features: int, out_features: int, rng: np.random.Generator, *, bias: bool = True
     ):
-        integer("Linear", "in_features", in_features)
-        integer("Linear", "out_features", out_features)
+        in_features = integer("Linear", "in_features", in_features)
+        out_features = integer("Linear", "out_features", out_features)
         bound = 1 / np.sqrt(in_features)
         draw = lambda *shape: rng.uniform(-bound, bound, shape).astype(np.float32)  # noqa: E731
         self.weight = Parameter(draw(out_features, in_features))
@@ -141,7 +142,7 @@ class BatchNorm(Module):
     def __init__(
         self, channels: int, *, relu: bool = False, eps: float = 1e-5, momentum: float = 0.1
     ):
-        integer("BatchNorm", "channels", channels)
+        channels = integer("BatchNorm", "channels", channels)
         self.relu = relu
         self.eps = number("BatchNorm", "eps", eps)
         self.momentum = number("BatchNorm", "momentum", momentum)
@@ -210,7 +211,7 @@ class Flatten(Module):
 
 
 class Dropout(Module):
-    """Zero a share of the values while training, scaling up the rest.
+    """Zero a share of the values while training, scaling up the rest, integers as float64.
 
     Parameters
     ----------
@@ -231,7 +232,8 @@ class Dropout(Module):
             return x
         kept = self.rng.random(x.shape, dtype=np.float32) >= self.share
         with device_of(x.data):
-            mask = namespace(x.data).asarray(kept.astype(x.dtype) / x.dtype.type(1 - self.share))
+            dtype = x.dtype if x.dtype.kind == "f" else np.dtype(np.float64)
+            mask = namespace(x.data).asarray(kept.astype(dtype) / dtype.type(1 - self.share))
         return apply("dropout", x, mask=mask)
 
 

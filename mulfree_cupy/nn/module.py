@@ -84,6 +84,17 @@ class Module:
         """Everything to train."""
         return [parameter for _, parameter in self.named_parameters()]
 
+    def _state_by_name(self) -> dict[str, tuple[Module, str, Any]]:
+        by_name = {}
+        for name, *where in self._state():
+            if name in by_name:
+                raise ValueError(
+                    f"{type(self).__name__}: two parameters or buffers have the name {name!r}, and "
+                    "one of them would not be saved; rename an attribute or a key of a dict"
+                )
+            by_name[name] = where
+        return by_name
+
     def _state(self) -> Iterator[tuple[str, Module, str, Any]]:
         for prefix, module in self.modules():
             for name, value in _contents(vars(module)):
@@ -92,10 +103,16 @@ class Module:
                     yield f"{prefix}.{name}" if prefix else name, module, name, value
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Copies of all parameters and buffers as NumPy arrays, by dotted name."""
+        """Copies of all parameters and buffers as NumPy arrays, by dotted name.
+
+        Raises
+        ------
+        ValueError
+            If two have the same name, as in a dict with the keys 1 and "1".
+        """
         return {
             name: _to_numpy(value.data if isinstance(value, Parameter) else value)
-            for name, _, _, value in self._state()
+            for name, (_, _, value) in self._state_by_name().items()
         }
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
@@ -106,9 +123,9 @@ class Module:
         KeyError
             If a name is missing or unknown; the message lists them.
         ValueError
-            If an array has another shape than the one it replaces.
+            If an array has another shape than the one it replaces, or two have the same name.
         """
-        own = {name: (module, attribute, value) for name, module, attribute, value in self._state()}
+        own = self._state_by_name()
         missing, unknown = own.keys() - state.keys(), state.keys() - own.keys()
         if missing or unknown:
             raise KeyError(

@@ -47,7 +47,7 @@ class _ShiftedPointwise(Module):
     ):
         layer, name = self.unshifted, type(self).__name__
         self.shifts = np.array(check_table(name, "shifts", shifts))
-        integer(name, "filters", filters)
+        filters = integer(name, "filters", filters)
         self.stride = stride
         weight = layer.draw_weight(rng, (filters, len(self.shifts)), filters)
         self.weight = Parameter(weight.astype(np.float32), layer.adder)

@@ -83,8 +83,8 @@ class WinogradConv(Module):
                 f"WinogradConv: gradient must be one of {', '.join(GRADIENTS)}, got {gradient!r}"
             )
         checked("WinogradConv", m, points)
-        integer("WinogradConv", "channels", channels)
-        integer("WinogradConv", "filters", filters)
+        channels = integer("WinogradConv", "channels", channels)
+        filters = integer("WinogradConv", "filters", filters)
         self.m, self.points, self.gradient = m, points, gradient
         self.options = {"padding": padding, "relu": relu}
         if relu:

@@ -374,7 +374,7 @@ def adaptive_rate(grad_w: Array, eta: float = 0.2) -> Array:
     # Scaled by the largest entry, so that squares neither overflow nor vanish.
     largest = xp.maximum(grad_w.max(), -grad_w.min())
     with np.errstate(invalid="ignore"):
-        answer = grad_w / xp.where(largest == 0, xp.ones_like(largest), largest)
+        answer = xp.asarray(grad_w / xp.where(largest == 0, xp.ones_like(largest), largest))
     # In C order whatever the layout, and not by BLAS, whose sums depend on its threads.
     norm = xp.sqrt(xp.square(answer.ravel()).sum())
     answer *= eta * np.sqrt(grad_w.size) / xp.where(norm == 0, xp.ones_like(norm), norm)

@@ -133,6 +133,7 @@ class SGD:
 
     def _step(self, i: int) -> None:
         parameter = self.parameters[i]
+        xp = namespace(parameter.data)  # whose asarray undoes that NumPy makes scalars
         gradient = self._scaled(parameter)
         if self.weight_decay:
             gradient = gradient + parameter.dtype.type(self.weight_decay) * parameter.data
@@ -140,9 +141,9 @@ class SGD:
             velocity = self.velocities[i]
             share = parameter.dtype.type(self.momentum)
             velocity = gradient if velocity is None else share * velocity + gradient
-            self.velocities[i] = velocity
+            self.velocities[i] = xp.asarray(velocity)
             gradient = gradient + share * velocity if self.nesterov else velocity
-        parameter.data = parameter.data - parameter.dtype.type(self.rate) * gradient
+        parameter.data = xp.asarray(parameter.data - parameter.dtype.type(self.rate) * gradient)
 
     def _step_in_place(self, chosen: list[int]) -> None:
         chosen = sorted(chosen, key=lambda i: not self.parameters[i].adder)

@@ -94,16 +94,12 @@ class DeviceSteps:
         self.feed.tally(loss, right, count)
 
     def _settings(self) -> list[dict[str, Any]]:
-        """The numbers and words of the optimiser and of every module, which launches may hold.
+        """The numbers, words and options of the optimiser and modules, which launches may hold.
 
         Not the learning rate: it is on the device.
         """
         owners = [self.optimiser, *(module for _, module in self.model.modules())]
-        plain = (bool, int, float, str, np.generic)
-        return [
-            {k: v for k, v in vars(owner).items() if isinstance(v, plain) and not k.startswith("_")}
-            for owner in owners
-        ]
+        return [_plain(vars(owner)) for owner in owners]
 
     def _state(self) -> dict[str, Array]:
         """The arrays on the device that carry over from one step to the next."""
@@ -116,6 +112,21 @@ class DeviceSteps:
             for name, array in state.items()
             if array is not None and namespace(array) is self._xp
         }
+
+
+def _plain(container: dict) -> dict:
+    """The public numbers and words in it, those of its dictionaries and tuples too."""
+    found = {}
+    for name, value in container.items():
+        if isinstance(value, tuple):
+            value = dict(enumerate(value))
+        if isinstance(value, dict):
+            value = _plain(value)
+        if isinstance(value, (bool, int, float, str, np.generic, dict)) and not str(
+            name
+        ).startswith("_"):
+            found[name] = value
+    return found
 
 
 def right_answers(model: nn.Module, feed: Feed) -> int:
