@@ -12,6 +12,7 @@ from problems import LAYOUTS, lay_out, problems, run, shift_problems
 
 import mulfree_cupy as mf
 from mulfree_cupy.ops.adder import adder_conv_sign_backward
+from mulfree_cupy.ops.winograd import precondition
 
 ways = pytest.mark.parametrize("way", ["cpu", "numpy"])
 
@@ -137,6 +138,18 @@ def test_winograd(way, m, relu, density):
 @floats
 def test_the_adaptive_rate(shape, dtype):
     assert_same_bits("cpu", mf.adaptive_rate, values(shape, dtype))
+
+
+@pytest.mark.parametrize("m", [2, 4])
+@floats
+def test_weights_of_winograd(dtype, m):
+    def spatial(w):
+        return mf.WinogradWeights.from_spatial(w, m).dense
+
+    for shape in ((7, 5, 3, 3), (64, 64, 3, 3), (33, 128, 3, 3)):
+        assert_same_bits("cpu", spatial, values(shape, dtype))
+        t = m + 2
+        assert_same_bits("cpu", precondition, values((t, t, *shape[:2]), dtype))
 
 
 def test_the_adaptive_rate_with_any_number_of_blas_threads():

@@ -229,4 +229,5 @@ def precondition(grad_u: Array, *, points: str = "lavin") -> Array:
     )
     _, G, _ = checked("precondition", t - 2, points)
     both = arrays.namespace(grad_u).asarray(G @ G.T, dtype=grad_u.dtype)
-    return arrays.namespace(grad_u).einsum("ia,abkc,bj->ijkc", both, grad_u, both)
+    xp, grad_u = arrays.namespace(grad_u), arrays.contiguous(grad_u)  # einsum sums as it lies
+    return xp.einsum("ia,abkc,bj->ijkc", both, grad_u, both)

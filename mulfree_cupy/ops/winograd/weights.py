@@ -103,7 +103,7 @@ class WinogradWeights:
         _, G, _ = checked(name, m, points)
         xp = arrays.namespace(w)
         G = xp.asarray(G)
-        u = xp.einsum("ia,kcab,jb->ijkc", G, w.astype(np.float64), G)
+        u = xp.einsum("ia,kcab,jb->ijkc", G, arrays.contiguous(w.astype(np.float64)), G)
         return cls._checked(name, u.astype(w.dtype), None, points, allow_float16)
 
     @classmethod
