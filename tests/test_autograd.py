@@ -63,6 +63,7 @@ CASES = {
         lambda a: apply("max_pool", a, kernel_size=3, stride=2, padding=1),
         IMAGE,
     ),
+    "masked": lambda: (lambda a: apply("masked", a, mask=B > 0), A),
     "mean": lambda: (lambda a: a.mean(axis=0), A),
     "multiply": lambda: (lambda a, b: a * b, A, ROW[:, None][:3]),
     "negative": lambda: (lambda a: -a, A),
@@ -165,6 +166,14 @@ def test_avg_pool_of_integers_is_no_integer():
     x = [[10, 20], [30, 45]]
     assert_array_equal(pooled("avg_pool", x, 2, dtype=np.uint8), [[26.25]])
     assert_array_equal(pooled("avg_pool", np.full((2, 2), 250), 2, dtype=np.uint8), [[250]])
+
+
+def test_means_of_many_halves_are_halves():
+    ones = Tensor(np.ones((1, 1, 300, 300), np.float16), requires_grad=True)
+    for y in (apply("avg_pool", ones, kernel_size=300, stride=300, padding=0), ones.mean()):
+        assert y.dtype == np.float16 and y.data.ravel() == [1]
+        y.backward()
+        assert ones.grad.dtype == np.float16
 
 
 @pytest.mark.parametrize("padding", [2, (0, 2), (3, 1)])

@@ -164,6 +164,17 @@ def test_zeros_that_are_kept_count_as_kept(make):
     assert layer.weight.data[layer.mask].all()
 
 
+def test_weights_outside_the_mask_have_no_effect_whatever_they_are():
+    layer, x = nn.MaskedConv(2, 3, 3, rng), images(1, 2, 5, 5)
+    layer.prune(0.5)
+    want = layer(x)
+    layer.weight.data[~layer.mask] = np.nan
+    y = layer(x)
+    assert_array_equal(y.data, want.data)
+    y.sum().backward()
+    assert not layer.weight.grad[~layer.mask].any()
+
+
 def test_masked_convolution():
     layer, x = nn.MaskedConv(4, 6, 3, rng, groups=2, stride=2, bias=True), images(2, 4, 7, 7)
     layer.prune(0.3)

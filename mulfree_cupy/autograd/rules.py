@@ -66,6 +66,12 @@ def power(a, *, exponent):
     return a**exponent, pullback
 
 
+def masked(a, *, mask):
+    """a where the mask is true, and zero elsewhere, whatever lies there."""
+    xp = namespace(a)
+    return xp.where(mask, a, a.dtype.type(0)), lambda g: (xp.where(mask, g, g.dtype.type(0)),)
+
+
 def matmul(a, b):
     if a.ndim < 2 or b.ndim < 2:
         raise ValueError(
@@ -86,10 +92,19 @@ def sum_(a, *, axis, keepdims):
 
 
 def mean(a, *, axis, keepdims):
-    y, spread = sum_(a, axis=axis, keepdims=keepdims)
+    y, spread = sum_(_summable(a), axis=axis, keepdims=keepdims)
     share = y.size / a.size if a.size else np.nan
     # Multiplied when spread: the next rule would make an array of a mere view, in another launch.
-    return y * share, lambda g: (spread(g)[0] * share,)
+    return _as_given(y * share, a), lambda g: (spread(g)[0] * share,)
+
+
+def _summable(a):
+    """The array, or one of float32 in the place of float16, whose sums soon exceed it."""
+    return a.astype(np.float32) if a.dtype == np.float16 else a
+
+
+def _as_given(y, a):
+    return y.astype(a.dtype) if a.dtype == np.float16 else y
 
 
 def getitem(a, *, index):
@@ -214,8 +229,8 @@ def avg_pool(x, *, kernel_size, stride, padding):
     """Mean of each window, of integers as float64; outside the image is 0, and counts."""
     if x.dtype.kind != "f":
         x = x.astype(np.float64)
-    g, padded, seen = _pooled("avg_pool", x, 0, kernel_size, stride, padding)
-    share = x.dtype.type(1 / len(seen))
+    g, padded, seen = _pooled("avg_pool", _summable(x), 0, kernel_size, stride, padding)
+    share = padded.dtype.type(1 / len(seen))
     total = padded[seen[0]].copy()
     for window in seen[1:]:
         total += padded[window]
@@ -227,7 +242,7 @@ def avg_pool(x, *, kernel_size, stride, padding):
             total[window] += gradient * share
         return (_inside(total, g.padding),)
 
-    return total * share, pullback
+    return _as_given(total * share, x), pullback
 
 
 def _pooled(function, x, outside, kernel_size, stride, padding):
@@ -271,6 +286,7 @@ RULES = {
     "log": lambda a: (namespace(a).log(a), lambda g: (g / a,)),
     "matmul": matmul,
     "maximum": maximum,
+    "masked": masked,
     "max_pool": max_pool,
     "mean": mean,
     "multiply": lambda a, b: (a * b, lambda g: (g * b, g * a)),

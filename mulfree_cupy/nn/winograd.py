@@ -195,5 +195,5 @@ class MaskedConv(Conv):
     def forward(self, x: Tensor) -> Tensor:
         bias = [self.bias] if hasattr(self, "bias") else []
         with device_of(self.mask):
-            kept = self.weight * Tensor(self.mask.astype(self.weight.dtype))
+            kept = apply("masked", self.weight, mask=self.mask)
         return apply("conv", x, kept, *bias, **self.options)
