@@ -35,7 +35,10 @@ _FORMATS = {
 _SUFFIXES = frozenset().union(*_FORMATS.values())
 _EXPECTED = ", ".join(sorted(_SUFFIXES))
 # Pictures too, which would be missing without a word if they were left out like other files.
-_UNREAD = {".avif", ".heic", ".heif", ".ico", ".jp2", ".jxl", ".psd", ".svg", ".tga"}
+_UNREAD = {
+    *(".apng", ".avif", ".dib", ".heic", ".heif", ".ico", ".jp2", ".jxl", ".psd", ".svg", ".tga"),
+    *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"),  # of cameras
+}
 _GRAY_MODES = {"1", "L", "LA"}
 _PALETTE_MODES = {"P", "PA"}
 _MODES = {*_GRAY_MODES, *_PALETTE_MODES, "RGB", "RGBA", "CMYK", "YCbCr"}  # 8 bits a channel
