@@ -61,7 +61,7 @@ def run(layers: list[Layer], threads: int, out: Path | None, quick: bool) -> int
         "benchmark": "adder",
         "machine": timing.machine("torch", "scipy", "faiss-cpu"),
         "threads": threads,
-        "cpu_features": getattr(launch.cpu_kernels(), "features", lambda: "NumPy only")(),
+        "cpu_features": launch.cpu_kernels().features(),
         **settings,
         "layers": [],
     }

@@ -42,7 +42,7 @@ def run(threads: int, out: Path | None, quick: bool) -> int:
         "benchmark": "errors",
         "machine": timing.machine("torch"),
         "threads": threads,
-        "cpu_features": getattr(launch.cpu_kernels(), "features", lambda: "NumPy only")(),
+        "cpu_features": launch.cpu_kernels().features(),
         "layers": [],
         "in_emulator": [],
     }

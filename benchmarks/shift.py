@@ -59,7 +59,7 @@ def run(
         "benchmark": "shift",
         "machine": timing.machine("torch"),
         "threads": threads,
-        "cpu_features": getattr(launch.cpu_kernels(), "features", lambda: "NumPy only")(),
+        "cpu_features": launch.cpu_kernels().features(),
         **settings,
         "moves": [],
         "layers": [],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -92,17 +93,19 @@ def integer(function: str, argument: str, value: object, least: int = 1) -> int:
     return number
 
 
-def number(function: str, argument: str, value: object) -> float:
-    """A finite float, at least 0."""
+def number(function: str, argument: str, value: object, least: float = 0.0) -> float:
+    """A finite float, at least `least`, and no bool."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(f"{function}: {argument} must be a number, got {value!r}")
     try:
-        finite = math.isfinite(value)
-    except TypeError:
-        raise TypeError(f"{function}: {argument} must be a number, got {value!r}") from None
-    except OverflowError:
-        finite = False
-    if not (finite and value >= 0):
-        raise ValueError(f"{function}: {argument} must be a finite number >= 0, got {value}")
-    return float(value)
+        taken = float(value)
+    except OverflowError:  # of an int
+        taken = math.inf
+    if not (math.isfinite(taken) and taken >= least):
+        raise ValueError(
+            f"{function}: {argument} must be a finite number >= {least:g}, got {value}"
+        )
+    return taken
 
 
 def pair(function: str, argument: str, value: object, least: int) -> Pair:

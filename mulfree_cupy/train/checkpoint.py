@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from mulfree_cupy import files, models, nn
-from mulfree_cupy.train.recipe import History, Recipe, integer, number
+from mulfree_cupy.geometry import number
+from mulfree_cupy.train.recipe import History, Recipe, integer
 
 FORMAT = 3  # 1 had the batches of an epoch beside its images; it and 2 had no digest of the data
 SCHEDULES = ("continue", "restart")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numbers
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
 from mulfree_cupy import data, geometry, optim
+from mulfree_cupy.geometry import number
 
 AUGMENTATIONS = {
     "none": None,
@@ -94,12 +93,3 @@ def integer(owner: str, name: str, value: Any, least: int = 1) -> int:
     if geometry.integer(owner, name, value, least) >= 2**63:
         raise ValueError(f"{owner}: {name} must be below 2**63, got {value}")
     return int(value)
-
-
-def number(owner: str, name: str, value: Any, least: float = 0.0) -> float:
-    """A finite float, at least `least`, and no bool."""
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise TypeError(f"{owner}: {name} must be a number, got {value!r}")
-    if not least <= value <= sys.float_info.max:
-        raise ValueError(f"{owner}: {name} must be a finite number >= {least:g}, got {value}")
-    return float(value)
