@@ -2,11 +2,11 @@
 // this; the compiler's flags do the rest.
 #pragma once
 
-#include "adder.hpp"
-#include "adder_grad_x.hpp"
-#include "batch_norm.hpp"
-#include "peak.hpp"
-#include "winograd_gradients.hpp"
+#include "ops/adder.hpp"
+#include "ops/adder_grad_x.hpp"
+#include "ops/batch_norm.hpp"
+#include "ops/peak.hpp"
+#include "ops/winograd/gradients.hpp"
 
 #define MULFREE_TEXT_(x) #x
 #define MULFREE_TEXT(x) MULFREE_TEXT_(x)

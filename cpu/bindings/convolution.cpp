@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <numeric>
 
-#include "../absent_terms.hpp"
+#include "../ops/absent_terms.hpp"
 #include "arrays.hpp"
 
 namespace mulfree {

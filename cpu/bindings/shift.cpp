@@ -1,5 +1,5 @@
 // The shift and its convolutions.
-#include "../shift.hpp"
+#include "../ops/shift.hpp"
 
 #include <algorithm>
 #include <map>

@@ -9,7 +9,7 @@
 #include <arm_neon.h>
 #endif
 
-#include "kernels.hpp"
+#include "../kernels.hpp"
 #include "prefetch.hpp"
 
 namespace mulfree::MULFREE_ISA {

@@ -2,8 +2,8 @@
 // by U products of long thin matrices, position by position.
 #pragma once
 
-#include "gradients.hpp"
-#include "winograd.hpp"
+#include "../weight_gradient.hpp"
+#include "forward.hpp"
 
 namespace mulfree::MULFREE_ISA {
 

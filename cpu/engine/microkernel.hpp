@@ -2,7 +2,7 @@
 // broadcast weight at a time. All the operations share it; they differ in `term`.
 #pragma once
 
-#include "vector.hpp"
+#include "isa.hpp"
 
 namespace mulfree::MULFREE_ISA {
 

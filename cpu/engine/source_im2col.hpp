@@ -7,7 +7,7 @@
 // the channel, so they are worked out once a panel and used for every channel.
 #pragma once
 
-#include "bytes.hpp"
+#include "words.hpp"
 
 namespace mulfree::MULFREE_ISA {
 

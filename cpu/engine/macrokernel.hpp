@@ -4,9 +4,9 @@
 // together, so that reading and writing go along a plane in long pieces.
 #pragma once
 
-#include "lines.hpp"
-#include "panel.hpp"
-#include "tile.hpp"
+#include "source_shared_rows.hpp"
+#include "source_im2col.hpp"
+#include "microkernel.hpp"
 #include "workspace.hpp"
 
 namespace mulfree::MULFREE_ISA {

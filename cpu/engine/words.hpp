@@ -4,7 +4,7 @@
 // time; from there on a cell is a number like any other, and the engine is the one of the floats.
 #pragma once
 
-#include "vector.hpp"
+#include "isa.hpp"
 
 namespace mulfree::MULFREE_ISA {
 

@@ -3,7 +3,7 @@
 // copied once, and a tap is an offset into them.
 #pragma once
 
-#include "panel.hpp"
+#include "source_im2col.hpp"
 
 namespace mulfree::MULFREE_ISA {
 

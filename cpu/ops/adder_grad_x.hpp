@@ -6,7 +6,7 @@
 // and grad_x between one another stay in the first-level cache until all phases have been there.
 #pragma once
 
-#include "gradients.hpp"
+#include "weight_gradient.hpp"
 
 namespace mulfree::MULFREE_ISA {
 

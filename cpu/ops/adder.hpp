@@ -1,8 +1,8 @@
 // AdderNet's forward pass: y = bias - sum |x - w|.
 #pragma once
 
-#include "bytes.hpp"
-#include "convolution.hpp"
+#include "../engine/words.hpp"
+#include "../engine/driver.hpp"
 
 namespace mulfree::MULFREE_ISA {
 

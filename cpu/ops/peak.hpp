@@ -4,8 +4,8 @@
 
 #include <time.h>
 
-#include "bytes.hpp"
-#include "convolution.hpp"
+#include "../engine/words.hpp"
+#include "../engine/driver.hpp"
 
 namespace mulfree::MULFREE_ISA {
 

@@ -3,7 +3,7 @@
 
 #include <cfloat>
 
-#include "convolution.hpp"
+#include "../engine/driver.hpp"
 
 namespace mulfree::MULFREE_ISA {
 

@@ -3,7 +3,7 @@
 // the workers that are idle, waits only for those that have begun, and a child process starts with none.
 #pragma once
 
-#include "kernels.hpp"
+#include "../kernels.hpp"
 
 namespace mulfree {
 

@@ -8,9 +8,9 @@
 #include <cstring>
 #include <vector>
 
-#include "kernels.hpp"
-#include "prefetch.hpp"
-#include "threads.hpp"
+#include "../kernels.hpp"
+#include "../engine/prefetch.hpp"
+#include "../engine/threads.hpp"
 
 namespace mulfree {
 

@@ -4,7 +4,7 @@
 // so answers do not depend on it either.
 #pragma once
 
-#include "strip.hpp"
+#include "macrokernel.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
