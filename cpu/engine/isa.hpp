@@ -16,16 +16,16 @@ namespace mulfree::MULFREE_ISA {
 
 #if defined(__AVX512F__)
 constexpr index VECTOR_BYTES = 64;
-constexpr int TILE_FILTERS = 8, TILE_VECTORS = 3, PANEL_VECTORS = 3;
+constexpr int MR = 8, NR = 3, PACKED_VECTORS = 3;
 #elif defined(__AVX2__)
 constexpr index VECTOR_BYTES = 32;
-constexpr int TILE_FILTERS = 4, TILE_VECTORS = 2, PANEL_VECTORS = 6;
+constexpr int MR = 4, NR = 2, PACKED_VECTORS = 6;
 #elif defined(__aarch64__)
 constexpr index VECTOR_BYTES = 16;
-constexpr int TILE_FILTERS = 8, TILE_VECTORS = 3, PANEL_VECTORS = 12;
+constexpr int MR = 8, NR = 3, PACKED_VECTORS = 12;
 #else
 constexpr index VECTOR_BYTES = 16;
-constexpr int TILE_FILTERS = 4, TILE_VECTORS = 2, PANEL_VECTORS = 12;
+constexpr int MR = 4, NR = 2, PACKED_VECTORS = 12;
 #endif
 
 template <class T>

@@ -25,19 +25,19 @@ struct Max {
 };
 
 // Calls put(f)(v, sum) with the sum over taps t < rows of term(x, w), where vector v of tap t is at
-// x + tap(t) + place[v] and weights come TILE_FILTERS a tap.
-template <class Op, int FILTERS, int VECTORS, class Cell, class Tap, class Put>
-inline void tile(const Cell* x, Tap tap, const index* place, const Cell* w, index rows, Put put) {
-    Vec<Cell> sum[FILTERS][VECTORS] = {};
-    const Cell* from[VECTORS];
+// x + tap(t) + place[v] and weights come MR a tap.
+template <class Op, int FILTERS, int VECTORS, class Operand, class Tap, class Put>
+inline void tile(const Operand* x, Tap tap, const index* place, const Operand* w, index rows, Put put) {
+    Vec<Operand> sum[FILTERS][VECTORS] = {};
+    const Operand* from[VECTORS];
     for (int v = 0; v < VECTORS; ++v) from[v] = x + place[v];
-    for (index t = 0; t < rows; ++t, w += TILE_FILTERS) {
-        Vec<Cell> pixels[VECTORS];
+    for (index t = 0; t < rows; ++t, w += MR) {
+        Vec<Operand> pixels[VECTORS];
 #pragma GCC unroll 8
         for (int v = 0; v < VECTORS; ++v) pixels[v] = load(from[v] + tap(t));
 #pragma GCC unroll 8
         for (int f = 0; f < FILTERS; ++f) {
-            const Vec<Cell> weight = broadcast(w[f]);
+            const Vec<Operand> weight = broadcast(w[f]);
 #pragma GCC unroll 8
             for (int v = 0; v < VECTORS; ++v) sum[f][v] = Op::term(sum[f][v], pixels[v], weight);
         }
@@ -53,29 +53,29 @@ inline void tile(const Cell* x, Tap tap, const index* place, const Cell* w, inde
 // Calls f(Constant FILTERS, Constant VECTORS) for the smallest tile that holds `filters` filters.
 template <int VECTORS, class F>
 inline void with_filters(index filters, F f) {
-    if constexpr (TILE_FILTERS > 4)
-        if (filters > 4) return f(Constant<TILE_FILTERS>(), Constant<VECTORS>());
+    if constexpr (MR > 4)
+        if (filters > 4) return f(Constant<MR>(), Constant<VECTORS>());
     if (filters > 2) return f(Constant<4>(), Constant<VECTORS>());
     if (filters > 1) return f(Constant<2>(), Constant<VECTORS>());
     f(Constant<1>(), Constant<VECTORS>());
 }
 
-// total[f][v] (+)= the sums of a tile of `filters` filters along all of a panel's `vectors` vectors, where
+// total[f][v] (+)= the sums of a tile of `filters` filters along all of a packed tile's `vectors` vectors, where
 // totals of successive filters are `total_row` apart.
-template <class Op, class Cell>
-inline void tile_row(index filters, index vectors, const Cell* x, const index* tap, const index* place,
-                     const Cell* w, index rows, Cell* total, index total_row, bool first) {
-    for (index v = 0; v < vectors; v += TILE_VECTORS) {
+template <class Op, class Operand>
+inline void tile_row(index filters, index vectors, const Operand* x, const index* tap, const index* place,
+                     const Operand* w, index rows, Operand* total, index total_row, bool first) {
+    for (index v = 0; v < vectors; v += NR) {
         const auto put = [=](index f) {
-            return [=](index n, Vec<Cell> sum) {
-                Cell* t = total + f * total_row + (v + n) * LANES<Cell>;
+            return [=](index n, Vec<Operand> sum) {
+                Operand* t = total + f * total_row + (v + n) * LANES<Operand>;
                 store(t, first ? sum : load(t) + sum);
             };
         };
         const auto run = [&](auto f, auto n) {
             tile<Op, f.value, n.value>(x, [=](index t) { return tap[t]; }, place + v, w, rows, put);
         };
-        if (vectors - v >= TILE_VECTORS) with_filters<TILE_VECTORS>(filters, run);
+        if (vectors - v >= NR) with_filters<NR>(filters, run);
         else if (vectors - v == 2) with_filters<2>(filters, run);
         else with_filters<1>(filters, run);
     }

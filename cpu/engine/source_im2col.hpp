@@ -1,18 +1,18 @@
-// Implicit im2col: a panel holds, for a few dozen consecutive pixels, one row of vectors per
+// Implicit im2col: a packed tile holds, for a few dozen consecutive pixels, one row of vectors per
 // (channel, tap), gathered straight from the strided source with its zero padding.
 //
 // Pixels are numbered through rows, planes and images, so small planes fill the vectors as well as
 // large ones. Lanes of one vector that lie in one row form a Run; a Run at one tap becomes a Span: an
 // address for lane 0 and a mask of the lanes that are inside the source. Spans depend on the tap, not on
-// the channel, so they are worked out once a panel and used for every channel.
+// the channel, so they are worked out once a packed tile and used for every channel.
 #pragma once
 
 #include "words.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
-constexpr index STRIP_PANELS = 8;  // panels that are packed together, at most
-constexpr index STRIP_VECTORS = STRIP_PANELS * PANEL_VECTORS;
+constexpr index MACRO_PACKED = 8;  // packed tiles that are packed together, at most
+constexpr index MACRO_VECTORS = MACRO_PACKED * PACKED_VECTORS;
 
 struct Run {
     index image, row, column;  // of the first pixel
@@ -138,7 +138,7 @@ inline Vec<T> load_masked(const T* p, std::uint32_t mask) {
 #endif
 }
 
-// One vector of the panel; lanes outside the source are zero.
+// One vector of the packed tile; lanes outside the source are zero.
 template <Access ACCESS, class T>
 inline Vec<T> gather(const Span* span, const Span* end, const T* base, index lane_stride) {
     [[maybe_unused]] Vec<T> v{};
@@ -258,11 +258,11 @@ inline void find_shifted_spans(const Run* runs, index count, const Image<T>& x, 
     }
 }
 
-// What pack needs to know of the pixels of a strip.
+// What pack needs to know of the pixels of a macro-tile.
 struct PixelMap {
-    index panels;
+    index packed_tiles;
     const index* start;  // first run of each vector
-    const bool* single;  // the panels whose every vector is one run
+    const bool* single;  // the packed tiles whose every vector is one run
     bool straight;       // the vectors are whole and follow one another in x
     index runs;
     const Span* spans;   // [position][run]
@@ -280,7 +280,7 @@ struct BlockKinds {
     }
 };
 
-// What SUMS adds up of the pixels of a panel: their sum, and the sum of the magnitudes of floats.
+// What SUMS adds up of the pixels of a packed tile: their sum, and the sum of the magnitudes of floats.
 template <class T>
 constexpr bool HAS_MAGNITUDE = T(0.5) != 0;
 
@@ -289,56 +289,56 @@ inline void add_sums(V& sum, V& magnitude, V x) {
     sum += x, magnitude += abs(x);
 }
 
-// Rows (channel, position) of the panels, `panel_size` apart; with SUMS, added up into the sum and the
-// magnitude of every vector. A row of all panels, and then the next: so x is read along its planes. ONE
-// panel keeps its sums in registers.
+// Rows (channel, position) of the packed tiles, `packed_size` apart; with SUMS, added up into the sum and the
+// magnitude of every vector. A row of all packed tiles, and then the next: so x is read along its planes. ONE packed tile
+// keeps its sums in registers.
 template <Access ACCESS, bool SUMS, bool ONE, class T>
 inline void pack_rows(const PixelMap& map, const T* x, index channel_stride, const Block& block,
-                      T* pixels, index panel_size, Vec<T>* sum, Vec<T>* magnitude) {
+                      T* pixels, index packed_size, Vec<T>* sum, Vec<T>* magnitude) {
     const bool close = map.lane_stride == 1 || map.lane_stride == 2;
     const index ahead = close && ONE ? 2 * channel_stride : 0;
-    Vec<T> s[PANEL_VECTORS] = {}, m[PANEL_VECTORS] = {};
+    Vec<T> s[PACKED_VECTORS] = {}, m[PACKED_VECTORS] = {};
     for (index c = 0; c < block.channels; ++c, x += channel_stride) {
         const Span* spans = map.spans + (map.kind ? (map.kind[c] - map.first_kind) * map.runs : 0);
-        for (index t = 0; t < block.positions; ++t, spans += map.runs, pixels += PANEL_VECTORS * LANES<T>) {
+        for (index t = 0; t < block.positions; ++t, spans += map.runs, pixels += PACKED_VECTORS * LANES<T>) {
             T* to = pixels;
             const index* start = map.start;
-            for (index q = 0; q < (ONE ? 1 : map.panels); ++q, start += PANEL_VECTORS, to += panel_size) {
+            for (index q = 0; q < (ONE ? 1 : map.packed_tiles); ++q, start += PACKED_VECTORS, to += packed_size) {
                 const auto put = [&](int v, const Span* first, const Span* last) {
                     const Vec<T> row = gather<ACCESS>(first, last, x, map.lane_stride);
                     store(to + v * LANES<T>, row);
                     if (ahead && first != last) prefetch(x, ahead + first->offset);
                     if constexpr (SUMS && ONE) add_sums(s[v], m[v], row);
                     if constexpr (SUMS && !ONE)
-                        add_sums(sum[q * PANEL_VECTORS + v], magnitude[q * PANEL_VECTORS + v], row);
+                        add_sums(sum[q * PACKED_VECTORS + v], magnitude[q * PACKED_VECTORS + v], row);
                 };
                 const Span* single = spans + *start;
                 if (map.single[q])
 #pragma GCC unroll 12
-                    for (int v = 0; v < PANEL_VECTORS; ++v) put(v, single + v, single + v + 1);
+                    for (int v = 0; v < PACKED_VECTORS; ++v) put(v, single + v, single + v + 1);
                 else
 #pragma GCC unroll 12
-                    for (int v = 0; v < PANEL_VECTORS; ++v) put(v, spans + start[v], spans + start[v + 1]);
+                    for (int v = 0; v < PACKED_VECTORS; ++v) put(v, spans + start[v], spans + start[v + 1]);
             }
         }
     }
     if constexpr (SUMS && ONE)
 #pragma GCC unroll 12
-        for (int v = 0; v < PANEL_VECTORS; ++v) sum[v] = s[v], magnitude[v] = m[v];
+        for (int v = 0; v < PACKED_VECTORS; ++v) sum[v] = s[v], magnitude[v] = m[v];
 }
 
-// The same for a straight strip; MASKED: the spans say which pixels are inside.
+// The same for a straight macro-tile; MASKED: the spans say which pixels are inside.
 template <bool MASKED, bool SUMS, class T>
 inline void pack_straight(const PixelMap& map, const T* x, index channel_stride, const Block& block,
-                          T* pixels, index panel_size, Vec<T>* sum, Vec<T>* magnitude) {
-    for (index c = 0; c < block.channels; ++c, x += channel_stride, pixels += PANEL_VECTORS * LANES<T>) {
+                          T* pixels, index packed_size, Vec<T>* sum, Vec<T>* magnitude) {
+    for (index c = 0; c < block.channels; ++c, x += channel_stride, pixels += PACKED_VECTORS * LANES<T>) {
         const Span* span = map.spans + (MASKED ? (map.kind[c] - map.first_kind) * map.runs : 0);
         const T* from = x + span->offset;
         T* to = pixels;
         index vector = 0;
-        for (index q = 0; q < map.panels; ++q, to += panel_size)
+        for (index q = 0; q < map.packed_tiles; ++q, to += packed_size)
 #pragma GCC unroll 12
-            for (int v = 0; v < PANEL_VECTORS; ++v, ++vector, from += LANES<T>) {
+            for (int v = 0; v < PACKED_VECTORS; ++v, ++vector, from += LANES<T>) {
                 const Vec<T> row = MASKED ? load_masked(from, span[vector].mask) : load(from);
                 store(to + v * LANES<T>, row);
                 if constexpr (SUMS) add_sums(sum[vector], magnitude[vector], row);
@@ -348,12 +348,12 @@ inline void pack_straight(const PixelMap& map, const T* x, index channel_stride,
 
 template <bool SUMS, bool ONE, class T>
 inline void pack(const PixelMap& map, const T* x, index channel_stride, const Block& block, T* pixels,
-                 index panel_size, Vec<T>* sum, Vec<T>* magnitude) {
+                 index packed_size, Vec<T>* sum, Vec<T>* magnitude) {
     const auto rows = [&] {
         if (map.straight) return map.kind ? pack_straight<true, SUMS, T> : pack_straight<false, SUMS, T>;
         return with_access<T>(map.lane_stride, [](auto way) { return pack_rows<Access(way.value), SUMS, ONE, T>; });
     }();
-    rows(map, x, channel_stride, block, pixels, panel_size, sum, magnitude);
+    rows(map, x, channel_stride, block, pixels, packed_size, sum, magnitude);
 }
 
 }  // namespace mulfree::MULFREE_ISA

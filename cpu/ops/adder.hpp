@@ -26,23 +26,23 @@ inline void sum_contiguous(const float* w, index n, float* sum, float* magnitude
     *sum = float(total), *magnitude = float(size);
 }
 
-// y = bias - sum |x - w|, term by term; REDO: only the tiles that panel.redo names.
+// y = bias - sum |x - w|, term by term; REDO: only the tiles that packed.redo names.
 template <bool REDO, class S>
-inline void exact_strip(S& strip) {
+inline void exact_macro_tile(S& macro_tile) {
     using T = typename S::Sum;
-    strip.template accumulate<AbsDiff<T>, false, REDO>([](auto& panel, index tile) {
-        for (index f = tile; f < tile + panel.tile_filters(tile); ++f) {
-            const Vec<T> bias = broadcast(panel.bias(f));
-            const T* total = panel.total + f * panel.ROW;
-            panel.write(f, [&](index v) { return bias - load(total + v * LANES<T>); });
+    macro_tile.template accumulate<AbsDiff<T>, false, REDO>([](auto& packed, index tile) {
+        for (index f = tile; f < tile + packed.tile_filters(tile); ++f) {
+            const Vec<T> bias = broadcast(packed.bias(f));
+            const T* total = packed.total + f * packed.ROW;
+            packed.write(f, [&](index v) { return bias - load(total + v * LANES<T>); });
         }
     });
 }
 
 template <class T>
 inline void adder_conv_exact(const Convolution<T, T>& p) {
-    for_each_strip(flattened(p), Weights<T>{p}, [](index, index) {},
-                   [](auto& strip) { exact_strip<false>(strip); });
+    for_each_macro_tile(flattened(p), Weights<T>{p}, [](index, index) {},
+                   [](auto& macro_tile) { exact_macro_tile<false>(macro_tile); });
 }
 
 inline void adder_conv(const Convolution<double, double>& p) { adder_conv_exact(p); }
@@ -64,35 +64,35 @@ inline void adder_conv(const Convolution<float, float>& p) {
         sum_contiguous(p.w + group * p.w_group + f * p.w_filter, taps, w_sum + k, w_size + k);
     };
 
-    for_each_strip(flattened(p), Weights<float>{p}, sum_weights, [=](auto& strip) {
+    for_each_macro_tile(flattened(p), Weights<float>{p}, sum_weights, [=](auto& macro_tile) {
         bool any = false;
-        strip.template accumulate<Max<float>, true>([&](auto& panel, index tile) {
+        macro_tile.template accumulate<Max<float>, true>([&](auto& packed, index tile) {
             Vec<float> negative{}, infinite{};  // the sign of a lane, a NaN in it, say: redo
-            for (index f = tile; f < tile + panel.tile_filters(tile); ++f) {
-                const index k = panel.group * panel.p->filters + panel.filter + f;
+            for (index f = tile; f < tile + packed.tile_filters(tile); ++f) {
+                const index k = packed.group * packed.p->filters + packed.filter + f;
                 const Vec<float> sum = broadcast(w_sum[k]), size = broadcast(w_size[k]);
-                const Vec<float> bias = broadcast(panel.bias(f));
-                const float* total = panel.total + f * panel.ROW;
-                panel.write(f, [&](index v) {
+                const Vec<float> bias = broadcast(packed.bias(f));
+                const float* total = packed.total + f * packed.ROW;
+                packed.write(f, [&](index v) {
                     const Vec<float> m = load(total + v * LANES<float>);
-                    const Vec<float> distance = (m - panel.sum[v]) + (m - sum);
-                    const Vec<float> margin = distance - 0.125f * (panel.magnitude[v] + size);
+                    const Vec<float> distance = (m - packed.sum[v]) + (m - sum);
+                    const Vec<float> margin = distance - 0.125f * (packed.magnitude[v] + size);
                     negative = either(negative, margin);
                     infinite += margin * 0.0f;
                     return bias - distance;
                 });
             }
             const bool redo = any_negative(negative) || below<float>(infinite, Vec<float>{});
-            panel.redo[tile / TILE_FILTERS] = redo;
+            packed.redo[tile / MR] = redo;
             any |= redo;
         });
-        if (any) exact_strip<true>(strip);
+        if (any) exact_macro_tile<true>(macro_tile);
     });
 }
 
 // ---- uint8 --------------------------------------------------------------------------------------------
 
-constexpr index CELL_IMAGE = 8 << 20;  // bytes of x's slices as cells
+constexpr index WORD_IMAGE = 8 << 20;  // bytes of x's slices as words
 
 // The source positions that a slice of an axis's pixels meets, `every` apart: from, from + every, ...,
 // `size` of them; all positions, which are quicker to copy, where the slice is the whole axis.
@@ -114,22 +114,22 @@ struct SourceAxis {
     }
 };
 
-// The source of a slice as cells: [image][group][cell channel][row][column].
-inline void fill_cells(const Convolution<std::uint8_t, std::int32_t>& p, const CellShape& shape,
+// The source of a slice as words: [image][group][word channel][row][column].
+inline void fill_words(const Convolution<std::uint8_t, std::int32_t>& p, const WordShape& shape,
                        index image, index images, const SourceAxis& h, const SourceAxis& w,
-                       ByteCell* cells) {
-    const index channels = shape.cell_channels(), planes = images * p.groups * channels;
+                       Word* words) {
+    const index channels = shape.word_channels(), planes = images * p.groups * channels;
     // Rows without gaps are one long row.
     const bool dense = shape.along == 1 && h.every * w.every == 1 && p.x.row == w.size * p.x.column;
     const index rows = dense ? 1 : h.size, columns = dense ? h.size * w.size : w.size;
     for_each_unit(planes, MOVE * double(planes * rows * columns), [&](index plane) {
-        const index cell = plane % channels, group = plane / channels % p.groups;
-        const index channel = shape.channel(cell);
+        const index word = plane % channels, group = plane / channels % p.groups;
+        const index channel = shape.channel(word);
         const std::uint8_t* x = p.x.data + (image + plane / (channels * p.groups)) * p.x.batch +
                                 (group * p.channels + channel) * p.x.channel + h.from * p.x.row;
-        ByteRow places[CELL];
-        for (index k = 0; k < CELL; ++k) {
-            const index tap = shape.column(cell) + shape.place_column[k];
+        ByteRow places[PER_WORD];
+        for (index k = 0; k < PER_WORD; ++k) {
+            const index tap = shape.column(word) + shape.place_column[k];
             places[k] = {x, 0, 0};
             if (tap >= shape.columns || channel + shape.place_channel[k] >= p.channels) continue;
             const index from = w.from + tap * p.width.tap_step;
@@ -139,15 +139,15 @@ inline void fill_cells(const Convolution<std::uint8_t, std::int32_t>& p, const C
         }
         for (index r = 0; r < rows; ++r) {
             interleave(places, w.every * p.x.column, columns, shape.across * p.x.channel,
-                       cells + (plane * rows + r) * columns);
+                       words + (plane * rows + r) * columns);
             for (ByteRow& place : places) place.base += h.every * p.x.row;
         }
     });
 }
 
 // All sums are taken modulo 2^32, and the answer fits.
-inline void adder_conv_cells(const Convolution<ByteCell, std::int32_t>& p,
-                             const Convolution<std::uint8_t, std::int32_t>& bytes, const CellShape& shape,
+inline void adder_conv_words(const Convolution<Word, std::int32_t>& p,
+                             const Convolution<std::uint8_t, std::int32_t>& bytes, const WordShape& shape,
                              std::uint32_t* w_sum) {
     const index taps = bytes.channels * bytes.height.taps * bytes.width.taps;
     const auto sum_weights = [=, &bytes](index group, index f) {
@@ -156,44 +156,44 @@ inline void adder_conv_cells(const Convolution<ByteCell, std::int32_t>& p,
         for (index i = 0; i < taps; ++i) sum += w[i];
         w_sum[group * bytes.filters + f] = sum;
     };
-    const auto weight = [&](index group, index f, index cell, index i, index j) {
+    const auto weight = [&](index group, index f, index word, index i, index j) {
         return shape.weights(bytes.w + group * bytes.w_group + f * bytes.w_filter + i * bytes.w_row,
-                             bytes.w_channel, cell, j);
+                             bytes.w_channel, word, j);
     };
-    for_each_strip(flattened(p), weight, sum_weights, [=](auto& strip) {
-        strip.template accumulate<Bytes, BYTE_SUMS>([&](auto& panel, index tile) {
-            for (index f = tile; f < tile + panel.tile_filters(tile); ++f) {
-                const std::uint32_t bias = panel.bias(f);
-                const ByteCell* total = panel.total + f * panel.ROW;
+    for_each_macro_tile(flattened(p), weight, sum_weights, [=](auto& macro_tile) {
+        macro_tile.template accumulate<Bytes, BYTE_SUMS>([&](auto& packed, index tile) {
+            for (index f = tile; f < tile + packed.tile_filters(tile); ++f) {
+                const std::uint32_t bias = packed.bias(f);
+                const Word* total = packed.total + f * packed.ROW;
                 if constexpr (BYTE_SUMS) {
-                    const index k = panel.group * panel.p->filters + panel.filter + f;
-                    const Vec<ByteCell> constant = broadcast<ByteCell>(bias + w_sum[k]);
-                    panel.write(f, [&](index v) {
-                        const Vec<ByteCell> m = load(total + v * LANES<ByteCell>);
-                        return (Vec<std::int32_t>)(constant + panel.sum[v] - m - m);
+                    const index k = packed.group * packed.p->filters + packed.filter + f;
+                    const Vec<Word> constant = broadcast<Word>(bias + w_sum[k]);
+                    packed.write(f, [&](index v) {
+                        const Vec<Word> m = load(total + v * LANES<Word>);
+                        return (Vec<std::int32_t>)(constant + packed.sum[v] - m - m);
                     });
-                } else if constexpr (sizeof(ByteCell) == sizeof(std::int32_t)) {
-                    panel.write(f, [&](index v) {
-                        return (Vec<std::int32_t>)(broadcast(bias) - load(total + v * LANES<ByteCell>));
+                } else if constexpr (sizeof(Word) == sizeof(std::int32_t)) {
+                    packed.write(f, [&](index v) {
+                        return (Vec<std::int32_t>)(broadcast(bias) - load(total + v * LANES<Word>));
                     });
                 } else {
-                    std::int32_t y[panel.ROW];
-                    for (index i = 0; i < panel.ROW; ++i)
+                    std::int32_t y[packed.ROW];
+                    for (index i = 0; i < packed.ROW; ++i)
                         y[i] = std::int32_t(bias - std::uint32_t(total[i]));
-                    panel.write_lanes(f, y);
+                    packed.write_lanes(f, y);
                 }
             }
         });
     });
 }
 
-// Slice by slice: turns the bytes that the slice needs into cells, then runs the engine on them.
+// Slice by slice: turns the bytes that the slice needs into words, then runs the engine on them.
 inline void adder_conv_u8(const Convolution<std::uint8_t, std::int32_t>& p) {
-    const CellShape shape(p.channels, p.width.taps);
-    const index channels = shape.cell_channels(), columns_met = shape.taps();
-    const bool padded = shape.along > 1;  // a cell that starts in the padding may reach into x
+    const WordShape shape(p.channels, p.width.taps);
+    const index channels = shape.word_channels(), columns_met = shape.taps();
+    const bool padded = shape.along > 1;  // a word that starts in the padding may reach into x
     index images = p.batch, rows = p.height.pixels, columns = p.width.pixels;
-    const auto most_cells = [&] {
+    const auto most_words = [&] {
         const auto most = [](const Axis& a, index pixels, index taps) {
             const SourceAxis slice(a, 0, pixels, taps, true);
             return larger(pixels == a.pixels && slice.every == 1 ? a.size : 0, slice.size);
@@ -201,14 +201,14 @@ inline void adder_conv_u8(const Convolution<std::uint8_t, std::int32_t>& p) {
         return images * p.groups * channels * most(p.height, rows, p.height.taps) *
                most(p.width, columns, columns_met);
     };
-    while (most_cells() * CELL > CELL_IMAGE && images * rows * columns > 1) {
+    while (most_words() * PER_WORD > WORD_IMAGE && images * rows * columns > 1) {
         index& cut = images > 1 ? images : rows > 1 ? rows : columns;
         cut = ceil_div(cut, 2);
     }
     Workspace workspace;
-    workspace.allocate(most_cells() * CELL + p.groups * p.filters * index(sizeof(std::uint32_t)));
-    auto* cells = reinterpret_cast<ByteCell*>(workspace.data());
-    auto* w_sum = reinterpret_cast<std::uint32_t*>(cells + most_cells());
+    workspace.allocate(most_words() * PER_WORD + p.groups * p.filters * index(sizeof(std::uint32_t)));
+    auto* words = reinterpret_cast<Word*>(workspace.data());
+    auto* w_sum = reinterpret_cast<std::uint32_t*>(words + most_words());
 
     for (index n = 0; n < p.batch; n += images)
         for (index r = 0; r < p.height.pixels; r += rows)
@@ -218,13 +218,13 @@ inline void adder_conv_u8(const Convolution<std::uint8_t, std::int32_t>& p) {
                 const index slice_columns = smaller(columns, p.width.pixels - c);
                 const SourceAxis h(p.height, r, slice_rows, p.height.taps, false);
                 const SourceAxis w(p.width, c, slice_columns, columns_met, padded);
-                fill_cells(p, shape, n, slice_images, h, w, cells);
+                fill_words(p, shape, n, slice_images, h, w, words);
                 const Image<std::int32_t>& y = p.y;
                 const index plane = h.size * w.size;
-                adder_conv_cells({slice_images, p.groups, channels, p.filters,
+                adder_conv_words({slice_images, p.groups, channels, p.filters,
                                   h.axis(p.height, r, slice_rows, p.height.taps),
                                   w.axis(p.width, c, slice_columns, columns_met),
-                                  {cells, p.groups * channels * plane, plane, w.size, 1},
+                                  {words, p.groups * channels * plane, plane, w.size, 1},
                                   nullptr, 0, 0, 0, 0, 0, p.bias,
                                   {y.data + n * y.batch + r * y.row + c * y.column, y.batch, y.channel,
                                    y.row, y.column}},
