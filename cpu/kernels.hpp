@@ -97,7 +97,7 @@ struct BatchNorm {
     T *first, *second;          // the two results of a sum
 };
 
-// Winograd weights packed for the kernels (winograd_plan.hpp): for every group of filters, chunk of
+// Winograd weights packed for the kernels (ops/winograd/plan.hpp): for every group of filters, chunk of
 // channels and position of the tile, in this order, a section of jobs. A job is a row of weights, or
 // ROWS filters that share a row's pattern; its entries lie in the order in which jobs are done.
 constexpr index WINOGRAD_GROUP = 64, WINOGRAD_CHUNK = 128;
@@ -135,7 +135,7 @@ struct Winograd {
     WinogradWeights<T> weights;  // for the gradient by x: of channels by filters
     const T* bias;               // one value a filter, or null
     bool relu;                   // of the transformed x
-    const T *bt, *at;            // the transforms' matrices; null for F(2 x 2, 3 x 3), Lavin's signs
+    const T *bt, *at;            // the transforms' matrices; null for Lavin's points and signs
     Image<T> y;                  // or the gradient by x
     T* grad_u;                   // [position][filter][channel]
 };

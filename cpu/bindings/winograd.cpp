@@ -20,7 +20,7 @@ struct WinogradProblem : Winograd<T> {
                     index out_height, index out_width, Pair padding, bool relu, const Matrices& given)
         : Winograd<T>{} {
         require(tile == 4 || tile == 6, "tiles must be 4 x 4 or 6 x 6");
-        require(given.has_value() == (tile == 6), "matrices belong to tiles of 6 x 6");
+        require(!given || tile == 6, "matrices belong to tiles of 6 x 6");
         forward_axis(height, out_height, 3, 1, padding.first, 1);  // which checks them
         forward_axis(width, out_width, 3, 1, padding.second, 1);
         const index m = tile - 2;

@@ -1,6 +1,6 @@
 // Winograd's convolution, fused: a panel of tiles, numbered through rows, planes and images, is
 // transformed into slabs that stay in the second-level cache, multiplied position by position by packed
-// weights (winograd_plan.hpp), dense or sparse, and transformed back.
+// weights (plan.hpp), dense or sparse, and transformed back.
 #pragma once
 
 #include "transform.hpp"
@@ -83,7 +83,7 @@ inline void multiply_panel(const WinogradWeights<T>& w, index section, index vec
 // Forward: source x, target y.
 template <class Transform, class T>
 struct WinogradForward {
-    static constexpr int TILE = Transform::TILE, IN = TILE, OUT = Transform::OUT;
+    static constexpr int TILE = Transform::TILE, STEP = Transform::OUT, IN = TILE, OUT = STEP;
     const Winograd<T>& p;
     const Transform transform;
 
@@ -106,7 +106,7 @@ struct WinogradForward {
         void move_to(const TilePanel<T>&) {}
     };
     void begin(index, index, index, index) const {}
-    void write(const Scratch&, const Patches<OUT, T>& y, index k, index v, Vec<T> (&m)[TILE][TILE]) const {
+    void write(const Scratch&, const Patches<OUT, STEP, T>& y, index k, index v, Vec<T> (&m)[TILE][TILE]) const {
         const Vec<T> bias = broadcast(p.bias ? p.bias[k] : T(0));
         Vec<T> out[OUT][OUT];
         both_axes(m, out, [&](const Vec<T>* a, Vec<T>* b) { transform.output(a, b); });
@@ -127,8 +127,8 @@ struct WinogradPanel {
     const Pass& pass;
     const index chunks;
     TilePanel<T> tiles;
-    Patches<Pass::IN, const T> source;
-    Patches<Pass::OUT, T> target;
+    Patches<Pass::IN, Pass::STEP, const T> source;
+    Patches<Pass::OUT, Pass::STEP, T> target;
     typename Pass::Scratch more;
     Slab<T> v, m;
 

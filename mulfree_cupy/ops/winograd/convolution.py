@@ -108,11 +108,13 @@ def winograd_conv(
         )  # fmt: skip
     else:
         kernel = kernel or fastest(weights)
-        arguments = arrays.contiguous(bias), result, g.padding, bool(relu), _matrices(weights)
+        arguments = arrays.contiguous(bias), result, g.padding, bool(relu)
         if kernel == "scipy":
-            numpy_winograd.forward(x, _scipy_product(weights), *arguments)
+            BT, _, AT = matrices(weights.m, weights.points)
+            numpy_winograd.forward(x, _scipy_product(weights), *arguments, (BT, AT))
         else:
-            launch.cpu_kernels().winograd_conv(x, weights.plan(kernel), *arguments)
+            plan = weights.plan(kernel)
+            launch.cpu_kernels().winograd_conv(x, plan, *arguments, _matrices(weights))
     return arrays.deliver(result, out)
 
 
@@ -219,9 +221,9 @@ def fastest(weights: WinogradWeights) -> str:
 
 
 def _matrices(weights):
-    """What the CPU kernels want of the transform: those of F(2x2, 3x3) they know."""
+    """What the CPU kernels want of the transform: those with Lavin's points they know."""
     BT, _, AT = matrices(weights.m, weights.points)
-    return None if weights.m == 2 else (BT, AT)
+    return None if weights.points == "lavin" else (BT, AT)
 
 
 def _scipy_product(weights):
