@@ -3,8 +3,10 @@
 #pragma once
 
 #include "ops/adder.hpp"
+#include "ops/adder_u8.hpp"
 #include "ops/adder_grad_x.hpp"
 #include "ops/batch_norm.hpp"
+#include "ops/conv.hpp"
 #include "ops/peak.hpp"
 #include "ops/winograd/gradients.hpp"
 

@@ -56,6 +56,7 @@ struct Convolution {
     const Y* bias;  // one value a filter, or null
     Image<Y> y;
     const Shifts *x_shifts = nullptr, *y_shifts = nullptr;
+    const void* packed = nullptr;  // the weights as the kernel's pack() left them; then w may be null
 };
 
 // grad_x[c, pixel] = sum over filters and taps of clip(w - x, -1, 1) * grad. The axes are the forward
