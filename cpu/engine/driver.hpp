@@ -128,4 +128,23 @@ inline void convolve(const Convolution<typename Op::Operand, typename Op::Output
     for_each_macro_tile<Op>(flattened(p), weight, [](auto& macro_tile) { macro_tile.answer(); });
 }
 
+// The row of the kernel table of operations on floats: Choice::with_operation(p, f) calls f with a value of the
+// type that serves a convolution.
+template <class T, class Choice>
+constexpr ConvolutionKernel<T, T> kernel_row() {
+    using C = Convolution<T, T>;
+    return {
+        [](const C& p) {
+            Choice::with_operation(p, [&](auto op) { convolve<decltype(op)>(p, Weights<T>{p}); });
+        },
+        [](const C& p) {
+            index bytes = 0;
+            Choice::with_operation(p, [&](auto op) { bytes = packed_bytes<decltype(op)>(p); });
+            return bytes;
+        },
+        [](const C& p, void* to) {
+            Choice::with_operation(p, [&](auto op) { pack_weights<decltype(op)>(p, Weights<T>{p}, to); });
+        }};
+}
+
 }  // namespace mulfree::MULFREE_ISA

@@ -52,15 +52,14 @@ struct Maximum : Operation<float, float, float> {
 // Up to here, and where a distance is one instruction, the sum of maxima saves nothing; and it cancels.
 constexpr index FEW_TAPS = 4;
 
-inline void adder_conv(const Convolution<double, double>& p) {
-    convolve<AbsoluteDifference<double>>(p, Weights<double>{p});
-}
-
-inline void adder_conv(const Convolution<float, float>& p) {
-    const Weights<float> weights{p};
-    if (DISTANCE_IN_ONE || p.channels * p.height.taps * p.width.taps <= FEW_TAPS)
-        convolve<AbsoluteDifference<float>>(p, weights);
-    else convolve<Maximum>(p, weights);
-}
+template <class T>
+struct Adder {
+    template <class F>
+    static void with_operation(const Convolution<T, T>& p, F f) {
+        if constexpr (sizeof(T) == sizeof(float) && !DISTANCE_IN_ONE)
+            if (p.channels * p.height.taps * p.width.taps > FEW_TAPS) return f(Maximum());
+        f(AbsoluteDifference<T>());
+    }
+};
 
 }  // namespace mulfree::MULFREE_ISA

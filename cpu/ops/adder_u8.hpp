@@ -147,21 +147,29 @@ struct WordConvolution {
     }
 };
 
-inline void adder_conv_u8(const Convolution<std::uint8_t, std::int32_t>& p) {
-    WordConvolution c(p);
-    const index bytes = round_up(packed_bytes<ByteDistance>(c.words), 64);
-    const index packed = p.packed || bytes > SHARED_WEIGHTS ? 0 : bytes;
-    Workspace workspace;
-    c.each_slice([&](index bytes) {
-        workspace.allocate(packed + bytes);
-        return static_cast<void*>(workspace.data() + packed);
-    }, [&] {
-        if (packed && !c.words.packed) {
-            pack_weights<ByteDistance>(c.words, c, workspace.data());
-            c.words.packed = workspace.data();
-        }
-        convolve<ByteDistance>(c.words, c);
-    });
-}
+struct AdderBytes {
+    using C = Convolution<std::uint8_t, std::int32_t>;
+
+    static void run(const C& p) {
+        WordConvolution c(p);
+        const index bytes = round_up(packed_bytes(p), 64);
+        const index packed = p.packed || bytes > SHARED_WEIGHTS ? 0 : bytes;
+        Workspace workspace;
+        c.each_slice([&](index image) {
+            workspace.allocate(packed + image);
+            return static_cast<void*>(workspace.data() + packed);
+        }, [&] {
+            if (packed && !c.words.packed) pack(p, workspace.data()), c.words.packed = workspace.data();
+            convolve<ByteDistance>(c.words, c);
+        });
+    }
+    static index packed_bytes(const C& p) {
+        return MULFREE_ISA::packed_bytes<ByteDistance>(WordConvolution(p).words);
+    }
+    static void pack(const C& p, void* to) {
+        const WordConvolution c(p);
+        pack_weights<ByteDistance>(c.words, c, to);
+    }
+};
 
 }  // namespace mulfree::MULFREE_ISA
