@@ -56,6 +56,7 @@ struct Convolution {
     const Y* bias;  // one value a filter, or null
     Image<Y> y;
     const Shifts *x_shifts = nullptr, *y_shifts = nullptr;
+    const void* packed = nullptr;  // the weights as the kernel's pack() left them; then w may be null
 };
 
 // grad_x[c, pixel] = sum over filters and taps of clip(w - x, -1, 1) * grad. The axes are the forward
@@ -140,10 +141,18 @@ struct Winograd {
     T* grad_u;                   // [position][filter][channel]
 };
 
+// An operation's row of the table. pack() leaves the weights of a convolution, of which it looks at nothing else,
+// as a convolution's `packed`, in so many bytes, aligned to 64.
+template <class X, class Y>
+struct ConvolutionKernel {
+    void (*run)(const Convolution<X, Y>&);
+    index (*packed_bytes)(const Convolution<X, Y>&);
+    void (*pack)(const Convolution<X, Y>&, void* to);
+};
+
 template <class T>
 struct FloatKernels {
-    void (*conv)(const Convolution<T, T>&);
-    void (*adder_conv)(const Convolution<T, T>&);
+    ConvolutionKernel<T, T> conv, adder_conv;
     void (*adder_grad_x)(const AdderGradX<T>&);
     void (*grad_w)(const GradW<T>&);
     void (*batch_norm_moments)(const BatchNorm<T>&);
@@ -160,7 +169,7 @@ struct Kernels {
     const char* name;
     FloatKernels<float> f32;
     FloatKernels<double> f64;
-    void (*adder_conv_u8)(const Convolution<std::uint8_t, std::int32_t>&);
+    ConvolutionKernel<std::uint8_t, std::int32_t> adder_conv_u8;
     double (*peak)(int operation, double seconds);
 };
 

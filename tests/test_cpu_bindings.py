@@ -31,7 +31,23 @@ BYTES = {
     "out": GRAD.astype(np.int32),
 }  # fmt: skip
 PIECE, CHANNEL = ones(2, 4, 30), ones(4)
+PACKED = [
+    _cpu.pack_conv(W, 1), _cpu.pack_conv(W[:, :2].copy(), 2), _cpu.pack_conv(ones(6, 4, 1, 1), 1),
+    _cpu.pack_conv(W.astype(np.float64), 1), _cpu.pack_adder_conv(W, 1),
+    _cpu.pack_adder_conv(BYTES["w"], 1),
+]  # fmt: skip
 CALLS = [  # every function with arguments that it takes
+    ("pack_conv", {"w": W, "groups": 1}),
+    ("pack_adder_conv", {"w": BYTES["w"], "groups": 2}),
+    ("conv", {"x": X, "w": PACKED[0], "bias": None, "out": GRAD, **OPTIONS, "groups": 1}),
+    ("adder_conv", {"x": X, "w": PACKED[4], "bias": ones(6), "out": GRAD, **OPTIONS, "groups": 1}),
+    ("adder_conv", {**BYTES, "w": PACKED[5], **OPTIONS, "groups": 1}),
+    (
+        "shift_conv",
+        {
+            "x": X, "w": PACKED[2], "shifts": TABLE, "bias": None, "out": GRAD, "stride": (1, 1),
+        },
+    ),
     ("conv", {"x": X, "w": W, "bias": ones(6), "out": GRAD, **OPTIONS, "groups": 1}),
     ("adder_conv", {"x": X, "w": W, "bias": ones(6), "out": GRAD, **OPTIONS, "groups": 1}),
     ("adder_conv", {**BYTES, **OPTIONS, "groups": 1}),
@@ -197,7 +213,8 @@ def hostile(draw, value):
         return draw(st.sampled_from(NUMBERS))
     if value is None:
         return draw(st.sampled_from([None, np.ones(1, np.float32), np.ones(7, np.float32), 3]))
-    return draw(st.sampled_from([plan(4), plan(6), plan(4, np.float64), None]))
+    others = PACKED if value in PACKED else [plan(4), plan(6), plan(4, np.float64)]
+    return draw(st.sampled_from([*others, None]))
 
 
 @st.composite

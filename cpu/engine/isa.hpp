@@ -29,14 +29,17 @@ constexpr int MR = 4, NR = 2, PACKED_VECTORS = 12;
 #endif
 
 template <class T>
-struct VectorOf {
-    typedef T type __attribute__((vector_size(VECTOR_BYTES)));
-};
-template <class T>
-using Vec = typename VectorOf<T>::type;
-
-template <class T>
 constexpr index LANES = VECTOR_BYTES / index(sizeof(T));
+
+// A vector of so many lanes, and a register's.
+template <class T, index COUNT>
+struct LanesOf {
+    typedef T type __attribute__((vector_size(COUNT * sizeof(T))));
+};
+template <class T, index COUNT>
+using Lanes = typename LanesOf<T, COUNT>::type;
+template <class T>
+using Vec = Lanes<T, LANES<T>>;
 
 template <class T>
 inline Vec<T> load(const T* p) {
@@ -47,6 +50,11 @@ inline Vec<T> load(const T* p) {
 
 template <class T>
 inline void store(T* p, Vec<T> v) {
+    __builtin_memcpy(p, &v, sizeof v);
+}
+
+template <class T, class V>
+inline void store_lanes(T* p, V v) {
     __builtin_memcpy(p, &v, sizeof v);
 }
 
@@ -192,6 +200,15 @@ inline index smaller(index a, index b) { return a < b ? a : b; }
 inline index larger(index a, index b) { return a > b ? a : b; }
 inline index ceil_div(index a, index b) { return (a + b - 1) / b; }
 inline index round_up(index a, index b) { return ceil_div(a, b) * b; }
+
+template <class A, class B>
+struct Same {
+    static constexpr bool value = false;
+};
+template <class A>
+struct Same<A, A> {
+    static constexpr bool value = true;
+};
 
 // A number that is a type.
 template <int N>

@@ -1,7 +1,6 @@
 // uint8 operands: several taps of a pixel share one lane (a word), so that one instruction sums them.
 // AVX-512 VNNI: four taps in 32 bits, sum of max by vpdpbusd with ones. NEON: four taps in 32 bits, sum of
-// absolute differences by udot with ones. Elsewhere: eight taps in 64 bits, the same by psadbw. x is turned into an image of words, a bounded slice at a
-// time; from there on a word is a number like any other, and the engine is the one of the floats.
+// absolute differences by udot with ones. Elsewhere: eight taps in 64 bits, the same by psadbw.
 #pragma once
 
 #include "isa.hpp"
@@ -22,9 +21,6 @@ struct Bytes {
         return add_bytes(total, (Vec<Word>)_mm512_max_epu8((__m512i)x, (__m512i)w));
     }
 };
-
-// What pack adds up of a packed tile's pixels; magnitudes would be the same.
-inline void add_sums(Vec<Word>& sum, Vec<Word>&, Vec<Word> x) { sum = add_bytes(sum, x); }
 
 #elif defined(__aarch64__)
 

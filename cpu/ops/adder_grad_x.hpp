@@ -157,11 +157,15 @@ inline void clip_tile(const T* grad, const index* tap, const MetRows& rows, cons
     if (FORM == FAST_AND_SUMS) grad_sum = first ? grads : grad_sum + grads;
 }
 
+// As an operation it has an inner loop of its own.
+template <class T>
+using Clip = Operation<T, T, T>;
+
 // A macro-tile of pixels with some tiles of filters.
 template <class T>
 class ClipMacroTile {
-    using S = MacroTile<T, T, PhaseWeights<T>>;
-    using P = PackedTile<T, T>;
+    using S = MacroTile<Clip<T>, PhaseWeights<T>>;
+    using P = typename S::Tile;
     static constexpr bool QUICK = sizeof(T) == 4;
     static constexpr T LIMIT = 8;  // of |x|: the fast form's rounding error grows with it
     static constexpr index TILES = CHUNK_FILTERS / MR;
@@ -176,7 +180,7 @@ public:
     ClipMacroTile(S& macro_tile, const AdderGradX<T>& g, const Phases<T>& phases, const T* centre)
         : macro_tile(macro_tile), g(g), phases(phases), centre(centre), shifts(macro_tile.p.y_shifts),
           x_spans(macro_tile.packed_tiles->x_spans), y_spans(macro_tile.packed_tiles->y_spans),
-          runs(start(*macro_tile.packed_tiles)[macro_tile.count * PACKED_VECTORS]),
+          runs(start(*macro_tile.packed_tiles)[macro_tile.source.count * PACKED_VECTORS]),
           few_kinds(shifts && shifts->kinds < MOST_KINDS) {}
 
     void run() {
@@ -187,7 +191,7 @@ public:
             find_shifted_spans(first.y_runs, runs, g.grad_x, *shifts, k, k + 1, y_spans + k * runs);
         }
         for (index f = 0; f < smaller(macro_tile.filters, phases.count * MR); f += MR)
-            for (index q = 0; q < macro_tile.count; ++q) prefetch_pixels(macro_tile.packed_tiles[q], tile(f));
+            for (index q = 0; q < macro_tile.source.count; ++q) prefetch_pixels(macro_tile.packed_tiles[q], tile(f));
         sum<QUICK ? FAST : EXACT, false>();
         if (any) sum<EXACT, true>();
     }
@@ -217,7 +221,7 @@ private:
     // Sums all tiles, for which x is loaded; the fast form leaves to be redone what it cannot do.
     template <ClipForm FORM, bool REDO>
     void sum() {
-        macro_tile.template reduce<false, REDO>([&](P& packed, index f, const T* w, const Block& block, bool first,
+        macro_tile.template reduce<Clip<T>, REDO>([&](P& packed, index f, const T* w, const Block& block, bool first,
                                                bool) {
             const Tile t = tile(f);
             index& summer = summed_by[&packed - macro_tile.packed_tiles][t.slot];
@@ -257,7 +261,7 @@ private:
         for (index v = 0; v < packed.vectors; ++v) {
             const index at = t.filter * packed.ROW + v * LANES<T>;
             with_filters<1>(t.filters, [&](auto filters, auto) {
-                clip_tile<FORM, filters.value>(macro_tile.pixels + packed.place[v], macro_tile.tap, rows, w,
+                clip_tile<FORM, filters.value>(macro_tile.source.pixels + packed.place[v], macro_tile.source.tap, rows, w,
                                                packed.rows + at, packed.total + at, packed.ROW, first,
                                                grad_sum[&packed - macro_tile.packed_tiles][t.slot][v]);
             });
@@ -360,7 +364,7 @@ inline void adder_grad_x(const AdderGradX<T>& g) {
         g.batch, g.groups, g.filters, phases.filters(), phases.height.axis, phases.width.axis, g.grad,
         g.w, 0, 0, 0, 0, 0, nullptr, g.grad_x, nullptr,
         g.shifts ? g.shifts : phases.all() > 1 ? &strided : nullptr};
-    for_each_macro_tile(p, PhaseWeights<T>{phases, centre}, [](index, index) {}, [&](auto& macro_tile) {
+    for_each_macro_tile<Clip<T>>(p, PhaseWeights<T>{phases, centre}, [&](auto& macro_tile) {
         ClipMacroTile<T>(macro_tile, g, phases, centre).run();
     });
 }
