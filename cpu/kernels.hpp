@@ -100,7 +100,7 @@ struct BatchNorm {
 
 // Winograd weights packed for the kernels (ops/winograd/plan.hpp): for every group of filters, chunk of
 // channels and position of the tile, in this order, a section of jobs. A job is a row of weights, or
-// ROWS filters that share a row's pattern; its entries lie in the order in which jobs are done.
+// ROWS filters that share a row's pattern; its entries lie in the order in which jobs are done, those of a section from the shortest on.
 constexpr index WINOGRAD_GROUP = 64, WINOGRAD_CHUNK = 128;
 constexpr int WINOGRAD_ROWS = 4;
 
@@ -162,6 +162,7 @@ struct FloatKernels {
     void (*winograd_conv)(const Winograd<T>&);
     void (*winograd_grad_x)(const Winograd<T>&);
     void (*winograd_grad_u)(const Winograd<T>&);
+    double (*winograd_seconds)(const WinogradWeights<T>&, index positions, index filters, index channels);
 };
 
 // The kernels of one instruction set.

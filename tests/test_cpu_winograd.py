@@ -155,6 +155,28 @@ def test_empty_rows_and_full_ones(features, density):
     assert_close(run(plan("sparse", u), x, None, padding, False), want - bias[:, None, None], 3e-6)
 
 
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("density", [0.02, 0.3, 1])
+def test_all_forms_give_the_same_bits(features, problem, m, density):
+    rng = np.random.default_rng(5)
+    for dtype in ("f", "d"):
+        x, u, bias, padding = draw(rng, m, problem, dtype, density)
+        x = rng.normal(size=x.shape).astype(dtype)
+        answers = [
+            run(plan(form, u), x, bias, padding, True) for form in ("dense", "sparse", "blocks")
+        ]
+        for answer in answers[1:]:
+            np.testing.assert_array_equal(answer, answers[0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_costs_are_seconds_a_product(features, dtype):
+    costs = np.array(_cpu.winograd_costs(dtype))
+    assert costs.shape == (3,) and (costs > 0).all() and np.isfinite(costs).all()
+    with pytest.raises(ValueError, match="dtype must be float32 or float64"):
+        _cpu.winograd_costs("int8")
+
+
 def test_indices_in_any_order_duplicates_and_zeros():
     rng = np.random.default_rng(2)
     x, u, _, padding = draw(rng, 2, (1, 200, 4, 4, 6, (1, 1)), "d")

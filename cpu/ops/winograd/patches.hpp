@@ -1,7 +1,7 @@
 // Where the numbers of tiles lie in an image of any strides, and how vectors of tiles are read and written.
 #pragma once
 
-#include "../../engine/macrokernel.hpp"
+#include "../../engine/driver.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
