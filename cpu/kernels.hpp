@@ -100,9 +100,12 @@ struct BatchNorm {
 
 // Winograd weights packed for the kernels (ops/winograd/plan.hpp): for every group of filters, chunk of
 // channels and position of the tile, in this order, a section of jobs. A job is a row of weights, or
-// ROWS filters that share a row's pattern; its entries lie in the order in which jobs are done, those of a section from the shortest on.
+// ROWS filters that share a row's pattern; its entries lie in the order in which they are read, those of a section from the shortest job on. Rows
+// are read two at a time, in turn, until the first ends; a last one alone.
 constexpr index WINOGRAD_GROUP = 64, WINOGRAD_CHUNK = 128;
 constexpr int WINOGRAD_ROWS = 4;
+template <int ROWS>
+constexpr int WINOGRAD_JOBS = ROWS == 1 ? 2 : 1;  // at a time
 
 template <class T, int ROWS>
 struct WinogradEntry {

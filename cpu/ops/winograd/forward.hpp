@@ -8,7 +8,7 @@
 namespace mulfree::MULFREE_ISA {
 
 // m[row] (+)= sum over its entries of value[row] * v[channel], of one job, or of two of which the first is not the
-// longer, where the accumulators of one would wait for each other. Every row adds up its channels one by one, in
+// longer, as the accumulators of one row would wait for each other. Every row adds up its channels one by one, in
 // their order: passing over a zero is the same as adding it, and all forms give the same bits.
 template <int ROWS, int VECTORS, int JOBS, class T>
 inline void multiply(const WinogradEntry<T, ROWS>* e, const WinogradJob* job, const T* v, T* m, bool first) {
@@ -28,8 +28,8 @@ inline void multiply(const WinogradEntry<T, ROWS>* e, const WinogradJob* job, co
     };
     index i = 0;
     for (; i < job->count; ++i) {
-        add(e[i], sum[0]);
-        if constexpr (JOBS == 2) add(e[job->count + i], sum[1]);
+        add(e[i * JOBS], sum[0]);
+        if constexpr (JOBS == 2) add(e[i * JOBS + 1], sum[1]);
     }
     if constexpr (JOBS == 2)
         for (; i < job[1].count; ++i) add(e[job->count + i], sum[1]);
@@ -48,14 +48,14 @@ inline void multiply(const WinogradEntry<T, ROWS>* e, const WinogradJob* job, co
 template <int ROWS, int VECTORS, class T>
 __attribute__((noinline)) void multiply_section(const WinogradWeights<T>& w, index section, const T* v,
                                                 T* m, bool first) {
-    constexpr int JOBS = ROWS * VECTORS <= 4 ? 2 : 1;
+    constexpr int JOBS = WINOGRAD_JOBS<ROWS>;
     const auto* entry = static_cast<const WinogradEntry<T, ROWS>*>(w.entries) + w.sections[section].entry;
     const WinogradJob *job = w.jobs + w.sections[section].job, *end = w.jobs + w.sections[section + 1].job;
     for (; job + JOBS <= end; job += JOBS) {
         multiply<ROWS, VECTORS, JOBS>(entry, job, v, m, first);
         for (int j = 0; j < JOBS; ++j) entry += job[j].count;
     }
-    if (job < end) multiply<ROWS, VECTORS, 1>(entry, job, v, m, first);
+    if (JOBS == 2 && job < end) multiply<ROWS, VECTORS, 1>(entry, job, v, m, first);
 }
 
 // With four vectors of four filters the accumulators fill half of AVX-512's registers, and all others'.

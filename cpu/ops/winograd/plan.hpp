@@ -37,8 +37,16 @@ public:
                 });
         });
 
-        // Jobs, and where the entries of each start.
-        std::vector<index> starts(counts.size());
+        // Jobs, and where the entries of each lie: entry i has those before it and as many of the job that is
+        // read in turn with it, if any.
+        struct Place {
+            index start, other, second, used;
+            index next() {
+                const index i = used++;
+                return start + i + std::min(i + second, other);
+            }
+        };
+        std::vector<Place> places(counts.size());
         index entry = 0;
         for (index group = 0; group < groups; ++group)
             for (index chunk = 0; chunk < chunks; ++chunk)
@@ -53,10 +61,17 @@ public:
                                                   count(row, chunk, position)});
                     std::stable_sort(plan.jobs_.begin() + job, plan.jobs_.end(),
                                      [](const auto& a, const auto& b) { return a.count < b.count; });
-                    for (index j = job; j < index(plan.jobs_.size()); ++j) {
-                        const index row = first + plan.jobs_[j].row / ROWS;
-                        starts[(row * chunks + chunk) * positions + position] = entry;
-                        entry += plan.jobs_[j].count;
+                    const index end = plan.jobs_.size();
+                    for (index j = job; j < end;) {
+                        const index together = std::min(index(WINOGRAD_JOBS<ROWS>), end - j);
+                        const index start = entry;
+                        for (index second = 0; second < together; ++second) {
+                            const index row = first + plan.jobs_[j + second].row / ROWS;
+                            const index other = together == 2 ? plan.jobs_[j + 1 - second].count : 0;
+                            places[(row * chunks + chunk) * positions + position] = {start, other, second, 0};
+                            entry += plan.jobs_[j + second].count;
+                        }
+                        j += together;
                     }
                 }
         plan.sections_.push_back({index(plan.jobs_.size()), entry});
@@ -68,7 +83,7 @@ public:
             for (index row = 0; row < rows; ++row)
                 visit(position, row, [&](index channel, const T* values) {
                     const index chunk = channel / WINOGRAD_CHUNK;
-                    Entry& to = entries[starts[(row * chunks + chunk) * positions + position]++];
+                    Entry& to = entries[places[(row * chunks + chunk) * positions + position].next()];
                     std::copy(values, values + ROWS, to.value);
                     to.channel = std::int32_t(channel - chunk * WINOGRAD_CHUNK);
                 });
