@@ -94,6 +94,7 @@ struct WordConvolution {
     const Convolution<std::uint8_t, std::int32_t>& bytes;
     const WordShape shape;
     Convolution<Word, std::int32_t> words;
+    Epilogue<float> epilogue;  // of a slice
 
     explicit WordConvolution(const Convolution<std::uint8_t, std::int32_t>& p)
         : bytes(p), shape(p.channels, p.width.taps),
@@ -141,7 +142,9 @@ struct WordConvolution {
                     const index plane = h.size * w.size;
                     words.x = {image, p.groups * channels * plane, plane, w.size, 1};
                     words.y = p.y;
-                    words.y.data += n * p.y.batch + r * p.y.row + c * p.y.column;
+                    const index first = n * p.y.batch + r * p.y.row + c * p.y.column;
+                    if (p.epilogue) epilogue = moved(*p.epilogue, first), words.epilogue = &epilogue;
+                    if (p.y.data) words.y.data += first;
                     f();
                 }
     }
