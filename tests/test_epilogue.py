@@ -22,9 +22,7 @@ def spec(answer, scale, offset, residual, residual_scale, low, high):
 
 @settings(max_examples=60)
 @given(
-    kind=st.sampled_from(
-        ["conv", "conv double", "adder_conv", "uint8", "uint8 to 8", "narrow"]
-    ),
+    kind=st.sampled_from(["conv", "conv double", "adder_conv", "uint8", "uint8 to 8", "narrow"]),
     filters=st.integers(1, 20),
     channels=st.integers(1, 20),
     image=st.tuples(st.integers(1, 3), st.integers(1, 8), st.integers(1, 33)),
