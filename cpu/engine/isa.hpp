@@ -16,16 +16,16 @@ namespace mulfree::MULFREE_ISA {
 
 #if defined(__AVX512F__)
 constexpr index VECTOR_BYTES = 64;
-constexpr int MR = 8, NR = 3, PACKED_VECTORS = 3;
+constexpr int REGISTERS = 32, MR = 8, NR = 3, PACKED_VECTORS = 3;
 #elif defined(__AVX2__)
 constexpr index VECTOR_BYTES = 32;
-constexpr int MR = 4, NR = 2, PACKED_VECTORS = 6;
+constexpr int REGISTERS = 16, MR = 6, NR = 2, PACKED_VECTORS = 6;
 #elif defined(__aarch64__)
 constexpr index VECTOR_BYTES = 16;
-constexpr int MR = 8, NR = 3, PACKED_VECTORS = 12;
+constexpr int REGISTERS = 32, MR = 8, NR = 3, PACKED_VECTORS = 12;
 #else
 constexpr index VECTOR_BYTES = 16;
-constexpr int MR = 4, NR = 2, PACKED_VECTORS = 12;
+constexpr int REGISTERS = 16, MR = 6, NR = 2, PACKED_VECTORS = 12;
 #endif
 
 template <class T>
@@ -219,8 +219,8 @@ inline T sum_lanes(Vec<T> v) {
 // The standard library's templates are kept out of these files (kernels.hpp says why).
 inline index smaller(index a, index b) { return a < b ? a : b; }
 inline index larger(index a, index b) { return a > b ? a : b; }
-inline index ceil_div(index a, index b) { return (a + b - 1) / b; }
-inline index round_up(index a, index b) { return ceil_div(a, b) * b; }
+constexpr index ceil_div(index a, index b) { return (a + b - 1) / b; }
+constexpr index round_up(index a, index b) { return ceil_div(a, b) * b; }
 
 template <class A, class B>
 struct Same {
