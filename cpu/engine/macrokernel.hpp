@@ -10,8 +10,10 @@
 
 namespace mulfree::MULFREE_ISA {
 
-constexpr index CHUNK_FILTERS = 256;  // filters whose totals are kept for a packed tile
-constexpr index MACRO_TOTALS = 1024;  // packed tiles times filters whose totals are kept
+template <class Op>
+constexpr index CHUNK_FILTERS = round_up(256, Op::MR);  // filters whose totals are kept for a packed tile
+template <class Op>
+constexpr index MACRO_TOTALS = 4 * CHUNK_FILTERS<Op>;  // packed tiles times filters whose totals are kept
 
 // One packed tile of pixels, with the sums of one chunk of filters, and where they go.
 template <class Op>
@@ -19,6 +21,7 @@ struct PackedTile {
     using X = typename Op::Operand;
     using Y = typename Op::Output;
     using Accumulator = typename Op::Accumulator;
+    static constexpr int MR = Op::MR;
     static constexpr index ROW = PACKED_VECTORS * LANES<X>;  // pixels
     using Numbers = Lanes<Y, LANES<X>>;  // a vector of answers
 
@@ -31,7 +34,7 @@ struct PackedTile {
     const index* place;  // where in the packed block the vectors start
     Accumulator* total;  // [filter][pixel]: the sums,
     X* rows;             // and values the operation wants to keep
-    bool redo[CHUNK_FILTERS / MR];  // tiles to be summed once more, with more care
+    bool redo[CHUNK_FILTERS<Op> / MR];  // tiles to be summed once more, with more care
     index group, filter, filters;
 
     index tile_filters(index f) const { return smaller(MR, filters - f); }
@@ -103,6 +106,7 @@ class MacroTile {
     using X = typename Op::Operand;
     using Y = typename Op::Output;
     using Accumulator = typename Op::Accumulator;
+    static constexpr int MR = Op::MR;
 
 public:
     using Tile = PackedTile<Op>;

@@ -104,13 +104,74 @@ struct ByteRow {
     index first, last;
 };
 
-// to[i] = the bytes i of the rows, begin <= i < end, one by one.
-inline void interleave_singly(const ByteRow* rows, index stride, index begin, index end, Word* to) {
-    for (index i = begin; i < end; ++i) to[i] = 0;
+// to[i] = the bytes i of the rows, one by one.
+inline void interleave_singly(const ByteRow* rows, index stride, index count, Word* to) {
+    for (index i = 0; i < count; ++i) to[i] = 0;
     for (index k = 0; k < PER_WORD; ++k)
-        for (index i = larger(begin, rows[k].first); i < smaller(end, rows[k].last); ++i)
+        for (index i = rows[k].first; i < smaller(count, rows[k].last); ++i)
             to[i] |= Word(rows[k].base[i * stride]) << 8 * k;
 }
+
+#if (defined(__SSE2__) && !defined(__AVX512VNNI__)) || defined(__aarch64__)
+#if defined(__SSE2__)
+using Bytes16 = __m128i;
+inline Bytes16 zip_low(Bytes16 a, Bytes16 b) { return _mm_unpacklo_epi8(a, b); }
+inline Bytes16 zip_high(Bytes16 a, Bytes16 b) { return _mm_unpackhi_epi8(a, b); }
+inline Bytes16 even_then_odd(Bytes16 a, Bytes16 b) {
+    return _mm_packus_epi16(_mm_and_si128(a, _mm_set1_epi16(0xff)), _mm_srli_epi16(b, 8));
+}
+#else
+using Bytes16 = uint8x16_t;
+inline Bytes16 zip_low(Bytes16 a, Bytes16 b) { return vzip1q_u8(a, b); }
+inline Bytes16 zip_high(Bytes16 a, Bytes16 b) { return vzip2q_u8(a, b); }
+inline Bytes16 even_then_odd(Bytes16 a, Bytes16 b) {
+    return vcombine_u8(vmovn_u16((uint16x8_t)a), vshrn_n_u16((uint16x8_t)b, 8));
+}
+#endif
+
+// Bytes i to i + 15 of a row.
+template <index STRIDE>
+inline Bytes16 row_bytes(const ByteRow& row, index i) {
+    Bytes16 bytes, rest;
+    if (row.first <= i && i + 16 <= row.last) {
+        __builtin_memcpy(&bytes, row.base + i * STRIDE, 16);
+        if constexpr (STRIDE == 1) return bytes;
+        __builtin_memcpy(&rest, row.base + i * STRIDE + 15, 16);  // no further than byte i + 15 lies
+        return even_then_odd(bytes, rest);
+    }
+    std::uint8_t lane[16] = {};
+    for (index j = larger(i, row.first); j < smaller(i + 16, row.last); ++j)
+        lane[j - i] = row.base[j * STRIDE];
+    __builtin_memcpy(&bytes, lane, 16);
+    return bytes;
+}
+
+// Sixteen words at a time. To zip the first half of the rows with the second, again and again, brings the
+// bytes of a word together.
+template <index STRIDE>
+inline void interleave_blocks(const ByteRow* rows, index count, index ahead, Word* to) {
+    for (index i = 0; i < count; i += 16) {
+        Bytes16 x[PER_WORD], zipped[PER_WORD];
+#pragma GCC unroll 8
+        for (index k = 0; k < PER_WORD; ++k) {
+            x[k] = row_bytes<STRIDE>(rows[k], i);
+            prefetch(rows[k].base, i * STRIDE + ahead);
+        }
+#pragma GCC unroll 3
+        for (index size = 1; size < PER_WORD; size *= 2) {
+#pragma GCC unroll 4
+            for (index k = 0; k < PER_WORD / 2; ++k) {
+                zipped[2 * k] = zip_low(x[k], x[k + PER_WORD / 2]);
+                zipped[2 * k + 1] = zip_high(x[k], x[k + PER_WORD / 2]);
+            }
+#pragma GCC unroll 8
+            for (index k = 0; k < PER_WORD; ++k) x[k] = zipped[k];
+        }
+        if (i + 16 <= count) __builtin_memcpy(to + i, x, sizeof x);
+        else __builtin_memcpy(to + i, x, std::size_t(count - i) * sizeof(Word));
+    }
+}
+#endif
 
 // to[i] = the bytes i of the rows. `ahead` of them lie the bytes that are wanted next.
 inline void interleave(const ByteRow* rows, index stride, index count, [[maybe_unused]] index ahead,
@@ -161,27 +222,11 @@ inline void interleave(const ByteRow* rows, index stride, index count, [[maybe_u
         }
         return;
     }
-#elif defined(__aarch64__)
-    // Whole vectors of places that all rows have; the instruction that stores them interleaves.
-    index first = 0, last = count;
-    for (const ByteRow* row = rows; row != rows + PER_WORD; ++row)
-        first = larger(first, row->first), last = smaller(last, row->last);
-    constexpr index STEP = 16;
-    if (stride <= 2 && stride > 0 && last - first >= STEP) {
-        interleave_singly(rows, stride, 0, first, to);
-        index i = first;
-        for (; i + STEP <= last - (stride - 1); i += STEP) {
-            uint8x16x4_t x;
-#pragma GCC unroll 4
-            for (index k = 0; k < PER_WORD; ++k)
-                x.val[k] = stride == 1 ? vld1q_u8(rows[k].base + i) : vld2q_u8(rows[k].base + 2 * i).val[0];
-            vst4q_u8(reinterpret_cast<std::uint8_t*>(to + i), x);
-        }
-        interleave_singly(rows, stride, i, count, to);
-        return;
-    }
+#elif defined(__SSE2__) || defined(__aarch64__)
+    if (stride == 1) return interleave_blocks<1>(rows, count, ahead, to);
+    if (stride == 2) return interleave_blocks<2>(rows, count, ahead, to);
 #endif
-    interleave_singly(rows, stride, 0, count, to);
+    interleave_singly(rows, stride, count, to);
 }
 
 }  // namespace mulfree::MULFREE_ISA
