@@ -193,7 +193,8 @@ struct Kernels {
     const char* name;
     FloatKernels<float> f32;
     FloatKernels<double> f64;
-    ConvolutionKernel<std::uint8_t, std::int32_t> adder_conv_u8;
+    ConvolutionKernel<std::uint8_t, std::int32_t> adder_conv_u8, adder_conv_i8;  // int8 by its bits
+    ConvolutionKernel<std::uint16_t, std::int32_t> adder_conv_i16;               // and int16
     double (*peak)(int operation, double seconds);
 };
 
