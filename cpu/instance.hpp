@@ -29,7 +29,7 @@ extern const Kernels MULFREE_JOIN(MULFREE_ISA, _kernels) = {
      MULFREE_ISA::grad_w<double>, MULFREE_ISA::batch_norm_moments<double>, MULFREE_ISA::batch_norm<double>,
      MULFREE_ISA::batch_norm_sums<double>, MULFREE_ISA::batch_norm_grad<double>,
      MULFREE_ISA::winograd_conv<double>, MULFREE_ISA::winograd_grad_x<double>, MULFREE_ISA::winograd_grad_u<double>},
-    {MULFREE_ISA::AdderBytes::run, MULFREE_ISA::AdderBytes::packed_bytes, MULFREE_ISA::AdderBytes::pack},
+    MULFREE_ISA::AdderBytes::row(),
     MULFREE_ISA::peak,
 };
 

@@ -43,6 +43,29 @@ struct Shifts {
 };
 constexpr index MOST_KINDS = 32;
 
+// What becomes of an answer on its way to y, filter by filter:
+//     clip(answer * scale + offset + residual * residual_scale, low, high),
+// where the arrays are given, in T. In the place of y, which it needs not be, it is stored in `wide`, or to the
+// nearest in `narrow`. These, and the residual, which has their type, lie as y would.
+template <class T>
+struct Epilogue {
+    using Number = T;
+    const T *scale, *offset;
+    const T* residual;
+    const std::uint8_t* narrow_residual;
+    T residual_scale, low, high;
+    T* wide;
+    std::uint8_t* narrow;
+};
+template <class Y>
+struct EpilogueOf {
+    using type = Epilogue<Y>;
+};
+template <>
+struct EpilogueOf<std::int32_t> {
+    using type = Epilogue<float>;
+};
+
 // y[n, f, pixel] = bias[f] + sum over channels and taps of term(x, w), group by group. Where x_shifts is
 // given the channels of x are seen displaced, where y_shifts is those of y are written so; such a
 // convolution has one group and one tap.
@@ -57,6 +80,7 @@ struct Convolution {
     Image<Y> y;
     const Shifts *x_shifts = nullptr, *y_shifts = nullptr;
     const void* packed = nullptr;  // the weights as the kernel's pack() left them; then w may be null
+    const typename EpilogueOf<Y>::type* epilogue = nullptr;
 };
 
 // grad_x[c, pixel] = sum over filters and taps of clip(w - x, -1, 1) * grad. The axes are the forward

@@ -47,8 +47,9 @@ void images_as_row(P& p, Images&... images) {
 
 template <class X, class Y>
 void forward(const ConvolutionKernel<X, Y>& kernel, Array<X> x_array, Array<X> w, const PackedWeights* packed,
-             const Optional<Y>& bias, py::array out, const Window& window, index groups) {
-    Y* y = writable<Y>(out, 4);
+             const Optional<Y>& bias, py::array out, const Window& window, index groups,
+             const typename EpilogueOf<Y>::type* epilogue = nullptr) {
+    Y* y = epilogue ? nullptr : writable<Y>(out, 4);
     const void* packed_w = packed ? packed->data(kernel) : nullptr;
     if (meets_all_once(x_array, w, window)) {
         if (w.shape(2) * w.shape(3) > 1) packed_w = nullptr;  // it is another matrix
@@ -63,10 +64,36 @@ void forward(const ConvolutionKernel<X, Y>& kernel, Array<X> x_array, Array<X> w
         x.shape(0), groups, f.channels, f.each(), window.height(x.shape(2), out.shape(2), f.rows),
         window.width(x.shape(3), out.shape(3), f.columns), x.image, contiguous(w, "w"), f.each() * f.taps(),
         f.taps(), f.rows * f.columns, f.columns, 1, values(bias, f.all, "bias"),
-        image_of(y, f.all, out.shape(2), out.shape(3)), nullptr, nullptr, packed_w};
+        image_of(y, f.all, out.shape(2), out.shape(3)), nullptr, nullptr, packed_w, epilogue};
     images_as_row(p, p.x, p.y);
     WithoutGil others_run;
     kernel.run(p);
+}
+
+// The same with an epilogue. `out` is of floats, or of uint8, to which these are rounded; so is the residual.
+template <class X, class Y>
+void forward_fused(const ConvolutionKernel<X, Y>& kernel, const Array<X>& x, const PackedWeights& w,
+                   const Optional<Y>& bias, py::array out, const Window& window, index groups,
+                   const Optional<typename EpilogueOf<Y>::type::Number>& scale,
+                   const Optional<typename EpilogueOf<Y>::type::Number>& offset,
+                   const std::optional<py::array>& residual, double residual_scale, double low, double high) {
+    using T = typename EpilogueOf<Y>::type::Number;
+    Epilogue<T> e{values(scale, w.filters.all, "scale"), values(offset, w.filters.all, "offset"), nullptr, nullptr,
+                  T(residual_scale), T(low), T(high), nullptr, nullptr};
+    const bool narrow = py::isinstance<Array<std::uint8_t>>(out);
+    if (narrow) {
+        require(low >= 0 && high <= 255, "what is rounded to uint8 must be clipped to [0, 255]");
+        e.narrow = writable<std::uint8_t>(out, 4);
+    } else {
+        exactly<T>(out);
+        e.wide = writable<T>(out, 4);
+    }
+    if (residual) {
+        require(same_shape(*residual, out), "residual and out must have the same shape");
+        if (narrow) e.narrow_residual = contiguous(exactly<std::uint8_t>(*residual), "residual");
+        else e.residual = contiguous(exactly<T>(*residual), "residual");
+    }
+    forward<X, Y>(kernel, x, py::reinterpret_borrow<Array<X>>(w.array), &w, bias, out, window, groups, &e);
 }
 
 // ---- the gradient by x of the convolution --------------------------------------------------------------
@@ -174,7 +201,7 @@ void bind(py::module_& m, const char* function, F f, Names... names) {
     }, exact(names)..., py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"));
 }
 
-// The operation by its function, whose weights may be packed, and pack_<function>.
+// The operation by its function, whose weights may be packed; <function>_fused; and pack_<function>.
 template <class X, class Y, class Kernel>
 void bind_forward(py::module_& m, const char* function, Kernel kernel) {
     bind<Array<X>, Array<X>, Optional<Y>, Array<Y>>(m, function, [kernel](
@@ -185,6 +212,16 @@ void bind_forward(py::module_& m, const char* function, Kernel kernel) {
         const Window& window, index groups) {
         forward<X, Y>(kernel(), x, w.array, &w, bias, out, window, groups);
     }, "x", "w", "bias", "out");
+    using T = typename EpilogueOf<Y>::type::Number;
+    m.def((std::string(function) + "_fused").c_str(), [kernel](
+        const Array<X>& x, const PackedWeights& w, const Optional<Y>& bias, const py::array& out, Pair stride,
+        Pair padding, Pair dilation, index groups, const Optional<T>& scale, const Optional<T>& offset,
+        const std::optional<py::array>& residual, double residual_scale, double low, double high) {
+        forward_fused<X, Y>(kernel(), x, w, bias, out, {stride, padding, dilation}, groups, scale, offset, residual,
+                            residual_scale, low, high);
+    }, exact("x"), exact("w"), exact("bias"), exact("out"), py::arg("stride"), py::arg("padding"),
+       py::arg("dilation"), py::arg("groups"), exact("scale"), exact("offset"), exact("residual"),
+       py::arg("residual_scale"), py::arg("low"), py::arg("high"));
     m.def((std::string("pack_") + function).c_str(), [kernel](const Array<X>& w, index groups) {
         return std::make_unique<PackedWeights>(kernel(), w, groups);
     }, exact("w"), py::arg("groups"));

@@ -4,6 +4,7 @@
 // side, so that reading and writing go along a plane in long pieces.
 #pragma once
 
+#include "epilogue.hpp"
 #include "microkernel.hpp"
 #include "source.hpp"
 
@@ -39,6 +40,10 @@ struct PackedTile {
     index tile_filters(index f) const { return smaller(MR, filters - f); }
     Y bias(index f) const { return p->bias ? p->bias[group * p->filters + filter + f] : Y(0); }
 
+    // Whether a vector may be stored where solid_pixels() says: the packed tile is solid, and answers are stored
+    // as they are.
+    bool direct() const { return solid && !p->epilogue; }
+
     // The pixels of filter f, if the packed tile is solid.
     Y* solid_pixels(index f) const { return plane(f) + y_spans[y_start[0]].offset; }
 
@@ -46,13 +51,12 @@ struct PackedTile {
     // stay in registers.
     template <class F>
     __attribute__((always_inline)) void write(index f, F value) {
-        if (solid) {
+        if (direct()) {
             Y* y = solid_pixels(f);
 #pragma GCC unroll 12
             for (int v = 0; v < PACKED_VECTORS; ++v) store_lanes(y + v * LANES<X>, Numbers(value(v)));
             return;
         }
-        Y* y = plane(f);
         index lane_stride = p->y.column;
         if (p->y_shifts) {
             const index kind = p->y_shifts->kind[filter + f], first = y_start[0];
@@ -60,13 +64,15 @@ struct PackedTile {
                                kind + 1, y_spans + first);
             lane_stride *= p->y_shifts->width.step;
         }
+        if (p->epilogue) return write_by_epilogue(f, lane_stride, value);
+        Y* y = plane(f);
         for (index v = 0; v < vectors; ++v)
             scatter<Y, LANES<X>>(y_spans + y_start[v], y_spans + y_start[v + 1], y, lane_stride, value(v));
     }
 
     // Brings in the cache lines of y that a tile will end up in.
     void prefetch_output(index tile) const {
-        if (p->y_shifts) return;
+        if (p->y_shifts || p->epilogue) return;
         const index filters_ = tile_filters(tile), channel = p->y.channel;
         if (solid) {
             const Y* y = solid_pixels(tile) + LANES<X> - 1;
@@ -82,7 +88,16 @@ struct PackedTile {
     }
 
 private:
-    Y* plane(index f) const { return p->y.data + (group * p->filters + filter + f) * p->y.channel; }
+    Y* plane(index f) const { return p->y.data + channel(f) * p->y.channel; }
+    index channel(index f) const { return group * p->filters + filter + f; }
+
+    template <class F>
+    void write_by_epilogue(index f, index lane_stride, F value) {
+        using T = decltype(p->epilogue->low + 0);
+        const FilterEpilogue<T, LANES<X>> epilogue(*p->epilogue, channel(f), channel(f) * p->y.channel);
+        for (index v = 0; v < vectors; ++v)
+            epilogue.store(y_spans + y_start[v], y_spans + y_start[v + 1], lane_stride, Numbers(value(v)));
+    }
 };
 
 // The packed tiles that a thread works on at a time, and the scratch memory that it works in.
@@ -209,7 +224,7 @@ private:
             if (!whole(packed, f))
                 return tile_row<O>(packed.tile_filters(f), packed.vectors, source.pixels, source.tap, packed.place, w,
                                    block.taps(), packed.total + f * ROW, ROW, first);
-            const bool finish = last && packed.solid;
+            const bool finish = last && packed.direct();
             const ColumnSums<Op>* sums = source.sums + (&packed - packed_tiles) * PACKED_VECTORS;
             typename O::Doubt doubt;
             for (index v = 0; v < PACKED_VECTORS; v += NR) {
@@ -230,7 +245,7 @@ private:
             }
             if (finish) settle(packed, f, doubt);
         }, [&](Tile& packed, index tile) {
-            if (whole(packed, tile) && packed.solid) return;
+            if (whole(packed, tile) && packed.direct()) return;
             const ColumnSums<Op>* sums = source.sums + (&packed - packed_tiles) * PACKED_VECTORS;
             typename O::Doubt doubt;
             for (index f = tile; f < tile + packed.tile_filters(tile); ++f) {

@@ -1,5 +1,5 @@
-// uint8 operands: several taps of a pixel share one lane (a word), so that one instruction sums them.
-// AVX-512 VNNI: four taps in 32 bits, sum of max by vpdpbusd with ones. NEON: four taps in 32 bits, sum of
+// Small integers as operands: several taps of a pixel share one lane (a word), so that one instruction sums them.
+// Of bytes, AVX-512 VNNI: four taps in 32 bits, sum of max by vpdpbusd with ones. NEON: four taps in 32 bits, sum of
 // absolute differences by udot with ones. Elsewhere: eight taps in 64 bits, the same by psadbw.
 #pragma once
 
@@ -59,57 +59,64 @@ struct Bytes {
 
 #endif
 
-constexpr index PER_WORD = sizeof(Word);
+constexpr index PER_WORD = sizeof(Word);  // bytes
 
-// Which taps share a word: `across` successive channels by `along` successive columns of the kernel.
-// Words of several columns unroll the kernel's width into channels; such a word channel stands for
+// Which taps share a word of so many elements: `across` successive channels by `along` successive columns of the
+// kernel. Words of several columns unroll the kernel's width into channels; such a word channel stands for
 // (channel, first column), and what lies outside the kernel is zero in x and w alike.
 struct WordShape {
-    index across = PER_WORD, along = 1;
+    index size, across, along = 1;
     index channels, columns;  // of x and of the kernel
     index starts;             // first columns of a channel
-    index place_channel[PER_WORD], place_column[PER_WORD];
 
-    WordShape(index channels_, index columns_) : channels(channels_), columns(columns_) {
-        index least = ceil_div(channels, PER_WORD) * columns;
-        for (index b = 2; b <= PER_WORD; b *= 2) {
-            const index words = ceil_div(channels, PER_WORD / b) * ceil_div(columns, b);
-            if (words < least) least = words, along = b, across = PER_WORD / b;
+    WordShape(index channels_, index columns_, index size_)
+        : size(size_), across(size_), channels(channels_), columns(columns_) {
+        index least = ceil_div(channels, size) * columns;
+        for (index b = 2; b <= size; b *= 2) {
+            const index words = ceil_div(channels, size / b) * ceil_div(columns, b);
+            if (words < least) least = words, along = b, across = size / b;
         }
         starts = along == 1 ? 1 : ceil_div(columns, along);
-        for (index k = 0; k < PER_WORD; ++k) place_channel[k] = k / along, place_column[k] = k % along;
     }
     index word_channels() const { return ceil_div(channels, across) * starts; }
     index taps() const { return along == 1 ? columns : 1; }
 
-    // Of the first tap in a word of this channel.
+    // Of the first tap in a word of this channel,
     index channel(index word) const { return starts == 1 ? word * across : word / starts * across; }
     index column(index word) const { return starts == 1 ? 0 : word % starts * along; }
+    // and how far from it that of place k is.
+    index place_channel(index k) const { return k / along; }
+    index place_column(index k) const { return k % along; }
 
     // The weights of a word at tap `tap` of its width; w points to the kernel row in channel 0.
-    Word weights(const std::uint8_t* w, index w_channel, index word, index tap) const {
+    template <class W, class Element>
+    W weights(const Element* w, index w_channel, index word, index tap) const {
         const index c = channel(word), j = column(word) + tap;
-        Word bytes = 0;
-        for (index k = 0; k < PER_WORD; ++k) {
-            const index from = c + place_channel[k], at = j + place_column[k];
-            if (from < channels && at < columns) bytes |= Word(w[from * w_channel + at]) << 8 * k;
+        W elements = 0;
+        for (index k = 0; k < size; ++k) {
+            const index from = c + place_channel(k), at = j + place_column(k);
+            if (from < channels && at < columns) elements |= W(w[from * w_channel + at]) << 8 * sizeof(Element) * k;
         }
-        return bytes;
+        return elements;
     }
 };
 
-// The bytes of one place in a row of words: lanes [first, last) of base[lane * stride]; the rest is zero.
-struct ByteRow {
-    const std::uint8_t* base;
+// The elements, of an unsigned type, of one place in a row of words: lanes [first, last) of base[lane * stride];
+// the rest is zero.
+template <class Element>
+struct ElementRow {
+    const Element* base;
     index first, last;
 };
+using ByteRow = ElementRow<std::uint8_t>;
 
-// to[i] = the bytes i of the rows, one by one.
-inline void interleave_singly(const ByteRow* rows, index stride, index count, Word* to) {
+// to[i] = the elements i of the rows, one by one.
+template <class Element, class W>
+inline void interleave_singly(const ElementRow<Element>* rows, index stride, index count, W* to) {
     for (index i = 0; i < count; ++i) to[i] = 0;
-    for (index k = 0; k < PER_WORD; ++k)
+    for (index k = 0; k < index(sizeof(W) / sizeof(Element)); ++k)
         for (index i = rows[k].first; i < smaller(count, rows[k].last); ++i)
-            to[i] |= Word(rows[k].base[i * stride]) << 8 * k;
+            to[i] |= W(rows[k].base[i * stride]) << 8 * sizeof(Element) * k;
 }
 
 #if (defined(__SSE2__) && !defined(__AVX512VNNI__)) || defined(__aarch64__)
@@ -172,6 +179,12 @@ inline void interleave_blocks(const ByteRow* rows, index count, index ahead, Wor
     }
 }
 #endif
+
+// The same; `ahead` of the elements lie those that are wanted next.
+template <class Element, class W>
+inline void interleave(const ElementRow<Element>* rows, index stride, index count, index, W* to) {
+    interleave_singly(rows, stride, count, to);
+}
 
 // to[i] = the bytes i of the rows. `ahead` of them lie the bytes that are wanted next.
 inline void interleave(const ByteRow* rows, index stride, index count, [[maybe_unused]] index ahead,
