@@ -43,6 +43,16 @@ struct Shifts {
 };
 constexpr index MOST_KINDS = 32;
 
+// Planes without gaps between rows, moved as bytes, with the ends of other rows in the place of pixels from
+// outside; masks, zero there and ones elsewhere, clear these. Channel c moves in pieces of some rows, each
+// with its mask. What a copy reads lies in x if the plane it begins in does.
+struct PlaneMoves {
+    index bytes, piece_bytes;          // of a plane; of its pieces, of which the last may be shorter
+    const index* offset;               // of every channel, to what its first pixel shows
+    const std::uint8_t* const* masks;  // of every channel, of every piece
+    const std::uint8_t *first, *last;  // planes of x
+};
+
 // y[n, f, pixel] = bias[f] + sum over channels and taps of term(x, w), group by group. Where x_shifts is
 // given the channels of x are seen displaced, where y_shifts is those of y are written so; such a
 // convolution has one group and one tap.
@@ -161,6 +171,10 @@ struct Kernels {
     FloatKernels<float> f32;
     FloatKernels<double> f64;
     void (*adder_conv_u8)(const Convolution<std::uint8_t, std::int32_t>&);
+    // Moves channels from `first` on, until `end` or one whose copy would leave x, and returns that one. Their
+    // planes lie `channel_bytes` apart, and without gaps in the answer.
+    index (*move_planes)(const PlaneMoves&, const std::uint8_t* from, index channel_bytes, std::uint8_t* to,
+                         index first, index end);
     double (*peak)(int operation, double seconds);
 };
 
