@@ -8,6 +8,7 @@ from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.launch import adder as launchers
 from mulfree_cupy.ops.convolution import backward, forward, take_for_backward
+from mulfree_cupy.ops.packing import for_kernels, unpack
 
 __all__ = [
     "adaptive_rate",
@@ -115,8 +116,8 @@ def adder_conv(
     ----------
     x : array, shape (N, C, H, W)
         float32, float64, or uint8, in any memory order; float16 for ``kernel="7_half2"`` alone.
-    w : array, shape (K, C/groups, kh, kw)
-        uint8 beside uint8 is exact; other mixtures are promoted as NumPy does.
+    w : array, shape (K, C/groups, kh, kw), or PackedWeights
+        uint8 beside uint8 is exact; other mixtures are promoted as NumPy does. See `pack`.
     bias : array, shape (K,), optional
         Added to each filter's plane; of an integer dtype that fits int32 when x and w are uint8.
         There the sum must fit int32 too, which is checked on the CPU and not on a GPU. Of float32
@@ -170,6 +171,7 @@ def adder_conv(
            [-10.,  -8., -10.],
            [-11., -10., -11.]])
     """
+    w, packed = unpack("adder_conv", w, "adder", groups)
     given = dict(x=x, w=w, bias=bias)
     x, w, bias = arrays.take("adder_conv", **given, optional=("bias",))
     g = geometry.convolution(
@@ -186,7 +188,7 @@ def adder_conv(
 
     def on_cpu(kernels, weights, bias, out):
         options = g.stride, g.padding, g.dilation, g.groups
-        kernels.adder_conv(x, weights, bias, out, *options)
+        kernels.adder_conv(x, for_kernels("adder_conv", packed, weights), bias, out, *options)
 
     return forward(
         "adder_conv", launchers.adder_conv, on_cpu, g, x, w, bias, out, dtype, given, kernel=kernel
