@@ -29,7 +29,9 @@ bool meets_all_once(const py::array& x, const py::array& w, const Window& window
 }
 template <class A>
 A as_channels(const A& a) {
-    return py::array(a).reshape({a.shape(0), a.shape(1) * a.shape(2) * a.shape(3), py::ssize_t(1), py::ssize_t(1)});
+    const py::array rows =
+        py::array(a).reshape({a.shape(0), a.shape(1) * a.shape(2) * a.shape(3), py::ssize_t(1), py::ssize_t(1)});
+    return py::reinterpret_borrow<A>(rows);  // of the same bits, whatever their dtype
 }
 
 // Planes of one pixel: the images become the pixels of one row, so that lanes lie at even distances.

@@ -83,9 +83,11 @@ def test_a_row_of_the_gradient_may_lie_beyond_it(features):
     "x_shape, w_shape, options",
     [
         pytest.param((2, 1, 8, 96), (257, 1, 1, 33), {"padding": (0, 16)}, id="chunks of filters"),
-        pytest.param((16, 1, 25, 16), (9, 1, 1, 33), {"padding": (0, 16)}, id="strips of images"),
-        pytest.param((13, 18, 16, 32), (9, 18, 3, 3), {"padding": 1}, id="lines in blocks"),
-        pytest.param((8, 3, 27, 25), (137, 3, 1, 1), {}, id="seven panels, planes as rows"),
+        pytest.param(
+            (16, 1, 25, 16), (9, 1, 1, 33), {"padding": (0, 16)}, id="macro-tiles of images"
+        ),
+        pytest.param((13, 18, 16, 32), (9, 18, 3, 3), {"padding": 1}, id="shared rows in blocks"),
+        pytest.param((8, 3, 27, 25), (137, 3, 1, 1), {}, id="seven packed tiles, planes as rows"),
         pytest.param((4, 161, 40, 39), (13, 161, 1, 1), {"stride": 2}, id="every second pixel"),
         pytest.param((4, 5, 61, 64), (12, 5, 6, 6), {"stride": 6, "padding": 3}, id="36 phases"),
         pytest.param((2, 8200, 1, 1), (260, 8200, 1, 1), {}, id="17 MB of float64 weights"),
@@ -94,9 +96,7 @@ def test_a_row_of_the_gradient_may_lie_beyond_it(features):
 def test_cuts(x_shape, w_shape, options, dtype):
     """Many pixels, channels or filters, each cut into more pieces than one."""
     x, w = draw(0, dtype, x_shape, w_shape)
-    if dtype.startswith(
-        "float"
-    ):  # half the images are close to the weights, where float32 takes more care
+    if "float" in dtype:  # half the images are close to the weights, where float32 takes more care
         x, w = x / 40 + 99, w / 40 + 99
         x[::2] -= 100
     check_all_features(x, w, **options)
@@ -112,7 +112,7 @@ def test_cuts(x_shape, w_shape, options, dtype):
     ],
 )
 def test_slices_of_bytes(x_shape, w_shape, stride):
-    """More pixels than are held as cells at a time."""
+    """More pixels than are held as words at a time."""
     x, w = draw(0, "uint8", x_shape, w_shape)
     check_all_features(x, w, stride=stride, padding=(0, w_shape[-1] // 2))
 
