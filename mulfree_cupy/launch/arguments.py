@@ -1,7 +1,7 @@
-"""Structs passed to kernels by value that hold arrays: tables of pointers.
+"""What kernels are told, as C sees it: the names of element types, numbers, and structs.
 
-Such a struct is a NumPy structured scalar or 0-d array whose fields of dtype ``object`` hold
-arrays, or None for a null pointer.
+A struct goes by value, as a NumPy structured scalar or 0-d array. Its fields of dtype ``object``
+hold arrays, or None for a null pointer: so tables of pointers are passed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,29 @@ from typing import Any
 
 import numpy as np
 
+BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.uint64}
+MOVED_AS = {
+    1: "unsigned char",
+    2: "unsigned short",
+    4: "unsigned int",
+    8: "unsigned long long",
+    16: "ulonglong2",
+}
 POINTER = np.dtype(object)  # as wide as a pointer
+_C_NAMES = {"float32": "float", "float64": "double"}
+
+
+def c_type(array) -> str:
+    """The C++ name of a floating-point array's element."""
+    return _C_NAMES[array.dtype.name]
+
+
+def int32(*values: int) -> tuple[np.int32, ...]:
+    return tuple(np.int32(v) for v in values)
+
+
+def int64(*values: int) -> tuple[np.int64, ...]:
+    return tuple(np.int64(v) for v in values)
 
 
 def holds_arrays(value: Any) -> bool:
