@@ -348,7 +348,8 @@ def test_planes_in_several_launches_make_no_difference(monkeypatch):
 
     class Recorder(emulator.Device):
         def launch(self, path, entry, defines, grid, block, args):
-            launches.append([int(a) for a in args if np.ndim(a) == 0][:2])
+            numbers = [a for a in args if np.ndim(a) == 0]
+            launches.append([*(numbers[0] if len(numbers) == 1 else numbers)][:2])
             emulator.device.launch(path, entry, defines, grid, block, args)
 
     monkeypatch.setattr(limits, "INT32", 11 + 8 * 35)
@@ -400,15 +401,15 @@ def test_a_plane_at_the_end_of_the_indices():
 
     class Recorder(emulator.Device):
         def launch(self, path, entry, defines, grid, block, args):
-            recorded.append((grid, block, [int(a) for a in args if np.ndim(a) == 0]))
+            recorded.append((grid, block, args[-1]))
 
     x = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (1, 1, height, width), (0,) * 4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launchers, "_planes", lambda function, x, y: [(0, x[0], y[0])])
         launchers.shift(Recorder(), x, np.array([[2, -7]], np.int32), x, (1, 1))
-    ((blocks,), (threads,), scalars) = recorded[0]
-    assert scalars[0] == height * width and blocks * threads * 16 < 2**31
-    assert all(scalar < 2**31 for scalar in scalars[:5])
+    ((blocks,), (threads,), planes) = recorded[0]
+    assert planes["total"] == height * width and blocks * threads * 16 < 2**31
+    assert [*planes["size"]] == [height, width]
 
 
 class OnGpu(np.ndarray):

@@ -11,7 +11,18 @@ from problems import on_gpu
 
 import mulfree_cupy as mf
 from mulfree_cupy.geometry import ConvGeometry
-from mulfree_cupy.launch import cuda, device_for, emulator, limits, select, tiling
+from mulfree_cupy.launch import (
+    arguments,
+    cuda,
+    device_for,
+    emulator,
+    limits,
+    select,
+    shift,
+    source,
+    tiling,
+    winograd,
+)
 from mulfree_cupy.launch.device import Device
 from mulfree_cupy.report import resources
 
@@ -126,3 +137,47 @@ def test_tiles_are_what_a_block_can_be(itemsize, rows, columns, groups):
         assert tile.rows % tile.each_row == tile.columns % tile.each_column == 0
         covered = tile.blocks(rows, columns, groups) * tile.rows * tile.columns
         assert covered >= rows * columns * groups
+
+
+STRUCTS = [
+    ("geometry.cuh", "Convolution", arguments.CONVOLUTION),
+    ("shift/table.cuh", "Planes", shift._PLANES),
+    ("winograd/transform.cuh", "Tiles", winograd._IMAGE_TILES),
+]
+
+
+@pytest.mark.parametrize("header, name, dtype", STRUCTS, ids=[name for _, name, _ in STRUCTS])
+def test_a_struct_lies_in_numpy_as_in_c(header, name, dtype):
+    """A kernel says how wide each field is, and where it begins."""
+    text = source.read(header)
+    text = text[: text.index("// A transform's matrix")] if name == "Tiles" else text
+    fields = list(dtype.fields)
+    sets = "\n".join(
+        f"    to[{i}] = sizeof(s.{field});\n"
+        f"    to[{len(fields) + i}] = (int)((const char*)&s.{field} - (const char*)&s);"
+        for i, field in enumerate(fields)
+    )
+    code = f"""{text}
+extern "C" __global__ void places(const {name} s, int* to) {{
+{sets}
+    to[{2 * len(fields)}] = sizeof(s);
+}}"""
+    to = np.zeros(2 * len(fields) + 1, np.int32)
+    emulator.RawKernel(code, "places")((1,), (1,), (np.zeros((), dtype)[()], to))
+    places = [dtype.fields[field] for field in fields]
+    assert [*to] == [
+        *(kind.itemsize for kind, *_ in places), *(place for _, place, *_ in places), dtype.itemsize
+    ]  # fmt: skip
+
+
+def test_what_a_kernel_is_told_of_a_convolution():
+    g = ConvGeometry(5, 6, 9, 8, 4, (3, 2), (4, 6), (1, 0), (6, 1), groups=2)._replace(height=30)
+    told = arguments.convolution_struct(g, 3)
+    assert [told[n].item() for n in ("images", "groups", "channels", "filters")] == [3, 2, 3, 2]
+    assert arguments.convolution_struct(g, 3, 1)["channels"] == 1  # words of several channels
+    pairs = dict(
+        size=(30, 8), kernel=(3, 2), stride=(4, 6), pad=(1, 0), dilation=(6, 1),
+        out=(g.out_height, g.out_width), step=(2, 6),
+    )  # fmt: skip
+    for name, pair in pairs.items():
+        assert tuple(told[name]) == pair

@@ -14,7 +14,7 @@ import numpy as np
 from mulfree_cupy.arrays import address
 from mulfree_cupy.geometry import ConvGeometry
 from mulfree_cupy.launch import implicit, limits
-from mulfree_cupy.launch.arguments import BITS, MOVED_AS, c_type, int32, int64
+from mulfree_cupy.launch.arguments import BITS, MOVED_AS, c_type, convolution_struct, int64
 from mulfree_cupy.launch.device import on_device_of_arrays
 from mulfree_cupy.launch.select import Call, choose
 from mulfree_cupy.launch.tiling import chunks, plane_launch
@@ -50,7 +50,7 @@ def _im2col(device, x, cols, g: ConvGeometry, pixels: slice, row_stride, image_s
         (
             x.view(bits),
             cols.view(bits),
-            *int32(images, *_sizes(g)),
+            convolution_struct(g._replace(groups=1), images),
             *int64(pixels.start, count, row_stride, image_stride),
         ),
     )
@@ -66,16 +66,8 @@ def col2im(device, cols, x, geometry: ConvGeometry) -> None:
         "col2im",
         {"T": c_type(x)},
         *plane_launch(g.height * g.width, g.channels, len(x)),
-        (cols, x, *int32(len(x), *_sizes(g))),
+        (cols, x, convolution_struct(g._replace(groups=1), len(x))),
     )
-
-
-def _sizes(g: ConvGeometry) -> tuple[int, ...]:
-    return (
-        g.channels, g.height, g.width,
-        *g.kernel, *g.stride, *g.padding, *g.dilation,
-        g.out_height, g.out_width,
-    )  # fmt: skip
 
 
 def columns(device, x, g: ConvGeometry, pixels: slice):

@@ -71,7 +71,7 @@ class Device:
                 )
         args = tuple(
             arguments.with_addresses(value, lambda array: array.data.ptr)
-            if arguments.holds_arrays(value)
+            if arguments.is_struct(value)
             else value
             for value in args
         )

@@ -14,7 +14,7 @@ import numpy as np
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.geometry import ConvGeometry
 from mulfree_cupy.launch import limits
-from mulfree_cupy.launch.arguments import c_type, int32
+from mulfree_cupy.launch.arguments import c_type, convolution_struct, int32
 from mulfree_cupy.launch.tiling import (
     DEPTH,
     chunks,
@@ -65,7 +65,7 @@ def conv_launch(
         defines,
         (tile.blocks(filters, pixels, g.groups),),
         (tile.threads,),
-        (x, w, bias, out, *_sizes(images, w.shape[1], g), *int32(g.out_height, g.out_width)),
+        (x, w, bias, out, convolution_struct(g, images, w.shape[1])),
     )
 
 
@@ -87,10 +87,7 @@ def depthwise_launch(device, kernel, entry, defines, x, w, bias, out, g: ConvGeo
         defines,
         (-(-planes * strips * g.out_width // _DEPTHWISE_THREADS),),
         (_DEPTHWISE_THREADS,),
-        (
-            *(x, w, bias, out, np.uint32(planes), np.uint32(g.filters)),
-            *int32(g.height, g.width, *g.padding, g.out_height, g.out_width),
-        ),
+        (x, w, bias, out, convolution_struct(g, len(out))),
     )
 
 
@@ -100,8 +97,6 @@ def grad_x_launches(function, device, kernel, entry, arrays, w, grad_x, g: ConvG
     tile = grad_x_tile(grad_x.itemsize, channels)
     rows, columns = (-(-size // step) for size, step in zip(g.x_shape[2:], g.stride, strict=True))
     phases = min(g.stride[0], g.height) * min(g.stride[1], g.width)
-    steps = (s // math.gcd(s, d) for s, d in zip(g.stride, g.dilation, strict=True))
-    ends = int32(*steps, g.out_height, g.out_width)
     for images in chunks(g.batch, images_at_once(function, g, g.channels)):
         part = grad_x[images]
         device.launch(
@@ -110,30 +105,27 @@ def grad_x_launches(function, device, kernel, entry, arrays, w, grad_x, g: ConvG
             {"T": c_type(grad_x), **tile.defines("C")},
             (phases * tile.blocks(channels, len(part) * rows * columns, g.groups),),
             (tile.threads,),
-            (*(a[images] for a in arrays), w, part, *_sizes(len(part), channels, g), *ends),
+            (*(a[images] for a in arrays), w, part, convolution_struct(g, len(part))),
         )
 
 
 def grad_w_launches(function, device, kernel, entry, grad, x, w, grad_w, g: ConvGeometry) -> None:
     """The pixels in parts, as many as fill a GPU, then one launch that adds the parts up."""
-    channels, filters = g.channels // g.groups, g.filters // g.groups
+    filters = g.filters // g.groups
     images = list(chunks(g.batch, images_at_once(function, g, g.channels)))
     tile = grad_w_tile(w.itemsize, filters, g.taps)
     tiles = tile.blocks(filters, g.taps, g.groups)
     most, plane = grad_w_parts(w.itemsize, tile, tiles), g.out_height * g.out_width
     for chunk, part, sums in in_parts(device, grad_w, images, plane, _LEAST_PART, most):
+        shape = convolution_struct(g, chunk.stop - chunk.start)
         device.launch(
             f"{kernel}.cu",
             entry,
             {"T": c_type(w), **tile.defines()},
             (tiles, len(sums)),
             (tile.threads,),
-            (
-                grad[chunk], x[chunk], w, sums,
-                *_sizes(chunk.stop - chunk.start, channels, g),
-                *int32(g.out_height, g.out_width, part),
-            ),
-        )  # fmt: skip
+            (grad[chunk], x[chunk], w, sums, shape, np.int32(part)),
+        )
 
 
 def in_parts(
@@ -187,11 +179,3 @@ def add_parts(device, parts, out) -> None:
             (_REDUCED**2,),
             (parts, out, *int32(len(parts), out.size)),
         )
-
-
-def _sizes(images: int, channels: int, g: ConvGeometry) -> tuple:
-    """What the implicit kernels are told of a convolution, but for the end of the list."""
-    return int32(
-        images, g.groups, channels, g.height, g.width, g.filters // g.groups,
-        *g.kernel, *g.stride, *g.padding, *g.dilation,
-    )  # fmt: skip

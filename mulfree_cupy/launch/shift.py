@@ -15,7 +15,7 @@ import numpy as np
 from mulfree_cupy.arrays import address
 from mulfree_cupy.geometry import ConvGeometry
 from mulfree_cupy.launch import adder, convolution, limits
-from mulfree_cupy.launch.arguments import BITS, MOVED_AS, int32
+from mulfree_cupy.launch.arguments import BITS, MOVED_AS, PAIR, convolution_struct, int32, struct
 from mulfree_cupy.launch.device import on_device_of_arrays
 from mulfree_cupy.launch.implicit import add_parts, in_parts, room_for_parts
 from mulfree_cupy.launch.select import SHIFT_SIDE, Call, choose, modulo_mapping
@@ -28,6 +28,13 @@ from mulfree_cupy.launch.tiling import (
     vector,
 )
 
+_PLANES = np.dtype(  # as in cuda/shift/table.cuh
+    [("total", np.int32), ("first", np.int32), ("channels", np.int32)]
+    + [(name, *PAIR) for name in ("size", "out", "stride")]
+    + [(f"by_{name}", np.uint64) for name in ("channels", "plane", "width")]
+    + [("by_stride", np.uint64, 2)],
+    align=True,
+)
 _THREADS = 256  # of rung 3, 16 bytes each
 _LEAST_PART = 512  # pixels that a part of a weight's gradient sums, or all there are
 _ELEMENTS = {"float16": ("__half", "float"), "float32": ("float",) * 2, "float64": ("double",) * 2}
@@ -82,28 +89,28 @@ def _planes(function: str, x, y) -> Iterator[tuple]:
 
 
 def _by_table(function: str, device, x, shifts, y, stride, backward: bool = False) -> None:
-    channels, (height, width), (out_h, out_w) = x.shape[1], x.shape[2:], y.shape[2:]
+    channels, (out_h, out_w) = x.shape[1], y.shape[2:]
     each = 16 // x.itemsize
-    divisors = [_divisor(d) for d in (channels, out_h * out_w, out_w)]
+    divisors = *(_divisor(d) for d in (channels, out_h * out_w, out_w)), [*map(_divisor, stride)]
     table = device.constant(shifts)
     for first, x_planes, y_planes in _planes(function, x, y):
         total = len(y_planes) * out_h * out_w
         x_aligned, y_aligned = (address(planes) % 16 == 0 for planes in (x_planes, y_planes))
-        sizes = int32(total, first, channels, height, width)
+        sizes = x.shape[2:], y.shape[2:], stride
+        planes = struct(_PLANES, total, first, channels, *sizes, *divisors)
         defines = {"T": MOVED_AS[x.itemsize]}
         if stride == (1, 1) and x_aligned and y_aligned and total % each == 0:
-            name, more = "3_table", divisors
+            name = "3_table"
         else:
             name = "strided"
             defines |= {"STORE": each if y_aligned else 1} | ({"BACKWARD": 1} if backward else {})
-            more = (*int32(out_h, out_w, *stride), *divisors, *map(_divisor, stride))
         device.launch(
             f"shift/{name}.cu",
             f"shift_{name.removeprefix('3_')}",
             defines,
             (-(-total // (_THREADS * each)),),
             (_THREADS,),
-            (x_planes, y_planes, table, *sizes, *more),
+            (x_planes, y_planes, table, planes),
         )
 
 
@@ -189,7 +196,7 @@ def _fused(function, device, kernel, x, w, shifts, bias, out, stride) -> None:
             defines,
             (tile.blocks(filters, len(y) * plane),),
             (tile.threads,),
-            (x_part, w, table, bias, y, *_sizes(x_part, y, stride)),
+            (x_part, w, table, bias, y, _pointwise(x_part, y, stride)),
         )
 
 
@@ -213,8 +220,9 @@ def _defines(x, tile: Tile, w=None) -> dict[str, object]:
     return defines if w is None else defines | {"W_VECTOR": vector(w, w.shape[1])}
 
 
-def _sizes(x, y, stride) -> tuple[np.int32, ...]:
-    return int32(*x.shape, y.shape[1], *stride, *y.shape[2:])
+def _pointwise(x, y, stride) -> np.void:
+    """The 1x1 convolution after the shift, as a kernel is told of it."""
+    return convolution_struct(ConvGeometry(*x.shape, y.shape[1], (1, 1), stride), len(x))
 
 
 @on_device_of_arrays
@@ -244,7 +252,7 @@ def _fused_grad_x(device, grad, transposed, shifts, grad_x, stride) -> None:
         _defines(grad, tile, transposed),
         (tile.blocks(channels, pixels),),
         (tile.threads,),
-        (grad, transposed, device.constant(shifts), grad_x, *_sizes(grad_x, grad, stride)),
+        (grad, transposed, device.constant(shifts), grad_x, _pointwise(grad_x, grad, stride)),
     )
 
 
@@ -255,14 +263,14 @@ def _fused_grad_w(device, grad, x, shifts, grad_w, stride, images: list[slice]) 
     tiles, plane = tile.blocks(filters, channels), grad[0, 0].size
     table, most = device.constant(shifts), shift_grad_w_parts(tiles)
     for chunk, part, sums in in_parts(device, grad_w, images, plane, _LEAST_PART, most):
-        sizes = _sizes(x[chunk], grad[chunk], stride)
+        shape = _pointwise(x[chunk], grad[chunk], stride)
         device.launch(
             "shift/fused_grad_w.cu",
             "shift_conv_grad_w",
             _defines(x, tile),
             (tiles, len(sums)),
             (tile.threads,),
-            (grad[chunk], x[chunk], table, sums, *sizes, *int32(part)),
+            (grad[chunk], x[chunk], table, sums, shape, np.int32(part)),
         )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from mulfree_cupy.geometry import ConvGeometry
 from mulfree_cupy.launch import limits
-from mulfree_cupy.launch.arguments import c_type, int32
+from mulfree_cupy.launch.arguments import PAIR, c_type, convolution_struct, int32, struct
 from mulfree_cupy.launch.device import on_device_of_arrays
 from mulfree_cupy.launch.select import Call, choose
 from mulfree_cupy.launch.tiling import chunks, winograd_frozen_tile, winograd_fused_tile
@@ -21,6 +21,11 @@ from mulfree_cupy.launch.tiling import chunks, winograd_frozen_tile, winograd_fu
 _FROZEN_CHUNK = 64  # channels; CHUNK in 4_frozen.cu
 
 Matrices = tuple[np.ndarray, np.ndarray, np.ndarray]  # BT, G, AT
+
+_IMAGE_TILES = np.dtype(  # as in cuda/winograd/transform.cuh
+    [("planes", np.int32), ("size", *PAIR), ("pad", *PAIR)]
+    + [(name, np.int32) for name in ("count", "rows", "columns", "first", "last")]
+)
 
 
 @dataclass(frozen=True)
@@ -120,17 +125,8 @@ def _input_transform(device, image, matrix, tiles: Tiles, part: slice, padding, 
     """matrix d matrix^T of some tiles d of an image, (t*t, C, tiles), in a multiple of 32 tiles."""
     channels, count = image.shape[1], -(-(part.stop - part.start) // 32) * 32
     v = device.xp.empty((len(matrix) ** 2, channels, count), image.dtype)
-    _per_thread(
-        device,
-        "input",
-        matrix,
-        tiles.m,
-        count,
-        channels,
-        (image, v),
-        (channels, *image.shape[2:], *padding, relu),
-        (len(tiles), tiles.rows, tiles.columns, part.start, count),
-    )
+    arrays, more = (image, v), (relu, count)
+    _per_thread(device, "input", matrix, image, tiles, part, padding, count, arrays, more)
     return v
 
 
@@ -138,32 +134,28 @@ def _output_transform(
     device, products, bias, image, matrix, tiles: Tiles, part: slice, padding
 ) -> None:
     """Write bias + matrix^T p matrix of some tiles p into an image, where later tiles add to it."""
-    planes, stride = products.shape[1:]
     overlap = (matrix.shape[1] - 1) // tiles.m
     first, last = (
         tile // tiles.columns + tile // tiles.columns // tiles.rows * overlap
         for tile in (part.start, part.stop - 1)
     )
     block_rows = last + overlap + 1 - first
-    _per_thread(
-        device,
-        "output",
-        matrix,
-        tiles.m,
-        block_rows * (tiles.columns + overlap),
-        planes,
-        (products, bias, image),
-        (planes, *image.shape[2:], *padding),
-        (tiles.rows, tiles.columns, part.start, part.stop, stride, first, block_rows),
-    )
+    threads = block_rows * (tiles.columns + overlap)
+    arrays, more = (products, bias, image), (products.shape[2], first, block_rows)
+    _per_thread(device, "output", matrix, image, tiles, part, padding, threads, arrays, more)
 
 
-def _per_thread(device, way, matrix, m, threads, planes, arrays, sizes, places) -> None:
+def _per_thread(
+    device, way, matrix, image, tiles: Tiles, part: slice, padding, threads, arrays, more
+) -> None:
+    """Transform some tiles of an image, a tile or a block of pixels and all planes a thread."""
+    planes = image.shape[1]
+    places = len(tiles), tiles.rows, tiles.columns, part.start, part.stop
     defines = {
-        "T": c_type(arrays[0]),
+        "T": c_type(image),
         "TILE": len(matrix),
         "SIDE": matrix.shape[1],
-        "M": m,
+        "M": tiles.m,
         "MATRIX": str(matrix.tolist()).replace("[", "{").replace("]", "}"),
     }
     device.launch(
@@ -172,7 +164,7 @@ def _per_thread(device, way, matrix, m, threads, planes, arrays, sizes, places) 
         defines,
         (-(-threads // 128), min(planes, limits.GRID_LIMIT)),
         (128,),
-        (*arrays, *int32(*sizes, *places)),
+        (*arrays, struct(_IMAGE_TILES, planes, image.shape[2:], padding, *places), *int32(*more)),
     )
 
 
@@ -246,17 +238,13 @@ def _launch_fused(
     planes = {"H*W": g.height * g.width, "OH*OW": g.out_height * g.out_width}
     limits.check_sizes("winograd_conv", limits.INT32, planes)
     limits.check_sizes("winograd_conv", limits.GRID_LIMIT, {"K / filters of a block": blocks[1]})
-    sizes = int32(
-        g.channels, g.height, g.width, g.filters, *g.padding, g.out_height, g.out_width,
-        relu, tiles,
-    )  # fmt: skip
     device.launch(
         f"winograd/{kernel}.cu",
         f"winograd_{kernel[2:]}",
         {"T": c_type(x), **tile.defines(), **(more or {})},
         blocks,
         (tile.threads,),
-        (x, *packed, bias, out, *sizes),
+        (x, *packed, bias, out, convolution_struct(g, len(x)), *int32(relu, tiles)),
     )
 
 

@@ -59,7 +59,7 @@ def convert(
         if parameter.kind == b"p":
             buffers.append(ctypes.c_void_p(_pointer(label, value, parameter)))
             note(value, name, buffers[-1])
-        elif arguments.holds_arrays(value):
+        elif arguments.is_struct(value):
             for field, _, array in arguments.pointers(value):
                 _check_array(f"{label}.{field}", array)
             plain = arguments.with_addresses(value, lambda array: array.ctypes.data)
