@@ -32,7 +32,7 @@ INSTRUCTION_SETS = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}.g
 SOURCES = {
     **INSTRUCTION_SETS,
     **{str(file): [] for file in sorted(Path("cpu/bindings").glob("*.cpp"))},
-    "cpu/threads.cpp": [],
+    "cpu/engine/threads.cpp": [],
 }
 
 

@@ -201,7 +201,7 @@ def test_the_pool_has_no_race(tmp_path):
     program = tmp_path / "threads"
     built = subprocess.run(
         ["g++", "-std=c++17", "-O1", "-g", "-fsanitize=thread", "-pthread", "-o", program,
-         ROOT / "cpu/threads.cpp", ROOT / "tests/threads_driver.cpp"],
+         ROOT / "cpu/engine/threads.cpp", ROOT / "tests/threads_driver.cpp"],
         capture_output=True, text=True,
     )  # fmt: skip
     if built.returncode and "tsan" in built.stderr:

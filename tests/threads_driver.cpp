@@ -4,7 +4,7 @@
 #include <thread>
 #include <vector>
 
-#include "../cpu/threads.hpp"
+#include "../cpu/engine/threads.hpp"
 
 using mulfree::index;
 

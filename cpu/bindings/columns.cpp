@@ -1,5 +1,5 @@
 // im2col and col2im.
-#include "../columns.hpp"
+#include "../ops/columns.hpp"
 
 #include "arrays.hpp"
 

@@ -6,7 +6,7 @@
 #include <sys/auxv.h>
 #endif
 
-#include "../threads.hpp"
+#include "../engine/threads.hpp"
 #include "arrays.hpp"
 
 namespace mulfree {

@@ -3,7 +3,7 @@
 #include <tuple>
 #include <vector>
 
-#include "../winograd_plan.hpp"
+#include "../ops/winograd/plan.hpp"
 #include "arrays.hpp"
 
 namespace mulfree {

@@ -8,6 +8,7 @@ from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.launch import shift as launchers
 from mulfree_cupy.ops.convolution import backward, forward, take_for_backward
+from mulfree_cupy.ops.packing import for_kernels, unpack
 
 __all__ = [
     "group_shifts",
@@ -251,7 +252,8 @@ def shift_conv(
     ----------
     x : array, shape (N, C, H, W)
         float32 or float64, in any memory order; on a GPU float16 too.
-    w : array, shape (K, C)
+    w : array, shape (K, C), or PackedWeights
+        See `pack`.
     shifts : array of integers, shape (C, 2)
         (dh, dw) of every channel, of any size; see `modulo_shifts` and `group_shifts`.
         NumPy's own serve a GPU best: CuPy's are read back, and the call waits for that.
@@ -503,6 +505,9 @@ def _refuse_half_on_cpu(function, given, x):
 
 
 def _forward(function, launcher, x, w, shifts, bias, stride, out, kernel, also):
+    w, packed = unpack(function, w, "adder" if "adder" in function else "conv")
+    if packed is not None and w.ndim == 4 and w.shape[2:] == (1, 1):
+        w = w[:, :, 0, 0]
     given = dict(x=x, w=w, bias=bias)
     x, w, bias = arrays.take_floats(function, **given, optional=("bias",), also=also)
     _refuse_half_on_cpu(function, given["x"], x)
@@ -511,7 +516,8 @@ def _forward(function, launcher, x, w, shifts, bias, stride, out, kernel, also):
     launch.check_kernel(function, kernel, x=x)
 
     def on_cpu(kernels, w, bias, out):
-        getattr(kernels, function)(x, w, table, bias, out, g.stride)
+        weights = for_kernels(function, packed, w)
+        getattr(kernels, function)(x, weights, table, bias, out, g.stride)
 
     def on_device(device, x, w, bias, out, g, kernel):
         launcher(device, x, w, table, bias, out, g.stride, kernel=kernel)

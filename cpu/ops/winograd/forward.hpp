@@ -3,7 +3,7 @@
 // weights (winograd_plan.hpp), dense or sparse, and transformed back.
 #pragma once
 
-#include "winograd_transform.hpp"
+#include "transform.hpp"
 
 namespace mulfree::MULFREE_ISA {
 

@@ -5,7 +5,7 @@
 #include <new>
 
 #include "threads.hpp"
-#include "vector.hpp"
+#include "isa.hpp"
 
 namespace mulfree::MULFREE_ISA {
 

@@ -2,8 +2,8 @@
 // by U products of long thin matrices, position by position.
 #pragma once
 
-#include "gradients.hpp"
-#include "winograd.hpp"
+#include "../weight_gradient.hpp"
+#include "forward.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
@@ -72,7 +72,7 @@ template <class Transform, class T>
 struct WinogradGradU {
     static constexpr int TILE = Transform::TILE, OUT = Transform::OUT;
     static constexpr index POSITIONS = TILE * TILE, TILES = 32 * LANES<T>;
-    static constexpr index ROW = (GRAD_U_SIDE + TILE_VECTORS) * LANES<T>;  // rounded up to register tiles
+    static constexpr index ROW = (GRAD_U_SIDE + NR) * LANES<T>;  // rounded up to register tiles
 
     const Winograd<T>& p;
     const Transform transform;
@@ -89,7 +89,7 @@ struct WinogradGradU {
           tiles(scratch),
           x(p.x, p.height, p.width, scratch),
           grad(p.grad, p.out_height, p.out_width, scratch),
-          v(POSITIONS, GRAD_U_SIDE + TILE_VECTORS, TILES, scratch),
+          v(POSITIONS, GRAD_U_SIDE + NR, TILES, scratch),
           m(POSITIONS, GRAD_U_SIDE, TILES, scratch),
           total(scratch.take<T>(POSITIONS * GRAD_U_SIDE * ROW)) {
         for (index c = 0; c < GRAD_U_SIDE; ++c) rows[c] = c * TILES;

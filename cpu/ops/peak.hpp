@@ -4,8 +4,9 @@
 
 #include <time.h>
 
-#include "bytes.hpp"
-#include "convolution.hpp"
+#include "adder.hpp"
+#include "adder_u8.hpp"
+#include "conv.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
@@ -16,7 +17,7 @@ inline double now() {
 }
 
 // Terms a second, all threads together, of Op on operands that stay in registers.
-template <class Op, class Cell>
+template <class Op, class Operand = typename Op::Operand>
 inline double measure(double seconds, double terms_in_lane) {
     Team team(max_threads());
     Workspace workspace;
@@ -24,26 +25,26 @@ inline double measure(double seconds, double terms_in_lane) {
     double* rate = reinterpret_cast<double*>(workspace.data());
     for (index thread = 0; thread < team.size(); ++thread) rate[thread] = 0;
     team.run([&](index thread) {
-        Vec<Cell> sum[TILE_FILTERS][TILE_VECTORS] = {}, x[TILE_VECTORS] = {}, w{};
-        for (int v = 0; v < TILE_VECTORS; ++v) touch(x[v]);
+        Vec<Operand> sum[MR][NR] = {}, x[NR] = {}, w{};
+        for (int v = 0; v < NR; ++v) touch(x[v]);
         double repeats = 0, begin = now(), elapsed = 0;
         while (elapsed < seconds) {
             for (int i = 0; i < 10000; ++i) {
 #pragma GCC unroll 8
-                for (int f = 0; f < TILE_FILTERS; ++f) {
+                for (int f = 0; f < MR; ++f) {
                     touch(w);
 #pragma GCC unroll 8
-                    for (int v = 0; v < TILE_VECTORS; ++v) sum[f][v] = Op::term(sum[f][v], x[v], w);
+                    for (int v = 0; v < NR; ++v) sum[f][v] = Op::term(sum[f][v], x[v], w);
                 }
             }
             repeats += 10000;
             elapsed = now() - begin;
         }
 #pragma GCC unroll 8
-        for (int f = 0; f < TILE_FILTERS; ++f)
+        for (int f = 0; f < MR; ++f)
 #pragma GCC unroll 8
-            for (int v = 0; v < TILE_VECTORS; ++v) touch(sum[f][v]);
-        rate[thread] = repeats * TILE_FILTERS * TILE_VECTORS * double(LANES<Cell>) * terms_in_lane / elapsed;
+            for (int v = 0; v < NR; ++v) touch(sum[f][v]);
+        rate[thread] = repeats * MR * NR * double(LANES<Operand>) * terms_in_lane / elapsed;
     });
     double all = 0;
     for (index thread = 0; thread < team.size(); ++thread) all += rate[thread];
@@ -52,10 +53,10 @@ inline double measure(double seconds, double terms_in_lane) {
 
 inline double peak(int operation, double seconds) {
     switch (operation) {
-    case PEAK_FMA: return measure<Dot<float>, float>(seconds, 1);
-    case PEAK_MAX_ADD: return measure<Max<float>, float>(seconds, 1);
-    case PEAK_SUB_ABS_ADD: return measure<AbsDiff<float>, float>(seconds, 1);
-    default: return measure<Bytes, ByteCell>(seconds, sizeof(ByteCell));
+    case PEAK_FMA: return measure<Dot<float>>(seconds, 1);
+    case PEAK_MAX_ADD: return measure<Maximum>(seconds, 1);
+    case PEAK_SUB_ABS_ADD: return measure<AbsoluteDifference<float>>(seconds, 1);
+    default: return measure<ByteDistance>(seconds, sizeof(Word));
     }
 }
 

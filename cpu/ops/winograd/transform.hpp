@@ -2,7 +2,7 @@
 // [position of the tile][channel][tile of the panel].
 #pragma once
 
-#include "convolution.hpp"
+#include "../../engine/driver.hpp"
 
 namespace mulfree::MULFREE_ISA {
 

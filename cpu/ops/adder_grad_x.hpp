@@ -1,12 +1,12 @@
 // The gradient of the adder by x: sum clip(w - x, -1, 1) grad.
 //
 // It is a convolution of grad. With a stride s, pixel q * s + r of x meets only the taps of "phase" r, at
-// places of grad around q. So a panel holds pixels q, all phases share it, and every phase of a tile of
-// channels is a tile of filters of its own, which reads of the panel what its taps meet. The numbers of x
+// places of grad around q. So a packed tile holds pixels q, all phases share it, and every phase of a tile of
+// channels is a tile of filters of its own, which reads of the packed tile what its taps meet. The numbers of x
 // and grad_x between one another stay in the first-level cache until all phases have been there.
 #pragma once
 
-#include "gradients.hpp"
+#include "weight_gradient.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
@@ -45,15 +45,23 @@ private:
     }
 };
 
+// As an operation it has an inner loop of its own, which keeps two limits a filter in registers.
+template <class T>
+struct Clip : Operation<T, T, T> {
+    static constexpr int MR = REGISTERS / 4;
+};
+
 // The phases of both axes that meet any tap, and which of them a filter of the convolution of grad stands
 // for: tiles of channels, of each tile all phases.
 template <class T>
 struct Phases {
+    static constexpr index MR = Clip<T>::MR;
+
     const AdderGradX<T>& g;
     PhaseAxis height, width;
     index count = 0, positions;
     index *row, *column;    // the first pixel of a phase
-    index* entry;           // of the kernel, that a phase meets at a position of the panel, or -1
+    index* entry;           // of the kernel, that a phase meets at a position of the packed tile, or -1
     index *met, **met_end;  // the positions that a phase meets, `positions` apart
 
     explicit Phases(const AdderGradX<T>& g_)
@@ -79,10 +87,10 @@ struct Phases {
 
     index all() const { return height.phases * width.phases; }
     index most() const { return smaller(all(), g.height.taps * g.width.taps); }
-    index filters() const { return count == 1 ? g.channels : count * round_up(g.channels, TILE_FILTERS); }
-    index phase(index filter) const { return filter / TILE_FILTERS % count; }
+    index filters() const { return count == 1 ? g.channels : count * round_up(g.channels, MR); }
+    index phase(index filter) const { return filter / MR % count; }
     index channel(index filter) const {
-        return filter / TILE_FILTERS / count * TILE_FILTERS + filter % TILE_FILTERS;
+        return filter / MR / count * MR + filter % MR;
     }
 };
 
@@ -143,7 +151,7 @@ inline void clip_tile(const T* grad, const index* tap, const MetRows& rows, cons
 #pragma GCC unroll 8
         for (int f = 0; f < FILTERS; ++f) {
             // The order of the operands lets a NaN through.
-            const Vec<T> weight = broadcast(w[t * TILE_FILTERS + f]);
+            const Vec<T> weight = broadcast(w[t * Clip<T>::MR + f]);
             const Vec<T> slope = FORM == EXACT ? min(one, max(-one, weight - low[f]))
                                                : min(high[f], max(low[f], weight));
             sum[f] = multiply_add(slope, g, sum[f]);
@@ -157,89 +165,90 @@ inline void clip_tile(const T* grad, const index* tap, const MetRows& rows, cons
     if (FORM == FAST_AND_SUMS) grad_sum = first ? grads : grad_sum + grads;
 }
 
-// A strip of pixels with some tiles of filters.
+// A macro-tile of pixels with some tiles of filters.
 template <class T>
-class ClipStrip {
-    using S = Strip<T, T, PhaseWeights<T>>;
-    using P = Panel<T, T>;
+class ClipMacroTile {
+    using S = MacroTile<Clip<T>, PhaseWeights<T>>;
+    using P = typename S::Tile;
+    static constexpr int MR = Clip<T>::MR;
     static constexpr bool QUICK = sizeof(T) == 4;
     static constexpr T LIMIT = 8;  // of |x|: the fast form's rounding error grows with it
-    static constexpr index TILES = CHUNK_FILTERS / TILE_FILTERS;
+    static constexpr index TILES = CHUNK_FILTERS<Clip<T>> / MR;
 
-    // The filters from `filter` on are channels from `channel` on in a phase. Within a strip, `slot` tells
+    // The filters from `filter` on are channels from `channel` on in a phase. Within a macro-tile, `slot` tells
     // phases apart.
     struct Tile {
         index filter, filters, channel, phase, slot;
     };
 
 public:
-    ClipStrip(S& strip, const AdderGradX<T>& g, const Phases<T>& phases, const T* centre)
-        : strip(strip), g(g), phases(phases), centre(centre), shifts(strip.p.y_shifts),
-          x_spans(strip.panels->x_spans), y_spans(strip.panels->y_spans),
-          runs(start(*strip.panels)[strip.count * PANEL_VECTORS]),
+    ClipMacroTile(S& macro_tile, const AdderGradX<T>& g, const Phases<T>& phases, const T* centre)
+        : macro_tile(macro_tile), g(g), phases(phases), centre(centre), shifts(macro_tile.p.y_shifts),
+          x_spans(macro_tile.packed_tiles->x_spans), y_spans(macro_tile.packed_tiles->y_spans),
+          runs(start(*macro_tile.packed_tiles)[macro_tile.source.count * PACKED_VECTORS]),
           few_kinds(shifts && shifts->kinds < MOST_KINDS) {}
 
     void run() {
-        const P& first = *strip.panels;
+        const P& first = *macro_tile.packed_tiles;
         for (index r = 0; r < runs && !shifts; ++r) x_spans[r] = pixel_span(first.runs[r], g.x);
         for (index k = 0; few_kinds && k < shifts->kinds; ++k) {
             find_shifted_spans(first.y_runs, runs, g.x, *shifts, k, k + 1, x_spans + k * runs);
             find_shifted_spans(first.y_runs, runs, g.grad_x, *shifts, k, k + 1, y_spans + k * runs);
         }
-        for (index f = 0; f < smaller(strip.filters, phases.count * TILE_FILTERS); f += TILE_FILTERS)
-            for (index q = 0; q < strip.count; ++q) prefetch_pixels(strip.panels[q], tile(f));
+        for (index f = 0; f < smaller(macro_tile.filters, phases.count * MR); f += MR)
+            for (index q = 0; q < macro_tile.source.count; ++q) prefetch_pixels(macro_tile.packed_tiles[q], tile(f));
         sum<QUICK ? FAST : EXACT, false>();
         if (any) sum<EXACT, true>();
     }
 
 private:
-    S& strip;
+    S& macro_tile;
     const AdderGradX<T>& g;
     const Phases<T>& phases;
     const T* centre;
     const Shifts* shifts;
-    Span *x_spans, *y_spans;  // of the strip's pixels, kind by kind where kinds are few
+    Span *x_spans, *y_spans;  // of the macro-tile's pixels, kind by kind where kinds are few
     const index runs;
     const bool few_kinds;
     bool any = false;  // to be redone
-    Vec<T> grad_sum[STRIP_PANELS][TILES][PANEL_VECTORS];  // of a panel's slots,
-    index summed_by[STRIP_PANELS][TILES];                 // and the filter that adds it up
+    Vec<T> grad_sum[MACRO_PACKED][TILES][PACKED_VECTORS];  // of a packed tile's slots,
+    index summed_by[MACRO_PACKED][TILES];                 // and the filter that adds it up
 
-    const index* start(const P& panel) const { return shifts ? panel.y_start : panel.start; }
+    const index* start(const P& packed) const { return shifts ? packed.y_start : packed.start; }
     index lane_step() const { return shifts ? shifts->width.step : 1; }
 
     Tile tile(index f) const {
-        const index filter = strip.filter + f, phase = phases.phase(filter), c = phases.channel(filter);
-        return {f, smaller(smaller(TILE_FILTERS, strip.filters - f), g.channels - c),
-                strip.group * g.channels + c, phase, f / TILE_FILTERS % phases.count};
+        const index filter = macro_tile.filter + f, phase = phases.phase(filter), c = phases.channel(filter);
+        return {f, smaller(smaller(MR, macro_tile.filters - f), g.channels - c),
+                macro_tile.group * g.channels + c, phase, f / MR % phases.count};
     }
 
     // Sums all tiles, for which x is loaded; the fast form leaves to be redone what it cannot do.
     template <ClipForm FORM, bool REDO>
     void sum() {
-        strip.template reduce<false, REDO>([&](P& panel, index f, const T* w, const Block& block, bool first,
+        macro_tile.template reduce<Clip<T>, REDO>([&](P& packed, index f, const T* w, const Block& block, bool first,
                                                bool) {
             const Tile t = tile(f);
-            index& summer = summed_by[&panel - strip.panels][t.slot];
-            bool& redo = panel.redo[f / TILE_FILTERS];
-            if (first && f / TILE_FILTERS == t.slot) summer = -1;
+            index& summer = summed_by[&packed - macro_tile.packed_tiles][t.slot];
+            bool& redo = packed.redo[f / MR];
+            if (first && f / MR == t.slot) summer = -1;
             if (first && !REDO) {
-                const bool large = !load_pixels(panel, t);
+                const bool large = !load_pixels(packed, t);
                 if (FORM == FAST) any |= redo = large;
             }
             if (FORM == FAST && redo) return;
             if (first && summer < 0) summer = f;
-            if (FORM == FAST && summer == f) clip<FAST_AND_SUMS>(panel, t, w, block, first);
-            else clip<FORM>(panel, t, w, block, first);
-        }, [&](P& panel, index f) {
+            if (FORM == FAST && summer == f) clip<FAST_AND_SUMS>(packed, t, w, block, first);
+            else clip<FORM>(packed, t, w, block, first);
+        }, [&](P& packed, index f) {
             const Tile t = tile(f);
-            bool& redo = panel.redo[f / TILE_FILTERS];
+            bool& redo = packed.redo[f / MR];
             if (FORM == FAST && redo) return;
-            const Vec<T>* grads = grad_sum[&panel - strip.panels][t.slot];
+            const Vec<T>* grads = grad_sum[&packed - macro_tile.packed_tiles][t.slot];
             Vec<T> infinite{};
             for (index k = 0; k < t.filters; ++k) {
-                const T *total = panel.total + (f + k) * panel.ROW, *x = panel.rows + (f + k) * panel.ROW;
-                write(panel, t, k, [&](index v) {
+                const T *total = packed.total + (f + k) * packed.ROW, *x = packed.rows + (f + k) * packed.ROW;
+                write(packed, t, k, [&](index v) {
                     const Vec<T> sum = load(total + v * LANES<T>);
                     if (FORM == EXACT) return sum;
                     const Vec<T> answer = sum - load(x + v * LANES<T>) * grads[v];
@@ -252,39 +261,39 @@ private:
     }
 
     template <ClipForm FORM>
-    void clip(P& panel, const Tile& t, const T* w, const Block& block, bool first) {
+    void clip(P& packed, const Tile& t, const T* w, const Block& block, bool first) {
         const MetRows rows(phases, t.phase, block);
-        for (index v = 0; v < panel.vectors; ++v) {
-            const index at = t.filter * panel.ROW + v * LANES<T>;
-            with_filters<1>(t.filters, [&](auto filters, auto) {
-                clip_tile<FORM, filters.value>(strip.pixels + panel.place[v], strip.tap, rows, w,
-                                               panel.rows + at, panel.total + at, panel.ROW, first,
-                                               grad_sum[&panel - strip.panels][t.slot][v]);
+        for (index v = 0; v < packed.vectors; ++v) {
+            const index at = t.filter * packed.ROW + v * LANES<T>;
+            with_filters<MR, 1>(t.filters, [&](auto filters, auto) {
+                clip_tile<FORM, filters.value>(macro_tile.source.pixels + packed.place[v], macro_tile.source.tap, rows, w,
+                                               packed.rows + at, packed.total + at, packed.ROW, first,
+                                               grad_sum[&packed - macro_tile.packed_tiles][t.slot][v]);
             });
         }
     }
 
-    // Where a panel's pixels lie in an image of x's shape, for a filter of a tile.
+    // Where a packed tile's pixels lie in an image of x's shape, for a filter of a tile.
     template <class X>
-    const Span* spans(const P& panel, const Tile& t, index k, const Image<X>& x, Span* table) const {
+    const Span* spans(const P& packed, const Tile& t, index k, const Image<X>& x, Span* table) const {
         if (!shifts) return table;
         const index kind = shifts->kind ? shifts->kind[t.channel + k] : t.phase;
         if (few_kinds) return table + kind * runs;
-        const index begin = panel.y_start[0], end = panel.y_start[PANEL_VECTORS];
-        find_shifted_spans(panel.y_runs + begin, end - begin, x, *shifts, kind, kind + 1, table + begin);
+        const index begin = packed.y_start[0], end = packed.y_start[PACKED_VECTORS];
+        find_shifted_spans(packed.y_runs + begin, end - begin, x, *shifts, kind, kind + 1, table + begin);
         return table;
     }
 
     // Asks for the lines that a tile will read and write.
-    void prefetch_pixels(const P& panel, const Tile& t) const {
+    void prefetch_pixels(const P& packed, const Tile& t) const {
         const bool again = t.phase > 0 && phases.row[t.phase] == phases.row[t.phase - 1];
         if (again) return;  // the lines are those of the phase before
         const index line = 64 / index(sizeof(T)), last = (LANES<T> - 1) * lane_step();
         for (index k = 0; k < t.filters; ++k) {
             const T* x = g.x.data + (t.channel + k) * g.x.channel;
             const T* y = g.grad_x.data + (t.channel + k) * g.grad_x.channel;
-            const Span* from = spans(panel, t, k, g.x, x_spans);
-            for (index r = start(panel)[0]; r < start(panel)[PANEL_VECTORS]; ++r)
+            const Span* from = spans(packed, t, k, g.x, x_spans);
+            for (index r = start(packed)[0]; r < start(packed)[PACKED_VECTORS]; ++r)
                 for (index e = 0; e < last + line; e += line) {
                     const index at = from[r].offset + smaller(e, last);
                     prefetch(x, at);
@@ -293,23 +302,23 @@ private:
         }
     }
 
-    // x less the channels' centres, to panel.rows. Returns whether none of it is large.
-    bool load_pixels(P& panel, const Tile& t) {
-        const index next = t.filter + phases.count * TILE_FILTERS;
-        if (next < strip.filters) prefetch_pixels(panel, tile(next));
+    // x less the channels' centres, to packed.rows. Returns whether none of it is large.
+    bool load_pixels(P& packed, const Tile& t) {
+        const index next = t.filter + phases.count * MR;
+        if (next < macro_tile.filters) prefetch_pixels(packed, tile(next));
         const index lane_stride = lane_step() * g.x.column;
-        const index* begin = start(panel);
+        const index* begin = start(packed);
         Vec<T> largest{};
         for (index k = 0; k < t.filters; ++k) {
-            const Span* from = spans(panel, t, k, g.x, x_spans);
+            const Span* from = spans(packed, t, k, g.x, x_spans);
             const T* x = g.x.data + (t.channel + k) * g.x.channel;
             const Vec<T> shift = broadcast(centre[t.channel + k]);
-            for (index v = 0; v < panel.vectors; ++v) {
+            for (index v = 0; v < packed.vectors; ++v) {
                 const Span *first = from + begin[v], *last = from + begin[v + 1];
                 const Vec<T> value = with_access<T>(lane_stride, [&](auto way) {
                     return gather<Access(way.value)>(first, last, x, lane_stride);
                 });
-                store(panel.rows + (t.filter + k) * panel.ROW + v * LANES<T>, value - shift);
+                store(packed.rows + (t.filter + k) * packed.ROW + v * LANES<T>, value - shift);
                 largest = max(largest, abs(value - shift));
             }
         }
@@ -317,13 +326,13 @@ private:
     }
 
     template <class F>
-    void write(P& panel, const Tile& t, index k, F value) {
-        if (!shifts) return panel.write(t.filter + k, value);
+    void write(P& packed, const Tile& t, index k, F value) {
+        if (!shifts) return packed.write(t.filter + k, value);
         const Image<T>& y = g.grad_x;
-        const Span* to = spans(panel, t, k, y, y_spans);
+        const Span* to = spans(packed, t, k, y, y_spans);
         T* plane = y.data + (t.channel + k) * y.channel;
-        for (index v = 0; v < panel.vectors; ++v)
-            scatter(to + panel.y_start[v], to + panel.y_start[v + 1], plane, lane_step() * y.column, value(v));
+        for (index v = 0; v < packed.vectors; ++v)
+            scatter(to + packed.y_start[v], to + packed.y_start[v + 1], plane, lane_step() * y.column, value(v));
     }
 };
 
@@ -360,8 +369,8 @@ inline void adder_grad_x(const AdderGradX<T>& g) {
         g.batch, g.groups, g.filters, phases.filters(), phases.height.axis, phases.width.axis, g.grad,
         g.w, 0, 0, 0, 0, 0, nullptr, g.grad_x, nullptr,
         g.shifts ? g.shifts : phases.all() > 1 ? &strided : nullptr};
-    for_each_strip(p, PhaseWeights<T>{phases, centre}, [](index, index) {}, [&](auto& strip) {
-        ClipStrip<T>(strip, g, phases, centre).run();
+    for_each_macro_tile<Clip<T>>(p, PhaseWeights<T>{phases, centre}, [&](auto& macro_tile) {
+        ClipMacroTile<T>(macro_tile, g, phases, centre).run();
     });
 }
 

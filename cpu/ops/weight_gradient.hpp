@@ -3,7 +3,7 @@
 
 #include <cfloat>
 
-#include "convolution.hpp"
+#include "../engine/driver.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
@@ -133,15 +133,15 @@ inline void product_tile(const T* grad, index grad_row, const T* x, const index*
 template <class T>
 inline void products(index filters, index rows, index pixels, const T* grad, index grad_row, const T* x,
                      const index* tap, T* total, index total_row) {
-    for (index f = 0; f < filters; f += TILE_FILTERS)
-        for (index r = 0; r < rows; r += TILE_VECTORS) {
+    for (index f = 0; f < filters; f += MR)
+        for (index r = 0; r < rows; r += NR) {
             const auto run = [&](auto n, auto m) {
                 product_tile<n.value, m.value>(grad + f * grad_row, grad_row, x, tap + r, pixels,
                                                total + f * total_row + r * LANES<T>, total_row);
             };
-            if (rows - r >= TILE_VECTORS) with_filters<TILE_VECTORS>(filters - f, run);
-            else if (rows - r == 2) with_filters<2>(filters - f, run);
-            else with_filters<1>(filters - f, run);
+            if (rows - r >= NR) with_filters<MR, NR>(filters - f, run);
+            else if (rows - r == 2) with_filters<MR, 2>(filters - f, run);
+            else with_filters<MR, 1>(filters - f, run);
         }
 }
 
@@ -157,7 +157,7 @@ struct GradScratch {
         : pieces(grid.pieces), at(scratch.take<index>(pieces)), tap(scratch.take<index>(GRAD_ROWS + 1)) {
         const index positions = grid.shifted ? grid.phases() : blocking.position_chunk;
         const index kinds = larger(positions, shifts ? MOST_KINDS : 0);
-        filters = round_up(smaller(filters, GRAD_FILTERS), TILE_FILTERS);
+        filters = round_up(smaller(filters, GRAD_FILTERS), MR);
         spans = scratch.take<Span>(pieces * kinds);
         x = scratch.take<T>(grid.row * (blocking.channel_chunk * positions + 1));
         grad = scratch.take<T>(grid.row * filters);

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "threads.hpp"
+#include "../../engine/threads.hpp"
 
 namespace mulfree {
 

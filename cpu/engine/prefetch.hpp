@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "kernels.hpp"
+#include "../kernels.hpp"
 
 namespace mulfree {
 

@@ -7,7 +7,7 @@
 
 #include <cmath>
 
-#include "threads.hpp"
+#include "../engine/threads.hpp"
 
 namespace mulfree {
 

@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "threads.hpp"
+#include "../engine/threads.hpp"
 
 namespace mulfree {
 

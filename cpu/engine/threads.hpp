@@ -3,7 +3,7 @@
 // the workers that are idle, waits only for those that have begun, and a child process starts with none.
 #pragma once
 
-#include "kernels.hpp"
+#include "../kernels.hpp"
 
 namespace mulfree {
 
@@ -14,7 +14,7 @@ void set_max_threads(index count);
 
 // Threads that `units` pieces of work keep busy, of so many float32 multiply-adds all together. Where each
 // thread needs `scratch` bytes, and the call `shared` ones, WORKSPACE bounds them.
-constexpr index WORKSPACE = 56 << 20;  // bytes a call may take; uint8 takes 8 MiB of cells besides
+constexpr index WORKSPACE = 56 << 20;  // bytes a call may take; uint8 takes 8 MiB of words besides
 index threads_for(index units, double work, index scratch = 0, index shared = 0);
 
 // Some idle workers and the caller, held until the end of the scope.

@@ -3,8 +3,8 @@
 // their number; a row is summed in T, the rows in double.
 #pragma once
 
-#include "threads.hpp"
-#include "vector.hpp"
+#include "../engine/threads.hpp"
+#include "../engine/isa.hpp"
 
 namespace mulfree::MULFREE_ISA {
 

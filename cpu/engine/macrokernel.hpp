@@ -1,0 +1,274 @@
+// A macro-tile is the unit of work of everything that has the shape of a convolution: a few packed tiles of
+// pixels, with one chunk of one group's filters. Pixels are numbered through rows, planes and images and cut into
+// packed tiles, whose rows of one block stay in the first-level cache; those of a macro-tile are packed side by
+// side, so that reading and writing go along a plane in long pieces.
+#pragma once
+
+#include "epilogue.hpp"
+#include "microkernel.hpp"
+#include "source.hpp"
+
+namespace mulfree::MULFREE_ISA {
+
+template <class Op>
+constexpr index CHUNK_FILTERS = round_up(256, Op::MR);  // filters whose totals are kept for a packed tile
+template <class Op>
+constexpr index MACRO_TOTALS = 4 * CHUNK_FILTERS<Op>;  // packed tiles times filters whose totals are kept
+
+// One packed tile of pixels, with the sums of one chunk of filters, and where they go.
+template <class Op>
+struct PackedTile {
+    using X = typename Op::Operand;
+    using Y = typename Op::Output;
+    using Accumulator = typename Op::Accumulator;
+    static constexpr int MR = Op::MR;
+    static constexpr index ROW = PACKED_VECTORS * LANES<X>;  // pixels
+    using Numbers = Lanes<Y, LANES<X>>;  // a vector of answers
+
+    const Convolution<X, Y>* p;
+    index vectors;
+    const Run *runs, *y_runs;
+    const index *start, *y_start;  // the first run of every vector
+    Span *y_spans, *x_spans;
+    bool solid;          // whether the packed tile is full and its pixels are contiguous in y
+    const index* place;  // where in the packed block the vectors start
+    Accumulator* total;  // [filter][pixel]: the sums,
+    X* rows;             // and values the operation wants to keep
+    bool redo[CHUNK_FILTERS<Op> / MR];  // tiles to be summed once more, with more care
+    index group, filter, filters;
+
+    index tile_filters(index f) const { return smaller(MR, filters - f); }
+    Y bias(index f) const { return p->bias ? p->bias[group * p->filters + filter + f] : Y(0); }
+
+    // Whether a vector may be stored where solid_pixels() says: the packed tile is solid, and answers are stored
+    // as they are.
+    bool direct() const { return solid && !p->epilogue; }
+
+    // The pixels of filter f, if the packed tile is solid.
+    Y* solid_pixels(index f) const { return plane(f) + y_spans[y_start[0]].offset; }
+
+    // Stores value(v) as vector v of the pixels of filter f. Inlined always, for the operation's constants to
+    // stay in registers.
+    template <class F>
+    __attribute__((always_inline)) void write(index f, F value) {
+        if (direct()) {
+            Y* y = solid_pixels(f);
+#pragma GCC unroll 12
+            for (int v = 0; v < PACKED_VECTORS; ++v) store_lanes(y + v * LANES<X>, Numbers(value(v)));
+            return;
+        }
+        index lane_stride = p->y.column;
+        if (p->y_shifts) {
+            const index kind = p->y_shifts->kind[filter + f], first = y_start[0];
+            find_shifted_spans(y_runs + first, y_start[PACKED_VECTORS] - first, p->y, *p->y_shifts, kind,
+                               kind + 1, y_spans + first);
+            lane_stride *= p->y_shifts->width.step;
+        }
+        if (p->epilogue) return write_by_epilogue(f, lane_stride, value);
+        Y* y = plane(f);
+        for (index v = 0; v < vectors; ++v)
+            scatter<Y, LANES<X>>(y_spans + y_start[v], y_spans + y_start[v + 1], y, lane_stride, value(v));
+    }
+
+    // Brings in the cache lines of y that a tile will end up in.
+    void prefetch_output(index tile) const {
+        if (p->y_shifts || p->epilogue) return;
+        const index filters_ = tile_filters(tile), channel = p->y.channel;
+        if (solid) {
+            const Y* y = solid_pixels(tile) + LANES<X> - 1;
+            for (index f = 0; f < filters_; ++f, y += channel)
+#pragma GCC unroll 12
+                for (int v = 0; v < PACKED_VECTORS; ++v) prefetch_write(y, v * LANES<X>);
+            return;
+        }
+        for (index v = 0; v < vectors; ++v) {
+            const index offset = y_spans[y_start[v]].offset + LANES<X> - 1;
+            for (index f = 0; f < filters_; ++f) prefetch_write(plane(tile), f * channel + offset);
+        }
+    }
+
+private:
+    Y* plane(index f) const { return p->y.data + channel(f) * p->y.channel; }
+    index channel(index f) const { return group * p->filters + filter + f; }
+
+    template <class F>
+    void write_by_epilogue(index f, index lane_stride, F value) {
+        using T = decltype(p->epilogue->low + 0);
+        const FilterEpilogue<T, LANES<X>> epilogue(*p->epilogue, channel(f), channel(f) * p->y.channel);
+        for (index v = 0; v < vectors; ++v)
+            epilogue.store(y_spans + y_start[v], y_spans + y_start[v + 1], lane_stride, Numbers(value(v)));
+    }
+};
+
+// The packed tiles that a thread works on at a time, and the scratch memory that it works in.
+template <class Op, class Weight>
+class MacroTile {
+    using X = typename Op::Operand;
+    using Y = typename Op::Output;
+    using Accumulator = typename Op::Accumulator;
+    static constexpr int MR = Op::MR;
+
+public:
+    using Tile = PackedTile<Op>;
+    static constexpr index ROW = Tile::ROW;
+
+    const Convolution<X, Y>& p;
+    Tile packed_tiles[MACRO_PACKED];
+    Source<Op> source;
+    index group, filter, filters;
+
+    MacroTile(const Convolution<X, Y>& p_, const Blocking& blocking, const Weight& weight,
+              const PackedWeights<Op>* weights, index most, index chunk, Carver& scratch)
+        : p(p_), source(p_, blocking, most, scratch), blocking_(blocking), weight_(weight), weights_(weights),
+          chunk_(chunk) {
+        const index runs = source.most_runs(p.width, most);
+        y_runs_ = scratch.take<Run>(runs);
+        y_spans_ = scratch.take<Span>(runs * (p.y_shifts ? MOST_KINDS : 1));
+        x_spans_ = scratch.take<Span>(runs * (p.y_shifts ? MOST_KINDS : 1));
+        own_weights_ = scratch.take<X>(MR * blocking.rows());
+        total_ = scratch.take<Accumulator>((blocking.count() > 1 ? most : 1) * ROW * chunk);
+        rows_ = scratch.take<X>(most * ROW * chunk);
+    }
+
+    void move_to(index first, index length) {
+        source.move_to(first, length);
+        const index all = source.count * PACKED_VECTORS;
+        // Rows of y without gaps are one long row.
+        const index height = p.height.pixels, width = p.width.pixels;
+        const bool dense = p.y.row == width * p.y.column;
+        if (p.y_shifts) find_shifted_runs(*p.y_shifts, first, length, LANES<X>, all, y_runs_, y_start_);
+        else {
+            const index found = find_runs(dense ? 1 : height, dense ? height * width : width, first, length,
+                                          LANES<X>, all, y_runs_, y_start_);
+            for (index r = 0; r < found; ++r) y_spans_[r] = pixel_span(y_runs_[r], p.y);
+        }
+        for (index q = 0; q < source.count; ++q) {
+            Tile& packed = packed_tiles[q];
+            const index v = q * PACKED_VECTORS;
+            packed.p = &p;
+            packed.vectors = smaller(PACKED_VECTORS, source.vectors - v);
+            packed.runs = source.runs, packed.start = source.start + v, packed.place = source.place + v;
+            packed.y_runs = y_runs_, packed.y_start = y_start_ + v, packed.y_spans = y_spans_;
+            packed.x_spans = x_spans_;
+            packed.rows = rows_ + q * ROW * chunk_;
+            packed.solid = !p.y_shifts && dense && p.y.column == 1 && (q + 1) * ROW <= length &&
+                           y_start_[v + PACKED_VECTORS] == y_start_[v] + PACKED_VECTORS &&
+                           y_runs_[y_start_[v]].image == y_runs_[y_start_[v] + PACKED_VECTORS - 1].image;
+        }
+    }
+
+    void take(index group_, index filter_, index filters_) {
+        group = group_, filter = filter_, filters = filters_;
+        for (index q = 0; q < source.count; ++q) {
+            packed_tiles[q].group = group, packed_tiles[q].filter = filter, packed_tiles[q].filters = filters;
+            for (bool& redo : packed_tiles[q].redo) redo = false;
+        }
+    }
+
+    // Calls run(packed, f, weights, block, first, last) for every block, every tile of filters
+    // [filter + f, ...) and every packed tile, the block being packed, and finish(packed, f) when a tile is
+    // complete; only where packed.redo[tile] is REDO.
+    template <class Packing, bool REDO, class Run_, class Finish>
+    void reduce(Run_ run, Finish finish) {
+        const index blocks = blocking_.count();
+        for (index q = 0; q < source.count; ++q)
+            packed_tiles[q].total = total_ + (blocks > 1 ? q * ROW * chunk_ : 0);  // tiles round filters up
+        if constexpr (Packing::COLUMN_SUMS > 0) source.clear_sums();
+        for (index i = 0; blocks == 0 && i < ROW * filters; ++i) total_[i] = 0;
+        for (index b = 0; b < larger(1, blocks); ++b) {
+            const Block block = blocking_[b];
+            const bool last = b + 1 >= blocks;
+            if (blocks) source.template pack<Packing>(group, block);
+            for (index f = 0; f < filters; f += MR) {
+                const X* w = blocks ? weights(f, b, block) : nullptr;
+                for (Tile* packed = packed_tiles; packed != packed_tiles + source.count; ++packed) {
+                    if (packed->redo[f / MR] != REDO) continue;
+                    if (last) packed->prefetch_output(f);
+                    if (blocks) run(*packed, f, w, block, b == 0, last);
+                    if (last) finish(*packed, f);
+                }
+            }
+        }
+    }
+
+    // y = the answers to the sums over all taps.
+    void answer() {
+        if (sum<Op, false>())
+            if constexpr (!Same<typename Op::Exact, void>::value) sum<typename Op::Exact, true>();
+    }
+
+private:
+    const Blocking& blocking_;
+    const Weight& weight_;
+    const PackedWeights<Op>* weights_;
+    const index chunk_;
+    Run* y_runs_;
+    Span *y_spans_, *x_spans_;
+    X *own_weights_, *rows_;
+    Accumulator* total_;
+    index y_start_[MACRO_VECTORS + 1];
+
+    // Whole tiles of contiguous pixels go from registers to y, others by way of their totals. Returns whether an
+    // answer is in doubt; its tile is then marked.
+    template <class O, bool REDO>
+    bool sum() {
+        const auto whole = [&](const Tile& packed, index f) {
+            return packed.vectors == PACKED_VECTORS && packed.tile_filters(f) == MR && blocking_.count() > 0;
+        };
+        bool doubtful = false;
+        const auto settle = [&](Tile& packed, index f, const typename O::Doubt& doubt) {
+            packed.redo[f / MR] = doubt.any();
+            doubtful |= packed.redo[f / MR];
+        };
+        reduce<O, REDO>([&](Tile& packed, index f, const X* w, const Block& block, bool first, bool last) {
+            if (!whole(packed, f))
+                return tile_row<O>(packed.tile_filters(f), packed.vectors, source.pixels, source.tap, packed.place, w,
+                                   block.taps(), packed.total + f * ROW, ROW, first);
+            const bool finish = last && packed.direct();
+            const ColumnSums<Op>* sums = source.sums + (&packed - packed_tiles) * PACKED_VECTORS;
+            typename O::Doubt doubt;
+            for (index v = 0; v < PACKED_VECTORS; v += NR) {
+                Accumulator* total = packed.total + f * ROW + v * LANES<X>;
+                const auto put = [&](index k) {
+                    const auto answer = answer_of<O>(packed, f + k);
+                    return [=, &doubt, y = finish ? packed.solid_pixels(f + k) + v * LANES<X> : nullptr](
+                               index n, Vec<Accumulator> sum) {
+                        Accumulator* t = total + k * ROW + n * LANES<X>;
+                        if (!first) sum = load(t) + sum;
+                        if (finish) store_lanes(y + n * LANES<X>, answer(sum, sums[v + n], doubt));
+                        else store(t, sum);
+                    };
+                };
+                source.with_tap([&](auto tap) {
+                    tile<O, MR, NR>(source.pixels, tap, packed.place + v, w, block.taps(), put);
+                });
+            }
+            if (finish) settle(packed, f, doubt);
+        }, [&](Tile& packed, index tile) {
+            if (whole(packed, tile) && packed.direct()) return;
+            const ColumnSums<Op>* sums = source.sums + (&packed - packed_tiles) * PACKED_VECTORS;
+            typename O::Doubt doubt;
+            for (index f = tile; f < tile + packed.tile_filters(tile); ++f) {
+                const auto answer = answer_of<O>(packed, f);
+                const Accumulator* total = packed.total + f * ROW;
+                packed.write(f, [&](index v) { return answer(load(total + v * LANES<X>), sums[v], doubt); });
+            }
+            settle(packed, tile, doubt);
+        });
+        return doubtful;
+    }
+
+    template <class O>
+    auto answer_of(const Tile& packed, index f) const {
+        if constexpr (O::HAS_CONSTANT) return O::answer(packed.bias(f), weights_->constant(group, filter + f));
+        else return O::answer(packed.bias(f), {});
+    }
+
+    const X* weights(index f, index b, const Block& block) {
+        if (weights_->has_tiles()) return weights_->tile(group, b, (filter + f) / MR);
+        pack_block<Op>(p, weight_, group, filter + f, block, own_weights_);
+        return own_weights_;
+    }
+};
+
+}  // namespace mulfree::MULFREE_ISA
