@@ -73,7 +73,7 @@ def adder_matmul(
     (a, b, _), dtype = _supported("adder_matmul", a.shape[1], kernel, given, a, b, bias)
     shape = a.shape[0], b.shape[1]
     out = arrays.take_out("adder_matmul", out, shape, dtype, **given)
-    launch.check_kernel("adder_matmul", kernel, launchers.ADDER_KERNELS, a=a)
+    launch.check_kernel("adder_matmul", kernel, a=a)
     result = arrays.answer(out, shape, dtype, like=a)
     device = launch.device_for(a)
     if not (result.size and a.shape[1]):
@@ -184,7 +184,7 @@ def adder_conv(
         groups=groups,
     )
     (x, w, bias), dtype = _supported("adder_conv", g.taps, kernel, given, x, w, bias)
-    launch.check_kernel("adder_conv", kernel, launchers.ADDER_KERNELS, x=x)
+    launch.check_kernel("adder_conv", kernel, x=x)
 
     def on_cpu(kernels, weights, bias, out):
         options = g.stride, g.padding, g.dilation, g.groups
