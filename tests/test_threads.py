@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -243,6 +244,27 @@ def test_the_pool_has_no_race(tmp_path):
     done = subprocess.run([program], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(300 * sum(range(64)))] * 4
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_memory_is_kept_where_that_is_asked_for():
+    code = """
+import numpy as np
+import mulfree_cupy as mf
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+
+{}
+before = resident()
+arrays = [np.ones(5 << 20, "f") for _ in range(10)]  # of 20 MiB
+del arrays
+arrays = [np.ones(5 << 20, "f") for _ in range(10)]
+del arrays
+print(resident() - before)
+"""
+    assert float(in_a_child(code.format(""))) < 100
+    assert float(in_a_child(code.format("mf.keep_freed_memory()"))) > 190
 
 
 def test_show_config_names_what_a_report_needs(capsys):
