@@ -131,7 +131,9 @@ void conv_grad_x(const Array<T>& grad_array, Array<T> w, Array<T> grad_x, const 
     const auto touches_all = [](const Axis& a) {
         return a.taps >= a.step && std::gcd(a.step, a.tap_step) == 1;
     };
-    if (!touches_all(h) || !touches_all(v)) std::fill(to, to + batch * x.batch, T(0));
+    if (!touches_all(h) || !touches_all(v))
+        for_each_unit(batch, MOVE * double(batch * x.batch),
+                      [&](index n) { std::fill_n(to + n * x.batch, x.batch, T(0)); });
     for (index row = 0; row < std::min(h.step, height); ++row)
         for (index column = 0; column < std::min(v.step, width); ++column) {
             const Axis rows = phase_axis(h, row), columns = phase_axis(v, column);
