@@ -83,6 +83,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
     for (int j = 0; j < KERNEL_W; ++j) weights[i][j] = w[i * KERNEL_W + j];
 
+  const T shift = bias ? bias[k] : (T)0;
   T sum[ROWS] = {};
 #pragma unroll
   for (int row = 0; row < LOADED; ++row, x += shape.size.w) {
@@ -102,7 +103,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             sum[out] = ADD_TERM(sum[out], values[j], weights[i][j]);
   }
 
-  const T shift = bias ? bias[k] : (T)0;
   y += ((long long)plane * shape.out.h + first) * shape.out.w + column;
 #pragma unroll
   for (int out = 0; out < ROWS; ++out, y += shape.out.w)
