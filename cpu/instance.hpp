@@ -3,12 +3,13 @@
 #pragma once
 
 #include "ops/adder.hpp"
-#include "ops/adder_u8.hpp"
+#include "ops/adder_i8_i16.hpp"
 #include "ops/adder_grad_x.hpp"
 #include "ops/batch_norm.hpp"
 #include "ops/conv.hpp"
 #include "ops/move_planes.hpp"
 #include "ops/peak.hpp"
+#include "ops/winograd/cost.hpp"
 #include "ops/winograd/gradients.hpp"
 
 #define MULFREE_TEXT_(x) #x
@@ -24,13 +25,15 @@ extern const Kernels MULFREE_JOIN(MULFREE_ISA, _kernels) = {
      MULFREE_ISA::adder_grad_x<float>,
      MULFREE_ISA::grad_w<float>, MULFREE_ISA::batch_norm_moments<float>, MULFREE_ISA::batch_norm<float>,
      MULFREE_ISA::batch_norm_sums<float>, MULFREE_ISA::batch_norm_grad<float>,
-     MULFREE_ISA::winograd_conv<float>, MULFREE_ISA::winograd_grad_x<float>, MULFREE_ISA::winograd_grad_u<float>},
+     MULFREE_ISA::winograd_conv<float>, MULFREE_ISA::winograd_grad_x<float>, MULFREE_ISA::winograd_grad_u<float>,
+     MULFREE_ISA::winograd_seconds<float>},
     {MULFREE_ISA::kernel_row<double, MULFREE_ISA::Conv<double>>(), MULFREE_ISA::kernel_row<double, MULFREE_ISA::Adder<double>>(),
      MULFREE_ISA::adder_grad_x<double>,
      MULFREE_ISA::grad_w<double>, MULFREE_ISA::batch_norm_moments<double>, MULFREE_ISA::batch_norm<double>,
      MULFREE_ISA::batch_norm_sums<double>, MULFREE_ISA::batch_norm_grad<double>,
-     MULFREE_ISA::winograd_conv<double>, MULFREE_ISA::winograd_grad_x<double>, MULFREE_ISA::winograd_grad_u<double>},
-    MULFREE_ISA::AdderBytes::row(),
+     MULFREE_ISA::winograd_conv<double>, MULFREE_ISA::winograd_grad_x<double>, MULFREE_ISA::winograd_grad_u<double>,
+     MULFREE_ISA::winograd_seconds<double>},
+    MULFREE_ISA::AdderBytes::row(), MULFREE_ISA::AdderSignedBytes::row(), MULFREE_ISA::AdderShorts::row(),
     MULFREE_ISA::move_planes,
     MULFREE_ISA::peak,
 };

@@ -132,9 +132,9 @@ struct BatchNorm {
     T *first, *second;          // the two results of a sum
 };
 
-// Winograd weights packed for the kernels (winograd_plan.hpp): for every group of filters, chunk of
+// Winograd weights packed for the kernels (ops/winograd/plan.hpp): for every group of filters, chunk of
 // channels and position of the tile, in this order, a section of jobs. A job is a row of weights, or
-// ROWS filters that share a row's pattern; its entries lie in the order in which jobs are done.
+// ROWS filters that share a row's pattern; its entries lie in the order in which jobs are done, those of a section from the shortest on.
 constexpr index WINOGRAD_GROUP = 64, WINOGRAD_CHUNK = 128;
 constexpr int WINOGRAD_ROWS = 4;
 
@@ -170,7 +170,7 @@ struct Winograd {
     WinogradWeights<T> weights;  // for the gradient by x: of channels by filters
     const T* bias;               // one value a filter, or null
     bool relu;                   // of the transformed x
-    const T *bt, *at;            // the transforms' matrices; null for F(2 x 2, 3 x 3), Lavin's signs
+    const T *bt, *at;            // the transforms' matrices; null for Lavin's points and signs
     Image<T> y;                  // or the gradient by x
     T* grad_u;                   // [position][filter][channel]
 };
@@ -196,6 +196,7 @@ struct FloatKernels {
     void (*winograd_conv)(const Winograd<T>&);
     void (*winograd_grad_x)(const Winograd<T>&);
     void (*winograd_grad_u)(const Winograd<T>&);
+    double (*winograd_seconds)(const WinogradWeights<T>&, index positions, index filters, index channels);
 };
 
 // The kernels of one instruction set.
@@ -203,7 +204,8 @@ struct Kernels {
     const char* name;
     FloatKernels<float> f32;
     FloatKernels<double> f64;
-    ConvolutionKernel<std::uint8_t, std::int32_t> adder_conv_u8;
+    ConvolutionKernel<std::uint8_t, std::int32_t> adder_conv_u8, adder_conv_i8;  // int8 by its bits
+    ConvolutionKernel<std::uint16_t, std::int32_t> adder_conv_i16;               // and int16
     // Moves channels from `first` on, until `end` or one whose copy would leave x, and returns that one. Their
     // planes lie `channel_bytes` apart, and without gaps in the answer.
     index (*move_planes)(const PlaneMoves&, const std::uint8_t* from, index channel_bytes, std::uint8_t* to,

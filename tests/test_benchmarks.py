@@ -250,7 +250,8 @@ class TestWinograd:
         assert done.returncode == 0, done.stderr
         (file,) = tmp_path.glob("winograd-cpu-*.json")
         (layer,) = json.loads(file.read_text(encoding="utf-8"))["layers"]
-        assert {"dense", "sparse 0.05", "blocks 1", "scipy 0.4"} <= layer["seconds"].keys()
+        timed = {"dense", "sparse 0.05", "blocks 1", "scipy 0.4", "default 0.4", "default 0.1"}
+        assert timed <= layer["seconds"].keys()
         assert_publishable(file)
         assert_publishable(file.with_suffix(".md"))
 
@@ -277,12 +278,14 @@ class TestWinograd:
 
     def test_goals(self):
         rows = [
-            {"name": name, "channels": channels, "seconds": {"conv2d": [1.2], "sparse 0.4": [1.0]}}
+            {"name": name, "channels": channels, "seconds": {"conv2d": [2.2], "default 0.4": [1.0]}}
             for name, channels in (("narrow", 64), ("wide", 128))
         ]
-        first, second, *_ = winograd.goals(rows).splitlines()
-        assert first.endswith("goal 1 to 1.5: met on 1 of 2 layers, not on wide")
+        first, second, *_ = winograd.goals(rows, "avx512").splitlines()
+        assert first.endswith("goal 1 to 2.5: met on 1 of 2 layers, not on wide")
         assert second.endswith("not measured")
+        first, *_ = winograd.goals(rows, "avx2").splitlines()
+        assert first.endswith("goal 1 to 1.9: met on 2 of 2 layers")
 
 
 class TestShift:

@@ -56,7 +56,7 @@ def lay_out(array, layout):
 
 def matrices(m):
     BT, _, AT = spec.WINOGRAD[m]
-    return None if m == 2 else (BT.astype(float), AT.astype(float))
+    return BT.astype(float), AT.astype(float)
 
 
 def draw(rng, m, problem, dtype, density=0.4):
@@ -90,10 +90,10 @@ def plan(form, u):
     return _cpu.winograd_sparse(indptr, indices, values[:, 0].copy(), (t, k, c))
 
 
-def run(plan, x, bias, padding, relu, m):
+def run(plan, x, bias, padding, relu, matrices=None):
     (ph, pw), (n, _, h, w) = padding, x.shape
     out = np.full((n, plan.shape[1], h + 2 * ph - 2, w + 2 * pw - 2), np.nan, x.dtype)
-    _cpu.winograd_conv(x, plan, bias, out, padding, relu, matrices(m))
+    _cpu.winograd_conv(x, plan, bias, out, padding, relu, matrices)
     return out
 
 
@@ -102,8 +102,8 @@ def assert_close(got, want, tolerance):
 
 
 @pytest.mark.parametrize("dtype", ["f", "d"])
-@pytest.mark.parametrize("m", [2, 4])
-def test_forward_and_gradients(features, problem, m, dtype):
+@pytest.mark.parametrize("m, given", [(2, None), (4, None), (4, matrices(4))])
+def test_forward_and_gradients(features, problem, m, given, dtype):
     rng = np.random.default_rng(m)
     tolerance = TOLERANCES[m, dtype]
     x, u, bias, padding = draw(rng, m, problem, dtype)
@@ -112,17 +112,36 @@ def test_forward_and_gradients(features, problem, m, dtype):
         seen = lay_out(x, layout)
         want = spec.winograd_conv(seen, u, spec.WINOGRAD[m], bias, padding=padding, relu=relu)
         for p in plans:
-            assert_close(run(p, seen, bias, padding, relu, m), want, tolerance)
+            assert_close(run(p, seen, bias, padding, relu, given), want, tolerance)
 
         grad = lay_out(rng.normal(size=want.shape).astype(dtype), layout)
         want_x, want_u = spec.winograd_conv_backward(
             grad, seen, u, spec.WINOGRAD[m], padding=padding, relu=relu
         )
         grad_x, grad_u = np.full(x.shape, np.nan, dtype), np.full(u.shape, np.nan, dtype)
-        _cpu.winograd_conv_grad_x(grad, seen, u, grad_x, padding, relu, matrices(m))
-        _cpu.winograd_conv_grad_u(grad, seen, grad_u, padding, relu, matrices(m))
+        _cpu.winograd_conv_grad_x(grad, seen, u, grad_x, padding, relu, given)
+        _cpu.winograd_conv_grad_u(grad, seen, grad_u, padding, relu, given)
         assert_close(grad_x, want_x, tolerance)
         assert_close(grad_u, want_u, tolerance)
+
+
+@pytest.mark.parametrize("m, given", [(2, None), (4, None), (4, matrices(4))])
+def test_answers_do_not_depend_on_the_layout(features, problem, m, given):
+    """Rows that are read in one piece and pixels that are gathered are the same numbers."""
+    rng = np.random.default_rng(m)
+    (x, u, bias, padding), answers = draw(rng, m, problem, "f"), set()
+    x = rng.normal(size=x.shape).astype("f")
+    n, _, h, w = x.shape
+    shape = n, len(bias), h + 2 * padding[0] - 2, w + 2 * padding[1] - 2
+    grad = rng.normal(size=shape).astype("f")
+    for layout in set(LAYOUTS) - {"broadcast"}:
+        seen, flow = lay_out(x, layout), lay_out(grad, layout)
+        y = run(plan("sparse", u), seen, bias, padding, True, given)
+        grad_x, grad_u = np.empty_like(x), np.empty_like(u)
+        _cpu.winograd_conv_grad_x(flow, seen, u, grad_x, padding, True, given)
+        _cpu.winograd_conv_grad_u(flow, seen, grad_u, padding, True, given)
+        answers.add((y.tobytes(), grad_x.tobytes(), grad_u.tobytes()))
+    assert len(answers) == 1
 
 
 @pytest.mark.parametrize("density", [0, 0.02, 1])
@@ -132,10 +151,30 @@ def test_empty_rows_and_full_ones(features, density):
     )
     want = spec.winograd_conv(x, u, spec.WINOGRAD[2], bias)
     for form in ("sparse", "blocks"):
-        assert_close(run(plan(form, u), x, bias, padding, False, 2), want, 3e-6)
-    assert_close(
-        run(plan("sparse", u), x, None, padding, False, 2), want - bias[:, None, None], 3e-6
-    )
+        assert_close(run(plan(form, u), x, bias, padding, False), want, 3e-6)
+    assert_close(run(plan("sparse", u), x, None, padding, False), want - bias[:, None, None], 3e-6)
+
+
+@pytest.mark.parametrize("m", [2, 4])
+@pytest.mark.parametrize("density", [0.02, 0.3, 1])
+def test_all_forms_give_the_same_bits(features, problem, m, density):
+    rng = np.random.default_rng(5)
+    for dtype in ("f", "d"):
+        x, u, bias, padding = draw(rng, m, problem, dtype, density)
+        x = rng.normal(size=x.shape).astype(dtype)
+        answers = [
+            run(plan(form, u), x, bias, padding, True) for form in ("dense", "sparse", "blocks")
+        ]
+        for answer in answers[1:]:
+            np.testing.assert_array_equal(answer, answers[0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_costs_are_seconds_a_product(features, dtype):
+    costs = np.array(_cpu.winograd_costs(dtype))
+    assert costs.shape == (3,) and (costs > 0).all() and np.isfinite(costs).all()
+    with pytest.raises(ValueError, match="dtype must be float32 or float64"):
+        _cpu.winograd_costs("int8")
 
 
 def test_indices_in_any_order_duplicates_and_zeros():
@@ -150,14 +189,14 @@ def test_indices_in_any_order_duplicates_and_zeros():
     order = order[np.argsort(rows[order], kind="stable")]
     p = _cpu.winograd_sparse(3 * indptr, indices[order], values[order], (4, 6, 200))
     want = spec.winograd_conv(x, u, spec.WINOGRAD[2], relu=True)
-    assert_close(run(p, x, None, padding, True, 2), want, 1e-13)
+    assert_close(run(p, x, None, padding, True), want, 1e-13)
 
 
 def test_nan_reaches_its_tiles_and_no_other(features):
     x = np.ones((1, 1, 8, 8), np.float32)
     x[0, 0, 5, 5] = np.nan
     u = np.ones((4, 4, 1, 1), np.float32)
-    nan = np.isnan(run(plan("sparse", u), x, None, (1, 1), True, 2)[0, 0])
+    nan = np.isnan(run(plan("sparse", u), x, None, (1, 1), True)[0, 0])
     assert nan.any() and not nan[:4].any() and not nan[:, :4].any()
 
 

@@ -9,6 +9,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from problems import LAYOUTS, lay_out, run
 
 import mulfree_cupy as mf
+from mulfree_cupy import launch
+from mulfree_cupy.ops.winograd import convolution
 from mulfree_cupy.ops.winograd.convolution import KERNELS, fastest
 
 WAYS = ["cpu", "numpy"]
@@ -193,7 +195,9 @@ def test_the_relu_layer_depends_on_where_tiles_begin():
     assert np.abs(by_one - np.roll(y, 1, axis=3)).max() > 0.1
 
 
-def test_the_kernel_with_the_least_to_do_is_chosen():
+def test_the_kernel_with_the_least_to_do_is_chosen(monkeypatch):
+    costs = {"dense": 1.0, "sparse": 1.65, "blocks": 1.08}
+    monkeypatch.setattr(convolution, "_costs", lambda features, dtype: costs)
     u, rng = np.ones((4, 4, 62, 60)), np.random.default_rng(5)
     shared = np.repeat(rng.random((4, 4, 16, 60)) < 0.4, 4, axis=2)[:, :, :62]
     for mask, kernel in [
@@ -204,6 +208,32 @@ def test_the_kernel_with_the_least_to_do_is_chosen():
         (np.zeros(u.shape), "sparse"),
     ]:
         assert fastest(mf.WinogradWeights.from_dense(u, mask)) == kernel
+
+
+def test_weights_are_counted_once():
+    weights = mf.WinogradWeights.from_spatial(np.ones((3, 2, 3, 3), np.float32)).prune(0.3)
+    chosen = fastest(weights)
+    weights.mask = weights.block_mask = None
+    assert fastest(weights) == chosen
+
+
+def test_costs_are_measured_once_a_process(monkeypatch):
+    kernels = launch.cpu_kernels()
+    costs = convolution._costs(kernels.features(), "float32")
+    monkeypatch.setattr(kernels, "winograd_costs", lambda dtype: 1 / 0)
+    assert convolution._costs(kernels.features(), "float32") is costs
+    assert set(costs) < set(KERNELS)
+
+
+@given(problem=problems())
+def test_all_compiled_forms_give_the_same_bits(problem):
+    """So a choice among them, by costs that were measured, shows in no answer."""
+    answers = [
+        mf.winograd_conv(problem.x, problem.weights, problem.bias, kernel=kernel, **problem.options)
+        for kernel in ("dense", "sparse", "blocks", None)
+    ]
+    for answer in answers[1:]:
+        assert_array_equal(answer, answers[0])
 
 
 def test_out_receives_the_answer():

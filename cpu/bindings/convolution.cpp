@@ -29,7 +29,9 @@ bool meets_all_once(const py::array& x, const py::array& w, const Window& window
 }
 template <class A>
 A as_channels(const A& a) {
-    return py::array(a).reshape({a.shape(0), a.shape(1) * a.shape(2) * a.shape(3), py::ssize_t(1), py::ssize_t(1)});
+    const py::array rows =
+        py::array(a).reshape({a.shape(0), a.shape(1) * a.shape(2) * a.shape(3), py::ssize_t(1), py::ssize_t(1)});
+    return py::reinterpret_borrow<A>(rows);  // of the same bits, whatever their dtype
 }
 
 // Planes of one pixel: the images become the pixels of one row, so that lanes lie at even distances.
@@ -201,37 +203,41 @@ void bind(py::module_& m, const char* function, F f, Names... names) {
     }, exact(names)..., py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"));
 }
 
-// The operation by its function, whose weights may be packed; <function>_fused; and pack_<function>.
-template <class X, class Y, class Kernel>
+// The operation by its function, whose weights may be packed; <function>_fused; and pack_<function>. The kernel
+// takes the bits of `Given` as X.
+template <class Given, class X, class Y, class Kernel>
 void bind_forward(py::module_& m, const char* function, Kernel kernel) {
-    bind<Array<X>, Array<X>, Optional<Y>, Array<Y>>(m, function, [kernel](
-        const Array<X>& x, const Array<X>& w, const Optional<Y>& bias, const Array<Y>& out, const Window& window,
-        index groups) { forward<X, Y>(kernel(), x, w, nullptr, bias, out, window, groups); }, "x", "w", "bias", "out");
-    bind<Array<X>, const PackedWeights&, Optional<Y>, Array<Y>>(m, function, [kernel](
-        const Array<X>& x, const PackedWeights& w, const Optional<Y>& bias, const Array<Y>& out,
-        const Window& window, index groups) {
-        forward<X, Y>(kernel(), x, w.array, &w, bias, out, window, groups);
-    }, "x", "w", "bias", "out");
+    using A = Array<Given>;
     using T = typename EpilogueOf<Y>::type::Number;
-    m.def((std::string(function) + "_fused").c_str(), [kernel](
-        const Array<X>& x, const PackedWeights& w, const Optional<Y>& bias, const py::array& out, Pair stride,
+    const auto bits = [](const A& a) { return py::reinterpret_borrow<Array<X>>(a); };
+    bind<A, A, Optional<Y>, Array<Y>>(m, function, [=](
+        const A& x, const A& w, const Optional<Y>& bias, const Array<Y>& out, const Window& window, index groups) {
+        forward<X, Y>(kernel(), bits(x), bits(w), nullptr, bias, out, window, groups);
+    }, "x", "w", "bias", "out");
+    bind<A, const PackedWeights&, Optional<Y>, Array<Y>>(m, function, [=](
+        const A& x, const PackedWeights& w, const Optional<Y>& bias, const Array<Y>& out, const Window& window,
+        index groups) {
+        forward<X, Y>(kernel(), bits(x), py::reinterpret_borrow<Array<X>>(w.array), &w, bias, out, window, groups);
+    }, "x", "w", "bias", "out");
+    m.def((std::string(function) + "_fused").c_str(), [=](
+        const A& x, const PackedWeights& w, const Optional<Y>& bias, const py::array& out, Pair stride,
         Pair padding, Pair dilation, index groups, const Optional<T>& scale, const Optional<T>& offset,
         const std::optional<py::array>& residual, double residual_scale, double low, double high) {
-        forward_fused<X, Y>(kernel(), x, w, bias, out, {stride, padding, dilation}, groups, scale, offset, residual,
-                            residual_scale, low, high);
+        forward_fused<X, Y>(kernel(), bits(x), w, bias, out, {stride, padding, dilation}, groups, scale, offset,
+                            residual, residual_scale, low, high);
     }, exact("x"), exact("w"), exact("bias"), exact("out"), py::arg("stride"), py::arg("padding"),
        py::arg("dilation"), py::arg("groups"), exact("scale"), exact("offset"), exact("residual"),
        py::arg("residual_scale"), py::arg("low"), py::arg("high"));
-    m.def((std::string("pack_") + function).c_str(), [kernel](const Array<X>& w, index groups) {
-        return std::make_unique<PackedWeights>(kernel(), w, groups);
+    m.def((std::string("pack_") + function).c_str(), [=](const A& w, index groups) {
+        return std::make_unique<PackedWeights>(kernel(), bits(w), groups);
     }, exact("w"), py::arg("groups"));
 }
 
 template <class T>
 void bind_float(py::module_& m) {
     using A = Array<T>;
-    bind_forward<T, T>(m, "conv", []() -> auto& { return kernels<T>().conv; });
-    bind_forward<T, T>(m, "adder_conv", []() -> auto& { return kernels<T>().adder_conv; });
+    bind_forward<T, T, T>(m, "conv", []() -> auto& { return kernels<T>().conv; });
+    bind_forward<T, T, T>(m, "adder_conv", []() -> auto& { return kernels<T>().adder_conv; });
     bind<A, A, A>(m, "conv_grad_x", conv_grad_x<T>, "grad", "w", "grad_x");
     bind<A, A, A, A>(m, "adder_conv_grad_x", adder_conv_grad_x<T>, "grad", "x", "w", "grad_x");
     bind<A, A, A>(m, "conv_grad_w", [](A grad, A x, A out, const Window& window, index groups) {
@@ -246,7 +252,10 @@ void bind_convolution(py::module_& m) {
     py::class_<PackedWeights>(m, "PackedWeights").def_property_readonly("nbytes", &PackedWeights::bytes);
     bind_float<float>(m);
     bind_float<double>(m);
-    bind_forward<std::uint8_t, std::int32_t>(m, "adder_conv", []() -> auto& { return chosen->adder_conv_u8; });
+    using std::uint8_t, std::uint16_t, std::int32_t;
+    bind_forward<uint8_t, uint8_t, int32_t>(m, "adder_conv", []() -> auto& { return chosen->adder_conv_u8; });
+    bind_forward<std::int8_t, uint8_t, int32_t>(m, "adder_conv", []() -> auto& { return chosen->adder_conv_i8; });
+    bind_forward<std::int16_t, uint16_t, int32_t>(m, "adder_conv", []() -> auto& { return chosen->adder_conv_i16; });
 }
 
 }  // namespace mulfree

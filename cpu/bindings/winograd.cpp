@@ -1,5 +1,8 @@
 // Winograd's convolution, its plans and gradients.
 #include <algorithm>
+#include <array>
+#include <limits>
+#include <random>
 #include <tuple>
 #include <vector>
 
@@ -20,7 +23,7 @@ struct WinogradProblem : Winograd<T> {
                     index out_height, index out_width, Pair padding, bool relu, const Matrices& given)
         : Winograd<T>{} {
         require(tile == 4 || tile == 6, "tiles must be 4 x 4 or 6 x 6");
-        require(given.has_value() == (tile == 6), "matrices belong to tiles of 6 x 6");
+        require(!given || tile == 6, "matrices belong to tiles of 6 x 6");
         forward_axis(height, out_height, 3, 1, padding.first, 1);  // which checks them
         forward_axis(width, out_width, 3, 1, padding.second, 1);
         const index m = tile - 2;
@@ -73,6 +76,41 @@ WinogradPlan<T> sparse_plan(const char* form, const Array<std::int64_t>& indptr,
             "indices must lie within the channels");
     return WinogradPlan<T>::template sparse<ROWS>(form, shape.tile, shape.filters, shape.channels, bounds,
                                                   columns, weights);
+}
+
+// Seconds a product by dense weights, sparse ones and blocks: the best of some rounds, on the caller's thread alone.
+template <class T>
+std::array<double, 3> costs() {
+    constexpr index TILE = 4, POSITIONS = TILE * TILE, FILTERS = WINOGRAD_GROUP, CHANNELS = WINOGRAD_CHUNK;
+    constexpr index GROUPS = FILTERS / WINOGRAD_ROWS;
+    constexpr int ROUNDS = 9;
+    std::vector<std::int64_t> rows{0}, groups{0};  // where those of a CSR begin, and their channels: a quarter is kept
+    std::vector<std::int32_t> columns, shared;
+    std::minstd_rand random;
+    const auto draw = [&](std::vector<std::int32_t>& to) {
+        for (index c = 0; c < CHANNELS; ++c)
+            if (random() % 4 == 0) to.push_back(std::int32_t(c));
+        return std::int64_t(to.size());
+    };
+    for (index row = 0; row < POSITIONS * FILTERS; ++row) rows.push_back(draw(columns));
+    for (index row = 0; row < POSITIONS * GROUPS; ++row) groups.push_back(draw(shared));
+    const std::vector<T> values(std::max(columns.size(), shared.size() * WINOGRAD_ROWS), T(1));
+
+    using Plan = WinogradPlan<T>;
+    const Plan plans[] = {
+        Plan::dense(TILE, FILTERS, CHANNELS, [](index, index, index) { return T(1); }),
+        Plan::template sparse<1>("sparse", TILE, FILTERS, CHANNELS, rows.data(), columns.data(), values.data()),
+        Plan::template sparse<WINOGRAD_ROWS>("blocks", TILE, FILTERS, CHANNELS, groups.data(), shared.data(),
+                                             values.data())};
+    const double products[] = {double(POSITIONS * FILTERS * CHANNELS), double(columns.size()),
+                               double(shared.size() * WINOGRAD_ROWS)};
+    std::array<double, 3> best;
+    best.fill(std::numeric_limits<double>::infinity());
+    for (int round = 0; round < ROUNDS; ++round)
+        for (int form = 0; form < 3; ++form)
+            best[form] = std::min(best[form], kernels<T>().winograd_seconds(plans[form].weights(), POSITIONS, FILTERS,
+                                                                            CHANNELS) / products[form]);
+    return best;
 }
 
 template <class T>
@@ -157,6 +195,11 @@ void bind(py::module_& m, const char* plan_name, const char* dtype) {
 }  // namespace
 
 void bind_winograd(py::module_& m) {
+    m.def("winograd_costs", [](const std::string& dtype) {
+        require(dtype == "float32" || dtype == "float64", "dtype must be float32 or float64");
+        WithoutGil others_run;
+        return dtype == "float32" ? costs<float>() : costs<double>();
+    }, py::arg("dtype"), "Seconds a product by dense weights, sparse ones and blocks, measured anew.");
     bind<float>(m, "WinogradPlanFloat32", "float32");
     bind<double>(m, "WinogradPlanFloat64", "float64");
 }

@@ -17,6 +17,7 @@ from mulfree_cupy.launch.numpy_winograd import (  # noqa: F401
     winograd_conv,
     winograd_conv_grad_u,
     winograd_conv_grad_x,
+    winograd_costs,
     winograd_dense,
     winograd_sparse,
 )

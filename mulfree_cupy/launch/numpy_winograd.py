@@ -13,11 +13,28 @@ import numpy as np
 
 _WORKSPACE = 64 << 20  # bytes; a band of tiles at a time stays below it
 
-# BT and AT of F(2x2, 3x3); those of larger tiles are given in each call.
-_F2 = (
-    np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]),
-    np.array([[1, 1, 1, 0], [0, 1, -1, -1]]),
-)
+# BT and AT with Lavin's points, by positions of a tile; those of other points are given.
+_LAVIN = {
+    16: (
+        np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]),
+        np.array([[1, 1, 1, 0], [0, 1, -1, -1]]),
+    ),
+    36: (
+        np.array(
+            [
+                [4, 0, -5, 0, 1, 0],
+                [0, -4, -4, 1, 1, 0],
+                [0, 4, -4, -1, 1, 0],
+                [0, -2, -1, 2, 1, 0],
+                [0, 2, -1, -2, 1, 0],
+                [0, 4, 0, -5, 0, 1],
+            ]
+        ),
+        np.array(
+            [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+        ),
+    ),
+}
 
 
 def winograd_dense(u):
@@ -37,13 +54,18 @@ def winograd_blocks(indptr, indices, values, shape):
     return u.swapaxes(1, 2).reshape(t * t, -1, channels)[:, :filters]
 
 
+def winograd_costs(dtype):
+    return 0.0, 1.0, 1.0  # all forms are multiplied densely
+
+
 def winograd_conv(x, plan, bias, out, padding, relu, matrices):
+    matrices = matrices or _LAVIN[len(plan)]
     forward(x, lambda seen: plan @ seen, bias, out, padding, relu, matrices)
 
 
 def forward(x, product, bias, out, padding, relu, matrices):
     """`winograd_conv` with any product of weights (t*t, K, C) and tiles (t*t, C, P)."""
-    BT, AT = matrices or _F2
+    BT, AT = matrices
     out[...] = 0 if bias is None else bias[:, None, None]
     for band in _bands(x, out, AT):
         untile(product(_seen(x, band, BT, padding, relu)), band, AT.T, (0, 0), out)
@@ -59,8 +81,8 @@ def transformed(x, padding, relu, matrices):
 
 
 def winograd_conv_grad_x(grad, x, u, grad_x, padding, relu, matrices):
-    BT, AT = matrices or _F2
     transposed = winograd_dense(u).swapaxes(1, 2)
+    BT, AT = matrices or _LAVIN[len(transposed)]
     grad_x[...] = 0
     for band in _bands(x, grad, AT):
         below = transposed @ tiles(grad, band, AT.T, (0, 0))
@@ -70,8 +92,8 @@ def winograd_conv_grad_x(grad, x, u, grad_x, padding, relu, matrices):
 
 
 def winograd_conv_grad_u(grad, x, grad_u, padding, relu, matrices):
-    BT, AT = matrices or _F2
     total = winograd_dense(grad_u)
+    BT, AT = matrices or _LAVIN[len(total)]
     total[...] = 0
     for band in _bands(x, grad, AT):
         seen = _seen(x, band, BT, padding, relu)

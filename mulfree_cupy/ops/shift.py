@@ -172,7 +172,7 @@ def shift(
     table = _table("shift", shifts, x, g)
     shape = g.out_shape
     out = arrays.take_out("shift", out, shape, x.dtype, x=x)
-    launch.check_kernel("shift", kernel, launchers.SHIFT_KERNELS, x=x)
+    launch.check_kernel("shift", kernel, x=x)
     result = arrays.answer(out, shape, x.dtype, like=x)
     _move("shift", x, table, result, g.stride, kernel)
     return arrays.deliver(result, out)
@@ -227,7 +227,7 @@ def shift_backward(
     g = geometry.window("shift_backward", shape, 1, filters=shape[1], stride=stride)
     geometry.check_shape("shift_backward", "grad", grad.shape, g.out_shape, "for this x_shape")
     table = _table("shift_backward", shifts, grad, g)
-    launch.check_kernel("shift_backward", kernel, launchers.SHIFT_KERNELS, grad=grad)
+    launch.check_kernel("shift_backward", kernel, grad=grad)
     grad_x = arrays.empty_beside(grad, shape, grad.dtype)
     _move("shift_backward", grad, table, grad_x, g.stride, kernel)
     return grad_x
@@ -513,7 +513,7 @@ def _forward(function, launcher, x, w, shifts, bias, stride, out, kernel, also):
     _refuse_half_on_cpu(function, given["x"], x)
     g = _geometry(function, x, w, stride)
     table = _table(function, shifts, x, g)
-    launch.check_kernel(function, kernel, launchers.SHIFT_CONV_KERNELS, x=x)
+    launch.check_kernel(function, kernel, x=x)
 
     def on_cpu(kernels, w, bias, out):
         weights = for_kernels(function, packed, w)

@@ -1,27 +1,20 @@
 // Winograd's convolution, fused: a panel of tiles, numbered through rows, planes and images, is
 // transformed into slabs that stay in the second-level cache, multiplied position by position by packed
-// weights (winograd_plan.hpp), dense or sparse, and transformed back.
+// weights (plan.hpp), dense or sparse, and transformed back.
 #pragma once
 
 #include "transform.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
-// With four vectors of four filters the accumulators fill half of AVX-512's registers, and all others'.
-#if defined(__AVX512F__)
-constexpr int FILTERS_BY_VECTORS = 4;
-#else
-constexpr int FILTERS_BY_VECTORS = 2;
-#endif
-
-// One job: m[row] (+)= sum over its entries of value[row] * v[channel]. Twice the accumulators where one
-// row's would wait for each other.
-template <int ROWS, int VECTORS, class T>
-inline void multiply(const WinogradEntry<T, ROWS>* e, index count, const T* v, T* m, bool first) {
-    constexpr int CHAINS = ROWS == 1 ? 2 : 1;
+// m[row] (+)= sum over its entries of value[row] * v[channel], of one job, or of two of which the first is not the
+// longer, where the accumulators of one would wait for each other. Every row adds up its channels one by one, in
+// their order: passing over a zero is the same as adding it, and all forms give the same bits.
+template <int ROWS, int VECTORS, int JOBS, class T>
+inline void multiply(const WinogradEntry<T, ROWS>* e, const WinogradJob* job, const T* v, T* m, bool first) {
     constexpr index ROW = PANEL_TILES<T>;
-    Vec<T> sum[CHAINS][ROWS][VECTORS] = {};
-    const auto add = [&](const WinogradEntry<T, ROWS>& entry, auto& to) {
+    Vec<T> sum[JOBS][ROWS][VECTORS] = {};
+    const auto add = [&](const WinogradEntry<T, ROWS>& entry, Vec<T> (&to)[ROWS][VECTORS]) {
         const T* x = v + entry.channel * ROW;
         Vec<T> tiles[VECTORS];
 #pragma GCC unroll 4
@@ -34,56 +27,71 @@ inline void multiply(const WinogradEntry<T, ROWS>* e, index count, const T* v, T
         }
     };
     index i = 0;
-    for (; i + CHAINS <= count; i += CHAINS) {
+    for (; i < job->count; ++i) {
         add(e[i], sum[0]);
-        if (CHAINS == 2) add(e[i + 1], sum[CHAINS - 1]);
+        if constexpr (JOBS == 2) add(e[job->count + i], sum[1]);
     }
-    if (i < count) add(e[i], sum[0]);
+    if constexpr (JOBS == 2)
+        for (; i < job[1].count; ++i) add(e[job->count + i], sum[1]);
+#pragma GCC unroll 2
+    for (int j = 0; j < JOBS; ++j)
 #pragma GCC unroll 4
-    for (int r = 0; r < ROWS; ++r)
+        for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-        for (int i = 0; i < VECTORS; ++i) {
-            T* to = m + r * ROW + i * LANES<T>;
-            const Vec<T> total = CHAINS == 2 ? sum[0][r][i] + sum[CHAINS - 1][r][i] : sum[0][r][i];
-            store(to, first ? total : load(to) + total);
-        }
+            for (int i = 0; i < VECTORS; ++i) {
+                T* to = m + (job[j].row + r) * ROW + i * LANES<T>;
+                store(to, first ? sum[j][r][i] : load(to) + sum[j][r][i]);
+            }
 }
 
 // Not inlined: the loop needs the registers.
 template <int ROWS, int VECTORS, class T>
 __attribute__((noinline)) void multiply_section(const WinogradWeights<T>& w, index section, const T* v,
                                                 T* m, bool first) {
+    constexpr int JOBS = ROWS * VECTORS <= 4 ? 2 : 1;
     const auto* entry = static_cast<const WinogradEntry<T, ROWS>*>(w.entries) + w.sections[section].entry;
     const WinogradJob *job = w.jobs + w.sections[section].job, *end = w.jobs + w.sections[section + 1].job;
-    for (; job < end; entry += job->count, ++job)
-        multiply<ROWS, VECTORS>(entry, job->count, v, m + job->row * PANEL_TILES<T>, first);
+    for (; job + JOBS <= end; job += JOBS) {
+        multiply<ROWS, VECTORS, JOBS>(entry, job, v, m, first);
+        for (int j = 0; j < JOBS; ++j) entry += job[j].count;
+    }
+    if (job < end) multiply<ROWS, VECTORS, 1>(entry, job, v, m, first);
 }
 
+// With four vectors of four filters the accumulators fill half of AVX-512's registers, and all others'.
+#if defined(__AVX512F__)
+template <int ROWS>
+constexpr int VECTORS_AT_ONCE = 4;
+#else
+template <int ROWS>
+constexpr int VECTORS_AT_ONCE = ROWS == 1 ? 4 : 2;
+#endif
+
 // A panel's product by the weights of one section.
+template <int ROWS, class T>
+inline void multiply_vectors(const WinogradWeights<T>& w, index section, index vectors, const T* v, T* m,
+                             bool first) {
+    constexpr int MOST = VECTORS_AT_ONCE<ROWS>;
+    for (; vectors >= MOST; vectors -= MOST, v += MOST * LANES<T>, m += MOST * LANES<T>)
+        multiply_section<ROWS, MOST>(w, section, v, m, first);
+    if constexpr (MOST == 4) {
+        if (vectors == 3) multiply_section<ROWS, 3>(w, section, v, m, first);
+        if (vectors == 2) multiply_section<ROWS, 2>(w, section, v, m, first);
+    }
+    if (vectors == 1) multiply_section<ROWS, 1>(w, section, v, m, first);
+}
+
 template <class T>
 inline void multiply_panel(const WinogradWeights<T>& w, index section, index vectors, const T* v, T* m,
                            bool first) {
-    if (w.rows > 1) {
-        index i = 0;
-        for (; i + FILTERS_BY_VECTORS <= vectors; i += FILTERS_BY_VECTORS)
-            multiply_section<WINOGRAD_ROWS, FILTERS_BY_VECTORS>(w, section, v + i * LANES<T>, m + i * LANES<T>,
-                                                                first);
-        for (; i < vectors; ++i)
-            multiply_section<WINOGRAD_ROWS, 1>(w, section, v + i * LANES<T>, m + i * LANES<T>, first);
-        return;
-    }
-    switch (vectors) {
-    case 1: return multiply_section<1, 1>(w, section, v, m, first);
-    case 2: return multiply_section<1, 2>(w, section, v, m, first);
-    case 3: return multiply_section<1, 3>(w, section, v, m, first);
-    default: return multiply_section<1, 4>(w, section, v, m, first);
-    }
+    if (w.rows == 1) multiply_vectors<1>(w, section, vectors, v, m, first);
+    else multiply_vectors<WINOGRAD_ROWS>(w, section, vectors, v, m, first);
 }
 
 // Forward: source x, target y.
 template <class Transform, class T>
 struct WinogradForward {
-    static constexpr int TILE = Transform::TILE, IN = TILE, OUT = Transform::OUT;
+    static constexpr int TILE = Transform::TILE, STEP = Transform::OUT, IN = TILE, OUT = STEP;
     const Winograd<T>& p;
     const Transform transform;
 
@@ -106,7 +114,7 @@ struct WinogradForward {
         void move_to(const TilePanel<T>&) {}
     };
     void begin(index, index, index, index) const {}
-    void write(const Scratch&, const Patches<OUT, T>& y, index k, index v, Vec<T> (&m)[TILE][TILE]) const {
+    void write(const Scratch&, const Patches<OUT, STEP, T>& y, index k, index v, Vec<T> (&m)[TILE][TILE]) const {
         const Vec<T> bias = broadcast(p.bias ? p.bias[k] : T(0));
         Vec<T> out[OUT][OUT];
         both_axes(m, out, [&](const Vec<T>* a, Vec<T>* b) { transform.output(a, b); });
@@ -127,8 +135,8 @@ struct WinogradPanel {
     const Pass& pass;
     const index chunks;
     TilePanel<T> tiles;
-    Patches<Pass::IN, const T> source;
-    Patches<Pass::OUT, T> target;
+    Patches<Pass::IN, Pass::STEP, const T> source;
+    Patches<Pass::OUT, Pass::STEP, T> target;
     typename Pass::Scratch more;
     Slab<T> v, m;
 

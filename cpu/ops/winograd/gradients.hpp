@@ -11,7 +11,7 @@ namespace mulfree::MULFREE_ISA {
 // whole images are one thread's.
 template <class Transform, class T>
 struct WinogradGradX {
-    static constexpr int TILE = Transform::TILE, IN = Transform::OUT, OUT = TILE;
+    static constexpr int TILE = Transform::TILE, STEP = Transform::OUT, IN = STEP, OUT = TILE;
     const Winograd<T>& p;
     const Transform transform;
 
@@ -30,7 +30,7 @@ struct WinogradGradX {
     index tiles_a_unit() const { return round_up(PANEL_TILES<T>, tiles_an_image()); }
 
     struct Scratch {
-        Patches<TILE, const T> x;
+        Patches<TILE, STEP, const T> x;
         Scratch(const WinogradGradX& pass, Carver& scratch)
             : x(pass.p.x, pass.p.height, pass.p.width, scratch) {}
         void move_to(const TilePanel<T>& tiles) { x.move_to(tiles.runs, tiles.start); }
@@ -41,7 +41,7 @@ struct WinogradGradX {
             for (index i = first * p.y.channel; i < last * p.y.channel; ++i) image[i] = 0;
         }
     }
-    void write(const Scratch& scratch, const Patches<OUT, T>& grad_x, index channel, index v,
+    void write(const Scratch& scratch, const Patches<OUT, STEP, T>& grad_x, index channel, index v,
                Vec<T> (&m)[TILE][TILE]) const {
         Vec<T> d[TILE][TILE];
         if (p.relu) {
@@ -77,8 +77,8 @@ struct WinogradGradU {
     const Winograd<T>& p;
     const Transform transform;
     TilePanel<T> tiles;
-    Patches<TILE, const T> x;
-    Patches<OUT, const T> grad;
+    Patches<TILE, OUT, const T> x;
+    Patches<OUT, OUT, const T> grad;
     Slab<T> v, m;
     T* total;
     index rows[GRAD_U_SIDE];  // where the rows of x's tiles start

@@ -1,5 +1,6 @@
-// Winograd weights packed once for many calls: entries in the order in which the product reads them. Rows of
-// a section are sorted by their length, so that the processor predicts where their loops end.
+// Winograd weights packed once for many calls: entries in the order in which the product reads them. Rows of a
+// section are sorted by their length, so that the processor predicts where their loops end, and that two taken
+// together are of about one length.
 #pragma once
 
 #include <algorithm>

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
-from mulfree_cupy.launch import numpy_winograd
+from mulfree_cupy.launch import numpy_winograd, select
 from mulfree_cupy.launch import winograd as launchers
 from mulfree_cupy.ops.winograd.matrices import matrices
 from mulfree_cupy.ops.winograd.weights import WinogradWeights
@@ -14,10 +16,6 @@ from mulfree_cupy.ops.winograd.weights import WinogradWeights
 __all__ = ["KERNELS", "winograd_conv", "winograd_conv_backward"]
 
 KERNELS = ("dense", "sparse", "blocks", "scipy")
-
-# Time of one product: measured for F(2x2, 3x3) with AVX-512 and 64 to 512 channels, where it hardly
-# varies; so "sparse" wins below a density of 0.6.
-COST = {"dense": 1.0, "sparse": 1.65, "blocks": 1.08}
 
 
 @arrays.on_device_of_arguments
@@ -91,8 +89,8 @@ def winograd_conv(
     name = "winograd_conv"
     x, bias, weights, g, given = _checked(name, x, weights, padding, bias=bias)
     device = launch.device_for(x)
-    if device is not None or kernel in launchers.WINOGRAD_KERNELS:
-        launch.check_kernel(name, kernel, launchers.WINOGRAD_KERNELS, x=x)
+    if device is not None or kernel in select.names(name):
+        launch.check_kernel(name, kernel, x=x)
     elif kernel is not None and kernel not in KERNELS:
         raise ValueError(f"{name}: no kernel named {kernel!r}; there are {', '.join(KERNELS)}")
     if bias is not None:
@@ -108,11 +106,13 @@ def winograd_conv(
         )  # fmt: skip
     else:
         kernel = kernel or fastest(weights)
-        arguments = arrays.contiguous(bias), result, g.padding, bool(relu), _matrices(weights)
+        arguments = arrays.contiguous(bias), result, g.padding, bool(relu)
         if kernel == "scipy":
-            numpy_winograd.forward(x, _scipy_product(weights), *arguments)
+            BT, _, AT = matrices(weights.m, weights.points)
+            numpy_winograd.forward(x, _scipy_product(weights), *arguments, (BT, AT))
         else:
-            launch.cpu_kernels().winograd_conv(x, weights.plan(kernel), *arguments)
+            plan = weights.plan(kernel)
+            launch.cpu_kernels().winograd_conv(x, plan, *arguments, _matrices(weights))
     return arrays.deliver(result, out)
 
 
@@ -210,18 +210,25 @@ def _checked(function, x, weights, padding, **other):
 
 def fastest(weights: WinogradWeights) -> str:
     """The compiled kernel that has the least to do, by number and cost of its products."""
-    products = {
-        "dense": weights.size,
-        "sparse": weights.nnz,
-        "blocks": 4 * int(weights.block_mask.sum()),
-    }
-    return min(products, key=lambda form: COST[form] * products[form])
+    costs = _costs(launch.cpu_kernels().features(), weights.dtype.name)
+    return min(costs, key=lambda form: costs[form] * weights.products[form])
+
+
+@functools.cache
+def _costs(features: str, dtype: str) -> dict[str, float]:
+    """Seconds a product by form, measured once a process, instruction set and dtype.
+
+    A choice by them changes no bit: all forms add up the same products in the same order, or pass
+    over those by zero.
+    """
+    forms = "dense", "sparse", "blocks"
+    return dict(zip(forms, launch.cpu_kernels().winograd_costs(dtype), strict=True))
 
 
 def _matrices(weights):
-    """What the CPU kernels want of the transform: those of F(2x2, 3x3) they know."""
+    """What the CPU kernels want of the transform: those with Lavin's points they know."""
     BT, _, AT = matrices(weights.m, weights.points)
-    return None if weights.m == 2 else (BT, AT)
+    return None if weights.points == "lavin" else (BT, AT)
 
 
 def _scipy_product(weights):

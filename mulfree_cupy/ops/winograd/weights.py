@@ -386,6 +386,12 @@ class WinogradWeights:
         return _indptr(mask), np.nonzero(mask)[1].astype(np.int32), groups[mask]
 
     @functools.cached_property
+    def products(self) -> dict[str, int]:
+        """Products a tile in each form of `plan`, zeros of blocks included."""
+        blocks = 4 * int(np.count_nonzero(self.block_mask))
+        return {"dense": self.size, "sparse": self.nnz, "blocks": blocks}
+
+    @functools.cached_property
     def block_mask(self) -> np.ndarray:
         """Where any of four filters has an entry, shape (t*t * ceil(K/4), C)."""
         return _in_fours(self.mask).any(axis=1)
