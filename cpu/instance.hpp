@@ -3,8 +3,11 @@
 #pragma once
 
 #include "ops/adder.hpp"
+#include "ops/adder_i8_i16.hpp"
 #include "ops/adder_grad_x.hpp"
 #include "ops/batch_norm.hpp"
+#include "ops/conv.hpp"
+#include "ops/move_planes.hpp"
 #include "ops/peak.hpp"
 #include "ops/winograd/gradients.hpp"
 
@@ -17,15 +20,18 @@ namespace mulfree {
 
 extern const Kernels MULFREE_JOIN(MULFREE_ISA, _kernels) = {
     MULFREE_TEXT(MULFREE_ISA),
-    {MULFREE_ISA::conv<float>, MULFREE_ISA::adder_conv, MULFREE_ISA::adder_grad_x<float>,
+    {MULFREE_ISA::kernel_row<float, MULFREE_ISA::Conv<float>>(), MULFREE_ISA::kernel_row<float, MULFREE_ISA::Adder<float>>(),
+     MULFREE_ISA::adder_grad_x<float>,
      MULFREE_ISA::grad_w<float>, MULFREE_ISA::batch_norm_moments<float>, MULFREE_ISA::batch_norm<float>,
      MULFREE_ISA::batch_norm_sums<float>, MULFREE_ISA::batch_norm_grad<float>,
      MULFREE_ISA::winograd_conv<float>, MULFREE_ISA::winograd_grad_x<float>, MULFREE_ISA::winograd_grad_u<float>},
-    {MULFREE_ISA::conv<double>, MULFREE_ISA::adder_conv, MULFREE_ISA::adder_grad_x<double>,
+    {MULFREE_ISA::kernel_row<double, MULFREE_ISA::Conv<double>>(), MULFREE_ISA::kernel_row<double, MULFREE_ISA::Adder<double>>(),
+     MULFREE_ISA::adder_grad_x<double>,
      MULFREE_ISA::grad_w<double>, MULFREE_ISA::batch_norm_moments<double>, MULFREE_ISA::batch_norm<double>,
      MULFREE_ISA::batch_norm_sums<double>, MULFREE_ISA::batch_norm_grad<double>,
      MULFREE_ISA::winograd_conv<double>, MULFREE_ISA::winograd_grad_x<double>, MULFREE_ISA::winograd_grad_u<double>},
-    MULFREE_ISA::adder_conv_u8,
+    MULFREE_ISA::AdderBytes::row(), MULFREE_ISA::AdderSignedBytes::row(), MULFREE_ISA::AdderShorts::row(),
+    MULFREE_ISA::move_planes,
     MULFREE_ISA::peak,
 };
 

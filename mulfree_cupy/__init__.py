@@ -6,6 +6,7 @@ from mulfree_cupy.launch.emulator import EmulationFault, emulated_cuda
 from mulfree_cupy.launch.source import kernels
 from mulfree_cupy.ops.adder import adaptive_rate, adder_conv, adder_conv_backward, adder_matmul
 from mulfree_cupy.ops.convolution import col2im, conv, conv_backward, im2col
+from mulfree_cupy.ops.packing import PackedWeights, pack
 from mulfree_cupy.ops.shift import (
     group_shifts,
     modulo_shifts,
@@ -26,6 +27,7 @@ from mulfree_cupy.version import __version__
 
 __all__ = [
     "EmulationFault",
+    "PackedWeights",
     "WinogradWeights",
     "__version__",
     "adaptive_rate",
@@ -43,6 +45,7 @@ __all__ = [
     "keep_freed_memory",
     "kernels",
     "modulo_shifts",
+    "pack",
     "set_num_threads",
     "shift",
     "shift_adder_conv",

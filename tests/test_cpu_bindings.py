@@ -31,7 +31,39 @@ BYTES = {
     "out": GRAD.astype(np.int32),
 }  # fmt: skip
 PIECE, CHANNEL = ones(2, 4, 30), ones(4)
+PACKED = [
+    _cpu.pack_conv(W, 1), _cpu.pack_conv(W[:, :2].copy(), 2), _cpu.pack_conv(ones(6, 4, 1, 1), 1),
+    _cpu.pack_conv(W.astype(np.float64), 1), _cpu.pack_adder_conv(W, 1),
+    _cpu.pack_adder_conv(BYTES["w"], 1),
+]  # fmt: skip
 CALLS = [  # every function with arguments that it takes
+    ("pack_conv", {"w": W, "groups": 1}),
+    ("pack_adder_conv", {"w": BYTES["w"], "groups": 2}),
+    ("conv", {"x": X, "w": PACKED[0], "bias": None, "out": GRAD, **OPTIONS, "groups": 1}),
+    ("adder_conv", {"x": X, "w": PACKED[4], "bias": ones(6), "out": GRAD, **OPTIONS, "groups": 1}),
+    ("adder_conv", {**BYTES, "w": PACKED[5], **OPTIONS, "groups": 1}),
+    (
+        "conv_fused",
+        {
+            "x": X, "w": PACKED[0], "bias": None, "out": GRAD, **OPTIONS, "groups": 1,
+            "scale": ones(6), "offset": None, "residual": GRAD, "residual_scale": 1.0, "low": 0.0,
+            "high": 1.0,
+        },
+    ),
+    (
+        "adder_conv_fused",
+        {
+            **BYTES, "w": PACKED[5], "out": GRAD.astype(np.uint8), **OPTIONS, "groups": 1,
+            "scale": ones(6), "offset": ones(6), "residual": GRAD.astype(np.uint8),
+            "residual_scale": 1.0, "low": 0.0, "high": 255.0,
+        },
+    ),
+    (
+        "shift_conv",
+        {
+            "x": X, "w": PACKED[2], "shifts": TABLE, "bias": None, "out": GRAD, "stride": (1, 1),
+        },
+    ),
     ("conv", {"x": X, "w": W, "bias": ones(6), "out": GRAD, **OPTIONS, "groups": 1}),
     ("adder_conv", {"x": X, "w": W, "bias": ones(6), "out": GRAD, **OPTIONS, "groups": 1}),
     ("adder_conv", {**BYTES, **OPTIONS, "groups": 1}),
@@ -191,13 +223,14 @@ def hostile(draw, value):
         numbers = NUMBERS if len(value) == 2 else [n for n in NUMBERS if not 2**30 < n < 2**60]
         whole[draw(st.integers(0, len(whole) - 1))] = draw(st.sampled_from(numbers))
         return tuple(whole)
-    if isinstance(value, bool):
+    if isinstance(value, (bool, float)):
         return value
     if isinstance(value, int):
         return draw(st.sampled_from(NUMBERS))
     if value is None:
         return draw(st.sampled_from([None, np.ones(1, np.float32), np.ones(7, np.float32), 3]))
-    return draw(st.sampled_from([plan(4), plan(6), plan(4, np.float64), None]))
+    others = PACKED if value in PACKED else [plan(4), plan(6), plan(4, np.float64)]
+    return draw(st.sampled_from([*others, None]))
 
 
 @st.composite

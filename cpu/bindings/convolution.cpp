@@ -3,7 +3,7 @@
 #include <numeric>
 
 #include "../ops/absent_terms.hpp"
-#include "arrays.hpp"
+#include "packed_weights.hpp"
 
 namespace mulfree {
 namespace {
@@ -19,22 +19,6 @@ struct Window {
     }
 };
 
-// The sizes of weights (filters, channels of a group, rows, columns) that x and y of so many channels meet.
-struct Filters {
-    index all, channels, rows, columns, groups;
-
-    Filters(const py::array& w, index groups_, index x_channels, index y_channels) : groups(groups_) {
-        require(w.ndim() == 4, "w must have 4 dimensions");
-        require(w.size() > 0, "expected no empty arrays");
-        all = w.shape(0), channels = w.shape(1), rows = w.shape(2), columns = w.shape(3);
-        require(groups > 0 && all % groups == 0 && x_channels % groups == 0 &&
-                    channels == x_channels / groups && all == y_channels,
-                "the channels of x, w, y and groups do not match");
-    }
-    index each() const { return all / groups; }
-    index taps() const { return channels * rows * columns; }
-};
-
 // ---- matrix products ----------------------------------------------------------------------------------
 
 // A kernel as large as the image meets every number once: then all the numbers of an image may as well be
@@ -45,7 +29,9 @@ bool meets_all_once(const py::array& x, const py::array& w, const Window& window
 }
 template <class A>
 A as_channels(const A& a) {
-    return py::array(a).reshape({a.shape(0), a.shape(1) * a.shape(2) * a.shape(3), py::ssize_t(1), py::ssize_t(1)});
+    const py::array rows =
+        py::array(a).reshape({a.shape(0), a.shape(1) * a.shape(2) * a.shape(3), py::ssize_t(1), py::ssize_t(1)});
+    return py::reinterpret_borrow<A>(rows);  // of the same bits, whatever their dtype
 }
 
 // Planes of one pixel: the images become the pixels of one row, so that lanes lie at even distances.
@@ -62,21 +48,54 @@ void images_as_row(P& p, Images&... images) {
 // ---- forward --------------------------------------------------------------------------------------------
 
 template <class X, class Y>
-void forward(void (*kernel)(const Convolution<X, Y>&), Array<X> x_array, Array<X> w, const Optional<Y>& bias,
-             py::array out, const Window& window, index groups) {
-    Y* y = writable<Y>(out, 4);
-    if (meets_all_once(x_array, w, window)) x_array = as_channels(x_array), w = as_channels(w);
+void forward(const ConvolutionKernel<X, Y>& kernel, Array<X> x_array, Array<X> w, const PackedWeights* packed,
+             const Optional<Y>& bias, py::array out, const Window& window, index groups,
+             const typename EpilogueOf<Y>::type* epilogue = nullptr) {
+    Y* y = epilogue ? nullptr : writable<Y>(out, 4);
+    const void* packed_w = packed ? packed->data(kernel) : nullptr;
+    if (meets_all_once(x_array, w, window)) {
+        if (w.shape(2) * w.shape(3) > 1) packed_w = nullptr;  // it is another matrix
+        x_array = as_channels(x_array), w = as_channels(w);
+    }
     const Source<X> x(x_array);
-    const Filters f(w, groups, x.shape(1), out.shape(1));
+    const Filters f(w, groups);
+    f.check(x.shape(1), out.shape(1));
+    require(!packed || packed->filters.groups == groups, "w was packed for another number of groups");
     require(out.shape(0) == x.shape(0), "x and out must have as many images");
     Convolution<X, Y> p{
         x.shape(0), groups, f.channels, f.each(), window.height(x.shape(2), out.shape(2), f.rows),
         window.width(x.shape(3), out.shape(3), f.columns), x.image, contiguous(w, "w"), f.each() * f.taps(),
         f.taps(), f.rows * f.columns, f.columns, 1, values(bias, f.all, "bias"),
-        image_of(y, f.all, out.shape(2), out.shape(3))};
+        image_of(y, f.all, out.shape(2), out.shape(3)), nullptr, nullptr, packed_w, epilogue};
     images_as_row(p, p.x, p.y);
     WithoutGil others_run;
-    kernel(p);
+    kernel.run(p);
+}
+
+// The same with an epilogue. `out` is of floats, or of uint8, to which these are rounded; so is the residual.
+template <class X, class Y>
+void forward_fused(const ConvolutionKernel<X, Y>& kernel, const Array<X>& x, const PackedWeights& w,
+                   const Optional<Y>& bias, py::array out, const Window& window, index groups,
+                   const Optional<typename EpilogueOf<Y>::type::Number>& scale,
+                   const Optional<typename EpilogueOf<Y>::type::Number>& offset,
+                   const std::optional<py::array>& residual, double residual_scale, double low, double high) {
+    using T = typename EpilogueOf<Y>::type::Number;
+    Epilogue<T> e{values(scale, w.filters.all, "scale"), values(offset, w.filters.all, "offset"), nullptr, nullptr,
+                  T(residual_scale), T(low), T(high), nullptr, nullptr};
+    const bool narrow = py::isinstance<Array<std::uint8_t>>(out);
+    if (narrow) {
+        require(low >= 0 && high <= 255, "what is rounded to uint8 must be clipped to [0, 255]");
+        e.narrow = writable<std::uint8_t>(out, 4);
+    } else {
+        exactly<T>(out);
+        e.wide = writable<T>(out, 4);
+    }
+    if (residual) {
+        require(same_shape(*residual, out), "residual and out must have the same shape");
+        if (narrow) e.narrow_residual = contiguous(exactly<std::uint8_t>(*residual), "residual");
+        else e.residual = contiguous(exactly<T>(*residual), "residual");
+    }
+    forward<X, Y>(kernel, x, py::reinterpret_borrow<Array<X>>(w.array), &w, bias, out, window, groups, &e);
 }
 
 // ---- the gradient by x of the convolution --------------------------------------------------------------
@@ -100,7 +119,8 @@ void conv_grad_x(const Array<T>& grad_array, Array<T> w, Array<T> grad_x, const 
     T* to = writable<T>(grad_x, 4);
     if (meets_all_once(grad_x, w, window)) grad_x = as_channels(grad_x), w = as_channels(w);
     const Source<T> grad(grad_array);
-    const Filters f(w, groups, grad_x.shape(1), grad.shape(1));
+    const Filters f(w, groups);
+    f.check(grad_x.shape(1), grad.shape(1));
     const index batch = grad_x.shape(0), height = grad_x.shape(2), width = grad_x.shape(3);
     require(grad.shape(0) == batch, "grad and grad_x must have as many images");
     const Axis h = window.height(height, grad.shape(2), f.rows);
@@ -123,7 +143,7 @@ void conv_grad_x(const Array<T>& grad_array, Array<T> w, Array<T> grad_x, const 
                 batch, groups, f.each(), f.channels, rows, columns, grad.image, weights, f.each() * f.taps(),
                 f.rows * f.columns, f.taps(), f.columns, 1, nullptr, y};
             images_as_row(phase, phase.x, phase.y);
-            kernels<T>().conv(phase);
+            kernels<T>().conv.run(phase);
         }
     if (all_finite(weights, f.all * f.taps())) return;
     AdderGradX<T> p{batch, groups, f.channels, f.each(), h, v, grad.image,
@@ -141,7 +161,8 @@ void adder_conv_grad_x(const Array<T>& grad_array, Array<T> x_array, Array<T> w,
     require(same_shape(x_array, grad_x), "x and grad_x must have the same shape");
     if (meets_all_once(x_array, w, window)) x_array = as_channels(x_array), w = as_channels(w);
     const Source<T> grad(grad_array), x(x_array);
-    const Filters f(w, groups, x.shape(1), grad.shape(1));
+    const Filters f(w, groups);
+    f.check(x.shape(1), grad.shape(1));
     require(grad.shape(0) == x.shape(0), "grad and x must have as many images");
     AdderGradX<T> p{
         x.shape(0), groups, f.channels, f.each(), window.height(x.shape(2), grad.shape(2), f.rows),
@@ -162,7 +183,8 @@ void grad_w(const Array<T>& grad_array, Array<T> x_array, const Optional<T>& w, 
     require(!w || same_shape(*w, grad_w), "w and grad_w must have the same shape");
     if (meets_all_once(x_array, grad_w, window)) x_array = as_channels(x_array), grad_w = as_channels(grad_w);
     const Source<T> grad(grad_array), x(x_array);
-    const Filters f(grad_w, groups, x.shape(1), grad.shape(1));
+    const Filters f(grad_w, groups);
+    f.check(x.shape(1), grad.shape(1));
     require(grad.shape(0) == x.shape(0), "grad and x must have as many images");
     GradW<T> p{
         x.shape(0), groups, f.channels, f.each(), window.height(x.shape(2), grad.shape(2), f.rows),
@@ -183,18 +205,41 @@ void bind(py::module_& m, const char* function, F f, Names... names) {
     }, exact(names)..., py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"));
 }
 
-template <class X, class Y, class Kernel>
+// The operation by its function, whose weights may be packed; <function>_fused; and pack_<function>. The kernel
+// takes the bits of `Given` as X.
+template <class Given, class X, class Y, class Kernel>
 void bind_forward(py::module_& m, const char* function, Kernel kernel) {
-    bind<Array<X>, Array<X>, Optional<Y>, Array<Y>>(m, function, [kernel](const auto&... arguments) {
-        forward<X, Y>(kernel(), arguments...);
+    using A = Array<Given>;
+    using T = typename EpilogueOf<Y>::type::Number;
+    const auto bits = [](const A& a) { return py::reinterpret_borrow<Array<X>>(a); };
+    bind<A, A, Optional<Y>, Array<Y>>(m, function, [=](
+        const A& x, const A& w, const Optional<Y>& bias, const Array<Y>& out, const Window& window, index groups) {
+        forward<X, Y>(kernel(), bits(x), bits(w), nullptr, bias, out, window, groups);
     }, "x", "w", "bias", "out");
+    bind<A, const PackedWeights&, Optional<Y>, Array<Y>>(m, function, [=](
+        const A& x, const PackedWeights& w, const Optional<Y>& bias, const Array<Y>& out, const Window& window,
+        index groups) {
+        forward<X, Y>(kernel(), bits(x), py::reinterpret_borrow<Array<X>>(w.array), &w, bias, out, window, groups);
+    }, "x", "w", "bias", "out");
+    m.def((std::string(function) + "_fused").c_str(), [=](
+        const A& x, const PackedWeights& w, const Optional<Y>& bias, const py::array& out, Pair stride,
+        Pair padding, Pair dilation, index groups, const Optional<T>& scale, const Optional<T>& offset,
+        const std::optional<py::array>& residual, double residual_scale, double low, double high) {
+        forward_fused<X, Y>(kernel(), bits(x), w, bias, out, {stride, padding, dilation}, groups, scale, offset,
+                            residual, residual_scale, low, high);
+    }, exact("x"), exact("w"), exact("bias"), exact("out"), py::arg("stride"), py::arg("padding"),
+       py::arg("dilation"), py::arg("groups"), exact("scale"), exact("offset"), exact("residual"),
+       py::arg("residual_scale"), py::arg("low"), py::arg("high"));
+    m.def((std::string("pack_") + function).c_str(), [=](const A& w, index groups) {
+        return std::make_unique<PackedWeights>(kernel(), bits(w), groups);
+    }, exact("w"), py::arg("groups"));
 }
 
 template <class T>
 void bind_float(py::module_& m) {
     using A = Array<T>;
-    bind_forward<T, T>(m, "conv", [] { return kernels<T>().conv; });
-    bind_forward<T, T>(m, "adder_conv", [] { return kernels<T>().adder_conv; });
+    bind_forward<T, T, T>(m, "conv", []() -> auto& { return kernels<T>().conv; });
+    bind_forward<T, T, T>(m, "adder_conv", []() -> auto& { return kernels<T>().adder_conv; });
     bind<A, A, A>(m, "conv_grad_x", conv_grad_x<T>, "grad", "w", "grad_x");
     bind<A, A, A, A>(m, "adder_conv_grad_x", adder_conv_grad_x<T>, "grad", "x", "w", "grad_x");
     bind<A, A, A>(m, "conv_grad_w", [](A grad, A x, A out, const Window& window, index groups) {
@@ -206,9 +251,13 @@ void bind_float(py::module_& m) {
 }  // namespace
 
 void bind_convolution(py::module_& m) {
+    py::class_<PackedWeights>(m, "PackedWeights").def_property_readonly("nbytes", &PackedWeights::bytes);
     bind_float<float>(m);
     bind_float<double>(m);
-    bind_forward<std::uint8_t, std::int32_t>(m, "adder_conv", [] { return chosen->adder_conv_u8; });
+    using std::uint8_t, std::uint16_t, std::int32_t;
+    bind_forward<uint8_t, uint8_t, int32_t>(m, "adder_conv", []() -> auto& { return chosen->adder_conv_u8; });
+    bind_forward<std::int8_t, uint8_t, int32_t>(m, "adder_conv", []() -> auto& { return chosen->adder_conv_i8; });
+    bind_forward<std::int16_t, uint16_t, int32_t>(m, "adder_conv", []() -> auto& { return chosen->adder_conv_i16; });
 }
 
 }  // namespace mulfree

@@ -5,7 +5,7 @@
 #include <map>
 #include <vector>
 
-#include "arrays.hpp"
+#include "packed_weights.hpp"
 
 namespace mulfree {
 namespace {
@@ -78,8 +78,8 @@ bool dense(const Image<T>& x, index width) {
 }
 
 template <class T>
-void shift_forward(void (*kernel)(const Convolution<T, T>&), const Array<T>& x_array, const Array<T>& w,
-                   const Table& table, const Optional<T>& bias, py::array out, Pair stride) {
+void shift_forward(const ConvolutionKernel<T, T>& kernel, const Array<T>& x_array, const Array<T>& w,
+                   const PackedWeights* packed, const Table& table, const Optional<T>& bias, py::array out, Pair stride) {
     const Source<T> x(x_array);
     T* y = writable<T>(out, 4);
     const Shift s = shift_of(out, x.array, table, stride);
@@ -87,12 +87,13 @@ void shift_forward(void (*kernel)(const Convolution<T, T>&), const Array<T>& x_a
                 out.shape(0) == s.batch,
             "x, w and out do not match");
     const T* weights = contiguous(w, "w");
+    const void* packed_w = packed ? packed->data(kernel) : nullptr;
     const index filters = w.shape(0);
     const T* b = values(bias, filters, "bias");
     WithoutGil others_run;
     const ShiftTable shifted(s, dense(x.image, s.width.size));
-    kernel({s.batch, 1, s.channels, filters, s.height, s.width, x.image, weights, 0, s.channels, 1, 1, 1, b,
-            image_of(y, filters, s.height.pixels, s.width.pixels), &shifted.shifts});
+    kernel.run({s.batch, 1, s.channels, filters, s.height, s.width, x.image, weights, 0, s.channels, 1, 1, 1, b,
+                image_of(y, filters, s.height.pixels, s.width.pixels), &shifted.shifts, nullptr, packed_w});
 }
 
 // The gradient by x: a 1x1 convolution of grad whose answer goes to the places that the pixels show.
@@ -136,17 +137,23 @@ void shift_grad_w(const Array<T>& grad_array, const Array<T>& x_array, const Opt
 
 template <class T>
 void bind(py::module_& m) {
-    const auto forward = [&](const char* name, auto kernel) {
+    const auto forward = [&](const char* name, auto kernel) {  // of weights, and of packed ones
         m.def(name, [kernel](Array<T> x, Array<T> w, Table shifts, Optional<T> bias, Array<T> out, Pair s) {
-            shift_forward<T>(kernel(), x, w, shifts, bias, out, s);
-        }, exact("x"), exact("w"), exact("shifts"),
-           exact("bias"), exact("out"), py::arg("stride"));
+            shift_forward<T>(kernel(), x, w, nullptr, shifts, bias, out, s);
+        }, exact("x"), exact("w"), exact("shifts"), exact("bias"), exact("out"), py::arg("stride"));
+        m.def(name, [kernel](Array<T> x, const PackedWeights& w, Table shifts, Optional<T> bias, Array<T> out,
+                             Pair s) {
+            require(w.filters.groups == 1 && w.filters.rows * w.filters.columns == 1,
+                    "w was packed for a kernel of several taps, or for groups");
+            shift_forward<T>(kernel(), x, py::array(w.array).reshape({w.filters.all, w.filters.channels}), &w, shifts, bias,
+                             out, s);
+        }, exact("x"), exact("w"), exact("shifts"), exact("bias"), exact("out"), py::arg("stride"));
     };
-    forward("shift_conv", [] { return kernels<T>().conv; });
-    forward("shift_adder_conv", [] { return kernels<T>().adder_conv; });
+    forward("shift_conv", []() -> auto& { return kernels<T>().conv; });
+    forward("shift_adder_conv", []() -> auto& { return kernels<T>().adder_conv; });
     m.def("shift_conv_grad_x", [](Array<T> grad, Array<T> w, Table shifts, Array<T> grad_x, Pair s) {
         shift_grad_x<T>(Source<T>(grad), w, shifts, grad_x, s, true,
-                        [](const Convolution<T, T>& p) { kernels<T>().conv(p); });
+                        [](const Convolution<T, T>& p) { kernels<T>().conv.run(p); });
     }, exact("grad"), exact("w"), exact("shifts"),
        exact("grad_x"), py::arg("stride"));
     m.def("shift_adder_conv_grad_x", [](Array<T> grad, Array<T> x_array, Array<T> w, Table shifts,
@@ -182,8 +189,8 @@ void shift_any(py::array source, const Table& table, py::array target, Pair stri
         require(source.shape(0) == target.shape(0) && source.shape(1) == target.shape(1),
                 "batches or channels do not match");
         WithoutGil others_run;
-        if (adjoint) shift_backward(s, from.image, to);
-        else shift<1>(s, from.image, to);
+        if (adjoint) shift_backward(*chosen, s, from.image, to);
+        else shift<1>(*chosen, s, from.image, to);
     });
 }
 

@@ -1,7 +1,6 @@
-// The loop over macro-tiles, shared by every operation that has the shape of a convolution: pixels are cut
-// into macro-tiles of packed tiles, the reduction into blocks of taps, the filters into tiles. None of the cuts
-// depends on the number of threads in a way that a sum would notice, and no sum is shared between threads,
-// so answers do not depend on it either.
+// The loop over macro-tiles: pixels are cut into macro-tiles of packed tiles, the reduction into blocks of taps, the
+// filters into tiles. None of the cuts depends on the number of threads in a way that a sum would notice, and no
+// sum is shared between threads, so answers do not depend on it either.
 #pragma once
 
 #include "macrokernel.hpp"
@@ -9,71 +8,92 @@
 namespace mulfree::MULFREE_ISA {
 
 constexpr index SHARED_WEIGHTS = 16 << 20;  // bytes; above it every thread packs tiles as it goes
-constexpr index LEAST_MACRO_TILES = 16;          // where there are packed tiles for as many
+constexpr index LEAST_MACRO_TILES = 16;     // where there are packed tiles for as many
 
-// Runs prepare(group, filter) once for every filter and then, tile by tile, packs its weights, which
-// weight(group, filter, channel, i, j) gives; after that runs work(macro-tile) for every macro-tile of pixels and
-// chunk of filters.
-template <class X, class Y, class Weight, class Prepare, class Work>
-inline void for_each_macro_tile(const Convolution<X, Y>& p, const Weight& weight, Prepare prepare, Work work) {
-    using S = MacroTile<X, Y, Weight>;
+// Packs the weights that weight(group, filter, channel, i, j) gives, by a team's threads.
+template <class Op, class X, class Y, class Weight>
+inline void pack_weights(Team& team, const Convolution<X, Y>& p, const Weight& weight,
+                         const PackedWeights<Op>& packed) {
+    Units every_tile(p.groups * packed.tiles(), 1);
+    team.run([&](index) {
+        every_tile.each([&](index tile) { packed.pack(p, weight, tile / packed.tiles(), tile % packed.tiles()); });
+    });
+}
+
+template <class Op, class X, class Y>
+inline index packed_bytes(const Convolution<X, Y>& p) {
+    Carver measure(nullptr);
+    PackedWeights<Op>(p, Blocking(p.channels, p.height.taps * p.width.taps), true, measure);
+    return measure.used();
+}
+
+// Packs into memory of that size, which a convolution's `packed` may then point to.
+template <class Op, class X, class Y, class Weight>
+inline void pack_weights(const Convolution<X, Y>& p, const Weight& weight, void* memory) {
+    const Blocking blocking(p.channels, p.height.taps * p.width.taps);
+    Carver carver(static_cast<char*>(memory));
+    const PackedWeights<Op> packed(p, blocking, true, carver);
+    Team team(threads_for(p.groups * packed.tiles(), MOVE * double(packed_bytes<Op>(p)) / sizeof(X)));
+    pack_weights(team, p, weight, packed);
+}
+
+// Runs work(macro_tile) for every macro-tile of pixels and chunk of filters. The weights are p.packed, or else
+// what weight(group, filter, channel, i, j) gives, packed for this call.
+template <class Op, class X, class Y, class Weight, class Work>
+inline void for_each_macro_tile(const Convolution<X, Y>& p, const Weight& weight, Work work) {
+    using M = MacroTile<Op, Weight>;
+    constexpr int MR = Op::MR;
     const index positions = p.height.taps * p.width.taps;
     const Blocking blocking(p.channels, positions);
     const index tiles = ceil_div(p.filters, MR);
     const index pixels = p.batch * p.height.pixels * p.width.pixels;
-    const index packed_tiles = ceil_div(pixels, S::ROW);
+    const index packed_tiles = ceil_div(pixels, M::ROW);
     const double terms = double(pixels) * p.groups * p.filters * p.channels * larger(positions, 1);
 
     // Many packed tiles: macro-tiles of several. That decides how sums are rounded, so threads have no say in it.
-    const index kept = smaller(CHUNK_FILTERS, tiles * MR);
-    const index macro_packed =
-        larger(1, smaller(smaller(S::most_packed(p), MACRO_TOTALS / kept), packed_tiles / LEAST_MACRO_TILES));
+    const index kept = smaller(CHUNK_FILTERS<Op>, tiles * MR);
+    const index side_by_side = larger(1, smaller(smaller(Source<Op>::most_packed(p.height, p.width),
+                                                         MACRO_TOTALS<Op> / kept), packed_tiles / LEAST_MACRO_TILES));
 
     // Macro-tiles of large images end where the image does, so that pixels follow one another in memory.
     const index image = p.height.pixels * p.width.pixels;
-    const index range = macro_packed > 1 && image >= MACRO_PACKED * S::ROW ? image : pixels;
-    const index tiles_a_range = ceil_div(range, macro_packed * S::ROW);
-    const index macro_pixels = round_up(ceil_div(range, tiles_a_range), S::ROW);
+    const index range = side_by_side > 1 && image >= MACRO_PACKED * M::ROW ? image : pixels;
+    const index tiles_a_range = ceil_div(range, side_by_side * M::ROW);
+    const index macro_pixels = round_up(ceil_div(range, tiles_a_range), M::ROW);
     const index macro_tiles = pixels / larger(1, range) * tiles_a_range;
 
     // Few macro-tiles: cut the filters as well, so that every thread has something to do.
     const index most = threads_for(index(1) << 30, terms);
     const index cuts = smaller(tiles, ceil_div(2 * most, macro_tiles * p.groups));
-    const index chunk = smaller(CHUNK_FILTERS, ceil_div(tiles, cuts) * MR);
+    const index chunk = smaller(CHUNK_FILTERS<Op>, ceil_div(tiles, cuts) * MR);
     const index chunks = ceil_div(p.filters, chunk);
     const index parts = p.groups * chunks;
     const index splits = smaller(parts, ceil_div(4 * most, macro_tiles));  // units a macro-tile is split into
 
-    const index packed = blocking.weights(p.groups, 0, 0, tiles) * index(sizeof(X));
-    const bool share = packed <= SHARED_WEIGHTS;
-    const index shared = share ? packed : 0;
+    const bool share = packed_bytes<Op>(p) <= SHARED_WEIGHTS;
+    const auto cut_shared = [&](Carver memory) {
+        const PackedWeights<Op> weights(p, blocking, share, memory);
+        return memory.used();
+    };
+    const index shared = p.packed ? 0 : cut_shared(Carver(nullptr));
     Carver measure(nullptr);
-    S(p, blocking, weight, nullptr, macro_packed, chunk, measure);
+    M(p, blocking, weight, nullptr, side_by_side, chunk, measure);
     const index scratch = measure.used();
     Team team(threads_for(macro_tiles * splits, terms, scratch, shared));
 
     Workspace workspace;
     workspace.allocate(team.size() * scratch + shared);
-    X* weights = share ? reinterpret_cast<X*>(workspace.data() + team.size() * scratch) : nullptr;
+    Carver packed(p.packed ? static_cast<char*>(const_cast<void*>(p.packed)) : workspace.data() + team.size() * scratch);
+    const PackedWeights<Op> weights(p, blocking, p.packed || share, packed);
+    if (!p.packed) pack_weights(team, p, weight, weights);
 
-    Units every_tile(p.groups * tiles, 1);
-    team.run([&](index) {
-        every_tile.each([&](index tile) {
-            const index group = tile / tiles, filter = tile % tiles * MR;
-            for (index f = filter; f < smaller(filter + MR, p.filters); ++f) prepare(group, f);
-            for (index b = 0; share && b < blocking.count(); ++b)
-                pack_weights(p, weight, group, filter, blocking[b],
-                             weights + blocking.weights(group, b, tile % tiles, tiles));
-        });
-    });
-
-    // A thread takes several macro-tiles in a row, which share rows of x or lines that come in by themselves.
-    Units every_macro_tile(macro_tiles * splits, larger(1, smaller(8, macro_tiles * splits / (8 * team.size()))));
+    // A thread takes several macro-tiles in a row, which share rows of x or cache lines that come in by themselves.
+    Units units(macro_tiles * splits, larger(1, smaller(8, macro_tiles * splits / (8 * team.size()))));
     team.run([&](index thread) {
         Carver mine(workspace.data() + thread * scratch);
-        S macro_tile(p, blocking, weight, weights, macro_packed, chunk, mine);
-        macro_tile.begin();
-        every_macro_tile.each([&](index unit) {
+        M macro_tile(p, blocking, weight, &weights, side_by_side, chunk, mine);
+        macro_tile.source.begin();
+        units.each([&](index unit) {
             const index split = unit % splits;
             const index first = unit / splits % tiles_a_range * macro_pixels;
             macro_tile.move_to(unit / splits / tiles_a_range * range + first, smaller(macro_pixels, range - first));
@@ -103,10 +123,29 @@ inline Convolution<X, Y> flattened(Convolution<X, Y> p) {
     return p;
 }
 
-template <class T>
-inline void conv(const Convolution<T, T>& p) {
-    for_each_macro_tile(flattened(p), Weights<T>{p}, [](index, index) {},
-                   [](auto& macro_tile) { macro_tile.template answer<Dot<T>>(); });
+// y = the answers of an operation.
+template <class Op, class Weight>
+inline void convolve(const Convolution<typename Op::Operand, typename Op::Output>& p, const Weight& weight) {
+    for_each_macro_tile<Op>(flattened(p), weight, [](auto& macro_tile) { macro_tile.answer(); });
+}
+
+// The row of the kernel table of operations on floats: Choice::with_operation(p, f) calls f with a value of the
+// type that serves a convolution.
+template <class T, class Choice>
+constexpr ConvolutionKernel<T, T> kernel_row() {
+    using C = Convolution<T, T>;
+    return {
+        [](const C& p) {
+            Choice::with_operation(p, [&](auto op) { convolve<decltype(op)>(p, Weights<T>{p}); });
+        },
+        [](const C& p) {
+            index bytes = 0;
+            Choice::with_operation(p, [&](auto op) { bytes = packed_bytes<decltype(op)>(p); });
+            return bytes;
+        },
+        [](const C& p, void* to) {
+            Choice::with_operation(p, [&](auto op) { pack_weights<decltype(op)>(p, Weights<T>{p}, to); });
+        }};
 }
 
 }  // namespace mulfree::MULFREE_ISA

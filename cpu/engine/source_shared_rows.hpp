@@ -1,6 +1,6 @@
-// The cheaper packed tile: where every vector of pixels lies in one row, the taps of a row are the same numbers
-// shifted. Then a packed tile is the source rows that its windows touch ("rows", with their zero padding), each
-// copied once, and a tap is an offset into them.
+// The cheaper source: where every vector of pixels lies in one row, the taps of a row are the same numbers
+// shifted. Then a packed tile is the rows of x that its windows touch, with their padding, each copied once, and a
+// tap is an offset into them.
 #pragma once
 
 #include "source_im2col.hpp"
@@ -90,31 +90,27 @@ private:
     index first_row[MACRO_VECTORS], count, first_column;
 };
 
-// Copies the rows of `channels` channels; with SUMS, also their sums over the channels and the sums of
-// their magnitudes.
-template <Access ACCESS, bool SUMS, class T>
+// Copies the rows of `channels` channels; their sums over the channels go to `sums`, one image of rows a sum.
+template <class Op, Access ACCESS, class T = typename Op::Operand>
 inline void pack_shared_rows(const Span* spans, const SharedRows& rows, const T* x, index channel_stride,
-                       index lane_stride, index channels, T* packed, T* sums) {
+                             index lane_stride, index channels, T* pixels, T* sums) {
     for (index g = 0; g < rows.groups; ++g, spans += SHARED_SPANS) {
         const index at = g * SHARED_SPANS * LANES<T>;
-        Vec<T> sum[SHARED_SPANS] = {}, magnitude[SHARED_SPANS] = {};
+        ColumnSums<Op> sum[SHARED_SPANS] = {};
         const T* from = x;
-        T* to = packed + at;
+        T* to = pixels + at;
         for (index c = 0; c < channels; ++c, from += channel_stride, to += rows.channel) {
 #pragma GCC unroll 4
             for (int k = 0; k < SHARED_SPANS; ++k) {
-                const Vec<T> v = gather<ACCESS>(spans + k, spans + k + 1, from, lane_stride);
-                store(to + k * LANES<T>, v);
-                if constexpr (SUMS) add_sums(sum[k], magnitude[k], v);
+                const Vec<T> row = Op::packed(gather<ACCESS>(spans + k, spans + k + 1, from, lane_stride));
+                store(to + k * LANES<T>, row);
+                sum[k].add(row);
             }
         }
-        if constexpr (SUMS) {
 #pragma GCC unroll 4
-            for (int k = 0; k < SHARED_SPANS; ++k) {
-                store(sums + at + k * LANES<T>, sum[k]);
-                store(sums + rows.channel + at + k * LANES<T>, magnitude[k]);
-            }
-        }
+        for (int k = 0; k < SHARED_SPANS; ++k)
+            for (int n = 0; n < Op::COLUMN_SUMS; ++n)
+                store(sums + n * rows.channel + at + k * LANES<T>, sum[k].part[n]);
     }
 }
 

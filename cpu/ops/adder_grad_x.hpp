@@ -45,10 +45,18 @@ private:
     }
 };
 
+// As an operation it has an inner loop of its own, which keeps two limits a filter in registers.
+template <class T>
+struct Clip : Operation<T, T, T> {
+    static constexpr int MR = REGISTERS / 4;
+};
+
 // The phases of both axes that meet any tap, and which of them a filter of the convolution of grad stands
 // for: tiles of channels, of each tile all phases.
 template <class T>
 struct Phases {
+    static constexpr index MR = Clip<T>::MR;
+
     const AdderGradX<T>& g;
     PhaseAxis height, width;
     index count = 0, positions;
@@ -143,7 +151,7 @@ inline void clip_tile(const T* grad, const index* tap, const MetRows& rows, cons
 #pragma GCC unroll 8
         for (int f = 0; f < FILTERS; ++f) {
             // The order of the operands lets a NaN through.
-            const Vec<T> weight = broadcast(w[t * MR + f]);
+            const Vec<T> weight = broadcast(w[t * Clip<T>::MR + f]);
             const Vec<T> slope = FORM == EXACT ? min(one, max(-one, weight - low[f]))
                                                : min(high[f], max(low[f], weight));
             sum[f] = multiply_add(slope, g, sum[f]);
@@ -160,11 +168,12 @@ inline void clip_tile(const T* grad, const index* tap, const MetRows& rows, cons
 // A macro-tile of pixels with some tiles of filters.
 template <class T>
 class ClipMacroTile {
-    using S = MacroTile<T, T, PhaseWeights<T>>;
-    using P = PackedTile<T, T>;
+    using S = MacroTile<Clip<T>, PhaseWeights<T>>;
+    using P = typename S::Tile;
+    static constexpr int MR = Clip<T>::MR;
     static constexpr bool QUICK = sizeof(T) == 4;
     static constexpr T LIMIT = 8;  // of |x|: the fast form's rounding error grows with it
-    static constexpr index TILES = CHUNK_FILTERS / MR;
+    static constexpr index TILES = CHUNK_FILTERS<Clip<T>> / MR;
 
     // The filters from `filter` on are channels from `channel` on in a phase. Within a macro-tile, `slot` tells
     // phases apart.
@@ -176,7 +185,7 @@ public:
     ClipMacroTile(S& macro_tile, const AdderGradX<T>& g, const Phases<T>& phases, const T* centre)
         : macro_tile(macro_tile), g(g), phases(phases), centre(centre), shifts(macro_tile.p.y_shifts),
           x_spans(macro_tile.packed_tiles->x_spans), y_spans(macro_tile.packed_tiles->y_spans),
-          runs(start(*macro_tile.packed_tiles)[macro_tile.count * PACKED_VECTORS]),
+          runs(start(*macro_tile.packed_tiles)[macro_tile.source.count * PACKED_VECTORS]),
           few_kinds(shifts && shifts->kinds < MOST_KINDS) {}
 
     void run() {
@@ -187,7 +196,7 @@ public:
             find_shifted_spans(first.y_runs, runs, g.grad_x, *shifts, k, k + 1, y_spans + k * runs);
         }
         for (index f = 0; f < smaller(macro_tile.filters, phases.count * MR); f += MR)
-            for (index q = 0; q < macro_tile.count; ++q) prefetch_pixels(macro_tile.packed_tiles[q], tile(f));
+            for (index q = 0; q < macro_tile.source.count; ++q) prefetch_pixels(macro_tile.packed_tiles[q], tile(f));
         sum<QUICK ? FAST : EXACT, false>();
         if (any) sum<EXACT, true>();
     }
@@ -217,7 +226,7 @@ private:
     // Sums all tiles, for which x is loaded; the fast form leaves to be redone what it cannot do.
     template <ClipForm FORM, bool REDO>
     void sum() {
-        macro_tile.template reduce<false, REDO>([&](P& packed, index f, const T* w, const Block& block, bool first,
+        macro_tile.template reduce<Clip<T>, REDO>([&](P& packed, index f, const T* w, const Block& block, bool first,
                                                bool) {
             const Tile t = tile(f);
             index& summer = summed_by[&packed - macro_tile.packed_tiles][t.slot];
@@ -256,8 +265,8 @@ private:
         const MetRows rows(phases, t.phase, block);
         for (index v = 0; v < packed.vectors; ++v) {
             const index at = t.filter * packed.ROW + v * LANES<T>;
-            with_filters<1>(t.filters, [&](auto filters, auto) {
-                clip_tile<FORM, filters.value>(macro_tile.pixels + packed.place[v], macro_tile.tap, rows, w,
+            with_filters<MR, 1>(t.filters, [&](auto filters, auto) {
+                clip_tile<FORM, filters.value>(macro_tile.source.pixels + packed.place[v], macro_tile.source.tap, rows, w,
                                                packed.rows + at, packed.total + at, packed.ROW, first,
                                                grad_sum[&packed - macro_tile.packed_tiles][t.slot][v]);
             });
@@ -360,7 +369,7 @@ inline void adder_grad_x(const AdderGradX<T>& g) {
         g.batch, g.groups, g.filters, phases.filters(), phases.height.axis, phases.width.axis, g.grad,
         g.w, 0, 0, 0, 0, 0, nullptr, g.grad_x, nullptr,
         g.shifts ? g.shifts : phases.all() > 1 ? &strided : nullptr};
-    for_each_macro_tile(p, PhaseWeights<T>{phases, centre}, [](index, index) {}, [&](auto& macro_tile) {
+    for_each_macro_tile<Clip<T>>(p, PhaseWeights<T>{phases, centre}, [&](auto& macro_tile) {
         ClipMacroTile<T>(macro_tile, g, phases, centre).run();
     });
 }

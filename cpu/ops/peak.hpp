@@ -4,8 +4,9 @@
 
 #include <time.h>
 
-#include "../engine/words.hpp"
-#include "../engine/driver.hpp"
+#include "adder.hpp"
+#include "adder_u8.hpp"
+#include "conv.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
@@ -16,7 +17,7 @@ inline double now() {
 }
 
 // Terms a second, all threads together, of Op on operands that stay in registers.
-template <class Op, class Operand>
+template <class Op, class Operand = typename Op::Operand>
 inline double measure(double seconds, double terms_in_lane) {
     Team team(max_threads());
     Workspace workspace;
@@ -52,10 +53,10 @@ inline double measure(double seconds, double terms_in_lane) {
 
 inline double peak(int operation, double seconds) {
     switch (operation) {
-    case PEAK_FMA: return measure<Dot<float>, float>(seconds, 1);
-    case PEAK_MAX_ADD: return measure<Max<float>, float>(seconds, 1);
-    case PEAK_SUB_ABS_ADD: return measure<AbsDiff<float>, float>(seconds, 1);
-    default: return measure<Bytes, Word>(seconds, sizeof(Word));
+    case PEAK_FMA: return measure<Dot<float>>(seconds, 1);
+    case PEAK_MAX_ADD: return measure<Maximum>(seconds, 1);
+    case PEAK_SUB_ABS_ADD: return measure<AbsoluteDifference<float>>(seconds, 1);
+    default: return measure<ByteDistance>(seconds, sizeof(Word));
     }
 }
 

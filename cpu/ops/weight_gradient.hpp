@@ -144,9 +144,9 @@ inline void products(index filters, index rows, index pixels, const T* grad, ind
                 product_tile<n.value, m.value>(grad + f * grad_row, grad_row, x, tap + r, pixels,
                                                total + f * total_row + r * LANES<T>, total_row, first);
             };
-            if (rows - r >= NR) with_filters<NR>(filters - f, run);
-            else if (rows - r == 2) with_filters<2>(filters - f, run);
-            else with_filters<1>(filters - f, run);
+            if (rows - r >= NR) with_filters<MR, NR>(filters - f, run);
+            else if (rows - r == 2) with_filters<MR, 2>(filters - f, run);
+            else with_filters<MR, 1>(filters - f, run);
         }
 }
 

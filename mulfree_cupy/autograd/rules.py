@@ -132,14 +132,17 @@ def dropout(a, *, mask):
     return a * mask, lambda g: (g * mask,)
 
 
-def conv(x, w, bias=None, **options):
-    y = convolution.conv(x, w, bias, **options)
+# A layer may give its weights w packed as well.
+
+
+def conv(x, w, bias=None, *, packed=None, **options):
+    y = convolution.conv(x, packed or w, bias, **options)
     return y, _with_bias(convolution.conv_backward, x, w, bias, options)
 
 
-def adder_conv(x, w, bias=None, *, sign=False, **options):
+def adder_conv(x, w, bias=None, *, packed=None, sign=False, **options):
     """With `sign` the filters get the true derivative, a sign, as in AdderNet's ablation."""
-    y = adder.adder_conv(x, w, bias, **options)
+    y = adder.adder_conv(x, packed or w, bias, **options)
     backward = adder.adder_conv_sign_backward if sign else adder.adder_conv_backward
     return y, _with_bias(backward, x, w, bias, options)
 
@@ -150,13 +153,13 @@ def shift(x, *, shifts, stride):
     return y, lambda g: (shifting.shift_backward(g, shifts, shape, stride=stride),)
 
 
-def shift_conv(x, w, bias=None, **options):
-    y = shifting.shift_conv(x, w, bias=bias, **options)
+def shift_conv(x, w, bias=None, *, packed=None, **options):
+    y = shifting.shift_conv(x, packed or w, bias=bias, **options)
     return y, _with_bias(shifting.shift_conv_backward, x, w, bias, options)
 
 
-def shift_adder_conv(x, w, bias=None, **options):
-    y = shifting.shift_adder_conv(x, w, bias=bias, **options)
+def shift_adder_conv(x, w, bias=None, *, packed=None, **options):
+    y = shifting.shift_adder_conv(x, packed or w, bias=bias, **options)
     return y, _with_bias(shifting.shift_adder_conv_backward, x, w, bias, options)
 
 

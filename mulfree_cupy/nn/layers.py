@@ -6,13 +6,38 @@ import math
 
 import numpy as np
 
-from mulfree_cupy.arrays import device_of, namespace
+from mulfree_cupy.arrays import Array, device_of, namespace
 from mulfree_cupy.autograd import Tensor, apply
 from mulfree_cupy.geometry import integer, number, pair
 from mulfree_cupy.nn.module import Module, Parameter
+from mulfree_cupy.ops.packing import PackedWeights, pack
 
 
-class _Windowed(Module):
+class Packing(Module):
+    """A layer that packs its weight once for evaluation on the CPU.
+
+    From then on the weight's array is read-only: assign to ``weight.data`` to change it.
+    """
+
+    weight: Parameter
+    _packed: tuple[Array, PackedWeights] | None = None
+
+    def packed(self, adder: bool, groups: int = 1) -> dict[str, PackedWeights]:
+        """The option ``packed`` of the layer's operation, or none while training."""
+        data = self.weight.data
+        if self.training or data.dtype not in (np.float32, np.float64) or namespace(data) is not np:
+            self._packed = None
+            return {}
+        if self._packed is None or self._packed[0] is not data:
+            data.flags.writeable = False
+            self._packed = data, pack(data, "adder" if adder else "conv", groups=groups)
+        return {"packed": self._packed[1]}
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "_packed"}
+
+
+class _Windowed(Packing):
     """What Conv and AdderConv share: a weight (K, C/groups, kh, kw) that slides over an image."""
 
     operation: str
@@ -48,7 +73,8 @@ class _Windowed(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = [self.bias] if hasattr(self, "bias") else []
-        return apply(self.operation, x, self.weight, *bias, **self.options)
+        packed = self.packed(self.adder, self.options["groups"])
+        return apply(self.operation, x, self.weight, *bias, **packed, **self.options)
 
 
 class Conv(_Windowed):

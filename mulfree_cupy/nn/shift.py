@@ -7,7 +7,7 @@ import numpy as np
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.autograd import Tensor, apply
 from mulfree_cupy.geometry import integer
-from mulfree_cupy.nn.layers import AdderConv, Conv
+from mulfree_cupy.nn.layers import AdderConv, Conv, Packing
 from mulfree_cupy.nn.module import Module, Parameter
 from mulfree_cupy.ops.shift import check_table
 
@@ -30,7 +30,7 @@ class Shift(Module):
         return apply("shift", x, shifts=self.shifts, stride=self.stride)
 
 
-class _ShiftedPointwise(Module):
+class _ShiftedPointwise(Packing):
     """What ShiftConv and ShiftAdderConv share: a weight (K, C) behind a table of shifts."""
 
     operation: str
@@ -57,7 +57,8 @@ class _ShiftedPointwise(Module):
     def forward(self, x: Tensor) -> Tensor:
         bias = [self.bias] if hasattr(self, "bias") else []
         options = {"shifts": self.shifts, "stride": self.stride}
-        return apply(self.operation, x, self.weight, *bias, **options)
+        packed = self.packed(self.unshifted.adder)
+        return apply(self.operation, x, self.weight, *bias, **packed, **options)
 
 
 class ShiftConv(_ShiftedPointwise):

@@ -7,6 +7,7 @@ import numpy as np
 from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.launch import convolution as launchers
+from mulfree_cupy.ops.packing import for_kernels, unpack
 
 __all__ = ["col2im", "conv", "conv_backward", "im2col"]
 
@@ -147,7 +148,8 @@ def conv(
     ----------
     x : array, shape (N, C, H, W)
         float32 or float64, in any memory order.
-    w : array, shape (K, C/groups, kh, kw)
+    w : array, shape (K, C/groups, kh, kw), or PackedWeights
+        See `pack`.
     bias : array, shape (K,), optional
     stride, padding, dilation : int or pair of ints
     groups : int
@@ -184,16 +186,18 @@ def conv(
            [12., 18., 12.],
            [ 8., 12.,  8.]])
     """
+    w, packed = unpack("conv", w, "conv", groups)
     given = dict(x=x, w=w, bias=bias)
     x, w, bias = arrays.take_floats("conv", **given, optional=("bias",))
     g = geometry.convolution(
         "conv", x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups
     )
 
-    launch.check_kernel("conv", kernel, launchers.CONV_KERNELS, x=x)
+    launch.check_kernel("conv", kernel, x=x)
 
     def on_cpu(kernels, weights, bias, out):
-        kernels.conv(x, weights, bias, out, g.stride, g.padding, g.dilation, g.groups)
+        options = g.stride, g.padding, g.dilation, g.groups
+        kernels.conv(x, for_kernels("conv", packed, weights), bias, out, *options)
 
     return forward(
         "conv", launchers.conv, on_cpu, g, x, w, bias, out, x.dtype, given, kernel=kernel

@@ -8,6 +8,7 @@ from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.launch import shift as launchers
 from mulfree_cupy.ops.convolution import backward, forward, take_for_backward
+from mulfree_cupy.ops.packing import for_kernels, unpack
 
 __all__ = [
     "group_shifts",
@@ -165,13 +166,13 @@ def shift(
            [0, 7, 8],
            [0, 0, 0]])
     """
-    (x,) = arrays.take("shift", check=arrays.plain_bits, x=x)
+    x = arrays.take_one("shift", "x", x, arrays.plain_bits)
     geometry.check_rank("shift", "x", x.shape, "N, C, H, W")
     g = geometry.window("shift", x.shape, 1, filters=x.shape[1], stride=stride)
     table = _table("shift", shifts, x, g)
     shape = g.out_shape
     out = arrays.take_out("shift", out, shape, x.dtype, x=x)
-    launch.check_kernel("shift", kernel, launchers.SHIFT_KERNELS, x=x)
+    launch.check_kernel("shift", kernel, x=x)
     result = arrays.answer(out, shape, x.dtype, like=x)
     _move("shift", x, table, result, g.stride, kernel)
     return arrays.deliver(result, out)
@@ -221,12 +222,12 @@ def shift_backward(
     array([[0, 0, 0],
            [4, 5, 0]])
     """
-    (grad,) = arrays.take("shift_backward", check=arrays.plain_bits, grad=grad)
+    grad = arrays.take_one("shift_backward", "grad", grad, arrays.plain_bits)
     shape = geometry.shape4("shift_backward", "x_shape", x_shape)
     g = geometry.window("shift_backward", shape, 1, filters=shape[1], stride=stride)
     geometry.check_shape("shift_backward", "grad", grad.shape, g.out_shape, "for this x_shape")
     table = _table("shift_backward", shifts, grad, g)
-    launch.check_kernel("shift_backward", kernel, launchers.SHIFT_KERNELS, grad=grad)
+    launch.check_kernel("shift_backward", kernel, grad=grad)
     grad_x = arrays.empty_beside(grad, shape, grad.dtype)
     _move("shift_backward", grad, table, grad_x, g.stride, kernel)
     return grad_x
@@ -251,7 +252,8 @@ def shift_conv(
     ----------
     x : array, shape (N, C, H, W)
         float32 or float64, in any memory order; on a GPU float16 too.
-    w : array, shape (K, C)
+    w : array, shape (K, C), or PackedWeights
+        See `pack`.
     shifts : array of integers, shape (C, 2)
         (dh, dw) of every channel, of any size; see `modulo_shifts` and `group_shifts`.
         NumPy's own serve a GPU best: CuPy's are read back, and the call waits for that.
@@ -440,7 +442,7 @@ def _taps(function, channels, kernel_size, dilation):
 
 def check_table(function: str, name: str, table: Array, channels: int | None = None) -> Array:
     """The argument `name` as an array of integers (C, 2), with C as given if it is."""
-    (table,) = arrays.take(function, **{name: table})
+    table = arrays.take_one(function, name, table)
     if table.dtype.kind not in "iu":
         raise TypeError(
             f"{function}: {name} must be integers, got dtype {table.dtype} and shape {table.shape}"
@@ -503,15 +505,19 @@ def _refuse_half_on_cpu(function, given, x):
 
 
 def _forward(function, launcher, x, w, shifts, bias, stride, out, kernel, also):
+    w, packed = unpack(function, w, "adder" if "adder" in function else "conv")
+    if packed is not None and w.ndim == 4 and w.shape[2:] == (1, 1):
+        w = w[:, :, 0, 0]
     given = dict(x=x, w=w, bias=bias)
     x, w, bias = arrays.take_floats(function, **given, optional=("bias",), also=also)
     _refuse_half_on_cpu(function, given["x"], x)
     g = _geometry(function, x, w, stride)
     table = _table(function, shifts, x, g)
-    launch.check_kernel(function, kernel, launchers.SHIFT_CONV_KERNELS, x=x)
+    launch.check_kernel(function, kernel, x=x)
 
     def on_cpu(kernels, w, bias, out):
-        getattr(kernels, function)(x, w, table, bias, out, g.stride)
+        weights = for_kernels(function, packed, w)
+        getattr(kernels, function)(x, weights, table, bias, out, g.stride)
 
     def on_device(device, x, w, bias, out, g, kernel):
         launcher(device, x, w, table, bias, out, g.stride, kernel=kernel)
