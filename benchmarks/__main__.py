@@ -17,6 +17,24 @@ THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
 )
 
+# How other libraries are told to use no more than an instruction set.
+INSTRUCTION_SETS = {
+    "baseline": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+        "OPENBLAS_CORETYPE": "Nehalem",
+        "FAISS_OPT_LEVEL": "generic",
+    },
+    "avx2": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "OPENBLAS_CORETYPE": "Haswell",
+        "FAISS_OPT_LEVEL": "avx2",
+    },
+}
+
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
@@ -141,8 +159,9 @@ def parser() -> argparse.ArgumentParser:
         help="put the newest results into README.md and docs/*.md",
         description="Rewrites what stands between <!-- benchmark:NAME --> and "
         "<!-- /benchmark:NAME --> in README.md and docs/*.md from the newest JSON of each kind in "
-        "benchmarks/results/. NAME is adder, adder-beside, shift, shift-beside, winograd, "
-        "training, errors, curves-NAME, pruning-NAME, emulator, gpu or gpu-status.",
+        "benchmarks/results/. NAME is adder-SET, adder-beside-SET, shift-SET, shift-beside-SET or "
+        "winograd-SET, where SET is an instruction set, training, errors, curves-NAME, "
+        "pruning-NAME, emulator, gpu or gpu-status.",
     )
     report.add_argument(
         "--check", action="store_true", help="write nothing; exit status 1 if a file would change"
@@ -181,6 +200,12 @@ def _timed(command: argparse.ArgumentParser, run: Callable[[argparse.Namespace],
     _quick(command)
     command.add_argument(
         "--threads", type=int, default=timing.cores(), metavar="N", help="default: %(default)s"
+    )
+    command.add_argument(
+        "--features",
+        metavar="NAME",
+        help="an instruction set, for other libraries too: baseline, avx2, avx512 "
+        "(default: MULFREE_CPU_FEATURES, or the best of this machine)",
     )
     command.set_defaults(run=run)
 
@@ -270,6 +295,8 @@ def main(arguments: list[str] | None = None) -> int:
     # Modules that load NumPy wait until here: its thread pools read these variables as they start.
     if "threads" in options:
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(options.threads)))
+    if features := getattr(options, "features", None) or os.environ.get("MULFREE_CPU_FEATURES"):
+        os.environ.update(INSTRUCTION_SETS.get(features, {}), MULFREE_CPU_FEATURES=features)
     from benchmarks.reference import WrongAnswer
 
     try:

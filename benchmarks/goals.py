@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import geometric_mean
 
 from benchmarks import timing
 
@@ -19,9 +20,31 @@ class Column:
     goal: float | None = None
     aim: float | None = None
     at_most: bool = False
+    where: Callable[[str], bool] = lambda name: True  # the layers that the goal is for, by name
 
     def met(self, value: float) -> bool:
         return value <= self.goal if self.at_most else value >= self.goal
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The geometric mean of a column over some layers, and what it should be by instruction set."""
+
+    head: str
+    goal: dict[str, float]
+    layers: str = "all layers"
+    where: Callable[[str], bool] = lambda name: True
+
+    def verdict(self, rows: list[dict], features: str) -> str:
+        """One line: the mean, the goal and whether it is met."""
+        values = [row["ratios"].get(self.head) for row in rows if self.where(row["name"])]
+        text = f"- {self.head}, geometric mean of {self.layers}"
+        if not values or None in values:
+            return f"{text}: not measured"
+        mean, goal = geometric_mean(values), self.goal.get(features)
+        if goal is None:
+            return f"{text}: {mean:.2f}"
+        return f"{text} >= {goal:.2f}: {'met' if mean >= goal else 'not met'}, {mean:.2f}"
 
 
 def ratios(seconds: timing.Seconds, columns: list[Column]) -> dict[str, float | None]:
@@ -77,7 +100,7 @@ def verdicts(rows: list[dict], columns: list[Column]) -> str:
     """A line a goal: on how many rows it is met, and where it is not."""
     lines = []
     for column in (c for c in columns if c.goal is not None):
-        values = {row["name"]: row["ratios"][column.head] for row in rows}
+        values = {r["name"]: r["ratios"].get(column.head) for r in rows if column.where(r["name"])}
         values = {name: value for name, value in values.items() if value is not None}
         below = [name for name, value in values.items() if not column.met(value)]
         if not values:

@@ -45,23 +45,23 @@ def current_sections() -> dict[str, str]:
         winograd,
     )
 
-    kinds = "adder", "winograd", "shift", "training", "errors", "emulator", "gpu"
+    kinds = "training", "errors", "emulator", "gpu"
     found = {kind: newest(timing.RESULTS, kind) for kind in kinds}
     sections = {"gpu-status": status_table(found["gpu"])}
-    if record := found["adder"]:
-        rows = record["layers"]
-        verdicts = goals.verdicts(rows, adder.GOALS)
-        parts = goals.summary(record), adder.goal_table(rows), adder.NOTES, verdicts
-        sections["adder"] = "\n\n".join(parts)
-        sections["adder-beside"] = adder.beside_table(rows)
-    if record := found["winograd"]:
-        sections["winograd"] = winograd.document(record)
-    if record := found["shift"]:
-        rows = record["layers"]
+    # Oldest first: the newest of an instruction set stays.
+    for record in records(timing.RESULTS, "adder"):
+        rows, features = record["layers"], record["cpu_features"]
+        parts = goals.summary(record), adder.goal_table(rows), adder.NOTES, adder.verdicts(record)
+        sections[f"adder-{features}"] = "\n\n".join(parts)
+        sections[f"adder-beside-{features}"] = adder.beside_table(rows)
+    for record in records(timing.RESULTS, "winograd"):
+        sections[f"winograd-{record['cpu_features']}"] = winograd.document(record)
+    for record in records(timing.RESULTS, "shift"):
+        rows, features = record["layers"], record["cpu_features"]
         tables = shift.move_table(record), shift.layer_table(rows)
         parts = goals.summary(record), *tables, shift.NOTES, shift.verdicts(record)
-        sections["shift"] = "\n\n".join(parts)
-        sections["shift-beside"] = shift.beside_table(rows)
+        sections[f"shift-{features}"] = "\n\n".join(parts)
+        sections[f"shift-beside-{features}"] = shift.beside_table(rows)
     if record := found["training"]:
         sections["training"] = training.document(record)
     if record := found["errors"]:

@@ -192,9 +192,10 @@ def without_paths(text: str) -> str:
 
 
 def write_json(record: dict, out: Path, stem: str) -> Path:
-    """Write `<out>/<stem>-<date>.json` and return its path."""
+    """Write `<out>/<stem>-<instruction set, if recorded>-<date>.json` and return its path."""
     out.mkdir(parents=True, exist_ok=True)
-    file = out / f"{stem}-{record['machine']['date']}.json"
+    parts = stem, record.get("cpu_features"), record["machine"]["date"]
+    file = out / f"{'-'.join(filter(None, parts))}.json"
     text = json.dumps(rounded(record), indent=1)
     one_line = re.sub(r"\[([-+\d.e,\s]+)\]", lambda m: f"[{' '.join(m[1].split())}]", text)
     file.write_text(one_line + "\n", encoding="utf-8")

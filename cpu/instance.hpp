@@ -3,10 +3,11 @@
 #pragma once
 
 #include "ops/adder.hpp"
-#include "ops/adder_u8.hpp"
+#include "ops/adder_i8_i16.hpp"
 #include "ops/adder_grad_x.hpp"
 #include "ops/batch_norm.hpp"
 #include "ops/conv.hpp"
+#include "ops/move_planes.hpp"
 #include "ops/peak.hpp"
 #include "ops/winograd/cost.hpp"
 #include "ops/winograd/gradients.hpp"
@@ -32,7 +33,8 @@ extern const Kernels MULFREE_JOIN(MULFREE_ISA, _kernels) = {
      MULFREE_ISA::batch_norm_sums<double>, MULFREE_ISA::batch_norm_grad<double>,
      MULFREE_ISA::winograd_conv<double>, MULFREE_ISA::winograd_grad_x<double>, MULFREE_ISA::winograd_grad_u<double>,
      MULFREE_ISA::winograd_seconds<double>},
-    {MULFREE_ISA::AdderBytes::run, MULFREE_ISA::AdderBytes::packed_bytes, MULFREE_ISA::AdderBytes::pack},
+    MULFREE_ISA::AdderBytes::row(), MULFREE_ISA::AdderSignedBytes::row(), MULFREE_ISA::AdderShorts::row(),
+    MULFREE_ISA::move_planes,
     MULFREE_ISA::peak,
 };
 

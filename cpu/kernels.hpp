@@ -43,6 +43,39 @@ struct Shifts {
 };
 constexpr index MOST_KINDS = 32;
 
+// Planes without gaps between rows, moved as bytes, with the ends of other rows in the place of pixels from
+// outside; masks, zero there and ones elsewhere, clear these. Channel c moves in pieces of some rows, each
+// with its mask. What a copy reads lies in x if the plane it begins in does.
+struct PlaneMoves {
+    index bytes, piece_bytes;          // of a plane; of its pieces, of which the last may be shorter
+    const index* offset;               // of every channel, to what its first pixel shows
+    const std::uint8_t* const* masks;  // of every channel, of every piece
+    const std::uint8_t *first, *last;  // planes of x
+};
+
+// What becomes of an answer on its way to y, filter by filter:
+//     clip(answer * scale + offset + residual * residual_scale, low, high),
+// where the arrays are given, in T. In the place of y, which it needs not be, it is stored in `wide`, or to the
+// nearest in `narrow`. These, and the residual, which has their type, lie as y would.
+template <class T>
+struct Epilogue {
+    using Number = T;
+    const T *scale, *offset;
+    const T* residual;
+    const std::uint8_t* narrow_residual;
+    T residual_scale, low, high;
+    T* wide;
+    std::uint8_t* narrow;
+};
+template <class Y>
+struct EpilogueOf {
+    using type = Epilogue<Y>;
+};
+template <>
+struct EpilogueOf<std::int32_t> {
+    using type = Epilogue<float>;
+};
+
 // y[n, f, pixel] = bias[f] + sum over channels and taps of term(x, w), group by group. Where x_shifts is
 // given the channels of x are seen displaced, where y_shifts is those of y are written so; such a
 // convolution has one group and one tap.
@@ -57,6 +90,7 @@ struct Convolution {
     Image<Y> y;
     const Shifts *x_shifts = nullptr, *y_shifts = nullptr;
     const void* packed = nullptr;  // the weights as the kernel's pack() left them; then w may be null
+    const typename EpilogueOf<Y>::type* epilogue = nullptr;
 };
 
 // grad_x[c, pixel] = sum over filters and taps of clip(w - x, -1, 1) * grad. The axes are the forward
@@ -173,7 +207,12 @@ struct Kernels {
     const char* name;
     FloatKernels<float> f32;
     FloatKernels<double> f64;
-    ConvolutionKernel<std::uint8_t, std::int32_t> adder_conv_u8;
+    ConvolutionKernel<std::uint8_t, std::int32_t> adder_conv_u8, adder_conv_i8;  // int8 by its bits
+    ConvolutionKernel<std::uint16_t, std::int32_t> adder_conv_i16;               // and int16
+    // Moves channels from `first` on, until `end` or one whose copy would leave x, and returns that one. Their
+    // planes lie `channel_bytes` apart, and without gaps in the answer.
+    index (*move_planes)(const PlaneMoves&, const std::uint8_t* from, index channel_bytes, std::uint8_t* to,
+                         index first, index end);
     double (*peak)(int operation, double seconds);
 };
 

@@ -1,6 +1,6 @@
 """Convolutions with no multiplications, or far fewer, as plain functions on arrays."""
 
-from mulfree_cupy.config import get_num_threads, set_num_threads, show_config
+from mulfree_cupy.config import get_num_threads, keep_freed_memory, set_num_threads, show_config
 from mulfree_cupy.launch import emulator
 from mulfree_cupy.launch.emulator import EmulationFault, emulated_cuda
 from mulfree_cupy.launch.source import kernels
@@ -42,6 +42,7 @@ __all__ = [
     "get_num_threads",
     "group_shifts",
     "im2col",
+    "keep_freed_memory",
     "kernels",
     "modulo_shifts",
     "pack",

@@ -68,6 +68,15 @@ def take(
     return [None if array is None else aligned(array) for array in taken]
 
 
+def take_one(
+    function: str, name: str, value: Any, check: Callable[[str, str, Array], None] = real_numbers
+) -> Array:
+    """As `take`, of one argument, in half the time."""
+    array = _adopt(function, name, value)
+    check(function, name, array)
+    return aligned(array)
+
+
 def take_in_place(
     function: str,
     *,

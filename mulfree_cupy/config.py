@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import platform
 
@@ -61,6 +62,32 @@ def get_num_threads() -> int:
     True
     """
     return cpu_kernels().get_num_threads()
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory of arrays that are gone, for those that come next.
+
+    A training step frees all that it computed; the system takes the memory back, and clears it page
+    by page for the next step. For processes that train and then end: the ``mulfree`` command calls
+    this itself.
+
+    Notes
+    -----
+    It holds for the whole process, whatever allocates, and for good. Arrays of 32 MiB and more are
+    still given back. Where the C library is not glibc it does nothing.
+
+    Examples
+    --------
+    >>> import mulfree_cupy
+    >>> mulfree_cupy.keep_freed_memory()
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    trim_threshold, mmap_threshold = -1, -3  # malloc.h
+    mallopt(mmap_threshold, 32 << 20)  # the most there is
+    mallopt(trim_threshold, -1)  # never
 
 
 def show_config() -> None:

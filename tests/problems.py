@@ -126,8 +126,9 @@ def problems(draw, dtypes=("float32", "float64"), most=6):
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
 
     def values(*shape):
-        if dtype == np.uint8:
-            return rng.integers(0, 256, shape, dtype=np.uint8)
+        if dtype.kind in "iu":
+            limits = np.iinfo(dtype)
+            return rng.integers(limits.min, limits.max, shape, dtype, endpoint=True)
         return rng.normal(size=shape).astype(dtype)
 
     bias = values(groups * filters) if draw(st.booleans()) else None
@@ -137,7 +138,7 @@ def problems(draw, dtypes=("float32", "float64"), most=6):
             draw(st.sampled_from(LAYOUTS)),
         ),
         w=lay_out(values(groups * filters, channels, *kernel), draw(st.sampled_from(LAYOUTS))),
-        bias=bias if bias is None or dtype != np.uint8 else bias.astype(np.int32),
+        bias=bias if bias is None or dtype.kind == "f" else bias.astype(np.int32),
         options=dict(stride=stride, padding=padding, dilation=dilation, groups=groups),
     )
 

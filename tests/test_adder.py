@@ -32,8 +32,8 @@ def test_bias_is_added(way, problem):
 
 
 @pytest.mark.parametrize("way", WAYS)
-@given(problem=problems(dtypes=("uint8",)))
-def test_uint8_is_exact(way, problem):
+@given(problem=problems(dtypes=("uint8", "int8", "int16")))
+def test_integers_are_exact(way, problem):
     x, w, bias = problem.x, problem.w, problem.bias
     answer = run(way, mf.adder_conv, x, w, bias, **problem.options)
     assert answer.dtype == np.int32

@@ -39,6 +39,7 @@ from benchmarks.gpu import reference as gpu_reference  # noqa: E402
 from benchmarks.gpu import shift as gpu_shift  # noqa: E402
 from benchmarks.gpu import tables as gpu_tables  # noqa: E402
 from benchmarks.gpu import winograd as gpu_winograd  # noqa: E402
+from mulfree_cupy import launch  # noqa: E402
 from mulfree_cupy.report import pruning  # noqa: E402
 
 QUICK = layers.QUICK
@@ -207,14 +208,39 @@ class TestAdder:
         assert goals.summary(record).endswith(ends)
 
     def test_goals(self):
-        def row(name, speed, backward):
+        def row(name, speed, backward, peak):
             heads = {column.head: None for column in adder.GOALS}
             measured = {"speed, conv2d = 1": speed, "backward / forward": backward}
+            measured["of max/add peak"] = peak
             return {"name": name, "ratios": heads | measured}
 
-        lines = goals.verdicts([row("good", 0.5, 2), row("bad", 0.3, 3)], adder.GOALS).splitlines()
-        assert "- speed, conv2d = 1 >= 0.40: on 1 of 2 layers, not on bad" in lines
-        assert "- backward / forward <= 3.00: met on all 2 layers" in lines
+        rows = [row("good", 0.3, 2, 2.0), row("bad", 0.5, 3, None), row("N1 s2", 0.9, 2.5, 0.5)]
+        lines = goals.verdicts(rows, adder.GOALS).splitlines()
+        assert "- of max/add peak >= 80%: met on all 1 layers" in lines  # of stride 1, measured
+        assert "- backward / forward <= 2.50: on 2 of 3 layers, not on bad" in lines
+        record = {"layers": rows, "cpu_features": "avx2"}
+        speed, *_ = adder.verdicts(record).splitlines()
+        assert speed == "- speed, conv2d = 1, geometric mean of all layers >= 0.54: not met, 0.51"
+        rows[0]["ratios"]["speed, conv2d = 1"] = None
+        assert "layers: not measured" in adder.verdicts(record)
+
+    def test_means_are_of_the_layers_that_the_goal_names(self):
+        ratios = {"N1 1->1@8": 4.0, "N1 1->1@8 s2": 1.0, "N1 1->1@8 1x1 s2": 9.0}
+        rows = [{"name": name, "ratios": {adder.UINT8: r}} for name, r in ratios.items()]
+        mean = next(m for m in adder.MEANS if m.head == adder.UINT8)
+        assert mean.verdict(rows, "avx512").endswith("the 3x3 layers >= 2.20: not met, 2.00")
+        assert mean.verdict(rows, "baseline").endswith("the 3x3 layers: 2.00")
+
+    def test_one_instruction_set_for_all(self, tmp_path):
+        features = launch.cpu_kernels().available_features()[0]
+        done = command(
+            "adder", "--quick", "--threads", 1, "--features", features, "--out", tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        (file,) = tmp_path.glob(f"adder-cpu-{features}-*.json")
+        assert json.loads(file.read_text(encoding="utf-8"))["cpu_features"] == features
+        done = command("adder", "--quick", "--features", "mmx")
+        assert done.returncode == 1 and "MULFREE_CPU_FEATURES" in done.stderr
 
 
 class TestWinograd:

@@ -112,13 +112,68 @@ def test_matmul_and_its_gradients(way, dtype, sizes):
     assert_close(grad_b, a.T.astype(float) @ grad, dtype)
 
 
-@pytest.mark.parametrize("a", [np.ones((2, 3, 4)), np.ones((3, 4), np.int64)])
-def test_matmul_of_what_is_no_matrix_of_floats_is_the_arrays_own(a):
-    b = np.arange(8.0).reshape(4, 2)
-    with mf.emulated_cuda():
-        assert_array_equal(convolution.matmul(a, b), a @ b)
-        with pytest.raises(ValueError, match="matmul"):
-            convolution.matmul(a, b[:3])
+@pytest.mark.parametrize("way", ["cpu", "emulated"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("stack", [((2, 3), (2, 3)), ((2, 1), (3,)), ((0,), (1,))])
+def test_matmul_of_stacks(way, dtype, stack):
+    rng = np.random.default_rng(3)
+    a, b = (
+        rng.normal(size=(*s, *m)).astype(dtype)
+        for s, m in zip(stack, ((40, 5), (5, 6)), strict=True)
+    )
+    for rows in 40, 2:
+        answer = run(way, convolution.matmul, a[..., :rows, :], b)
+        assert_close(answer, a[..., :rows, :].astype(float) @ b.astype(float), dtype)
+    grad = rng.normal(size=answer.shape).astype(dtype)
+    grad_a, grad_b = run(way, convolution.matmul_backward, grad, a[..., :2, :], b)
+    assert_close(grad_a, grad.astype(float) @ b.swapaxes(-1, -2), dtype)
+    assert_close(grad_b, a[..., :2, :].swapaxes(-1, -2).astype(float) @ grad, dtype)
+
+
+@pytest.mark.parametrize("rows", [5, 50])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_matmul_lets_what_is_not_finite_through(rows, value):
+    a, b = np.ones((rows, 40), "f"), np.ones((30, 40), "f").T
+    a[1, 2], b[3, 4] = value, -value
+    with np.errstate(invalid="ignore"):
+        assert_array_equal(convolution.matmul(a, b), a.astype(float) @ b.astype(float))
+        grad = np.ones((rows, 30), "f")
+        grad_a, grad_b = convolution.matmul_backward(grad, a, b)
+        assert_array_equal(grad_a, grad.astype(float) @ b.T.astype(float))
+        assert_array_equal(grad_b, a.T.astype(float) @ grad.astype(float))
+
+
+@pytest.mark.parametrize("rows", [5, 50])
+def test_matmul_of_any_layout_gives_the_same_bits(rows):
+    rng = np.random.default_rng(4)
+    a, b, grad = (rng.normal(size=s).astype("f") for s in ((rows, 70), (70, 20), (rows, 20)))
+    answers = convolution.matmul(a, b), *convolution.matmul_backward(grad, a, b)
+    for order in (
+        np.asfortranarray,
+        lambda m: m[::-1].copy()[::-1],
+        lambda m: m.repeat(2, 1)[:, ::2],
+    ):
+        a, b, grad = map(order, (a, b, grad))
+        for same, want in zip(
+            (convolution.matmul(a, b), *convolution.matmul_backward(grad, a, b)),
+            answers,
+            strict=True,
+        ):
+            assert same.tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("way", ["cpu", "emulated"])
+def test_matmul_of_what_is_no_float_is_the_arrays_own(way):
+    a, b = np.arange(12).reshape(3, 4), np.arange(8).reshape(4, 2)
+    for dtype in np.int64, np.float16:
+        answer = run(way, convolution.matmul, a.astype(dtype), b.astype(dtype))
+        assert answer.dtype == dtype
+        assert_array_equal(answer, a @ b)
+    mixed = run(way, convolution.matmul, a, b.astype("f"))
+    assert mixed.dtype == np.float64
+    assert_array_equal(mixed, a @ b)
+    with pytest.raises(ValueError, match="matmul"):
+        run(way, convolution.matmul, a, b[:3])
 
 
 @pytest.mark.parametrize("kernel", ["1_im2col", "2_implicit_conv"])

@@ -43,6 +43,22 @@ CALLS = [  # every function with arguments that it takes
     ("adder_conv", {"x": X, "w": PACKED[4], "bias": ones(6), "out": GRAD, **OPTIONS, "groups": 1}),
     ("adder_conv", {**BYTES, "w": PACKED[5], **OPTIONS, "groups": 1}),
     (
+        "conv_fused",
+        {
+            "x": X, "w": PACKED[0], "bias": None, "out": GRAD, **OPTIONS, "groups": 1,
+            "scale": ones(6), "offset": None, "residual": GRAD, "residual_scale": 1.0, "low": 0.0,
+            "high": 1.0,
+        },
+    ),
+    (
+        "adder_conv_fused",
+        {
+            **BYTES, "w": PACKED[5], "out": GRAD.astype(np.uint8), **OPTIONS, "groups": 1,
+            "scale": ones(6), "offset": ones(6), "residual": GRAD.astype(np.uint8),
+            "residual_scale": 1.0, "low": 0.0, "high": 255.0,
+        },
+    ),
+    (
         "shift_conv",
         {
             "x": X, "w": PACKED[2], "shifts": TABLE, "bias": None, "out": GRAD, "stride": (1, 1),
@@ -207,7 +223,7 @@ def hostile(draw, value):
         numbers = NUMBERS if len(value) == 2 else [n for n in NUMBERS if not 2**30 < n < 2**60]
         whole[draw(st.integers(0, len(whole) - 1))] = draw(st.sampled_from(numbers))
         return tuple(whole)
-    if isinstance(value, bool):
+    if isinstance(value, (bool, float)):
         return value
     if isinstance(value, int):
         return draw(st.sampled_from(NUMBERS))

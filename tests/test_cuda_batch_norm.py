@@ -11,12 +11,12 @@ from problems import LAYOUTS, lay_out, run
 import mulfree_cupy as mf
 from mulfree_cupy import launch, nn
 from mulfree_cupy.autograd import Tensor
-from mulfree_cupy.launch import batch_norm as launchers
+from mulfree_cupy.launch import emulator, limits, select
 from mulfree_cupy.ops.batch_norm import batch_norm, batch_norm_backward
 
 WAYS = ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)]
 ways = pytest.mark.parametrize("way", WAYS)
-KERNELS = launchers.BATCH_NORM_KERNELS
+KERNELS = select.names("batch_norm")
 kernels = pytest.mark.parametrize("kernel", KERNELS)
 TOLERANCE = {"float32": 3e-6, "float64": 1e-13}
 
@@ -276,9 +276,7 @@ def test_launches_of_a_layer(shape, forward, backward, monkeypatch):
     """Two each way at most, and one to evaluate; enough blocks where a channel is long."""
     launches = []
 
-    class Recorder:
-        xp = np
-
+    class Recorder(emulator.Device):
         def launch(self, path, entry, defines, grid, block, args):
             file = path.removeprefix("batch_norm/").removesuffix(".cu")
             launches.append(f"{file} {grid[0]} x {block[0]}")
@@ -345,7 +343,7 @@ def test_what_does_not_fit_is_an_error(monkeypatch):
         )
         with pytest.raises(ValueError, match=message):
             batch_norm(long, ones, ones, kernel="3_registers")
-        monkeypatch.setattr(launchers, "INT32", 31)
+        monkeypatch.setattr(limits, "INT32", 31)
         for function in (batch_norm, lambda *a: batch_norm(*a, **other)):
             with pytest.raises(ValueError, match=r"batch_norm: N\*H\*W must be at most 31, got 32"):
                 function(x, ones, ones)

@@ -1,7 +1,6 @@
 """Every CUDA launcher against the formulas: emulated with all checks on, and on a GPU."""
 
 import math
-import types
 
 import numpy as np
 import pytest
@@ -14,9 +13,10 @@ import mulfree_cupy as mf
 from mulfree_cupy import launch as launch_room
 from mulfree_cupy import ops
 from mulfree_cupy.geometry import ConvGeometry
-from mulfree_cupy.launch import adder, convolution, emulator, implicit, sizes
+from mulfree_cupy.launch import adder, convolution, emulator, implicit, limits, select
 
-FLOAT_KERNELS = adder.ADDER_KERNELS[:5]
+FLOAT_KERNELS = select.names("adder_conv")[:5]
+CONV_RUNGS = select.names("conv")[:2]
 TOLERANCE = {"float32": 1e-5, "float64": 1e-13}
 
 GEOMETRIES = {
@@ -142,7 +142,7 @@ def test_col2im(run, g, dtype):
 @floats
 def test_conv_and_its_gradients(run, g, dtype):
     x, w, bias = (values(s, dtype, i) for i, s in enumerate((g.x_shape, g.w_shape, g.filters)))
-    for kernel in convolution.CONV_KERNELS:
+    for kernel in CONV_RUNGS:
         out = unwritten(g.out_shape, dtype)
         run(convolution.conv, x, w, bias, out, g, kernel)
         assert_close(out, spec.conv(x, w, bias, **options(g)))
@@ -244,7 +244,8 @@ def test_depthwise_loads_a_row_of_its_strip_once(launcher, formula, tiled):
 )
 def test_depthwise_is_taken_for_what_it_can(launcher, formula, tiled, g, taken):
     paths = []
-    device = types.SimpleNamespace(xp=np, launch=lambda path, *args: paths.append(path))
+    device = emulator.Device()
+    device.launch = lambda path, *args: paths.append(path)
     x, w, out = (np.zeros(s, "float32") for s in (g.x_shape, g.w_shape, g.out_shape))
     for kernel in (None, tiled):
         launcher(device, x, w, None, out, g, kernel)
@@ -392,7 +393,7 @@ def test_nan_and_infinity_pass_through_the_gradient_of_w(run, where, value, dtyp
 def launched(monkeypatch):
     """The entries of an emulated device, in the order of their launches."""
     entries, launch = [], emulator.device.launch
-    device = types.SimpleNamespace(xp=np)
+    device = emulator.Device()
     device.launch = lambda path, entry, *args: (entries.append(entry), launch(path, entry, *args))
     monkeypatch.setattr(launch_room, "device_for", lambda array: device)
     return entries
@@ -463,15 +464,15 @@ CHUNKED = {
 def test_chunks_make_no_difference(run, monkeypatch, g, workspace):
     x, w = values(g.x_shape, "float64"), values(g.w_shape, "float64", 1)
     bias, grad = values(g.filters, "float64", 3), values(g.out_shape, "float64", 2)
-    monkeypatch.setattr(convolution, "WORKSPACE", workspace)
-    padded = g.channels * math.prod(sizes.padded_image(g))
-    monkeypatch.setattr(sizes, "INT32", 2 * max(padded, grad[0].size))
+    monkeypatch.setattr(limits, "WORKSPACE", workspace)
+    padded = g.channels * math.prod(limits.padded_image(g))
+    monkeypatch.setattr(limits, "INT32", 2 * max(padded, grad[0].size))
     out = unwritten(g.out_shape, "float64")
     for kernel in FLOAT_KERNELS:
         out[...] = np.nan
         run(adder.adder_conv, x, w, bias, out, g, kernel)
         assert_close(out, spec.adder_conv(x, w, bias, **options(g)))
-    for kernel in convolution.CONV_KERNELS:
+    for kernel in CONV_RUNGS:
         out[...] = np.nan
         run(convolution.conv, x, w, bias, out, g, kernel)
         assert_close(out, spec.conv(x, w, bias, **options(g)))
@@ -490,16 +491,14 @@ def test_the_matrix_of_a_large_image_stays_within_the_workspace(monkeypatch):
     g = ConvGeometry(2, 8, 40, 40, 16, (3, 3), padding=(1, 1))
     largest = {}
 
-    class Recorder:
-        xp = np
-
+    class Recorder(emulator.Device):
         def launch(self, path, entry, defines, grid, block, args):
             matrix = {"im2col": 1, "adder_matmul": 1}.get(entry)
             if matrix is not None:
                 largest[entry] = max(largest.get(entry, 0), args[matrix].nbytes)
 
     workspace = 2**16
-    monkeypatch.setattr(convolution, "WORKSPACE", workspace)
+    monkeypatch.setattr(limits, "WORKSPACE", workspace)
     grad, x, w = (np.zeros(shape, "float32") for shape in (g.out_shape, g.x_shape, g.w_shape))
     convolution.conv(Recorder(), x, w, None, grad, g, "1_im2col")
     adder.adder_conv(Recorder(), x, w, None, grad, g, "1_naive")
@@ -511,8 +510,7 @@ def test_grids_fold_what_is_too_many_for_one_launch(run, monkeypatch):
     g = ConvGeometry(5, 4, 5, 4, 6, (3, 3), padding=(1, 1), groups=2)
     x, w = values(g.x_shape, "float64"), values(g.w_shape, "float64", 1)
     out, cols = unwritten(g.out_shape, "float64"), unwritten(g.cols_shape, "float64")
-    for module in (adder, convolution):
-        monkeypatch.setattr(module, "GRID_LIMIT", 3)
+    monkeypatch.setattr(limits, "GRID_LIMIT", 3)
     run(adder.adder_conv, x, w, None, out, g, "1_naive")
     assert_close(out, spec.adder_conv(x, w, **options(g)))
     run(convolution.im2col, x, cols, g)
@@ -525,7 +523,7 @@ def test_grids_fold_what_is_too_many_for_one_launch(run, monkeypatch):
 
 def test_an_image_too_large_for_32_bit_offsets_is_an_error(monkeypatch):
     g = GEOMETRIES["27 taps"]
-    monkeypatch.setattr(sizes, "INT32", 100)
+    monkeypatch.setattr(limits, "INT32", 100)
     x, w, out = values(g.x_shape, "float32"), values(g.w_shape, "float32"), np.zeros(g.out_shape)
     message = r"adder_conv: .* image of x, of shape \(2, 3, 7, 9\), must be at most 100, got 297"
     with pytest.raises(ValueError, match=message):
@@ -566,18 +564,17 @@ def test_the_implicit_kernels_refuse_what_reaches_nowhere():
 def test_too_many_groups_for_a_grid_is_an_error(monkeypatch):
     g = GEOMETRIES["depthwise, stride 2"]
     x, w, out = (values(s, "float32") for s in (g.x_shape, g.w_shape, g.out_shape))
-    monkeypatch.setattr(adder, "GRID_LIMIT", 3)
+    monkeypatch.setattr(limits, "GRID_LIMIT", 3)
     with pytest.raises(ValueError, match="adder_conv: kernel '1_naive' takes at most 3 groups"):
         adder.adder_conv(emulator.device, x, w, None, out, g, "1_naive")
 
 
 def test_an_error_of_adder_matmul_names_it(monkeypatch):
     a, b = values((3, 4), "float32"), values((4, 5), "float32")
-    monkeypatch.setattr(adder, "INT32", 4)
+    monkeypatch.setattr(limits, "INT32", 4)
     with pytest.raises(ValueError, match="adder_matmul: P must be at most 4, got 5"):
         adder.adder_matmul(emulator.device, a, b, np.zeros((3, 5), "float32"))
-    monkeypatch.setattr(adder, "INT32", 12)
-    monkeypatch.setattr(sizes, "INT32", 12)
+    monkeypatch.setattr(limits, "INT32", 12)
     with pytest.raises(ValueError, match=r"adder_matmul: .* padded image of x"):
         adder.adder_matmul(emulator.device, a, b, np.zeros((3, 5)), "5_implicit_conv")
 
@@ -633,7 +630,11 @@ def test_kernels_and_new_arrays_go_to_the_gpu_of_the_arrays():
     [
         ("float32", "6_uint8", "kernel '6_uint8' does not take float32; 1_naive, 2_shared_tile"),
         ("uint8", "1_naive", "kernel '1_naive' does not take uint8; 6_uint8 can"),
-        ("float32", "fastest", "kernel must be one of 1_naive, .*, got 'fastest'"),
+        (
+            "float32",
+            "fastest",
+            "no kernel named 'fastest'; there are 1_naive, .*, depthwise",
+        ),
     ],
 )
 def test_a_rung_that_cannot_is_an_error(dtype, kernel, message):

@@ -15,12 +15,12 @@ from problems import LAYOUTS, lay_out, namespace, run, shift_problems
 from test_convolution import assert_close
 
 import mulfree_cupy as mf
-from mulfree_cupy.launch import cuda, emulator
+from mulfree_cupy.launch import cuda, emulator, limits, select
 from mulfree_cupy.launch import shift as launchers
 
 WAYS = ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)]
 ways = pytest.mark.parametrize("way", WAYS)
-RUNGS = launchers.SHIFT_KERNELS
+RUNGS = select.names("shift")
 TILED = RUNGS[:2]
 BACKWARDS = ["shift_conv_backward", "shift_adder_conv_backward"]
 
@@ -177,7 +177,8 @@ def test_every_tile_of_the_fused_kernels(shape, filters, dtype, stride):
 @pytest.mark.parametrize("kernel", ["3_table", "4_fused_conv"])
 def test_no_bias_is_no_array(launcher, kernel):
     passed = []
-    device = types.SimpleNamespace(xp=np, launch=lambda path, entry, *_: passed.append(_[-1]))
+    device = emulator.Device()
+    device.launch = lambda path, entry, *_: passed.append(_[-1])
     x, w, shifts = values((2, 9, 5, 6)), values((4, 9)), mf.modulo_shifts(9)
     launcher(device, x, w, shifts, None, np.empty((2, 4, 5, 6), "f"), (1, 1), kernel)
     assert sum(argument is None for argument in passed[-1]) == 1
@@ -199,9 +200,7 @@ def test_the_gradient_of_w_is_summed_in_parts():
     shifts = clipped(np.arange(10).reshape(5, 2) - 5, x)
     grad, launches = values((3, 4, 30, 31), seed=2), []
 
-    class Recorder:
-        xp = np
-
+    class Recorder(emulator.Device):
         def launch(self, path, entry, defines, grid, block, args):
             launches.append((entry, grid))
             emulator.device.launch(path, entry, defines, grid, block, args)
@@ -225,7 +224,7 @@ def test_gradients_of_images_that_no_launch_can_take_at_once(way, name, dtype, m
         pytest.skip("float32 and float64 alone")
     x, w = values((5, 6, 9, 7), dtype), values((4, 6), dtype, seed=1)
     shifts, grad = clipped(np.arange(12).reshape(6, 2) - 6, x), values((5, 4, 9, 7), dtype, seed=2)
-    monkeypatch.setattr(launchers, "WORKSPACE", 2 * 2 * 2 * x[0].nbytes)
+    monkeypatch.setattr(limits, "WORKSPACE", 2 * 2 * 2 * x[0].nbytes)
     monkeypatch.setattr(launchers, "_images_at_once", lambda *_: 2)
     monkeypatch.setattr(launchers, "_LEAST_PART", 64)
     answers = run(way, getattr(mf, name), grad, x, w, shifts)
@@ -238,7 +237,7 @@ def test_gradients_of_images_that_no_launch_can_take_at_once(way, name, dtype, m
 def test_the_parts_of_an_adder_gradient_are_added_up_in_one_launch(images, launched, monkeypatch):
     x, w = values((images, 9, 9, 7)), values((4, 9), seed=1)
     grad, shifts = values((images, 4, 9, 7), seed=2), mf.modulo_shifts(9)
-    monkeypatch.setattr(launchers, "WORKSPACE", 2 * 2 * x[0].nbytes)
+    monkeypatch.setattr(limits, "WORKSPACE", 2 * 2 * x[0].nbytes)
     with mf.emulated_cuda(trace=True) as report:
         mf.shift_adder_conv_backward(grad, x, w, shifts)
     counts = report.counts
@@ -347,14 +346,13 @@ def test_planes_in_several_launches_make_no_difference(monkeypatch):
     shifts[0] = 4, -6
     launches = []
 
-    class Recorder:
-        xp = np
-
+    class Recorder(emulator.Device):
         def launch(self, path, entry, defines, grid, block, args):
-            launches.append([int(a) for a in args if np.ndim(a) == 0][:2])
+            numbers = [a for a in args if np.ndim(a) == 0]
+            launches.append([*(numbers[0] if len(numbers) == 1 else numbers)][:2])
             emulator.device.launch(path, entry, defines, grid, block, args)
 
-    monkeypatch.setattr(launchers, "INT32", 11 + 8 * 35)
+    monkeypatch.setattr(limits, "INT32", 11 + 8 * 35)
     for stride in ((1, 1), (2, 3)):
         expected = spec.shift(x, shifts, stride=stride)
         out, back = unwritten(expected.shape), unwritten(x.shape)
@@ -374,11 +372,11 @@ def test_planes_in_several_launches_make_no_difference(monkeypatch):
 def test_images_in_several_launches_make_no_difference(monkeypatch):
     x, w, shifts = values((5, 9, 4, 6)), values((7, 9), seed=1), mf.modulo_shifts(9)
     grad = values((5, 7, 4, 6), seed=2)
-    monkeypatch.setattr(launchers, "INT32", 2 * 11 * 24)
-    monkeypatch.setattr(launchers, "WORKSPACE", 4 * 9 * 24 * 4)
+    monkeypatch.setattr(limits, "INT32", 2 * 11 * 24)
+    monkeypatch.setattr(limits, "WORKSPACE", 4 * 9 * 24 * 4)
     with mf.emulated_cuda():
         for name in ("shift_conv", "shift_adder_conv"):
-            for kernel in launchers.SHIFT_CONV_KERNELS:
+            for kernel in select.names(name):
                 answer = getattr(mf, name)(x, w, shifts, kernel=kernel)
                 assert_close(answer, getattr(spec, name)(x, w, shifts), "float32")
         for name in BACKWARDS:
@@ -401,19 +399,17 @@ def test_a_plane_at_the_end_of_the_indices():
     height, width = 3, (2**31 - 2**17) // 3
     recorded = []
 
-    class Recorder:
-        xp = np
-
+    class Recorder(emulator.Device):
         def launch(self, path, entry, defines, grid, block, args):
-            recorded.append((grid, block, [int(a) for a in args if np.ndim(a) == 0]))
+            recorded.append((grid, block, args[-1]))
 
     x = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (1, 1, height, width), (0,) * 4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launchers, "_planes", lambda function, x, y: [(0, x[0], y[0])])
         launchers.shift(Recorder(), x, np.array([[2, -7]], np.int32), x, (1, 1))
-    ((blocks,), (threads,), scalars) = recorded[0]
-    assert scalars[0] == height * width and blocks * threads * 16 < 2**31
-    assert all(scalar < 2**31 for scalar in scalars[:5])
+    ((blocks,), (threads,), planes) = recorded[0]
+    assert planes["total"] == height * width and blocks * threads * 16 < 2**31
+    assert [*planes["size"]] == [height, width]
 
 
 class OnGpu(np.ndarray):
@@ -560,7 +556,7 @@ def test_a_table_may_lie_where_the_image_does(way):
     ],
 )
 def test_what_32_bits_cannot_index_is_an_error(monkeypatch, call, message):
-    monkeypatch.setattr(launchers, "INT32", 20)
+    monkeypatch.setattr(limits, "INT32", 20)
     x = values((1, 9, 3, 4))
     with pytest.raises(ValueError, match=message):
         call(x, mf.modulo_shifts(9).astype(np.int32), unwritten(x.shape))
@@ -572,13 +568,13 @@ def test_what_32_bits_cannot_index_is_an_error(monkeypatch, call, message):
         (
             "1_tiled_modulo", mf.modulo_shifts(25, 5), 1,
             r"shift: kernel '1_tiled_modulo' takes stride 1 and the modulo shifts of 3x3 with "
-            r"dilation 1 alone; 2_tiled_generic, 3_table can move by these shifts",
+            r"dilation 1 alone; 2_tiled_generic, 3_table can",
         ),
         (
             "2_tiled_generic", mf.group_shifts(18), 1,
             r"modulo shifts with dilation \* \(kernel_size // 2\) of 7 at most alone; 3_table can",
         ),
-        ("2_tiled_generic", mf.modulo_shifts(9, dilation=8), 1, "3_table can move"),
+        ("2_tiled_generic", mf.modulo_shifts(9, dilation=8), 1, "3_table can"),
         ("1_tiled_modulo", mf.modulo_shifts(9), 2, "takes stride 1 .* alone; 3_table can"),
     ],
 )  # fmt: skip
@@ -593,7 +589,7 @@ def test_a_tiled_kernel_says_which_can(kernel, shifts, stride, message):
 
 def test_an_unknown_kernel_is_an_error():
     x, shifts = values((1, 9, 4, 4)), mf.modulo_shifts(9).astype(np.int32)
-    message = "shift: kernel must be one of 1_tiled_modulo, 2_tiled_generic, 3_table, got 'fast'"
+    message = "shift: no kernel named 'fast'; there are 1_tiled_modulo, 2_tiled_generic, 3_table"
     with pytest.raises(ValueError, match=message):
         launchers.shift(emulator.device, x, shifts, x, (1, 1), "fast")
 

@@ -1,7 +1,6 @@
 """The CUDA kernels of the Winograd convolution against its formula: emulated, and on a GPU."""
 
 import re
-import types
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from test_winograd import Problem, assert_close, problems
 
 import mulfree_cupy as mf
 from mulfree_cupy.geometry import ConvGeometry
-from mulfree_cupy.launch import winograd
+from mulfree_cupy.launch import emulator, limits, select, tiling, winograd
 
 F2 = [(2, "lavin")]
 WAYS = ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)]
@@ -30,10 +29,11 @@ def expected(problem):
     )
 
 
-@pytest.mark.parametrize("kernel", winograd.WINOGRAD_KERNELS)
+@pytest.mark.parametrize("kernel", select.names("winograd_conv"))
 def test_no_bias_is_no_array(kernel):
     passed = []
-    device = types.SimpleNamespace(xp=np, launch=lambda path, entry, *_: passed.append(_[-1]))
+    device = emulator.Device()
+    device.launch = lambda path, entry, *_: passed.append(_[-1])
     x, w = np.ones((1, 3, 6, 6), "f"), np.ones((5, 3, 3, 3), "f")
     g, out = ConvGeometry(1, 3, 6, 6, 5, (3, 3), padding=(1, 1)), np.empty((1, 5, 6, 6), "f")
     weights, matrices = mf.WinogradWeights.from_spatial(w, 2), mf.winograd_matrices(2)
@@ -50,7 +50,7 @@ def test_no_bias_is_no_array(kernel):
 @given(problem=problems(), workspace=st.sampled_from([1, 2**26]))
 def test_kernels_in_steps_are_the_formula(way, kernel, problem, workspace):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(winograd, "WORKSPACE", workspace)
+        patch.setattr(limits, "WORKSPACE", workspace)
         answer = forward(way, problem, kernel=kernel)
     assert_close(answer, expected(problem), problem.m, problem.x.dtype)
 
@@ -61,8 +61,8 @@ def test_kernels_in_steps_are_the_formula(way, kernel, problem, workspace):
 def test_the_fused_kernel_is_the_formula(way, problem, full):
     """With the largest and the smallest tiles, and a slab of a few channels."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(winograd, "_FULL", full)
-        patch.setattr(winograd, "_SLAB", 1024)
+        patch.setattr(limits, "FULL", full)
+        patch.setattr(tiling, "_SLAB", 1024)
         answer = forward(way, problem, kernel="3_fused")
     assert_close(answer, expected(problem), problem.m, problem.x.dtype)
 
@@ -82,7 +82,7 @@ def test_backward_is_its_formula(way, problem, workspace):
     grad = problem.grad()
     arrays = grad, problem.x, problem.weights
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(winograd, "WORKSPACE", workspace)
+        patch.setattr(limits, "WORKSPACE", workspace)
         grad_x, grad_u = run(way, mf.winograd_conv_backward, *arrays, **problem.options)
     expected_x, expected_u = spec.winograd_conv_backward(
         grad, problem.x, problem.u, problem.matrices, **problem.options
@@ -126,8 +126,9 @@ def test_weights_that_keep_their_mask_keep_the_frozen_kernel():
     ids=repr,
 )
 def test_the_kernel_that_is_taken(weights, kernel):
-    assert winograd.fastest(weights) == kernel
-    assert winograd.fastest(weights.astype(np.float32)) == kernel
+    for dtype in (np.float64, np.float32):
+        call = select.Call("winograd_conv", np.dtype(dtype), weights=weights.astype(dtype))
+        assert select.choose(call) == kernel
 
 
 def test_kernels_refuse_what_they_cannot_do():

@@ -174,19 +174,20 @@ def test_adaptive_rate_arguments():
         mf.adaptive_rate(None)
 
 
-def test_uint8_mixes_with_nothing_that_has_no_float_in_it():
-    x, w = X.astype(np.uint8), W.astype(np.int8)
-    with pytest.raises(TypeError, match="x uint8, w int8"):
-        mf.adder_conv(x, w)
+def test_small_integers_mix_with_no_larger_ones():
+    x = X.astype(np.uint8)
+    with pytest.raises(TypeError, match="x uint8, w int32"):
+        mf.adder_conv(x, W.astype(np.int32))
     with pytest.raises(TypeError, match="bias must be of an integer dtype.*float64"):
         mf.adder_conv(x, W.astype(np.uint8), np.ones(6))
     with pytest.raises(TypeError, match="adder_conv_backward: .*uint8"):
         mf.adder_conv_backward(GRAD.astype(np.uint8), x, x[:, :, :3, :3])
 
 
-def test_uint8_sums_that_could_exceed_int32_are_refused():
-    a = np.broadcast_to(np.uint8(1), (1, 8_421_505))
-    with pytest.raises(ValueError, match="adder_matmul: a sum over 8421505 taps"):
+@pytest.mark.parametrize("dtype, taps", [("u1", 8_421_505), ("i1", 8_421_505), ("i2", 32_769)])
+def test_integer_sums_that_could_exceed_int32_are_refused(dtype, taps):
+    a = np.broadcast_to(np.ones((), dtype), (1, taps))
+    with pytest.raises(ValueError, match=f"adder_matmul: a sum over {taps} taps of {a.dtype} can"):
         mf.adder_matmul(a, a.T)
 
 

@@ -161,9 +161,14 @@ def test_every_bit_is_moved(way, dtype, layout):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "complex128"])
-@pytest.mark.parametrize("size", [(64, 64), (40, 33), (70, 20), (3, 1030), (8, 8)])
+@pytest.mark.parametrize(
+    "size", [(64, 64), (40, 33), (70, 20), (3, 1030), (2, 4100), (8, 8), (7, 7), (3, 5)]
+)
 def test_planes_of_any_size(dtype, size):
-    """Planes moved at once, some rows at a time, or row by row; neighbours stay out of them."""
+    """Planes moved at once, some rows at a time, or row by row; neighbours stay out of them.
+
+    Rows longer than a piece, planes shorter than a vector, channels that show nothing.
+    """
     rng = np.random.default_rng(4)
     memory = any_bits((3, 12, *size), dtype)
     reach = np.array([*size]) + 2

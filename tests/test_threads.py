@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -13,12 +14,15 @@ import numpy as np
 import pytest
 
 import mulfree_cupy as mf
+from mulfree_cupy.ops import convolution
 
 _cpu = pytest.importorskip("mulfree_cupy._cpu")
 ROOT = Path(__file__).parent.parent
 RNG = np.random.default_rng(20)
 X = RNG.normal(size=(16, 24, 20, 20)).astype("f")  # large enough for several threads
 W = RNG.normal(size=(24, 24, 3, 3)).astype("f")
+MATRIX = X.reshape(640, 240)
+WEIGHT = MATRIX[:128]
 SHIFTS = mf.modulo_shifts(24)
 WINOGRAD = mf.WinogradWeights.from_spatial(W)
 
@@ -31,7 +35,7 @@ def number_of_threads():
 
 
 def answers():
-    """Every kind of loop over threads: strips, gradients, planes, Winograd's tiles."""
+    """Every kind of loop over threads: pixels, gradients, planes, matrices, Winograd's tiles."""
     y = mf.adder_conv(X, W, padding=1)
     return (
         y,
@@ -43,6 +47,9 @@ def answers():
         mf.im2col(X, 3),
         mf.winograd_conv(X, WINOGRAD, padding=1),
         *mf.winograd_conv_backward(y, X, WINOGRAD, padding=1),
+        convolution.matmul(MATRIX, WEIGHT.T),
+        convolution.matmul(MATRIX[:9], WEIGHT.T),
+        *convolution.matmul_backward(MATRIX[:, :128], MATRIX, WEIGHT.T),
     )
 
 
@@ -142,6 +149,33 @@ def test_no_thread_is_left_spinning():
     assert float(in_a_child(ASLEEP, MULFREE_NUM_THREADS="4")) < 0.05  # seconds of a processor
 
 
+TRAIN = """
+import hashlib
+import numpy as np
+from mulfree_cupy import models, optim
+from mulfree_cupy.autograd import Tensor, apply
+
+rng = np.random.default_rng(0)
+images = rng.normal(size=(48, 3, 32, 32)).astype("f")
+for name in "adder-lenet", "conv-lenet", "shiftresnet20-e1", "winograd-vgg-nagadomi-8":
+    network = models.build(name, channels=3, size=32, classes=10)
+    optimiser = optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
+    for step in range(3):
+        loss = apply("cross_entropy", network(Tensor(images)), labels=np.arange(48) % 10)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    weights = b"".join(p.data.tobytes() for p in network.parameters())
+    print(name, hashlib.sha256(weights).hexdigest())
+"""
+
+
+def test_training_with_any_number_of_threads_gives_the_same_bits():
+    counts = "1", "2", "3", "7", "64"
+    ends = {in_a_child(TRAIN, MULFREE_NUM_THREADS=n, OPENBLAS_NUM_THREADS=n) for n in counts}
+    assert len(ends) == 1
+
+
 def child_answers(connection):
     connection.send([a.tobytes() for a in answers()])
 
@@ -210,6 +244,27 @@ def test_the_pool_has_no_race(tmp_path):
     done = subprocess.run([program], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(300 * sum(range(64)))] * 4
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_memory_is_kept_where_that_is_asked_for():
+    code = """
+import numpy as np
+import mulfree_cupy as mf
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+
+{}
+before = resident()
+arrays = [np.ones(5 << 20, "f") for _ in range(10)]  # of 20 MiB
+del arrays
+arrays = [np.ones(5 << 20, "f") for _ in range(10)]
+del arrays
+print(resident() - before)
+"""
+    assert float(in_a_child(code.format(""))) < 100
+    assert float(in_a_child(code.format("mf.keep_freed_memory()"))) > 190
 
 
 def test_show_config_names_what_a_report_needs(capsys):

@@ -11,9 +11,9 @@ import mulfree_cupy as mf
 from benchmarks.gpu.cases import Case
 from benchmarks.gpu.reference import Sums, window
 from benchmarks.layers import LAYERS, QUICK, Layer
-from mulfree_cupy.launch.adder import ADDER_KERNELS
+from mulfree_cupy.launch import select
 
-LADDER = None, *reversed(ADDER_KERNELS)  # None is what runs by default
+LADDER = None, *reversed(select.names("adder_matmul"))  # None is what runs by default
 HALVES = "7_half2"
 HALF_TOLERANCE = 1e-2  # of the largest answer; the bound is in docs/cuda.md
 

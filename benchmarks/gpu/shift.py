@@ -13,6 +13,7 @@ from benchmarks.gpu.reference import Sums, shifted
 from benchmarks.layers import Layer
 from benchmarks.timing import cell, table
 from mulfree_cupy import launch
+from mulfree_cupy.launch import select
 from mulfree_cupy.launch import shift as launchers
 
 PUBLISHED_BLOCKS = 128  # the most that the published kernels start
@@ -39,7 +40,7 @@ TINY = [Layer(2, 18, 8, 7, kernel=1)]
 MOVERS = [
     *(
         (kernel, most, "float32")
-        for kernel in launchers.SHIFT_KERNELS[:2]
+        for kernel in select.names("shift")[:2]
         for most in (PUBLISHED_BLOCKS, None)
     ),
     *(("3_table", None, dtype) for dtype in ("float32", "float16", "uint8")),

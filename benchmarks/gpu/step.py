@@ -10,9 +10,11 @@ import numpy as np
 from benchmarks.gpu.cases import Case
 from benchmarks.layers import Layer
 from benchmarks.timing import cell, milliseconds, table
-from mulfree_cupy.launch.batch_norm import BATCH_NORM_KERNELS
+from mulfree_cupy.launch import select
 from mulfree_cupy.ops.batch_norm import batch_norm, batch_norm_backward
 from mulfree_cupy.ops.cross_entropy import cross_entropy
+
+RUNGS = select.names("batch_norm")
 
 LAYERS = [Layer(256, 16, 16, 32), Layer(256, 32, 32, 16), Layer(256, 64, 64, 8)]
 TINY = [Layer(3, 5, 5, 7)]
@@ -42,7 +44,7 @@ def _batch_norm(device: Any, layer: Layer) -> Iterator[Case]:
     right = [grad_x, (flow * hat).sum(axis=axes), flow.sum(axis=axes), flow]
 
     common = {"layer": layer.name, "dtype": "float32", "terms": x.size}
-    for kernel in (None, *BATCH_NORM_KERNELS):
+    for kernel in (None, *RUNGS):
 
         def forward(kernel=kernel):
             return batch_norm(x, weight, bias, residual, relu=True, eps=EPS, kernel=kernel)[0]
@@ -90,10 +92,10 @@ def document(record: dict) -> list[str]:
     copy, body = record.get("copy_bytes_per_second"), []
     for layer, operation in dict.fromkeys((r["layer"], r["operation"]) for r in rows):
         found = {r["kernel"]: r for r in rows if (r["layer"], r["operation"]) == (layer, operation)}
-        rungs = [milliseconds(found.get(kernel, {})) for kernel in ("default", *BATCH_NORM_KERNELS)]
+        rungs = [milliseconds(found.get(kernel, {})) for kernel in ("default", *RUNGS)]
         default = found.get("default", {})
         timed = copy and default.get("seconds")
         share = default["bytes"] / default["seconds"]["median"] / copy if timed else None
         body.append([layer, operation, *rungs, cell(share, ".0%")])
-    heads = ["layer, ms", "operation", "default", *BATCH_NORM_KERNELS, "of copy speed"]
+    heads = ["layer, ms", "operation", "default", *RUNGS, "of copy speed"]
     return ["Beside the convolutions of a training step:", table(heads, body)]

@@ -11,7 +11,9 @@ from benchmarks.gpu.cases import Case
 from benchmarks.layers import Layer
 from benchmarks.timing import milliseconds, table
 from benchmarks.winograd import LAYERS, QUICK, break_even
-from mulfree_cupy.launch.winograd import WINOGRAD_KERNELS
+from mulfree_cupy.launch import select
+
+RUNGS = select.names("winograd_conv")
 
 DENSITIES = 1, 0.4, 0.2, 0.1
 
@@ -50,7 +52,7 @@ def _layer(device: Any, layer: Layer) -> Iterator[Case]:
             grad_x, grad_u = reference.winograd(xp, x, u, 2, grad)
             return [grad_x, grad_u * mask]
 
-        for kernel in (*WINOGRAD_KERNELS, None):
+        for kernel in (*RUNGS, None):
 
             def forward(kernel=kernel, weights=weights):
                 return mf.winograd_conv(x, weights, out=out, kernel=kernel)
@@ -78,10 +80,10 @@ def document(record: dict) -> list[str]:
             wanted = {"layer": layer, "density": density, "operation": operation, "kernel": kernel}
             return milliseconds(*(r for r in rows if wanted.items() <= r.items()))
 
-        forward = [found("winograd_conv", kernel) for kernel in (*WINOGRAD_KERNELS, "default")]
+        forward = [found("winograd_conv", kernel) for kernel in (*RUNGS, "default")]
         conv = found("conv beside winograd_conv", density=1)
         body.append([layer, f"{density:g}", *forward, found("winograd_conv_backward"), conv])
-    heads = ["layer, ms", "density", *WINOGRAD_KERNELS, "default", "backward", "im2col + cuBLAS"]
+    heads = ["layer, ms", "density", *RUNGS, "default", "backward", "im2col + cuBLAS"]
     return [
         "winograd_conv float32, F(2x2, 3x3), by kernel and density:",
         table(heads, body),
@@ -107,7 +109,7 @@ def even_table(rows: list[dict]) -> str:
         times = {d: seconds.get((layer, "winograd_conv", kernel, d)) for d in DENSITIES}
         return break_even({d: t and beside and t / beside for d, t in times.items()})
 
-    pairs = [(kernel, other) for kernel in WINOGRAD_KERNELS[1:] for other in against]
+    pairs = [(kernel, other) for kernel in RUNGS[1:] for other in against]
     body = [
         [layer, *(even(layer, kernel, against[other]) for kernel, other in pairs)]
         for layer in dict.fromkeys(row["layer"] for row in rows)

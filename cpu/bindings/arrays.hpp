@@ -110,6 +110,13 @@ const T* contiguous(const Array<T>& a, const char* name) {
     return a.data();
 }
 
+// An argument that must be an array of T already.
+template <class T>
+Array<T> exactly(const py::array& a) {
+    if (!py::isinstance<Array<T>>(a)) throw py::type_error("an array has the wrong dtype");
+    return py::reinterpret_borrow<Array<T>>(a);
+}
+
 // One value a filter or a channel.
 template <class T>
 const T* values(const Array<T>& a, index count, const char* name) {

@@ -29,7 +29,9 @@ bool meets_all_once(const py::array& x, const py::array& w, const Window& window
 }
 template <class A>
 A as_channels(const A& a) {
-    return py::array(a).reshape({a.shape(0), a.shape(1) * a.shape(2) * a.shape(3), py::ssize_t(1), py::ssize_t(1)});
+    const py::array rows =
+        py::array(a).reshape({a.shape(0), a.shape(1) * a.shape(2) * a.shape(3), py::ssize_t(1), py::ssize_t(1)});
+    return py::reinterpret_borrow<A>(rows);  // of the same bits, whatever their dtype
 }
 
 // Planes of one pixel: the images become the pixels of one row, so that lanes lie at even distances.
@@ -47,8 +49,9 @@ void images_as_row(P& p, Images&... images) {
 
 template <class X, class Y>
 void forward(const ConvolutionKernel<X, Y>& kernel, Array<X> x_array, Array<X> w, const PackedWeights* packed,
-             const Optional<Y>& bias, py::array out, const Window& window, index groups) {
-    Y* y = writable<Y>(out, 4);
+             const Optional<Y>& bias, py::array out, const Window& window, index groups,
+             const typename EpilogueOf<Y>::type* epilogue = nullptr) {
+    Y* y = epilogue ? nullptr : writable<Y>(out, 4);
     const void* packed_w = packed ? packed->data(kernel) : nullptr;
     if (meets_all_once(x_array, w, window)) {
         if (w.shape(2) * w.shape(3) > 1) packed_w = nullptr;  // it is another matrix
@@ -63,10 +66,36 @@ void forward(const ConvolutionKernel<X, Y>& kernel, Array<X> x_array, Array<X> w
         x.shape(0), groups, f.channels, f.each(), window.height(x.shape(2), out.shape(2), f.rows),
         window.width(x.shape(3), out.shape(3), f.columns), x.image, contiguous(w, "w"), f.each() * f.taps(),
         f.taps(), f.rows * f.columns, f.columns, 1, values(bias, f.all, "bias"),
-        image_of(y, f.all, out.shape(2), out.shape(3)), nullptr, nullptr, packed_w};
+        image_of(y, f.all, out.shape(2), out.shape(3)), nullptr, nullptr, packed_w, epilogue};
     images_as_row(p, p.x, p.y);
     WithoutGil others_run;
     kernel.run(p);
+}
+
+// The same with an epilogue. `out` is of floats, or of uint8, to which these are rounded; so is the residual.
+template <class X, class Y>
+void forward_fused(const ConvolutionKernel<X, Y>& kernel, const Array<X>& x, const PackedWeights& w,
+                   const Optional<Y>& bias, py::array out, const Window& window, index groups,
+                   const Optional<typename EpilogueOf<Y>::type::Number>& scale,
+                   const Optional<typename EpilogueOf<Y>::type::Number>& offset,
+                   const std::optional<py::array>& residual, double residual_scale, double low, double high) {
+    using T = typename EpilogueOf<Y>::type::Number;
+    Epilogue<T> e{values(scale, w.filters.all, "scale"), values(offset, w.filters.all, "offset"), nullptr, nullptr,
+                  T(residual_scale), T(low), T(high), nullptr, nullptr};
+    const bool narrow = py::isinstance<Array<std::uint8_t>>(out);
+    if (narrow) {
+        require(low >= 0 && high <= 255, "what is rounded to uint8 must be clipped to [0, 255]");
+        e.narrow = writable<std::uint8_t>(out, 4);
+    } else {
+        exactly<T>(out);
+        e.wide = writable<T>(out, 4);
+    }
+    if (residual) {
+        require(same_shape(*residual, out), "residual and out must have the same shape");
+        if (narrow) e.narrow_residual = contiguous(exactly<std::uint8_t>(*residual), "residual");
+        else e.residual = contiguous(exactly<T>(*residual), "residual");
+    }
+    forward<X, Y>(kernel, x, py::reinterpret_borrow<Array<X>>(w.array), &w, bias, out, window, groups, &e);
 }
 
 // ---- the gradient by x of the convolution --------------------------------------------------------------
@@ -102,7 +131,9 @@ void conv_grad_x(const Array<T>& grad_array, Array<T> w, Array<T> grad_x, const 
     const auto touches_all = [](const Axis& a) {
         return a.taps >= a.step && std::gcd(a.step, a.tap_step) == 1;
     };
-    if (!touches_all(h) || !touches_all(v)) std::fill(to, to + batch * x.batch, T(0));
+    if (!touches_all(h) || !touches_all(v))
+        for_each_unit(batch, MOVE * double(batch * x.batch),
+                      [&](index n) { std::fill_n(to + n * x.batch, x.batch, T(0)); });
     for (index row = 0; row < std::min(h.step, height); ++row)
         for (index column = 0; column < std::min(v.step, width); ++column) {
             const Axis rows = phase_axis(h, row), columns = phase_axis(v, column);
@@ -174,27 +205,41 @@ void bind(py::module_& m, const char* function, F f, Names... names) {
     }, exact(names)..., py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"));
 }
 
-// The operation by its function, whose weights may be packed, and pack_<function>.
-template <class X, class Y, class Kernel>
+// The operation by its function, whose weights may be packed; <function>_fused; and pack_<function>. The kernel
+// takes the bits of `Given` as X.
+template <class Given, class X, class Y, class Kernel>
 void bind_forward(py::module_& m, const char* function, Kernel kernel) {
-    bind<Array<X>, Array<X>, Optional<Y>, Array<Y>>(m, function, [kernel](
-        const Array<X>& x, const Array<X>& w, const Optional<Y>& bias, const Array<Y>& out, const Window& window,
-        index groups) { forward<X, Y>(kernel(), x, w, nullptr, bias, out, window, groups); }, "x", "w", "bias", "out");
-    bind<Array<X>, const PackedWeights&, Optional<Y>, Array<Y>>(m, function, [kernel](
-        const Array<X>& x, const PackedWeights& w, const Optional<Y>& bias, const Array<Y>& out,
-        const Window& window, index groups) {
-        forward<X, Y>(kernel(), x, w.array, &w, bias, out, window, groups);
+    using A = Array<Given>;
+    using T = typename EpilogueOf<Y>::type::Number;
+    const auto bits = [](const A& a) { return py::reinterpret_borrow<Array<X>>(a); };
+    bind<A, A, Optional<Y>, Array<Y>>(m, function, [=](
+        const A& x, const A& w, const Optional<Y>& bias, const Array<Y>& out, const Window& window, index groups) {
+        forward<X, Y>(kernel(), bits(x), bits(w), nullptr, bias, out, window, groups);
     }, "x", "w", "bias", "out");
-    m.def((std::string("pack_") + function).c_str(), [kernel](const Array<X>& w, index groups) {
-        return std::make_unique<PackedWeights>(kernel(), w, groups);
+    bind<A, const PackedWeights&, Optional<Y>, Array<Y>>(m, function, [=](
+        const A& x, const PackedWeights& w, const Optional<Y>& bias, const Array<Y>& out, const Window& window,
+        index groups) {
+        forward<X, Y>(kernel(), bits(x), py::reinterpret_borrow<Array<X>>(w.array), &w, bias, out, window, groups);
+    }, "x", "w", "bias", "out");
+    m.def((std::string(function) + "_fused").c_str(), [=](
+        const A& x, const PackedWeights& w, const Optional<Y>& bias, const py::array& out, Pair stride,
+        Pair padding, Pair dilation, index groups, const Optional<T>& scale, const Optional<T>& offset,
+        const std::optional<py::array>& residual, double residual_scale, double low, double high) {
+        forward_fused<X, Y>(kernel(), bits(x), w, bias, out, {stride, padding, dilation}, groups, scale, offset,
+                            residual, residual_scale, low, high);
+    }, exact("x"), exact("w"), exact("bias"), exact("out"), py::arg("stride"), py::arg("padding"),
+       py::arg("dilation"), py::arg("groups"), exact("scale"), exact("offset"), exact("residual"),
+       py::arg("residual_scale"), py::arg("low"), py::arg("high"));
+    m.def((std::string("pack_") + function).c_str(), [=](const A& w, index groups) {
+        return std::make_unique<PackedWeights>(kernel(), bits(w), groups);
     }, exact("w"), py::arg("groups"));
 }
 
 template <class T>
 void bind_float(py::module_& m) {
     using A = Array<T>;
-    bind_forward<T, T>(m, "conv", []() -> auto& { return kernels<T>().conv; });
-    bind_forward<T, T>(m, "adder_conv", []() -> auto& { return kernels<T>().adder_conv; });
+    bind_forward<T, T, T>(m, "conv", []() -> auto& { return kernels<T>().conv; });
+    bind_forward<T, T, T>(m, "adder_conv", []() -> auto& { return kernels<T>().adder_conv; });
     bind<A, A, A>(m, "conv_grad_x", conv_grad_x<T>, "grad", "w", "grad_x");
     bind<A, A, A, A>(m, "adder_conv_grad_x", adder_conv_grad_x<T>, "grad", "x", "w", "grad_x");
     bind<A, A, A>(m, "conv_grad_w", [](A grad, A x, A out, const Window& window, index groups) {
@@ -209,7 +254,10 @@ void bind_convolution(py::module_& m) {
     py::class_<PackedWeights>(m, "PackedWeights").def_property_readonly("nbytes", &PackedWeights::bytes);
     bind_float<float>(m);
     bind_float<double>(m);
-    bind_forward<std::uint8_t, std::int32_t>(m, "adder_conv", []() -> auto& { return chosen->adder_conv_u8; });
+    using std::uint8_t, std::uint16_t, std::int32_t;
+    bind_forward<uint8_t, uint8_t, int32_t>(m, "adder_conv", []() -> auto& { return chosen->adder_conv_u8; });
+    bind_forward<std::int8_t, uint8_t, int32_t>(m, "adder_conv", []() -> auto& { return chosen->adder_conv_i8; });
+    bind_forward<std::int16_t, uint16_t, int32_t>(m, "adder_conv", []() -> auto& { return chosen->adder_conv_i16; });
 }
 
 }  // namespace mulfree

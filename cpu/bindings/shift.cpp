@@ -189,8 +189,8 @@ void shift_any(py::array source, const Table& table, py::array target, Pair stri
         require(source.shape(0) == target.shape(0) && source.shape(1) == target.shape(1),
                 "batches or channels do not match");
         WithoutGil others_run;
-        if (adjoint) shift_backward(s, from.image, to);
-        else shift<1>(s, from.image, to);
+        if (adjoint) shift_backward(*chosen, s, from.image, to);
+        else shift<1>(*chosen, s, from.image, to);
     });
 }
 

@@ -42,6 +42,7 @@ inline void pack_weights(const Convolution<X, Y>& p, const Weight& weight, void*
 template <class Op, class X, class Y, class Weight, class Work>
 inline void for_each_macro_tile(const Convolution<X, Y>& p, const Weight& weight, Work work) {
     using M = MacroTile<Op, Weight>;
+    constexpr int MR = Op::MR;
     const index positions = p.height.taps * p.width.taps;
     const Blocking blocking(p.channels, positions);
     const index tiles = ceil_div(p.filters, MR);
@@ -50,9 +51,9 @@ inline void for_each_macro_tile(const Convolution<X, Y>& p, const Weight& weight
     const double terms = double(pixels) * p.groups * p.filters * p.channels * larger(positions, 1);
 
     // Many packed tiles: macro-tiles of several. That decides how sums are rounded, so threads have no say in it.
-    const index kept = smaller(CHUNK_FILTERS, tiles * MR);
+    const index kept = smaller(CHUNK_FILTERS<Op>, tiles * MR);
     const index side_by_side = larger(1, smaller(smaller(Source<Op>::most_packed(p.height, p.width),
-                                                         MACRO_TOTALS / kept), packed_tiles / LEAST_MACRO_TILES));
+                                                         MACRO_TOTALS<Op> / kept), packed_tiles / LEAST_MACRO_TILES));
 
     // Macro-tiles of large images end where the image does, so that pixels follow one another in memory.
     const index image = p.height.pixels * p.width.pixels;
@@ -64,7 +65,7 @@ inline void for_each_macro_tile(const Convolution<X, Y>& p, const Weight& weight
     // Few macro-tiles: cut the filters as well, so that every thread has something to do.
     const index most = threads_for(index(1) << 30, terms);
     const index cuts = smaller(tiles, ceil_div(2 * most, macro_tiles * p.groups));
-    const index chunk = smaller(CHUNK_FILTERS, ceil_div(tiles, cuts) * MR);
+    const index chunk = smaller(CHUNK_FILTERS<Op>, ceil_div(tiles, cuts) * MR);
     const index chunks = ceil_div(p.filters, chunk);
     const index parts = p.groups * chunks;
     const index splits = smaller(parts, ceil_div(4 * most, macro_tiles));  // units a macro-tile is split into

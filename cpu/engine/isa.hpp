@@ -16,16 +16,16 @@ namespace mulfree::MULFREE_ISA {
 
 #if defined(__AVX512F__)
 constexpr index VECTOR_BYTES = 64;
-constexpr int MR = 8, NR = 3, PACKED_VECTORS = 3;
+constexpr int REGISTERS = 32, MR = 8, NR = 3, PACKED_VECTORS = 3;
 #elif defined(__AVX2__)
 constexpr index VECTOR_BYTES = 32;
-constexpr int MR = 4, NR = 2, PACKED_VECTORS = 6;
+constexpr int REGISTERS = 16, MR = 6, NR = 2, PACKED_VECTORS = 6;
 #elif defined(__aarch64__)
 constexpr index VECTOR_BYTES = 16;
-constexpr int MR = 8, NR = 3, PACKED_VECTORS = 12;
+constexpr int REGISTERS = 32, MR = 8, NR = 3, PACKED_VECTORS = 12;
 #else
 constexpr index VECTOR_BYTES = 16;
-constexpr int MR = 4, NR = 2, PACKED_VECTORS = 12;
+constexpr int REGISTERS = 16, MR = 6, NR = 2, PACKED_VECTORS = 12;
 #endif
 
 template <class T>
@@ -181,6 +181,27 @@ inline bool any_negative(Vec<float> a) {
     return sign >> 31;
 }
 
+#if defined(__AVX2__)
+// Lanes 0, 2, 4, ... of a, then of b.
+template <class V>
+inline V even_lanes(V a, V b) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(a[0]) == 4) {
+        const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        return (V)_mm512_permutex2var_epi32((__m512i)a, even, (__m512i)b);
+    } else {
+        const __m512i even = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
+        return (V)_mm512_permutex2var_epi64((__m512i)a, even, (__m512i)b);
+    }
+#else
+    // Shuffles work within halves: first the pairs of a and of b alternate.
+    const __m256d pairs = sizeof(a[0]) == 4 ? (__m256d)_mm256_shuffle_ps((__m256)a, (__m256)b, 0x88)
+                                            : _mm256_unpacklo_pd((__m256d)a, (__m256d)b);
+    return (V)_mm256_permute4x64_pd(pairs, 0xd8);
+#endif
+}
+#endif
+
 // The sum of the lanes, pair by pair.
 template <class T>
 inline T sum_lanes(Vec<T> v) {
@@ -198,8 +219,8 @@ inline T sum_lanes(Vec<T> v) {
 // The standard library's templates are kept out of these files (kernels.hpp says why).
 inline index smaller(index a, index b) { return a < b ? a : b; }
 inline index larger(index a, index b) { return a > b ? a : b; }
-inline index ceil_div(index a, index b) { return (a + b - 1) / b; }
-inline index round_up(index a, index b) { return ceil_div(a, b) * b; }
+constexpr index ceil_div(index a, index b) { return (a + b - 1) / b; }
+constexpr index round_up(index a, index b) { return ceil_div(a, b) * b; }
 
 template <class A, class B>
 struct Same {

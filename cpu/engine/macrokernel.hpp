@@ -4,13 +4,16 @@
 // side, so that reading and writing go along a plane in long pieces.
 #pragma once
 
+#include "epilogue.hpp"
 #include "microkernel.hpp"
 #include "source.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
-constexpr index CHUNK_FILTERS = 256;  // filters whose totals are kept for a packed tile
-constexpr index MACRO_TOTALS = 1024;  // packed tiles times filters whose totals are kept
+template <class Op>
+constexpr index CHUNK_FILTERS = round_up(256, Op::MR);  // filters whose totals are kept for a packed tile
+template <class Op>
+constexpr index MACRO_TOTALS = 4 * CHUNK_FILTERS<Op>;  // packed tiles times filters whose totals are kept
 
 // One packed tile of pixels, with the sums of one chunk of filters, and where they go.
 template <class Op>
@@ -18,6 +21,7 @@ struct PackedTile {
     using X = typename Op::Operand;
     using Y = typename Op::Output;
     using Accumulator = typename Op::Accumulator;
+    static constexpr int MR = Op::MR;
     static constexpr index ROW = PACKED_VECTORS * LANES<X>;  // pixels
     using Numbers = Lanes<Y, LANES<X>>;  // a vector of answers
 
@@ -30,11 +34,15 @@ struct PackedTile {
     const index* place;  // where in the packed block the vectors start
     Accumulator* total;  // [filter][pixel]: the sums,
     X* rows;             // and values the operation wants to keep
-    bool redo[CHUNK_FILTERS / MR];  // tiles to be summed once more, with more care
+    bool redo[CHUNK_FILTERS<Op> / MR];  // tiles to be summed once more, with more care
     index group, filter, filters;
 
     index tile_filters(index f) const { return smaller(MR, filters - f); }
     Y bias(index f) const { return p->bias ? p->bias[group * p->filters + filter + f] : Y(0); }
+
+    // Whether a vector may be stored where solid_pixels() says: the packed tile is solid, and answers are stored
+    // as they are.
+    bool direct() const { return solid && !p->epilogue; }
 
     // The pixels of filter f, if the packed tile is solid.
     Y* solid_pixels(index f) const { return plane(f) + y_spans[y_start[0]].offset; }
@@ -43,13 +51,12 @@ struct PackedTile {
     // stay in registers.
     template <class F>
     __attribute__((always_inline)) void write(index f, F value) {
-        if (solid) {
+        if (direct()) {
             Y* y = solid_pixels(f);
 #pragma GCC unroll 12
             for (int v = 0; v < PACKED_VECTORS; ++v) store_lanes(y + v * LANES<X>, Numbers(value(v)));
             return;
         }
-        Y* y = plane(f);
         index lane_stride = p->y.column;
         if (p->y_shifts) {
             const index kind = p->y_shifts->kind[filter + f], first = y_start[0];
@@ -57,13 +64,15 @@ struct PackedTile {
                                kind + 1, y_spans + first);
             lane_stride *= p->y_shifts->width.step;
         }
+        if (p->epilogue) return write_by_epilogue(f, lane_stride, value);
+        Y* y = plane(f);
         for (index v = 0; v < vectors; ++v)
             scatter<Y, LANES<X>>(y_spans + y_start[v], y_spans + y_start[v + 1], y, lane_stride, value(v));
     }
 
     // Brings in the cache lines of y that a tile will end up in.
     void prefetch_output(index tile) const {
-        if (p->y_shifts) return;
+        if (p->y_shifts || p->epilogue) return;
         const index filters_ = tile_filters(tile), channel = p->y.channel;
         if (solid) {
             const Y* y = solid_pixels(tile) + LANES<X> - 1;
@@ -79,7 +88,16 @@ struct PackedTile {
     }
 
 private:
-    Y* plane(index f) const { return p->y.data + (group * p->filters + filter + f) * p->y.channel; }
+    Y* plane(index f) const { return p->y.data + channel(f) * p->y.channel; }
+    index channel(index f) const { return group * p->filters + filter + f; }
+
+    template <class F>
+    void write_by_epilogue(index f, index lane_stride, F value) {
+        using T = decltype(p->epilogue->low + 0);
+        const FilterEpilogue<T, LANES<X>> epilogue(*p->epilogue, channel(f), channel(f) * p->y.channel);
+        for (index v = 0; v < vectors; ++v)
+            epilogue.store(y_spans + y_start[v], y_spans + y_start[v + 1], lane_stride, Numbers(value(v)));
+    }
 };
 
 // The packed tiles that a thread works on at a time, and the scratch memory that it works in.
@@ -88,6 +106,7 @@ class MacroTile {
     using X = typename Op::Operand;
     using Y = typename Op::Output;
     using Accumulator = typename Op::Accumulator;
+    static constexpr int MR = Op::MR;
 
 public:
     using Tile = PackedTile<Op>;
@@ -205,7 +224,7 @@ private:
             if (!whole(packed, f))
                 return tile_row<O>(packed.tile_filters(f), packed.vectors, source.pixels, source.tap, packed.place, w,
                                    block.taps(), packed.total + f * ROW, ROW, first);
-            const bool finish = last && packed.solid;
+            const bool finish = last && packed.direct();
             const ColumnSums<Op>* sums = source.sums + (&packed - packed_tiles) * PACKED_VECTORS;
             typename O::Doubt doubt;
             for (index v = 0; v < PACKED_VECTORS; v += NR) {
@@ -226,7 +245,7 @@ private:
             }
             if (finish) settle(packed, f, doubt);
         }, [&](Tile& packed, index tile) {
-            if (whole(packed, tile) && packed.solid) return;
+            if (whole(packed, tile) && packed.direct()) return;
             const ColumnSums<Op>* sums = source.sums + (&packed - packed_tiles) * PACKED_VECTORS;
             typename O::Doubt doubt;
             for (index f = tile; f < tile + packed.tile_filters(tile); ++f) {

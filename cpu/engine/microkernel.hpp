@@ -7,13 +7,13 @@
 namespace mulfree::MULFREE_ISA {
 
 // Calls put(f)(v, sum) with the sum over taps t < rows of term(x, w), where vector v of tap t is at
-// x + tap(t) + place[v] and weights come MR a tap.
+// x + tap(t) + place[v] and weights come Op::MR a tap.
 template <class Op, int FILTERS, int VECTORS, class Operand, class Tap, class Put>
 inline void tile(const Operand* x, Tap tap, const index* place, const Operand* w, index rows, Put put) {
     Vec<typename Op::Accumulator> sum[FILTERS][VECTORS] = {};
     const Operand* from[VECTORS];
     for (int v = 0; v < VECTORS; ++v) from[v] = x + place[v];
-    for (index t = 0; t < rows; ++t, w += MR) {
+    for (index t = 0; t < rows; ++t, w += Op::MR) {
         Vec<Operand> pixels[VECTORS];
 #pragma GCC unroll 8
         for (int v = 0; v < VECTORS; ++v) pixels[v] = load(from[v] + tap(t));
@@ -32,8 +32,8 @@ inline void tile(const Operand* x, Tap tap, const index* place, const Operand* w
     }
 }
 
-// Calls f(Constant FILTERS, Constant VECTORS) for the smallest tile that holds `filters` filters.
-template <int VECTORS, class F>
+// Calls f(Constant FILTERS, Constant VECTORS) for the smallest tile that holds `filters` filters, MR at most.
+template <int MR, int VECTORS, class F>
 inline void with_filters(index filters, F f) {
     if constexpr (MR > 4)
         if (filters > 4) return f(Constant<MR>(), Constant<VECTORS>());
@@ -57,9 +57,9 @@ inline void tile_row(index filters, index vectors, const Operand* x, const index
         const auto run = [&](auto f, auto n) {
             tile<Op, f.value, n.value>(x, [=](index t) { return tap[t]; }, place + v, w, rows, put);
         };
-        if (vectors - v >= NR) with_filters<NR>(filters, run);
-        else if (vectors - v == 2) with_filters<2>(filters, run);
-        else with_filters<1>(filters, run);
+        if (vectors - v >= NR) with_filters<Op::MR, NR>(filters, run);
+        else if (vectors - v == 2) with_filters<Op::MR, 2>(filters, run);
+        else with_filters<Op::MR, 1>(filters, run);
     }
 }
 

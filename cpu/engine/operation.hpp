@@ -23,6 +23,9 @@ struct Operation {
     static_assert(sizeof(Operand) == sizeof(Accumulator), "a lane of x must have its sum in the same lane");
     static_assert(sizeof(Output) <= sizeof(Accumulator), "a number of y must fit the lane of its sum");
 
+    // Filters of a register tile; their packed weights lie side by side.
+    static constexpr int MR = MULFREE_ISA::MR;
+
     // What a number of x, or a weight, becomes when it is packed. What lies outside of x is packed(0).
     static Vec<Operand> packed(Vec<Operand> x) { return x; }
     static Operand packed_weight(Operand w) { return w; }

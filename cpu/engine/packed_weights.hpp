@@ -46,6 +46,7 @@ struct Weights {
 template <class Op, class Y, class Weight, class X = typename Op::Operand>
 inline void pack_block(const Convolution<X, Y>& p, const Weight& weight, index group, index filter,
                        const Block& block, X* packed) {
+    constexpr int MR = Op::MR;
     const index real = smaller(MR, p.filters - filter);
     for (index t = 0; t < block.positions; ++t) {
         const index i = (block.position + t) / p.width.taps, j = (block.position + t) % p.width.taps;
@@ -62,6 +63,7 @@ template <class Op>
 class PackedWeights {
     using X = typename Op::Operand;
     using Constant = typename Op::Constant;
+    static constexpr int MR = Op::MR;
 
 public:
     template <class Y>

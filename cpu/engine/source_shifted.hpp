@@ -18,20 +18,25 @@ inline index find_shifted_runs(const Shifts& s, index begin, index count, index 
 template <class T>
 inline void find_shifted_spans(const Run* runs, index count, const Image<T>& x, const Shifts& s,
                                index first, index last, Span* spans) {
-    for (index k = first; k < last; ++k) {
-        const index offset = s.row[k] * x.row + s.column[k] * x.column;
+    if (!s.inside) {
         Axis h = s.height, w = s.width;
-        h.offset = s.row[k], w.offset = s.column[k];
-        for (index r = 0; r < count; ++r, ++spans) {
-            if (!s.inside) {
-                *spans = source_span(runs[r], x, h, w, 0, 0);
-                continue;
-            }
-            const Run& run = runs[r];
-            std::uint32_t bits;
-            __builtin_memcpy(&bits, s.inside + k * s.inside_bytes + run.column / 8, sizeof bits);
-            bits = (bits >> run.column % 8 & ((1u << run.count) - 1)) << run.lane;
-            *spans = {run.image * x.batch + run.column - run.lane + offset, bits, 0};
+        for (index k = first; k < last; ++k) {
+            h.offset = s.row[k], w.offset = s.column[k];
+            for (index r = 0; r < count; ++r) *spans++ = source_span(runs[r], x, h, w, 0, 0);
+        }
+        return;
+    }
+    for (index r = 0; r < count; ++r) {
+        const Run& run = runs[r];
+        const std::uint8_t* inside = s.inside + first * s.inside_bytes + run.column / 8;
+        const std::uint32_t lanes = bits(0, run.count);
+        const index offset = run.image * x.batch + run.column - run.lane;
+        Span* span = spans + r;
+        for (index k = first; k < last; ++k, span += count, inside += s.inside_bytes) {
+            std::uint32_t mask;
+            __builtin_memcpy(&mask, inside, sizeof mask);
+            *span = {offset + s.row[k] * x.row + s.column[k] * x.column,
+                     (mask >> run.column % 8 & lanes) << run.lane, 0};
         }
     }
 }

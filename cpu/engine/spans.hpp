@@ -86,9 +86,8 @@ enum Access { CONTIGUOUS, EVEN, STRIDED };
 // Calls f(Constant) of the way to read lanes of T that far apart.
 template <class T, class F>
 inline auto with_access(index lane_stride, F f) {
-#if defined(__AVX512F__)
-    if constexpr (sizeof(T) == 4)
-        if (lane_stride == 2) return f(Constant<EVEN>());
+#if defined(__AVX2__)
+    if (lane_stride == 2) return f(Constant<EVEN>());
 #endif
     return lane_stride == 1 ? f(Constant<CONTIGUOUS>()) : f(Constant<STRIDED>());
 }
@@ -142,18 +141,17 @@ inline Vec<T> gather(const Span* span, const Span* end, const T* base, index lan
         for (; span != end; ++span) v = either(v, load_masked(base + span->offset, span->mask));
         return v;
     }
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
     if constexpr (ACCESS == EVEN) {
-        const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
         for (; span != end; ++span) {
             const T* p = base + span->offset;
-            const __m512 low = _mm512_maskz_loadu_ps(span->wide & 0xffff, p);
-            const __m512 high = _mm512_maskz_loadu_ps(span->wide >> 16, p + 16);
-            v = (Vec<T>)_mm512_mask_mov_ps((__m512)v, span->mask,
-                                           _mm512_permutex2var_ps(low, even, high));
+            const Vec<T> low = load_masked(p, span->wide);
+            v = either(v, even_lanes(low, load_masked(p + LANES<T>, span->wide >> LANES<T>)));
         }
         return v;
     }
+#endif
+#if defined(__AVX512F__)
     if constexpr (ACCESS == STRIDED && sizeof(T) == 4)
         if (reaches(lane_stride)) {
             const __m512i lanes = lane_offsets(lane_stride);
@@ -203,9 +201,12 @@ inline void scatter(const Span* span, const Span* end, T* base, index lane_strid
     }
 #endif
     T lane[COUNT];
-    __builtin_memcpy(lane, &v, sizeof v);
-    for (; span != end; ++span)
-        for_each_lane<COUNT>(*span, [&](index l) { base[span->offset + l * lane_stride] = lane[l]; });
+    store_lanes(lane, v);
+    for (; span != end; ++span) {
+        T* p = base + span->offset;
+        if (lane_stride == 1 && span->mask == bits(0, COUNT)) store_lanes(p, v);
+        else for_each_lane<COUNT>(*span, [&](index l) { p[l * lane_stride] = lane[l]; });
+    }
 }
 
 }  // namespace mulfree::MULFREE_ISA

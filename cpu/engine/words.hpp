@@ -1,5 +1,5 @@
-// uint8 operands: several taps of a pixel share one lane (a word), so that one instruction sums them.
-// AVX-512 VNNI: four taps in 32 bits, sum of max by vpdpbusd with ones. NEON: four taps in 32 bits, sum of
+// Small integers as operands: several taps of a pixel share one lane (a word), so that one instruction sums them.
+// Of bytes, AVX-512 VNNI: four taps in 32 bits, sum of max by vpdpbusd with ones. NEON: four taps in 32 bits, sum of
 // absolute differences by udot with ones. Elsewhere: eight taps in 64 bits, the same by psadbw.
 #pragma once
 
@@ -59,57 +59,138 @@ struct Bytes {
 
 #endif
 
-constexpr index PER_WORD = sizeof(Word);
+constexpr index PER_WORD = sizeof(Word);  // bytes
 
-// Which taps share a word: `across` successive channels by `along` successive columns of the kernel.
-// Words of several columns unroll the kernel's width into channels; such a word channel stands for
+// Which taps share a word of so many elements: `across` successive channels by `along` successive columns of the
+// kernel. Words of several columns unroll the kernel's width into channels; such a word channel stands for
 // (channel, first column), and what lies outside the kernel is zero in x and w alike.
 struct WordShape {
-    index across = PER_WORD, along = 1;
+    index size, across, along = 1;
     index channels, columns;  // of x and of the kernel
     index starts;             // first columns of a channel
-    index place_channel[PER_WORD], place_column[PER_WORD];
 
-    WordShape(index channels_, index columns_) : channels(channels_), columns(columns_) {
-        index least = ceil_div(channels, PER_WORD) * columns;
-        for (index b = 2; b <= PER_WORD; b *= 2) {
-            const index words = ceil_div(channels, PER_WORD / b) * ceil_div(columns, b);
-            if (words < least) least = words, along = b, across = PER_WORD / b;
+    WordShape(index channels_, index columns_, index size_)
+        : size(size_), across(size_), channels(channels_), columns(columns_) {
+        index least = ceil_div(channels, size) * columns;
+        for (index b = 2; b <= size; b *= 2) {
+            const index words = ceil_div(channels, size / b) * ceil_div(columns, b);
+            if (words < least) least = words, along = b, across = size / b;
         }
         starts = along == 1 ? 1 : ceil_div(columns, along);
-        for (index k = 0; k < PER_WORD; ++k) place_channel[k] = k / along, place_column[k] = k % along;
     }
     index word_channels() const { return ceil_div(channels, across) * starts; }
     index taps() const { return along == 1 ? columns : 1; }
 
-    // Of the first tap in a word of this channel.
+    // Of the first tap in a word of this channel,
     index channel(index word) const { return starts == 1 ? word * across : word / starts * across; }
     index column(index word) const { return starts == 1 ? 0 : word % starts * along; }
+    // and how far from it that of place k is.
+    index place_channel(index k) const { return k / along; }
+    index place_column(index k) const { return k % along; }
 
     // The weights of a word at tap `tap` of its width; w points to the kernel row in channel 0.
-    Word weights(const std::uint8_t* w, index w_channel, index word, index tap) const {
+    template <class W, class Element>
+    W weights(const Element* w, index w_channel, index word, index tap) const {
         const index c = channel(word), j = column(word) + tap;
-        Word bytes = 0;
-        for (index k = 0; k < PER_WORD; ++k) {
-            const index from = c + place_channel[k], at = j + place_column[k];
-            if (from < channels && at < columns) bytes |= Word(w[from * w_channel + at]) << 8 * k;
+        constexpr index SIZE = sizeof(W) / sizeof(Element);
+        W elements = 0;
+        if (along == 1 && c + SIZE <= channels) {  // most words, and much faster
+            const Element* from = w + c * w_channel + j;
+#pragma GCC unroll 8
+            for (index k = 0; k < SIZE; ++k) elements |= W(from[k * w_channel]) << 8 * sizeof(Element) * k;
+            return elements;
         }
-        return bytes;
+        for (index k = 0; k < SIZE; ++k) {
+            const index from = c + place_channel(k), at = j + place_column(k);
+            if (from < channels && at < columns) elements |= W(w[from * w_channel + at]) << 8 * sizeof(Element) * k;
+        }
+        return elements;
     }
 };
 
-// The bytes of one place in a row of words: lanes [first, last) of base[lane * stride]; the rest is zero.
-struct ByteRow {
-    const std::uint8_t* base;
+// The elements, of an unsigned type, of one place in a row of words: lanes [first, last) of base[lane * stride];
+// the rest is zero.
+template <class Element>
+struct ElementRow {
+    const Element* base;
     index first, last;
 };
+using ByteRow = ElementRow<std::uint8_t>;
 
-// to[i] = the bytes i of the rows, begin <= i < end, one by one.
-inline void interleave_singly(const ByteRow* rows, index stride, index begin, index end, Word* to) {
-    for (index i = begin; i < end; ++i) to[i] = 0;
-    for (index k = 0; k < PER_WORD; ++k)
-        for (index i = larger(begin, rows[k].first); i < smaller(end, rows[k].last); ++i)
-            to[i] |= Word(rows[k].base[i * stride]) << 8 * k;
+// to[i] = the elements i of the rows, one by one.
+template <class Element, class W>
+inline void interleave_singly(const ElementRow<Element>* rows, index stride, index count, W* to) {
+    for (index i = 0; i < count; ++i) to[i] = 0;
+    for (index k = 0; k < index(sizeof(W) / sizeof(Element)); ++k)
+        for (index i = rows[k].first; i < smaller(count, rows[k].last); ++i)
+            to[i] |= W(rows[k].base[i * stride]) << 8 * sizeof(Element) * k;
+}
+
+#if (defined(__SSE2__) && !defined(__AVX512VNNI__)) || defined(__aarch64__)
+#if defined(__SSE2__)
+using Bytes16 = __m128i;
+inline Bytes16 zip_low(Bytes16 a, Bytes16 b) { return _mm_unpacklo_epi8(a, b); }
+inline Bytes16 zip_high(Bytes16 a, Bytes16 b) { return _mm_unpackhi_epi8(a, b); }
+inline Bytes16 even_then_odd(Bytes16 a, Bytes16 b) {
+    return _mm_packus_epi16(_mm_and_si128(a, _mm_set1_epi16(0xff)), _mm_srli_epi16(b, 8));
+}
+#else
+using Bytes16 = uint8x16_t;
+inline Bytes16 zip_low(Bytes16 a, Bytes16 b) { return vzip1q_u8(a, b); }
+inline Bytes16 zip_high(Bytes16 a, Bytes16 b) { return vzip2q_u8(a, b); }
+inline Bytes16 even_then_odd(Bytes16 a, Bytes16 b) {
+    return vcombine_u8(vmovn_u16((uint16x8_t)a), vshrn_n_u16((uint16x8_t)b, 8));
+}
+#endif
+
+// Bytes i to i + 15 of a row.
+template <index STRIDE>
+inline Bytes16 row_bytes(const ByteRow& row, index i) {
+    Bytes16 bytes, rest;
+    if (row.first <= i && i + 16 <= row.last) {
+        __builtin_memcpy(&bytes, row.base + i * STRIDE, 16);
+        if constexpr (STRIDE == 1) return bytes;
+        __builtin_memcpy(&rest, row.base + i * STRIDE + 15, 16);  // no further than byte i + 15 lies
+        return even_then_odd(bytes, rest);
+    }
+    std::uint8_t lane[16] = {};
+    for (index j = larger(i, row.first); j < smaller(i + 16, row.last); ++j)
+        lane[j - i] = row.base[j * STRIDE];
+    __builtin_memcpy(&bytes, lane, 16);
+    return bytes;
+}
+
+// Sixteen words at a time. To zip the first half of the rows with the second, again and again, brings the
+// bytes of a word together.
+template <index STRIDE>
+inline void interleave_blocks(const ByteRow* rows, index count, index ahead, Word* to) {
+    for (index i = 0; i < count; i += 16) {
+        Bytes16 x[PER_WORD], zipped[PER_WORD];
+#pragma GCC unroll 8
+        for (index k = 0; k < PER_WORD; ++k) {
+            x[k] = row_bytes<STRIDE>(rows[k], i);
+            prefetch(rows[k].base, i * STRIDE + ahead);
+        }
+#pragma GCC unroll 3
+        for (index size = 1; size < PER_WORD; size *= 2) {
+#pragma GCC unroll 4
+            for (index k = 0; k < PER_WORD / 2; ++k) {
+                zipped[2 * k] = zip_low(x[k], x[k + PER_WORD / 2]);
+                zipped[2 * k + 1] = zip_high(x[k], x[k + PER_WORD / 2]);
+            }
+#pragma GCC unroll 8
+            for (index k = 0; k < PER_WORD; ++k) x[k] = zipped[k];
+        }
+        if (i + 16 <= count) __builtin_memcpy(to + i, x, sizeof x);
+        else __builtin_memcpy(to + i, x, std::size_t(count - i) * sizeof(Word));
+    }
+}
+#endif
+
+// The same; `ahead` of the elements lie those that are wanted next.
+template <class Element, class W>
+inline void interleave(const ElementRow<Element>* rows, index stride, index count, index, W* to) {
+    interleave_singly(rows, stride, count, to);
 }
 
 // to[i] = the bytes i of the rows. `ahead` of them lie the bytes that are wanted next.
@@ -161,27 +242,11 @@ inline void interleave(const ByteRow* rows, index stride, index count, [[maybe_u
         }
         return;
     }
-#elif defined(__aarch64__)
-    // Whole vectors of places that all rows have; the instruction that stores them interleaves.
-    index first = 0, last = count;
-    for (const ByteRow* row = rows; row != rows + PER_WORD; ++row)
-        first = larger(first, row->first), last = smaller(last, row->last);
-    constexpr index STEP = 16;
-    if (stride <= 2 && stride > 0 && last - first >= STEP) {
-        interleave_singly(rows, stride, 0, first, to);
-        index i = first;
-        for (; i + STEP <= last - (stride - 1); i += STEP) {
-            uint8x16x4_t x;
-#pragma GCC unroll 4
-            for (index k = 0; k < PER_WORD; ++k)
-                x.val[k] = stride == 1 ? vld1q_u8(rows[k].base + i) : vld2q_u8(rows[k].base + 2 * i).val[0];
-            vst4q_u8(reinterpret_cast<std::uint8_t*>(to + i), x);
-        }
-        interleave_singly(rows, stride, i, count, to);
-        return;
-    }
+#elif defined(__SSE2__) || defined(__aarch64__)
+    if (stride == 1) return interleave_blocks<1>(rows, count, ahead, to);
+    if (stride == 2) return interleave_blocks<2>(rows, count, ahead, to);
 #endif
-    interleave_singly(rows, stride, 0, count, to);
+    interleave_singly(rows, stride, count, to);
 }
 
 }  // namespace mulfree::MULFREE_ISA

@@ -45,10 +45,18 @@ private:
     }
 };
 
+// As an operation it has an inner loop of its own, which keeps two limits a filter in registers.
+template <class T>
+struct Clip : Operation<T, T, T> {
+    static constexpr int MR = REGISTERS / 4;
+};
+
 // The phases of both axes that meet any tap, and which of them a filter of the convolution of grad stands
 // for: tiles of channels, of each tile all phases.
 template <class T>
 struct Phases {
+    static constexpr index MR = Clip<T>::MR;
+
     const AdderGradX<T>& g;
     PhaseAxis height, width;
     index count = 0, positions;
@@ -143,7 +151,7 @@ inline void clip_tile(const T* grad, const index* tap, const MetRows& rows, cons
 #pragma GCC unroll 8
         for (int f = 0; f < FILTERS; ++f) {
             // The order of the operands lets a NaN through.
-            const Vec<T> weight = broadcast(w[t * MR + f]);
+            const Vec<T> weight = broadcast(w[t * Clip<T>::MR + f]);
             const Vec<T> slope = FORM == EXACT ? min(one, max(-one, weight - low[f]))
                                                : min(high[f], max(low[f], weight));
             sum[f] = multiply_add(slope, g, sum[f]);
@@ -157,18 +165,15 @@ inline void clip_tile(const T* grad, const index* tap, const MetRows& rows, cons
     if (FORM == FAST_AND_SUMS) grad_sum = first ? grads : grad_sum + grads;
 }
 
-// As an operation it has an inner loop of its own.
-template <class T>
-using Clip = Operation<T, T, T>;
-
 // A macro-tile of pixels with some tiles of filters.
 template <class T>
 class ClipMacroTile {
     using S = MacroTile<Clip<T>, PhaseWeights<T>>;
     using P = typename S::Tile;
+    static constexpr int MR = Clip<T>::MR;
     static constexpr bool QUICK = sizeof(T) == 4;
     static constexpr T LIMIT = 8;  // of |x|: the fast form's rounding error grows with it
-    static constexpr index TILES = CHUNK_FILTERS / MR;
+    static constexpr index TILES = CHUNK_FILTERS<Clip<T>> / MR;
 
     // The filters from `filter` on are channels from `channel` on in a phase. Within a macro-tile, `slot` tells
     // phases apart.
@@ -260,7 +265,7 @@ private:
         const MetRows rows(phases, t.phase, block);
         for (index v = 0; v < packed.vectors; ++v) {
             const index at = t.filter * packed.ROW + v * LANES<T>;
-            with_filters<1>(t.filters, [&](auto filters, auto) {
+            with_filters<MR, 1>(t.filters, [&](auto filters, auto) {
                 clip_tile<FORM, filters.value>(macro_tile.source.pixels + packed.place[v], macro_tile.source.tap, rows, w,
                                                packed.rows + at, packed.total + at, packed.ROW, first,
                                                grad_sum[&packed - macro_tile.packed_tiles][t.slot][v]);

@@ -1,9 +1,7 @@
-// The adder's forward pass on uint8: y = bias - sum |x - w|, exact. x is turned into an image of words
-// (engine/words.hpp), a bounded slice at a time; from there on a word is a number like any other.
+// The adder's forward pass on uint8: y = bias - sum |x - w|, exact.
 #pragma once
 
-#include "../engine/driver.hpp"
-#include "../engine/words.hpp"
+#include "adder_words.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
@@ -29,147 +27,13 @@ struct ByteDistance : Operation<Word, Word, std::int32_t> {
     }
     static auto answer(std::int32_t bias, const Constant& c) {
         const V constant = broadcast<Word>(std::uint32_t(bias) + c.sum);
-        return [=](V total, const ColumnSums<ByteDistance>& x, NoDoubt) {
+        return [=](V total, const auto& x, NoDoubt) {
             if constexpr (BYTE_SUMS) total = total + total - x.part[0];
             return __builtin_convertvector(constant - total, Numbers);
         };
     }
 };
 
-constexpr index WORD_IMAGE = 8 << 20;  // bytes of x's slices as words
-
-// The source positions that a slice of an axis's pixels meets, `every` apart: from, from + every, ...,
-// `size` of them; all positions, which are quicker to copy, where the slice is the whole axis.
-struct SourceAxis {
-    index every, from, size;
-
-    // `padded`: positions outside the source are wanted too.
-    SourceAxis(const Axis& a, index first, index pixels, index taps, bool padded)
-        : every(taps == 1 ? a.step : 1), from(first * a.step + a.offset) {
-        index end = from + (pixels - 1) * a.step + (taps - 1) * a.tap_step + 1;
-        if (!padded) from += round_up(larger(0, -from), every), end = smaller(end, a.size);
-        if (!padded && pixels == a.pixels && every == 1) from = 0, end = a.size;
-        size = larger(0, ceil_div(end - from, every));
-    }
-    // The axis on which the slice is a convolution.
-    Axis axis(const Axis& a, index first, index pixels, index taps) const {
-        const index offset = (first * a.step + a.offset - from) / every;
-        return {pixels, a.step / every, offset, taps, a.tap_step, size, 0, 1};
-    }
-};
-
-// The source of a slice as words: [image][group][word channel][row][column].
-inline void fill_words(const Convolution<std::uint8_t, std::int32_t>& p, const WordShape& shape,
-                       index image, index images, const SourceAxis& h, const SourceAxis& w,
-                       Word* words) {
-    const index channels = shape.word_channels(), planes = images * p.groups * channels;
-    // Rows without gaps are one long row.
-    const bool dense = shape.along == 1 && h.every * w.every == 1 && p.x.row == w.size * p.x.column;
-    const index rows = dense ? 1 : h.size, columns = dense ? h.size * w.size : w.size;
-    for_each_unit(planes, MOVE * double(planes * rows * columns), [&](index plane) {
-        const index word = plane % channels, group = plane / channels % p.groups;
-        const index channel = shape.channel(word);
-        const std::uint8_t* x = p.x.data + (image + plane / (channels * p.groups)) * p.x.batch +
-                                (group * p.channels + channel) * p.x.channel + h.from * p.x.row;
-        ByteRow places[PER_WORD];
-        for (index k = 0; k < PER_WORD; ++k) {
-            const index tap = shape.column(word) + shape.place_column[k];
-            places[k] = {x, 0, 0};
-            if (tap >= shape.columns || channel + shape.place_channel[k] >= p.channels) continue;
-            const index from = w.from + tap * p.width.tap_step;
-            places[k] = {x + shape.place_channel[k] * p.x.channel + from * p.x.column,
-                         smaller(columns, ceil_div(larger(0, -from), w.every)),
-                         dense ? columns : smaller(columns, ceil_div(p.width.size - from, w.every))};
-        }
-        for (index r = 0; r < rows; ++r) {
-            interleave(places, w.every * p.x.column, columns, shape.across * p.x.channel,
-                       words + (plane * rows + r) * columns);
-            for (ByteRow& place : places) place.base += h.every * p.x.row;
-        }
-    });
-}
-
-// The convolution of words that stands for one of bytes, but for its pixels, which come slice by slice.
-struct WordConvolution {
-    const Convolution<std::uint8_t, std::int32_t>& bytes;
-    const WordShape shape;
-    Convolution<Word, std::int32_t> words;
-
-    explicit WordConvolution(const Convolution<std::uint8_t, std::int32_t>& p)
-        : bytes(p), shape(p.channels, p.width.taps),
-          words{0, p.groups, shape.word_channels(), p.filters, {}, {}, {}, nullptr, 0, 0, 0, 0, 0, p.bias, {}} {
-        words.height.taps = p.height.taps, words.width.taps = shape.taps();
-        words.packed = p.packed;
-    }
-
-    // The weight of a word.
-    Word operator()(index group, index f, index word, index i, index j) const {
-        const auto& p = bytes;
-        return shape.weights(p.w + group * p.w_group + f * p.w_filter + i * p.w_row, p.w_channel, word, j);
-    }
-
-    // Calls f for every slice, whose words fit the memory that allocate(bytes) has given.
-    template <class Allocate, class F>
-    void each_slice(Allocate allocate, F f) {
-        const auto& p = bytes;
-        const index channels = words.channels, taps = words.width.taps;
-        const bool padded = shape.along > 1;  // a word that starts in the padding may reach into x
-        index images = p.batch, rows = p.height.pixels, columns = p.width.pixels;
-        const auto most_words = [&] {
-            const auto most = [](const Axis& a, index pixels, index taps) {
-                const SourceAxis slice(a, 0, pixels, taps, true);
-                return larger(pixels == a.pixels && slice.every == 1 ? a.size : 0, slice.size);
-            };
-            return images * p.groups * channels * most(p.height, rows, p.height.taps) * most(p.width, columns, taps);
-        };
-        while (most_words() * PER_WORD > WORD_IMAGE && images * rows * columns > 1) {
-            index& cut = images > 1 ? images : rows > 1 ? rows : columns;
-            cut = ceil_div(cut, 2);
-        }
-        auto* image = static_cast<Word*>(allocate(most_words() * PER_WORD));
-        for (index n = 0; n < p.batch; n += images)
-            for (index r = 0; r < p.height.pixels; r += rows)
-                for (index c = 0; c < p.width.pixels; c += columns) {
-                    const index slice_rows = smaller(rows, p.height.pixels - r);
-                    const index slice_columns = smaller(columns, p.width.pixels - c);
-                    const SourceAxis h(p.height, r, slice_rows, p.height.taps, false);
-                    const SourceAxis w(p.width, c, slice_columns, taps, padded);
-                    words.batch = smaller(images, p.batch - n);
-                    fill_words(p, shape, n, words.batch, h, w, image);
-                    words.height = h.axis(p.height, r, slice_rows, p.height.taps);
-                    words.width = w.axis(p.width, c, slice_columns, taps);
-                    const index plane = h.size * w.size;
-                    words.x = {image, p.groups * channels * plane, plane, w.size, 1};
-                    words.y = p.y;
-                    words.y.data += n * p.y.batch + r * p.y.row + c * p.y.column;
-                    f();
-                }
-    }
-};
-
-struct AdderBytes {
-    using C = Convolution<std::uint8_t, std::int32_t>;
-
-    static void run(const C& p) {
-        WordConvolution c(p);
-        const index bytes = round_up(packed_bytes(p), 64);
-        const index packed = p.packed || bytes > SHARED_WEIGHTS ? 0 : bytes;
-        Workspace workspace;
-        c.each_slice([&](index image) {
-            workspace.allocate(packed + image);
-            return static_cast<void*>(workspace.data() + packed);
-        }, [&] {
-            if (packed && !c.words.packed) pack(p, workspace.data()), c.words.packed = workspace.data();
-            convolve<ByteDistance>(c.words, c);
-        });
-    }
-    static index packed_bytes(const C& p) {
-        return MULFREE_ISA::packed_bytes<ByteDistance>(WordConvolution(p).words);
-    }
-    static void pack(const C& p, void* to) {
-        const WordConvolution c(p);
-        pack_weights<ByteDistance>(c.words, c, to);
-    }
-};
+using AdderBytes = AdderWords<std::uint8_t, ByteDistance>;
 
 }  // namespace mulfree::MULFREE_ISA

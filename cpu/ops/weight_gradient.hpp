@@ -15,13 +15,18 @@ constexpr T LARGEST = sizeof(T) == 4 ? T(FLT_MAX) : T(DBL_MAX);
 // when they share an offset.
 template <class T>
 inline T common_offset(const T* w, index outer, index outer_stride, index inner) {
-    double sum = 0, spread = 0;
     const double n = double(outer * inner);
-    for (index o = 0; o < outer; ++o)
-        for (index i = 0; i < inner; ++i) sum += w[o * outer_stride + i];
-    const double mean = sum / n;
-    for (index o = 0; o < outer; ++o)
-        for (index i = 0; i < inner; ++i) spread += __builtin_fabs(w[o * outer_stride + i] - mean);
+    const auto total = [=](auto term) {  // row by row: the additions of one row wait for none of the others
+        double sum = 0;
+        for (index o = 0; o < outer; ++o) {
+            double row = 0;
+            for (index i = 0; i < inner; ++i) row += term(double(w[o * outer_stride + i]));
+            sum += row;
+        }
+        return sum;
+    };
+    const double mean = total([](double v) { return v; }) / n;
+    const double spread = total([=](double v) { return __builtin_fabs(v - mean); });
     const bool shared = __builtin_fabs(mean) > 4 * spread / n && __builtin_fabs(mean) <= LARGEST<T>;
     return shared ? T(mean) : T(0);
 }
@@ -100,10 +105,10 @@ inline GradGrid grad_grid(const GradW<T>& p, index most_phases) {
     return pays ? shifted : GradGrid(p.batch, p.height, p.width, COUNT, LANES<T>, false);
 }
 
-// total[f][r] += sum over the pixels of grad[f] * x[tap[r]], kept lane by lane until the very end.
+// total[f][r] (+)= sum over the pixels of grad[f] * x[tap[r]], kept lane by lane until the very end.
 template <int FILTERS, int ROWS, class T>
 inline void product_tile(const T* grad, index grad_row, const T* x, const index* tap, index pixels,
-                         T* total, index total_row) {
+                         T* total, index total_row, bool first) {
     Vec<T> sum[FILTERS][ROWS] = {};
     const T* from[ROWS];
     for (int r = 0; r < ROWS; ++r) from[r] = x + tap[r];
@@ -126,22 +131,22 @@ inline void product_tile(const T* grad, index grad_row, const T* x, const index*
 #pragma GCC unroll 8
         for (int r = 0; r < ROWS; ++r) {
             T* t = total + f * total_row + r * LANES<T>;
-            store(t, load(t) + sum[f][r]);
+            store(t, first ? sum[f][r] : load(t) + sum[f][r]);
         }
 }
 
 template <class T>
 inline void products(index filters, index rows, index pixels, const T* grad, index grad_row, const T* x,
-                     const index* tap, T* total, index total_row) {
+                     const index* tap, T* total, index total_row, bool first = false) {
     for (index f = 0; f < filters; f += MR)
         for (index r = 0; r < rows; r += NR) {
             const auto run = [&](auto n, auto m) {
                 product_tile<n.value, m.value>(grad + f * grad_row, grad_row, x, tap + r, pixels,
-                                               total + f * total_row + r * LANES<T>, total_row);
+                                               total + f * total_row + r * LANES<T>, total_row, first);
             };
-            if (rows - r >= NR) with_filters<NR>(filters - f, run);
-            else if (rows - r == 2) with_filters<2>(filters - f, run);
-            else with_filters<1>(filters - f, run);
+            if (rows - r >= NR) with_filters<MR, NR>(filters - f, run);
+            else if (rows - r == 2) with_filters<MR, 2>(filters - f, run);
+            else with_filters<MR, 1>(filters - f, run);
         }
 }
 
@@ -193,7 +198,8 @@ inline void pack_grad_rows(const GradGrid& grid, const GradScratch<T>& s, index 
             for (index t = 0; t < block.positions; ++t, rows += grid.row)
                 for (index k = 0; k < pieces; ++k) {
                     const Span* span = s.spans + (kind + t) * s.pieces + k;
-                    prefetch(from, 2 * x.channel + span->offset);
+                    for (index line = 0; line < (way.value == EVEN ? 2 : 1); ++line)
+                        prefetch(from, 2 * x.channel + span->offset + line * LANES<T>);
                     store(rows + s.at[k],
                           gather<Access(way.value)>(span, span + 1, from, lane_stride) - shift);
                 }
@@ -216,31 +222,29 @@ inline void grad_w_unit(const GradW<T>& p, const T* centre, const GradGrid& grid
     const Axis grad_w{w.axis.pixels, 1, 0, 1, 0, p.width.pixels, 0, 0};
     const Block packed = grid.shifted ? Block{block.channel, block.channels, 0, grid.phases()} : block;
 
-    for (index t = 0; t < taps; ++t) {
-        const index position = block.position + t % block.positions;
-        const index i = position / p.width.taps, j = position % p.width.taps;
+    for (index t = 0; t < block.positions; ++t) {
+        const index i = (block.position + t) / p.width.taps, j = (block.position + t) % p.width.taps;
         const index row = i % h.period * w.axis.taps + j % w.period - packed.position;
-        s.tap[t] = (t / block.positions * packed.positions + row) * grid.row +
-                   i / h.period * h.shift * w.axis.pixels + j / w.period * w.shift;
+        const index at = row * grid.row + i / h.period * h.shift * w.axis.pixels + j / w.period * w.shift;
+        for (index c = 0; c < block.channels; ++c)
+            s.tap[c * block.positions + t] = at + c * packed.positions * grid.row;
     }
     s.tap[taps] = packed.taps() * grid.row;
     for (index i = 0; i < COUNT; ++i) s.x[s.tap[taps] + i] = 1;
-    for (index i = 0; i < filters * total_row; ++i) s.total[i] = 0;
     for (index begin = 0; begin < grid.pixels; begin += COUNT) {
         const index count = round_up(smaller(COUNT, grid.pixels - begin), LANES<T>);
         pack_grad_rows(grid, s, p.batch, begin, count + grid.reach, p.x, channel, h.axis, w.axis,
                        p.x_shifts, centre, packed, s.x);
         pack_grad_rows(grid, s, p.batch, begin, count, p.grad, k, grad_h, grad_w, nullptr, (const T*)nullptr,
                        Block{0, filters, 0, 1}, s.grad);
-        products(filters, rows, count, s.grad, grid.row, s.x, s.tap, s.total, total_row);
+        products(filters, rows, count, s.grad, grid.row, s.x, s.tap, s.total, total_row, begin == 0);
     }
     for (index f = 0; f < filters; ++f) {
         const T* total = s.total + f * total_row;
         T* to = p.grad_w + ((k + f) * p.channels + block.channel) * positions + block.position;
-        for (index r = 0; r < taps; ++r)
-            to[r / block.positions * positions + r % block.positions] =
-                sum_lanes<T>(load(total + r * LANES<T>));
-        if (rows > taps) grad_sum[k + f] = sum_lanes<T>(load(total + taps * LANES<T>));
+        for (index c = 0; c < block.channels; ++c, to += positions)
+            for (index t = 0; t < block.positions; ++t, total += LANES<T>) to[t] = sum_lanes<T>(load(total));
+        if (rows > taps) grad_sum[k + f] = sum_lanes<T>(load(total));
     }
 }
 
@@ -308,13 +312,14 @@ inline void grad_w(const GradW<T>& p) {
     });
     // What is not finite may be so only because of a zero that is no term, or of an overflow midway.
     for_each_unit(team, filters, [&](index k) {
-        for (index t = 0; t < p.channels * positions; ++t) {
-            const index c = k / p.filters * p.channels + t / positions;
-            const T w = p.w ? p.w[k * p.channels * positions + t] : T(0);
-            T& to = p.grad_w[k * p.channels * positions + t];
-            if (p.w) to -= (w - centre[c]) * grad_sum[k];
-            if (!(__builtin_fabs(to) <= LARGEST<T>))
-                to = grad_w_directly(p, k, c, t % positions / p.width.taps, t % p.width.taps, w);
+        for (index c = 0; c < p.channels; ++c) {
+            const index channel = k / p.filters * p.channels + c, at = (k * p.channels + c) * positions;
+            T* to = p.grad_w + at;
+            for (index t = 0; p.w && t < positions; ++t) to[t] -= (p.w[at + t] - centre[channel]) * grad_sum[k];
+            for (index t = 0; t < positions; ++t)
+                if (!(__builtin_fabs(to[t]) <= LARGEST<T>))
+                    to[t] = grad_w_directly(p, k, channel, t / p.width.taps, t % p.width.taps,
+                                            p.w ? p.w[at + t] : T(0));
         }
     });
 }

@@ -30,17 +30,18 @@
 #define ADD_TERM(sum, x, w) ((sum) + fabs((x) - (w)))
 #endif
 
+#include "../geometry.cuh"
 #include "tile.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    adder_conv(const T* x, const T* w, const SUM* bias, SUM* y, int images, int groups,
-               int channels,  // of one group, like filters
-               int height, int width, int filters, int kernel_h, int kernel_w, int stride_h,
-               int stride_w, int pad_h, int pad_w, int dilation_h, int dilation_w, int out_h,
-               int out_w) {
-  const int plane = out_h * out_w, window = kernel_h * kernel_w;
+    adder_conv(const T* x, const T* w, const SUM* bias, SUM* y,
+               const __grid_constant__ Convolution shape) {
+  const int groups = shape.groups, channels = shape.channels, filters = shape.filters;
+  const Pair size = shape.size, kernel = shape.kernel, stride = shape.stride, pad = shape.pad;
+  const Pair dilation = shape.dilation, out = shape.out;
+  const int plane = out.h * out.w, window = kernel.h * kernel.w;
   const int length = channels * window;
-  const int pixels = images * plane;
+  const int pixels = shape.images * plane;
   const int pixel_tiles = (pixels - 1) / P + 1, filter_tiles = (filters - 1) / F + 1;
   const int first_p = (int)(blockIdx.x % pixel_tiles) * P;
   const int first_f = (int)(blockIdx.x / pixel_tiles % filter_tiles) * F;
@@ -55,38 +56,38 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   for (int i = 0; i < COLUMNS; ++i) {
     const int p = first_p + gathered_column(i);
     const int n = p / plane, q = p % plane;
-    const int h = q / out_w * stride_h - pad_h, w_ = q % out_w * stride_w - pad_w;
-    const int offset = ((n * groups + group) * channels * height + h) * width + w_;
+    const int h = q / out.w * stride.h - pad.h, w_ = q % out.w * stride.w - pad.w;
+    const int offset = ((n * groups + group) * channels * size.h + h) * size.w + w_;
 #ifdef LARGE_WINDOW
     pixel[i] = {offset, p < pixels ? h : NOWHERE, w_};
 #else
-    const unsigned int outside = outside_bits(h, kernel_h, dilation_h, height) |
-                                 outside_bits(w_, kernel_w, dilation_w, width) << 16;
+    const unsigned int outside = outside_bits(h, kernel.h, dilation.h, size.h) |
+                                 outside_bits(w_, kernel.w, dilation.w, size.w) << 16;
     pixel[i] = {x + offset, p < pixels ? outside | NO_PLACE : ~0u};
 #endif
   }
 
   // The tap of the row that the thread is asked for first; from there it counts on by DEPTH.
-  int c = threadIdx.x / window, i = threadIdx.x % window / kernel_w, j = threadIdx.x % kernel_w;
-  const int step_c = DEPTH / window, step_i = DEPTH % window / kernel_w, step_j = DEPTH % kernel_w;
+  int c = threadIdx.x / window, i = threadIdx.x % window / kernel.w, j = threadIdx.x % kernel.w;
+  const int step_c = DEPTH / window, step_i = DEPTH % window / kernel.w, step_j = DEPTH % kernel.w;
   const auto decode = [&](int l) {
-    const int h = i * dilation_h, w_ = j * dilation_w;
-    const int offset = (c * height + h) * width + w_;
+    const int h = i * dilation.h, w_ = j * dilation.w;
+    const int offset = (c * size.h + h) * size.w + w_;
 #ifdef LARGE_WINDOW
     const Tap tap = {offset, l < length ? h : NOWHERE, w_, 0};
 #else
     const WindowTap tap = {offset, l < length ? ROW_BIT(i) | COLUMN_BIT(j) : NO_PLACE};
 #endif
     j += step_j;
-    i += step_i + (j >= kernel_w);
-    c += step_c + (i >= kernel_h);
-    if (j >= kernel_w) j -= kernel_w;
-    if (i >= kernel_h) i -= kernel_h;
+    i += step_i + (j >= kernel.w);
+    c += step_c + (i >= kernel.h);
+    if (j >= kernel.w) j -= kernel.w;
+    if (i >= kernel.h) i -= kernel.h;
     return tap;
   };
 
   SUM sum[EACH_F][EACH_P] = {};
-  sum_tile(sum, x, w, pixel, height, width, group * filters + first_f, filters - first_f, length,
+  sum_tile(sum, x, w, pixel, size.h, size.w, group * filters + first_f, filters - first_f, length,
            decode);
 
 #pragma unroll

@@ -45,6 +45,8 @@
 #define ADD_TERM(sum, x, w) ((sum) + fabs((x) - (w)))
 #endif
 
+#include "../geometry.cuh"
+
 #define THREADS 128
 #define LOADED ((ROWS - 1) * STRIDE_H + (KERNEL_H - 1) * DILATION_H + 1)
 
@@ -61,18 +63,18 @@ __device__ __forceinline__ constexpr bool meets_any(int row) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    adder_conv(const T* x, const T* w, const T* bias, T* y, unsigned int planes,
-               unsigned int filters, int height, int width, int pad_h, int pad_w, int out_h,
-               int out_w) {
+    adder_conv(const T* x, const T* w, const T* bias, T* y,
+               const __grid_constant__ Convolution shape) {
+  const unsigned int filters = shape.groups * MULTIPLIER, planes = shape.images * filters;
   const unsigned int t = blockIdx.x * THREADS + threadIdx.x;
-  const unsigned int strips = (out_h - 1) / ROWS + 1, line = t / out_w;
+  const unsigned int strips = (shape.out.h - 1) / ROWS + 1, line = t / shape.out.w;
   const unsigned int plane = line / strips;
   if (plane >= planes) return;
 
-  const int column = t - line * out_w, first = (line - plane * strips) * ROWS;
+  const int column = t - line * shape.out.w, first = (line - plane * strips) * ROWS;
   const int k = plane % filters;
-  const int h = first * STRIDE_H - pad_h, w_ = column * STRIDE_W - pad_w;
-  x += ((long long)(plane / MULTIPLIER) * height + h) * width + w_;
+  const int h = first * STRIDE_H - shape.pad.h, w_ = column * STRIDE_W - shape.pad.w;
+  x += ((long long)(plane / MULTIPLIER) * shape.size.h + h) * shape.size.w + w_;
   w += k * (KERNEL_H * KERNEL_W);
 
   T weights[KERNEL_H][KERNEL_W];
@@ -81,11 +83,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
     for (int j = 0; j < KERNEL_W; ++j) weights[i][j] = w[i * KERNEL_W + j];
 
+  const T shift = bias ? bias[k] : (T)0;
   T sum[ROWS] = {};
 #pragma unroll
-  for (int row = 0; row < LOADED; ++row, x += width) {
+  for (int row = 0; row < LOADED; ++row, x += shape.size.w) {
     if (!meets_any(row)) continue;
-    const unsigned int end = (unsigned)(h + row) < (unsigned)height ? width : 0;
+    const unsigned int end = (unsigned)(h + row) < (unsigned)shape.size.h ? shape.size.w : 0;
     T values[KERNEL_W];
 #pragma unroll
     for (int j = 0; j < KERNEL_W; ++j)
@@ -100,9 +103,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             sum[out] = ADD_TERM(sum[out], values[j], weights[i][j]);
   }
 
-  const T shift = bias ? bias[k] : (T)0;
-  y += ((long long)plane * out_h + first) * out_w + column;
+  y += ((long long)plane * shape.out.h + first) * shape.out.w + column;
 #pragma unroll
-  for (int out = 0; out < ROWS; ++out, y += out_w)
-    if (first + out < out_h) *y = shift - sum[out];
+  for (int out = 0; out < ROWS; ++out, y += shape.out.w)
+    if (first + out < shape.out.h) *y = shift - sum[out];
 }

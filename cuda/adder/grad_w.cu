@@ -41,6 +41,7 @@ struct Sum {
 #define SUM Sum
 #define ADD_TERM(sum, x, g) (Sum{(sum).total + TERM(x, (sum).w, g), (sum).w})
 
+#include "../geometry.cuh"
 #include "tile.cuh"
 
 // Blocks that registers leave room for; sm_75 and sm_86 take 16 at most.
@@ -50,17 +51,18 @@ struct Sum {
 #define TAP_LOADS ((P - 1) / LINES + 1)
 
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS)
-    ENTRY(const T* g, const T* x, const T* w, T* parts, int images, int groups,
-          int channels,  // of one group, like filters
-          int height, int width, int filters, int kernel_h, int kernel_w, int stride_h, int stride_w,
-          int pad_h, int pad_w, int dilation_h, int dilation_w, int out_h, int out_w, int part) {
+    ENTRY(const T* g, const T* x, const T* w, T* parts, const __grid_constant__ Convolution shape,
+          int part) {
+  const int groups = shape.groups, channels = shape.channels, filters = shape.filters;
+  const Pair size = shape.size, kernel = shape.kernel, stride = shape.stride, pad = shape.pad;
+  const Pair dilation = shape.dilation, out = shape.out;
   __shared__ Tap pixels[2][DEPTH];
   __shared__ alignas(16) TILE x_tile[2][DEPTH][P + X_PAD];
   __shared__ alignas(16) TILE g_tile[2][DEPTH][F + VECTOR];
 
-  const int plane = out_h * out_w, window = kernel_h * kernel_w, taps = channels * window;
+  const int plane = out.h * out.w, window = kernel.h * kernel.w, taps = channels * window;
   const int first_pixel = blockIdx.y * part;
-  const int length = smaller(part, images * plane - first_pixel);
+  const int length = smaller(part, shape.images * plane - first_pixel);
   const int whole = length / DEPTH * DEPTH;
   const int tap_tiles = (taps - 1) / P + 1, filter_tiles = (filters - 1) / F + 1;
   const int first_t = (int)(blockIdx.x % tap_tiles) * P;
@@ -69,13 +71,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS)
   const int line = threadIdx.x / DEPTH, l = threadIdx.x % DEPTH;
 
   const auto column = [&](int t) -> Pixel {
-    const int c = t / window, h = t % window / kernel_w * dilation_h, w_ = t % kernel_w * dilation_w;
-    return {(c * height + h) * width + w_, t < taps ? h : NOWHERE, w_};
+    const int c = t / window, h = t % window / kernel.w * dilation.h, w_ = t % kernel.w * dilation.w;
+    return {(c * size.h + h) * size.w + w_, t < taps ? h : NOWHERE, w_};
   };
   const auto row = [&](int p) -> Tap {
     const int n = (first_pixel + p) / plane, q = (first_pixel + p) % plane;
-    const int h = q / out_w * stride_h - pad_h, w_ = q % out_w * stride_w - pad_w;
-    return {((n * groups + group) * channels * height + h) * width + w_, p < length ? h : NOWHERE,
+    const int h = q / out.w * stride.h - pad.h, w_ = q % out.w * stride.w - pad.w;
+    return {((n * groups + group) * channels * size.h + h) * size.w + w_, p < length ? h : NOWHERE,
             w_, (n * groups + group) * filters * plane + q};
   };
 
@@ -92,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS)
     const Tap pixel = pixels[start / DEPTH % 2][l];
 #pragma unroll
     for (int i = 0; i < TAP_LOADS; ++i)
-      fetched_x[i] = gather(x, tap[i], pixel, height, width, (T)0);
+      fetched_x[i] = gather(x, tap[i], pixel, size.h, size.w, (T)0);
 #pragma unroll
     for (int i = 0; i < FILTER_LOADS; ++i) {
       const int f = first_f + line + i * LINES;
@@ -132,7 +134,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS)
       g_values[f] = filter_of(f) < filters ? g[pixel.weight + filter_of(f) * plane] : (T)0;
 #pragma unroll
     for (int t = 0; t < EACH_P; ++t) {
-      const T x_value = gather(x, column(tap_of(t)), pixel, height, width, (T)0);
+      const T x_value = gather(x, column(tap_of(t)), pixel, size.h, size.w, (T)0);
 #pragma unroll
       for (int f = 0; f < EACH_F; ++f) sum[f][t] = ADD_TERM(sum[f][t], x_value, g_values[f]);
     }

@@ -36,23 +36,17 @@ __device__ __forceinline__ T saturated_sum(T a, T b) {
 __device__ __forceinline__ T clip(T d) { return d > 1 ? T(1) : d < -1 ? T(-1) : d; }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
-    adder_grad_x(const T* g, const T* x, const T* w, T* grad_x, int images, int groups,
-                 int channels,  // of one group, like filters
-                 int height, int width, int filters, int kernel_h, int kernel_w, int stride_h,
-                 int stride_w, int pad_h, int pad_w, int dilation_h, int dilation_w, int step_h,
-                 int step_w, int out_h, int out_w) {
-  const Part& part =
-      part_of_block({height, kernel_h, stride_h, pad_h, dilation_h, step_h, out_h},
-                    {width, kernel_w, stride_w, pad_w, dilation_w, step_w, out_w}, images, groups,
-                    channels, filters);
+    adder_grad_x(const T* g, const T* x, const T* w, T* grad_x, const Convolution shape) {
+  const Part& part = part_of_block(shape);
   if (part.empty()) return;
 
+  const int plane = shape.size.h * shape.size.w;
   int at[EACH_P];  // the pixel in channel 0 of the group, or -1
 #pragma unroll
   for (int p = 0; p < EACH_P; ++p) at[p] = part.element(part.first_p + THREAD_P + p);
   const auto index = [&](int c, int p) {  // of a thread's own pixel, or -1
     const int channel = part.first_c + THREAD_C + c;
-    return at[p] >= 0 && channel < channels ? at[p] + channel * height * width : -1;
+    return at[p] >= 0 && channel < shape.channels ? at[p] + channel * plane : -1;
   };
 
   T own[EACH_C][EACH_P], sum[EACH_C][EACH_P], sum_g[EACH_P];

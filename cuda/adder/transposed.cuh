@@ -28,6 +28,7 @@
 #define DEPTH 8
 #endif
 
+#include "../geometry.cuh"
 #include "gather.cuh"
 
 #define THREADS_C (C / EACH_C)
@@ -98,23 +99,24 @@ struct Part {
 };
 
 // In shared memory, where it costs no registers; one thread works it out for all.
-__device__ __forceinline__ const Part& part_of_block(Axis h, Axis w, int images, int groups,
-                                                     int channels, int filters) {
+__device__ __forceinline__ const Part& part_of_block(const Convolution& g) {
   __shared__ Part part;
   if (threadIdx.x == 0) {
+    Axis h = {g.size.h, g.kernel.h, g.stride.h, g.pad.h, g.dilation.h, g.step.h, g.out.h};
+    Axis w = {g.size.w, g.kernel.w, g.stride.w, g.pad.w, g.dilation.w, g.step.w, g.out.w};
     const int phases_w = min(w.stride, w.size), phases = min(h.stride, h.size) * phases_w;
     const int phase = blockIdx.x % phases, block = blockIdx.x / phases;
     set_phase(h, phase / phases_w);
     set_phase(w, phase % phases_w);
-    const int largest = images * ((h.size - 1) / h.stride + 1) * ((w.size - 1) / w.stride + 1);
-    const int pixel_tiles = (largest - 1) / P + 1, channel_tiles = (channels - 1) / C + 1;
+    const int largest = g.images * ((h.size - 1) / h.stride + 1) * ((w.size - 1) / w.stride + 1);
+    const int pixel_tiles = (largest - 1) / P + 1, channel_tiles = (g.channels - 1) / C + 1;
     part = {h,
             w,
-            groups,
-            channels,
-            filters,
-            images * h.count * w.count,
-            filters * h.taps * w.taps,
+            g.groups,
+            g.channels,
+            g.filters,
+            g.images * h.count * w.count,
+            g.filters * h.taps * w.taps,
             block / pixel_tiles / channel_tiles,
             block / pixel_tiles % channel_tiles * C,
             block % pixel_tiles * P};

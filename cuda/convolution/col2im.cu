@@ -10,27 +10,29 @@
 #define T float
 #endif
 
-extern "C" __global__ void col2im(const T* cols, T* x, int images, int channels, int height,
-                                  int width, int kernel_h, int kernel_w, int stride_h, int stride_w,
-                                  int pad_h, int pad_w, int dilation_h, int dilation_w, int out_h,
-                                  int out_w) {
-  const long long plane = (long long)height * width, out_plane = (long long)out_h * out_w;
+#include "../geometry.cuh"
+
+extern "C" __global__ void col2im(const T* cols, T* x, const Convolution shape) {
+  const int channels = shape.channels;  // all of them, one group
+  const Pair size = shape.size, kernel = shape.kernel, stride = shape.stride, pad = shape.pad;
+  const Pair dilation = shape.dilation, out = shape.out;
+  const long long plane = (long long)size.h * size.w, out_plane = (long long)out.h * out.w;
   const long long pixel = blockIdx.x * (long long)blockDim.x + threadIdx.x;
   if (pixel >= plane) return;
-  const int h = (int)(pixel / width) + pad_h, w = (int)(pixel % width) + pad_w;
+  const int h = (int)(pixel / size.w) + pad.h, w = (int)(pixel % size.w) + pad.w;
 
-  for (int n = blockIdx.z; n < images; n += gridDim.z) {
+  for (int n = blockIdx.z; n < shape.images; n += gridDim.z) {
     for (int c = blockIdx.y; c < channels; c += gridDim.y) {
       const long long image_channel = (long long)n * channels + c;
       T sum = 0;
-      for (int i = 0; i < kernel_h; ++i) {
-        const int down = h - i * dilation_h, oh = down / stride_h;
-        if (down < 0 || down % stride_h || oh >= out_h) continue;
-        for (int j = 0; j < kernel_w; ++j) {
-          const int right = w - j * dilation_w, ow = right / stride_w;
-          if (right < 0 || right % stride_w || ow >= out_w) continue;
-          const long long row = (image_channel * kernel_h + i) * kernel_w + j;
-          sum += cols[row * out_plane + (long long)oh * out_w + ow];
+      for (int i = 0; i < kernel.h; ++i) {
+        const int down = h - i * dilation.h, oh = down / stride.h;
+        if (down < 0 || down % stride.h || oh >= out.h) continue;
+        for (int j = 0; j < kernel.w; ++j) {
+          const int right = w - j * dilation.w, ow = right / stride.w;
+          if (right < 0 || right % stride.w || ow >= out.w) continue;
+          const long long row = (image_channel * kernel.h + i) * kernel.w + j;
+          sum += cols[row * out_plane + (long long)oh * out.w + ow];
         }
       }
       x[image_channel * plane + pixel] = sum;

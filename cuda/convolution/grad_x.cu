@@ -10,15 +10,8 @@
 #include "../adder/transposed.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
-    conv_grad_x(const T* g, const T* w, T* grad_x, int images, int groups,
-                int channels,  // of one group, like filters
-                int height, int width, int filters, int kernel_h, int kernel_w, int stride_h,
-                int stride_w, int pad_h, int pad_w, int dilation_h, int dilation_w, int step_h,
-                int step_w, int out_h, int out_w) {
-  const Part& part =
-      part_of_block({height, kernel_h, stride_h, pad_h, dilation_h, step_h, out_h},
-                    {width, kernel_w, stride_w, pad_w, dilation_w, step_w, out_w}, images, groups,
-                    channels, filters);
+    conv_grad_x(const T* g, const T* w, T* grad_x, const Convolution shape) {
+  const Part& part = part_of_block(shape);
   if (part.empty()) return;
 
   T sum[EACH_C][EACH_P] = {};
@@ -40,8 +33,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
 #pragma unroll
     for (int c = 0; c < EACH_C; ++c) {
       nan |= isnan(sum[c][p]);
-      if (at >= 0 && part.first_c + THREAD_C + c < channels)
-        grad_x[at + (part.first_c + THREAD_C + c) * height * width] = sum[c][p];
+      if (at >= 0 && part.first_c + THREAD_C + c < shape.channels)
+        grad_x[at + (part.first_c + THREAD_C + c) * shape.size.h * shape.size.w] = sum[c][p];
     }
   }
   if (nan) mend_nan(part, g, w, grad_x, [](T weight, int) { return weight; });

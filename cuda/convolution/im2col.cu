@@ -20,15 +20,16 @@
 #define STORE 4
 #endif
 
+#include "../geometry.cuh"
 #include "../vector.cuh"
 
 #define EACH 4
 
-extern "C" __global__ void im2col(const T* x, T* cols, int images, int channels, int height,
-                                  int width, int kernel_h, int kernel_w, int stride_h, int stride_w,
-                                  int pad_h, int pad_w, int dilation_h, int dilation_w, int out_h,
-                                  int out_w, long long first, long long count,
-                                  long long row_stride, long long image_stride) {
+extern "C" __global__ void im2col(const T* x, T* cols, const Convolution shape, long long first,
+                                  long long count, long long row_stride, long long image_stride) {
+  const int channels = shape.channels;  // all of them, one group
+  const Pair size = shape.size, kernel = shape.kernel, stride = shape.stride, pad = shape.pad;
+  const Pair dilation = shape.dilation, out = shape.out;
   const long long column =
       blockIdx.x * (long long)blockDim.x * EACH + threadIdx.x * STORE;  // of the first pixel
   if (column >= count) return;
@@ -36,40 +37,40 @@ extern "C" __global__ void im2col(const T* x, T* cols, int images, int channels,
 
   int top[EACH], left[EACH];
   const long long pixel = first + column;
-  int oh = (int)(pixel / out_w), ow = (int)(pixel % out_w);
+  int oh = (int)(pixel / out.w), ow = (int)(pixel % out.w);
 #pragma unroll
   for (int k = 0; k < EACH; ++k) {
-    top[k] = oh * stride_h - pad_h;
-    left[k] = ow * stride_w - pad_w;
-    oh += apart / out_w;
-    ow += apart % out_w;
-    if (ow >= out_w) {
-      ow -= out_w;
+    top[k] = oh * stride.h - pad.h;
+    left[k] = ow * stride.w - pad.w;
+    oh += apart / out.w;
+    ow += apart % out.w;
+    if (ow >= out.w) {
+      ow -= out.w;
       ++oh;
     }
   }
 
-  for (int n = blockIdx.z; n < images; n += gridDim.z) {
+  for (int n = blockIdx.z; n < shape.images; n += gridDim.z) {
     for (int c = blockIdx.y; c < channels; c += gridDim.y) {
-      const T* plane = x + ((long long)n * channels + c) * height * width;
-      T* to = cols + n * image_stride + (long long)c * kernel_h * kernel_w * row_stride + column;
-      for (int i = 0; i < kernel_h; ++i) {
+      const T* plane = x + ((long long)n * channels + c) * size.h * size.w;
+      T* to = cols + n * image_stride + (long long)c * kernel.h * kernel.w * row_stride + column;
+      for (int i = 0; i < kernel.h; ++i) {
         const T* row[EACH];  // where the window's row begins, be it outside
         unsigned end[EACH];
 #pragma unroll
         for (int k = 0; k < EACH; ++k) {
-          const int h = top[k] + i * dilation_h;
-          row[k] = plane + ((long long)h * width + left[k]);
+          const int h = top[k] + i * dilation.h;
+          row[k] = plane + ((long long)h * size.w + left[k]);
           const bool wanted = STORE == EACH || column + k * apart < count;
-          end[k] = wanted && (unsigned)h < (unsigned)height ? width : 0;
+          end[k] = wanted && (unsigned)h < (unsigned)size.h ? size.w : 0;
         }
 #pragma unroll 1
-        for (int j = 0; j < kernel_w; ++j, to += row_stride) {
+        for (int j = 0; j < kernel.w; ++j, to += row_stride) {
           Vector<T, STORE> moved[EACH / STORE]{};
 #pragma unroll
           for (int k = 0; k < EACH; ++k)
-            if ((unsigned)(left[k] + j * dilation_w) < end[k])
-              moved[k / STORE].at[k % STORE] = row[k][j * dilation_w];
+            if ((unsigned)(left[k] + j * dilation.w) < end[k])
+              moved[k / STORE].at[k % STORE] = row[k][j * dilation.w];
 #pragma unroll
           for (int k = 0; k < EACH; k += STORE)
             if (STORE == EACH || column + k * apart < count)

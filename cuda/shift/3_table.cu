@@ -68,18 +68,16 @@ struct Segment<Element, false> {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    shift_table(const T* x, T* y, const Shift* shifts, int total,
-                int first,  // channel of the first plane
-                int channels, int height, int width, unsigned long long by_channels,
-                unsigned long long by_plane, unsigned long long by_width) {
+    shift_table(const T* x, T* y, const Shift* shifts, const Planes planes) {
+  const int channels = planes.channels, height = planes.size.h, width = planes.size.w;
   const int start = (int)(blockIdx.x * THREADS + threadIdx.x) * EACH;
-  if (start >= total) return;
+  if (start >= planes.total) return;
 
-  const int image = height * width, plane = divide(start, by_plane);
-  int c = first + plane;
-  c -= divide(c, by_channels) * channels;
+  const int image = height * width, plane = divide(start, planes.by_plane);
+  int c = planes.first + plane;
+  c -= divide(c, planes.by_channels) * channels;
   int p = start - plane * image;  // place of output 0 in the plane; below 0 in the planes after
-  int row = divide(p, by_width) * width - p;  // number of an output that begins a row
+  int row = divide(p, planes.by_width) * width - p;  // number of an output that begins a row
 
   Segment<T> segment;
   for (; -p < EACH; p -= image, row = -p) {

@@ -37,10 +37,11 @@
 #include "table.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
-    ENTRY(const T* x, const T* w, const Shift* shifts, const T* bias, T* y, int images,
-          int channels, int height, int width, int filters, int stride_h, int stride_w, int out_h,
-          int out_w) {
-  const int plane = out_h * out_w, pixels = images * plane;
+    ENTRY(const T* x, const T* w, const Shift* shifts, const T* bias, T* y,
+          const __grid_constant__ Convolution shape) {
+  const int channels = shape.channels, filters = shape.filters;
+  const Pair size = shape.size, stride = shape.stride, out = shape.out;
+  const int plane = out.h * out.w, pixels = shape.images * plane;
   const int pixel_tiles = (pixels - 1) / P + 1;
   const int first_p = (int)(blockIdx.x % pixel_tiles) * P;
   const int first_f = (int)(blockIdx.x / pixel_tiles) * F;
@@ -50,17 +51,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
   for (int i = 0; i < COLUMNS; ++i) {
     const int p = first_p + gathered_column(i);
     const int n = p / plane, q = p % plane;
-    const int h = q / out_w * stride_h, w_ = q % out_w * stride_w;
-    pixel[i] = {(n * channels * height + h) * width + w_, p < pixels ? h : NOWHERE, w_};
+    const int h = q / out.w * stride.h, w_ = q % out.w * stride.w;
+    pixel[i] = {(n * channels * size.h + h) * size.w + w_, p < pixels ? h : NOWHERE, w_};
   }
   const auto decode = [&](int c) -> Tap {
     if (c >= channels) return {0, NOWHERE, 0, 0};
     const Shift shift = shifts[c];
-    return {(c * height + shift.h) * width + shift.w, shift.h, shift.w, 0};
+    return {(c * size.h + shift.h) * size.w + shift.w, shift.h, shift.w, 0};
   };
 
   SUM sum[EACH_F][EACH_P] = {};
-  sum_tile(sum, x, w, pixel, height, width, first_f, filters - first_f, channels, decode);
+  sum_tile(sum, x, w, pixel, size.h, size.w, first_f, filters - first_f, channels, decode);
 
 #pragma unroll
   for (int i = 0; i < EACH_P; i += Y_VECTOR) {

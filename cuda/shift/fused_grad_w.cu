@@ -39,16 +39,17 @@
 #define CHANNEL_LOADS (P / LINES)
 
 extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
-    shift_conv_grad_w(const T* g, const T* x, const Shift* shifts, SUM* parts, int images,
-                      int channels, int height, int width, int filters, int stride_h, int stride_w,
-                      int out_h, int out_w, int part) {
+    shift_conv_grad_w(const T* g, const T* x, const Shift* shifts, SUM* parts,
+                      const __grid_constant__ Convolution shape, int part) {
+  const int channels = shape.channels, filters = shape.filters;
+  const Pair size = shape.size, stride = shape.stride, out = shape.out;
   __shared__ Tap taps[2][DEPTH];
   __shared__ alignas(16) TILE x_tile[2][DEPTH][P + X_PAD];
   __shared__ alignas(16) TILE g_tile[2][DEPTH][F + VECTOR];
 
-  const int plane = out_h * out_w;
+  const int plane = out.h * out.w;
   const int first_p = blockIdx.y * part;
-  const int length = smaller(part, images * plane - first_p);
+  const int length = smaller(part, shape.images * plane - first_p);
   const int channel_tiles = (channels - 1) / P + 1;
   const int first_c = (int)(blockIdx.x % channel_tiles) * P;
   const int first_f = (int)(blockIdx.x / channel_tiles) * F;
@@ -59,15 +60,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
   for (int i = 0; i < CHANNEL_LOADS; ++i) {
     const int c = first_c + line + i * LINES;
     const Shift shift = c < channels ? shifts[c] : Shift{NOWHERE, 0};
-    channel[i] = {c < channels ? (c * height + shift.h) * width + shift.w : 0, shift.h, shift.w};
+    channel[i] = {c < channels ? (c * size.h + shift.h) * size.w + shift.w : 0, shift.h, shift.w};
   }
 
   const auto decode = [&](int start) {
     if (threadIdx.x >= DEPTH) return;
     const int p = first_p + start + (int)threadIdx.x, n = p / plane, q = p % plane;
-    const int h = q / out_w * stride_h, w = q % out_w * stride_w;
+    const int h = q / out.w * stride.h, w = q % out.w * stride.w;
     const bool inside = start + (int)threadIdx.x < length;
-    taps[start / DEPTH % 2][threadIdx.x] = {(n * channels * height + h) * width + w,
+    taps[start / DEPTH % 2][threadIdx.x] = {(n * channels * size.h + h) * size.w + w,
                                             inside ? h : NOWHERE, w,
                                             n * filters * plane + q};
   };
@@ -76,7 +77,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
     const Tap tap = taps[start / DEPTH % 2][l];
 #pragma unroll
     for (int i = 0; i < CHANNEL_LOADS; ++i)
-      fetched_x[i] = gather(x, channel[i], tap, height, width, (T)0);
+      fetched_x[i] = gather(x, channel[i], tap, size.h, size.w, (T)0);
 #pragma unroll
     for (int i = 0; i < FILTER_LOADS; ++i) {
       const int f = first_f + line + i * LINES;

@@ -31,10 +31,11 @@ __device__ __forceinline__ int round_trip(int i, int size) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
-    shift_conv_grad_x(const T* g, const T* w, const Shift* shifts, T* grad_x, int images,
-                      int channels, int height, int width, int filters, int stride_h, int stride_w,
-                      int out_h, int out_w) {
-  const int plane = out_h * out_w, pixels = images * plane;
+    shift_conv_grad_x(const T* g, const T* w, const Shift* shifts, T* grad_x,
+                      const __grid_constant__ Convolution shape) {
+  const int channels = shape.channels, filters = shape.filters;
+  const Pair size = shape.size, stride = shape.stride, out = shape.out;
+  const int plane = out.h * out.w, pixels = shape.images * plane;
   const int pixel_tiles = (pixels - 1) / P + 1;
   const int first_p = (int)(blockIdx.x % pixel_tiles) * P;
   const int first_c = (int)(blockIdx.x / pixel_tiles) * F;
@@ -51,32 +52,32 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
   SUM sum[EACH_F][EACH_P] = {};
   sum_tile(sum, g, w, pixel, 1, 1, first_c, channels - first_c, filters, decode);
 
-  const bool covers = stride_h == 1 && stride_w == 1;
-  const int image = height * width;
+  const bool covers = stride.h == 1 && stride.w == 1;
+  const int image = size.h * size.w;
   Pixel place[EACH_P];
 #pragma unroll
   for (int i = 0; i < EACH_P; ++i) {
     const int p = first_p + position<EACH_P, THREADS_P>(THREAD_P, i);
-    const int n = p / plane, q = p - n * plane, row = q / out_w;
-    const int h = row * stride_h, w_ = (q - row * out_w) * stride_w;
-    place[i] = {n * channels * image + h * width + w_, p < pixels ? h : NOWHERE, w_};
+    const int n = p / plane, q = p - n * plane, row = q / out.w;
+    const int h = row * stride.h, w_ = (q - row * out.w) * stride.w;
+    place[i] = {n * channels * image + h * size.w + w_, p < pixels ? h : NOWHERE, w_};
   }
 #pragma unroll
   for (int f = 0; f < EACH_F; ++f) {
     const int c = first_c + position<EACH_F, THREADS_F>(THREAD_F, f);
     if (c >= channels) continue;
     const Shift shift = shifts[c];
-    const int offset = c * image + shift.h * width + shift.w;
+    const int offset = c * image + shift.h * size.w + shift.w;
 #pragma unroll
     for (int i = 0; i < EACH_P; ++i) {
       if (place[i].h == NOWHERE) continue;
       const int h = place[i].h + shift.h, w_ = place[i].w + shift.w;
-      const bool inside = (unsigned)h < (unsigned)height && (unsigned)w_ < (unsigned)width;
+      const bool inside = (unsigned)h < (unsigned)size.h && (unsigned)w_ < (unsigned)size.w;
       T* target = grad_x + (place[i].offset + offset);
       if (inside)
         *target = (T)sum[f][i];
       else if (covers)
-        target[round_trip(h, height) * width + round_trip(w_, width)] = (T)0;
+        target[round_trip(h, size.h) * size.w + round_trip(w_, size.w)] = (T)0;
     }
   }
 }

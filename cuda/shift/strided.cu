@@ -27,20 +27,17 @@
 #define EACH (16 / (int)sizeof(T))
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    shift_strided(const T* x, T* y, const Shift* shifts, int total,
-                int first,  // channel of the first plane
-                int channels, int height, int width, int out_h, int out_w, int stride_h,
-                int stride_w, unsigned long long by_channels, unsigned long long by_plane,
-                unsigned long long by_width, unsigned long long by_stride_h,
-                unsigned long long by_stride_w) {
+    shift_strided(const T* x, T* y, const Shift* shifts, const Planes planes) {
+  const int total = planes.total, channels = planes.channels;
+  const Pair size = planes.size, out = planes.out, stride = planes.stride;
   const int start = (int)(blockIdx.x * THREADS + threadIdx.x) * EACH;
   if (start >= total) return;
 
-  const int image = height * width, plane = divide(start, by_plane);
-  const int p = start - plane * out_h * out_w;
-  int h = divide(p, by_width), w = p - h * out_w;
-  int c = first + plane;
-  c -= divide(c, by_channels) * channels;
+  const int image = size.h * size.w, plane = divide(start, planes.by_plane);
+  const int p = start - plane * out.h * out.w;
+  int h = divide(p, planes.by_width), w = p - h * out.w;
+  int c = planes.first + plane;
+  c -= divide(c, planes.by_channels) * channels;
   Shift shift = shifts[c];
   x += plane * image;
 
@@ -49,18 +46,19 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
   for (int i = 0; i < EACH; ++i) {
 #ifdef BACKWARD
-    const int row = divide(h - shift.h, by_stride_h), column = divide(w - shift.w, by_stride_w);
-    const bool met = row * stride_h == h - shift.h && column * stride_w == w - shift.w;
+    const int row = divide(h - shift.h, planes.by_stride[0]);
+    const int column = divide(w - shift.w, planes.by_stride[1]);
+    const bool met = row * stride.h == h - shift.h && column * stride.w == w - shift.w;
 #else
-    const int row = h * stride_h + shift.h, column = w * stride_w + shift.w;
+    const int row = h * stride.h + shift.h, column = w * stride.w + shift.w;
     const bool met = true;
 #endif
-    const bool inside = (unsigned)row < (unsigned)height && (unsigned)column < (unsigned)width;
+    const bool inside = (unsigned)row < (unsigned)size.h && (unsigned)column < (unsigned)size.w;
     moved[i / STORE].at[i % STORE] =
-        met && inside && start + i < total ? x[row * width + column] : zero;
-    if (++w == out_w) {
+        met && inside && start + i < total ? x[row * size.w + column] : zero;
+    if (++w == out.w) {
       w = 0;
-      if (++h == out_h) {
+      if (++h == out.h) {
         h = 0;
         x += image;
         if (++c == channels) c = 0;

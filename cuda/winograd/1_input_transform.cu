@@ -25,13 +25,12 @@
 #include "transform.cuh"
 
 extern "C" __global__ void __launch_bounds__(128)
-    winograd_input_transform(const T* x, T* v, int channels, int height, int width, int pad_h,
-                             int pad_w, int relu, int tiles, int rows, int columns, int first,
-                             int count) {
-  const int p = blockIdx.x * blockDim.x + threadIdx.x, tile = first + p;
+    winograd_input_transform(const T* x, T* v, const Tiles tiles, int relu, int count) {
+  const int p = blockIdx.x * blockDim.x + threadIdx.x, tile = tiles.first + p;
   if (p >= count) return;
-  const int image = tile / columns / rows;
-  const int top = tile / columns % rows * M - pad_h, left = tile % columns * M - pad_w;
+  const int channels = tiles.planes, height = tiles.size.h, width = tiles.size.w;
+  const int row = tile / tiles.columns, image = row / tiles.rows;
+  const int top = row % tiles.rows * M - tiles.pad.h, left = tile % tiles.columns * M - tiles.pad.w;
 
   for (int c = blockIdx.y; c < channels; c += gridDim.y) {
     const T* const plane = x + ((long long)image * channels + c) * height * width;
@@ -48,7 +47,7 @@ extern "C" __global__ void __launch_bounds__(128)
 #pragma unroll
       for (int a = 0; a < SIDE; ++a) {
         const int h = top + a, w = left + b;
-        const bool inside = tile < tiles && (unsigned)h < (unsigned)height &&
+        const bool inside = tile < tiles.count && (unsigned)h < (unsigned)height &&
                             (unsigned)w < (unsigned)width;
         const T pixel = inside ? plane[(long long)h * width + w] : T(0);
 #pragma unroll

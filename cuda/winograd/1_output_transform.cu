@@ -29,9 +29,10 @@
 #define OVERLAP ((SIDE - 1) / M)  // tiles further up, or left, that reach a block of pixels
 
 extern "C" __global__ void __launch_bounds__(128)
-    winograd_output_transform(const T* products, const T* bias, T* y, int planes, int height,
-                              int width, int pad_h, int pad_w, int rows, int columns, int first,
-                              int last, int stride, int first_row, int block_rows) {
+    winograd_output_transform(const T* products, const T* bias, T* y, const Tiles tiles, int stride,
+                              int first_row, int block_rows) {
+  const int planes = tiles.planes, height = tiles.size.h, width = tiles.size.w;
+  const int rows = tiles.rows, columns = tiles.columns, first = tiles.first, last = tiles.last;
   const int across = columns + OVERLAP;
   const int block = blockIdx.x * blockDim.x + threadIdx.x;
   const int row = first_row + block / across, image = row / (rows + OVERLAP);
@@ -44,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(128)
 
   for (int k = blockIdx.y; k < planes; k += gridDim.y) {
     T* const plane = y + ((long long)image * planes + k) * height * width;
-    const int top = ti * M - pad_h, left = tj * M - pad_w;
+    const int top = ti * M - tiles.pad.h, left = tj * M - tiles.pad.w;
     const auto inside = [&](int a, int b) {
       return (unsigned)(top + a) < (unsigned)height && (unsigned)(left + b) < (unsigned)width;
     };

@@ -49,8 +49,8 @@ struct Products {
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     winograd_fused(const T* x, const int* indptr, const int* indices, const T* values,
-                   const T* bias, T* out, int channels, int height, int width, int filters,
-                   int pad_h, int pad_w, int out_h, int out_w, int relu, int tiles) {
-  winograd(x, bias, out, channels, height, width, filters, pad_h, pad_w, out_h, out_w, relu, tiles,
-           Products{indptr, indices, values, (filters - 1) / ROWS + 1});
+                   const T* bias, T* y, const __grid_constant__ Convolution shape, int relu,
+                   int tiles) {
+  const int groups = (shape.filters - 1) / ROWS + 1;
+  winograd(x, bias, y, shape, relu, tiles, Products{indptr, indices, values, groups});
 }

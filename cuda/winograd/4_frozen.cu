@@ -40,9 +40,8 @@ struct Products {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    winograd_frozen(const T* x, const T* values, const T* bias, T* out, int channels, int height,
-                    int width, int filters, int pad_h, int pad_w, int out_h, int out_w, int relu,
-                    int tiles) {
-  winograd(x, bias, out, channels, height, width, filters, pad_h, pad_w, out_h, out_w, relu, tiles,
-           Products{values, (filters - 1) / ROWS + 1});
+    winograd_frozen(const T* x, const T* values, const T* bias, T* y, const Convolution shape,
+                    int relu, int tiles) {
+  const int groups = (shape.filters - 1) / ROWS + 1;
+  winograd(x, bias, y, shape, relu, tiles, Products{values, groups});
 }

@@ -10,6 +10,7 @@
 //
 // T: float or double. ROWS, EACH, WARPS_K, WARPS_P, CHUNK: the tile. WARPS_K * WARPS_P * 32 threads
 // must be a multiple of TILES.
+#include "../geometry.cuh"
 #include "../vector.cuh"
 
 #define TILES (32 * EACH * WARPS_P)
@@ -28,20 +29,20 @@ __device__ __forceinline__ bool negative(int a, int i) { return a == 1 && i > 1;
 // products(m, step, group, slab) adds to m for position step % 16 of chunk step / 16; slab points
 // at the thread's tiles in channel 0 of the chunk, and channels are TILES apart.
 template <class Products>
-__device__ __forceinline__ void winograd(const T* x, const T* bias, T* out, int channels,
-                                         int height, int width, int filters, int pad_h, int pad_w,
-                                         int out_h, int out_w, int relu, int tiles,
-                                         Products products) {
+__device__ __forceinline__ void winograd(const T* x, const T* bias, T* y, const Convolution& shape,
+                                         int relu, int tiles, Products products) {
+  const int channels = shape.channels, filters = shape.filters;
+  const Pair size = shape.size, pad = shape.pad, out = shape.out;
   __shared__ alignas(16) T slab[CHUNK][TILES];
-  const int rows = (out_h + 1) / 2, columns = (out_w + 1) / 2;
-  const int first_tile = blockIdx.x * TILES, plane = height * width;
+  const int rows = (out.h + 1) / 2, columns = (out.w + 1) / 2;
+  const int first_tile = blockIdx.x * TILES, plane = size.h * size.w;
   const int warp = threadIdx.x / 32;
   const int group = blockIdx.y * WARPS_K + warp / WARPS_P;
   const int thread_tile = (warp % WARPS_P * 32 + threadIdx.x % 32) * EACH;
 
   // The tile whose pixels this thread transforms, in every THREADS / TILES-th channel.
   const int mine = threadIdx.x % TILES, tile = first_tile + mine;
-  const int top = tile / columns % rows * 2 - pad_h, left = tile % columns * 2 - pad_w;
+  const int top = tile / columns % rows * 2 - pad.h, left = tile % columns * 2 - pad.w;
   const T* const image = x + (long long)(tile / columns / rows) * channels * plane;
 
   T sum[ROWS][4][EACH] = {};
@@ -52,17 +53,17 @@ __device__ __forceinline__ void winograd(const T* x, const T* bias, T* out, int 
       const int i = q / 4, j = q % 4;
       const int h0 = top + first_pixel(i), h1 = top + second_pixel(i);
       const int w0 = left + first_pixel(j), w1 = left + second_pixel(j);
-      const bool up = tile < tiles && (unsigned)h0 < (unsigned)height;
-      const bool down = tile < tiles && (unsigned)h1 < (unsigned)height;
-      const bool near = (unsigned)w0 < (unsigned)width, far = (unsigned)w1 < (unsigned)width;
+      const bool up = tile < tiles && (unsigned)h0 < (unsigned)size.h;
+      const bool down = tile < tiles && (unsigned)h1 < (unsigned)size.h;
+      const bool near = (unsigned)w0 < (unsigned)size.w, far = (unsigned)w1 < (unsigned)size.w;
       __syncthreads();  // all are done with the slab of the position before
 #pragma unroll 1  // more would cost registers
       for (int c = threadIdx.x / TILES; c < here; c += THREADS / TILES) {
         const T* const pixels = image + (long long)(start + c) * plane;
-        const T a = up && near ? pixels[h0 * width + w0] : T(0);
-        const T b = up && far ? pixels[h0 * width + w1] : T(0);
-        const T d = down && near ? pixels[h1 * width + w0] : T(0);
-        const T e = down && far ? pixels[h1 * width + w1] : T(0);
+        const T a = up && near ? pixels[h0 * size.w + w0] : T(0);
+        const T b = up && far ? pixels[h0 * size.w + w1] : T(0);
+        const T d = down && near ? pixels[h1 * size.w + w0] : T(0);
+        const T e = down && far ? pixels[h1 * size.w + w1] : T(0);
         const T v = combine(j, combine(i, a, d), combine(i, b, e));
         slab[c][mine] = relu && v < 0 ? T(0) : v;  // NaN is not below 0, and stays
       }
@@ -92,12 +93,12 @@ __device__ __forceinline__ void winograd(const T* x, const T* bias, T* out, int 
     for (int r = 0; r < ROWS; ++r) {
       const int k = group * ROWS + r;
       if (k >= filters) continue;
-      T* const y = out + ((long long)image_out * filters + k) * out_h * out_w;
+      T* const plane_out = y + ((long long)image_out * filters + k) * out.h * out.w;
       const T offset = bias ? bias[k] : (T)0;
 #pragma unroll
       for (int o = 0; o < 4; ++o)
-        if (h + o / 2 < out_h && w + o % 2 < out_w)
-          y[(h + o / 2) * out_w + w + o % 2] = sum[r][o][t] + offset;
+        if (h + o / 2 < out.h && w + o % 2 < out.w)
+          plane_out[(h + o / 2) * out.w + w + o % 2] = sum[r][o][t] + offset;
     }
   }
 }

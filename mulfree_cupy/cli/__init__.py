@@ -9,12 +9,15 @@ import sys
 from collections.abc import Sequence
 
 from mulfree_cupy.cli import kernels, networks, pruning, training
+from mulfree_cupy.config import keep_freed_memory
 from mulfree_cupy.files import reason
 from mulfree_cupy.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
+    if arguments is None:  # the process is this command's alone
+        keep_freed_memory()
     chosen = _parser().parse_args(arguments)
     with contextlib.suppress(AttributeError):  # a stream of the caller's own
         sys.stdout.reconfigure(errors="backslashreplace")  # no run ends for a name

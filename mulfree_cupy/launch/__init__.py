@@ -1,9 +1,9 @@
 """How a kernel gets to run: compiled for the CPU, through CuPy on a GPU, or emulated.
 
 The compiled CPU kernels and their NumPy twins are one set of functions, `cpu_kernels`. CUDA kernels
-go through a *device*, an object with ``xp`` and
-``launch(path, entry, defines, grid, block, args)``;
-the launchers in `adder` and `convolution` take one and do not ask which it is.
+go through a *device* (`device`): the launchers, one module an operation, take one and do not ask
+which it is. `select` says which kernel serves a call, `tiling` how a launch is cut, `limits` what a
+GPU can take.
 """
 
 from __future__ import annotations
@@ -12,40 +12,11 @@ import functools
 import warnings
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
-import numpy as np
+from mulfree_cupy.launch.device import device_for
+from mulfree_cupy.launch.select import check_kernel
 
-from mulfree_cupy.arrays import Array, namespace
-from mulfree_cupy.launch import emulator
-
-
-def device_for(array: Array) -> Any | None:
-    """The device whose CUDA kernels serve this array, or None for the CPU kernels."""
-    if namespace(array) is not np:
-        from mulfree_cupy.launch import cuda
-
-        return cuda.device
-    return emulator.device if emulator.active() is not None else None
-
-
-def check_kernel(
-    function: str, kernel: str | None, names: tuple[str, ...], **argument: Array
-) -> None:
-    """Refuse the name of a CUDA kernel that is none of `names`, or one for a NumPy array.
-
-    The array stands under the name of the argument it is.
-    """
-    if kernel is None:
-        return
-    if kernel not in names:
-        raise ValueError(f"{function}: no kernel named {kernel!r}; there are {', '.join(names)}")
-    ((name, array),) = argument.items()
-    if device_for(array) is None:
-        raise ValueError(
-            f"{function}: kernel={kernel!r} is a CUDA kernel and {name} a NumPy array: pass "
-            "CuPy arrays, or call inside `with mulfree_cupy.emulated_cuda():`"
-        )
+__all__ = ["check_kernel", "cpu_kernels", "device_for"]
 
 
 @functools.cache

@@ -14,41 +14,24 @@ import numpy as np
 
 from mulfree_cupy.arrays import address
 from mulfree_cupy.geometry import ConvGeometry
-from mulfree_cupy.launch import implicit
-from mulfree_cupy.launch.convolution import (
-    BITS,
-    MOVED_AS,
-    by_group,
-    columns,
-    parts,
-    plane_launch,
-)
-from mulfree_cupy.launch.sizes import (
-    GRID_LIMIT,
-    INT32,
-    WORKSPACE,
-    c_type,
-    check_geometry,
-    check_sizes,
-    chunks,
-    int32,
-    on_device_of_arrays,
-)
-from mulfree_cupy.launch.tiles import vector
+from mulfree_cupy.launch import implicit, limits
+from mulfree_cupy.launch.arguments import BITS, MOVED_AS, c_type, int32
+from mulfree_cupy.launch.convolution import by_group, columns, parts
+from mulfree_cupy.launch.device import on_device_of_arrays
+from mulfree_cupy.launch.select import Call, choose
+from mulfree_cupy.launch.tiling import chunks, conv_tile, half_tile, plane_launch, vector
 
 _TILE = {"1_naive": 16, "2_shared_tile": 16, "3_register_tile": 64}
 _MATMUL_KERNELS = (*_TILE, "4_vectorised_loads")
-_FLOAT_KERNELS = (*_MATMUL_KERNELS, "5_implicit_conv")
-_PACKED = {"uint8": "6_uint8", "float16": "7_half2"}  # several channels in a word
-ADDER_KERNELS = (*_FLOAT_KERNELS, *_PACKED.values())
+_PACKED = "6_uint8", "7_half2"  # several channels in a word
 
 
 @on_device_of_arrays
 def adder_matmul(device, a, b, out, kernel: str | None = None) -> None:
     """Write -sum_l abs(a[m, l] - b[l, p]) into out, for a (M, L) and b (L, P)."""
-    kernel = _checked("adder_matmul", kernel, b, "4_vectorised_loads")
+    kernel = choose(Call("adder_matmul", b.dtype), kernel)
     (m, length), p = a.shape, b.shape[1]
-    check_sizes("adder_matmul", INT32, {"M": m, "L": length, "P": p})
+    limits.check_sizes("adder_matmul", limits.INT32, {"M": m, "L": length, "P": p})
     if kernel in _MATMUL_KERNELS:
         _batched_matmul(device, kernel, a[None], b[None], out[None])
     else:
@@ -62,17 +45,12 @@ def adder_matmul(device, a, b, out, kernel: str | None = None) -> None:
 @on_device_of_arrays
 def adder_conv(device, x, w, bias, out, geometry: ConvGeometry, kernel: str | None = None) -> None:
     """Write bias[k] - sum of abs(x - w) over each window into out."""
-    default = "depthwise" if implicit.is_depthwise(geometry) else "5_implicit_conv"
-    kernel = _checked("adder_conv", kernel, x, default)
+    kernel = choose(Call("adder_conv", x.dtype, geometry), kernel)
     if kernel not in _MATMUL_KERNELS:
         _implicit_conv("adder_conv", device, kernel, x, w, bias, out, geometry)
         return
     g, xp = geometry, device.xp
-    check_geometry("adder_conv", g)
-    if g.groups > GRID_LIMIT:
-        raise ValueError(
-            f"adder_conv: kernel {kernel!r} takes at most {GRID_LIMIT} groups, got {g.groups}"
-        )
+    limits.check_geometry("adder_conv", g)
     filters = w.reshape(g.groups, g.filters // g.groups, g.taps)
     for images, pixels in parts(g, x.itemsize):
         cols = xp.ascontiguousarray(columns(device, x[images], g, pixels))
@@ -84,22 +62,6 @@ def adder_conv(device, x, w, bias, out, geometry: ConvGeometry, kernel: str | No
             part[...] = answer
     if bias is not None:
         out += bias.reshape(-1, 1, 1)
-
-
-def _checked(function: str, kernel: str | None, array, default: str) -> str:
-    packed = _PACKED.get(array.dtype.name)
-    able = (packed,) if packed else _FLOAT_KERNELS
-    if kernel is None:
-        return "6_uint8" if array.dtype == np.uint8 else default
-    if kernel not in ADDER_KERNELS:
-        raise ValueError(
-            f"{function}: kernel must be one of {', '.join(ADDER_KERNELS)}, got {kernel!r}"
-        )
-    if kernel not in able:
-        raise ValueError(
-            f"{function}: kernel {kernel!r} does not take {array.dtype}; {', '.join(able)} can"
-        )
-    return kernel
 
 
 def _batched_matmul(device, kernel, a, b, out) -> None:
@@ -115,8 +77,8 @@ def _batched_matmul(device, kernel, a, b, out) -> None:
             "P_VECTOR": min(vector(b, b.shape[2]), vector(out, b.shape[2])),
         }
     a_batch, length, p = len(a), a.shape[2], b.shape[2]
-    images = GRID_LIMIT // a_batch * a_batch  # a grid's third dimension; then its second
-    rows = a.shape[1] if a_batch * len(b) > 1 else GRID_LIMIT * tile
+    images = limits.GRID_LIMIT // a_batch * a_batch  # a grid's third dimension; then its second
+    rows = a.shape[1] if a_batch * len(b) > 1 else limits.GRID_LIMIT * tile
     for z in range(0, len(b), images):
         for m in range(0, a.shape[1], rows):
             a_part, b_part = a[:, m : m + rows], b[z : z + images]
@@ -129,16 +91,18 @@ def _batched_matmul(device, kernel, a, b, out) -> None:
 
 def _implicit_conv(function, device, kernel, x, w, bias, out, geometry: ConvGeometry) -> None:
     """Rungs 5 to 7, and depthwise. A launch takes as many images as offsets of 32 bits allow."""
-    g, channels, packed = geometry, geometry.channels // geometry.groups, kernel in _PACKED.values()
+    g, channels, packed = geometry, geometry.channels // geometry.groups, kernel in _PACKED
     words = -(-channels * x.itemsize // 4) if packed else channels
     at_once = implicit.images_at_once(function, g, words * g.groups)
     defines = {} if packed else {"T": c_type(x)}
-    launch = implicit.depthwise_launch if kernel == "depthwise" else implicit.conv_launch
-    if kernel == "7_half2":
-        launch = functools.partial(launch, choose_tile=implicit.half_tile)
+    launch = implicit.depthwise_launch
+    if kernel != "depthwise":
+        tile = half_tile if kernel == "7_half2" else conv_tile
+        launch = functools.partial(implicit.conv_launch, choose_tile=tile)
     if packed:
         w = _packed(device, w, channels)
-        at_once = min(at_once, max(1, WORKSPACE // (4 * words * g.groups * g.height * g.width)))
+        image = 4 * words * g.groups * g.height * g.width
+        at_once = min(at_once, max(1, limits.WORKSPACE // image))
     for images in chunks(g.batch, at_once):
         x_part = _packed(device, x[images], channels) if packed else x[images]
         launch(device, f"adder/{kernel}", "adder_conv", defines, x_part, w, bias, out[images], g)

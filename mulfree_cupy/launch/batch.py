@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from mulfree_cupy.launch.convolution import plane_launch
-from mulfree_cupy.launch.sizes import c_type, int32, on_device_of_arrays
+from mulfree_cupy.launch.arguments import c_type, int32
+from mulfree_cupy.launch.device import on_device_of_arrays
+from mulfree_cupy.launch.tiling import plane_launch
 
 
 class Progress(NamedTuple):

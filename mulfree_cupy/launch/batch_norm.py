@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from mulfree_cupy.launch.sizes import INT32, c_type, check_sizes, int32, on_device_of_arrays
-from mulfree_cupy.launch.tiles import vector
-
-BATCH_NORM_KERNELS = ("1_three_passes", "2_parts", "3_registers")
+from mulfree_cupy.launch import limits
+from mulfree_cupy.launch.arguments import c_type, int32
+from mulfree_cupy.launch.device import on_device_of_arrays
+from mulfree_cupy.launch.select import Call, choose
+from mulfree_cupy.launch.tiling import (
+    channel_capacity,
+    channel_in_registers,
+    channel_parts,
+    vector,
+)
 
 _THREADS = 256
 _PART = 2**14  # bytes of which a block takes the moments, 16 numbers of float32 a thread
-_HELD = 128  # bytes of a channel that a thread keeps in registers, where they hold all of it,
-_FEW, _MANY = 256, 512  # and the threads for channels of few elements and of more
-_LEAST, _LONGEST = 2**12, 2**16  # elements of a part; a thread sums at most 256 in their own type
-_BLOCKS = 2048  # that fill a large GPU, about twice over
 
 
 @on_device_of_arrays
@@ -29,7 +31,7 @@ def batch_norm(
     ``residual`` may be None, and so may ``running``, the running mean and variance.
     """
     channels, count = x.shape[1], _count("batch_norm", x)
-    kernel = _checked(kernel, x, count)
+    kernel = choose(Call("batch_norm", x.dtype, elements=count), kernel)
     moved = (mean, variance) if running is None else running
     args = (weight, bias, x if residual is None else residual, y, mean, variance, *moved)
     args += (x.dtype.type(eps), np.float64(momentum), *_sizes(x))
@@ -43,13 +45,13 @@ def batch_norm(
         sizes, each = (*_sizes(x), np.int32(parts)), {"EACH": part // _THREADS}
         grid = channels * parts, _THREADS
         _launch(device, "2_moments", "batch_norm_moments", (x,), *grid, (x, moments, *sizes), each)
-        parts, length = _parts(channels, count)
+        parts, length = channel_parts(channels, count)
         args = (x, moments, *args, *int32(parts, length), *flags)
         grid = channels * parts, _THREADS
         _launch(device, "2_normalise", "batch_norm", wide, *grid, args, defines)
         return
     if kernel == "3_registers":
-        threads, defines["EACH"] = _in_registers(x, count)
+        threads, defines["EACH"] = channel_in_registers(x.itemsize, count)
     else:
         threads, wide = _THREADS, ()
     args = (x, *args, *flags)
@@ -60,7 +62,7 @@ def batch_norm(
 def batch_norm_given(device, x, weight, bias, residual, y, mean, variance, relu, eps) -> None:
     """Normalise x by these statistics into y."""
     channels = x.shape[1]
-    parts, length = _parts(channels, _count("batch_norm", x))
+    parts, length = channel_parts(channels, _count("batch_norm", x))
     arrays = x, mean, variance, weight, bias, x if residual is None else residual, y
     args = (*arrays, x.dtype.type(eps), *_sizes(x), *int32(parts, length), _least(x, relu))
     wide, grid = (x, y, residual), (channels * parts, _THREADS)
@@ -80,14 +82,13 @@ def batch_norm_backward(
     args += (x.dtype.type(eps), *_sizes(x))
     defines = {"RELU": int(relu), "RESIDUAL": int(grad_residual is not None)}
     wide = grad, x, y, grad_x, grad_residual
-    # One element at a time, as on odd planes, the many threads have too few registers.
-    most = _capacity(x) if _width(wide, x) > 1 else _capacity(x) // _MANY * _FEW
-    if count <= most:
-        entry, (threads, each) = "batch_norm_grad_registers", _in_registers(x, count)
+    if count <= channel_capacity(x.itemsize, _width(wide, x)):
+        entry = "batch_norm_grad_registers"
+        threads, each = channel_in_registers(x.itemsize, count)
         args, defines["EACH"] = (grad, x, y, *args, np.bool_(given)), each
         _launch(device, "grad_registers", entry, wide, channels, threads, args, defines)
         return
-    parts, length = _parts(channels, count)
+    parts, length = channel_parts(channels, count)
     sums = device.xp.empty((channels, parts, 2), np.float64)
     parting, grid = int32(parts, length), (channels * parts, _THREADS)
     summed = (grad, x, y, mean, sums, *_sizes(x), *parting)
@@ -112,7 +113,7 @@ def _width(wide, x) -> int:
 def _count(function: str, x) -> int:
     """Elements of a channel; the kernels number them, and the channels, with 32 bits."""
     count = len(x) * x.shape[2]
-    check_sizes(function, INT32, {"N*H*W": count, "C": x.shape[1]})
+    limits.check_sizes(function, limits.INT32, {"N*H*W": count, "C": x.shape[1]})
     return count
 
 
@@ -123,37 +124,3 @@ def _sizes(x) -> tuple[np.int32, ...]:
 def _least(x, relu: bool) -> np.floating:
     """What no answer is below."""
     return x.dtype.type(0 if relu else -np.inf)
-
-
-def _parts(channels: int, count: int) -> tuple[int, int]:
-    """Parts of a channel and the elements of one, multiples of a vector."""
-    parts = min(-(-count // _LEAST), -(-_BLOCKS // channels))
-    parts = max(parts, -(-count // _LONGEST))
-    length = -(-count // (4 * parts)) * 4
-    return -(-count // length), length
-
-
-def _capacity(x) -> int:
-    return _MANY * _HELD // x.itemsize
-
-
-def _in_registers(x, count: int) -> tuple[int, int]:
-    """Threads of a block that holds a channel, and the elements each of them has room for."""
-    each = _HELD // x.itemsize
-    return (_FEW if count <= _FEW * each else _MANY), each
-
-
-def _checked(kernel: str | None, x, count: int) -> str:
-    able = BATCH_NORM_KERNELS if count <= _capacity(x) else BATCH_NORM_KERNELS[:2]
-    if kernel is None:
-        return able[-1]
-    if kernel not in BATCH_NORM_KERNELS:
-        raise ValueError(
-            f"batch_norm: kernel must be one of {', '.join(BATCH_NORM_KERNELS)}, got {kernel!r}"
-        )
-    if kernel not in able:
-        raise ValueError(
-            f"batch_norm: kernel {kernel!r} takes at most {_capacity(x)} elements a channel, got "
-            f"{count}; {', '.join(able)} can"
-        )
-    return kernel

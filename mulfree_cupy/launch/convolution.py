@@ -13,51 +13,27 @@ import numpy as np
 
 from mulfree_cupy.arrays import address
 from mulfree_cupy.geometry import ConvGeometry
-from mulfree_cupy.launch import implicit
-from mulfree_cupy.launch.sizes import (
-    GRID_LIMIT,
-    WORKSPACE,
-    c_type,
-    check_geometry,
-    chunks,
-    int32,
-    int64,
-    on_device_of_arrays,
-)
-
-CONV_KERNELS = ("1_im2col", "2_implicit_conv")
-
-BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.uint64}
-MOVED_AS = {
-    1: "unsigned char",
-    2: "unsigned short",
-    4: "unsigned int",
-    8: "unsigned long long",
-    16: "ulonglong2",
-}
-
-
-def plane_launch(pixels: int, planes: int, images: int) -> tuple[tuple, tuple]:
-    """Grid and block with a thread a pixel; the kernel walks further along y and z."""
-    threads = min(256, -(-pixels // 32) * 32)
-    blocks = -(-pixels // threads)
-    return (blocks, min(planes, GRID_LIMIT), min(images, GRID_LIMIT)), (threads,)
+from mulfree_cupy.launch import implicit, limits
+from mulfree_cupy.launch.arguments import BITS, MOVED_AS, c_type, convolution_struct, int64
+from mulfree_cupy.launch.device import on_device_of_arrays
+from mulfree_cupy.launch.select import Call, choose
+from mulfree_cupy.launch.tiling import chunks, plane_launch
 
 
 def parts(g: ConvGeometry, itemsize: int) -> Iterator[tuple[slice, slice]]:
-    """Images, or pixels of one, whose im2col matrix and outputs stay within `WORKSPACE`.
+    """Images, or pixels of one, whose im2col matrix and outputs stay within the workspace.
 
     The pixels are a multiple of 32, or all of an image's.
     """
     _, rows, pixels = g.cols_shape
-    at_once = max(1, WORKSPACE // ((rows + g.filters) * itemsize * 32)) * 32
+    at_once = max(1, limits.WORKSPACE // ((rows + g.filters) * itemsize * 32)) * 32
     return itertools.product(chunks(g.batch, max(1, at_once // pixels)), chunks(pixels, at_once))
 
 
 @on_device_of_arrays
 def im2col(device, x, cols, geometry: ConvGeometry) -> None:
     """Fill cols (N, C*kh*kw, OH*OW) with the windows of x (N, C, H, W)."""
-    check_geometry("im2col", geometry)
+    limits.check_geometry("im2col", geometry)
     _, rows, pixels = geometry.cols_shape
     _im2col(device, x, cols, geometry, slice(0, pixels), pixels, rows * pixels)
 
@@ -74,7 +50,7 @@ def _im2col(device, x, cols, g: ConvGeometry, pixels: slice, row_stride, image_s
         (
             x.view(bits),
             cols.view(bits),
-            *int32(images, *_sizes(g)),
+            convolution_struct(g._replace(groups=1), images),
             *int64(pixels.start, count, row_stride, image_stride),
         ),
     )
@@ -84,22 +60,14 @@ def _im2col(device, x, cols, g: ConvGeometry, pixels: slice, row_stride, image_s
 def col2im(device, cols, x, geometry: ConvGeometry) -> None:
     """Overwrite x (N, C, H, W) with the sums of its entries in cols (N, C*kh*kw, OH*OW)."""
     g = geometry
-    check_geometry("col2im", g)
+    limits.check_geometry("col2im", g)
     device.launch(
         "convolution/col2im.cu",
         "col2im",
         {"T": c_type(x)},
         *plane_launch(g.height * g.width, g.channels, len(x)),
-        (cols, x, *int32(len(x), *_sizes(g))),
+        (cols, x, convolution_struct(g._replace(groups=1), len(x))),
     )
-
-
-def _sizes(g: ConvGeometry) -> tuple[int, ...]:
-    return (
-        g.channels, g.height, g.width,
-        *g.kernel, *g.stride, *g.padding, *g.dilation,
-        g.out_height, g.out_width,
-    )  # fmt: skip
 
 
 def columns(device, x, g: ConvGeometry, pixels: slice):
@@ -126,24 +94,23 @@ def _is_product(geometry: ConvGeometry) -> bool:
 @on_device_of_arrays
 @np.errstate(invalid="ignore", over="ignore")  # NaN and Inf go through in silence
 def conv(device, x, w, bias, out, geometry: ConvGeometry, kernel: str | None = None) -> None:
-    """Write the cross-correlation of x with w, plus the bias, into out; float16 by im2col alone."""
-    if kernel == "1_im2col" or x.dtype == np.float16:
+    """Write the cross-correlation of x with w, plus the bias, into out."""
+    kernel = choose(Call("conv", x.dtype, geometry), kernel)
+    if kernel == "1_im2col":
         _conv_by_im2col(device, x, w, bias, out, geometry)
         return
-    file, launch = "2_implicit_conv", implicit.conv_launch
-    if kernel is None and implicit.is_depthwise(geometry):
-        file, launch = "depthwise", implicit.depthwise_launch
+    launch = implicit.depthwise_launch if kernel == "depthwise" else implicit.conv_launch
     at_once = implicit.images_at_once("conv", geometry, geometry.channels)
     for images in chunks(geometry.batch, at_once):
         launch(
-            *(device, f"convolution/{file}", "conv", {"T": c_type(x)}),
+            *(device, f"convolution/{kernel}", "conv", {"T": c_type(x)}),
             *(x[images], w, bias, out[images], geometry),
         )
 
 
 def _conv_by_im2col(device, x, w, bias, out, g: ConvGeometry) -> None:
     """Im2col and a product at a time."""
-    check_geometry("conv", g)
+    limits.check_geometry("conv", g)
     filters, answer = w.reshape(g.groups, g.filters // g.groups, g.taps), by_group(out, g)
     for images, pixels in parts(g, x.itemsize):
         cols = columns(device, x[images], g, pixels)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from mulfree_cupy.launch.sizes import INT32, c_type, check_sizes, int32, on_device_of_arrays
+from mulfree_cupy.launch import limits
+from mulfree_cupy.launch.arguments import c_type, int32
+from mulfree_cupy.launch.device import on_device_of_arrays
 
 _THREADS = 256
 _ROWS = _THREADS // 32  # a block, each by a warp
@@ -17,7 +19,7 @@ def cross_entropy(device, logits, labels, loss, right, gradient) -> None:
     ``labels`` is int32, ``right`` int64; all arrays are C-contiguous. There may be no rows.
     """
     rows, classes = logits.shape
-    check_sizes("cross_entropy", INT32, {"N": rows, "classes": classes})
+    limits.check_sizes("cross_entropy", limits.INT32, {"N": rows, "classes": classes})
     element, sizes = {"T": c_type(logits)}, int32(rows, classes)
     losses, hits = device.xp.empty(rows, logits.dtype), device.xp.empty(rows, np.int32)
     if logits.size:

@@ -7,9 +7,8 @@ import threading
 
 import numpy as np
 
-from mulfree_cupy.launch import source, structs
+from mulfree_cupy.launch import arguments, limits, source
 
-STATIC_SHARED_LIMIT = 48 * 1024  # bytes; a kernel must ask for more
 _MOST_CONSTANTS = 1024
 
 _constants: dict[tuple, object] = {}
@@ -57,9 +56,9 @@ class Device:
         grid, block : tuple of int
             One to three sizes each.
         args : tuple
-            CuPy arrays, None for a null pointer, and NumPy scalars, among them structs that hold
-            arrays (`structs`). CuPy checks neither count nor types, and hands a Python int over as
-            64 bits, so a Python number is refused here.
+            CuPy arrays, None for a null pointer, and NumPy scalars, among them structs
+            (`arguments`). CuPy checks neither count nor types, and hands a Python int over as 64
+            bits, so a Python number is refused here.
         shared_mem : int
             Bytes of dynamic shared memory.
         """
@@ -71,13 +70,13 @@ class Device:
                     f"got {type(value).__name__}"
                 )
         args = tuple(
-            structs.with_addresses(value, lambda array: array.data.ptr)
-            if structs.holds_arrays(value)
+            arguments.with_addresses(value, lambda array: array.data.ptr)
+            if arguments.is_struct(value)
             else value
             for value in args
         )
         kernel = _kernel(self.xp.cuda.Device().id, path, entry, tuple(sorted(defines.items())))
-        if shared_mem > STATIC_SHARED_LIMIT:
+        if shared_mem > limits.STATIC_SHARED:
             kernel.max_dynamic_shared_size_bytes = shared_mem
         kernel(grid, block, args, shared_mem=shared_mem)
 

@@ -11,7 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from mulfree_cupy.arrays import Array
-from mulfree_cupy.launch.sizes import INT32, c_type, check_sizes, chunks, on_device_of_arrays
+from mulfree_cupy.launch import limits
+from mulfree_cupy.launch.arguments import c_type
+from mulfree_cupy.launch.device import on_device_of_arrays
+from mulfree_cupy.launch.tiling import chunks
 
 TENSORS, THREADS, PART = 120, 256, 1024  # as in cuda/sgd/table.cuh
 
@@ -91,9 +94,9 @@ def _table(gradients, parameters, velocities) -> tuple[np.void, list[int]]:
         for i, array in enumerate(arrays):
             table[name][i] = array
     sizes = [parameter.size for parameter in parameters]
-    check_sizes("SGD.step", INT32, {"the elements of a parameter": max(sizes)})
+    limits.check_sizes("SGD.step", limits.INT32, {"the elements of a parameter": max(sizes)})
     blocks = [-(-size // PART) for size in sizes]
-    check_sizes("SGD.step", INT32, {"the elements of all parameters": sum(blocks)})
+    limits.check_sizes("SGD.step", limits.INT32, {"the elements of all parameters": sum(blocks)})
     table["sizes"][:count] = sizes
     table["firsts"][:count] = np.cumsum([0, *blocks[:-1]])
     table["count"] = count

@@ -14,27 +14,27 @@ import numpy as np
 
 from mulfree_cupy.arrays import address
 from mulfree_cupy.geometry import ConvGeometry
-from mulfree_cupy.launch import adder, convolution
-from mulfree_cupy.launch.convolution import BITS, MOVED_AS
+from mulfree_cupy.launch import adder, convolution, limits
+from mulfree_cupy.launch.arguments import BITS, MOVED_AS, PAIR, convolution_struct, int32, struct
+from mulfree_cupy.launch.device import on_device_of_arrays
 from mulfree_cupy.launch.implicit import add_parts, in_parts, room_for_parts
-from mulfree_cupy.launch.sizes import (
-    INT32,
-    WORKSPACE,
-    check_sizes,
+from mulfree_cupy.launch.select import SHIFT_SIDE, Call, choose, modulo_mapping
+from mulfree_cupy.launch.tiling import (
+    Tile,
     chunks,
-    int32,
-    on_device_of_arrays,
+    shift_grad_w_parts,
+    shift_grad_w_tile,
+    small_conv_tile,
+    vector,
 )
-from mulfree_cupy.launch.tiles import FULL, LONGEST, blocks, conv_tile, vector
 
-SHIFT_KERNELS = ("1_tiled_modulo", "2_tiled_generic", "3_table")
-SHIFT_CONV_KERNELS = (*SHIFT_KERNELS, "4_fused_conv")
-
-_SIDE = 16  # of the tile of rungs 1 and 2, whose shifts they compute themselves
-_MAPPINGS = {
-    "1_tiled_modulo": "the modulo shifts of 3x3 with dilation 1",
-    "2_tiled_generic": "modulo shifts with dilation * (kernel_size // 2) of 7 at most",
-}
+_PLANES = np.dtype(  # as in cuda/shift/table.cuh
+    [("total", np.int32), ("first", np.int32), ("channels", np.int32)]
+    + [(name, *PAIR) for name in ("size", "out", "stride")]
+    + [(f"by_{name}", np.uint64) for name in ("channels", "plane", "width")]
+    + [("by_stride", np.uint64, 2)],
+    align=True,
+)
 _THREADS = 256  # of rung 3, 16 bytes each
 _LEAST_PART = 512  # pixels that a part of a weight's gradient sums, or all there are
 _ELEMENTS = {"float16": ("__half", "float"), "float32": ("float",) * 2, "float64": ("double",) * 2}
@@ -46,7 +46,7 @@ def shift(device, x, shifts, out, stride, kernel: str | None = None, most_blocks
 
     `most_blocks` bounds the grid of rungs 1 and 2; the published kernels take 128.
     """
-    kernel = _checked("shift", kernel, SHIFT_KERNELS)
+    kernel = _chosen("shift", kernel, x, shifts, x, stride)
     if kernel == "3_table":
         _by_table("shift", device, x, shifts, out, stride)
     else:
@@ -58,7 +58,7 @@ def shift_backward(
     device, grad, shifts, grad_x, stride, kernel: str | None = None, most_blocks=None
 ) -> None:
     """Write the adjoint of `shift`, applied to grad, into grad_x."""
-    kernel = _checked("shift_backward", kernel, SHIFT_KERNELS)
+    kernel = _chosen("shift_backward", kernel, grad, shifts, grad_x, stride)
     arguments = "shift_backward", device, grad, shifts, grad_x, stride
     if kernel != "3_table":
         _by_tiles(*arguments[:2], kernel, *arguments[2:], -1, most_blocks)
@@ -68,12 +68,9 @@ def shift_backward(
         _by_table(*arguments, backward=True)
 
 
-def _checked(function: str, kernel: str | None, kernels: tuple[str, ...]) -> str:
-    if kernel is None:
-        return kernels[-1]
-    if kernel not in kernels:
-        raise ValueError(f"{function}: kernel must be one of {', '.join(kernels)}, got {kernel!r}")
-    return kernel
+def _chosen(function: str, kernel: str | None, source, shifts, image, stride) -> str:
+    call = Call(function, source.dtype, shifts=shifts, size=image.shape[2:], stride=stride)
+    return choose(call, kernel)
 
 
 def _planes(function: str, x, y) -> Iterator[tuple]:
@@ -83,43 +80,38 @@ def _planes(function: str, x, y) -> Iterator[tuple]:
         raise TypeError(f"{function}: x must have elements of {sizes} bytes, got {x.dtype}")
     batch, channels = x.shape[:2]
     largest = max(x[0, 0].size, y[0, 0].size)
-    check_sizes(function, INT32, {"C + H*W": channels + largest})
+    limits.check_sizes(function, limits.INT32, {"C + H*W": channels + largest})
     x, y = (a.view(BITS[a.itemsize]).reshape(batch * channels, -1) for a in (x, y))
-    at_once = (INT32 - channels) // largest
+    at_once = (limits.INT32 - channels) // largest
     at_once = at_once // 16 * 16 or at_once  # all of them aligned as the first is
     for planes in chunks(batch * channels, at_once):
         yield planes.start % channels, x[planes], y[planes]
 
 
 def _by_table(function: str, device, x, shifts, y, stride, backward: bool = False) -> None:
-    channels, (height, width), (out_h, out_w) = x.shape[1], x.shape[2:], y.shape[2:]
+    channels, (out_h, out_w) = x.shape[1], y.shape[2:]
     each = 16 // x.itemsize
-    divisors = [_divisor(d) for d in (channels, out_h * out_w, out_w)]
-    table = _there(device, shifts)
+    divisors = *(_divisor(d) for d in (channels, out_h * out_w, out_w)), [*map(_divisor, stride)]
+    table = device.constant(shifts)
     for first, x_planes, y_planes in _planes(function, x, y):
         total = len(y_planes) * out_h * out_w
         x_aligned, y_aligned = (address(planes) % 16 == 0 for planes in (x_planes, y_planes))
-        sizes = int32(total, first, channels, height, width)
+        sizes = x.shape[2:], y.shape[2:], stride
+        planes = struct(_PLANES, total, first, channels, *sizes, *divisors)
         defines = {"T": MOVED_AS[x.itemsize]}
         if stride == (1, 1) and x_aligned and y_aligned and total % each == 0:
-            name, more = "3_table", divisors
+            name = "3_table"
         else:
             name = "strided"
             defines |= {"STORE": each if y_aligned else 1} | ({"BACKWARD": 1} if backward else {})
-            more = (*int32(out_h, out_w, *stride), *divisors, *map(_divisor, stride))
         device.launch(
             f"shift/{name}.cu",
             f"shift_{name.removeprefix('3_')}",
             defines,
             (-(-total // (_THREADS * each)),),
             (_THREADS,),
-            (x_planes, y_planes, table, *sizes, *more),
+            (x_planes, y_planes, table, planes),
         )
-
-
-def _there(device, shifts: np.ndarray):
-    """The table for a kernel to read; the emulator's are NumPy arrays."""
-    return shifts if device.xp is np else device.constant(shifts)
 
 
 def _divisor(d: int) -> np.uint64:
@@ -134,17 +126,8 @@ def _divisor(d: int) -> np.uint64:
 
 def _by_tiles(function, device, kernel, x, shifts, y, stride, direction, most_blocks) -> None:
     channels, height, width = x.shape[1:]
-    found = _modulo(shifts, (height, width))
-    able = ["3_table"] if stride != (1, 1) or not found else [*SHIFT_KERNELS]
-    if found and found != (3, 1):
-        able.remove("1_tiled_modulo")
-    if kernel not in able:
-        raise ValueError(
-            f"{function}: kernel {kernel!r} takes stride 1 and {_MAPPINGS[kernel]} alone; "
-            f"{', '.join(able)} can move by these shifts"
-        )
-    kernel_size, dilation = found
-    inner = _SIDE - 2 * dilation * (kernel_size // 2)
+    kernel_size, dilation = modulo_mapping(shifts, (height, width))
+    inner = SHIFT_SIDE - 2 * dilation * (kernel_size // 2)
     more = int32(kernel_size, dilation) if kernel == "2_tiled_generic" else ()
     for first, x_planes, y_planes in _planes(function, x, y):
         tiles = len(x_planes) * -(-height // inner) * -(-width // inner)
@@ -154,28 +137,9 @@ def _by_tiles(function, device, kernel, x, shifts, y, stride, direction, most_bl
             f"shift_{kernel[2:]}",
             {"T": MOVED_AS[x.itemsize]},
             (min(tiles, most_blocks or tiles),),
-            (_SIDE * _SIDE,),
+            (SHIFT_SIDE**2,),
             (x_planes, y_planes, *sizes, *more),
         )
-
-
-def _modulo(shifts, size: tuple[int, int]) -> tuple[int, int] | None:
-    """The kernel size and dilation whose modulo table this is, where the tile holds its halo."""
-    limit = np.array(size)
-    for k in (3, *range(1, int(len(shifts) ** 0.5) + 1)):
-        for dilation in range(1, (_SIDE // 2 - 1) // max(1, k // 2) + 1):
-            table = modulo_table(len(shifts), k, dilation)
-            if np.array_equal(np.clip(table, -limit, limit), shifts):
-                return k, dilation
-    return None
-
-
-def modulo_table(channels: int, kernel_size: int, dilation: int) -> np.ndarray:
-    """What rungs 1 and 2 compute: all zeros where there are fewer channels than shifts."""
-    c = np.arange(channels)
-    table = np.stack([c // kernel_size % kernel_size, c % kernel_size], axis=1) - kernel_size // 2
-    table[channels // kernel_size**2 * kernel_size**2 :] = 0
-    return dilation * table
 
 
 @on_device_of_arrays
@@ -184,7 +148,7 @@ def shift_conv(device, x, w, shifts, bias, out, stride, kernel: str | None = Non
 
     The rungs of `shift` store the shifted tensor, a bounded part at a time, before the product.
     """
-    kernel = _checked("shift_conv", kernel, SHIFT_CONV_KERNELS)
+    kernel = _chosen("shift_conv", kernel, x, shifts, x, stride)
     if kernel == "4_fused_conv":
         _fused("shift_conv", device, kernel, x, w, shifts, bias, out, stride)
     else:
@@ -196,7 +160,7 @@ def shift_conv(device, x, w, shifts, bias, out, stride, kernel: str | None = Non
 @on_device_of_arrays
 def shift_adder_conv(device, x, w, shifts, bias, out, stride, kernel: str | None = None) -> None:
     """Write bias[k] - sum_c abs(w[k, c] - (x shifted)[c]) into out; kernels as `shift_conv`."""
-    kernel = _checked("shift_adder_conv", kernel, SHIFT_CONV_KERNELS)
+    kernel = _chosen("shift_adder_conv", kernel, x, shifts, x, stride)
     if kernel == "4_fused_conv":
         _fused("shift_adder_conv", device, "fused_adder_conv", x, w, shifts, bias, out, stride)
     else:
@@ -208,7 +172,7 @@ def shift_adder_conv(device, x, w, shifts, bias, out, stride, kernel: str | None
 def _moved_at_once(x, out) -> list[slice]:
     """Images, as many as the workspace holds once they are shifted."""
     moved = x.itemsize * math.prod((x.shape[1], *out.shape[2:]))
-    return list(chunks(len(x), max(1, WORKSPACE // (2 * moved))))
+    return list(chunks(len(x), max(1, limits.WORKSPACE // (2 * moved))))
 
 
 def _moved(device, x, w, shifts, out, stride, kernel=None) -> tuple:
@@ -220,19 +184,19 @@ def _moved(device, x, w, shifts, out, stride, kernel=None) -> tuple:
 
 def _fused(function, device, kernel, x, w, shifts, bias, out, stride) -> None:
     filters, plane = len(w), out.shape[2] * out.shape[3]
-    table = _there(device, shifts)
+    table = device.constant(shifts)
     for images in chunks(len(x), _images_at_once(function, x, out, w)):
         x_part, y = x[images], out[images]
-        tile = conv_tile(max(4, x.itemsize), filters, len(y) * plane, 1)
+        tile = small_conv_tile(max(4, x.itemsize), filters, len(y) * plane, 1)
         defines = _defines(x, tile, w)
         defines["Y_VECTOR"] = min(vector(y, plane), max(1, 16 // max(4, x.itemsize)))
         device.launch(
             f"shift/{kernel}.cu",
             function,
             defines,
-            (blocks(tile, filters, len(y) * plane, 1),),
-            (_threads(tile),),
-            (x_part, w, table, bias, y, *_sizes(x_part, y, stride)),
+            (tile.blocks(filters, len(y) * plane),),
+            (tile.threads,),
+            (x_part, w, table, bias, y, _pointwise(x_part, y, stride)),
         )
 
 
@@ -245,25 +209,20 @@ def _images_at_once(function: str, x, y, w) -> int:
         f"K*OH*OW of the output, of shape {y.shape},": y_size,
         f"the elements of w, of shape {w.shape},": w.size,
     }
-    check_sizes(function, INT32, sizes)
-    check_sizes(function, LONGEST, {"H": height, "W": width})
-    return INT32 // max(x_size, y_size)
+    limits.check_sizes(function, limits.INT32, sizes)
+    limits.check_sizes(function, limits.LONGEST, {"H": height, "W": width})
+    return limits.INT32 // max(x_size, y_size)
 
 
-def _defines(x, tile, w=None) -> dict[str, object]:
+def _defines(x, tile: Tile, w=None) -> dict[str, object]:
     element, sum_type = _ELEMENTS[x.dtype.name]
-    defines = {"T": element, "SUM": sum_type}
-    defines |= dict(zip(("F", "P", "EACH_F", "EACH_P"), tile, strict=True))
+    defines = {"T": element, "SUM": sum_type, **tile.defines()}
     return defines if w is None else defines | {"W_VECTOR": vector(w, w.shape[1])}
 
 
-def _threads(tile: tuple[int, int, int, int]) -> int:
-    f, p, each_f, each_p = tile
-    return f // each_f * (p // each_p)
-
-
-def _sizes(x, y, stride) -> tuple[np.int32, ...]:
-    return int32(*x.shape, y.shape[1], *stride, *y.shape[2:])
+def _pointwise(x, y, stride) -> np.void:
+    """The 1x1 convolution after the shift, as a kernel is told of it."""
+    return convolution_struct(ConvGeometry(*x.shape, y.shape[1], (1, 1), stride), len(x))
 
 
 @on_device_of_arrays
@@ -286,32 +245,32 @@ def shift_conv_backward(device, grad, x, w, shifts, grad_x, grad_w, stride) -> N
 
 def _fused_grad_x(device, grad, transposed, shifts, grad_x, stride) -> None:
     channels, pixels = len(transposed), grad[:, 0].size
-    tile = conv_tile(max(4, grad.itemsize), channels, pixels, 1)
+    tile = small_conv_tile(max(4, grad.itemsize), channels, pixels, 1)
     device.launch(
         "shift/fused_grad_x.cu",
         "shift_conv_grad_x",
         _defines(grad, tile, transposed),
-        (blocks(tile, channels, pixels, 1),),
-        (_threads(tile),),
-        (grad, transposed, _there(device, shifts), grad_x, *_sizes(grad_x, grad, stride)),
+        (tile.blocks(channels, pixels),),
+        (tile.threads,),
+        (grad, transposed, device.constant(shifts), grad_x, _pointwise(grad_x, grad, stride)),
     )
 
 
 def _fused_grad_w(device, grad, x, shifts, grad_w, stride, images: list[slice]) -> None:
     """Write the gradient (K, C), of the type of its sums."""
     filters, channels = grad_w.shape
-    tile = (32, 32, 4, 4) if max(filters, channels) <= 32 else (64, 64, 8, 4)
-    tiles, plane = blocks(tile, filters, channels, 1), grad[0, 0].size
-    table, most = _there(device, shifts), 2 * FULL // tiles
+    tile = shift_grad_w_tile(filters, channels)
+    tiles, plane = tile.blocks(filters, channels), grad[0, 0].size
+    table, most = device.constant(shifts), shift_grad_w_parts(tiles)
     for chunk, part, sums in in_parts(device, grad_w, images, plane, _LEAST_PART, most):
-        sizes = _sizes(x[chunk], grad[chunk], stride)
+        shape = _pointwise(x[chunk], grad[chunk], stride)
         device.launch(
             "shift/fused_grad_w.cu",
             "shift_conv_grad_w",
             _defines(x, tile),
             (tiles, len(sums)),
-            (_threads(tile),),
-            (grad[chunk], x[chunk], table, sums, *sizes, *int32(part)),
+            (tile.threads,),
+            (grad[chunk], x[chunk], table, sums, shape, np.int32(part)),
         )
 
 

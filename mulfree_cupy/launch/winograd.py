@@ -12,26 +12,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from mulfree_cupy.geometry import ConvGeometry
-from mulfree_cupy.launch.sizes import (
-    GRID_LIMIT,
-    INT32,
-    WORKSPACE,
-    c_type,
-    check_sizes,
-    chunks,
-    int32,
-    on_device_of_arrays,
-    padded_image,
-)
+from mulfree_cupy.launch import limits
+from mulfree_cupy.launch.arguments import PAIR, c_type, convolution_struct, int32, struct
+from mulfree_cupy.launch.device import on_device_of_arrays
+from mulfree_cupy.launch.select import Call, choose
+from mulfree_cupy.launch.tiling import chunks, winograd_frozen_tile, winograd_fused_tile
 
-WINOGRAD_KERNELS = ("1_dense", "2_sparse", "3_fused", "4_frozen")
-FROZEN_ENTRIES = 8192  # weights of a layer: NVRTC's time grows faster than their number
-
-_SLAB = 32 * 1024  # bytes of shared memory for V
-_FULL = 128  # blocks below which a large GPU stands partly idle, and smaller ones are better
 _FROZEN_CHUNK = 64  # channels; CHUNK in 4_frozen.cu
 
 Matrices = tuple[np.ndarray, np.ndarray, np.ndarray]  # BT, G, AT
+
+_IMAGE_TILES = np.dtype(  # as in cuda/winograd/transform.cuh
+    [("planes", np.int32), ("size", *PAIR), ("pad", *PAIR)]
+    + [(name, np.int32) for name in ("count", "rows", "columns", "first", "last")]
+)
 
 
 @dataclass(frozen=True)
@@ -51,9 +45,9 @@ class Tiles:
         return self.images * self.rows * self.columns
 
     def parts(self, g: ConvGeometry, itemsize: int) -> Iterator[slice]:
-        """Ranges whose transformed inputs and outputs stay within `WORKSPACE`, or 32 tiles."""
+        """Ranges whose transformed inputs and outputs stay within the workspace, or 32 tiles."""
         bytes_a_tile = (self.m + 2) ** 2 * (g.channels + g.filters) * itemsize
-        return chunks(len(self), max(1, WORKSPACE // (32 * bytes_a_tile)) * 32)
+        return chunks(len(self), max(1, limits.WORKSPACE // (32 * bytes_a_tile)) * 32)
 
 
 @on_device_of_arrays
@@ -70,7 +64,7 @@ def winograd_conv(
     kernel: str | None = None,
 ) -> None:
     """Write A^T [ sum_c U . V ] A of every tile, and bias, into out."""
-    kernel = _checked(weights, kernel)
+    kernel = choose(Call("winograd_conv", x.dtype, weights=weights), kernel)
     _check_sizes("winograd_conv", g, weights.m)
     if kernel == "3_fused":
         _fused(device, x, weights, bias, out, g, relu)
@@ -80,36 +74,13 @@ def winograd_conv(
         _in_steps(device, x, weights, matrices, bias, out, g, relu, kernel)
 
 
-def _checked(weights, kernel: str | None) -> str:
-    if kernel is None:
-        return fastest(weights)
-    if kernel in ("3_fused", "4_frozen") and weights.m != 2:
-        raise ValueError(f"winograd_conv: kernel {kernel!r} takes m=2, got {weights!r}")
-    if kernel == "4_frozen" and weights.nnz > FROZEN_ENTRIES:
-        raise ValueError(
-            f"winograd_conv: kernel '4_frozen' takes at most {FROZEN_ENTRIES} weights that are not "
-            f"pruned, got {weights.nnz} in {weights!r}"
-        )
-    return kernel
-
-
-def fastest(weights) -> str:
-    """The kernel for some weights, as an H100 timed them (docs/cuda.md).
-
-    Weights that were frozen ask for 4_frozen, up to `FROZEN_ENTRIES` of them; others take 2_sparse
-    up to a density of 1/10, where it breaks even with 1_dense.
-    """
-    if weights.m == 2 and weights.frozen and weights.nnz <= FROZEN_ENTRIES:
-        return "4_frozen"
-    return "2_sparse" if weights.density <= 0.1 else "1_dense"
-
-
 def _check_sizes(function: str, g: ConvGeometry, m: int) -> None:
     """Refuse what overflows 32 bits."""
-    height, width = padded_image(g)
+    height, width = limits.padded_image(g)
     sizes = {"H + 2*padding": height, "W + 2*padding": width, "C": g.channels, "K": g.filters}
-    check_sizes(function, INT32, sizes)
-    check_sizes(function, INT32 // 4, {"the number of tiles": len(Tiles.of(g, m))})
+    limits.check_sizes(function, limits.INT32, sizes)
+    tiles = {"the number of tiles": len(Tiles.of(g, m))}
+    limits.check_sizes(function, limits.INT32 // 4, tiles)
 
 
 def _in_steps(device, x, weights, matrices, bias, out, g, relu, kernel) -> None:
@@ -131,7 +102,8 @@ def _dense_product(device, weights, seen):
 def _sparse_product(device, weights, seen):
     def pack():
         indptr, indices, values = weights.csr
-        check_sizes("winograd_conv", INT32, {"entries of weights": len(values)})
+        entries = {"entries of weights": len(values)}
+        limits.check_sizes("winograd_conv", limits.INT32, entries)
         return tuple(map(device.xp.asarray, (indptr.astype(np.int32), indices, values)))
 
     positions, channels, count = seen.shape
@@ -142,7 +114,7 @@ def _sparse_product(device, weights, seen):
         "winograd/2_sparse.cu",
         "winograd_sparse",
         {"T": c_type(seen)},
-        (-(-count // (threads * each)), min(filters, GRID_LIMIT), positions),
+        (-(-count // (threads * each)), min(filters, limits.GRID_LIMIT), positions),
         (threads,),
         (seen, *weights.kept("csr", device.xp, pack), products, *int32(channels, filters, count)),
     )
@@ -153,17 +125,8 @@ def _input_transform(device, image, matrix, tiles: Tiles, part: slice, padding, 
     """matrix d matrix^T of some tiles d of an image, (t*t, C, tiles), in a multiple of 32 tiles."""
     channels, count = image.shape[1], -(-(part.stop - part.start) // 32) * 32
     v = device.xp.empty((len(matrix) ** 2, channels, count), image.dtype)
-    _per_thread(
-        device,
-        "input",
-        matrix,
-        tiles.m,
-        count,
-        channels,
-        (image, v),
-        (channels, *image.shape[2:], *padding, relu),
-        (len(tiles), tiles.rows, tiles.columns, part.start, count),
-    )
+    arrays, more = (image, v), (relu, count)
+    _per_thread(device, "input", matrix, image, tiles, part, padding, count, arrays, more)
     return v
 
 
@@ -171,91 +134,73 @@ def _output_transform(
     device, products, bias, image, matrix, tiles: Tiles, part: slice, padding
 ) -> None:
     """Write bias + matrix^T p matrix of some tiles p into an image, where later tiles add to it."""
-    planes, stride = products.shape[1:]
     overlap = (matrix.shape[1] - 1) // tiles.m
     first, last = (
         tile // tiles.columns + tile // tiles.columns // tiles.rows * overlap
         for tile in (part.start, part.stop - 1)
     )
     block_rows = last + overlap + 1 - first
-    _per_thread(
-        device,
-        "output",
-        matrix,
-        tiles.m,
-        block_rows * (tiles.columns + overlap),
-        planes,
-        (products, bias, image),
-        (planes, *image.shape[2:], *padding),
-        (tiles.rows, tiles.columns, part.start, part.stop, stride, first, block_rows),
-    )
+    threads = block_rows * (tiles.columns + overlap)
+    arrays, more = (products, bias, image), (products.shape[2], first, block_rows)
+    _per_thread(device, "output", matrix, image, tiles, part, padding, threads, arrays, more)
 
 
-def _per_thread(device, way, matrix, m, threads, planes, arrays, sizes, places) -> None:
+def _per_thread(
+    device, way, matrix, image, tiles: Tiles, part: slice, padding, threads, arrays, more
+) -> None:
+    """Transform some tiles of an image, a tile or a block of pixels and all planes a thread."""
+    planes = image.shape[1]
+    places = len(tiles), tiles.rows, tiles.columns, part.start, part.stop
     defines = {
-        "T": c_type(arrays[0]),
+        "T": c_type(image),
         "TILE": len(matrix),
         "SIDE": matrix.shape[1],
-        "M": m,
+        "M": tiles.m,
         "MATRIX": str(matrix.tolist()).replace("[", "{").replace("]", "}"),
     }
     device.launch(
         f"winograd/1_{way}_transform.cu",
         f"winograd_{way}_transform",
         defines,
-        (-(-threads // 128), min(planes, GRID_LIMIT)),
+        (-(-threads // 128), min(planes, limits.GRID_LIMIT)),
         (128,),
-        (*arrays, *int32(*sizes, *places)),
+        (*arrays, struct(_IMAGE_TILES, planes, image.shape[2:], padding, *places), *int32(*more)),
     )
 
 
 def _fused(device, x, weights, bias, out, g: ConvGeometry, relu: bool) -> None:
-    """Rung 3. As many tiles a thread as leave enough blocks to fill a GPU."""
-    tiles = len(Tiles.of(g, 2))
-    for each, warps in ((4, 16), (4, 8), (2, 8), (2, 4), (1, 4)):
-        blocks = -(-tiles // (32 * each)), -(-g.filters // (4 * warps))
-        fits = each * x.itemsize <= 16 and (warps == 4 or 2 * warps < g.filters)
-        if fits and blocks[0] * blocks[1] >= _FULL:
-            break
-    chunk = _SLAB // (32 * each * x.itemsize)
+    """Rung 3."""
+    tile = winograd_fused_tile(x.itemsize, g.filters, len(Tiles.of(g, 2)))
 
     def pack():
-        return tuple(map(device.xp.asarray, _by_chunk(*weights.blocks, chunk, g.channels)))
+        return tuple(map(device.xp.asarray, _by_chunk(*weights.blocks, tile.chunk, g.channels)))
 
-    packed = weights.kept(("fused", chunk), device.xp, pack)
-    defines = {"T": c_type(x), "EACH": each, "WARPS_K": warps, "CHUNK": chunk}
-    _launch_fused(device, "3_fused", defines, blocks, 32 * warps, x, packed, bias, out, g, relu)
+    packed = weights.kept(("fused", tile.chunk), device.xp, pack)
+    _launch_fused(device, "3_fused", tile, x, packed, bias, out, g, relu)
 
 
 def _by_chunk(indptr, indices, values, chunk: int, channels: int):
     """The rows of a CSR once for each chunk of columns, which are counted from its first."""
     rows, chunks_ = len(indptr) - 1, -(-channels // chunk)
     row = indices // chunk * rows + np.repeat(np.arange(rows), np.diff(indptr))
-    check_sizes("winograd_conv", INT32, {"rows of weights": rows * chunks_, "entries": len(row)})
+    sizes = {"rows of weights": rows * chunks_, "entries": len(row)}
+    limits.check_sizes("winograd_conv", limits.INT32, sizes)
     order = np.argsort(row, kind="stable")
     starts = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=rows * chunks_))])
     return starts.astype(np.int32), (indices % chunk)[order], values[order]
 
 
 def _frozen(device, x, weights, bias, out, g: ConvGeometry, relu: bool) -> None:
-    """Rung 4: 16 filters a thread, or 8 in float64; up to 64 filters and 64 tiles a block."""
-    rows = 64 // x.itemsize
-    warps_k = min(4, -(-g.filters // rows))
-    tiles = len(Tiles.of(g, 2))
-    for warps_p in (2, 1):
-        blocks = -(-tiles // (32 * warps_p)), -(-g.filters // (rows * warps_k))
-        if blocks[0] * blocks[1] >= _FULL:
-            break
+    """Rung 4."""
+    tile = winograd_frozen_tile(x.itemsize, g.filters, len(Tiles.of(g, 2)))
 
     def pack():
-        text, values = generate(weights, rows)
+        text, values = generate(weights, tile.rows)
         return text, device.xp.asarray(values)
 
-    text, values = weights.kept(("frozen", rows), device.xp, pack)
-    defines = {"T": c_type(x), "ROWS": rows, "WARPS_K": warps_k, "WARPS_P": warps_p}
-    defines["PRODUCTS"] = text
-    threads = 32 * warps_k * warps_p
-    _launch_fused(device, "4_frozen", defines, blocks, threads, x, (values,), bias, out, g, relu)
+    text, values = weights.kept(("frozen", tile.rows), device.xp, pack)
+    more = {"PRODUCTS": text}
+    _launch_fused(device, "4_frozen", tile, x, (values,), bias, out, g, relu, more)
 
 
 def generate(weights, rows: int) -> tuple[str, np.ndarray]:
@@ -286,22 +231,20 @@ def generate(weights, rows: int) -> tuple[str, np.ndarray]:
 
 
 def _launch_fused(
-    device, kernel, defines, blocks, threads, x, packed, bias, out, g: ConvGeometry, relu
+    device, kernel, tile, x, packed, bias, out, g: ConvGeometry, relu, more=None
 ) -> None:
+    tiles = len(Tiles.of(g, 2))
+    blocks = tile.blocks(tiles, g.filters)
     planes = {"H*W": g.height * g.width, "OH*OW": g.out_height * g.out_width}
-    check_sizes("winograd_conv", INT32, planes)
-    check_sizes("winograd_conv", GRID_LIMIT, {"K / filters of a block": blocks[1]})
-    sizes = int32(
-        g.channels, g.height, g.width, g.filters, *g.padding, g.out_height, g.out_width,
-        relu, len(Tiles.of(g, 2)),
-    )  # fmt: skip
+    limits.check_sizes("winograd_conv", limits.INT32, planes)
+    limits.check_sizes("winograd_conv", limits.GRID_LIMIT, {"K / filters of a block": blocks[1]})
     device.launch(
         f"winograd/{kernel}.cu",
         f"winograd_{kernel[2:]}",
-        defines,
+        {"T": c_type(x), **tile.defines(), **(more or {})},
         blocks,
-        (threads,),
-        (x, *packed, bias, out, *sizes),
+        (tile.threads,),
+        (x, *packed, bias, out, convolution_struct(g, len(x)), *int32(relu, tiles)),
     )
 
 

@@ -18,7 +18,7 @@ __all__ = [
     "adder_matmul",
 ]
 
-_UINT8_TAPS = (2**31 - 1) // 255  # of difference 255 each, the longest sum an int32 can hold
+INTEGERS = np.uint8, np.int8, np.int16  # what is summed exactly, in int32
 
 
 @arrays.on_device_of_arguments
@@ -30,9 +30,9 @@ def adder_matmul(
     Parameters
     ----------
     a : array, shape (M, L)
-        float32, float64, or uint8; float16 for ``kernel="7_half2"`` alone.
+        float32, float64, uint8, int8 or int16; float16 for ``kernel="7_half2"`` alone.
     b : array, shape (L, P)
-        uint8 beside uint8 is exact; other mixtures are promoted as NumPy does.
+        Mixtures are promoted as NumPy does; integers among themselves are exact.
     out : array, shape (M, P), optional
         Receives the answer; must not overlap an input.
     kernel : str, optional
@@ -41,7 +41,7 @@ def adder_matmul(
     Returns
     -------
     array, shape (M, P)
-        float32 or float64; int32, exact, for uint8; float32 for float16, see `adder_conv`.
+        float32 or float64; int32, exact, for integers; float32 for float16, see `adder_conv`.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def adder_matmul(
     (a, b, _), dtype = _supported("adder_matmul", a.shape[1], kernel, given, a, b, bias)
     shape = a.shape[0], b.shape[1]
     out = arrays.take_out("adder_matmul", out, shape, dtype, **given)
-    launch.check_kernel("adder_matmul", kernel, launchers.ADDER_KERNELS, a=a)
+    launch.check_kernel("adder_matmul", kernel, a=a)
     result = arrays.answer(out, shape, dtype, like=a)
     device = launch.device_for(a)
     if not (result.size and a.shape[1]):
@@ -91,9 +91,8 @@ def adder_matmul(
             1,
         )
     else:
-        launchers.adder_matmul(
-            device, arrays.contiguous(a), arrays.contiguous(b), result, kernel=kernel
-        )
+        a, b = arrays.contiguous(a), arrays.contiguous(b)
+        _launch(launchers.adder_matmul, device, a, b, out=result, kernel=kernel)
     return arrays.deliver(result, out)
 
 
@@ -115,11 +114,12 @@ def adder_conv(
     Parameters
     ----------
     x : array, shape (N, C, H, W)
-        float32, float64, or uint8, in any memory order; float16 for ``kernel="7_half2"`` alone.
+        float32, float64, uint8, int8 or int16, in any memory order; float16 for
+        ``kernel="7_half2"`` alone. A GPU computes int8 and int16 in float64, as exactly.
     w : array, shape (K, C/groups, kh, kw), or PackedWeights
-        uint8 beside uint8 is exact; other mixtures are promoted as NumPy does. See `pack`.
+        Mixtures are promoted as NumPy does; integers among themselves are exact. See `pack`.
     bias : array, shape (K,), optional
-        Added to each filter's plane; of an integer dtype that fits int32 when x and w are uint8.
+        Added to each filter's plane; of an integer dtype that fits int32 when x and w are integers.
         There the sum must fit int32 too, which is checked on the CPU and not on a GPU. Of float32
         or a dtype that fits it when they are float16.
     stride, padding, dilation : int or pair of ints
@@ -135,7 +135,7 @@ def adder_conv(
     Returns
     -------
     array, shape (N, K, OH, OW)
-        float32, or float64 if an input is; int32, exact, for uint8; float32 for float16.
+        float32, or float64 if an input is; int32, exact, for integers; float32 for float16.
 
     Raises
     ------
@@ -184,15 +184,16 @@ def adder_conv(
         groups=groups,
     )
     (x, w, bias), dtype = _supported("adder_conv", g.taps, kernel, given, x, w, bias)
-    launch.check_kernel("adder_conv", kernel, launchers.ADDER_KERNELS, x=x)
+    launch.check_kernel("adder_conv", kernel, x=x)
 
     def on_cpu(kernels, weights, bias, out):
         options = g.stride, g.padding, g.dilation, g.groups
         kernels.adder_conv(x, for_kernels("adder_conv", packed, weights), bias, out, *options)
 
-    return forward(
-        "adder_conv", launchers.adder_conv, on_cpu, g, x, w, bias, out, dtype, given, kernel=kernel
-    )
+    def on_device(device, x, w, bias, out, g):
+        _launch(launchers.adder_conv, device, x, w, bias, out=out, geometry=g, kernel=kernel)
+
+    return forward("adder_conv", on_device, on_cpu, g, x, w, bias, out, dtype, given)
 
 
 @arrays.on_device_of_arguments
@@ -383,26 +384,41 @@ def adaptive_rate(grad_w: Array, eta: float = 0.2) -> Array:
     return answer
 
 
+def _launch(launcher, device, *inputs, out, **options):
+    """int8 and int16 have no CUDA kernel of their own: float64 sums them as exactly."""
+    if inputs[0].dtype not in (np.int8, np.int16):
+        launcher(device, *inputs, out=out, **options)
+        return
+    wide = arrays.empty_beside(out, out.shape, np.float64)
+    inputs = [None if array is None else array.astype(np.float64) for array in inputs]
+    launcher(device, *inputs, out=wide, **options)
+    out[...] = wide
+
+
 def _supported(function, taps, kernel, given, a, b, bias):
     """The arrays in a dtype that the adder kernels serve, and the dtype of their answer."""
     first, second, *_ = given
-    if a.dtype == np.uint8 and b.dtype == np.uint8:
+    common = np.result_type(a, b)
+    if common in INTEGERS:
+        largest = np.iinfo(common).max - np.iinfo(common).min
         if bias is not None and not np.can_cast(bias.dtype, np.int32):
             raise TypeError(
                 f"{function}: bias must be of an integer dtype that fits int32 when {first} is "
-                f"uint8, got {bias.dtype}; {arrays.conversion(given['bias'], 'int32')}"
+                f"{a.dtype}, got {bias.dtype}; {arrays.conversion(given['bias'], 'int32')}"
             )
-        if taps > _UINT8_TAPS:
+        most = (2**31 - 1) // largest  # taps, each of the largest difference, that an int32 holds
+        if taps > most:
             raise ValueError(
-                f"{function}: a sum over {taps} taps of uint8 can exceed int32; "
-                f"{_UINT8_TAPS} is the most, {first} has shape {a.shape} and "
+                f"{function}: a sum over {taps} taps of {common} can exceed int32; "
+                f"{most} is the most, {first} has shape {a.shape} and "
                 f"{second} has shape {b.shape}"
             )
-        if isinstance(bias, np.ndarray) and bias.size and bias.min() < 255 * taps - 2**31:
+        if isinstance(bias, np.ndarray) and bias.size and bias.min() < largest * taps - 2**31:
             raise ValueError(
-                f"{function}: bias goes down to {bias.min()}, and with {taps} taps of uint8 the "
+                f"{function}: bias goes down to {bias.min()}, and with {taps} taps of {common} the "
                 "answer could fall below int32"
             )
+        a, b = a.astype(common, copy=False), b.astype(common, copy=False)
         return [a, b, None if bias is None else bias.astype(np.int32, copy=False)], np.int32
     if kernel == "7_half2" and a.dtype == b.dtype == np.float16:
         if bias is not None and not np.can_cast(bias.dtype, np.float32):

@@ -101,7 +101,7 @@ def batch_norm(
         raise ValueError("batch_norm: mean and variance must be given together")
     if residual is not None:
         geometry.check_shape("batch_norm", "residual", residual.shape, x.shape, "like x")
-    launch.check_kernel("batch_norm", kernel, launchers.BATCH_NORM_KERNELS, x=x)
+    launch.check_kernel("batch_norm", kernel, x=x)
     eps = geometry.number("batch_norm", "eps", eps)
     momentum = geometry.number("batch_norm", "momentum", momentum)
     if mean is not None and (running is not None or kernel is not None):

@@ -193,7 +193,7 @@ def conv(
         "conv", x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups
     )
 
-    launch.check_kernel("conv", kernel, launchers.CONV_KERNELS, x=x)
+    launch.check_kernel("conv", kernel, x=x)
 
     def on_cpu(kernels, weights, bias, out):
         options = g.stride, g.padding, g.dilation, g.groups
@@ -270,30 +270,36 @@ def conv_backward(
 
 @arrays.on_device_of_arguments
 def matmul(a: Array, b: Array) -> Array:
-    """``a @ b``; two matrices on a GPU as a 1x1 convolution, which needs no cuBLAS.
+    """``a @ b`` of floats by the convolutions' kernels: the same bits for every number of threads.
 
-    NumPy's own products may round otherwise with another number of its BLAS's threads.
+    Neither NumPy's BLAS, which may round otherwise with another number of its threads, nor cuBLAS,
+    which a CUDA graph refuses, has a part in it; but on a GPU only two matrices of one dtype take
+    the kernels.
 
     Parameters
     ----------
     a, b : array
-        At least 2-D, of one namespace. Matrices are float32 or float64 to take the kernels; best
-        is a `b` that is the transpose of a matrix in C order, as a linear layer's weight is.
+        At least 2-D, of one namespace. Best is a `b` that is the transpose of a matrix in C order,
+        as a linear layer's weight is.
 
     Returns
     -------
     array
     """
-    return conv(*_as_images(a, b))[:, :, 0, 0] if _is_convolution(a, b) else a @ b
+    if _is_convolution(a, b):
+        return conv(*_as_images(a, b))[:, :, 0, 0]
+    return _on_cpu(_along_sums if a.shape[-2] < _FEW_ROWS else _along_columns, a, b)
 
 
 @arrays.on_device_of_arguments
 def matmul_backward(grad: Array, a: Array, b: Array) -> tuple[Array, Array]:
     """Gradients of ``(matmul(a, b) * grad).sum()`` with respect to a and b."""
-    if not _is_convolution(a, b):
-        return grad @ b.swapaxes(-1, -2), a.swapaxes(-1, -2) @ grad
-    grad_a, grad_b = conv_backward(grad[:, :, None, None], *_as_images(a, b))
-    return grad_a[:, :, 0, 0], grad_b[:, :, 0, 0].T
+    if _is_convolution(a, b):
+        grad_a, grad_b = conv_backward(grad[:, :, None, None], *_as_images(a, b))
+        return grad_a[:, :, 0, 0], grad_b[:, :, 0, 0].T
+    grad_a = _on_cpu(_along_columns, grad, b.swapaxes(-1, -2))
+    grad_b = _on_cpu(_along_columns, grad.swapaxes(-1, -2), a)
+    return grad_a, grad_b.swapaxes(-1, -2)
 
 
 def _is_convolution(a: Array, b: Array) -> bool:
@@ -305,6 +311,37 @@ def _is_convolution(a: Array, b: Array) -> bool:
 def _as_images(a: Array, b: Array) -> tuple[Array, Array]:
     """The rows of a as images of one pixel, the columns of b as filters of one tap."""
     return a[:, :, None, None], b.T[:, :, None, None]
+
+
+def _on_cpu(product, a: Array, b: Array) -> Array:
+    """The product of two matrices, or of two stacks of them, by a CPU kernel where it has one."""
+    dtype, terms = np.result_type(a.dtype, b.dtype), a.shape[-1]
+    has_kernel = launch.device_for(a) is None and dtype in (np.float32, np.float64)
+    if not has_kernel or terms != b.shape[-2]:
+        return a @ b
+    stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    answer = np.zeros((*stack, a.shape[-2], b.shape[-1]), dtype)
+    if answer.size == 0 or terms == 0:
+        return answer
+    a, b = (np.broadcast_to(m.astype(dtype, copy=False), (*stack, *m.shape[-2:])) for m in (a, b))
+    for at in np.ndindex(stack):
+        product(launch.cpu_kernels(), a[at], b[at], answer[at])
+    return answer
+
+
+_FEW_ROWS = 32  # of a: too few to pay for packing a b whose columns lie apart
+_PLAIN = (1, 1), (0, 0), (1, 1), 1  # stride, padding, dilation, groups
+
+
+def _along_columns(kernels, a: Array, b: Array, answer: Array) -> None:
+    """A 1x1 convolution: the rows of a are filters, the columns of b the pixels of one image."""
+    filters = arrays.contiguous(a)[:, :, None, None]
+    kernels.conv(b[None, :, None], filters, None, answer[None, :, None], *_PLAIN)
+
+
+def _along_sums(kernels, a: Array, b: Array, answer: Array) -> None:
+    """The weights' gradient of one: the terms of a sum are the pixels."""
+    kernels.conv_grad_w(a[None, :, None], b.T[None, :, None], answer[:, :, None, None], *_PLAIN)
 
 
 @np.errstate(invalid="ignore", over="ignore")  # NaN and Inf go through in silence

@@ -147,7 +147,8 @@ def pack(w: Array, op: str, *, groups: int = 1, **options: Any) -> PackedWeights
     return PackedWeights(arrays.namespace(taken).array(taken, order="C"), op, groups)
 
 
-_SERVED = {"conv": (np.float32, np.float64), "adder": (np.float32, np.float64, np.uint8)}
+_FLOATS = np.float32, np.float64
+_SERVED = {"conv": _FLOATS, "adder": (*_FLOATS, np.uint8, np.int8, np.int16)}
 
 
 def unpack(function: str, w: Any, op: str, groups: int = 1) -> tuple[Any, PackedWeights | None]:

@@ -166,13 +166,13 @@ def shift(
            [0, 7, 8],
            [0, 0, 0]])
     """
-    (x,) = arrays.take("shift", check=arrays.plain_bits, x=x)
+    x = arrays.take_one("shift", "x", x, arrays.plain_bits)
     geometry.check_rank("shift", "x", x.shape, "N, C, H, W")
     g = geometry.window("shift", x.shape, 1, filters=x.shape[1], stride=stride)
     table = _table("shift", shifts, x, g)
     shape = g.out_shape
     out = arrays.take_out("shift", out, shape, x.dtype, x=x)
-    launch.check_kernel("shift", kernel, launchers.SHIFT_KERNELS, x=x)
+    launch.check_kernel("shift", kernel, x=x)
     result = arrays.answer(out, shape, x.dtype, like=x)
     _move("shift", x, table, result, g.stride, kernel)
     return arrays.deliver(result, out)
@@ -222,12 +222,12 @@ def shift_backward(
     array([[0, 0, 0],
            [4, 5, 0]])
     """
-    (grad,) = arrays.take("shift_backward", check=arrays.plain_bits, grad=grad)
+    grad = arrays.take_one("shift_backward", "grad", grad, arrays.plain_bits)
     shape = geometry.shape4("shift_backward", "x_shape", x_shape)
     g = geometry.window("shift_backward", shape, 1, filters=shape[1], stride=stride)
     geometry.check_shape("shift_backward", "grad", grad.shape, g.out_shape, "for this x_shape")
     table = _table("shift_backward", shifts, grad, g)
-    launch.check_kernel("shift_backward", kernel, launchers.SHIFT_KERNELS, grad=grad)
+    launch.check_kernel("shift_backward", kernel, grad=grad)
     grad_x = arrays.empty_beside(grad, shape, grad.dtype)
     _move("shift_backward", grad, table, grad_x, g.stride, kernel)
     return grad_x
@@ -442,7 +442,7 @@ def _taps(function, channels, kernel_size, dilation):
 
 def check_table(function: str, name: str, table: Array, channels: int | None = None) -> Array:
     """The argument `name` as an array of integers (C, 2), with C as given if it is."""
-    (table,) = arrays.take(function, **{name: table})
+    table = arrays.take_one(function, name, table)
     if table.dtype.kind not in "iu":
         raise TypeError(
             f"{function}: {name} must be integers, got dtype {table.dtype} and shape {table.shape}"
@@ -513,7 +513,7 @@ def _forward(function, launcher, x, w, shifts, bias, stride, out, kernel, also):
     _refuse_half_on_cpu(function, given["x"], x)
     g = _geometry(function, x, w, stride)
     table = _table(function, shifts, x, g)
-    launch.check_kernel(function, kernel, launchers.SHIFT_CONV_KERNELS, x=x)
+    launch.check_kernel(function, kernel, x=x)
 
     def on_cpu(kernels, w, bias, out):
         weights = for_kernels(function, packed, w)

@@ -22,6 +22,7 @@ from mulfree_cupy.launch import (
     batch_norm,
     convolution,
     cross_entropy,
+    select,
     sgd,
     shift,
     source,
@@ -85,13 +86,16 @@ class Row:
     cubin: bytes
 
 
-class _Recorder:
+class Recorder:
     """A device that notes the launches instead of running them."""
 
     xp = np
 
     def __init__(self) -> None:
         self.variants: dict[tuple, Variant] = {}
+
+    def constant(self, values):
+        return values
 
     def launch(self, path, entry, defines, grid, block, args, shared_mem=0):
         threads = int(np.prod(block))
@@ -105,7 +109,7 @@ def variants() -> list[Variant]:
 
     Of variants that differ only in the width of their loads, the widest.
     """
-    device = _Recorder()
+    device = Recorder()
     depthwise = ConvGeometry(1, 4, 16, 16, 4, (2, 2), groups=4)
     small = ConvGeometry(1, 64, 8, 8, 64, (1, 1))
     for filters in (128, 64, 32, 16, 4, 1):
@@ -123,7 +127,7 @@ def variants() -> list[Variant]:
             for filters, kernel in ((channels, (3, 3)), (8, (1, 1))):
                 _record_backward(device, dtype, ConvGeometry(2, channels, 16, 16, filters, kernel))
         _record_backward(device, dtype, depthwise)
-        for kernel in adder.ADDER_KERNELS[:4]:
+        for kernel in select.names("adder_matmul")[:4]:
             for size in (128, 64):
                 a = np.zeros((size, size), dtype)
                 adder.adder_matmul(device, a, a, a, kernel)
@@ -153,7 +157,7 @@ def _record_batch(device) -> None:
 
 def _record_shift(device) -> None:
     """The tiles of tile.cuh are adder's: here a large one for each type, and a small one."""
-    table, modulo = np.zeros((64, 2), np.int32), shift.modulo_table(64, 3, 1).astype(np.int32)
+    table, modulo = np.zeros((64, 2), np.int32), select.modulo_table(64, 3, 1).astype(np.int32)
     for dtype in (np.uint8, np.uint16, np.float32, np.float64, np.complex128):
         x = np.zeros((2, 64, 4, 4), dtype)
         shift.shift(device, x, table, x, (1, 1))
@@ -245,8 +249,10 @@ def _record_batch_norm(device) -> None:
         c = np.zeros(2, dtype)
         for images, pixels in itertools.product((4, 128, 250, 512), (49, 64)):
             x = np.zeros((images, 2, pixels), dtype)
-            held = x[:, 0].nbytes <= 2**16
-            for kernel in batch_norm.BATCH_NORM_KERNELS[: 3 if held else 2]:
+            call = select.Call("batch_norm", x.dtype, elements=x[:, 0].size)
+            for kernel in select.names("batch_norm"):
+                if not select.can_use(kernel, call)[0]:
+                    continue
                 batch_norm.batch_norm(device, x, c, c, x, x, c, c, (c, c), True, 1e-5, 0.1, kernel)
             batch_norm.batch_norm_given(device, x, c, c, x, x, c, c, True, 1e-5)
             batch_norm.batch_norm_backward(device, x, x, x, c, c, c, x, c, c, x, True, 1e-5, False)

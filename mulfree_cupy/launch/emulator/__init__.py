@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mulfree_cupy.launch import source
+from mulfree_cupy.launch import limits, source
 from mulfree_cupy.launch.emulator import runtime
 from mulfree_cupy.launch.emulator.arguments import convert
 from mulfree_cupy.launch.emulator.compiler import CompilationError, compile_kernel
@@ -32,6 +32,7 @@ from mulfree_cupy.launch.emulator.report import (
 __all__ = [
     "CompilationError",
     "Counts",
+    "Device",
     "EmulationFault",
     "Finding",
     "KernelCounts",
@@ -41,9 +42,6 @@ __all__ = [
     "device",
     "emulated_cuda",
 ]
-
-_STATIC_LIMIT = 48 << 10  # shared memory of a block without asking for more
-_OPT_IN_LIMIT = 227 << 10  # with asking, on an H100
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,7 @@ class RawKernel:
                 f"RawKernel: options must be a tuple of strings, got the string {options!r}"
             )
         self.code, self.name, self.options, self.backend = code, name, tuple(options), backend
-        self._largest_dynamic = _STATIC_LIMIT
+        self._largest_dynamic = limits.STATIC_SHARED
         self._compiled: dict[bool, tuple[Any, runtime.Kernel]] = {}
 
     @property
@@ -167,9 +165,9 @@ class RawKernel:
 
     @max_dynamic_shared_size_bytes.setter
     def max_dynamic_shared_size_bytes(self, size: int) -> None:
-        if not 0 <= size <= _OPT_IN_LIMIT:
+        if not 0 <= size <= limits.DYNAMIC_SHARED:
             raise ValueError(
-                f"max_dynamic_shared_size_bytes must be 0 to {_OPT_IN_LIMIT}, got {size}"
+                f"max_dynamic_shared_size_bytes must be 0 to {limits.DYNAMIC_SHARED}, got {size}"
             )
         self._largest_dynamic = size
 
@@ -202,9 +200,10 @@ class RawKernel:
             If the text is no CUDA C++, or needs what a CPU has not.
         """
         settings = active() or Settings(True, False, Report())
-        grid = _dimensions(self.name, "grid", grid, (2**31 - 1, 65535, 65535))
-        block = _dimensions(self.name, "block", block, (1024, 1024, 64))
-        if block[0] * block[1] * block[2] > runtime.MAX_THREADS:
+        most = limits.GRID_X, limits.GRID_LIMIT, limits.GRID_LIMIT
+        grid = _dimensions(self.name, "grid", grid, most)
+        block = _dimensions(self.name, "block", block, limits.BLOCK)
+        if block[0] * block[1] * block[2] > limits.BLOCK_THREADS:
             raise ValueError(f"kernel {self.name!r}: a block has 1024 threads at most, got {block}")
         if not 0 <= shared_mem <= self._largest_dynamic:
             raise ValueError(
@@ -266,13 +265,17 @@ def _dimensions(
     return (*(int(s) for s in sizes), 1, 1)[:3]
 
 
-class _Device:
+class Device:
     """The emulator as the launchers see a device."""
 
     xp = np
 
     def __init__(self) -> None:
         self._kernels: dict[tuple[str, str], RawKernel] = {}
+
+    def constant(self, values: np.ndarray) -> np.ndarray:
+        """The array itself: it is where the kernels are."""
+        return values
 
     def launch(
         self,
@@ -289,8 +292,8 @@ class _Device:
         kernel = self._kernels.get((code, entry))
         if kernel is None:
             kernel = self._kernels[code, entry] = RawKernel(code, entry)
-            kernel.max_dynamic_shared_size_bytes = _OPT_IN_LIMIT
+            kernel.max_dynamic_shared_size_bytes = limits.DYNAMIC_SHARED
         kernel(grid, block, args, shared_mem=shared_mem)
 
 
-device = _Device()
+device = Device()

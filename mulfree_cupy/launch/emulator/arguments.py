@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mulfree_cupy.launch import structs
+from mulfree_cupy.launch import arguments
 from mulfree_cupy.launch.emulator.runtime import Array, Parameter
 
 _KINDS = {"i": "an integer", "f": "a floating-point number", "b": "a bool", "s": "a struct"}
@@ -59,12 +59,12 @@ def convert(
         if parameter.kind == b"p":
             buffers.append(ctypes.c_void_p(_pointer(label, value, parameter)))
             note(value, name, buffers[-1])
-        elif structs.holds_arrays(value):
-            for field, _, array in structs.pointers(value):
+        elif arguments.is_struct(value):
+            for field, _, array in arguments.pointers(value):
                 _check_array(f"{label}.{field}", array)
-            plain = structs.with_addresses(value, lambda array: array.ctypes.data)
+            plain = arguments.with_addresses(value, lambda array: array.ctypes.data)
             buffers.append(_scalar(label, plain, parameter))
-            for field, offset, array in structs.pointers(value):
+            for field, offset, array in arguments.pointers(value):
                 note(array, f"{name}.{field}", buffers[-1], offset)
         else:
             buffers.append(_scalar(label, value, parameter))

@@ -6,7 +6,8 @@ import ctypes
 import functools
 import mmap
 
-MAX_THREADS = 1024
+from mulfree_cupy.launch import limits
+
 STACK_SIZE = 128 << 10
 
 
@@ -134,11 +135,11 @@ def table(library: ctypes.CDLL, name: str) -> list:
 @functools.cache
 def stacks() -> int:
     """The address of one stack a thread, each above a page that must not be touched."""
-    memory = mmap.mmap(-1, MAX_THREADS * STACK_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = mmap.mmap(-1, limits.BLOCK_THREADS * STACK_SIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     _kept.append(memory)
     base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     protect = ctypes.CDLL(None).mprotect
-    for i in range(MAX_THREADS):
+    for i in range(limits.BLOCK_THREADS):
         protect(ctypes.c_void_p(base + i * STACK_SIZE), ctypes.c_size_t(mmap.PAGESIZE), 0)
     return base
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
-from mulfree_cupy.launch import numpy_winograd
+from mulfree_cupy.launch import numpy_winograd, select
 from mulfree_cupy.launch import winograd as launchers
 from mulfree_cupy.ops.winograd.matrices import matrices
 from mulfree_cupy.ops.winograd.weights import WinogradWeights
@@ -89,8 +89,8 @@ def winograd_conv(
     name = "winograd_conv"
     x, bias, weights, g, given = _checked(name, x, weights, padding, bias=bias)
     device = launch.device_for(x)
-    if device is not None or kernel in launchers.WINOGRAD_KERNELS:
-        launch.check_kernel(name, kernel, launchers.WINOGRAD_KERNELS, x=x)
+    if device is not None or kernel in select.names(name):
+        launch.check_kernel(name, kernel, x=x)
     elif kernel is not None and kernel not in KERNELS:
         raise ValueError(f"{name}: no kernel named {kernel!r}; there are {', '.join(KERNELS)}")
     if bias is not None:

@@ -41,7 +41,7 @@ def features(request):
     width=st.sampled_from([8, 16, 20, 31, 32, 48, 64, 80, 128]),
     kernel=st.sampled_from([(1, 1), (1, 3), (3, 3), (1, 5), (5, 5), (1, 7), (3, 1)]),
     stride=st.sampled_from([(1, 1), (1, 1), (2, 1), (1, 2), (2, 2)]),
-    dtype=st.sampled_from(["float32", "float64", "uint8"]),
+    dtype=st.sampled_from(["float32", "float64", "uint8", "int8", "int16"]),
     seed=st.integers(0, 99),
 )
 def test_wide_images(
@@ -57,7 +57,7 @@ def test_wide_images(
     filters=st.integers(1, 20),
     size=st.sampled_from([(3, 16, 32), (4, 7, 75), (5, 4, 64), (40, 7, 7)]),
     stride=st.sampled_from([1, 1, 2]),
-    dtype=st.sampled_from(["float32", "float64", "uint8"]),
+    dtype=st.sampled_from(["float32", "float64", "uint8", "int8", "int16"]),
     seed=st.integers(0, 99),
 )
 def test_long_sums_of_many_pixels(features, taps, filters, size, stride, dtype, seed):
@@ -78,14 +78,16 @@ def test_a_row_of_the_gradient_may_lie_beyond_it(features):
     check(x, w, stride=(3, 1), padding=(1, 0), dilation=(2, 1))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8", "int8", "int16"])
 @pytest.mark.parametrize(
     "x_shape, w_shape, options",
     [
         pytest.param((2, 1, 8, 96), (257, 1, 1, 33), {"padding": (0, 16)}, id="chunks of filters"),
-        pytest.param((16, 1, 25, 16), (9, 1, 1, 33), {"padding": (0, 16)}, id="strips of images"),
-        pytest.param((13, 18, 16, 32), (9, 18, 3, 3), {"padding": 1}, id="lines in blocks"),
-        pytest.param((8, 3, 27, 25), (137, 3, 1, 1), {}, id="seven panels, planes as rows"),
+        pytest.param(
+            (16, 1, 25, 16), (9, 1, 1, 33), {"padding": (0, 16)}, id="tiles of images"
+        ),
+        pytest.param((13, 18, 16, 32), (9, 18, 3, 3), {"padding": 1}, id="shared rows in blocks"),
+        pytest.param((8, 3, 27, 25), (137, 3, 1, 1), {}, id="seven tiles, planes as rows"),
         pytest.param((4, 161, 40, 39), (13, 161, 1, 1), {"stride": 2}, id="every second pixel"),
         pytest.param((4, 5, 61, 64), (12, 5, 6, 6), {"stride": 6, "padding": 3}, id="36 phases"),
         pytest.param((2, 8200, 1, 1), (260, 8200, 1, 1), {}, id="17 MB of float64 weights"),
@@ -94,7 +96,7 @@ def test_a_row_of_the_gradient_may_lie_beyond_it(features):
 def test_cuts(x_shape, w_shape, options, dtype):
     """Many pixels, channels or filters, each cut into more pieces than one."""
     x, w = draw(0, dtype, x_shape, w_shape)
-    if dtype != "uint8":  # half the images are close to the weights, where float32 takes more care
+    if "float" in dtype:  # half the images are close to the weights, where float32 takes more care
         x, w = x / 40 + 99, w / 40 + 99
         x[::2] -= 100
     check_all_features(x, w, **options)
@@ -110,14 +112,19 @@ def test_cuts(x_shape, w_shape, options, dtype):
     ],
 )
 def test_slices_of_bytes(x_shape, w_shape, stride):
-    """More pixels than are held as cells at a time."""
+    """More pixels than are held as words at a time."""
     x, w = draw(0, "uint8", x_shape, w_shape)
     check_all_features(x, w, stride=stride, padding=(0, w_shape[-1] // 2))
 
 
 def draw(seed, dtype, *shapes):
     rng = np.random.default_rng(seed)
-    return [(rng.normal(size=s) * 40 + 99).clip(0, 255).astype(dtype) for s in shapes]
+    scale = {"int8": (40, 0), "int16": (9999, 0)}.get(dtype, (40, 99))
+    draws = [rng.normal(scale[1], scale[0], s) for s in shapes]
+    if np.dtype(dtype).kind in "iu":
+        limits = np.iinfo(dtype)
+        draws = [d.clip(limits.min, limits.max) for d in draws]
+    return [d.astype(dtype) for d in draws]
 
 
 def check(x, w, **options):
@@ -134,7 +141,7 @@ def check_all_features(x, w, **options):
 
 def formulas(x, w, **options):
     y = spec.adder_conv(x, w, **options)
-    if x.dtype == "uint8":
+    if x.dtype.kind != "f":
         return (y,)
     grad = np.random.default_rng(len(x)).normal(size=y.shape).astype(x.dtype)
     gradients = [f(grad, x, w, **options) for f in (spec.adder_conv_backward, spec.conv_backward)]
@@ -142,7 +149,7 @@ def formulas(x, w, **options):
 
 
 def compare(expected, x, w, **options):
-    if x.dtype == "uint8":
+    if x.dtype.kind != "f":
         assert_array_equal(mf.adder_conv(x, w, **options), *expected)
         return
     adder, conv, grad, adder_gradients, conv_gradients = expected

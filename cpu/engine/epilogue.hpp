@@ -1,0 +1,63 @@
+// What becomes of an answer between the sum and the memory (Epilogue in kernels.hpp), a vector at a time.
+#pragma once
+
+#include "spans.hpp"
+
+namespace mulfree::MULFREE_ISA {
+
+// The epilogue of pixels that begin `offset` elements further.
+template <class T>
+inline Epilogue<T> moved(Epilogue<T> e, index offset) {
+    if (e.residual) e.residual += offset;
+    if (e.narrow_residual) e.narrow_residual += offset;
+    if (e.wide) e.wide += offset;
+    if (e.narrow) e.narrow += offset;
+    return e;
+}
+
+// Of one filter, on vectors of COUNT answers.
+template <class T, index COUNT>
+class FilterEpilogue {
+public:
+    using V = Lanes<T, COUNT>;
+
+    // `plane` is where the filter's pixels begin, in elements from the first of y.
+    FilterEpilogue(const Epilogue<T>& e, index filter, index plane)
+        : e_(e), scale_(all(e.scale ? e.scale[filter] : T(1))), offset_(all(e.offset ? e.offset[filter] : T(0))),
+          plane_(plane) {}
+
+    // Stores a vector of answers to the lanes of its spans.
+    template <class Answer>
+    void store(const Span* span, const Span* end, index lane_stride, Answer answer) const {
+        V z = __builtin_convertvector(answer, V) * scale_ + offset_;
+        if (e_.residual) z += all(e_.residual_scale) * lanes_of(span, end, e_.residual + plane_, lane_stride);
+        if (e_.narrow_residual)
+            z += all(e_.residual_scale) * lanes_of(span, end, e_.narrow_residual + plane_, lane_stride);
+        z = z < all(e_.low) ? all(e_.low) : z;  // a NaN stays
+        z = z > all(e_.high) ? all(e_.high) : z;
+        if (e_.narrow) {
+            const auto rounded = __builtin_convertvector(z + all(T(0.5)), Lanes<std::int32_t, COUNT>);
+            scatter<std::uint8_t, COUNT>(span, end, e_.narrow + plane_, lane_stride,
+                                         __builtin_convertvector(rounded, Lanes<std::uint8_t, COUNT>));
+        } else {
+            scatter<T, COUNT>(span, end, e_.wide + plane_, lane_stride, z);
+        }
+    }
+
+private:
+    const Epilogue<T>& e_;
+    const V scale_, offset_;
+    const index plane_;
+
+    static V all(T value) { return value - V{}; }
+
+    template <class R>
+    static V lanes_of(const Span* span, const Span* end, const R* plane, index lane_stride) {
+        V v{};
+        for (; span != end; ++span)
+            for_each_lane<COUNT>(*span, [&](index l) { v[l] = T(plane[span->offset + l * lane_stride]); });
+        return v;
+    }
+};
+
+}  // namespace mulfree::MULFREE_ISA

@@ -1,0 +1,59 @@
+"""What the launchers need of a device, and which one serves an array."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from mulfree_cupy.arrays import Array, namespace
+from mulfree_cupy.launch import emulator
+
+
+class Device(Protocol):
+    """Where CUDA kernels run; the launchers take one and do not ask which it is."""
+
+    @property
+    def xp(self) -> Any:
+        """The module of its arrays."""
+
+    def constant(self, values: np.ndarray) -> Array:
+        """A small NumPy array's values for kernels to read alone, copied once at most."""
+
+    def launch(
+        self,
+        path: str,
+        entry: str,
+        defines: Mapping[str, object],
+        grid: Sequence[int],
+        block: Sequence[int],
+        args: Sequence[Any],
+        shared_mem: int = 0,
+    ) -> None:
+        """Queue the kernel `entry` of ``cuda/<path>``, compiled with the macros `defines`.
+
+        Arguments are arrays, None for a null pointer, and NumPy scalars, structs among them.
+        """
+
+
+def device_for(array: Array) -> Device | None:
+    """The device whose CUDA kernels serve this array, or None for the CPU kernels."""
+    if namespace(array) is not np:
+        from mulfree_cupy.launch import cuda
+
+        return cuda.device
+    return emulator.device if emulator.active() is not None else None
+
+
+def on_device_of_arrays(launcher: Callable) -> Callable:
+    """The launcher, with its first array's GPU current: kernels and new arrays belong there."""
+
+    @functools.wraps(launcher)
+    def launch(device: Device, first, *args, **options) -> None:
+        with contextlib.nullcontext() if device.xp is np else first.device:
+            launcher(device, first, *args, **options)
+
+    return launch
