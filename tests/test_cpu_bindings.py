@@ -114,6 +114,7 @@ CALLS = [  # every function with arguments that it takes
         },
     ),
     ("winograd_dense", {"u": U}),
+    ("winograd_costs", {"dtype": "float32"}),
     (
         "winograd_sparse",
         {
@@ -223,7 +224,7 @@ def hostile(draw, value):
         numbers = NUMBERS if len(value) == 2 else [n for n in NUMBERS if not 2**30 < n < 2**60]
         whole[draw(st.integers(0, len(whole) - 1))] = draw(st.sampled_from(numbers))
         return tuple(whole)
-    if isinstance(value, (bool, float)):
+    if isinstance(value, (bool, float, str)):
         return value
     if isinstance(value, int):
         return draw(st.sampled_from(NUMBERS))

@@ -83,9 +83,7 @@ def test_a_row_of_the_gradient_may_lie_beyond_it(features):
     "x_shape, w_shape, options",
     [
         pytest.param((2, 1, 8, 96), (257, 1, 1, 33), {"padding": (0, 16)}, id="chunks of filters"),
-        pytest.param(
-            (16, 1, 25, 16), (9, 1, 1, 33), {"padding": (0, 16)}, id="tiles of images"
-        ),
+        pytest.param((16, 1, 25, 16), (9, 1, 1, 33), {"padding": (0, 16)}, id="tiles of images"),
         pytest.param((13, 18, 16, 32), (9, 18, 3, 3), {"padding": 1}, id="shared rows in blocks"),
         pytest.param((8, 3, 27, 25), (137, 3, 1, 1), {}, id="seven tiles, planes as rows"),
         pytest.param((4, 161, 40, 39), (13, 161, 1, 1), {"stride": 2}, id="every second pixel"),
