@@ -17,9 +17,9 @@ PROBLEMS = {
     "one number": (1, 1, 1, 1, 1, (1, 1)),
     "one output": (1, 3, 3, 3, 2, (0, 0)),
     "K not a multiple of 4, wide": (2, 5, 33, 34, 9, (0, 2)),
-    "full panels over images": (16, 4, 8, 8, 4, (1, 1)),
+    "full blocks over images": (16, 4, 8, 8, 4, (1, 1)),
     "narrow images": (40, 2, 3, 1, 3, (2, 3)),
-    "rows longer than a panel": (1, 2, 5, 150, 3, (1, 1)),
+    "rows longer than a block": (1, 2, 5, 150, 3, (1, 1)),
     "several chunks of channels": (1, 270, 6, 5, 6, (1, 1)),
     "several groups and blocks of filters": (2, 6, 9, 9, 330, (1, 1)),
 }

@@ -55,7 +55,7 @@ both = pytest.mark.parametrize(("forward", "backward"), BOTH.values(), ids=BOTH.
 SIZES = {  # x, and w: sums in several blocks, of lines and of pixels one after another
     "1x1": ((1, 169, 6, 8), (5, 169, 1, 1)),
     "lines": ((2, 70, 32, 32), (7, 70, 3, 3)),
-    "many panels": ((3, 40, 33, 48), (3, 40, 1, 1)),
+    "many packed tiles": ((3, 40, 33, 48), (3, 40, 1, 1)),
 }
 sizes = pytest.mark.parametrize(("x_shape", "w_shape"), SIZES.values(), ids=SIZES.keys())
 floats = pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -6,19 +6,19 @@
 
 namespace mulfree::MULFREE_ISA {
 
-// Seconds that a full panel's products by weights of at most one group of filters and one chunk of channels take.
+// Seconds that a full block's products by weights of at most one group of filters and one chunk of channels take.
 template <class T>
 inline double winograd_seconds(const WinogradWeights<T>& weights, index positions, index filters, index channels) {
     Carver measure(nullptr);
-    Slab<T>(positions, channels + filters, PANEL_TILES<T>, measure);
+    Slab<T>(positions, channels + filters, BLOCK_TILES<T>, measure);
     Workspace workspace;
     workspace.allocate(measure.used());
     Carver scratch(workspace.data());
-    const Slab<T> slab(positions, channels + filters, PANEL_TILES<T>, scratch);
+    const Slab<T> slab(positions, channels + filters, BLOCK_TILES<T>, scratch);
     for (index i = 0; i < positions * slab.position_stride; ++i) slab.data[i] = T(1);
     const double begin = now();
     for (index position = 0; position < positions; ++position)
-        multiply_panel(weights, position, WINOGRAD_VECTORS, slab.row(position, 0), slab.row(position, channels), true);
+        multiply_block(weights, position, WINOGRAD_VECTORS, slab.row(position, 0), slab.row(position, channels), true);
     return now() - begin;
 }
 

@@ -1,4 +1,4 @@
-// Winograd's convolution, fused: a panel of tiles, numbered through rows, planes and images, is
+// Winograd's convolution, fused: a block of tiles, numbered through rows, planes and images, is
 // transformed into slabs that stay in the second-level cache, multiplied position by position by packed
 // weights (plan.hpp), dense or sparse, and transformed back.
 #pragma once
@@ -12,7 +12,7 @@ namespace mulfree::MULFREE_ISA {
 // their order: passing over a zero is the same as adding it, and all forms give the same bits.
 template <int ROWS, int VECTORS, int JOBS, class T>
 inline void multiply(const WinogradEntry<T, ROWS>* e, const WinogradJob* job, const T* v, T* m, bool first) {
-    constexpr index ROW = PANEL_TILES<T>;
+    constexpr index ROW = BLOCK_TILES<T>;
     Vec<T> sum[JOBS][ROWS][VECTORS] = {};
     const auto add = [&](const WinogradEntry<T, ROWS>& entry, Vec<T> (&to)[ROWS][VECTORS]) {
         const T* x = v + entry.channel * ROW;
@@ -67,7 +67,7 @@ template <int ROWS>
 constexpr int VECTORS_AT_ONCE = ROWS == 1 ? 4 : 2;
 #endif
 
-// A panel's product by the weights of one section.
+// A block's product by the weights of one section.
 template <int ROWS, class T>
 inline void multiply_vectors(const WinogradWeights<T>& w, index section, index vectors, const T* v, T* m,
                              bool first) {
@@ -82,7 +82,7 @@ inline void multiply_vectors(const WinogradWeights<T>& w, index section, index v
 }
 
 template <class T>
-inline void multiply_panel(const WinogradWeights<T>& w, index section, index vectors, const T* v, T* m,
+inline void multiply_block(const WinogradWeights<T>& w, index section, index vectors, const T* v, T* m,
                            bool first) {
     if (w.rows == 1) multiply_vectors<1>(w, section, vectors, v, m, first);
     else multiply_vectors<WINOGRAD_ROWS>(w, section, vectors, v, m, first);
@@ -106,12 +106,12 @@ struct WinogradForward {
     const Axis& target_height() const { return p.out_height; }
     const Axis& target_width() const { return p.out_width; }
     void in(const Vec<T>* d, Vec<T>* v) const { transform.input(d, v); }
-    // Panels may be cut anywhere.
-    index tiles_a_unit() const { return PANEL_TILES<T>; }
+    // Blocks may be cut anywhere.
+    index tiles_a_unit() const { return BLOCK_TILES<T>; }
 
     struct Scratch {
         Scratch(const WinogradForward&, Carver&) {}
-        void move_to(const TilePanel<T>&) {}
+        void move_to(const TileBlock<T>&) {}
     };
     void begin(index, index, index, index) const {}
     void write(const Scratch&, const Patches<OUT, STEP, T>& y, index k, index v, Vec<T> (&m)[TILE][TILE]) const {
@@ -127,20 +127,20 @@ struct WinogradForward {
 // What a thread works in: source tiles -> v -> product -> m -> target tiles. Rows of weights are taken
 // GROUPS groups at a time, so that both slabs fit the second-level cache.
 template <class Pass, class T>
-struct WinogradPanel {
+struct WinogradBlock {
     static constexpr int TILE = Pass::TILE;
     static constexpr index POSITIONS = TILE * TILE, GROUPS = TILE == 4 ? 4 : 2;
 
     const Winograd<T>& p;
     const Pass& pass;
     const index chunks;
-    TilePanel<T> tiles;
+    TileBlock<T> tiles;
     Patches<Pass::IN, Pass::STEP, const T> source;
     Patches<Pass::OUT, Pass::STEP, T> target;
     typename Pass::Scratch more;
     Slab<T> v, m;
 
-    WinogradPanel(const Pass& pass_, Carver& scratch)
+    WinogradBlock(const Pass& pass_, Carver& scratch)
         : p(pass_.p),
           pass(pass_),
           chunks(ceil_div(pass.columns(), WINOGRAD_CHUNK)),
@@ -148,14 +148,14 @@ struct WinogradPanel {
           source(pass.source(), pass.source_height(), pass.source_width(), scratch),
           target(p.y, pass.target_height(), pass.target_width(), scratch),
           more(pass, scratch),
-          v(POSITIONS, smaller(pass.columns(), WINOGRAD_CHUNK), PANEL_TILES<T>, scratch),
-          m(POSITIONS, smaller(round_up(pass.rows(), WINOGRAD_ROWS), GROUPS * WINOGRAD_GROUP), PANEL_TILES<T>,
+          v(POSITIONS, smaller(pass.columns(), WINOGRAD_CHUNK), BLOCK_TILES<T>, scratch),
+          m(POSITIONS, smaller(round_up(pass.rows(), WINOGRAD_ROWS), GROUPS * WINOGRAD_GROUP), BLOCK_TILES<T>,
             scratch) {}
 
     // Tiles [begin, end), groups of rows [first, last).
     void run(index begin, index end, index first, index last) {
         pass.begin(begin, end, first * WINOGRAD_GROUP, smaller(pass.rows(), last * WINOGRAD_GROUP));
-        for (index tile = begin; tile < end; tile += PANEL_TILES<T>) {
+        for (index tile = begin; tile < end; tile += BLOCK_TILES<T>) {
             tiles.move_to(p, tile, end);
             source.move_to(tiles.runs, tiles.start);
             target.move_to(tiles.runs, tiles.start);
@@ -175,7 +175,7 @@ private:
                                    [&](const Vec<T>* d, Vec<T>* t) { pass.in(d, t); });
             for (index position = 0; position < POSITIONS; ++position)
                 for (index g = group; g < end; ++g)
-                    multiply_panel(p.weights, (g * chunks + chunk) * POSITIONS + position,
+                    multiply_block(p.weights, (g * chunks + chunk) * POSITIONS + position,
                                    tiles.vectors, v.row(position, 0),
                                    m.row(position, (g - group) * WINOGRAD_GROUP), chunk == 0);
         }
@@ -191,17 +191,17 @@ private:
 
 template <class Pass, class T>
 inline void for_each_tile(const Winograd<T>& p, const Pass& pass) {
-    using Panel = WinogradPanel<Pass, T>;
+    using B = WinogradBlock<Pass, T>;
     const index tiles = p.batch * p.height.pixels * p.width.pixels, length = pass.tiles_a_unit();
     const index pieces = ceil_div(tiles, length), groups = ceil_div(pass.rows(), WINOGRAD_GROUP);
-    const double terms = double(tiles) * p.channels * p.filters * Panel::POSITIONS;
+    const double terms = double(tiles) * p.channels * p.filters * B::POSITIONS;
 
     // Few pieces: cut the rows of weights as well, so that every thread has something to do.
     const index most = threads_for(index(1) << 30, terms);
     const index splits = smaller(groups, ceil_div(2 * most, pieces));
 
     Carver measure(nullptr);
-    Panel(pass, measure);
+    B(pass, measure);
     const index scratch = measure.used();
     Team team(threads_for(pieces * splits, terms, scratch));
     Workspace workspace;
@@ -210,10 +210,10 @@ inline void for_each_tile(const Winograd<T>& p, const Pass& pass) {
     Units units(pieces * splits, 1);
     team.run([&](index thread) {
         Carver mine(workspace.data() + thread * scratch);
-        Panel panel(pass, mine);
+        B block(pass, mine);
         units.each([&](index unit) {
             const index begin = unit / splits * length, split = unit % splits;
-            panel.run(begin, smaller(tiles, begin + length), groups * split / splits,
+            block.run(begin, smaller(tiles, begin + length), groups * split / splits,
                       groups * (split + 1) / splits);
         });
     });

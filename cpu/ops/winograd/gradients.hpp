@@ -27,13 +27,13 @@ struct WinogradGradX {
     const Axis& target_width() const { return p.width; }
     void in(const Vec<T>* d, Vec<T>* v) const { transform.output_grad(d, v); }
     index tiles_an_image() const { return p.height.pixels * p.width.pixels; }
-    index tiles_a_unit() const { return round_up(PANEL_TILES<T>, tiles_an_image()); }
+    index tiles_a_unit() const { return round_up(BLOCK_TILES<T>, tiles_an_image()); }
 
     struct Scratch {
         Patches<TILE, STEP, const T> x;
         Scratch(const WinogradGradX& pass, Carver& scratch)
             : x(pass.p.x, pass.p.height, pass.p.width, scratch) {}
-        void move_to(const TilePanel<T>& tiles) { x.move_to(tiles.runs, tiles.start); }
+        void move_to(const TileBlock<T>& tiles) { x.move_to(tiles.runs, tiles.start); }
     };
     void begin(index tile, index end, index first, index last) const {
         for (index n = tile / tiles_an_image(); n < end / tiles_an_image(); ++n) {
@@ -76,7 +76,7 @@ struct WinogradGradU {
 
     const Winograd<T>& p;
     const Transform transform;
-    TilePanel<T> tiles;
+    TileBlock<T> tiles;
     Patches<TILE, OUT, const T> x;
     Patches<OUT, OUT, const T> grad;
     Slab<T> v, m;
@@ -102,7 +102,7 @@ struct WinogradGradU {
         for (index i = 0; i < POSITIONS * GRAD_U_SIDE * ROW; ++i) total[i] = 0;
         for (index begin = 0; begin < count; begin += TILES) {
             const index end = smaller(count, begin + TILES);
-            for (index tile = begin; tile < end; tile += PANEL_TILES<T>) {
+            for (index tile = begin; tile < end; tile += BLOCK_TILES<T>) {
                 tiles.move_to(p, tile, end);
                 x.move_to(tiles.runs, tiles.start);
                 grad.move_to(tiles.runs, tiles.start);

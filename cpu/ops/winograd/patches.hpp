@@ -5,20 +5,20 @@
 
 namespace mulfree::MULFREE_ISA {
 
-constexpr int WINOGRAD_VECTORS = 4;  // of tiles, in a panel
+constexpr int WINOGRAD_VECTORS = 4;  // of tiles, in a block
 template <class T>
-constexpr index PANEL_TILES = WINOGRAD_VECTORS * LANES<T>;
+constexpr index BLOCK_TILES = WINOGRAD_VECTORS * LANES<T>;
 
-// The tiles of a panel.
+// The tiles of a block.
 template <class T>
-struct TilePanel {
+struct TileBlock {
     Run* runs;
     index start[WINOGRAD_VECTORS + 1];
     index vectors;
 
-    explicit TilePanel(Carver& scratch) : runs(scratch.take<Run>(PANEL_TILES<T>)) {}
+    explicit TileBlock(Carver& scratch) : runs(scratch.take<Run>(BLOCK_TILES<T>)) {}
     void move_to(const Winograd<T>& p, index first, index end) {
-        const index count = smaller(PANEL_TILES<T>, end - first);
+        const index count = smaller(BLOCK_TILES<T>, end - first);
         vectors = ceil_div(count, LANES<T>);
         find_runs(p.height.pixels, p.width.pixels, first, count, LANES<T>, WINOGRAD_VECTORS, runs, start);
     }
@@ -212,7 +212,7 @@ inline void store_rows(const RowRun<SIDE, STEP, float>* begin, const RowRun<SIDE
         }
 }
 
-// SIDE x SIDE numbers of each of a panel's tiles, which lie STEP apart.
+// SIDE x SIDE numbers of each of a block's tiles, which lie STEP apart.
 template <int SIDE, int STEP, class T>
 class Patches {
     using Number = typename RemoveConst<T>::type;
@@ -226,8 +226,8 @@ public:
           height_(height),
           width_(width),
           in_rows_(IN_ROWS && image.column == 1),
-          spans_(scratch.take<Span>(in_rows_ ? 0 : NUMBERS * PANEL_TILES<Number>)),
-          rows_(scratch.take<Row>(in_rows_ ? PANEL_TILES<Number> : 0)) {}
+          spans_(scratch.take<Span>(in_rows_ ? 0 : NUMBERS * BLOCK_TILES<Number>)),
+          rows_(scratch.take<Row>(in_rows_ ? BLOCK_TILES<Number> : 0)) {}
 
     void move_to(const Run* runs, const index* start) {
         start_ = start;

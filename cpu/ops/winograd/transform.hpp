@@ -1,5 +1,5 @@
 // Winograd's transforms, a vector of tiles at a time, between images with any strides and slabs
-// [position of the tile][channel][tile of the panel].
+// [position of the tile][channel][tile of the block].
 #pragma once
 
 #include "patches.hpp"
