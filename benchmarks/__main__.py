@@ -72,6 +72,15 @@ def parser() -> argparse.ArgumentParser:
     )
     _timed(shift, _shift)
 
+    batch1 = commands.add_parser(
+        "batch1",
+        help="one image at a time, with packed weights, beside torch (about a minute)",
+        description="Times conv and adder_conv of packed weights on every convolution of ResNet-20 "
+        "with one image, beside torch's conv2d, in one process on the same threads. A wrong answer "
+        "stops the run with exit status 1.",
+    )
+    _timed(batch1, _batch1)
+
     training = commands.add_parser(
         "training",
         help="a training step of the papers' ResNet-20s beside PyTorch (about 4 minutes)",
@@ -159,9 +168,9 @@ def parser() -> argparse.ArgumentParser:
         help="put the newest results into README.md and docs/*.md",
         description="Rewrites what stands between <!-- benchmark:NAME --> and "
         "<!-- /benchmark:NAME --> in README.md and docs/*.md from the newest JSON of each kind in "
-        "benchmarks/results/. NAME is adder-SET, adder-beside-SET, shift-SET, shift-beside-SET or "
-        "winograd-SET, where SET is an instruction set, training, errors, curves-NAME, "
-        "pruning-NAME, emulator, gpu or gpu-status.",
+        "benchmarks/results/. NAME is adder-SET, adder-beside-SET, batch1-SET, shift-SET, "
+        "shift-beside-SET or winograd-SET, where SET is an instruction set, training, errors, "
+        "curves-NAME, pruning-NAME, emulator, gpu or gpu-status.",
     )
     report.add_argument(
         "--check", action="store_true", help="write nothing; exit status 1 if a file would change"
@@ -222,6 +231,12 @@ def _winograd(options: argparse.Namespace) -> int:
 
     chosen = layers.select(options.layers, winograd.QUICK if options.quick else winograd.LAYERS)
     return winograd.run(chosen, options.threads, options.out, options.quick)
+
+
+def _batch1(options: argparse.Namespace) -> int:
+    from benchmarks import batch1
+
+    return batch1.run(options.threads, options.quick, options.out)
 
 
 def _shift(options: argparse.Namespace) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 import mulfree_cupy as mf
 from benchmarks import goals, peers, reference, timing
 from benchmarks.goals import Column
@@ -105,6 +107,6 @@ def table(rows: list[dict]) -> str:
     """A row a layer: microseconds of `conv`, and the ratios."""
 
     def first(row: dict) -> list[str]:
-        return [row["name"], timing.cell(1e6 * timing.median(row["seconds"]["conv"]), ".1f")]
+        return [row["name"], timing.cell(1e6 * np.median(row["seconds"]["conv"]), ".1f")]
 
     return goals.table(["layer", "us"], rows, first, COLUMNS)

@@ -35,6 +35,7 @@ def current_sections() -> dict[str, str]:
     """What belongs between the markers of each name, from the newest results."""
     from benchmarks import (
         adder,
+        batch1,
         curves,
         emulator,
         errors,
@@ -54,6 +55,8 @@ def current_sections() -> dict[str, str]:
         parts = goals.summary(record), adder.goal_table(rows), adder.NOTES, adder.verdicts(record)
         sections[f"adder-{features}"] = "\n\n".join(parts)
         sections[f"adder-beside-{features}"] = adder.beside_table(rows)
+    for record in records(timing.RESULTS, "batch1"):
+        sections[f"batch1-{record['cpu_features']}"] = batch1.document(record)
     for record in records(timing.RESULTS, "winograd"):
         sections[f"winograd-{record['cpu_features']}"] = winograd.document(record)
     for record in records(timing.RESULTS, "shift"):

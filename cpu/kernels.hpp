@@ -2,24 +2,11 @@
 // that no function compiled for one instruction set can stand in for another's.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 
+#include "engine/axis.hpp"
+
 namespace mulfree {
-
-using index = std::ptrdiff_t;
-
-// One spatial axis of a convolution. Pixel p and tap t meet at source position
-//     p * step + offset + t * tap_step,
-// which reads as zero outside [0, size). Tap t is entry `kernel + t * kernel_step` of the kernel.
-// The forward pass has step = stride and tap_step = dilation; the gradient by x splits the pixels of
-// x into stride phases, and then every phase is again such an axis, with step = 1.
-struct Axis {
-    index pixels, step, offset;
-    index taps, tap_step;
-    index size;
-    index kernel, kernel_step;
-};
 
 // A four-dimensional array; strides are in elements and may be anything.
 template <class T>

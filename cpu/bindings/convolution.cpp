@@ -1,6 +1,5 @@
 // The convolutions, ordinary and adder, and their gradients.
 #include <algorithm>
-#include <numeric>
 
 #include "../ops/absent_terms.hpp"
 #include "packed_weights.hpp"
@@ -100,18 +99,6 @@ void forward_fused(const ConvolutionKernel<X, Y>& kernel, const Array<X>& x, con
 
 // ---- the gradient by x of the convolution --------------------------------------------------------------
 
-// The axis of the gradient by x for the pixels first, first + stride, ... of x. Pixel h meets tap i at
-// source position (h + padding - i * dilation) / stride, where that is whole. Of the forward pass's axis.
-Axis phase_axis(const Axis& a, index first) {
-    const index stride = a.step, dilation = a.tap_step, from = first - a.offset;
-    const index tap_stride = stride / std::gcd(stride, dilation);
-    index tap = 0;
-    while (tap < std::min(tap_stride, a.taps) && tap * dilation % stride != from % stride) ++tap;
-    const index met = tap < std::min(tap_stride, a.taps) ? (a.taps - tap + tap_stride - 1) / tap_stride : 0;
-    return {(a.size - first + stride - 1) / stride, 1, (from - tap * dilation) / stride, met,
-            -tap_stride * dilation / stride, a.pixels, tap, tap_stride};
-}
-
 // The convolution of grad with w that is the gradient by x, one stride phase at a time. Pixels that no tap
 // meets are zero.
 template <class T>
@@ -128,9 +115,7 @@ void conv_grad_x(const Array<T>& grad_array, Array<T> w, Array<T> grad_x, const 
     const T* weights = contiguous(w, "w");
     const Image<T> x = image_of(to, f.channels * groups, height, width);
     WithoutGil others_run;
-    const auto touches_all = [](const Axis& a) {
-        return a.taps >= a.step && std::gcd(a.step, a.tap_step) == 1;
-    };
+    const auto touches_all = [](const Axis& a) { return a.taps >= a.step && tap_period(a) == a.step; };
     if (!touches_all(h) || !touches_all(v))
         for_each_unit(batch, MOVE * double(batch * x.batch),
                       [&](index n) { std::fill_n(to + n * x.batch, x.batch, T(0)); });

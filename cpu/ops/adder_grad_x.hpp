@@ -10,41 +10,6 @@
 
 namespace mulfree::MULFREE_ISA {
 
-// Tap i of the forward pass's axis lies a = offset + i * tap_step from pixel p * step. So it belongs to
-// phase a mod step, pixel q of which meets it at place q - floor(a / step) of grad. The taps of `axis`
-// are those places.
-struct PhaseAxis {
-    const Axis& forward;
-    index phases;
-    Axis axis;
-
-    explicit PhaseAxis(const Axis& a) : forward(a), phases(smaller(a.step, a.size)) {
-        index apart = 0, reach = 0;  // the greatest common divisor of what lies between places
-        for (index i = 0; i < a.taps; ++i) {
-            reach = floor_of(i) - floor_of(0);
-            for (index b = reach; b;) {
-                const index rest = apart % b;
-                apart = b, b = rest;
-            }
-        }
-        const index places = apart ? reach / apart + 1 : 1;
-        axis = {ceil_div(a.size, a.step), 1, -floor_of(0), places, -apart, a.pixels, 0, 0};
-    }
-
-    // The tap of the kernel that a phase meets at place t, or -1.
-    index tap(index phase, index t) const {
-        const index away = (floor_of(0) - t * axis.tap_step) * forward.step + phase - forward.offset;
-        const bool met = away >= 0 && away % forward.tap_step == 0 && away / forward.tap_step < forward.taps;
-        return met ? away / forward.tap_step : -1;
-    }
-
-private:
-    index floor_of(index tap) const {
-        const index a = forward.offset + tap * forward.tap_step;
-        return a >= 0 ? a / forward.step : -ceil_div(-a, forward.step);
-    }
-};
-
 // As an operation it has an inner loop of its own, which keeps two limits a filter in registers.
 template <class T>
 struct Clip : Operation<T, T, T> {

@@ -3,31 +3,12 @@
 #pragma once
 
 #include "../engine/driver.hpp"
+#include "../engine/phases.hpp"
 #include "../engine/words.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
 constexpr index WORD_IMAGE = 8 << 20;  // bytes of x's slices as words
-
-// The source positions that a slice of an axis's pixels meets, `every` apart: from, from + every, ...,
-// `size` of them; all positions, which are quicker to copy, where the slice is the whole axis.
-struct SourceAxis {
-    index every, from, size;
-
-    // `padded`: positions outside the source are wanted too.
-    SourceAxis(const Axis& a, index first, index pixels, index taps, bool padded)
-        : every(taps == 1 ? a.step : 1), from(first * a.step + a.offset) {
-        index end = from + (pixels - 1) * a.step + (taps - 1) * a.tap_step + 1;
-        if (!padded) from += round_up(larger(0, -from), every), end = smaller(end, a.size);
-        if (!padded && pixels == a.pixels && every == 1) from = 0, end = a.size;
-        size = larger(0, ceil_div(end - from, every));
-    }
-    // The axis on which the slice is a convolution.
-    Axis axis(const Axis& a, index first, index pixels, index taps) const {
-        const index offset = (first * a.step + a.offset - from) / every;
-        return {pixels, a.step / every, offset, taps, a.tap_step, size, 0, 1};
-    }
-};
 
 // The source of a slice as words: [image][group][word channel][row][column].
 template <class Element, class W>

@@ -4,6 +4,7 @@
 #include <cfloat>
 
 #include "../engine/driver.hpp"
+#include "../engine/phases.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
@@ -36,28 +37,6 @@ inline T common_offset(const T* w, index outer, index outer_stride, index inner)
 constexpr int GRAD_VECTORS = 64;     // vectors of pixels packed at a time
 constexpr index GRAD_ROWS = 144;     // rows of im2col (channel, tap) a unit of work
 constexpr index GRAD_FILTERS = 64;   // filters a unit of work
-
-// An axis of the pixels that are summed. Tap i meets the source where tap i % period does, some pixels on.
-// So if every line (every plane) is followed by room for as many pixels as the shifts reach, one packed
-// row serves all the taps of a period, each at its shift. In the room grad counts as zero.
-struct GradAxis {
-    Axis axis;  // of the packed rows: pixels with their room, one period of taps
-    index period, shift, reach;
-
-    GradAxis(const Axis& a, bool shifted) : axis(a), period(a.taps), shift(0), reach(0) {
-        if (!shifted) return;
-        period = 1;
-        while (period < a.taps && period * a.tap_step % a.step) ++period;
-        axis.taps = smaller(a.taps, period);
-        shift = period * a.tap_step / a.step;
-        reach = (a.taps - 1) / period * shift;
-        // The zeros before the source may stand for those after it.
-        const index before = ceil_div(-a.offset, a.step);
-        const index after = a.pixels + reach - 1 - (a.size - 1 - a.offset) / a.step;
-        const index both = period == 1 ? larger(0, smaller(reach, smaller(before, after))) : 0;
-        axis.pixels += reach - both;
-    }
-};
 
 // All the pixels that are summed, image after image, and where the packed rows hold them.
 struct GradGrid {
