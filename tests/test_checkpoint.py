@@ -257,7 +257,8 @@ def test_weights_that_are_not_finite_replace_no_checkpoint(digits, tmp_path):
     run = Training(replace(RECIPE, epochs=1), *digits, path=path)
     run.run(progress=False)
     before = path.read_bytes()
-    run.model.conv1.weight.data[:] = np.inf
+    weight = run.model.conv1.weight
+    weight.data = np.full_like(weight.data, np.inf)
     with pytest.raises(FloatingPointError, match="conv1.weight holds numbers that are not finite"):
         run._save()
     assert path.read_bytes() == before

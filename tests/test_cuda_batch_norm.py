@@ -287,7 +287,8 @@ def test_launches_of_a_layer(shape, forward, backward, monkeypatch):
     before = layer.running_mean, layer.running_var
     y = layer(x, x)
     assert launches == forward
-    y.backward(x.data)
+    with np.errstate(all="ignore"):  # nothing was launched: answers are what the memory held
+        y.backward(x.data)
     assert launches == forward + backward
     layer.eval()(x, x)
     assert [line.split()[0] for line in launches[len(forward + backward) :]] == ["given"]

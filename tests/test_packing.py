@@ -67,6 +67,7 @@ def test_winograd_weights_are_the_packed_form_of_their_operation():
     x, w = draw((1, 3, 6, 6)), draw((4, 3, 3, 3))
     packed = mf.pack(w, "winograd", m=4)
     assert isinstance(packed, mf.WinogradWeights) and packed.m == 4
+    assert packed.nbytes == 4 * 6 * 6 * 4 * 3 and packed.dtype == np.float32
     assert_array_equal(
         mf.winograd_conv(x, packed), mf.winograd_conv(x, mf.WinogradWeights.from_spatial(w, 4))
     )

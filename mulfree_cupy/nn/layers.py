@@ -90,6 +90,11 @@ class Conv(_Windowed):
         Zero at first.
     stride, padding, dilation, groups
         As in `mulfree_cupy.conv`.
+
+    Attributes
+    ----------
+    weight : Parameter, shape (filters, channels/groups, *kernel_size)
+        Packed for evaluation on the CPU, and then read-only: assign to ``weight.data``.
     """
 
     operation, adder = "conv", False
@@ -117,6 +122,11 @@ class AdderConv(_Windowed):
         As in `mulfree_cupy.adder_conv`.
     sign : bool
         Train the filters on the sign of the difference, the true derivative, for comparison.
+
+    Attributes
+    ----------
+    weight : Parameter, shape (filters, channels/groups, *kernel_size)
+        As `Conv` has it.
     """
 
     operation, adder = "adder_conv", True

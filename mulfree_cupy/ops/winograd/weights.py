@@ -248,6 +248,11 @@ class WinogradWeights:
         """Entries, pruned ones included."""
         return self.dense.size
 
+    @property
+    def nbytes(self) -> int:
+        """Of the entries, pruned ones included."""
+        return self.dense.nbytes
+
     @functools.cached_property
     def nnz(self) -> int:
         """Entries that are not pruned."""
