@@ -116,7 +116,7 @@ def measure(layer: Layer, threads: int, quiet: timing.Quiet, rounds: int, least:
     weights = mf.WinogradWeights.from_spatial(w)
     ours = {"dense": (weights, "dense")}
     for density in DENSITIES:
-        pruned = weights.prune(density), weights.prune(density, together=4)
+        pruned = weights.prune(density), weights.prune(density, block=4)
         for name, form in zip(KERNELS, (pruned[0], pruned[1], pruned[0]), strict=True):
             ours[f"{name} {density:g}"] = form, name
         if density in DEFAULT:

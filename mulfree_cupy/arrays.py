@@ -232,7 +232,9 @@ def contiguous(array: Array | None) -> Array | None:
     return None if array is None else namespace(array).ascontiguousarray(aligned(array))
 
 
-def take_out(function: str, out: Any, shape: tuple, dtype: np.dtype, **inputs: Any) -> Array | None:
+def output_array(
+    function: str, out: Any, shape: tuple, dtype: np.dtype, **inputs: Any
+) -> Array | None:
     """The array to write to, of this shape and dtype; None stays None.
 
     The inputs are the caller's own: a converted copy shares no memory that could be spoilt.

@@ -428,7 +428,7 @@ def test_a_number_out_of_range_is_told_with_its_option(command, option, value, c
         (["train", "--rate", "fast"], "--rate: must be a finite number, at least 0, got fast"),
         (["prune", "x", "--rate", "nan"], "--rate: must be a finite number"),
         (["prune", "x", "--epochs", "0"], "--epochs: must be a whole number, at least 1, got 0"),
-        (["prune", "x", "--together", "0"], "--together: must be a whole number, at least 1"),
+        (["prune", "x", "--block", "0"], "--block: must be a whole number, at least 1"),
         (["prune", "x", "--first-layer", "0"], "--first-layer: must be above 0 and at most 1"),
         (["prune", "x", "--schedule", "a,b"], "--schedule: must be densities that fall, each abo"),
         (["prune", "x", "--schedule", "0.5,nan"], "--schedule: must be densities that fall, each"),

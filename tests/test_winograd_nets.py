@@ -180,8 +180,8 @@ def test_masked_convolution():
     layer.prune(0.3)
     expected = mf.conv(x, layer.weight.data, layer.bias.data, groups=2, stride=2)
     assert_array_equal(layer(Tensor(x)).data, expected)
-    for options in ({"score": "importance"}, {"together": 4}):
-        with pytest.raises(ValueError, match="score must be 'magnitude' and together 1, got"):
+    for options in ({"score": "importance"}, {"block": 4}):
+        with pytest.raises(ValueError, match="score must be 'magnitude' and block 1, got"):
             layer.prune(0.2, **options)
 
 
@@ -440,7 +440,7 @@ class TestPruning:
             (lambda: Plan([0.5], first_layer=0), "densities must be above 0 and at most 1, got 0"),
             (lambda: Plan([0.5], epochs=0), "epochs must be at least 1"),
             (lambda: Plan([0.5], rate=np.nan), "rate must be a finite number >= 0, got nan"),
-            (lambda: Plan([0.5], together=0), "together must be at least 1, got 0"),
+            (lambda: Plan([0.5], block=0), "block must be at least 1, got 0"),
             (lambda: Plan([0.5], score="size"), "score must be 'magnitude' or 'importance'"),
             (lambda: prune_layers(models.build("conv-lenet"), 0.5), "no layers that can be pruned"),
         ],

@@ -57,17 +57,17 @@ def test_pruning_keeps_exactly_the_highest(density, score, levels, seed):
     assert_array_equal(pruned.dense, np.where(pruned.mask, u, 0))
 
 
-@given(density=st.floats(0, 1), filters=st.integers(1, 9), together=st.integers(1, 5))
-def test_filters_keep_or_lose_an_entry_together(density, filters, together):
+@given(density=st.floats(0, 1), filters=st.integers(1, 9), block=st.integers(1, 5))
+def test_a_block_of_filters_keeps_or_loses_an_entry(density, filters, block):
     u = np.random.default_rng(filters).normal(size=(4, 4, filters, 3))
-    pruned = Weights.from_dense(u).prune(density, together=together)
-    starts = range(0, filters, together)
-    sums = np.stack([abs(u[:, :, k : k + together]).sum(axis=2) for k in starts], axis=2)
-    kept = np.stack([pruned.mask[:, :, k : k + together].any(axis=2) for k in starts], axis=2)
+    pruned = Weights.from_dense(u).prune(density, block=block)
+    starts = range(0, filters, block)
+    sums = np.stack([abs(u[:, :, k : k + block]).sum(axis=2) for k in starts], axis=2)
+    kept = np.stack([pruned.mask[:, :, k : k + block].any(axis=2) for k in starts], axis=2)
     assert kept.sum() == max(1, round(density * sums.size))
     assert sums[kept].min() >= sums[~kept].max(initial=0)
-    assert_array_equal(pruned.mask, np.repeat(kept, together, axis=2)[:, :, :filters])
-    assert_array_equal(pruned.prune(1, together=together).mask, pruned.mask)
+    assert_array_equal(pruned.mask, np.repeat(kept, block, axis=2)[:, :, :filters])
+    assert_array_equal(pruned.prune(1, block=block).mask, pruned.mask)
 
 
 def test_pruning_again_is_a_subset_and_never_restores():
@@ -291,8 +291,8 @@ BAD = [
     (lambda: Weights.from_dense(U).prune(np.nan), ValueError, "must be from 0 to 1, got nan"),
     (lambda: Weights.from_dense(U).prune("all"), TypeError, "prune: density must be a number"),
     (lambda: Weights.from_dense(U).prune(0.5, "size"), ValueError, "score must be 'magnitude' or"),
-    (lambda: Weights.from_dense(U).prune(0.5, together=0), ValueError, "together must be at least"),
-    (lambda: Weights.from_dense(U).prune(0.5, together=2.5), TypeError, "together must be an int"),
+    (lambda: Weights.from_dense(U).prune(0.5, block=0), ValueError, "block must be at least"),
+    (lambda: Weights.from_dense(U).prune(0.5, block=2.5), TypeError, "block must be an int"),
     (lambda: Weights.from_dense(U * np.nan).prune(0.5), ValueError, r"\(4, 4, 5, 7\) hold NaN"),
     (lambda: prune_spatial(W, -1), ValueError, "prune_spatial: density must be from 0 to 1"),
     (lambda: prune_spatial(W.astype(int), 1), TypeError, "prune_spatial: .*got w int64"),

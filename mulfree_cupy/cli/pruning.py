@@ -29,10 +29,10 @@ def add(commands) -> None:
         ("epochs", options.whole(1), 5, "of training at each density"),
         ("rate", options.rate, 0.01, "first learning rate at each density"),
         (
-            "together",
+            "block",
             options.whole(1),
             1,
-            "filters that lose a weight together; 4 is fast on a CPU",
+            "filters that lose a weight as one; 4 is fast on a CPU",
         ),
     ):
         command.add_argument(
@@ -63,7 +63,7 @@ def _prune(chosen: argparse.Namespace) -> int:
         epochs=chosen.epochs,
         rate=chosen.rate,
         score=chosen.score,
-        together=chosen.together,
+        block=chosen.block,
     )
     out = options.beside_data(chosen, chosen.out)
     train, test = options.load_data(chosen)

@@ -41,11 +41,11 @@ def im2col(device, x, cols, geometry: ConvGeometry) -> None:
 def _im2col(device, x, cols, g: ConvGeometry, pixels: slice, row_stride, image_stride) -> None:
     images, bits, count = len(x), BITS[x.itemsize], pixels.stop - pixels.start
     whole = count % 4 == row_stride % 4 == image_stride % 4 == 0
-    together = x.itemsize <= 4 and whole and address(cols) % (4 * x.itemsize) == 0
+    in_fours = x.itemsize <= 4 and whole and address(cols) % (4 * x.itemsize) == 0
     device.launch(
         "convolution/im2col.cu",
         "im2col",
-        {"T": MOVED_AS[x.itemsize], "STORE": 4 if together else 1},
+        {"T": MOVED_AS[x.itemsize], "STORE": 4 if in_fours else 1},
         *plane_launch(-(-count // 4), g.channels, images),
         (
             x.view(bits),

@@ -122,9 +122,9 @@ class WinogradConv(Module):
         with device_of(self.mask):
             return float(self.mask.mean())
 
-    def prune(self, density: float, score: str = "magnitude", *, together: int = 1) -> None:
+    def prune(self, density: float, score: str = "magnitude", *, block: int = 1) -> None:
         """Keep that share of the weights, as `WinogradWeights.prune` does."""
-        self._take(self.weights.prune(density, score, together=together))
+        self._take(self.weights.prune(density, score, block=block))
 
     def freeze(self) -> None:
         """`WinogradWeights.freeze` for this layer, until its weights or mask change."""
@@ -178,12 +178,12 @@ class MaskedConv(Conv):
         with device_of(self.mask):
             return float(self.mask.mean())
 
-    def prune(self, density: float, score: str = "magnitude", *, together: int = 1) -> None:
+    def prune(self, density: float, score: str = "magnitude", *, block: int = 1) -> None:
         """Keep that share of the weights, those of largest magnitude; what was pruned stays so."""
-        if score != "magnitude" or together != 1:
+        if score != "magnitude" or block != 1:
             raise ValueError(
-                f"MaskedConv.prune: score must be 'magnitude' and together 1, got {score!r} and "
-                f"{together}; other ones are for Winograd weights"
+                f"MaskedConv.prune: score must be 'magnitude' and block 1, got {score!r} and "
+                f"{block}; other ones are for Winograd weights"
             )
         with device_of(self.mask):
             xp, w = namespace(self.mask), self.weight.data

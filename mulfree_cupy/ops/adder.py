@@ -72,7 +72,7 @@ def adder_matmul(
         )
     (a, b, _), dtype = _supported("adder_matmul", a.shape[1], kernel, given, a, b, bias)
     shape = a.shape[0], b.shape[1]
-    out = arrays.take_out("adder_matmul", out, shape, dtype, **given)
+    out = arrays.output_array("adder_matmul", out, shape, dtype, **given)
     launch.check_kernel("adder_matmul", kernel, a=a)
     result = arrays.answer(out, shape, dtype, like=a)
     device = launch.device_for(a)

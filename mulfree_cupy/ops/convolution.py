@@ -353,7 +353,7 @@ def forward(function, launcher, on_cpu, g, x, w, bias, out, dtype, given, **opti
     if bias is not None:
         geometry.check_shape(function, "bias", bias.shape, (g.filters,), "(K,)")
     shape = g.out_shape
-    out = arrays.take_out(function, out, shape, dtype, **given)
+    out = arrays.output_array(function, out, shape, dtype, **given)
     result = arrays.answer(out, shape, dtype, like=x)
     device = launch.device_for(x)
     if result.size and g.taps:

@@ -171,7 +171,7 @@ def shift(
     g = geometry.window("shift", x.shape, 1, filters=x.shape[1], stride=stride)
     table = _table("shift", shifts, x, g)
     shape = g.out_shape
-    out = arrays.take_out("shift", out, shape, x.dtype, x=x)
+    out = arrays.output_array("shift", out, shape, x.dtype, x=x)
     launch.check_kernel("shift", kernel, x=x)
     result = arrays.answer(out, shape, x.dtype, like=x)
     _move("shift", x, table, result, g.stride, kernel)

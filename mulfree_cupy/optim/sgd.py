@@ -118,16 +118,16 @@ class SGD:
 
     def step(self) -> None:
         """Update every parameter that has a gradient."""
-        together: dict[np.dtype, list[int]] = {}
+        by_dtype: dict[np.dtype, list[int]] = {}
         for i, parameter in enumerate(self.parameters):
             if parameter.grad is None:
                 continue
             if launch.device_for(parameter.data) and parameter.dtype in (np.float32, np.float64):
-                together.setdefault(parameter.dtype, []).append(i)
+                by_dtype.setdefault(parameter.dtype, []).append(i)
             else:
                 with arrays.device_of(parameter.data):
                     self._step(i)
-        for chosen in together.values():
+        for chosen in by_dtype.values():
             with arrays.device_of(self.parameters[chosen[0]].data):
                 self._step_in_place(chosen)
 

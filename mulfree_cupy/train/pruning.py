@@ -34,7 +34,7 @@ class Plan:
     rate : float
         The learning rate that these begin with.
     score : {"magnitude", "importance"}
-    together : int
+    block : int
         Both as in `WinogradWeights.prune`.
 
     Raises
@@ -48,7 +48,7 @@ class Plan:
     epochs: int = 5
     rate: float = 0.01
     score: str = "magnitude"
-    together: int = 1
+    block: int = 1
 
     def __post_init__(self):
         object.__setattr__(self, "schedule", tuple(self.schedule))
@@ -62,7 +62,7 @@ class Plan:
         number("Plan", "rate", self.rate)
         if self.score not in ("magnitude", "importance"):
             raise ValueError(f"Plan: score must be 'magnitude' or 'importance', got {self.score!r}")
-        integer("Plan", "together", self.together)
+        integer("Plan", "block", self.block)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def prune_layers(
     *,
     first_layer: float = 0.8,
     score: str = "magnitude",
-    together: int = 1,
+    block: int = 1,
 ) -> None:
     """Prune all layers to one density, the one that sees the image to `first_layer` at least.
 
@@ -109,7 +109,7 @@ def prune_layers(
     )
     for layer in prunable(model):
         least = first_layer if layer is image_layer else 0.0
-        layer.prune(max(density, least), score, together=together)
+        layer.prune(max(density, least), score, block=block)
 
 
 def kept(model: nn.Module) -> float:
@@ -192,7 +192,7 @@ def prune(
                     density,
                     first_layer=plan.first_layer,
                     score=plan.score,
-                    together=plan.together,
+                    block=plan.block,
                 )
             if not record.exists():  # by now nothing is left that could be refused
                 with files.replaced(record) as file:

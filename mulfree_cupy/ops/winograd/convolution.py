@@ -95,7 +95,7 @@ def winograd_conv(
         raise ValueError(f"{name}: no kernel named {kernel!r}; there are {', '.join(KERNELS)}")
     if bias is not None:
         geometry.check_shape(name, "bias", bias.shape, (g.filters,), "(K,)")
-    out = arrays.take_out(name, out, g.out_shape, x.dtype, **given)
+    out = arrays.output_array(name, out, g.out_shape, x.dtype, **given)
     result = arrays.answer(out, g.out_shape, x.dtype, like=x)
     if not result.size or not g.channels:
         result[...] = 0 if bias is None else bias[:, None, None]

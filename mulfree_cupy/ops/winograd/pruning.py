@@ -64,9 +64,9 @@ def highest(function: str, scores: Array, density: float) -> Array:
     return kept.reshape(scores.shape)
 
 
-def sum_filters(array: Array, together: int) -> Array:
-    """(t, t, K, C) with `together` successive filters added up, (t, t, ceil(K / together), C)."""
+def sum_filters(array: Array, block: int) -> Array:
+    """(t, t, K, C) with `block` successive filters added up, (t, t, ceil(K / block), C)."""
     t, _, filters, channels = array.shape
-    fill = (0, 0), (0, 0), (0, -filters % together), (0, 0)
+    fill = (0, 0), (0, 0), (0, -filters % block), (0, 0)
     filled = arrays.namespace(array).pad(array, fill)
-    return filled.reshape(t, t, -(-filters // together), together, channels).sum(axis=3)
+    return filled.reshape(t, t, -(-filters // block), block, channels).sum(axis=3)

@@ -302,9 +302,7 @@ class WinogradWeights:
         """
         return WinogradWeights(self.dense, self.mask, self.points, frozen=True)
 
-    def prune(
-        self, density: float, score: str = "magnitude", *, together: int = 1
-    ) -> WinogradWeights:
+    def prune(self, density: float, score: str = "magnitude", *, block: int = 1) -> WinogradWeights:
         """Keep the highest-scoring entries, taken over all positions of the layer.
 
         Parameters
@@ -314,8 +312,8 @@ class WinogradWeights:
             was pruned before stays so, hence a density above the present one changes nothing.
         score : str
             ``"magnitude"``, or ``"importance"``: magnitude times the factor of `importance`.
-        together : int
-            So many successive filters keep or lose an entry together, by the sum of their scores;
+        block : int
+            So many successive filters keep or lose an entry as one, by the sum of their scores;
             exactly that share of these groups is kept. With 4 the CPU kernel ``"blocks"`` serves.
 
         Returns
@@ -325,9 +323,9 @@ class WinogradWeights:
         Raises
         ------
         ValueError
-            If density, score or together are not such, or a weight is NaN.
+            If density, score or block are not such, or a weight is NaN.
         TypeError
-            If density is no number, or together no integer.
+            If density is no number, or block no integer.
 
         Examples
         --------
@@ -339,21 +337,21 @@ class WinogradWeights:
         name = "WinogradWeights.prune"
         if score not in ("magnitude", "importance"):
             raise ValueError(f"{name}: score must be 'magnitude' or 'importance', got {score!r}")
-        together = geometry.integer(name, "together", together)
+        block = geometry.integer(name, "block", block)
         with arrays.device_of(self.dense):
-            return self._pruned(name, density, score, together)
+            return self._pruned(name, density, score, block)
 
-    def _pruned(self, name, density, score, together):
+    def _pruned(self, name, density, score, block):
         xp = arrays.namespace(self.dense)
         scores = abs(self.dense)
         if score == "importance":
             factors = xp.asarray(importance(self.m, points=self.points))
             scores = scores * factors[:, :, None, None]
-        left = sum_filters(self.mask, together) > 0
-        scores = sum_filters(xp.where(self.mask, scores, 0), together)
+        left = sum_filters(self.mask, block) > 0
+        scores = sum_filters(xp.where(self.mask, scores, 0), block)
         # Entries pruned before come after those that are zero.
         kept = highest(name, xp.where(left, scores, -1), density)
-        kept = xp.repeat(kept, together, axis=2)[:, :, : self.shape[2]]
+        kept = xp.repeat(kept, block, axis=2)[:, :, : self.shape[2]]
         return self._checked(name, self.dense, kept & self.mask, self.points, True)
 
     @functools.cached_property
