@@ -106,7 +106,7 @@ def _adopt(function: str, name: str, value: Any) -> Array:
         return _from_dlpack(function, name, value)
     try:
         return np.asarray(value)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise TypeError(f"{function}: {name} is no array: {error}") from None
 
 

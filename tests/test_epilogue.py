@@ -85,9 +85,23 @@ def test_a_nan_stays():
     assert np.isnan(call(x=x)).all()
 
 
+def test_to_bytes_a_nan_is_the_least():
+    x, out = np.full((1, 2, 4, 4), np.nan, "f"), np.empty((1, 3, 4, 4), "u1")
+    assert (call(x=x, out=out, low=17, high=99) == 17).all()
+
+
+def test_to_bytes_halves_go_to_the_even_number():
+    values = [0.0, 0.49999997, 0.5, 1.5, 2.5, 254.5, 300]
+    x, out = np.array(values, "f").reshape(1, 1, 1, 7), np.empty((1, 1, 1, 7), "u1")
+    w = _cpu.pack_conv(np.ones((1, 1, 1, 1), "f"), 1)
+    call(x=x, w=w, out=out, padding=(0, 0), scale=None, low=0, high=255)
+    assert out.ravel().tolist() == [0, 0, 0, 2, 2, 254, 255]
+
+
 @pytest.mark.parametrize(
     "changed",
     [
+        {"low": 3, "high": 2},
         {"scale": np.ones(2, "f")},
         {"offset": np.ones(4, "f")},
         {"residual": np.ones((1, 3, 4, 3), "f")},

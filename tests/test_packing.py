@@ -86,6 +86,17 @@ def test_they_are_a_copy_that_cannot_be_changed():
     assert_array_equal(mf.conv(x, packed), before)
     with pytest.raises(ValueError, match="read-only"):
         packed.array[...] = 0
+    with pytest.raises(ValueError, match="WRITEABLE"):
+        packed.array.flags.writeable = True
+    for name in ("array", "op", "groups"):
+        with pytest.raises(AttributeError):
+            setattr(packed, name, None)
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 3, 3), (3, 0, 3, 3)])
+def test_no_filters_or_no_channels(shape):
+    x, w = draw((1, shape[1], 5, 5)), draw(shape)
+    assert_array_equal(mf.conv(x, mf.pack(w, "conv")), mf.conv(x, w))
 
 
 def test_what_they_say_of_themselves():
@@ -139,6 +150,7 @@ REFUSED = {
     r"w must have shape .* got \(6, 4, 3\)": lambda: mf.pack(W[..., 0], "conv"),
     r"\(K, C\) with groups=1, got \(6, 4\) with": lambda: mf.pack(W[..., 0, 0], "conv", groups=2),
     r"has no groups, got groups=2": lambda: mf.pack(W, "winograd", groups=2),
+    r"^conv: w was packed for op='winograd'": lambda: mf.conv(W, mf.pack(W, "winograd")),
     r"^conv: w was packed for op='adder'": lambda: mf.conv(W, mf.pack(W, "adder")),
     r"^adder_conv: w, of shape .*, was packed for groups=2, got groups=1": (
         lambda: mf.adder_conv(draw((1, 8, 3, 3)), mf.pack(W, "adder", groups=2))
@@ -150,8 +162,11 @@ REFUSED = {
 }
 REFUSED_TYPES = {
     r"of float32, float64 for op='conv', got uint8": lambda: mf.pack(W.astype("u1"), "conv"),
+    r"^conv_backward: w is no array: packed weights .* pass their .array": (
+        lambda: mf.conv_backward(W, W, mf.pack(W, "conv"))
+    ),
     r"m is an option for op='winograd' alone": lambda: mf.pack(W, "conv", m=2),
-    r"^conv: w was packed as float32, and beside x the sums are float64": (
+    r"^conv: w was packed as float32, and x makes it float64; pack w as float64": (
         lambda: mf.conv(W.astype("f8"), mf.pack(W, "conv"))
     ),
 }
@@ -200,6 +215,9 @@ def test_layers_pack_for_evaluation(name):
         assert_array_equal(layer(x).data, trained)
         with pytest.raises(ValueError, match="read-only"):
             layer.weight.data[...] = 0
+        layer.train()
+        layer.weight.data[...] = layer.weight.data  # as before
+        layer.eval()
         layer.weight.data = layer.weight.data * np.float32(2)
         doubled = layer(x).data
     assert not np.array_equal(doubled, trained)
@@ -208,6 +226,37 @@ def test_layers_pack_for_evaluation(name):
         assert_array_equal(other(x).data, doubled)
     layer.train()
     assert_array_equal(layer(x).data, doubled)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_leave_the_callers_array_alone(name):
+    layer, x = LAYERS[name](), Tensor(draw((2, 4, 6, 6)))
+    mine = layer.weight.data.copy()
+    layer.weight.data = mine
+    answer = layer.eval()(x).data
+    mine += 1  # the layer has one of its own by now
+    assert_array_equal(layer(x).data, answer)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_evaluate_what_they_train_on(name):
+    layer = LAYERS[name]()
+    for dtype in ("float64", "int32", "float32"):
+        x = Tensor(draw((2, 4, 6, 6)).astype(dtype))
+        assert_array_equal(layer.eval()(x).data, layer.train()(x).data)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_pack_again_for_other_cpu_features(name):
+    kernels, layer, x = launch.cpu_kernels(), LAYERS[name]().eval(), Tensor(draw((2, 4, 6, 6)))
+    before = kernels.features()
+    layer(x)
+    try:
+        for other in getattr(kernels, "available_features", lambda: (before,))():
+            kernels.use_features(other)
+            assert_array_equal(layer.eval()(x).data, layer.train()(x).data)
+    finally:
+        kernels.use_features(before)
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -81,6 +81,7 @@ void forward_fused(const ConvolutionKernel<X, Y>& kernel, const Array<X>& x, con
     using T = typename EpilogueOf<Y>::type::Number;
     Epilogue<T> e{values(scale, w.filters.all, "scale"), values(offset, w.filters.all, "offset"), nullptr, nullptr,
                   T(residual_scale), T(low), T(high), nullptr, nullptr};
+    require(low <= high, "low must be at most high");
     const bool narrow = py::isinstance<Array<std::uint8_t>>(out);
     if (narrow) {
         require(low >= 0 && high <= 255, "what is rounded to uint8 must be clipped to [0, 255]");

@@ -33,13 +33,17 @@ public:
         if (e_.residual) z += all(e_.residual_scale) * lanes_of(span, end, e_.residual + plane_, lane_stride);
         if (e_.narrow_residual)
             z += all(e_.residual_scale) * lanes_of(span, end, e_.narrow_residual + plane_, lane_stride);
-        z = z < all(e_.low) ? all(e_.low) : z;  // a NaN stays
-        z = z > all(e_.high) ? all(e_.high) : z;
+        z = z > all(e_.high) ? all(e_.high) : z;  // a NaN stays,
         if (e_.narrow) {
-            const auto rounded = __builtin_convertvector(z + all(T(0.5)), Lanes<std::int32_t, COUNT>);
-            scatter<std::uint8_t, COUNT>(span, end, e_.narrow + plane_, lane_stride,
-                                         __builtin_convertvector(rounded, Lanes<std::uint8_t, COUNT>));
+            z = z > all(e_.low) ? z : all(e_.low);  // or is `low` where there is none
+            constexpr T WHOLE = sizeof(T) == sizeof(float) ? T(1 << 23) : T(std::int64_t(1) << 52);
+            const V rounded = (z + all(WHOLE)) - all(WHOLE);  // to even where two are as near
+            scatter<std::uint8_t, COUNT>(
+                span, end, e_.narrow + plane_, lane_stride,
+                __builtin_convertvector(__builtin_convertvector(rounded, Lanes<std::int32_t, COUNT>),
+                                        Lanes<std::uint8_t, COUNT>));
         } else {
+            z = z < all(e_.low) ? all(e_.low) : z;
             scatter<T, COUNT>(span, end, e_.wide + plane_, lane_stride, z);
         }
     }

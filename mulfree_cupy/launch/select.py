@@ -47,6 +47,7 @@ class Kernel(NamedTuple):
 
 def can_use(kernel: str, call: Call) -> tuple[bool, str]:
     """Whether a kernel can serve a call, and if not, why: "takes at most 8192 weights"."""
+    check_name(call.function, kernel)
     (found,) = (k for k in KERNELS[call.function] if k.name == kernel)
     reason = found.refusal(call)
     return reason is None, reason or ""
@@ -66,7 +67,6 @@ def choose(call: Call, kernel: str | None = None) -> str:
             for k in reversed(KERNELS[call.function])
             if k.by_default(call) and k.refusal(call) is None
         )
-    check_name(call.function, kernel)
     can, reason = can_use(kernel, call)
     if not can:
         able = (name for name in names(call.function) if can_use(name, call)[0])

@@ -16,22 +16,40 @@ from mulfree_cupy.ops.packing import PackedWeights, pack
 class Packing(Module):
     """A layer that packs its weight once for evaluation on the CPU.
 
-    From then on the weight's array is read-only: assign to ``weight.data`` to change it.
+    Meanwhile ``weight.data`` is a read-only array of the layer's own: assign to it to change it.
     """
 
     weight: Parameter
     _packed: tuple[Array, PackedWeights] | None = None
+    _training = True
 
-    def packed(self, adder: bool, groups: int = 1) -> dict[str, PackedWeights]:
-        """The option ``packed`` of the layer's operation, or none while training."""
-        data = self.weight.data
-        if self.training or data.dtype not in (np.float32, np.float64) or namespace(data) is not np:
+    @property
+    def training(self) -> bool:
+        return self._training
+
+    @training.setter
+    def training(self, training: bool) -> None:
+        self._training = training
+        if training and self._packed is not None:
+            self._packed[0].flags.writeable = True
             self._packed = None
+
+    def packed(self, adder: bool, *others: Tensor, groups: int = 1) -> dict[str, PackedWeights]:
+        """The option ``packed`` of the layer's operation beside other inputs; none in training."""
+        data = self.weight.data
+        floats = data.dtype in (np.float32, np.float64)
+        if self.training or not floats or namespace(data) is not np:
             return {}
-        if self._packed is None or self._packed[0] is not data:
-            data.flags.writeable = False
-            self._packed = data, pack(data, "adder" if adder else "conv", groups=groups)
-        return {"packed": self._packed[1]}
+        if any(getattr(t, "dtype", None) != data.dtype for t in others):
+            return {}  # the sums may be of another dtype than the weight
+        kept = self._packed
+        if kept is None or kept[0] is not data or data.flags.writeable or not kept[1].is_current:
+            if data.flags.writeable:  # by others too, who may have views of it
+                self.weight.data = data = data.copy()
+                data.flags.writeable = False
+            kept = data, pack(data, "adder" if adder else "conv", groups=groups)
+            self._packed = kept
+        return {"packed": kept[1]}
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in vars(self).items() if name != "_packed"}
@@ -73,7 +91,7 @@ class _Windowed(Packing):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = [self.bias] if hasattr(self, "bias") else []
-        packed = self.packed(self.adder, self.options["groups"])
+        packed = self.packed(self.adder, x, *bias, groups=self.options["groups"])
         return apply(self.operation, x, self.weight, *bias, **packed, **self.options)
 
 
@@ -94,7 +112,8 @@ class Conv(_Windowed):
     Attributes
     ----------
     weight : Parameter, shape (filters, channels/groups, *kernel_size)
-        Packed for evaluation on the CPU, and then read-only: assign to ``weight.data``.
+        Packed for evaluation on the CPU, and then an array of the layer's own, read-only until
+        `train`: assign to ``weight.data`` to change it.
     """
 
     operation, adder = "conv", False

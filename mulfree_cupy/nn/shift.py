@@ -57,7 +57,7 @@ class _ShiftedPointwise(Packing):
     def forward(self, x: Tensor) -> Tensor:
         bias = [self.bias] if hasattr(self, "bias") else []
         options = {"shifts": self.shifts, "stride": self.stride}
-        packed = self.packed(self.unshifted.adder)
+        packed = self.packed(self.unshifted.adder, x, *bias)
         return apply(self.operation, x, self.weight, *bias, **packed, **options)
 
 

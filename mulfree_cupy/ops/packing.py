@@ -44,15 +44,38 @@ class PackedWeights:
     """
 
     def __init__(self, array: Array, op: str, groups: int):
-        self.array, self.op, self.groups = array, op, groups
-        self._packed = None  # where there is a packed form
-        if arrays.namespace(array) is np:
-            array.flags.writeable = False
+        self._op, self._groups = op, groups
+        self._features = self._packed = None  # where there is a packed form
+        if arrays.namespace(array) is np:  # over bytes, which nobody can write to
+            array = np.ndarray(array.shape, array.dtype, np.ascontiguousarray(array).tobytes())
             kernels = launch.cpu_kernels()
             self._features = kernels.features()
             make = getattr(kernels, f"pack_{_KERNELS[op]}", None)
             if make is not None and array.size:
-                self._packed = make(array.reshape(*array.shape[:2], *self._kernel_size), groups)
+                self._packed = make(array.reshape(*array.shape[:2], *self._sides(array)), groups)
+        self._array = array
+
+    @staticmethod
+    def _sides(array: Array) -> tuple[int, int]:
+        """Of the kernel: 1x1 where the weights are a matrix."""
+        return (*array.shape[2:], 1, 1)[:2]
+
+    @property
+    def array(self) -> Array:
+        return self._array
+
+    @property
+    def op(self) -> str:
+        return self._op
+
+    @property
+    def groups(self) -> int:
+        return self._groups
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it is packed for the CPU features in use."""
+        return self._features in (None, launch.cpu_kernels().features())
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,10 +86,6 @@ class PackedWeights:
         return self.array.dtype
 
     @property
-    def _kernel_size(self) -> tuple[int, int]:
-        return (*self.array.shape[2:], 1, 1)[:2]
-
-    @property
     def nbytes(self) -> int:
         return self.array.nbytes if self._packed is None else self._packed.nbytes
 
@@ -74,6 +93,9 @@ class PackedWeights:
         sizes = "x".join(map(str, self.shape))
         groups = f", groups={self.groups}" if self.groups > 1 else ""
         return f"PackedWeights({self.op}, {sizes}{groups}, {self.dtype}, {_size(self.nbytes)})"
+
+    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
+        raise TypeError("packed weights stand for w in a convolution alone; pass their .array")
 
     def __reduce__(self):
         return PackedWeights, (self.array, self.op, self.groups)
@@ -92,7 +114,7 @@ def pack(w: Array, op: str, *, groups: int = 1, **options: Any) -> PackedWeights
     Parameters
     ----------
     w : array, shape (K, C/groups, kh, kw), or (K, C) for the shift convolutions
-        float32 or float64; for the adder integers too, as `adder_conv` takes them. It is copied.
+        float32 or float64; for `adder_conv` integers too. It is copied.
     op : {"conv", "adder", "winograd"}
         ``"conv"``: for `conv` and `shift_conv`; ``"adder"``: for `adder_conv` and
         `shift_adder_conv`; ``"winograd"``: for `winograd_conv`.
@@ -144,7 +166,7 @@ def pack(w: Array, op: str, *, groups: int = 1, **options: Any) -> PackedWeights
         )
     if taken.shape[0] % groups:
         raise ValueError(f"pack: groups={groups} must divide the {taken.shape[0]} filters of w")
-    return PackedWeights(arrays.namespace(taken).array(taken, order="C"), op, groups)
+    return PackedWeights(taken if isinstance(taken, np.ndarray) else taken.copy(), op, groups)
 
 
 _FLOATS = np.float32, np.float64
@@ -153,6 +175,10 @@ _SERVED = {"conv": _FLOATS, "adder": (*_FLOATS, np.uint8, np.int8, np.int16)}
 
 def unpack(function: str, w: Any, op: str, groups: int = 1) -> tuple[Any, PackedWeights | None]:
     """The weights that an operation was given, and what they are packed in, or None."""
+    if isinstance(w, WinogradWeights):
+        raise ValueError(
+            f"{function}: w was packed for op='winograd', pack(w, op={op!r}) is needed"
+        )
     if not isinstance(w, PackedWeights):
         return w, None
     if w.op != op:
@@ -179,12 +205,12 @@ def for_kernels(function: str, packed: PackedWeights | None, w: Array) -> Any:
         return w
     if packed.dtype != w.dtype:
         raise TypeError(
-            f"{function}: w was packed as {packed.dtype}, and beside x the sums are {w.dtype}; "
+            f"{function}: w was packed as {packed.dtype}, and x makes it {w.dtype}; "
             f"pack w as {w.dtype}"
         )
     if packed._packed is None:
         return w
-    if packed._features != launch.cpu_kernels().features():
+    if not packed.is_current:
         raise ValueError(
             f"{function}: w was packed for {packed._features}, and "
             f"{launch.cpu_kernels().features()} is in use; pack it again"
