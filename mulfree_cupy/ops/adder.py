@@ -398,8 +398,7 @@ def _launch(launcher, device, *inputs, out, **options):
 def _supported(function, taps, kernel, given, a, b, bias):
     """The arrays in a dtype that the adder kernels serve, and the dtype of their answer."""
     first, second, *_ = given
-    common = np.result_type(a, b)
-    if common in INTEGERS:
+    if a.dtype.kind in "iub" and (common := np.result_type(a, b)) in INTEGERS:
         largest = np.iinfo(common).max - np.iinfo(common).min
         if bias is not None and not np.can_cast(bias.dtype, np.int32):
             raise TypeError(
