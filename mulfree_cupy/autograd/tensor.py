@@ -37,23 +37,24 @@ def no_grad() -> Iterator[None]:
 
 
 class Node:
-    """One operation of the tape: its inputs, and the pullback that its rule returned."""
+    """One operation of the tape: its inputs and options, and the pullback that its rule returned."""
 
-    __slots__ = ("fingerprints", "inputs", "operation", "pullback")
+    __slots__ = ("fingerprints", "inputs", "operation", "options", "pullback")
 
     def __init__(
         self,
         operation: str,
         inputs: tuple[Tensor, ...],
+        options: dict[str, Any],
         pullback: Callable | None,
         fingerprints: list[changes.Fingerprint],
     ):
-        self.operation, self.inputs, self.pullback = operation, inputs, pullback
-        self.fingerprints = fingerprints
+        self.operation, self.inputs, self.options = operation, inputs, options
+        self.pullback, self.fingerprints = pullback, fingerprints
 
     def free(self) -> None:
         """Let go of the arrays; what is left says that the graph was walked."""
-        self.pullback, self.inputs, self.fingerprints = None, (), []
+        self.pullback, self.inputs, self.options, self.fingerprints = None, (), {}, []
 
 
 class Tensor:
@@ -136,7 +137,7 @@ class Tensor:
 
     def _walk_back(self, grad: Array | None) -> None:
         pending = {id(self): (self._seed(grad), grad is None)}  # and whether nobody else holds it
-        order = _from_first_to_last(self)
+        order = from_first_to_last(self)
         while order:
             tensor = order.pop()
             gradient, own = pending.pop(id(tensor), (None, False))
@@ -308,13 +309,13 @@ def apply(operation: str, *inputs: Any, **options: Any) -> Tensor:
     if _recording.get() and any(t.requires_grad for t in tensors):
         answer.requires_grad = True
         taken = changes.fingerprints(data, [t.data for t in tensors])
-        answer.node = Node(operation, tensors, pullback, taken)
+        answer.node = Node(operation, tensors, options, pullback, taken)
     return answer
 
 
 def surrogates(answer: Tensor) -> set[str]:
     """The operations behind `answer` whose rule is a training signal and not a derivative."""
-    nodes = (t.node for t in _from_first_to_last(answer))
+    nodes = (t.node for t in from_first_to_last(answer))
     return {node.operation for node in nodes if node is not None} & SURROGATES.keys()
 
 
@@ -343,8 +344,14 @@ def _values(value: Any) -> Any:
     return value.data if isinstance(value, Tensor) else value
 
 
-def _from_first_to_last(root: Tensor) -> list[Tensor]:
-    """The tensors that require a gradient, each after everything it was made from."""
+def from_first_to_last(root: Tensor) -> list[Tensor]:
+    """The tensors that require a gradient, each after everything it was made from.
+
+    Raises
+    ------
+    RuntimeError
+        If the graph has been walked and freed.
+    """
     order, seen, stack = [], set(), [(root, False)]
     while stack:
         tensor, expanded = stack.pop()

@@ -76,7 +76,7 @@ class Module:
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """(dotted name, Parameter), such as ``("stages.0.conv1.weight", ...)``."""
-        for name, _, _, value in self._state():
+        for name, _, _, value in self.named_state():
             if isinstance(value, Parameter):
                 yield name, value
 
@@ -86,7 +86,7 @@ class Module:
 
     def _state_by_name(self) -> dict[str, tuple[Module, str, Any]]:
         by_name = {}
-        for name, *where in self._state():
+        for name, *where in self.named_state():
             if name in by_name:
                 raise ValueError(
                     f"{type(self).__name__}: two parameters or buffers have the name {name!r}, and "
@@ -95,7 +95,8 @@ class Module:
             by_name[name] = where
         return by_name
 
-    def _state(self) -> Iterator[tuple[str, Module, str, Any]]:
+    def named_state(self) -> Iterator[tuple[str, Module, str, Any]]:
+        """(dotted name, module, attribute, value) of every parameter and buffer."""
         for prefix, module in self.modules():
             for name, value in _contents(vars(module)):
                 buffer = name in vars(module) and _is_array(value)
@@ -162,7 +163,7 @@ class Module:
 
         Buffers of integers, the tables of shifts, stay in NumPy: the host reads them.
         """
-        for _, module, attribute, value in self._state():
+        for _, module, attribute, value in self.named_state():
             if isinstance(value, Parameter):
                 value.data = _to(xp, value.data)
                 value.grad = None if value.grad is None else _to(xp, value.grad)

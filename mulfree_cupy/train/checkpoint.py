@@ -16,6 +16,8 @@ import numpy as np
 
 from mulfree_cupy import files, models, nn
 from mulfree_cupy.geometry import number
+from mulfree_cupy.inference.network import Layer, Network
+from mulfree_cupy.nn.description import describe
 from mulfree_cupy.train.recipe import History, Recipe, integer
 
 FORMAT = 3  # 1 had the batches of an epoch beside its images; it and 2 had no digest of the data
@@ -110,6 +112,19 @@ class Checkpoint:
         """The model's parameters and buffers."""
         return self.model.state_dict()
 
+    @property
+    def network(self) -> Network:
+        """What `inference` needs of it."""
+        size = self.shape["size"]
+        return Network(
+            _layers(self.recipe.model, **self.shape),
+            self.weights,
+            (self.shape["channels"], size, size),
+            self.classes,
+            self.mean,
+            self.std,
+        )
+
     def resumed(self, schedule: str | None = None, **changes: Any) -> Recipe:
         """The recipe to go on by.
 
@@ -160,6 +175,7 @@ class Checkpoint:
 
 def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
     """Write a checkpoint to `path`, where it appears only when it is whole."""
+    shape = checkpoint.shape
     facts = {
         "format": FORMAT,
         "recipe": asdict(checkpoint.recipe),
@@ -169,6 +185,7 @@ def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
         "shape": checkpoint.shape,
         "classes": checkpoint.classes,
         "data": checkpoint.data,
+        "network": [layer.described() for layer in _layers(checkpoint.recipe.model, **shape)],
     }
     arrays = {"mean": checkpoint.mean, "std": checkpoint.std}
     arrays |= {f"model/{name}": a for name, a in checkpoint.weights.items()}
@@ -201,6 +218,13 @@ def load(path: str | os.PathLike) -> Checkpoint:
     except (TypeError, ValueError, FloatingPointError, RecursionError) as error:
         raise ValueError(f"{path} is no checkpoint of mulfree, or is damaged: {error}") from error
     raise ValueError(f"{path} has checkpoint format {version}; this version reads up to {FORMAT}")
+
+
+@functools.cache
+def _layers(model: str, channels: int, size: int, classes: int) -> tuple[Layer, ...]:
+    """By names alone, so that those of fresh weights serve."""
+    network = models.build(model, channels=channels, size=size, classes=classes)
+    return tuple(describe(network, channels, size))
 
 
 def _checkpoint(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Checkpoint:

@@ -104,7 +104,7 @@ class DeviceSteps:
     def _state(self) -> dict[str, Array]:
         """The arrays on the device that carry over from one step to the next."""
         state = {
-            name: a.data if isinstance(a, Tensor) else a for name, *_, a in self.model._state()
+            name: a.data if isinstance(a, Tensor) else a for name, *_, a in self.model.named_state()
         }
         state |= {f"velocity {i}": v for i, v in enumerate(self.optimiser.velocities)}
         return {

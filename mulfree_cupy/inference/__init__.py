@@ -1,0 +1,21 @@
+"""A trained network as one fast function, with NumPy alone.
+
+`load` reads one from a file into a `Predictor`. Underneath a `Network` is plain data, a list of
+layers; it is folded into steps, and these are bound to memory that is planned once.
+"""
+
+from mulfree_cupy.inference.file import load, read, save_npz, save_safetensors
+from mulfree_cupy.inference.network import Layer, Network
+from mulfree_cupy.inference.plan import Plan
+from mulfree_cupy.inference.predictor import Predictor
+
+__all__ = [
+    "Layer",
+    "Network",
+    "Plan",
+    "Predictor",
+    "load",
+    "read",
+    "save_npz",
+    "save_safetensors",
+]

@@ -1,0 +1,158 @@
+"""Networks in files: plain arrays, and JSON that says what they are for."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mulfree_cupy import files, geometry
+from mulfree_cupy.inference.network import Layer, Network
+from mulfree_cupy.inference.predictor import Predictor
+
+FORMAT = 1
+ENTRY = "network"  # the array, or the metadata, that holds the description
+
+
+def load(path: str | os.PathLike) -> Predictor:
+    """Read a trained network, to be called with images.
+
+    Parameters
+    ----------
+    path : str or path
+        A checkpoint of ``mulfree train`` or ``mulfree prune``, or what ``mulfree export`` or
+        ``mulfree quantize`` wrote, in npz or safetensors.
+
+    Returns
+    -------
+    Predictor
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it holds no network, is damaged, of a later format, or something in it does not hold; the
+        message names the file. Nothing in a file is ever executed.
+
+    Examples
+    --------
+    >>> import mulfree_cupy as mf
+    >>> predictor = mf.load("mulfree-run/checkpoint.npz")            # doctest: +SKIP
+    >>> predictor.predict(images)                                    # doctest: +SKIP
+    array(['cat', 'ship'], dtype='<U10')
+    """
+    return Predictor(read(path))
+
+
+def read(path: str | os.PathLike) -> Network:
+    """The network of a file, as `load` takes it."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return _described(*_safetensors(path))
+        arrays = files.read_npz(path)
+        if ENTRY in arrays:
+            return _described(json.loads(str(arrays.pop(ENTRY))), arrays)
+        facts = json.loads(str(arrays["facts"]))
+        if ENTRY in facts:
+            return _checkpoint(facts, arrays)
+    except KeyError as error:
+        raise ValueError(f"{path} holds no network of mulfree: it has no {error}") from error
+    except (TypeError, ValueError, FloatingPointError, RecursionError) as error:
+        raise ValueError(f"{path} holds no network of mulfree, or is damaged: {error}") from error
+    from mulfree_cupy.train import checkpoint  # older than the descriptions: its name tells all
+
+    return checkpoint.load(path).network
+
+
+def save_npz(path: str | os.PathLike, network: Network) -> None:
+    """Write a network; `path` appears only when it is whole."""
+    with files.replaced(path) as file:
+        np.savez(file, **_all_arrays(network), **{ENTRY: np.array(_json(network))})
+
+
+def save_safetensors(path: str | os.PathLike, network: Network) -> None:
+    """The same as safetensors, with the description among the metadata.
+
+    Raises
+    ------
+    ImportError
+        Without the package safetensors.
+    """
+    from safetensors.numpy import save
+
+    arrays = {name: np.ascontiguousarray(a) for name, a in _all_arrays(network).items()}
+    with files.replaced(path) as file:
+        file.write(save(arrays, {ENTRY: _json(network)}))
+
+
+def _all_arrays(network: Network) -> dict[str, np.ndarray]:
+    return {**network.arrays, "mean": network.mean, "std": network.std}
+
+
+def _json(network: Network) -> str:
+    return json.dumps(
+        {
+            "format": FORMAT,
+            "image": list(network.image),
+            "classes": list(network.classes),
+            "layers": [layer.described() for layer in network.layers],
+        }
+    )
+
+
+def _safetensors(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError:
+        raise ValueError("to read it the package safetensors must be installed") from None
+    try:
+        with safe_open(path, framework="np") as file:
+            description = json.loads((file.metadata() or {})[ENTRY])
+            return description, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def _described(description: Any, arrays: dict[str, np.ndarray]) -> Network:
+    """Of what `save_npz` and `save_safetensors` write."""
+    if not isinstance(description, dict):
+        raise TypeError("its description must have entries")
+    version = geometry.integer("network", "format", description["format"])
+    if version > FORMAT:
+        raise ValueError(f"it has format {version}; this version reads up to {FORMAT}")
+    image = description["image"]
+    if not isinstance(image, list) or len(image) != 3:
+        raise TypeError(f"image must be channels, height and width, got {image!r:.50}")
+    mean, std = arrays.pop("mean"), arrays.pop("std")
+    return _network(description["layers"], arrays, image, description["classes"], mean, std)
+
+
+def _checkpoint(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> Network:
+    """Of a training run, whose arrays have a prefix and company."""
+    prefix, shape = "model/", facts["shape"]
+    image = [shape["channels"], shape["size"], shape["size"]]
+    weights = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+    statistics = arrays["mean"], arrays["std"]
+    return _network(facts[ENTRY], weights, image, facts["classes"], *statistics)
+
+
+def _network(layers: Any, arrays: dict, image: list, classes: Any, *statistics) -> Network:
+    for what, value in (("layers", layers), ("classes", classes)):
+        if not isinstance(value, list):
+            raise TypeError(f"{what} must be a list, got {value!r:.50}")
+    if not all(isinstance(name, str) for name in classes):
+        raise TypeError("classes must be names")
+    return Network(
+        tuple(Layer.from_description(layer) for layer in layers),
+        arrays,
+        tuple(geometry.integer("network", "image", size) for size in image),
+        tuple(classes),
+        *statistics,
+    )

@@ -1,0 +1,135 @@
+"""Layers joined into steps: what follows a convolution becomes its epilogue."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from mulfree_cupy.inference.network import Layer, Network
+
+# What has an epilogue on the CPU, as `Epilogue` says; a Winograd convolution takes its scale and
+# offset into weights and bias, and of the rest the residual and the clipping at 0.
+WITH_EPILOGUE = "conv", "adder_conv", "shift_conv", "shift_adder_conv", "linear"
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """``clip((sum - origin) * scale + offset + residual, low, high)`` of a step's sums.
+
+    The arrays hold one number a filter, None for 0, 1 and 0; `residual` is the name of an answer.
+    An adder's sums lie many deviations away from 0, so the origin is taken off first.
+    """
+
+    origin: np.ndarray | None = None
+    scale: np.ndarray | None = None
+    offset: np.ndarray | None = None
+    residual: str | None = None
+    low: float = -np.inf
+    high: float = np.inf
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a sum or a clip may follow."""
+        return self.residual is None and self.low == -np.inf
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of a kernel, for one layer or for several.
+
+    Parameters
+    ----------
+    op : str
+        Of the layer that it began as.
+    layers : tuple of str
+        The names of its layers, from the first to the one whose answer is the step's.
+    inputs : tuple of str
+        The answers that it takes, without the residual.
+    arrays : dict of str to array
+        By what they are to the operation.
+    options : dict
+    epilogue : Epilogue
+    """
+
+    op: str
+    layers: tuple[str, ...]
+    inputs: tuple[str, ...]
+    arrays: Mapping[str, np.ndarray]
+    options: Mapping[str, Any]
+    epilogue: Epilogue = field(default_factory=Epilogue)
+
+    @property
+    def output(self) -> str:
+        return self.layers[-1]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """All answers that it reads."""
+        residual = self.epilogue.residual
+        return self.inputs if residual is None else (*self.inputs, residual)
+
+
+def fold(network: Network) -> list[Step]:
+    """The steps of a network, in an order in which they can be computed."""
+    uses = Counter(name for layer in network.layers for name in layer.inputs)
+    steps: dict[str, Step] = {}  # by the name of the answer
+    for layer in network.layers:
+        for host in layer.inputs:
+            joined = uses[host] == 1 and host in steps and _joined(steps[host], layer, network)
+            if joined:  # at the place of the layer, when the residual is there
+                del steps[host]
+                steps[layer.name] = joined
+                break
+        else:
+            arrays = {role: network.arrays[name] for role, name in layer.arrays.items()}
+            if layer.op in ("conv", "linear") and "mask" in arrays:
+                arrays["weight"] = arrays["weight"] * arrays.pop("mask")
+            steps[layer.name] = Step(layer.op, (layer.name,), layer.inputs, arrays, layer.options)
+    return list(steps.values())
+
+
+def _joined(step: Step, layer: Layer, network: Network) -> Step | None:
+    """The step with the layer behind it, or None if it has no place for it."""
+    join = _JOINS.get(layer.op)
+    others = [name for name in layer.inputs if name != step.output]
+    if join is None or len(others) != len(layer.inputs) - 1 or not step.epilogue.is_open:
+        return None
+    joined = join(step, layer, network, *others)
+    return joined and replace(joined, layers=(*step.layers, layer.name))
+
+
+def _batch_norm(step: Step, layer: Layer, network: Network, residual: str | None = None):
+    if layer.inputs[0] != step.output or step.epilogue != Epilogue():
+        return None  # it is the residual, or scaled already
+    weight, bias, mean, variance = (
+        network.arrays[layer.arrays[role]] for role in ("weight", "bias", "mean", "variance")
+    )
+    scale = weight / np.sqrt(variance + variance.dtype.type(layer.options["eps"]))
+    low = 0.0 if layer.options["relu"] else -np.inf
+    if step.op == "winograd_conv":
+        arrays = dict(step.arrays)
+        arrays["weight"] = arrays["weight"] * scale[:, None]
+        arrays["bias"] = bias + (arrays.get("bias", 0) - mean) * scale
+        return replace(step, arrays=arrays, epilogue=Epilogue(residual=residual, low=low))
+    if step.op in WITH_EPILOGUE:
+        return replace(step, epilogue=Epilogue(mean, scale, bias, residual, low))
+    return None
+
+
+def _add(step: Step, layer: Layer, network: Network, residual: str):
+    if step.op in (*WITH_EPILOGUE, "winograd_conv"):
+        return replace(step, epilogue=replace(step.epilogue, residual=residual))
+    return None
+
+
+def _relu(step: Step, layer: Layer, network: Network):
+    if step.op in (*WITH_EPILOGUE, "winograd_conv", "batch_norm", "add"):
+        return replace(step, epilogue=replace(step.epilogue, low=0.0))
+    return None
+
+
+_JOINS = {"batch_norm": _batch_norm, "add": _add, "relu": _relu}

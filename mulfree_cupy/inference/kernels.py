@@ -1,0 +1,171 @@
+"""Steps as calls of the compiled CPU kernels, on arrays that are there already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from mulfree_cupy import geometry, launch
+from mulfree_cupy.inference.folding import Epilogue, Step
+from mulfree_cupy.ops import pooling
+from mulfree_cupy.ops.winograd import WinogradWeights, winograd_conv
+
+Call = Callable[[], Any]
+# Of a step: from its inputs, its residual or None and its output, all arrays, to a call.
+Bind = Callable[[list[np.ndarray], "np.ndarray | None", np.ndarray], Call]
+
+
+def kernel_for(step: Step) -> Bind:
+    """Prepare a step once, such as by packing its weights."""
+    return _KERNELS[step.op](step)
+
+
+def _images(matrix: np.ndarray) -> np.ndarray:
+    """Rows (N, C) as images of one pixel."""
+    return matrix.reshape(*matrix.shape, 1, 1) if matrix.ndim == 2 else matrix
+
+
+def _finished(epilogue: Epilogue, residual: np.ndarray | None) -> dict[str, Any]:
+    """The keyword arguments of the kernels ..._fused."""
+    return {
+        "origin": epilogue.origin,
+        "scale": epilogue.scale,
+        "offset": epilogue.offset,
+        "residual": None if residual is None else _images(residual),
+        "low": epilogue.low,
+        "high": epilogue.high,
+    }
+
+
+def _convolution(step: Step, function: str) -> Bind:
+    kernels = launch.cpu_kernels()
+    weight, bias, options = _images(step.arrays["weight"]), step.arrays.get("bias"), step.options
+    groups = options.get("groups", 1)
+    packed = getattr(kernels, f"pack_{function}")(np.ascontiguousarray(weight), groups)
+    window = *(
+        geometry.pair(function, name, options.get(name, default), least)
+        for name, default, least in (("stride", 1, 1), ("padding", 0, 0), ("dilation", 1, 1))
+    ), groups
+
+    def bind(inputs, residual, out):
+        finish = _finished(step.epilogue, residual)
+        arguments = _images(inputs[0]), packed, bias, _images(out), *window
+        return partial(getattr(kernels, f"{function}_fused"), *arguments, **finish)
+
+    return bind
+
+
+def _shift_convolution(step: Step, function: str) -> Bind:
+    kernels = launch.cpu_kernels()
+    weight, bias = step.arrays["weight"], step.arrays.get("bias")
+    pack = kernels.pack_adder_conv if "adder" in function else kernels.pack_conv
+    packed = pack(np.ascontiguousarray(_images(weight)), 1)
+    table = np.ascontiguousarray(step.arrays["shifts"], np.int64)
+    stride = geometry.pair(function, "stride", step.options.get("stride", 1), 1)
+
+    def bind(inputs, residual, out):
+        finish = _finished(step.epilogue, residual)
+        arguments = inputs[0], packed, table, bias, out, stride
+        return partial(getattr(kernels, f"{function}_fused"), *arguments, **finish)
+
+    return bind
+
+
+def _shift(step: Step) -> Bind:
+    table = np.ascontiguousarray(step.arrays["shifts"], np.int64)
+    stride = geometry.pair("shift", "stride", step.options.get("stride", 1), 1)
+    move = launch.cpu_kernels().shift
+    return lambda inputs, residual, out: partial(move, inputs[0], table, out, stride)
+
+
+def _winograd(step: Step) -> Bind:
+    arrays, options = step.arrays, dict(step.options)
+    points = options.pop("points")
+    weights = WinogradWeights.from_dense(arrays["weight"], arrays.get("mask"), points=points)
+    run = partial(winograd_conv, weights=weights, bias=arrays.get("bias"), **options)
+
+    def bind(inputs, residual, out):
+        def call():
+            run(inputs[0], out=out)
+            if residual is not None:
+                np.add(out, residual, out=out)
+            if step.epilogue.low == 0:
+                np.maximum(out, 0, out=out)
+
+        return call
+
+    return bind
+
+
+def _batch_norm(step: Step) -> Bind:
+    weight, bias, mean, variance = (
+        np.ascontiguousarray(step.arrays[role]) for role in ("weight", "bias", "mean", "variance")
+    )
+    scale = weight / np.sqrt(variance + variance.dtype.type(step.options["eps"]))
+    relu = step.options["relu"] or step.epilogue.low == 0
+    run = launch.cpu_kernels().batch_norm
+
+    def bind(inputs, residual, out):
+        x, added, y = (a.reshape(*a.shape[:2], -1) for a in (inputs[0], inputs[-1], out))
+        added = added if len(inputs) == 2 else None
+        return partial(run, x, mean, scale, bias, added, relu, out=y)
+
+    return bind
+
+
+def _add(step: Step) -> Bind:
+    def bind(inputs, residual, out):
+        if step.epilogue.low != 0:
+            return partial(np.add, *inputs, out=out)
+
+        def call():
+            np.add(*inputs, out=out)
+            np.maximum(out, 0, out=out)
+
+        return call
+
+    return bind
+
+
+def _relu(step: Step) -> Bind:
+    return lambda inputs, residual, out: partial(np.maximum, inputs[0], 0, out=out)
+
+
+def _concatenate(step: Step) -> Bind:
+    return lambda inputs, residual, out: partial(np.concatenate, inputs, axis=1, out=out)
+
+
+def _pool(step: Step, function: Callable) -> Bind:
+    run = partial(function, **step.options)
+    return lambda inputs, residual, out: partial(run, inputs[0], out=out)
+
+
+def _flatten(step: Step) -> Bind:
+    """Nothing to do: the answer lies where the input does."""
+    return lambda inputs, residual, out: _nothing
+
+
+def _nothing() -> None:
+    pass
+
+
+_KERNELS: dict[str, Callable[[Step], Bind]] = {
+    "conv": partial(_convolution, function="conv"),
+    "adder_conv": partial(_convolution, function="adder_conv"),
+    "linear": partial(_convolution, function="conv"),
+    "shift": _shift,
+    "shift_conv": partial(_shift_convolution, function="shift_conv"),
+    "shift_adder_conv": partial(_shift_convolution, function="shift_adder_conv"),
+    "winograd_conv": _winograd,
+    "batch_norm": _batch_norm,
+    "relu": _relu,
+    "add": _add,
+    "concatenate": _concatenate,
+    "max_pool": partial(_pool, function=pooling.max_pool),
+    "avg_pool": partial(_pool, function=pooling.avg_pool),
+    "global_average_pool": partial(_pool, function=pooling.global_average_pool),
+    "flatten": _flatten,
+}

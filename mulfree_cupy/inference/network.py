@@ -1,0 +1,199 @@
+"""A trained network as plain data: a list of layers, and the arrays that they name.
+
+What a stranger needs to run it is in the list alone. Each layer is one row of `OPERATIONS`, takes
+the answers of layers before it, and has arrays and options; nothing in it is code.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mulfree_cupy import arrays as kinds
+from mulfree_cupy.arrays import Array
+from mulfree_cupy.inference.operations import OPERATIONS
+
+IMAGES = "images"  # the network's input, normalised, by its name among the answers
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One operation of a network.
+
+    Parameters
+    ----------
+    op : str
+        A key of `OPERATIONS`.
+    name : str
+        Of the layer and of its answer.
+    inputs : tuple of str
+        The answers that it takes, by name; ``"images"`` are the normalised images.
+    arrays : dict of str to str
+        By what they are to the operation, such as ``"weight"``, their names in the network.
+    options : dict
+        Numbers, texts and lists of them.
+    """
+
+    op: str
+    name: str
+    inputs: tuple[str, ...]
+    arrays: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        operation = OPERATIONS.get(self.op)
+        if operation is None:
+            raise ValueError(
+                f"layer {self.name!r}: there is no operation {self.op!r}; "
+                f"there are {', '.join(sorted(OPERATIONS))}"
+            )
+        fewest, most = operation.inputs
+        if not fewest <= len(self.inputs) <= most:
+            raise ValueError(
+                f"layer {self.name!r}: {self.op} takes {fewest} to {most} answers of other layers, "
+                f"got {len(self.inputs)}"
+            )
+        for what, given, known in (
+            ("array", self.arrays, operation.arrays),
+            ("option", self.options, operation.options),
+        ):
+            for name, needed in known.items():
+                if needed and name not in given:
+                    raise ValueError(f"layer {self.name!r}: {self.op} needs the {what} {name!r}")
+            for name in given:
+                if name not in known:
+                    raise ValueError(f"layer {self.name!r}: {self.op} has no {what} {name!r}")
+
+    def described(self) -> dict[str, Any]:
+        """As JSON has it; `from_description` is the way back."""
+        return {
+            "op": self.op,
+            "name": self.name,
+            "inputs": list(self.inputs),
+            "arrays": dict(self.arrays),
+            "options": dict(self.options),
+        }
+
+    @classmethod
+    def from_description(cls, description: Mapping[str, Any]) -> Layer:
+        """Raise a TypeError or ValueError if it does not describe a layer."""
+        wanted = {"op": str, "name": str, "inputs": list, "arrays": dict, "options": dict}
+        if not isinstance(description, dict) or description.keys() != wanted.keys():
+            raise ValueError(
+                f"a layer must have the entries {', '.join(wanted)}, got {description!r:.80}"
+            )
+        for entry, kind in wanted.items():
+            if not isinstance(description[entry], kind):
+                raise TypeError(
+                    f"layer {description['name']!r:.50}: {entry} must be of type {kind.__name__}, "
+                    f"got {description[entry]!r:.50}"
+                )
+        for entry in ("inputs", "arrays"):
+            values = description[entry]
+            names = values.values() if isinstance(values, dict) else values
+            if not all(isinstance(name, str) for name in names):
+                raise TypeError(f"layer {description['name']!r:.50}: {entry} must be names")
+        return cls(**{**description, "inputs": tuple(description["inputs"])})
+
+
+@dataclass(frozen=True)
+class Network:
+    """A trained network, checked: whatever holds of one is checked here, once.
+
+    Parameters
+    ----------
+    layers : tuple of Layer
+        Each after those whose answers it takes; the last one's answer is the network's.
+    arrays : dict of str to array
+        What the layers name.
+    image : tuple of 3 ints
+        Channels, height and width.
+    classes : tuple of str
+        Their names.
+    mean, std : arrays, shape (channels,)
+        ``(images - mean) / std``, in units of a pixel value, is what the first layer takes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If something is missing, of another kind or does not fit the rest; the message names the
+        layer.
+    FloatingPointError
+        If a number is not finite.
+    """
+
+    layers: tuple[Layer, ...]
+    arrays: Mapping[str, np.ndarray]
+    image: tuple[int, int, int]
+    classes: tuple[str, ...]
+    mean: np.ndarray
+    std: np.ndarray
+
+    def __post_init__(self):
+        if not self.layers:
+            raise ValueError("a network must have layers")
+        known = {IMAGES}
+        for layer in self.layers:
+            for name in layer.inputs:
+                if name not in known:
+                    raise ValueError(f"layer {layer.name!r}: no layer before it is named {name!r}")
+            if layer.name in known:
+                raise ValueError(f"two layers have the name {layer.name!r}")
+            known.add(layer.name)
+            for role, name in layer.arrays.items():
+                if name not in self.arrays:
+                    raise ValueError(f"layer {layer.name!r}: its {role}, {name!r}, is missing")
+        for name in ("mean", "std"):
+            if getattr(self, name).shape != self.image[:1]:
+                raise ValueError(
+                    f"{name} must have shape {self.image[:1]}, got {getattr(self, name).shape}"
+                )
+        for name, array in {"mean": self.mean, "std": self.std, **self.arrays}.items():
+            if array.dtype.kind not in "fiub":
+                raise TypeError(f"{name} must hold numbers, got dtype {array.dtype}")
+            if not np.isfinite(array).all():
+                raise FloatingPointError(f"{name} holds numbers that are not finite")
+        if not (self.std > 0).all():
+            raise ValueError(f"std must be positive, got {self.std}")
+        wanted, found = (len(self.classes),), self.forms[self.layers[-1].name][0]
+        if found != wanted:
+            raise ValueError(
+                f"the last layer must answer with one number for each of {wanted[0]} classes, and "
+                f"its answer has shape {found}"
+            )
+
+    @functools.cached_property
+    def forms(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shape, without the batch, and dtype of every layer's answer, and of the images."""
+        images = np.zeros((1, *self.image), np.float32)
+        return {name: (a.shape[1:], a.dtype) for name, a in self._answers(images).items()}
+
+    def __call__(self, images: Array) -> Array:
+        """The answers to normalised images, layer by layer, by the package's own functions.
+
+        Parameters
+        ----------
+        images : array, shape (N, C, H, W)
+            NumPy or CuPy.
+
+        Returns
+        -------
+        array, shape (N, number of classes)
+        """
+        return self._answers(images)[self.layers[-1].name]
+
+    def _answers(self, images: Array) -> dict[str, Array]:
+        answers = {IMAGES: images}
+        xp = kinds.namespace(images)
+        for layer in self.layers:
+            inputs = [answers[name] for name in layer.inputs]
+            given = {role: xp.asarray(self.arrays[name]) for role, name in layer.arrays.items()}
+            try:
+                answers[layer.name] = OPERATIONS[layer.op].run(*inputs, **given, **layer.options)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"layer {layer.name!r}: {error}") from error
+        return answers

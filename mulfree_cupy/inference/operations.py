@@ -1,0 +1,112 @@
+"""What the layers of a network compute: one row an operation, by the package's own functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from mulfree_cupy.arrays import Array, namespace
+from mulfree_cupy.ops.adder import adder_conv
+from mulfree_cupy.ops.batch_norm import batch_norm
+from mulfree_cupy.ops.convolution import conv, matmul
+from mulfree_cupy.ops.pooling import avg_pool, global_average_pool, max_pool
+from mulfree_cupy.ops.shift import shift, shift_adder_conv, shift_conv
+from mulfree_cupy.ops.winograd import WinogradWeights, winograd_conv
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A kind of layer: how many answers it takes, its arrays and options, and what it computes.
+
+    Of arrays and options it is said whether they are needed. ``run(*inputs, **arrays, **options)``.
+    """
+
+    run: Callable[..., Array]
+    inputs: tuple[int, int] = (1, 1)
+    arrays: Mapping[str, bool] = field(default_factory=dict)
+    options: Mapping[str, bool] = field(default_factory=dict)
+
+
+def _masked(weight: Array, mask: Array | None) -> Array:
+    return weight if mask is None else weight * mask
+
+
+def _conv(x, weight, bias=None, mask=None, **options):
+    return conv(x, _masked(weight, mask), bias, **options)
+
+
+def _winograd_conv(x, weight, bias=None, mask=None, *, points, **options):
+    weights = WinogradWeights.from_dense(weight, mask, points=points)
+    return winograd_conv(x, weights, bias, **options)
+
+
+def _linear(x, weight, bias=None):
+    y = matmul(x, weight.T)
+    return y if bias is None else y + bias
+
+
+def _batch_norm(x, residual=None, *, weight, bias, mean, variance, eps, relu):
+    statistics = {"mean": mean, "variance": variance, "eps": eps}
+    return batch_norm(x, weight, bias, residual, relu=relu, **statistics)[0]
+
+
+def _relu(x):
+    return namespace(x).maximum(x, 0)
+
+
+def _concatenate(*parts):
+    return namespace(parts[0]).concatenate(parts, axis=1)
+
+
+def _flatten(x):
+    return x.reshape(len(x), math.prod(x.shape[1:]))
+
+
+_WINDOW = dict.fromkeys(("stride", "padding", "dilation", "groups"), False)
+_POOL = dict.fromkeys(("kernel_size", "stride", "padding"), True)
+_WEIGHT = {"weight": True, "bias": False}
+_SHIFTED = {**_WEIGHT, "shifts": True}
+
+OPERATIONS = {
+    "conv": Operation(_conv, arrays={**_WEIGHT, "mask": False}, options=_WINDOW),
+    "adder_conv": Operation(
+        lambda x, weight, bias=None, **options: adder_conv(x, weight, bias, **options),
+        arrays=_WEIGHT,
+        options=_WINDOW,
+    ),
+    "shift": Operation(shift, arrays={"shifts": True}, options={"stride": False}),
+    "shift_conv": Operation(
+        lambda x, weight, shifts, bias=None, **options: shift_conv(
+            x, weight, shifts, bias, **options
+        ),
+        arrays=_SHIFTED,
+        options={"stride": False},
+    ),
+    "shift_adder_conv": Operation(
+        lambda x, weight, shifts, bias=None, **options: shift_adder_conv(
+            x, weight, shifts, bias, **options
+        ),
+        arrays=_SHIFTED,
+        options={"stride": False},
+    ),
+    "winograd_conv": Operation(
+        _winograd_conv,
+        arrays={**_WEIGHT, "mask": False},
+        options={"padding": False, "relu": False, "points": True},
+    ),
+    "linear": Operation(_linear, arrays=_WEIGHT),
+    "batch_norm": Operation(
+        _batch_norm,
+        inputs=(1, 2),
+        arrays=dict.fromkeys(("weight", "bias", "mean", "variance"), True),
+        options={"eps": True, "relu": True},
+    ),
+    "relu": Operation(_relu),
+    "add": Operation(lambda a, b: a + b, inputs=(2, 2)),
+    "concatenate": Operation(_concatenate, inputs=(2, 1 << 16)),
+    "max_pool": Operation(max_pool, options=_POOL),
+    "avg_pool": Operation(avg_pool, options=_POOL),
+    "global_average_pool": Operation(global_average_pool),
+    "flatten": Operation(_flatten),
+}

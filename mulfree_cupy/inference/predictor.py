@@ -1,0 +1,194 @@
+"""Images in, answers out: a trained network as a function."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import warnings
+from typing import Any
+
+import numpy as np
+
+from mulfree_cupy import arrays, launch
+from mulfree_cupy.arrays import Array
+from mulfree_cupy.inference.network import Network
+from mulfree_cupy.inference.plan import Plan, Program
+
+_KEPT = 8  # programs for as many different numbers of images, in each memory
+
+
+class Predictor:
+    """A trained network, as `mulfree_cupy.load` returns it.
+
+    On NumPy arrays it runs as a plan: normalisations folded into the convolutions before them,
+    weights packed once, memory planned once and used again by later calls. On CuPy arrays it runs
+    layer by layer. Threads may share one; it can be pickled and copied, and works after a fork.
+
+    Parameters
+    ----------
+    network : Network
+
+    Attributes
+    ----------
+    network : Network
+    classes : tuple of str
+        Their names, in the order of the logits.
+
+    Examples
+    --------
+    >>> import mulfree_cupy as mf, numpy as np
+    >>> from mulfree_cupy import inference, models
+    >>> from mulfree_cupy.nn.description import network_of
+    >>> predictor = inference.Predictor(network_of(models.build("conv-lenet", size=8), 1, 8))
+    >>> predictor(np.zeros((5, 1, 8, 8), np.uint8)).shape
+    (5, 10)
+    """
+
+    def __init__(self, network: Network):
+        self.network = network
+        # Memory that no call is using. Taking from a deque and adding to it are atomic, so threads
+        # need no lock, which a fork might leave locked.
+        self._free: collections.deque[_Memory] = collections.deque()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.network.classes
+
+    @functools.cached_property
+    def plan(self) -> Plan | None:
+        """What runs on NumPy arrays; None without compiled kernels, or for a float64 network."""
+        kinds = {dtype for _, dtype in self.network.forms.values()}
+        if not kinds <= _PLANNED or not hasattr(launch.cpu_kernels(), "conv_fused"):
+            return None
+        return Plan(self.network)
+
+    def __call__(self, images: Array, *, out: np.ndarray | None = None) -> Array:
+        """Logits of raw images.
+
+        Parameters
+        ----------
+        images : array, shape (N, C, H, W)
+            Pixels as those that it was trained on, as a rule 0 to 255, of an integer or floating
+            dtype; they are normalised here.
+        out : array of float32, shape (N, number of classes), optional
+            Receives the answer of NumPy images.
+
+        Returns
+        -------
+        array of float32, shape (N, number of classes)
+
+        Raises
+        ------
+        TypeError
+            If the images are no real numbers.
+        ValueError
+            If they have another shape, or `out` does not fit.
+        """
+        images = self._checked(images)
+        shape, dtype = (len(images), len(self.classes)), np.dtype(np.float32)
+        out = arrays.output_array("predictor", out, shape, dtype, images=images)
+        if arrays.namespace(images) is not np or self.plan is None:
+            return arrays.deliver(self._layer_by_layer(images), out)
+        answer = np.empty(shape, dtype) if out is None else out
+        memory = self._free.pop() if self._free else _Memory(self.plan)
+        try:
+            for first in range(0, len(images), self.plan.images):
+                part = images[first : first + self.plan.images]
+                program = memory.program(len(part))
+                np.copyto(program.images, part, casting="unsafe")
+                program.run()
+                answer[first : first + len(part)] = program.answers
+        finally:
+            self._free.append(memory)
+        return answer
+
+    def predict(self, images: Array) -> np.ndarray:
+        """The names of the most likely classes.
+
+        Parameters
+        ----------
+        images : array, shape (N, C, H, W)
+            As for the call.
+
+        Returns
+        -------
+        array of str, shape (N,)
+
+        Raises
+        ------
+        FloatingPointError
+            If an answer is not finite.
+        """
+        logits = self(images)
+        logits = logits if isinstance(logits, np.ndarray) else logits.get()
+        if not np.isfinite(logits).all():
+            raise FloatingPointError("predictor: the network's answers are not finite")
+        return np.array(self.classes)[logits.argmax(axis=1)]
+
+    def _checked(self, images: Any) -> Array:
+        images = arrays.take_one("predictor", "images", images)
+        if images.ndim != 4 or images.shape[1:] != self.network.image:
+            sizes = ", ".join(map(str, self.network.image))
+            raise ValueError(
+                f"predictor: images must have shape (N, {sizes}), got shape {images.shape} and "
+                f"dtype {images.dtype}{_remedy(images.shape, self.network.image)}"
+            )
+        if images.dtype.kind not in "uifb":
+            raise TypeError(
+                f"predictor: images must be integers or floating-point numbers, got dtype "
+                f"{images.dtype} and shape {images.shape}"
+            )
+        if images.dtype.kind == "f" and images.size and self.network.mean.max() > 2:
+            if 0 < abs(images).max() <= 1:
+                warnings.warn(
+                    "predictor: these images lie between 0 and 1, and the network was trained on "
+                    f"pixels of mean {self.network.mean.mean():.0f}; multiply them by 255",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+        return images
+
+    def _layer_by_layer(self, images: Array) -> Array:
+        xp, network = arrays.namespace(images), self.network
+        with arrays.device_of(images):
+            mean, std = (xp.asarray(a, np.float32)[:, None, None] for a in (network.mean, network.std))
+            return network((images.astype(np.float32) - mean) / std)
+
+    def __repr__(self) -> str:
+        sizes = " x ".join(map(str, self.network.image))
+        count = sum(a.size for a in self.network.arrays.values())
+        return (
+            f"Predictor(images of {sizes}, {len(self.classes)} classes, "
+            f"{len(self.network.layers)} layers, {count:,} numbers)"
+        )
+
+    def __reduce__(self):
+        return Predictor, (self.network,)
+
+
+class _Memory:
+    """For one call at a time, with the programs bound to it."""
+
+    def __init__(self, plan: Plan):
+        self.plan, self.memory = plan, plan.memory()
+        self.programs: collections.OrderedDict[int, Program] = collections.OrderedDict()
+
+    def program(self, images: int) -> Program:
+        if images not in self.programs:
+            if len(self.programs) == _KEPT:
+                self.programs.popitem(last=False)
+            self.programs[images] = self.plan.bind(self.memory, images)
+        return self.programs[images]
+
+
+def _remedy(given: tuple[int, ...], wanted: tuple[int, int, int]) -> str:
+    channels, height, width = wanted
+    if given == wanted:
+        return "; for one image: images[None]"
+    if given[-3:] == (height, width, channels) and len(given) in (3, 4):
+        axes = "images.transpose(0, 3, 1, 2)" if len(given) == 4 else "images.transpose(2, 0, 1)[None]"
+        return f"; channels come before the rows: {axes}"
+    return ""
+
+
+_PLANNED = {np.dtype(np.float32), np.dtype(np.uint8), np.dtype(np.int32)}

@@ -1,0 +1,206 @@
+"""What a network computes in evaluation, read off the tape as layers of `inference.Network`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mulfree_cupy.autograd import Tensor
+from mulfree_cupy.autograd.tensor import Node, from_first_to_last
+from mulfree_cupy.inference.network import IMAGES, Layer
+from mulfree_cupy.nn.module import Module
+
+
+def describe(model: Module, channels: int, size: int) -> list[Layer]:
+    """The layers of a network in evaluation mode, in an order in which they can be computed.
+
+    Parameters
+    ----------
+    model : Module
+        With NumPy weights. It is run once and left in evaluation mode.
+    channels, size : int
+        Of the images, which are square.
+
+    Returns
+    -------
+    list of Layer
+        Their arrays have the names of `Module.state_dict`.
+
+    Raises
+    ------
+    NotImplementedError
+        If the network computes what no layer does.
+
+    Examples
+    --------
+    >>> from mulfree_cupy import models
+    >>> from mulfree_cupy.nn.description import describe
+    >>> for layer in describe(models.build("conv-lenet", size=8), 1, 8)[:3]:
+    ...     print(layer.name, layer.op, layer.inputs, layer.arrays["weight"])
+    conv1 conv ('images',) conv1.weight
+    bn1 batch_norm ('conv1',) bn1.weight
+    conv2 conv ('bn1',) conv2.weight
+    """
+    images = Tensor(np.zeros((1, channels, size, size), np.float32), requires_grad=True)
+    answer = model.eval()(images)
+    # Layers may have swapped their arrays, so these are named only now.
+    known = {id(value): name for name, _, _, value in model.named_state()}
+    reader = _Reader(known, images)
+    for tensor in from_first_to_last(answer):
+        if tensor.node is not None:
+            reader.read(tensor, tensor.node)
+    return reader.layers
+
+
+class _Reader:
+    """Takes what the tape recorded, one operation after another, into `layers`."""
+
+    def __init__(self, known: dict[int, str], images: Tensor):
+        self.known = known  # parameters and the arrays of buffers, to their names
+        self.answers = {id(images): IMAGES}
+        self.weights: dict[int, dict[str, str]] = {}  # what was made of parameters alone
+        self.layers: list[Layer] = []
+
+    def read(self, tensor: Tensor, node: Node) -> None:
+        if all(self._weight(source) is not None for source in node.inputs):
+            self.weights[id(tensor)] = self._of_weights(node)
+        elif node.operation == "add" and self._weight(node.inputs[1]) is not None:
+            self._add_bias(tensor, node)
+        else:
+            op, options = _LAYERS.get(node.operation, _unknown)(node)
+            inputs, arrays = self._sources(op, node)
+            name = self._free_name(op, arrays)
+            self.layers.append(Layer(op, name, inputs, arrays, options))
+            self.answers[id(tensor)] = name
+
+    def _weight(self, tensor: Tensor) -> dict[str, str] | None:
+        if id(tensor) in self.known:
+            return {"weight": self.known[id(tensor)]}
+        return self.weights.get(id(tensor))
+
+    def _of_weights(self, node: Node) -> dict[str, str]:
+        (weight,) = map(self._weight, node.inputs)
+        if node.operation == "masked":
+            return {**weight, "mask": self.known[id(node.options["mask"])]}
+        if node.operation == "transpose":  # on its way into a linear layer
+            return weight
+        _unknown(node)
+
+    def _add_bias(self, tensor: Tensor, node: Node) -> None:
+        """The bias of a linear layer, which the tape adds in an operation of its own."""
+        source, bias = node.inputs
+        last = self.layers[-1] if self.layers else None
+        if last is None or last.op != "linear" or self.answers.get(id(source)) != last.name:
+            _unknown(node)
+        arrays = {**last.arrays, "bias": self._weight(bias)["weight"]}
+        self.layers[-1] = Layer(last.op, last.name, last.inputs, arrays, last.options)
+        self.answers[id(tensor)] = last.name
+
+    def _sources(self, op: str, node: Node) -> tuple[tuple[str, ...], dict[str, str]]:
+        """The answers that an operation takes, and its arrays by what they are to it."""
+        inputs, arrays, roles = [], {}, iter(("weight", "bias"))
+        for source in node.inputs:
+            weight = self._weight(source)
+            if weight is None:
+                inputs.append(self.answers[id(source)])
+            else:
+                arrays |= {next(roles): weight.pop("weight"), **weight}
+        buffers = dict(node.options)
+        if op == "winograd_conv":
+            buffers["mask"] = node.options["weights"].mask
+        for role in ("mask", "shifts", "mean", "variance"):
+            if role in buffers:
+                arrays[role] = self.known[id(buffers[role])]
+        return tuple(inputs), arrays
+
+    def _free_name(self, op: str, arrays: dict[str, str]) -> str:
+        """That of the module whose arrays they are, or of the operation with a number."""
+        array = arrays.get("weight", arrays.get("shifts"))
+        name = f"{op}1" if array is None else array.rpartition(".")[0] or op
+        taken, count = {layer.name for layer in self.layers}, 1
+        stem = op if array is None else f"{name}."
+        while name in taken:
+            count += 1
+            name = f"{stem}{count}"
+        return name
+
+
+def _unknown(node: Node) -> Any:
+    raise NotImplementedError(
+        f"no layer of a trained network computes {node.operation!r} as it is used here, on "
+        f"{', '.join(str(source.shape) for source in node.inputs)}"
+    )
+
+
+def _with(*options: str) -> Callable[[Node], tuple[str, dict[str, Any]]]:
+    """Of the same name, with these of the options."""
+    return lambda node: (
+        node.operation,
+        {name: _plain(node.options[name]) for name in options if name in node.options},
+    )
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    if isinstance(value, (tuple, list)):
+        return [_plain(part) for part in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _winograd_conv(node: Node) -> tuple[str, dict[str, Any]]:
+    _, options = _with("padding", "relu")(node)
+    return "winograd_conv", {**options, "points": node.options["weights"].points}
+
+
+def _linear(node: Node) -> tuple[str, dict[str, Any]]:
+    if node.inputs[0].ndim != 2:
+        _unknown(node)
+    return "linear", {}
+
+
+def _add(node: Node) -> tuple[str, dict[str, Any]]:
+    if node.inputs[0].shape != node.inputs[1].shape:
+        _unknown(node)
+    return "add", {}
+
+
+def _mean(node: Node) -> tuple[str, dict[str, Any]]:
+    if node.options != {"axis": (2, 3), "keepdims": False}:
+        _unknown(node)
+    return "global_average_pool", {}
+
+
+def _reshape(node: Node) -> tuple[str, dict[str, Any]]:
+    (source,) = node.inputs
+    if source.ndim != 4 or tuple(node.options["shape"]) not in ((1, -1), (1, source.size)):
+        _unknown(node)
+    return "flatten", {}
+
+
+def _concatenate(node: Node) -> tuple[str, dict[str, Any]]:
+    if node.options["axis"] != 1:
+        _unknown(node)
+    return "concatenate", {}
+
+
+_WINDOW = "stride", "padding", "dilation", "groups"
+_POOL = "kernel_size", "stride", "padding"
+_LAYERS = {
+    "conv": _with(*_WINDOW),
+    "adder_conv": _with(*_WINDOW),
+    "shift": _with("stride"),
+    "shift_conv": _with("stride"),
+    "shift_adder_conv": _with("stride"),
+    "winograd_conv": _winograd_conv,
+    "matmul": _linear,
+    "batch_norm": _with("eps", "relu"),
+    "relu": _with(),
+    "add": _add,
+    "concatenate": _concatenate,
+    "max_pool": _with(*_POOL),
+    "avg_pool": _with(*_POOL),
+    "mean": _mean,
+    "reshape": _reshape,
+}
