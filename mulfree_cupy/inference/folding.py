@@ -18,23 +18,26 @@ WITH_EPILOGUE = "conv", "adder_conv", "shift_conv", "shift_adder_conv", "linear"
 
 @dataclass(frozen=True)
 class Epilogue:
-    """``clip((sum - origin) * scale + offset + residual, low, high)`` of a step's sums.
+    """What becomes of a step's sums before they are stored.
 
-    The arrays hold one number a filter, None for 0, 1 and 0; `residual` is the name of an answer.
-    An adder's sums lie many deviations away from 0, so the origin is taken off first.
+    ``clip((sum - origin) * scale + offset + residual * residual_scale, low, high)``, rounded where
+    the answer is uint8. The arrays hold one number a filter, None for 0, 1 and 0; `residual` is the
+    name of an answer. An adder's sums lie many deviations away from 0, so the origin is taken off
+    first.
     """
 
     origin: np.ndarray | None = None
     scale: np.ndarray | None = None
     offset: np.ndarray | None = None
     residual: str | None = None
+    residual_scale: float = 1.0
     low: float = -np.inf
     high: float = np.inf
 
     @property
     def is_open(self) -> bool:
         """Whether a sum or a clip may follow."""
-        return self.residual is None and self.low == -np.inf
+        return self.residual is None and self.low == -np.inf and self.high == np.inf
 
 
 @dataclass(frozen=True)
@@ -116,8 +119,20 @@ def _batch_norm(step: Step, layer: Layer, network: Network, residual: str | None
         arrays["bias"] = bias + (arrays.get("bias", 0) - mean) * scale
         return replace(step, arrays=arrays, epilogue=Epilogue(residual=residual, low=low))
     if step.op in WITH_EPILOGUE:
-        return replace(step, epilogue=Epilogue(mean, scale, bias, residual, low))
+        return replace(step, epilogue=Epilogue(mean, scale, bias, residual, low=low))
     return None
+
+
+def _rescale(step: Step, layer: Layer, network: Network, residual: str | None = None):
+    if layer.inputs[0] != step.output or step.epilogue != Epilogue():
+        return None
+    if step.op not in WITH_EPILOGUE:
+        return None
+    options = {name: layer.options[name] for name in ("low", "high")}
+    if "residual_scale" in layer.options:
+        options["residual_scale"] = layer.options["residual_scale"]
+    scale, offset = (network.arrays[layer.arrays[role]] for role in ("scale", "offset"))
+    return replace(step, epilogue=Epilogue(None, scale, offset, residual, **options))
 
 
 def _add(step: Step, layer: Layer, network: Network, residual: str):
@@ -132,4 +147,4 @@ def _relu(step: Step, layer: Layer, network: Network):
     return None
 
 
-_JOINS = {"batch_norm": _batch_norm, "add": _add, "relu": _relu}
+_JOINS = {"batch_norm": _batch_norm, "rescale": _rescale, "add": _add, "relu": _relu}

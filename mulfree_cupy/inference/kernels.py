@@ -35,6 +35,7 @@ def _finished(epilogue: Epilogue, residual: np.ndarray | None) -> dict[str, Any]
         "scale": epilogue.scale,
         "offset": epilogue.offset,
         "residual": None if residual is None else _images(residual),
+        "residual_scale": epilogue.residual_scale,
         "low": epilogue.low,
         "high": epilogue.high,
     }
@@ -45,10 +46,13 @@ def _convolution(step: Step, function: str) -> Bind:
     weight, bias, options = _images(step.arrays["weight"]), step.arrays.get("bias"), step.options
     groups = options.get("groups", 1)
     packed = getattr(kernels, f"pack_{function}")(np.ascontiguousarray(weight), groups)
-    window = *(
-        geometry.pair(function, name, options.get(name, default), least)
-        for name, default, least in (("stride", 1, 1), ("padding", 0, 0), ("dilation", 1, 1))
-    ), groups
+    window = (
+        *(
+            geometry.pair(function, name, options.get(name, default), least)
+            for name, default, least in (("stride", 1, 1), ("padding", 0, 0), ("dilation", 1, 1))
+        ),
+        groups,
+    )
 
     def bind(inputs, residual, out):
         finish = _finished(step.epilogue, residual)
@@ -116,6 +120,48 @@ def _batch_norm(step: Step) -> Bind:
     return bind
 
 
+def _rescale(step: Step) -> Bind:
+    """Of images, and what no convolution is in front of: through a buffer of floats of its own."""
+    options = step.options
+    low, high = options["low"], options["high"]
+
+    def bind(inputs, residual, out):
+        x = inputs[0]
+        by_channel = (slice(None), *[None] * (x.ndim - 2))
+        scale, offset = (step.arrays[role][by_channel] for role in ("scale", "offset"))
+        y = np.empty(out.shape, np.float32)
+
+        def call():
+            np.multiply(x, scale, out=y)
+            np.add(y, offset, out=y)
+            if len(inputs) == 2:
+                np.add(y, inputs[1] * np.float32(options.get("residual_scale", 1)), out=y)
+            np.clip(y, low, high, out=y)
+            if out.dtype == np.uint8:
+                np.rint(y, out=y)
+            np.copyto(out, y, casting="unsafe")
+
+        return call
+
+    return bind
+
+
+def _pad(step: Step) -> Bind:
+    rows, columns = step.options["border"]
+
+    def bind(inputs, residual, out):
+        height, width = out.shape[2:]
+        inside = out[:, :, rows : height - rows, columns : width - columns]
+
+        def call():
+            out.fill(step.options["value"])
+            np.copyto(inside, inputs[0])
+
+        return call
+
+    return bind
+
+
 def _add(step: Step) -> Bind:
     def bind(inputs, residual, out):
         if step.epilogue.low != 0:
@@ -161,6 +207,8 @@ _KERNELS: dict[str, Callable[[Step], Bind]] = {
     "shift_adder_conv": partial(_shift_convolution, function="shift_adder_conv"),
     "winograd_conv": _winograd,
     "batch_norm": _batch_norm,
+    "rescale": _rescale,
+    "pad": _pad,
     "relu": _relu,
     "add": _add,
     "concatenate": _concatenate,

@@ -63,6 +63,23 @@ def _flatten(x):
     return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
+def _rescale(x, residual=None, *, scale, offset, low, high, dtype, residual_scale=1.0):
+    """``clip(x * scale + offset + residual * residual_scale, low, high)``, rounded for uint8."""
+    xp, by_channel = namespace(x), (slice(None), *[None] * (x.ndim - 2))
+    y = x * scale[by_channel] + offset[by_channel]
+    if residual is not None:
+        y += residual * scale.dtype.type(residual_scale)
+    y = xp.clip(y, low, high)
+    return (xp.rint(y) if dtype == "uint8" else y).astype(dtype)
+
+
+def _pad(x, *, border, value):
+    """Rows and columns of one value on all sides."""
+    (rows, columns) = border
+    sides = (0, 0), (0, 0), (rows, rows), (columns, columns)
+    return namespace(x).pad(x, sides, constant_values=value)
+
+
 _WINDOW = dict.fromkeys(("stride", "padding", "dilation", "groups"), False)
 _POOL = dict.fromkeys(("kernel_size", "stride", "padding"), True)
 _WEIGHT = {"weight": True, "bias": False}
@@ -102,6 +119,13 @@ OPERATIONS = {
         arrays=dict.fromkeys(("weight", "bias", "mean", "variance"), True),
         options={"eps": True, "relu": True},
     ),
+    "rescale": Operation(
+        _rescale,
+        inputs=(1, 2),
+        arrays={"scale": True, "offset": True},
+        options={"low": True, "high": True, "dtype": True, "residual_scale": False},
+    ),
+    "pad": Operation(_pad, options={"border": True, "value": True}),
     "relu": Operation(_relu),
     "add": Operation(lambda a, b: a + b, inputs=(2, 2)),
     "concatenate": Operation(_concatenate, inputs=(2, 1 << 16)),

@@ -151,7 +151,9 @@ class Predictor:
     def _layer_by_layer(self, images: Array) -> Array:
         xp, network = arrays.namespace(images), self.network
         with arrays.device_of(images):
-            mean, std = (xp.asarray(a, np.float32)[:, None, None] for a in (network.mean, network.std))
+            mean, std = (
+                xp.asarray(a, np.float32)[:, None, None] for a in (network.mean, network.std)
+            )
             return network((images.astype(np.float32) - mean) / std)
 
     def __repr__(self) -> str:
@@ -186,7 +188,9 @@ def _remedy(given: tuple[int, ...], wanted: tuple[int, int, int]) -> str:
     if given == wanted:
         return "; for one image: images[None]"
     if given[-3:] == (height, width, channels) and len(given) in (3, 4):
-        axes = "images.transpose(0, 3, 1, 2)" if len(given) == 4 else "images.transpose(2, 0, 1)[None]"
+        axes = (
+            "images.transpose(0, 3, 1, 2)" if len(given) == 4 else "images.transpose(2, 0, 1)[None]"
+        )
         return f"; channels come before the rows: {axes}"
     return ""
 

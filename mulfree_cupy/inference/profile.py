@@ -111,7 +111,16 @@ def profile(predictor: Predictor, images: np.ndarray) -> Profile:
         runs.append(total)
     seconds = np.median(runs, axis=0)
     steps = [
-        StepCost(("images",), "normalise", plan.places["images"].shape, plan.places["images"].dtype, 0, 0, 0, float(seconds[:2].sum()))
+        StepCost(
+            ("images",),
+            "normalise",
+            plan.places["images"].shape,
+            plan.places["images"].dtype,
+            0,
+            0,
+            0,
+            float(seconds[:2].sum()),
+        )
     ]
     for step, each in zip(plan.steps, seconds[2:], strict=True):
         steps.append(_cost(plan, step, float(each)))
@@ -132,9 +141,7 @@ def _cost(plan: Plan, step: Step, seconds: float | None = None) -> StepCost:
     moved = 0 if step.op == "flatten" else place.nbytes
     moved += sum(plan.places[name].nbytes for name in step.sources) if moved else 0
     weights = sum(a.nbytes for a in step.arrays.values())
-    return StepCost(
-        step.layers, step.op, place.shape, place.dtype, terms, moved, weights, seconds
-    )
+    return StepCost(step.layers, step.op, place.shape, place.dtype, terms, moved, weights, seconds)
 
 
 def _title(step: StepCost) -> str:
