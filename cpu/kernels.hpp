@@ -41,13 +41,14 @@ struct PlaneMoves {
 };
 
 // What becomes of an answer on its way to y, filter by filter:
-//     clip(answer * scale + offset + residual * residual_scale, low, high),
-// where the arrays are given, in T. In the place of y, which it needs not be, it is stored in `wide`, or to the
-// nearest in `narrow`. These, and the residual, which has their type, lie as y would.
+//     clip((answer - origin) * scale + offset + residual * residual_scale, low, high),
+// where the arrays are given, in T: with a mean as the origin, batch normalisation, which would cancel without one.
+// In the place of y, which it needs not be, it is stored in `wide`, or to the nearest in `narrow`. These, and the
+// residual, of either type whatever theirs, lie as y would.
 template <class T>
 struct Epilogue {
     using Number = T;
-    const T *scale, *offset;
+    const T *scale, *origin, *offset;
     const T* residual;
     const std::uint8_t* narrow_residual;
     T residual_scale, low, high;

@@ -34,7 +34,7 @@ PIECE, CHANNEL = ones(2, 4, 30), ones(4)
 PACKED = [
     _cpu.pack_conv(W, 1), _cpu.pack_conv(W[:, :2].copy(), 2), _cpu.pack_conv(ones(6, 4, 1, 1), 1),
     _cpu.pack_conv(W.astype(np.float64), 1), _cpu.pack_adder_conv(W, 1),
-    _cpu.pack_adder_conv(BYTES["w"], 1),
+    _cpu.pack_adder_conv(BYTES["w"], 1), _cpu.pack_adder_conv(ones(6, 4, 1, 1), 1),
 ]  # fmt: skip
 CALLS = [  # every function with arguments that it takes
     ("pack_conv", {"w": W, "groups": 1}),
@@ -46,17 +46,36 @@ CALLS = [  # every function with arguments that it takes
         "conv_fused",
         {
             "x": X, "w": PACKED[0], "bias": None, "out": GRAD, **OPTIONS, "groups": 1,
-            "scale": ones(6), "offset": None, "residual": GRAD, "residual_scale": 1.0, "low": 0.0,
-            "high": 1.0,
+            "scale": ones(6), "origin": ones(6), "offset": None, "residual": GRAD,
+            "residual_scale": 1.0, "low": 0.0, "high": 1.0,
         },
     ),
     (
         "adder_conv_fused",
         {
             **BYTES, "w": PACKED[5], "out": GRAD.astype(np.uint8), **OPTIONS, "groups": 1,
-            "scale": ones(6), "offset": ones(6), "residual": GRAD.astype(np.uint8),
+            "scale": ones(6), "origin": None, "offset": ones(6),
+            "residual": GRAD.astype(np.uint8), "residual_scale": 1.0, "low": 0.0, "high": 255.0,
+        },
+    ),
+    (
+        "adder_conv_fused",
+        {
+            **BYTES, "w": PACKED[5], "out": GRAD.astype(np.uint8), **OPTIONS, "groups": 1,
+            "scale": ones(6), "origin": ones(6), "offset": ones(6), "residual": GRAD,
             "residual_scale": 1.0, "low": 0.0, "high": 255.0,
         },
+    ),
+    *(
+        (
+            f"{name}_fused",
+            {
+                "x": X, "w": packed, "shifts": TABLE, "bias": ones(6), "out": GRAD,
+                "stride": (1, 1), "scale": ones(6), "origin": ones(6), "offset": None,
+                "residual": GRAD, "residual_scale": 1.0, "low": 0.0, "high": 1.0,
+            },
+        )
+        for name, packed in (("shift_conv", PACKED[2]), ("shift_adder_conv", PACKED[6]))
     ),
     (
         "shift_conv",
@@ -159,7 +178,7 @@ CALLS = [  # every function with arguments that it takes
         "batch_norm",
         {
             "x": PIECE, "mean": CHANNEL, "scale": CHANNEL, "bias": CHANNEL, "residual": PIECE,
-            "relu": True,
+            "relu": True, "out": PIECE,
         },
     ),
     ("batch_norm_sums", {"grad": PIECE, "x": PIECE, "answer": PIECE, "mean": CHANNEL}),
@@ -199,6 +218,9 @@ def test_an_array_of_another_dtype_is_refused(call, dtype):
         others = [a.dtype for a in arguments.values() if isinstance(a, np.ndarray)]
         if others.count(value.dtype) == 1 and dtype in (np.float32, np.float64):
             continue  # it alone decides
+        either = name.endswith("_fused") and chosen in ("out", "residual")
+        if either and dtype in (np.uint8, arguments["scale"].dtype):
+            continue
         if moves_bits and chosen != "shifts" and np.dtype(dtype).itemsize == value.itemsize:
             continue
         changed = arguments | {chosen: value.astype(dtype)}

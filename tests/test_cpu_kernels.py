@@ -308,6 +308,22 @@ def test_col2im(problem, dtype):
         np.testing.assert_array_equal(x, want)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("pixels", [1, 5, 16, 49])
+@pytest.mark.parametrize("out", ["x", "residual"])
+def test_batch_norm_in_place(features, dtype, pixels, out):
+    rng = np.random.default_rng(pixels)
+    x, residual = rng.normal(size=(2, 3, 4, pixels)).astype(dtype)
+    x[0, 0, 0] = np.nan
+    channels = rng.normal(size=(3, 4)).astype(dtype)
+    want = _cpu.batch_norm(x, *channels, residual, True)
+    assert (want[0, 1:] >= 0).all() and np.isnan(want[0, 0, 0])
+    given = {"x": x, "residual": residual}
+    answer = _cpu.batch_norm(x, *channels, residual, True, out=given[out])
+    assert answer is given[out]
+    np.testing.assert_array_equal(answer, want)
+
+
 @pytest.mark.parametrize("operation", ["fma", "max_add", "sub_abs_add", "u8_max_dot"])
 def test_peak(features, operation):
     assert _cpu.peak(operation, 0.001) > 1e6

@@ -60,15 +60,17 @@ void bind(py::module_& m) {
         return summed(kernels<T>().batch_norm_moments, planes(x));
     }, exact("x"));
     m.def("batch_norm", [](Array<T> x, Array<T> mean, Array<T> scale, Array<T> bias, Optional<T> residual,
-                           bool relu) {
+                           bool relu, Optional<T> out) {
         BatchNorm<T> p = planes(x);
         p.mean = by_channel(p, mean, "mean"), p.scale = by_channel(p, scale, "scale");
         p.bias = by_channel(p, bias, "bias"), p.residual = like(p, residual, "residual"), p.relu = relu;
-        Array<T> y = empty_like(p);
-        p.y = y.mutable_data();
+        Array<T> y = out ? *out : empty_like(p);
+        require(same_shape(x, y), "x and out must have the same shape");
+        p.y = writable<T>(y, 3);
         run_pass(kernels<T>().batch_norm, p);
         return y;
-    }, exact("x"), exact("mean"), exact("scale"), exact("bias"), exact("residual"), py::arg("relu"));
+    }, exact("x"), exact("mean"), exact("scale"), exact("bias"), exact("residual"), py::arg("relu"),
+       exact("out") = py::none());
     m.def("batch_norm_sums", [](Array<T> grad, Array<T> x, Optional<T> answer, Array<T> mean) {
         return summed(kernels<T>().batch_norm_sums, backward(grad, x, answer, mean));
     }, exact("grad"), exact("x"), exact("answer"), exact("mean"));

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "../ops/absent_terms.hpp"
+#include "epilogue.hpp"
 #include "packed_weights.hpp"
 
 namespace mulfree {
@@ -46,6 +47,7 @@ void images_as_row(P& p, Images&... images) {
 
 // ---- forward --------------------------------------------------------------------------------------------
 
+// With an epilogue, `out` is what that writes.
 template <class X, class Y>
 void forward(const ConvolutionKernel<X, Y>& kernel, Array<X> x_array, Array<X> w, const PackedWeights* packed,
              const Optional<Y>& bias, py::array out, const Window& window, index groups,
@@ -69,33 +71,6 @@ void forward(const ConvolutionKernel<X, Y>& kernel, Array<X> x_array, Array<X> w
     images_as_row(p, p.x, p.y);
     WithoutGil others_run;
     kernel.run(p);
-}
-
-// The same with an epilogue. `out` is of floats, or of uint8, to which these are rounded; so is the residual.
-template <class X, class Y>
-void forward_fused(const ConvolutionKernel<X, Y>& kernel, const Array<X>& x, const PackedWeights& w,
-                   const Optional<Y>& bias, py::array out, const Window& window, index groups,
-                   const Optional<typename EpilogueOf<Y>::type::Number>& scale,
-                   const Optional<typename EpilogueOf<Y>::type::Number>& offset,
-                   const std::optional<py::array>& residual, double residual_scale, double low, double high) {
-    using T = typename EpilogueOf<Y>::type::Number;
-    Epilogue<T> e{values(scale, w.filters.all, "scale"), values(offset, w.filters.all, "offset"), nullptr, nullptr,
-                  T(residual_scale), T(low), T(high), nullptr, nullptr};
-    require(low <= high, "low must be at most high");
-    const bool narrow = py::isinstance<Array<std::uint8_t>>(out);
-    if (narrow) {
-        require(low >= 0 && high <= 255, "what is rounded to uint8 must be clipped to [0, 255]");
-        e.narrow = writable<std::uint8_t>(out, 4);
-    } else {
-        exactly<T>(out);
-        e.wide = writable<T>(out, 4);
-    }
-    if (residual) {
-        require(same_shape(*residual, out), "residual and out must have the same shape");
-        if (narrow) e.narrow_residual = contiguous(exactly<std::uint8_t>(*residual), "residual");
-        else e.residual = contiguous(exactly<T>(*residual), "residual");
-    }
-    forward<X, Y>(kernel, x, py::reinterpret_borrow<Array<X>>(w.array), &w, bias, out, window, groups, &e);
 }
 
 // ---- the gradient by x of the convolution --------------------------------------------------------------
@@ -207,15 +182,14 @@ void bind_forward(py::module_& m, const char* function, Kernel kernel) {
         index groups) {
         forward<X, Y>(kernel(), bits(x), py::reinterpret_borrow<Array<X>>(w.array), &w, bias, out, window, groups);
     }, "x", "w", "bias", "out");
-    m.def((std::string(function) + "_fused").c_str(), [=](
-        const A& x, const PackedWeights& w, const Optional<Y>& bias, const py::array& out, Pair stride,
-        Pair padding, Pair dilation, index groups, const Optional<T>& scale, const Optional<T>& offset,
-        const std::optional<py::array>& residual, double residual_scale, double low, double high) {
-        forward_fused<X, Y>(kernel(), bits(x), w, bias, out, {stride, padding, dilation}, groups, scale, offset,
-                            residual, residual_scale, low, high);
+    bind_fused<T, const A&, const PackedWeights&, const Optional<Y>&, py::array, Pair, Pair, Pair, index>(m, function, [=](
+        const A& x, const PackedWeights& w, const Optional<Y>& bias, py::array out, Pair stride, Pair padding,
+        Pair dilation, index groups, const EpilogueArguments<T>& arguments) {
+        const Epilogue<T> epilogue = arguments.on(out, w.filters.all);
+        forward<X, Y>(kernel(), bits(x), py::reinterpret_borrow<Array<X>>(w.array), &w, bias, out,
+                      {stride, padding, dilation}, groups, &epilogue);
     }, exact("x"), exact("w"), exact("bias"), exact("out"), py::arg("stride"), py::arg("padding"),
-       py::arg("dilation"), py::arg("groups"), exact("scale"), exact("offset"), exact("residual"),
-       py::arg("residual_scale"), py::arg("low"), py::arg("high"));
+       py::arg("dilation"), py::arg("groups"));
     m.def((std::string("pack_") + function).c_str(), [=](const A& w, index groups) {
         return std::make_unique<PackedWeights>(kernel(), bits(w), groups);
     }, exact("w"), py::arg("groups"));

@@ -5,6 +5,7 @@
 #include <map>
 #include <vector>
 
+#include "epilogue.hpp"
 #include "packed_weights.hpp"
 
 namespace mulfree {
@@ -77,11 +78,21 @@ bool dense(const Image<T>& x, index width) {
     return x.column == 1 && x.row == width;
 }
 
+// The weights of a 1x1 convolution as they were given.
+template <class T>
+Array<T> matrix_of(const PackedWeights& w) {
+    require(w.filters.groups == 1 && w.filters.rows * w.filters.columns == 1,
+            "w was packed for a kernel of several taps, or for groups");
+    return py::reinterpret_borrow<Array<T>>(py::array(w.array).reshape({w.filters.all, w.filters.channels}));
+}
+
+// With an epilogue, `out` is what that writes.
 template <class T>
 void shift_forward(const ConvolutionKernel<T, T>& kernel, const Array<T>& x_array, const Array<T>& w,
-                   const PackedWeights* packed, const Table& table, const Optional<T>& bias, py::array out, Pair stride) {
+                   const PackedWeights* packed, const Table& table, const Optional<T>& bias, py::array out, Pair stride,
+                   const Epilogue<T>* epilogue = nullptr) {
     const Source<T> x(x_array);
-    T* y = writable<T>(out, 4);
+    T* y = epilogue ? nullptr : writable<T>(out, 4);
     const Shift s = shift_of(out, x.array, table, stride);
     require(w.ndim() == 2 && w.shape(1) == s.channels && out.shape(1) == w.shape(0) &&
                 out.shape(0) == s.batch,
@@ -93,7 +104,7 @@ void shift_forward(const ConvolutionKernel<T, T>& kernel, const Array<T>& x_arra
     WithoutGil others_run;
     const ShiftTable shifted(s, dense(x.image, s.width.size));
     kernel.run({s.batch, 1, s.channels, filters, s.height, s.width, x.image, weights, 0, s.channels, 1, 1, 1, b,
-                image_of(y, filters, s.height.pixels, s.width.pixels), &shifted.shifts, nullptr, packed_w});
+                image_of(y, filters, s.height.pixels, s.width.pixels), &shifted.shifts, nullptr, packed_w, epilogue});
 }
 
 // The gradient by x: a 1x1 convolution of grad whose answer goes to the places that the pixels show.
@@ -137,16 +148,19 @@ void shift_grad_w(const Array<T>& grad_array, const Array<T>& x_array, const Opt
 
 template <class T>
 void bind(py::module_& m) {
-    const auto forward = [&](const char* name, auto kernel) {  // of weights, and of packed ones
+    const auto forward = [&](const char* name, auto kernel) {  // of weights, of packed ones, with an epilogue
         m.def(name, [kernel](Array<T> x, Array<T> w, Table shifts, Optional<T> bias, Array<T> out, Pair s) {
             shift_forward<T>(kernel(), x, w, nullptr, shifts, bias, out, s);
         }, exact("x"), exact("w"), exact("shifts"), exact("bias"), exact("out"), py::arg("stride"));
         m.def(name, [kernel](Array<T> x, const PackedWeights& w, Table shifts, Optional<T> bias, Array<T> out,
                              Pair s) {
-            require(w.filters.groups == 1 && w.filters.rows * w.filters.columns == 1,
-                    "w was packed for a kernel of several taps, or for groups");
-            shift_forward<T>(kernel(), x, py::array(w.array).reshape({w.filters.all, w.filters.channels}), &w, shifts, bias,
-                             out, s);
+            shift_forward<T>(kernel(), x, matrix_of<T>(w), &w, shifts, bias, out, s);
+        }, exact("x"), exact("w"), exact("shifts"), exact("bias"), exact("out"), py::arg("stride"));
+        bind_fused<T, Array<T>, const PackedWeights&, Table, Optional<T>, py::array, Pair>(m, name, [kernel](
+            Array<T> x, const PackedWeights& w, Table shifts, Optional<T> bias, py::array out, Pair s,
+            const EpilogueArguments<T>& arguments) {
+            const Epilogue<T> epilogue = arguments.on(out, w.filters.all);
+            shift_forward<T>(kernel(), x, matrix_of<T>(w), &w, shifts, bias, out, s, &epilogue);
         }, exact("x"), exact("w"), exact("shifts"), exact("bias"), exact("out"), py::arg("stride"));
     };
     forward("shift_conv", []() -> auto& { return kernels<T>().conv; });

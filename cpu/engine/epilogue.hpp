@@ -23,13 +23,13 @@ public:
 
     // `plane` is where the filter's pixels begin, in elements from the first of y.
     FilterEpilogue(const Epilogue<T>& e, index filter, index plane)
-        : e_(e), scale_(all(e.scale ? e.scale[filter] : T(1))), offset_(all(e.offset ? e.offset[filter] : T(0))),
-          plane_(plane) {}
+        : e_(e), scale_(all(e.scale ? e.scale[filter] : T(1))), origin_(all(e.origin ? e.origin[filter] : T(0))),
+          offset_(all(e.offset ? e.offset[filter] : T(0))), plane_(plane) {}
 
     // Stores a vector of answers to the lanes of its spans.
     template <class Answer>
     void store(const Span* span, const Span* end, index lane_stride, Answer answer) const {
-        V z = __builtin_convertvector(answer, V) * scale_ + offset_;
+        V z = (__builtin_convertvector(answer, V) - origin_) * scale_ + offset_;
         if (e_.residual) z += all(e_.residual_scale) * lanes_of(span, end, e_.residual + plane_, lane_stride);
         if (e_.narrow_residual)
             z += all(e_.residual_scale) * lanes_of(span, end, e_.narrow_residual + plane_, lane_stride);
@@ -50,13 +50,18 @@ public:
 
 private:
     const Epilogue<T>& e_;
-    const V scale_, offset_;
+    const V scale_, origin_, offset_;
     const index plane_;
 
     static V all(T value) { return value - V{}; }
 
     template <class R>
     static V lanes_of(const Span* span, const Span* end, const R* plane, index lane_stride) {
+        if (lane_stride == 1 && span->mask == bits(0, COUNT)) {
+            Lanes<R, COUNT> lanes;
+            __builtin_memcpy(&lanes, plane + span->offset, sizeof lanes);
+            return __builtin_convertvector(lanes, V);
+        }
         V v{};
         for (; span != end; ++span)
             for_each_lane<COUNT>(*span, [&](index l) { v[l] = T(plane[span->offset + l * lane_stride]); });

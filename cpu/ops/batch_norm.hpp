@@ -63,7 +63,7 @@ inline void batch_norm_moments(const BatchNorm<T>& p) {
     });
 }
 
-// y = relu((x - mean) * scale + bias + residual)
+// y = relu((x - mean) * scale + bias + residual); y may be x, or the residual.
 template <class T>
 inline void batch_norm(const BatchNorm<T>& p) {
     for_each_channel(p, [&](index c) {
@@ -72,13 +72,18 @@ inline void batch_norm(const BatchNorm<T>& p) {
             const T* x = row_of(p, p.x, n, c);
             const T* residual = row_of(p, p.residual, n, c);
             T* y = row_of(p, p.y, n, c);
-            if (residual)
-                for (index i = 0; i < p.pixels; ++i) y[i] = (x[i] - mean) * scale + bias + residual[i];
-            else
-                for (index i = 0; i < p.pixels; ++i) y[i] = (x[i] - mean) * scale + bias;
-            // Written so that a NaN stays one.
-            if (p.relu)
-                for (index i = 0; i < p.pixels; ++i) y[i] = y[i] < 0 ? T(0) : y[i];
+            index i = 0;
+            for (; i + LANES<T> <= p.pixels; i += LANES<T>) {
+                Vec<T> z = (load(x + i) - mean) * scale + bias;
+                if (residual) z = z + load(residual + i);
+                if (p.relu) z = z < Vec<T>{} ? Vec<T>{} : z;  // so that a NaN stays one
+                store(y + i, z);
+            }
+            for (; i < p.pixels; ++i) {
+                T z = (x[i] - mean) * scale + bias;
+                if (residual) z = z + residual[i];
+                y[i] = p.relu && z < 0 ? T(0) : z;
+            }
         }
     });
 }
