@@ -54,7 +54,7 @@ class Plan:
 
     def __init__(self, network: Network):
         self.steps = fold(network)
-        self._kernels = [kernel_for(step) for step in self.steps]
+        self._bindings = [kernel_for(step) for step in self.steps]
         self.places, self.nbytes = _placed(self.steps, network)
         self.images = max(1, _AT_ONCE // self.nbytes)
         self.output = self.steps[-1].output
@@ -79,9 +79,9 @@ class Plan:
             partial(np.subtract, images, self._mean, out=images),
             partial(np.divide, images, self._std, out=images),
         ]
-        for step, kernel in zip(self.steps, self._kernels, strict=True):
+        for step, bind in zip(self.steps, self._bindings, strict=True):
             residual = step.epilogue.residual
-            call = kernel.bind(
+            call = bind(
                 [arrays[name] for name in step.inputs],
                 None if residual is None else arrays[residual],
                 arrays[step.output],

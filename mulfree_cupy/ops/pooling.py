@@ -1,18 +1,13 @@
 # temporary
-from mulfree_cupy.arrays import namespace
-
-
+def _give(y, out):
+    if out is None: return y
+    out[...] = y
+    return out
 def max_pool(x, kernel_size, *, stride, padding=0, out=None):
     from mulfree_cupy.autograd import rules
-
-    return rules.max_pool(x, kernel_size=kernel_size, stride=stride, padding=padding)[0]
-
-
+    return _give(rules.max_pool(x, kernel_size=kernel_size, stride=stride, padding=padding)[0], out)
 def avg_pool(x, kernel_size, *, stride, padding=0, out=None):
     from mulfree_cupy.autograd import rules
-
-    return rules.avg_pool(x, kernel_size=kernel_size, stride=stride, padding=padding)[0]
-
-
+    return _give(rules.avg_pool(x, kernel_size=kernel_size, stride=stride, padding=padding)[0], out)
 def global_average_pool(x, *, out=None):
-    return x.mean(axis=(2, 3))
+    return _give(x.mean(axis=(2, 3)), out)
