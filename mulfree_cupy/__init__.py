@@ -1,6 +1,7 @@
 """Convolutions with no multiplications, or far fewer, as plain functions on arrays."""
 
 from mulfree_cupy.config import get_num_threads, keep_freed_memory, set_num_threads, show_config
+from mulfree_cupy.inference import load
 from mulfree_cupy.launch import emulator
 from mulfree_cupy.launch.emulator import EmulationFault, emulated_cuda
 from mulfree_cupy.launch.source import kernels
@@ -44,6 +45,7 @@ __all__ = [
     "im2col",
     "keep_freed_memory",
     "kernels",
+    "load",
     "modulo_shifts",
     "pack",
     "set_num_threads",

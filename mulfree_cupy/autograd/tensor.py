@@ -37,7 +37,7 @@ def no_grad() -> Iterator[None]:
 
 
 class Node:
-    """One operation of the tape: its inputs and options, and the pullback that its rule returned."""
+    """One operation of the tape: inputs, options, and the pullback that its rule returned."""
 
     __slots__ = ("fingerprints", "inputs", "operation", "options", "pullback")
 

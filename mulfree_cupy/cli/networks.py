@@ -35,11 +35,20 @@ def _evaluate(chosen: argparse.Namespace) -> int:
 def add_profile(commands) -> None:
     command = commands.add_parser(
         "profile",
-        help="where the time of a training step goes, layer by layer",
-        description="Time training steps on random images and print the median by layer.",
+        help="where the time of a training step, or of a prediction, goes, layer by layer",
+        description="Time training steps on random images and print the median by layer; or with "
+        "--inference predictions by the network as mulfree_cupy.load runs it, step by step, with "
+        "the shape of each answer, the terms summed up and the bytes moved for one image.",
     )
-    command.add_argument("--model", default="adder-resnet20", help="default: adder-resnet20")
-    command.add_argument("--batch-size", type=options.whole(2), default=256, help="default: 256")
+    command.add_argument(
+        "--model",
+        default="adder-resnet20",
+        help="name of the network, or with --inference a file of one (default: adder-resnet20)",
+    )
+    command.add_argument("--inference", action="store_true", help="predict instead of training")
+    command.add_argument(
+        "--batch-size", type=options.whole(1), help="default: 256, with --inference 128"
+    )
     command.add_argument(
         "--size", type=options.whole(1), default=32, help="pixels a side (default: 32)"
     )
@@ -54,12 +63,37 @@ def _profile(chosen: argparse.Namespace) -> int:
     from mulfree_cupy import models
     from mulfree_cupy.train import namespace_of, profile
 
+    if chosen.inference:
+        return _profile_inference(chosen)
+    batch_size = chosen.batch_size or 256
+    if batch_size == 1:
+        raise ValueError("--batch-size must be at least 2 for a training step")
     xp = namespace_of(chosen.device)
     model = models.build(chosen.model, channels=chosen.channels, size=chosen.size, classes=10)
-    shape = chosen.batch_size, chosen.channels, chosen.size, chosen.size
+    shape = batch_size, chosen.channels, chosen.size, chosen.size
     images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    labels = np.arange(chosen.batch_size) % 10
+    labels = np.arange(batch_size) % 10
     print(profile(model.to(xp), xp.asarray(images), xp.asarray(labels)))
+    return 0
+
+
+def _profile_inference(chosen: argparse.Namespace) -> int:
+    import numpy as np
+
+    from mulfree_cupy import inference, models
+    from mulfree_cupy.nn.description import network_of
+
+    if chosen.device != "cpu":
+        raise ValueError(f"--inference is for the CPU, got --device {chosen.device}")
+    if Path(chosen.model).is_file() or Path(chosen.model).suffix:
+        predictor = inference.load(chosen.model)
+    else:
+        shape = {"channels": chosen.channels, "size": chosen.size}
+        model = models.build(chosen.model, **shape, classes=10)
+        predictor = inference.Predictor(network_of(model, **shape))
+    shape = chosen.batch_size or 128, *predictor.network.image
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    print(inference.profile(predictor, images))
     return 0
 
 

@@ -8,6 +8,7 @@ from mulfree_cupy.inference.file import load, read, save_npz, save_safetensors
 from mulfree_cupy.inference.network import Layer, Network
 from mulfree_cupy.inference.plan import Plan
 from mulfree_cupy.inference.predictor import Predictor
+from mulfree_cupy.inference.profile import profile
 
 __all__ = [
     "Layer",
@@ -15,6 +16,7 @@ __all__ = [
     "Plan",
     "Predictor",
     "load",
+    "profile",
     "read",
     "save_npz",
     "save_safetensors",

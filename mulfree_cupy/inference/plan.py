@@ -59,7 +59,8 @@ class Plan:
         self.images = max(1, _AT_ONCE // self.nbytes)
         self.output = self.steps[-1].output
         self._mean, self._std = (
-            a.astype(np.float32)[:, None, None] for a in (network.mean, network.std)
+            np.broadcast_to(a[:, None, None], network.image).astype(np.float32)
+            for a in (network.mean, network.std)
         )
 
     def memory(self) -> np.ndarray:

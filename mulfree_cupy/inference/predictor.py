@@ -87,7 +87,7 @@ class Predictor:
         images = self._checked(images)
         shape, dtype = (len(images), len(self.classes)), np.dtype(np.float32)
         out = arrays.output_array("predictor", out, shape, dtype, images=images)
-        if arrays.namespace(images) is not np or self.plan is None:
+        if launch.device_for(images) is not None or self.plan is None:
             return arrays.deliver(self._layer_by_layer(images), out)
         answer = np.empty(shape, dtype) if out is None else out
         memory = self._free.pop() if self._free else _Memory(self.plan)
@@ -138,14 +138,14 @@ class Predictor:
                 f"predictor: images must be integers or floating-point numbers, got dtype "
                 f"{images.dtype} and shape {images.shape}"
             )
-        if images.dtype.kind == "f" and images.size and self.network.mean.max() > 2:
-            if 0 < abs(images).max() <= 1:
-                warnings.warn(
-                    "predictor: these images lie between 0 and 1, and the network was trained on "
-                    f"pixels of mean {self.network.mean.mean():.0f}; multiply them by 255",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
+        mean = self.network.mean.mean()
+        if images.dtype.kind == "f" and mean > 2 and images.size and 0 < abs(images).max() <= 1:
+            warnings.warn(
+                f"predictor: the images lie between 0 and 1, and the network was trained on pixels "
+                f"of mean {mean:.0f}; multiply them by 255",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         return images
 
     def _layer_by_layer(self, images: Array) -> Array:

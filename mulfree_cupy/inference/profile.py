@@ -145,4 +145,6 @@ def _cost(plan: Plan, step: Step, seconds: float | None = None) -> StepCost:
 
 
 def _title(step: StepCost) -> str:
-    return " + ".join(step.layers)
+    """The names of its layers, their common parent once."""
+    parent = step.layers[0].rpartition(".")[0] + "."
+    return " + ".join([step.layers[0], *(name.removeprefix(parent) for name in step.layers[1:])])

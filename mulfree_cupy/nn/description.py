@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from mulfree_cupy.autograd import Tensor
+from mulfree_cupy.autograd import Tensor, no_grad
 from mulfree_cupy.autograd.tensor import Node, from_first_to_last
-from mulfree_cupy.inference.network import IMAGES, Layer
+from mulfree_cupy.inference.network import IMAGES, Layer, Network
 from mulfree_cupy.nn.module import Module
 
 
@@ -52,6 +52,57 @@ def describe(model: Module, channels: int, size: int) -> list[Layer]:
         if tensor.node is not None:
             reader.read(tensor, tensor.node)
     return reader.layers
+
+
+def network_of(
+    model: Module,
+    channels: int,
+    size: int,
+    *,
+    classes: Sequence[str] | None = None,
+    mean: float | Sequence[float] = 0.0,
+    std: float | Sequence[float] = 1.0,
+) -> Network:
+    """A network as `mulfree_cupy.inference` takes it, with copies of the weights.
+
+    Parameters
+    ----------
+    model, channels, size
+        As in `describe`.
+    classes : sequence of str, optional
+        Their names; by default "0", "1", ...
+    mean, std : number or one a channel
+        Of a pixel: the network takes ``(images - mean) / std``.
+
+    Returns
+    -------
+    inference.Network
+
+    Raises
+    ------
+    NotImplementedError
+        As `describe`.
+    ValueError
+        If the numbers of classes, means or deviations do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mulfree_cupy import inference, models
+    >>> from mulfree_cupy.nn.description import network_of
+    >>> network = network_of(models.build("adder-lenet", size=8), 1, 8, mean=127.5, std=64)
+    >>> inference.Predictor(network)(np.zeros((5, 1, 8, 8), np.uint8)).shape
+    (5, 10)
+    """
+    layers = describe(model, channels, size)
+    if classes is None:
+        with no_grad():
+            answer = model(Tensor(np.zeros((1, channels, size, size), np.float32)))
+        classes = [str(i) for i in range(answer.shape[1])]
+    statistics = (np.array(np.broadcast_to(np.asarray(a, float), channels)) for a in (mean, std))
+    return Network(
+        tuple(layers), model.state_dict(), (channels, size, size), tuple(classes), *statistics
+    )
 
 
 class _Reader:

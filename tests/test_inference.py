@@ -1,0 +1,524 @@
+"""A trained network as one function: the answers of the tape, and nothing allocated for them."""
+
+import concurrent.futures
+import copy
+import multiprocessing
+import pickle
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+import mulfree_cupy as mf
+from mulfree_cupy import data, inference, models, nn, train
+from mulfree_cupy.autograd import Tensor, no_grad
+from mulfree_cupy.inference import Layer, Network, Plan, Predictor
+from mulfree_cupy.inference.folding import fold
+from mulfree_cupy.nn.description import network_of
+
+_cpu = pytest.importorskip("mulfree_cupy._cpu")
+
+FAMILIES = {
+    "adder-lenet": 8,
+    "conv-lenet": 16,
+    "sign-adder-resnet20": 8,
+    "adder-resnet20": 16,
+    "conv-resnet20": 12,
+    "adder-resnet18": 32,
+    "adder-resnet50": 32,
+    "adder-vggsmall": 8,
+    "shiftresnet20-e3": 12,
+    "depthwise-resnet20-e1": 8,
+    "shift-adder-resnet20-e1": 8,
+    "sc2-resnet20-e1": 8,
+    "shiftnet-c": 32,
+    "spatial-vgg-nagadomi-8": 16,
+    "winograd-vgg-nagadomi-8": 16,
+    "winograd-relu-vgg-nagadomi-8": 16,
+    "winograd4-vgg-nagadomi-8": 16,
+    "winograd4-relu-convpool-cnn-c-8": 16,
+    "winograd-resnet18-8": 32,
+    "winograd-relu-resnet18-8": 32,
+}
+MEAN, STD = (120.0, 118.0, 90.0), (60.0, 61.0, 70.0)
+
+
+def settled(name, size, prune=None):
+    """A network with random weights whose normalisations know what they normalise."""
+    shape = {**models.default_shape(name), "size": size, "classes": 10}
+    model = models.build(name, **shape)
+    rng = np.random.default_rng(1)
+    for _, module in model.modules():
+        if prune and hasattr(module, "prune"):
+            module.prune(prune)
+        if isinstance(module, nn.BatchNorm):
+            module.momentum = 1.0
+            size = module.weight.shape
+            module.weight.data = rng.uniform(0.5, 1.5, size).astype("f")
+            module.weight.data[::3] *= -1
+            module.bias.data = rng.normal(size=size).astype("f")
+    images = pixels(24, shape["channels"], shape["size"])
+    with no_grad():
+        model(Tensor(normalised(images)))
+    return model.eval(), images
+
+
+def pixels(count, channels, size):
+    return np.random.default_rng(2).integers(0, 256, (count, channels, size, size), np.uint8)
+
+
+def normalised(images):
+    channels = images.shape[1]
+    x = images.astype("f")
+    x -= np.array(MEAN[:channels], "f")[:, None, None]
+    x /= np.array(STD[:channels], "f")[:, None, None]
+    return x
+
+
+def predictor_of(model, images):
+    channels, size = images.shape[1:3]
+    statistics = {"mean": MEAN[:channels], "std": STD[:channels]}
+    return Predictor(network_of(model, channels, size, **statistics))
+
+
+def of_the_tape(model, images):
+    with no_grad():
+        return model(Tensor(normalised(images))).data
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_answers_are_those_of_the_tape(name):
+    model, images = settled(name, FAMILIES[name])
+    predictor, expected = predictor_of(model, images), of_the_tape(model, images)
+    tolerance = 1e-5 * np.abs(expected).max()
+    assert predictor.plan is not None
+    assert_allclose(predictor(images), expected, rtol=0, atol=tolerance)
+    assert_allclose(predictor(images[:1]), expected[:1], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["spatial-vgg-nagadomi-8", "winograd-relu-vgg-nagadomi-8"])
+@pytest.mark.parametrize("density", [0.4, 0.05])
+def test_of_pruned_networks_too(name, density):
+    model, images = settled(name, 16, prune=density)
+    expected = of_the_tape(model, images)
+    assert_allclose(predictor_of(model, images)(images), expected, rtol=0, atol=1e-5)
+
+
+def test_no_normalisation_is_left_in_a_resnet():
+    model, images = settled("adder-resnet20", 8)
+    steps = predictor_of(model, images).plan.steps
+    assert [step.op for step in steps] == ["conv"] + ["adder_conv"] * 20 + [
+        "global_average_pool",
+        "linear",
+    ]
+    assert sum(step.epilogue.residual is not None for step in steps) == 9
+
+
+def test_the_last_bit_before_the_classifier():
+    """The epilogue rounds as the tape's normalisation does."""
+    model, images = settled("adder-resnet20", 16)
+    model.fc, model.bn2 = nn.Sequential(), nn.Sequential()
+    expected = of_the_tape(model, images)
+    assert_array_equal(predictor_of(model, images)(images), expected)
+
+
+# ---- any graph --------------------------------------------------------------------------------
+
+
+@st.composite
+def graphs(draw):
+    """Layers that take any answers before them, of one shape (6, 5, 5) until the last two."""
+    rng = np.random.default_rng(draw(st.integers(0, 9)))
+    arrays, layers = {}, []
+
+    def array(layer, role, *shape, positive=False):
+        values = rng.uniform(0.5, 1.5, shape) if positive else rng.normal(size=shape)
+        arrays[f"{layer}.{role}"] = values.astype("f") / np.sqrt(np.prod(shape[1:]))
+        return f"{layer}.{role}"
+
+    names = ["first"]
+    weight = {"weight": array("first", "weight", 6, 1, 3, 3)}
+    layers.append(Layer("conv", "first", ("images",), weight, {"padding": 1}))
+    kinds = [
+        "conv",
+        "adder_conv",
+        "batch_norm",
+        "residual",
+        "add",
+        "relu",
+        "winograd_conv",
+        "shift",
+    ]
+    for i, kind in enumerate(draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=10))):
+        name, source = f"layer{i}", draw(st.sampled_from(names[-3:]))
+        other = draw(st.sampled_from(names[-4:]))
+        if kind in ("conv", "adder_conv"):
+            given = {"weight": array(name, "weight", 6, 6, 3, 3)}
+            layers.append(Layer(kind, name, (source,), given, {"padding": 1}))
+        elif kind == "winograd_conv":
+            given = {"weight": array(name, "weight", 4, 4, 6, 6)}
+            options = {"relu": draw(st.booleans()), "padding": 1, "points": "lavin"}
+            layers.append(Layer(kind, name, (source,), given, options))
+        elif kind in ("batch_norm", "residual"):
+            given = {role: array(name, role, 6) for role in ("weight", "bias", "mean")}
+            given["variance"] = array(name, "variance", 6, positive=True)
+            options = {"eps": 1e-5, "relu": draw(st.booleans())}
+            inputs = (source, other) if kind == "residual" else (source,)
+            layers.append(Layer("batch_norm", name, inputs, given, options))
+        elif kind == "shift":
+            arrays[f"{name}.shifts"] = rng.integers(-2, 3, (6, 2))
+            layers.append(Layer("shift", name, (source,), {"shifts": f"{name}.shifts"}, {}))
+        else:
+            layers.append(Layer(kind, name, (source, other) if kind == "add" else (source,)))
+        names.append(name)
+    layers.append(Layer("global_average_pool", "pool", (names[-1],)))
+    network = Network(tuple(layers), arrays, (1, 5, 5), tuple("abcdef"), np.zeros(1), np.ones(1))
+    return network
+
+
+@settings(max_examples=150)
+@given(network=graphs(), count=st.integers(1, 3))
+def test_a_plan_computes_what_its_layers_say(network, count):
+    images = np.random.default_rng(0).normal(size=(count, 1, 5, 5)).astype("f")
+    expected = network(images)
+    answer = Predictor(network)(images)
+    assert_allclose(answer, expected, rtol=0, atol=2e-5 * np.abs(expected).max() + 1e-6)
+
+
+@given(network=graphs())
+def test_no_answer_lies_over_one_that_is_still_read(network):
+    plan = Plan(network)
+    last = {"images": -1} | {step.output: i for i, step in enumerate(plan.steps)}
+    born = dict(last)
+    for i, step in enumerate(plan.steps):
+        last |= dict.fromkeys(step.sources, i)
+    for i, step in enumerate(plan.steps):
+        mine = plan.places[step.output]
+        for name, place in plan.places.items():
+            alive_after = born[name] < i < last[name]
+            apart = (
+                mine.offset + mine.nbytes <= place.offset
+                or place.offset + place.nbytes <= mine.offset
+            )
+            assert apart or not alive_after
+
+
+# ---- memory -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_call_allocates_nothing_once_it_is_warm(name):
+    model, images = settled(name, FAMILIES[name])
+    predictor = predictor_of(model, images)
+    out = np.empty((len(images), len(predictor.classes)), "f")
+    predictor(images, out=out)
+    tracemalloc.start()
+    try:
+        predictor(images, out=out)
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        predictor(images, out=out)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak - before < 8192  # Python's own small objects
+
+
+def test_memory_is_used_again():
+    model, images = settled("adder-resnet20", 16)
+    plan = predictor_of(model, images).plan
+    assert plan.nbytes < 0.25 * sum(place.nbytes for place in plan.places.values())
+
+
+def test_many_images_are_cut_into_parts(monkeypatch):
+    model, images = settled("conv-lenet", 16)
+    whole = predictor_of(model, images)(images)
+    monkeypatch.setattr("mulfree_cupy.inference.plan._AT_ONCE", 1 << 16)
+    predictor = predictor_of(model, images)
+    assert 1 < predictor.plan.images < len(images)
+    assert_allclose(predictor(images), whole, rtol=1e-6, atol=1e-6)
+
+
+# ---- in threads and other processes -----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    return predictor_of(*settled("adder-lenet", 8))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return pixels(24, 1, 8)
+
+
+def test_threads_may_share_it(predictor, images):
+    expected = predictor(images)
+    parts = [slice(i % 5, None) for i in range(60)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda part: predictor(images[part]), parts))
+    for part, answer in zip(parts, answers, strict=True):
+        assert_array_equal(answer, expected[part])
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))]
+)
+def test_copies(predictor, images, copied):
+    expected = predictor(images)
+    other = copied(predictor)
+    assert other.classes == predictor.classes
+    assert_array_equal(other(images), expected)
+
+
+def _ask(predictor, images, queue):
+    queue.put(predictor(images))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_other_processes(predictor, images, method):
+    context = multiprocessing.get_context(method)
+    expected, queue = predictor(images), context.SimpleQueue()
+    process = context.Process(target=_ask, args=(predictor, images, queue))
+    process.start()
+    assert_array_equal(queue.get(), expected)
+    process.join(30)
+    assert process.exitcode == 0
+
+
+# ---- images -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", "i8", "f4", "f8", "f2", "u4"])
+def test_any_dtype_of_pixels(predictor, images, dtype):
+    assert_array_equal(predictor(images.astype(dtype)), predictor(images))
+
+
+def test_any_memory_order(predictor, images):
+    rows = np.ascontiguousarray(images.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    assert_array_equal(predictor(rows), predictor(images))
+    assert_array_equal(predictor(images[::-2]), predictor(images)[::-2])
+
+
+def test_no_images(predictor):
+    assert predictor(np.zeros((0, 1, 8, 8), np.uint8)).shape == (0, 10)
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        ((1, 8, 8), r"must have shape \(N, 1, 8, 8\), got shape \(1, 8, 8\) and dtype uint8.*None"),
+        ((4, 8, 8, 1), r"got shape \(4, 8, 8, 1\).*transpose\(0, 3, 1, 2\)"),
+        ((8, 8, 1), r"transpose\(2, 0, 1\)\[None\]"),
+        ((4, 3, 8, 8), r"got shape \(4, 3, 8, 8\) and dtype uint8$"),
+        ((8,), r"got shape \(8,\)"),
+    ],
+)
+def test_other_shapes_are_refused(predictor, shape, says):
+    with pytest.raises(ValueError, match=says):
+        predictor(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize("images", [np.zeros((1, 1, 8, 8), complex), "cat.png", None])
+def test_what_is_no_image_is_refused(predictor, images):
+    with pytest.raises(TypeError, match="images"):
+        predictor(images)
+
+
+@pytest.mark.parametrize("out", [np.empty((3, 9), "f"), np.empty((3, 10)), np.empty((2, 10), "f")])
+def test_an_out_that_does_not_fit_is_refused(predictor, images, out):
+    with pytest.raises(ValueError, match=r"predictor: out must have shape \(3, 10\)"):
+        predictor(images[:3], out=out)
+
+
+def test_images_from_0_to_1_are_doubted(predictor, images):
+    with pytest.warns(RuntimeWarning, match="multiply them by 255"):
+        predictor(images / 255)
+
+
+def test_names_of_classes(predictor, images):
+    names = predictor.predict(images)
+    assert_array_equal(names, predictor(images).argmax(axis=1).astype(str))
+
+
+def test_answers_that_are_not_finite(predictor):
+    with pytest.raises(FloatingPointError, match="not finite"):
+        predictor.predict(np.full((1, 1, 8, 8), np.nan))
+
+
+def test_repr(predictor):
+    assert (
+        repr(predictor) == "Predictor(images of 1 x 8 x 8, 10 classes, 13 layers, 44,962 numbers)"
+    )
+
+
+# ---- files ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A trained network: its folder, and the run."""
+    path = tmp_path_factory.mktemp("run") / "checkpoint.npz"
+    recipe = train.Recipe(model="adder-lenet", epochs=1, augment="none")
+    training = train.Training(recipe, *data.load("digits"), path=path)
+    training.run(progress=False)
+    return training
+
+
+def test_a_checkpoint_is_a_predictor(run):
+    predictor, test = mf.load(run.path), run.test
+    assert predictor.classes == tuple(test.classes)
+    right = predictor.predict(test.images) == np.array(test.classes)[test.labels]
+    assert right.mean() == run.history.test_accuracy[-1]
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_a_network_in_a_file(run, suffix, tmp_path):
+    if suffix == "safetensors":
+        pytest.importorskip("safetensors")
+    network, path = inference.read(run.path), tmp_path / f"network.{suffix}"
+    getattr(inference, f"save_{suffix}")(path, network)
+    assert_array_equal(mf.load(path)(run.test.images), mf.load(run.path)(run.test.images))
+    assert inference.read(path).layers == network.layers
+
+
+def test_loading_needs_numpy_alone(run):
+    code = f"""
+import sys, numpy, mulfree_cupy
+print(mulfree_cupy.load({str(run.path)!r}).predict(numpy.zeros((2, 1, 8, 8), numpy.uint8)).shape)
+others = {{name.partition(".")[0] for name in sys.modules}} & {{"tqdm", "PIL", "scipy", "cupy"}}
+assert not others, others
+assert not [m for m in sys.modules if m.startswith(("mulfree_cupy.autograd", "mulfree_cupy.nn"))]
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "(2,)\n", done.stderr
+
+
+def described(network, **changes):
+    """A network with some of its first layer's entries changed."""
+    first, *rest = network.layers
+    return (Layer.from_description({**first.described(), **changes}), *rest)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"op": "magic"}, "there is no operation 'magic'"),
+        ({"inputs": ["nowhere"]}, "no layer before it is named 'nowhere'"),
+        ({"inputs": []}, "takes 1 to 1 answers"),
+        ({"arrays": {}}, "needs the array 'weight'"),
+        ({"arrays": {"weight": "lost"}}, "its weight, 'lost', is missing"),
+        ({"arrays": {"weight": "conv2.weight"}}, "layer 'conv1': adder_conv: .* shape"),
+        ({"options": {"strides": 2}}, "has no option 'strides'"),
+        ({"options": {"stride": "two"}}, "layer 'conv1': adder_conv: stride must be"),
+        ({"name": "bn1"}, "two layers have the name 'bn1'|no layer before it is named 'conv1'"),
+        ({"inputs": "images"}, "inputs must be of type list"),
+        ({"inputs": [3]}, "inputs must be names"),
+    ],
+)
+def test_networks_that_do_not_hold(run, changes, says):
+    n = inference.read(run.path)
+    with pytest.raises((TypeError, ValueError), match=says):
+        Network(described(n, **changes), n.arrays, n.image, n.classes, n.mean, n.std)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"classes": ("a", "b")}, "one number for each of 2 classes"),
+        ({"image": (1, 20, 20)}, "classes"),
+        ({"image": (3, 8, 8)}, "mean must have shape"),
+        ({"std": np.zeros(1)}, "std must be positive"),
+        ({"mean": np.full(1, np.nan)}, "mean holds numbers that are not finite"),
+        ({"layers": ()}, "must have layers"),
+    ],
+)
+def test_facts_that_do_not_hold(run, changes, says):
+    n = inference.read(run.path)
+    given = {name: getattr(n, name) for name in ("layers", "image", "classes", "mean", "std")}
+    with pytest.raises((ValueError, FloatingPointError), match=says):
+        Network(**{**given, **changes}, arrays=n.arrays)
+
+
+def test_damaged_files_are_named(run, tmp_path):
+    path = tmp_path / "cat.npz"
+    with pytest.raises(FileNotFoundError, match="there is no file .*cat.npz"):
+        mf.load(path)
+    for content in (b"", b"\x89PNG\r\n\x1a\n", run.path.read_bytes()[:5000]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="cat.npz holds no network.*no npz file"):
+            mf.load(path)
+    np.savez(path, x=np.zeros(3))
+    with pytest.raises(ValueError, match="cat.npz holds no network of mulfree: it has no"):
+        mf.load(path)
+
+
+def changed_checkpoint(run, path, **changes):
+    with np.load(run.path) as file:
+        arrays = dict(file)
+    np.savez(path, **{**arrays, **changes})
+    return path
+
+
+def test_weights_that_are_not_finite(run, tmp_path):
+    broken = np.full((6, 1, 5, 5), np.nan, "f")
+    path = changed_checkpoint(run, tmp_path / "c.npz", **{"model/conv1.weight": broken})
+    with pytest.raises(ValueError, match="c.npz .*conv1.weight holds numbers that are not finite"):
+        mf.load(path)
+
+
+def test_weights_of_another_shape(run, tmp_path):
+    path = changed_checkpoint(
+        run, tmp_path / "c.npz", **{"model/conv1.weight": np.zeros((6, 2, 5, 5), "f")}
+    )
+    with pytest.raises(ValueError, match="c.npz .*layer 'conv1'.*shape"):
+        mf.load(path)
+
+
+# ---- profiles ---------------------------------------------------------------------------------
+
+
+def test_a_profile_counts_and_times_every_step():
+    model, images = settled("adder-resnet20", 32)
+    predictor = predictor_of(model, images)
+    found = inference.profile(predictor, images[:2])
+    assert [step.layers[-1] for step in found.steps[1:]] == [s.output for s in predictor.plan.steps]
+    assert sum(step.terms for step in found.steps) == 40_813_184
+    assert all(step.seconds >= 0 for step in found.steps) and found.seconds > 0
+    text = str(found)
+    assert "stages.layers.0.conv1 + bn1" in text and "40,813,184 terms" in text
+
+
+def test_layer_by_layer_in_the_emulator(predictor, images):
+    expected = predictor(images[:2])
+    with mf.emulated_cuda():
+        assert_allclose(predictor(images[:2]), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(cupy, predictor, images):
+    answer = predictor(cupy.asarray(images))
+    assert isinstance(answer, cupy.ndarray)
+    assert_allclose(answer.get(), predictor(images), rtol=1e-4, atol=1e-4)
+    assert_array_equal(predictor.predict(cupy.asarray(images)), predictor.predict(images))
+
+
+def test_fold_keeps_what_others_read():
+    """A sum that two layers take cannot become another's epilogue."""
+    weight = np.ones((2, 1, 1, 1), "f")
+    layers = (
+        Layer("conv", "a", ("images",), {"weight": "w"}),
+        Layer("relu", "b", ("a",)),
+        Layer("add", "c", ("a", "b")),
+        Layer("global_average_pool", "d", ("c",)),
+    )
+    network = Network(layers, {"w": weight}, (1, 2, 2), ("x", "y"), np.zeros(1), np.ones(1))
+    assert [step.layers for step in fold(network)] == [("a",), ("b",), ("c",), ("d",)]
+    images = np.full((1, 1, 2, 2), -3, np.int8)
+    assert_array_equal(Predictor(network)(images), [[-3, -3]])
