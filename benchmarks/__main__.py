@@ -81,6 +81,16 @@ def parser() -> argparse.ArgumentParser:
     )
     _timed(batch1, _batch1)
 
+    inference = commands.add_parser(
+        "inference",
+        help="trained networks as one function beside PyTorch and ONNX Runtime (about 5 minutes)",
+        description="Times predictions of the AdderNet ResNet-20 in float32 and 8 bits and of a "
+        "pruned Winograd-ReLU VGG beside their ordinary twins in torch and ONNX Runtime, in one "
+        "process on the same threads, and loading. A wrong answer stops the run with exit status "
+        "1.",
+    )
+    _timed(inference, _inference)
+
     training = commands.add_parser(
         "training",
         help="a training step of the papers' ResNet-20s beside PyTorch (about 4 minutes)",
@@ -168,8 +178,8 @@ def parser() -> argparse.ArgumentParser:
         help="put the newest results into README.md and docs/*.md",
         description="Rewrites what stands between <!-- benchmark:NAME --> and "
         "<!-- /benchmark:NAME --> in README.md and docs/*.md from the newest JSON of each kind in "
-        "benchmarks/results/. NAME is adder-SET, adder-beside-SET, batch1-SET, shift-SET, "
-        "shift-beside-SET or winograd-SET, where SET is an instruction set, training, errors, "
+        "benchmarks/results/. NAME is adder-SET, adder-beside-SET, batch1-SET, inference-SET, "
+        "shift-SET, shift-beside-SET or winograd-SET, where SET is an instruction set, training, errors, "
         "curves-NAME, pruning-NAME, emulator, gpu or gpu-status.",
     )
     report.add_argument(
@@ -246,6 +256,12 @@ def _shift(options: argparse.Namespace) -> int:
     if options.quick:
         fused = moves = layers.QUICK_SHIFT
     return shift.run(fused, moves, options.threads, options.out, options.quick)
+
+
+def _inference(options: argparse.Namespace) -> int:
+    from benchmarks import inference
+
+    return inference.run(options.threads, options.quick, options.out)
 
 
 def _training(options: argparse.Namespace) -> int:

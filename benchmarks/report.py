@@ -40,6 +40,7 @@ def current_sections() -> dict[str, str]:
         emulator,
         errors,
         goals,
+        inference,
         pruning,
         shift,
         training,
@@ -57,6 +58,8 @@ def current_sections() -> dict[str, str]:
         sections[f"adder-beside-{features}"] = adder.beside_table(rows)
     for record in records(timing.RESULTS, "batch1"):
         sections[f"batch1-{record['cpu_features']}"] = batch1.document(record)
+    for record in records(timing.RESULTS, "inference"):
+        sections[f"inference-{record['cpu_features']}"] = inference.document(record)
     for record in records(timing.RESULTS, "winograd"):
         sections[f"winograd-{record['cpu_features']}"] = winograd.document(record)
     for record in records(timing.RESULTS, "shift"):

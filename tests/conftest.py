@@ -33,6 +33,14 @@ def _cache_of_the_session(tmp_path_factory):
         yield
 
 
+@pytest.fixture
+def cupy():
+    cupy = pytest.importorskip("cupy")
+    if not cupy.is_available():
+        pytest.skip("no GPU")
+    return cupy
+
+
 def pytest_collection_modifyitems(items):
     if rehearsal.active():
         shapes.skip_what_needs_values(items)

@@ -78,14 +78,6 @@ def test_a_device_counts_the_right_answers_of_the_host(digits):
 # On a GPU.
 
 
-@pytest.fixture
-def cupy():
-    cupy = pytest.importorskip("cupy")
-    if not cupy.is_available():
-        pytest.skip("no GPU")
-    return cupy
-
-
 def finished(digits, path=None, *, graph=True, replayed=None, **changes):
     """A run on the GPU, whose steps are replayed as a graph or not."""
     run = Training(replace(RECIPE, **changes), *digits, device="cuda", path=path)
