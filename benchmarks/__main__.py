@@ -179,8 +179,8 @@ def parser() -> argparse.ArgumentParser:
         description="Rewrites what stands between <!-- benchmark:NAME --> and "
         "<!-- /benchmark:NAME --> in README.md and docs/*.md from the newest JSON of each kind in "
         "benchmarks/results/. NAME is adder-SET, adder-beside-SET, batch1-SET, inference-SET, "
-        "shift-SET, shift-beside-SET or winograd-SET, where SET is an instruction set, training, errors, "
-        "curves-NAME, pruning-NAME, emulator, gpu or gpu-status.",
+        "shift-SET, shift-beside-SET or winograd-SET, where SET is an instruction set, training, "
+        "errors, curves-NAME, pruning-NAME, emulator, gpu or gpu-status.",
     )
     report.add_argument(
         "--check", action="store_true", help="write nothing; exit status 1 if a file would change"
