@@ -4,9 +4,11 @@ import concurrent.futures
 import copy
 import multiprocessing
 import pickle
+import re
 import subprocess
 import sys
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 import mulfree_cupy as mf
-from mulfree_cupy import data, inference, models, nn, train
+from mulfree_cupy import cli, data, inference, models, nn, train
 from mulfree_cupy.autograd import Tensor, no_grad
 from mulfree_cupy.inference import Layer, Network, Plan, Predictor
 from mulfree_cupy.inference.folding import fold
@@ -353,9 +355,8 @@ def test_answers_that_are_not_finite(predictor):
 
 
 def test_repr(predictor):
-    assert (
-        repr(predictor) == "Predictor(images of 1 x 8 x 8, 10 classes, 13 layers, 44,962 numbers)"
-    )
+    expected = "Predictor(images of 1 x 8 x 8, 10 classes, 12 layers, 45,134 numbers)"
+    assert repr(predictor) == expected
 
 
 # ---- files ------------------------------------------------------------------------------------
@@ -398,6 +399,27 @@ assert not [m for m in sys.modules if m.startswith(("mulfree_cupy.autograd", "mu
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "(2,)\n", done.stderr
+
+
+def test_the_lines_of_the_first_page(tmp_path, monkeypatch, capsys):
+    pillow = pytest.importorskip("PIL.Image")
+    pytest.importorskip("tqdm")
+    rng = np.random.default_rng(0)
+    for name, mean in {"dark": 60, "light": 190}.items():
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(15):
+            picture = rng.normal(mean, 25, (20, 20, 3)).clip(0, 255).astype(np.uint8)
+            pillow.fromarray(picture).save(tmp_path / "pictures" / name / f"{i}.png")
+    pillow.fromarray(np.full((50, 70, 3), 200, np.uint8)).save(tmp_path / "picture.jpg")
+    monkeypatch.chdir(tmp_path)
+    command = ["train", "--model", "conv-lenet", "--data", "pictures", "--out", "folders"]
+    options = ["--image-size", "16", "--epochs", "3", "--batch-size", "8", "--augment", "none"]
+    assert cli.main([*command, *options]) == 0
+    capsys.readouterr()
+    page = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    lines = re.search(r"<!-- predict -->\n```python\n(.*?)```", page, re.DOTALL)[1]
+    exec(lines, {})
+    assert capsys.readouterr().out.startswith("['light']")
 
 
 def described(network, **changes):
