@@ -35,6 +35,11 @@ class Epilogue:
     high: float = np.inf
 
     @property
+    def is_none(self) -> bool:
+        """Whether the sums are stored as they are."""
+        return self.is_open and self.origin is self.scale is self.offset is None
+
+    @property
     def is_open(self) -> bool:
         """Whether a sum or a clip may follow."""
         return self.residual is None and self.low == -np.inf and self.high == np.inf
@@ -106,7 +111,7 @@ def _joined(step: Step, layer: Layer, network: Network) -> Step | None:
 
 
 def _batch_norm(step: Step, layer: Layer, network: Network, residual: str | None = None):
-    if layer.inputs[0] != step.output or step.epilogue != Epilogue():
+    if layer.inputs[0] != step.output or not step.epilogue.is_none:
         return None  # it is the residual, or scaled already
     weight, bias, mean, variance = (
         network.arrays[layer.arrays[role]] for role in ("weight", "bias", "mean", "variance")
@@ -124,7 +129,7 @@ def _batch_norm(step: Step, layer: Layer, network: Network, residual: str | None
 
 
 def _rescale(step: Step, layer: Layer, network: Network, residual: str | None = None):
-    if layer.inputs[0] != step.output or step.epilogue != Epilogue():
+    if layer.inputs[0] != step.output or not step.epilogue.is_none:
         return None
     if step.op not in WITH_EPILOGUE:
         return None
