@@ -53,11 +53,16 @@ def run(stem: str, record: dict, histories: Mapping[str, History], out: Path | N
 
 
 def document(record: dict) -> str:
-    machine = record["machine"]
+    machine, runs = record["machine"], record["runs"]
     head = ["run", "epochs", "test accuracy", "best", "training loss"]
+    rows = [_row(name, run) for name, run in runs.items()]
+    if all("running_accuracy" in run for run in runs.values()):  # earlier records have none
+        head.append("test accuracy, running statistics")
+        for row, run in zip(rows, runs.values(), strict=True):
+            row.append(f"{run['running_accuracy'][-1]:.2%}" if run["running_accuracy"] else "-")
     return (
         f"{record['title']}. {machine['date']}, {machine['cpu']}, commit {machine['commit']}.\n\n"
-        + timing.table(head, [_row(name, run) for name, run in record["runs"].items()])
+        + timing.table(head, rows)
     )
 
 

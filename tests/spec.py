@@ -175,6 +175,15 @@ def batch_norm(x, weight, bias, residual=0, *, relu=False, eps=1e-5, mean=None, 
     return np.where(y < 0, 0, y) if relu else y
 
 
+def gathered(batches):
+    """Mean and unbiased variance of the batches, averaged with their numbers of images."""
+    sizes = [len(x) for x in batches]
+    means, variances = zip(*(moments(x) for x in batches), strict=True)
+    counts = [x.size // x.shape[1] for x in batches]
+    unbiased = [v * n / (n - 1) for v, n in zip(variances, counts, strict=True)]
+    return np.average(means, 0, sizes), np.average(unbiased, 0, sizes)
+
+
 def batch_norm_backward(grad, x, y, weight, mean, variance, *, relu=False, eps=1e-5, fixed=False):
     """Gradients of x, weight, bias and residual: those that go by mean and variance too."""
     axes, inverse = _all_but_channels(x), 1 / np.sqrt(_along(x, variance) + eps)

@@ -98,6 +98,7 @@ def idx(tmp_path):
         ("profile --model adder-lenet --size 8 --batch-size 4", 0),
         ("profile --device cuda", CUDA),
         ("evaluate net.npz --data .", 0),
+        ("calibrate net.npz --data .", 0),
         ("evaluate net.npz --data . --device cuda", CUDA),
         ("evaluate net.npz", TRAIN),
         ("evaluate net.npz --data pictures", TRAIN),

@@ -142,7 +142,7 @@ def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     told = "cannot be written, and is as it was: No space left on device"
-    history = History([1.0], [0.5], [0.5], [1.0])
+    history = History([1.0], [0.5], [0.5], [0.5], [1.0])
     with pytest.raises(OSError, match=f"curve.csv {told}"):
         curves.write(tmp_path / "curve.png", {"one": history})
     weights = mf.WinogradWeights.from_dense(np.ones((4, 4, 1, 1)))

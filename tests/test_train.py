@@ -36,6 +36,7 @@ def assert_same(one, other):
         assert_array_equal(array, other.model.state_dict()[name])
     assert one.history.train_loss == other.history.train_loss
     assert one.history.test_accuracy == other.history.test_accuracy
+    assert one.history.running_accuracy == other.history.running_accuracy
 
 
 def test_a_run_is_a_function_of_its_recipe(digits):
@@ -147,10 +148,10 @@ def test_a_place_that_cannot_be_written_is_known_at_the_start(digits, tmp_path, 
 
 
 def test_curves_are_drawn_and_tabled(tmp_path):
-    history = History([1.0, 0.5], [0.5, 0.7], [0.4, 0.6], [1.0, 1.0])
+    history = History([1.0, 0.5], [0.5, 0.7], [0.4, 0.6], [0.1, 0.55], [1.0, 1.0])
     curves.write(tmp_path / "curve.png", {"one": history, "two": history})
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert (tmp_path / "curve.csv").read_text().splitlines()[2] == "one,2,0.5,0.7,0.6,1"
+    assert (tmp_path / "curve.csv").read_text().splitlines()[2] == "one,2,0.5,0.7,0.6,0.55,1"
 
 
 def test_the_command_trains_evaluates_and_resumes(tmp_path, capsys):

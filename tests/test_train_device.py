@@ -94,6 +94,7 @@ def assert_same(one, other):
         assert_array_equal(array, other.model.state_dict()[name], err_msg=name)
     assert one.history.train_loss == other.history.train_loss
     assert one.history.test_accuracy == other.history.test_accuracy
+    assert one.history.running_accuracy == other.history.running_accuracy
 
 
 @pytest.mark.gpu

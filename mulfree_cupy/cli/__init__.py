@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mulfree_cupy.cli import kernels, networks, pruning, training
+from mulfree_cupy.cli import checkpoints, kernels, networks, pruning, training
 from mulfree_cupy.config import keep_freed_memory
 from mulfree_cupy.files import reason
 from mulfree_cupy.version import __version__
@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     training.add_train(commands)
     pruning.add(commands)
     networks.add_evaluate(commands)
+    checkpoints.add_calibrate(commands)
     training.add_ablation(commands)
     networks.add_profile(commands)
     networks.add_count(commands)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -79,6 +81,16 @@ class Feed:
     def tally(self, loss: Array, right: Array, count: int) -> None:
         """Add a batch's mean loss and number of right answers, and go on to the next batch."""
         batch.tally(launch.device_for(loss), loss, right, self.progress, count)
+
+    def first_images(self, epoch: int, count: int) -> Iterator[Array]:
+        """The images of an epoch's first batches, `count` or all there are."""
+        self.start(epoch)
+        nothing = [self._xp.zeros((), dtype) for dtype in (self.loader.dtype, np.int64)]
+        rows, batch_size = len(self.plan), self.loader.batch_size
+        for first in islice(range(0, rows, batch_size), count):
+            size = min(batch_size, rows - first)
+            yield self.take(size)[0]
+            self.tally(*nothing, size)
 
     def read(self) -> Reading:
         """The progress as it is when the device has come this far."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -108,6 +109,16 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         epoch = geometry.integer("Loader", "epoch", self.epoch, 0)
+        yield from self._batches(epoch)
+        self.epoch = epoch + 1
+
+    def first_images(self, epoch: int, count: int) -> Iterator[np.ndarray]:
+        """The images of an epoch's first batches, `count` or all there are."""
+        with contextlib.closing(self._batches(epoch)) as batches:
+            for images, _ in islice(batches, count):
+                yield images
+
+    def _batches(self, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         order = self._order(epoch)
         pool = ThreadPoolExecutor(1, thread_name_prefix="mulfree-loader")
         batches = (pool.submit(self._batch, order, epoch, number) for number in range(len(self)))
@@ -119,7 +130,6 @@ class Loader:
                 yield batch
         finally:
             pool.shutdown(cancel_futures=True)
-        self.epoch = epoch + 1
 
     def plan(self, epoch: int) -> np.ndarray:
         """What an epoch shows, in its order, for another place than this one to prepare it.

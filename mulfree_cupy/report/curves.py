@@ -8,7 +8,7 @@ from pathlib import Path
 from mulfree_cupy.report import output
 from mulfree_cupy.train import History
 
-_HEAD = "run", "epoch", "train_loss", "train_accuracy", "test_accuracy", "seconds"
+_COLUMNS = "train_loss", "train_accuracy", "test_accuracy", "running_accuracy", "seconds"
 
 
 def write(path: str | Path, histories: Mapping[str, History], title: str = "") -> None:
@@ -26,10 +26,10 @@ def write(path: str | Path, histories: Mapping[str, History], title: str = "") -
         (name, epoch, *numbers)
         for name, h in histories.items()
         for epoch, numbers in enumerate(
-            zip(h.train_loss, h.train_accuracy, h.test_accuracy, h.seconds, strict=True), start=1
+            zip(*(getattr(h, column) for column in _COLUMNS), strict=True), start=1
         )
     ]
-    output.write_table(Path(path).with_suffix(".csv"), _HEAD, rows)
+    output.write_table(Path(path).with_suffix(".csv"), ["run", "epoch", *_COLUMNS], rows)
     output.write_picture(path, _drawn(histories, title))
 
 
@@ -39,12 +39,20 @@ def _drawn(histories: Mapping[str, History], title: str):
         epochs = range(1, len(h.test_accuracy) + 1)
         (line,) = losses.plot(epochs, h.train_loss, label=name)
         color = line.get_color()
-        accuracies.plot(epochs, [100 * a for a in h.train_accuracy], "--", color=color, alpha=0.5)
-        accuracies.plot(epochs, [100 * a for a in h.test_accuracy], color=color, label=name)
+        accuracies.plot(epochs, _percent(h.train_accuracy), "--", color=color, alpha=0.5)
+        accuracies.plot(epochs, _percent(h.test_accuracy), color=color, label=name)
+        if h.running_accuracy != h.test_accuracy:
+            accuracies.plot(epochs, _percent(h.running_accuracy), ":", color=color, alpha=0.7)
     losses.set(xlabel="epoch", ylabel="training loss", yscale="log")
-    accuracies.set(xlabel="epoch", ylabel="accuracy, % (dashed: training)")
+    accuracies.set(
+        xlabel="epoch", ylabel="accuracy, %\n(dashed: training, dotted: running statistics)"
+    )
     for axes in (losses, accuracies):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     output.head(figure, title)
     return figure
+
+
+def _percent(shares: list[float]) -> list[float]:
+    return [100 * share for share in shares]

@@ -1,6 +1,7 @@
 """Training: recipes, runs that stop and resume bit for bit, checkpoints."""
 
 from mulfree_cupy.train.ablation import ablation
+from mulfree_cupy.train.calibration import calibrated, gather_statistics
 from mulfree_cupy.train.checkpoint import SCHEDULES, Checkpoint
 from mulfree_cupy.train.evaluation import check_data, evaluate, load_model, namespace_of
 from mulfree_cupy.train.profile import StepProfile, profile
@@ -20,8 +21,10 @@ __all__ = [
     "StepProfile",
     "Training",
     "ablation",
+    "calibrated",
     "check_data",
     "evaluate",
+    "gather_statistics",
     "load_model",
     "namespace_of",
     "profile",

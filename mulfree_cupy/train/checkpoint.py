@@ -20,7 +20,9 @@ from mulfree_cupy.inference.network import Layer, Network
 from mulfree_cupy.nn.description import describe
 from mulfree_cupy.train.recipe import History, Recipe, integer
 
-FORMAT = 3  # 1 had the batches of an epoch beside its images; it and 2 had no digest of the data
+# 1 had the batches of an epoch beside its images; it and 2 had no digest of the data; up to 3 no
+# statistics were gathered.
+FORMAT = 4
 SCHEDULES = ("continue", "restart")
 
 
@@ -234,6 +236,10 @@ def _checkpoint(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Checkpo
         facts["data"] = None
     elif not re.fullmatch("[0-9a-f]{64}", str(facts["data"])):
         raise ValueError(f"data must be a digest of 64 digits, got {facts['data']!r:.50}")
+    if facts["format"] < 4:
+        facts["recipe"] = {**facts["recipe"], "calibration": 0}
+        facts["history"] = {**facts["history"]}
+        facts["history"]["running_accuracy"] = facts["history"]["test_accuracy"]
     recipe = Recipe(**_part(facts, "recipe", [field.name for field in fields(Recipe)]))
     shape = {
         name: integer("shape", name, size)

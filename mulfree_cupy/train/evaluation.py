@@ -13,6 +13,7 @@ from mulfree_cupy.autograd import Tensor, no_grad
 from mulfree_cupy.train import checkpoint
 from mulfree_cupy.train.checkpoint import Checkpoint
 from mulfree_cupy.train.device import right_answers
+from mulfree_cupy.train.recipe import AUGMENTATIONS, Recipe
 
 
 def load_model(path: str | os.PathLike, xp: Any = np) -> tuple[nn.Module, Checkpoint]:
@@ -58,6 +59,21 @@ def in_order(
 ) -> data.Loader:
     """The batches that a network is tested on."""
     return data.Loader(dataset, batch_size, shuffle=False, mean=mean, std=std, seed=0)
+
+
+def in_training(
+    recipe: Recipe, dataset: data.Dataset, mean: np.ndarray, std: np.ndarray
+) -> data.Loader:
+    """The batches that a network is trained on."""
+    return data.Loader(
+        dataset,
+        recipe.batch_size,
+        shuffle=True,
+        augment=AUGMENTATIONS[recipe.augment],
+        mean=mean,
+        std=std,
+        seed=recipe.seed,
+    )
 
 
 def first_fault(model: nn.Module, x: Array) -> str:

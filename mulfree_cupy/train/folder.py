@@ -7,7 +7,7 @@ import itertools
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from mulfree_cupy.files import UNFINISHED, reason
@@ -42,7 +42,7 @@ def taken(out: str | os.PathLike, *, resumed: str | None = None) -> Iterator[Pat
         If it cannot be made or written to.
     """
     out = Path(out)
-    with _held(out, _made(out), resumed) as folder:
+    with _held(out, _made(out), {resumed}) as folder:
         yield folder
 
 
@@ -50,7 +50,15 @@ def taken(out: str | os.PathLike, *, resumed: str | None = None) -> Iterator[Pat
 def next_free(name: str) -> Iterator[Path]:
     """The first of the folders `name`, `name`-2, ... that is not there, as by `taken`."""
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    with _held(next(out for out in map(Path, names) if _made(out)), True, None) as folder:
+    with _held(next(out for out in map(Path, names) if _made(out)), True) as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def of_file(path: str | os.PathLike) -> Iterator[Path]:
+    """The folder of a file that is to be written, as by `taken`, whatever runs it holds."""
+    out = Path(path).parent
+    with _held(out, _made(out), RECORDS) as folder:
         yield folder
 
 
@@ -66,7 +74,7 @@ def _made(out: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _held(out: Path, new: bool, resumed: str | None) -> Iterator[Path]:
+def _held(out: Path, new: bool, welcome: Container[str | None] = ()) -> Iterator[Path]:
     try:
         lock = _locked(out / _LOCK)
     except OSError as error:
@@ -75,7 +83,7 @@ def _held(out: Path, new: bool, resumed: str | None) -> Iterator[Path]:
         raise ValueError(f"another run is going on in {out}; take another folder")
     try:
         for record, found in RECORDS.items():
-            if record != resumed and (out / record).exists():
+            if record not in welcome and (out / record).exists():
                 raise ValueError(f"{out} holds {found.format(out / record)} take another folder")
         for file in out.iterdir():
             if UNFINISHED.fullmatch(file.name):

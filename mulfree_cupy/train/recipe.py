@@ -14,6 +14,8 @@ AUGMENTATIONS = {
     "crop and flip": data.Compose(data.RandomCrop(), data.RandomFlip()),
 }
 
+IMAGES = 2560  # from which statistics are gathered: with more, no network tests better
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -22,6 +24,9 @@ class Recipe:
     The defaults are the AdderNet reference's for CIFAR, with fewer epochs. `augment` is a key of
     `AUGMENTATIONS`; the rest is as in `mulfree_cupy.optim.SGD`. The rate falls along half a cosine
     from `first_epoch`, which is 0 unless a run was gone on with, to the end of `epochs`.
+
+    After each epoch BatchNorm's statistics are gathered anew, as by `gather_statistics`, from as
+    many of its first batches as hold `calibration` images, or all; 0 leaves the running ones.
 
     Raises
     ------
@@ -44,9 +49,11 @@ class Recipe:
     augment: str = "crop and flip"
     seed: int = 0
     first_epoch: int = 0
+    calibration: int = IMAGES
 
     def __post_init__(self):
-        for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("first_epoch", 0)):
+        for name in ("epochs", "batch_size", "seed", "first_epoch", "calibration"):
+            least = int(name in ("epochs", "batch_size"))
             self._take(name, integer("Recipe", name, getattr(self, name), least))
         for name in ("rate", "momentum", "weight_decay", "adder_scale", "eta"):
             self._take(name, number("Recipe", name, getattr(self, name)))
@@ -78,11 +85,17 @@ class Recipe:
 
 @dataclass
 class History:
-    """One number an epoch in each list."""
+    """One number an epoch in each list.
+
+    `test_accuracy` is that of the network as it is saved, with the statistics gathered at the end
+    of the epoch; `running_accuracy` that of the same weights with the running statistics of
+    training. They are equal where none are gathered.
+    """
 
     train_loss: list[float] = field(default_factory=list)
     train_accuracy: list[float] = field(default_factory=list)
     test_accuracy: list[float] = field(default_factory=list)
+    running_accuracy: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
 

@@ -20,6 +20,7 @@ from mulfree_cupy.autograd import Tensor, apply
 from mulfree_cupy.data.feed import Progress
 from mulfree_cupy.data.progress import progress as progress_bar
 from mulfree_cupy.train import checkpoint
+from mulfree_cupy.train.calibration import gather_statistics
 from mulfree_cupy.train.checkpoint import Checkpoint
 from mulfree_cupy.train.device import DeviceSteps, right_answers
 from mulfree_cupy.train.evaluation import (
@@ -27,10 +28,11 @@ from mulfree_cupy.train.evaluation import (
     evaluate,
     first_fault,
     in_order,
+    in_training,
     namespace_of,
     shape_of,
 )
-from mulfree_cupy.train.recipe import AUGMENTATIONS, History, Recipe
+from mulfree_cupy.train.recipe import History, Recipe
 
 
 class Interrupted(KeyboardInterrupt):
@@ -95,15 +97,7 @@ class Training:
             adder_scale=recipe.adder_scale,
             eta=recipe.eta,
         )
-        self.loader = data.Loader(
-            train,
-            recipe.batch_size,
-            shuffle=True,
-            augment=AUGMENTATIONS[recipe.augment],
-            mean=self.mean,
-            std=self.std,
-            seed=recipe.seed,
-        )
+        self.loader = in_training(recipe, train, self.mean, self.std)
         if recipe.batch_size == 1 or len(train) % recipe.batch_size == 1:
             raise ValueError(
                 f"batches of {recipe.batch_size} of {len(train)} images leave one of a single "
@@ -149,10 +143,15 @@ class Training:
         if asked_to_stop:
             self._save()
             raise Interrupted
-        test_accuracy, seen = self.evaluate(), self.sums["seen"]
+        running_accuracy, seen = self.evaluate(), self.sums["seen"]
+        test_accuracy = running_accuracy
+        if self.recipe.calibration:
+            self._gather_statistics()
+            test_accuracy = self.evaluate()
         self.history.train_loss.append(self.sums["loss"] / seen)
         self.history.train_accuracy.append(self.sums["right"] / seen)
         self.history.test_accuracy.append(test_accuracy)
+        self.history.running_accuracy.append(running_accuracy)
         self.history.seconds.append(time.perf_counter() - start)
         self.epoch, self.step = self.epoch + 1, 0
         self.sums = dict.fromkeys(self.sums, 0)
@@ -214,6 +213,11 @@ class Training:
         for i, (_, module) in enumerate(self.model.modules()):
             if isinstance(module, nn.Dropout):
                 module.rng = np.random.default_rng((self.recipe.seed, self.epoch, self.step, i))
+
+    def _gather_statistics(self) -> None:
+        source = self.loader if self.xp is np else self.device_steps.feed
+        batches = -(-self.recipe.calibration // self.recipe.batch_size)
+        gather_statistics(self.model, source.first_images(self.epoch, batches))
 
     def evaluate(self, dataset: data.Dataset | None = None) -> float:
         """Share of right answers on a data set, the test set by default."""
