@@ -14,6 +14,7 @@ from mulfree_cupy.inference.network import Layer, Network
 from mulfree_cupy.inference.predictor import Predictor
 
 FORMAT = 1
+CHECKPOINT_FORMAT = 4  # of training runs, which hold more than a network
 ENTRY = "network"  # the array, or the metadata, that holds the description
 
 
@@ -124,9 +125,7 @@ def _described(description: Any, arrays: dict[str, np.ndarray]) -> Network:
     """Of what `save_npz` and `save_safetensors` write."""
     if not isinstance(description, dict):
         raise TypeError("its description must have entries")
-    version = geometry.integer("network", "format", description["format"])
-    if version > FORMAT:
-        raise ValueError(f"it has format {version}; this version reads up to {FORMAT}")
+    _check_format(description, FORMAT)
     image = description["image"]
     if not isinstance(image, list) or len(image) != 3:
         raise TypeError(f"image must be channels, height and width, got {image!r:.50}")
@@ -136,11 +135,18 @@ def _described(description: Any, arrays: dict[str, np.ndarray]) -> Network:
 
 def _checkpoint(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> Network:
     """Of a training run, whose arrays have a prefix and company."""
+    _check_format(facts, CHECKPOINT_FORMAT)
     prefix, shape = "model/", facts["shape"]
     image = [shape["channels"], shape["size"], shape["size"]]
     weights = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
     statistics = arrays["mean"], arrays["std"]
     return _network(facts[ENTRY], weights, image, facts["classes"], *statistics)
+
+
+def _check_format(description: dict[str, Any], latest: int) -> None:
+    version = geometry.integer("network", "format", description["format"])
+    if version > latest:
+        raise ValueError(f"it has format {version}; this version reads up to {latest}")
 
 
 def _network(layers: Any, arrays: dict, image: list, classes: Any, *statistics) -> Network:

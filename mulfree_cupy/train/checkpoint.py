@@ -16,13 +16,14 @@ import numpy as np
 
 from mulfree_cupy import files, models, nn
 from mulfree_cupy.geometry import number
+from mulfree_cupy.inference.file import CHECKPOINT_FORMAT
 from mulfree_cupy.inference.network import Layer, Network
 from mulfree_cupy.nn.description import describe
 from mulfree_cupy.train.recipe import History, Recipe, integer
 
 # 1 had the batches of an epoch beside its images; it and 2 had no digest of the data; up to 3 no
-# statistics were gathered.
-FORMAT = 4
+# statistics were gathered, and the layers were not described.
+FORMAT = CHECKPOINT_FORMAT
 SCHEDULES = ("continue", "restart")
 
 
