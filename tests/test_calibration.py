@@ -99,7 +99,7 @@ def test_the_rest_of_the_network_stays(digits):
     model = dropping()
     images = digits[0].images[:64].astype(np.float32)
     draws = [m.rng.bit_generator.state for _, m in model.modules() if isinstance(m, nn.Dropout)]
-    places = {id(array) for name, *_, array in model._state() if "running" in name}
+    places = {id(array) for name, *_, array in model.named_state() if "running" in name}
     momenta = [m.momentum for _, m in model.modules() if isinstance(m, nn.BatchNorm)]
     modes = [m.training for _, m in model.modules()]
     weights = {n: a for n, a in model.state_dict().items() if "running" not in n}
@@ -108,7 +108,7 @@ def test_the_rest_of_the_network_stays(digits):
     assert draws == [
         m.rng.bit_generator.state for _, m in model.modules() if isinstance(m, nn.Dropout)
     ]
-    assert places == {id(array) for name, *_, array in model._state() if "running" in name}
+    assert places == {id(array) for name, *_, array in model.named_state() if "running" in name}
     assert modes == [m.training for _, m in model.modules()]
     assert momenta == [m.momentum for _, m in model.modules() if isinstance(m, nn.BatchNorm)]
     for name, array in weights.items():

@@ -241,6 +241,12 @@ def _checkpoint(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Checkpo
         facts["recipe"] = {**facts["recipe"], "calibration": 0}
         facts["history"] = {**facts["history"]}
         facts["history"]["running_accuracy"] = facts["history"]["test_accuracy"]
+    else:  # for `inference`; here the network's name tells all
+        described = facts["network"]
+        if not isinstance(described, list) or not described:
+            raise TypeError(f"network must be a list of layers, got {described!r:.50}")
+        for layer in described:
+            Layer.from_description(layer)
     recipe = Recipe(**_part(facts, "recipe", [field.name for field in fields(Recipe)]))
     shape = {
         name: integer("shape", name, size)
