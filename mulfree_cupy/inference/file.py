@@ -54,6 +54,8 @@ def read(path: str | os.PathLike) -> Network:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
+    if path.suffix in (".pth", ".pt"):
+        raise ValueError(f"{path} is PyTorch's; mulfree import makes a checkpoint of one")
     try:
         if path.suffix == ".safetensors":
             return _described(*_safetensors(path))

@@ -17,7 +17,8 @@ from mulfree_cupy.inference.network import IMAGES, Network
 
 _LINE = 64  # bytes; where arrays begin
 
-# Of the memory for a call, beyond which it is cut into several: as much as stays in a cache.
+# Of the memory for a call, beyond which it is cut into several: as much as stays in a cache, but no
+# less than the weights, which are read anew in every part.
 _AT_ONCE = 4 << 20
 
 
@@ -56,7 +57,8 @@ class Plan:
         self.steps = fold(network)
         self._bindings = [kernel_for(step) for step in self.steps]
         self.places, self.nbytes = _placed(self.steps, network)
-        self.images = max(1, _AT_ONCE // self.nbytes)
+        weights = sum(array.nbytes for step in self.steps for array in step.arrays.values())
+        self.images = max(1, max(_AT_ONCE, weights) // self.nbytes)
         self.output = self.steps[-1].output
         self._mean, self._std = (
             np.broadcast_to(a[:, None, None], network.image).astype(np.float32)
