@@ -77,6 +77,7 @@ def test_checkpoints_of_earlier_formats(stopped, write, digits):
     old = {name: facts[name] for name in facts if name != "data"} | {"format": 3}
     old |= {part: dict(facts[part]) for part in ("recipe", "history")}
     del old["recipe"]["calibration"], old["history"]["running_accuracy"]
+    assert "data must be a digest" in refusal(write(arrays, {**old, "data": None}))
     saved = checkpoint.load(write(arrays, {**old, "data": facts["data"]}))
     # No statistics were gathered, and none are when it goes on.
     assert saved.recipe == replace(RECIPE, calibration=0)
@@ -121,6 +122,8 @@ def test_every_fact_is_checked(stopped, write, value):
     for place in places(facts):
         if (value == 10**9 and place[-1] in harmless) or (value == -1 and place[-1] == "loss"):
             continue  # what a number there may be
+        if value is None and place == ("data",):
+            continue  # of a network that was trained elsewhere
         path = write(
             arrays, edited(facts, place, lambda inside, name: inside.update({name: value}))
         )

@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     pruning.add(commands)
     networks.add_evaluate(commands)
     checkpoints.add_calibrate(commands)
+    checkpoints.add_import(commands)
     training.add_ablation(commands)
     networks.add_profile(commands)
     networks.add_count(commands)

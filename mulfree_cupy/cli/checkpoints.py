@@ -1,4 +1,4 @@
-"""``mulfree calibrate``: checkpoints made from others."""
+"""``mulfree calibrate`` and ``import``: checkpoints from others, and from files of elsewhere."""
 
 from __future__ import annotations
 
@@ -52,6 +52,47 @@ def _calibrate(chosen: argparse.Namespace) -> int:
         f"{saved.recipe.model} on {test.name}: test accuracy {accuracies[0]:.2%} before, "
         f"{accuracies[1]:.2%} after, of {len(test)} images"
     )
+    print(f"Checkpoint {out}")
+    return 0
+
+
+def add_import(commands) -> None:
+    command = commands.add_parser(
+        "import",
+        help="take over a network that AdderNet's published code trained",
+        description="Read a state dict that AdderNet's published code saved, by torch.save (no "
+        "PyTorch is needed, and nothing in the file is executed) or as safetensors, and write it "
+        "as a checkpoint, with the normalisation of images that the published networks were "
+        "trained with. The names of torchvision's ResNets are read too. If anything is missing, "
+        "unknown or of another shape, all that is listed and nothing is written.",
+    )
+    command.add_argument("file", metavar="FILE", help=".pth, .pt or .safetensors")
+    command.add_argument(
+        "--model", required=True, help="such as adder-resnet20; also -32, -18, -50 and conv-"
+    )
+    command.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="their names, one a line in the order of the labels (default: CIFAR-10's for its ten "
+        "classes, else 0, 1, ...)",
+    )
+    command.add_argument(
+        "--out", metavar="FILE", help="a new checkpoint (default: FILE's name with .npz, here)"
+    )
+    command.set_defaults(run=_import)
+
+
+def _import(chosen: argparse.Namespace) -> int:
+    from mulfree_cupy.foreign import imported
+    from mulfree_cupy.train import checkpoint, folder
+
+    out = _new(chosen.out or Path(chosen.file).with_suffix(".npz").name)
+    classes = chosen.classes and Path(chosen.classes).read_text(encoding="utf-8").splitlines()
+    saved = imported(chosen.file, chosen.model, classes=classes)
+    with folder.of_file(out):
+        checkpoint.save(out, saved)
+    count = sum(p.size for p in saved.model.parameters())
+    print(f"{chosen.model}, {count:,} parameters, {len(saved.classes)} classes")
     print(f"Checkpoint {out}")
     return 0
 

@@ -45,7 +45,7 @@ def _drawn(histories: Mapping[str, History], title: str):
             accuracies.plot(epochs, _percent(h.running_accuracy), ":", color=color, alpha=0.7)
     losses.set(xlabel="epoch", ylabel="training loss", yscale="log")
     accuracies.set(
-        xlabel="epoch", ylabel="accuracy, %\n(dashed: training, dotted: running statistics)"
+        xlabel="epoch", ylabel="accuracy, %\n(dashed: training,\ndotted: running statistics)"
     )
     for axes in (losses, accuracies):
         axes.grid(alpha=0.3)

@@ -45,7 +45,8 @@ class Checkpoint:
     classes : tuple of str
         Their names.
     data : str or None
-        `data.digest` of the training and the test part; None if the format had none.
+        `data.digest` of the training and the test part; None if the format had none, or the network
+        was trained elsewhere.
     mean, std : array, shape (channels,)
         Of the training images.
     model : Module
@@ -235,8 +236,8 @@ def _checkpoint(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Checkpo
         facts["recipe"] = {"first_epoch": 0, **facts["recipe"]}
     if facts["format"] < 3:
         facts["data"] = None
-    elif not re.fullmatch("[0-9a-f]{64}", str(facts["data"])):
-        raise ValueError(f"data must be a digest of 64 digits, got {facts['data']!r:.50}")
+    elif facts["format"] == 3 or facts["data"] is not None:
+        _check_digest(facts["data"])
     if facts["format"] < 4:
         facts["recipe"] = {**facts["recipe"], "calibration": 0}
         facts["history"] = {**facts["history"]}
@@ -272,6 +273,11 @@ def _checkpoint(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Checkpo
         model=model,
         velocities=_below("optim/", arrays),
     )
+
+
+def _check_digest(digest: Any) -> None:
+    if not re.fullmatch("[0-9a-f]{64}", str(digest)):
+        raise ValueError(f"data must be a digest of 64 digits, got {digest!r:.50}")
 
 
 def _part(facts: dict[str, Any], name: str, wanted: Iterable[str]) -> dict[str, Any]:

@@ -1,0 +1,56 @@
+"""State dicts: arrays by name, in the files of PyTorch or of safetensors."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from mulfree_cupy.foreign import torch_files
+
+
+def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """All arrays of a state dict, by name; nothing in the file is ever executed.
+
+    Parameters
+    ----------
+    path : path
+        Of a file that ``torch.save`` wrote, or safetensors.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is of no such format, damaged, or asks for code; the message names the file and what.
+    ImportError
+        If it is of safetensors, and that package is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    with path.open("rb") as file:
+        head = file.read(9)
+    try:
+        if head[8:] == b"{":  # after the length of its description
+            return _safetensors(path)
+        if head[:1] == b"\x80" or zipfile.is_zipfile(path):
+            return torch_files.read(path)
+        raise ValueError("it is neither of torch.save nor of safetensors, or is damaged")
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be imported: {error}") from error
+
+
+def _safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        from safetensors.numpy import load_file
+    except ImportError:
+        raise ImportError(
+            f"{path} is read by the package safetensors; pip install 'mulfree_cupy[import]'"
+        ) from None
+    try:
+        return load_file(path)
+    except Exception as error:  # one of Rust's, and others where it holds no NumPy dtype
+        raise ValueError(f"safetensors says: {error}") from error
