@@ -95,8 +95,10 @@ private:
     void write_by_epilogue(index f, index lane_stride, F value) {
         using T = decltype(p->epilogue->low + 0);
         const FilterEpilogue<T, LANES<X>> epilogue(*p->epilogue, channel(f), channel(f) * p->y.channel);
+        const index first = y_spans[y_start[0]].offset;
         for (index v = 0; v < vectors; ++v)
-            epilogue.store(y_spans + y_start[v], y_spans + y_start[v + 1], lane_stride, Numbers(value(v)));
+            if (solid) epilogue.store(first + v * LANES<X>, Numbers(value(v)));
+            else epilogue.store(y_spans + y_start[v], y_spans + y_start[v + 1], lane_stride, Numbers(value(v)));
     }
 };
 
