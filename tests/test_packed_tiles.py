@@ -51,6 +51,31 @@ def test_wide_images(
     check(x, w, stride=stride, padding=(kernel[0] // 2, kernel[1] // 2))
 
 
+@settings(max_examples=25)
+@given(
+    batch=st.sampled_from([1, 5, 40, 150]),
+    channels=st.integers(1, 5),
+    filters=st.integers(1, 9),
+    pixels=st.sampled_from([(8, 8), (4, 4), (2, 8), (4, 12), (16, 16), (3, 16), (8, 28), (7, 8)]),
+    kernel=st.sampled_from([(3, 3), (2, 2), (5, 3), (3, 1), (1, 3)]),
+    stride=st.sampled_from([(1, 1), (2, 2), (3, 2), (1, 2)]),
+    padding=st.sampled_from([(1, 1), (0, 0), (2, 1), (0, 2)]),
+    dilation=st.sampled_from([(1, 1), (2, 2), (3, 1)]),
+    dtype=st.sampled_from(["float32", "float64", "uint8", "int8", "int16"]),
+    seed=st.integers(0, 99),
+)
+def test_planes_of_whole_vectors(
+    features, batch, channels, filters, pixels, kernel, stride, padding, dilation, dtype, seed
+):
+    # The least image that has so many pixels, or somewhat more.
+    size = [
+        max(1, (n - 1) * s + (k - 1) * d + 1 - 2 * p + seed % s)
+        for n, k, s, p, d in zip(pixels, kernel, stride, padding, dilation, strict=True)
+    ]
+    x, w = draw(seed, dtype, (batch, channels, *size), (filters, channels, *kernel))
+    check(x, w, stride=stride, padding=padding, dilation=dilation)
+
+
 @settings(max_examples=10)
 @given(
     taps=st.sampled_from([(161, 1), (200, 1), (700, 1), (40, 3), (8, 5)]),

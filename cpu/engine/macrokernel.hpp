@@ -123,7 +123,7 @@ public:
               const PackedWeights<Op>* weights, index most, index chunk, Carver& scratch)
         : p(p_), source(p_, blocking, most, scratch), blocking_(blocking), weight_(weight), weights_(weights),
           chunk_(chunk) {
-        const index runs = source.most_runs(p.width, most);
+        const index runs = source.most_runs(p.width, most * ROW);
         y_runs_ = scratch.take<Run>(runs);
         y_spans_ = scratch.take<Span>(runs * (p.y_shifts ? MOST_KINDS : 1));
         x_spans_ = scratch.take<Span>(runs * (p.y_shifts ? MOST_KINDS : 1));

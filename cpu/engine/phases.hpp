@@ -40,11 +40,11 @@ private:
 // An axis of the pixels that are summed. Tap i meets the source where tap i % period does, some pixels on.
 // So if every line (every plane) is followed by room for as many pixels as the shifts reach, one packed
 // row serves all the taps of a period, each at its shift. In the room grad counts as zero.
-struct GradAxis {
+struct RoomAxis {
     Axis axis;  // of the packed rows: pixels with their room, one period of taps
     index period, shift, reach;
 
-    GradAxis(const Axis& a, bool shifted) : axis(a), period(a.taps), shift(0), reach(0) {
+    RoomAxis(const Axis& a, bool shifted) : axis(a), period(a.taps), shift(0), reach(0) {
         if (!shifted) return;
         axis.taps = period = smaller(a.taps, tap_period(a));
         shift = period * a.tap_step / a.step;

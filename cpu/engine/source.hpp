@@ -19,7 +19,7 @@ public:
     index vectors;             // that have pixels
     X* pixels;                 // the packed block:
     index place[MACRO_VECTORS];  // where in it the vectors start,
-    const index* tap;          // and what every tap adds to that
+    index* tap;                // and what every tap adds to that
     ColumnSums<Op> sums[MACRO_VECTORS];
     const Run* runs;                 // of the pixels,
     index start[MACRO_VECTORS + 1];  // and the first one of every vector
@@ -27,36 +27,42 @@ public:
     template <class Y>
     Source(const Convolution<X, Y>& p, const Blocking& blocking, index most, Carver& scratch)
         : height_(p.height), width_(p.width), x_(p.x), channels_(p.channels), shifts_(p.x_shifts),
-          blocking_(blocking), shared_rows_(p.height, p.width, most * ROW, LANES<X>) {
-        const index runs_ = most_runs(p.width, most);
-        runs = own_runs_ = scratch.take<Run>(runs_);
-        spans_ = scratch.take<Span>(larger(shared_rows_.spans(), runs_ * (shifts_
-            ? larger(MOST_KINDS, blocking.rows()) : blocking.position_chunk)));
-        matrix_tap_ = scratch.take<index>(blocking.rows());
-        shared_tap_ = scratch.take<index>(blocking.rows());
-        shared_sums_ = scratch.take<X>(Op::COLUMN_SUMS * shared_rows_.channel);
+          blocking_(blocking), shared_rows_(p.height, p.width, most * ROW, LANES<X>),
+          shared_(shared_rows_.copy && !shifts_ && blocking.position_chunk == blocking.positions),
+          packed_height_(shared_ ? shared_rows_.height : height_),
+          packed_width_(shared_ ? shared_rows_.width : width_) {
+        const index size = shared_ ? shared_rows_.copy : most * ROW;  // of a packed row
+        const index rows = shared_ ? shared_rows_.copies : blocking.position_chunk;
+        runs = own_runs_ = scratch.take<Run>(most_runs(p.width, most * ROW));
+        packed_runs_ = shared_ ? scratch.take<Run>(most_runs(packed_width_, size)) : own_runs_;
+        span_start_ = scratch.take<index>(size / LANES<X> + 1);
+        single_ = scratch.take<bool>(ceil_div(size, ROW));
+        spans_ = scratch.take<Span>(most_runs(packed_width_, size) *
+                                    (shifts_ ? larger(MOST_KINDS, blocking.rows()) : rows));
+        tap = scratch.take<index>(blocking.rows());
+        block_sums_ = scratch.take<X>(Op::COLUMN_SUMS * size * (shared_ ? rows : 1));
         pixels = scratch.take<X>(most * ROW * blocking.rows());
     }
 
-    static index most_runs(const Axis& width, index most) {
-        const index row = most * ROW;
-        return smaller(row, most * PACKED_VECTORS + row / larger(1, width.pixels) + 2);
+    // Of so many pixels.
+    static index most_runs(const Axis& width, index pixels) {
+        return smaller(pixels, pixels / LANES<X> + pixels / larger(1, width.pixels) + 2);
     }
 
     // Packed tiles that are worth packing side by side, which takes them through the second-level cache: many
     // where their taps share rows, or where x is read along a plane.
     static index most_packed(const Axis& height, const Axis& width) {
-        const bool shared = SharedRows(height, width, MACRO_PACKED * ROW, LANES<X>).channel;
+        const bool shared = SharedRows(height, width, MACRO_PACKED * ROW, LANES<X>).copy;
         return shared || height.taps * width.taps == 1 ? MACRO_PACKED : 1;
     }
 
     // Once the scratch memory is there.
     void begin() {
-        for (index t = 0; t < blocking_.rows(); ++t) matrix_tap_[t] = t * ROW;
-        if (blocking_.position_chunk == blocking_.positions)
-            for (index t = 0; t < blocking_.rows(); ++t)
-                shared_tap_[t] = t / blocking_.positions * shared_rows_.channel +
-                                 shared_rows_.tap(height_, width_, t % blocking_.positions);
+        const index positions = larger(1, blocking_.positions);
+        for (index t = 0; t < blocking_.rows(); ++t)
+            tap[t] = shared_ ? t / positions * shared_rows_.copies * shared_rows_.copy +
+                                   shared_rows_.tap(height_, width_, t % positions)
+                             : t * ROW;
     }
 
     // To the pixels [first, first + length).
@@ -69,21 +75,20 @@ public:
         spans_at_ = -1;
         straight_ = length % ROW == 0 && start[all] == all && runs[0].image == runs[all - 1].image &&
                     (shifts_ ? shifts_->inside != nullptr : along_a_row());
-        shared_ = !shifts_ && blocking_.position_chunk == blocking_.positions &&
-                  shared_rows_.cover(runs, start, vectors, height_, width_, place);
         if (shared_) {
-            shared_rows_.find_spans(runs, start, vectors, x_, height_, width_, spans_);
-            tap = shared_tap_;
+            const Run *begin = runs, *end = runs + start[vectors] - 1;
+            const index met = shared_rows_.met(*begin, *end), from = shared_rows_.place(*begin);
+            packed_vectors_ = ceil_div(met, LANES<X>);
+            find_runs(packed_height_.pixels, packed_width_.pixels, from, met, LANES<X>, packed_vectors_, packed_runs_,
+                      span_start_);
+            for (index v = 0; v < vectors; ++v) place[v] = shared_rows_.place(runs[start[v]]) - from;
         } else {
+            packed_vectors_ = all;
+            for (index v = 0; v <= all; ++v) span_start_[v] = start[v];
             for (index v = 0; v < all; ++v)
                 place[v] = v / PACKED_VECTORS * blocking_.rows() * ROW + v % PACKED_VECTORS * LANES<X>;
-            tap = matrix_tap_;
         }
-        for (index q = 0; q < count; ++q) {
-            single_[q] = true;
-            for (index k = q * PACKED_VECTORS; k < (q + 1) * PACKED_VECTORS; ++k)
-                single_[q] &= start[k + 1] == start[k] + 1;
-        }
+        join_spans();
     }
 
     void clear_sums() {
@@ -94,39 +99,32 @@ public:
     template <class Packing>
     void pack(index group, const Block& block) {
         const X* x = x_.data + (group * channels_ + block.channel) * x_.channel;
+        Block packed = block;
+        PixelMap map{packed_vectors_, span_start_, single_, straight_, span_start_[packed_vectors_], spans_,
+                     width_.step * x_.column, ROW, blocking_.rows() * ROW, count * ROW, 0};
         if (shared_) {
-            with_access<X>(x_.column, [&](auto way) {
-                pack_shared_rows<Packing, Access(way.value)>(spans_, shared_rows_, x, x_.channel, x_.column,
-                                                             block.channels, pixels, shared_sums_);
-            });
-            if constexpr (Packing::COLUMN_SUMS > 0) add_shared_sums(block.positions);
-            return;
+            packed.positions = shared_rows_.copies;
+            map.row = map.sums_row = shared_rows_.copy, map.group = ROW, map.sums = packed.positions * map.row;
         }
-        const index runs_ = start[count * PACKED_VECTORS];
-        PixelMap map{count, start, single_, straight_, runs_, spans_, width_.step * x_.column};
         if (shifts_) {
             const BlockKinds kinds(shifts_, block);
             if (spans_at_ != kinds.first)
-                find_shifted_spans(runs, runs_, x_, *shifts_, kinds.first, kinds.end, spans_);
+                find_shifted_spans(runs, map.spans_a_row, x_, *shifts_, kinds.first, kinds.end, spans_);
             spans_at_ = map.first_kind = kinds.first;
             map.kind = shifts_->kind + block.channel;
-        } else if (spans_at_ != block.position) {
-            find_spans(runs, runs_, x_, height_, width_, block, spans_);
-            spans_at_ = block.position;
+        } else if (spans_at_ != packed.position) {
+            find_spans(packed_runs_, runs_, x_, packed_height_, packed_width_, packed, joined_, spans_);
+            spans_at_ = packed.position;
         }
-        // A block's sums for themselves, as those of shared rows are: however x lies, they are rounded alike.
-        const index size = blocking_.rows() * ROW;
-        ColumnSums<Packing> block_sums[MACRO_VECTORS] = {};
-        if (count > 1) mulfree::MULFREE_ISA::pack<Packing, false>(map, x, x_.channel, block, pixels, size, block_sums);
-        else mulfree::MULFREE_ISA::pack<Packing, true>(map, x, x_.channel, block, pixels, size, block_sums);
-        if constexpr (Packing::COLUMN_SUMS > 0)
-            for (index v = 0; v < count * PACKED_VECTORS; ++v) sums[v] += block_sums[v];
+        for (index i = 0; i < Packing::COLUMN_SUMS * map.sums; ++i) block_sums_[i] = 0;
+        mulfree::MULFREE_ISA::pack<Packing>(map, x, x_.channel, packed, pixels, block_sums_);
+        if constexpr (Packing::COLUMN_SUMS > 0) add_block_sums(shared_ ? block.positions : 1, map.sums);
     }
 
     // Calls f with what a tap adds to a vector's place, as a function that costs little.
     template <class F>
     void with_tap(F f) const {
-        if (shared_) f([to = shared_tap_](index t) { return to[t]; });
+        if (shared_) f([to = tap](index t) { return to[t]; });
         else f([](index t) { return t * ROW; });
     }
 
@@ -136,14 +134,17 @@ private:
     const index channels_;
     const Shifts* shifts_;
     const Blocking& blocking_;
-    SharedRows shared_rows_;
-    Run* own_runs_;
+    const SharedRows shared_rows_;
+    const bool shared_;    // how x is packed
+    const Axis &packed_height_, &packed_width_;  // of the packed pixels; where nothing is shared, the pixels
+    Run *own_runs_, *packed_runs_;
+    index packed_vectors_, runs_;  // and their runs
+    index* span_start_;    // the first span of every packed vector
     Span* spans_;
-    index *matrix_tap_, *shared_tap_;  // the two tables `tap` may be
-    X* shared_sums_;                   // sums of the shared rows over channels
-    bool single_[MACRO_PACKED];        // the packed tiles whose every vector is one run
-    bool shared_;                      // how x is packed
-    bool straight_;                    // the vectors follow one another in x
+    bool* single_;         // the whole groups whose every vector is one span
+    X* block_sums_;
+    bool joined_;          // a vector's runs of an image are one span
+    bool straight_;        // the vectors follow one another in x
     index spans_at_;
 
     // All pixels are one row of x, as flattened() makes them.
@@ -153,12 +154,31 @@ private:
                w.offset == 0 && w.pixels == w.size;
     }
 
-    // The sums over the windows, from the sums over the channels of a block.
-    void add_shared_sums(index positions) {
+    // The sums over the windows, from a block's sums over its channels; these are added up for themselves, so however
+    // x lies, they are rounded alike.
+    void add_block_sums(index positions, index apart) {
         for (index v = 0; v < vectors; ++v)
-            for (index t = 0; t < positions; ++t)
-                for (int n = 0; n < Op::COLUMN_SUMS; ++n)
-                    sums[v].part[n] += load(shared_sums_ + n * shared_rows_.channel + place[v] + shared_tap_[t]);
+            for (index t = 0; t < positions; ++t) {
+                const X* from = block_sums_ + (shared_ ? place[v] + tap[t] : v * LANES<X>);
+                for (int n = 0; n < Op::COLUMN_SUMS; ++n) sums[v].part[n] += load(from + n * apart);
+            }
+    }
+
+    // From the first run of every packed vector to its first span.
+    void join_spans() {
+        runs_ = span_start_[packed_vectors_];
+        joined_ = !shifts_ && rows_join(x_, packed_height_, packed_width_);
+        if (joined_)
+            for (index v = 0, run = 0, spans = 0; v < packed_vectors_; ++v) {
+                const index first = run, end = span_start_[v + 1];
+                span_start_[v] = spans;
+                for (; run < end; ++run) spans += run == first || !same_span(packed_runs_[run - 1], packed_runs_[run]);
+                span_start_[v + 1] = v + 1 == packed_vectors_ ? spans : end;
+            }
+        for (index v = 0; v < packed_vectors_; v += PACKED_VECTORS) {
+            bool& single = single_[v / PACKED_VECTORS] = v + PACKED_VECTORS <= packed_vectors_;
+            for (index k = v; single && k < v + PACKED_VECTORS; ++k) single = span_start_[k + 1] == span_start_[k] + 1;
+        }
     }
 };
 

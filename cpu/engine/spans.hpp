@@ -47,6 +47,9 @@ inline index find_runs(index height, index width, index begin, index count, inde
     return found;
 }
 
+// Whether two successive runs lie in one vector and one image.
+inline bool same_span(const Run& a, const Run& b) { return a.vector == b.vector && a.image == b.image; }
+
 // Bits [first, last), of at most 32.
 inline std::uint32_t bits(index first, index last) {
     return std::uint32_t((std::uint64_t(1) << last) - (std::uint64_t(1) << first));

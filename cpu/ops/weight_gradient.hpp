@@ -41,7 +41,7 @@ constexpr index GRAD_FILTERS = 64;   // filters a unit of work
 // All the pixels that are summed, image after image, and where the packed rows hold them.
 struct GradGrid {
     bool shifted;
-    GradAxis height, width;
+    RoomAxis height, width;
     index pixels, reach;
     index row;     // elements of a packed row: pixels, what the shifts reach, and room for a last vector
     index pieces;  // at most, a row
@@ -196,7 +196,7 @@ inline void grad_w_unit(const GradW<T>& p, const T* centre, const GradGrid& grid
     const index taps = block.taps(), rows = taps + (block.channel == 0 && block.position == 0);
     const index k = group * p.filters + filter, channel = group * p.channels + block.channel;
     const index total_row = (GRAD_ROWS + 1) * LANES<T>;
-    const GradAxis &h = grid.height, &w = grid.width;
+    const RoomAxis &h = grid.height, &w = grid.width;
     const Axis grad_h{h.axis.pixels, 1, 0, 1, 0, p.height.pixels, 0, 0};
     const Axis grad_w{w.axis.pixels, 1, 0, 1, 0, p.width.pixels, 0, 0};
     const Block packed = grid.shifted ? Block{block.channel, block.channels, 0, grid.phases()} : block;

@@ -234,7 +234,7 @@ public:
         runs_ = start[WINOGRAD_VECTORS];
         if (in_rows_)
             for (index r = 0; r < runs_; ++r) rows_[r].move_to(runs[r], image_, height_, width_);
-        else find_spans(runs, runs_, image_, height_, width_, Block{0, 1, 0, NUMBERS}, spans_);
+        else find_spans(runs, runs_, image_, height_, width_, Block{0, 1, 0, NUMBERS}, false, spans_);
     }
 
     // The tiles of vector v in a channel; zero outside the image.
