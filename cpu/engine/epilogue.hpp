@@ -26,26 +26,17 @@ public:
         : e_(e), scale_(all(e.scale ? e.scale[filter] : T(1))), origin_(all(e.origin ? e.origin[filter] : T(0))),
           offset_(all(e.offset ? e.offset[filter] : T(0))), plane_(plane) {}
 
-    // Stores a vector of answers to the lanes of its spans.
+    // Stores a vector of answers to numbers that follow one another, `place` elements behind the first pixel,
+    template <class Answer>
+    void store(index place, Answer answer) const {
+        put(answer, [&](const auto* plane) { return consecutive(plane + place); },
+            [&](auto* plane, auto lanes) { store_lanes(plane + place, lanes); });
+    }
+    // or to the lanes of its spans.
     template <class Answer>
     void store(const Span* span, const Span* end, index lane_stride, Answer answer) const {
-        V z = (__builtin_convertvector(answer, V) - origin_) * scale_ + offset_;
-        if (e_.residual) z += all(e_.residual_scale) * lanes_of(span, end, e_.residual + plane_, lane_stride);
-        if (e_.narrow_residual)
-            z += all(e_.residual_scale) * lanes_of(span, end, e_.narrow_residual + plane_, lane_stride);
-        z = z > all(e_.high) ? all(e_.high) : z;  // a NaN stays,
-        if (e_.narrow) {
-            z = z > all(e_.low) ? z : all(e_.low);  // or is `low` where there is none
-            constexpr T WHOLE = sizeof(T) == sizeof(float) ? T(1 << 23) : T(std::int64_t(1) << 52);
-            const V rounded = (z + all(WHOLE)) - all(WHOLE);  // to even where two are as near
-            scatter<std::uint8_t, COUNT>(
-                span, end, e_.narrow + plane_, lane_stride,
-                __builtin_convertvector(__builtin_convertvector(rounded, Lanes<std::int32_t, COUNT>),
-                                        Lanes<std::uint8_t, COUNT>));
-        } else {
-            z = z < all(e_.low) ? all(e_.low) : z;
-            scatter<T, COUNT>(span, end, e_.wide + plane_, lane_stride, z);
-        }
+        put(answer, [&](const auto* plane) { return lanes_of(span, end, plane, lane_stride); },
+            [&](auto* plane, auto lanes) { scatter_lanes(span, end, plane, lane_stride, lanes); });
     }
 
 private:
@@ -55,17 +46,41 @@ private:
 
     static V all(T value) { return value - V{}; }
 
+    // read(plane) gives the numbers of a residual, write(plane, lanes) stores.
+    template <class Answer, class Read, class Write>
+    void put(Answer answer, Read read, Write write) const {
+        V z = (__builtin_convertvector(answer, V) - origin_) * scale_ + offset_;
+        if (e_.residual) z += all(e_.residual_scale) * read(e_.residual + plane_);
+        if (e_.narrow_residual) z += all(e_.residual_scale) * read(e_.narrow_residual + plane_);
+        z = z > all(e_.high) ? all(e_.high) : z;  // a NaN stays,
+        if (e_.narrow) {
+            z = z > all(e_.low) ? z : all(e_.low);  // or is `low` where there is none
+            constexpr T WHOLE = sizeof(T) == sizeof(float) ? T(1 << 23) : T(std::int64_t(1) << 52);
+            const V rounded = (z + all(WHOLE)) - all(WHOLE);  // to even where two are as near
+            const auto whole = __builtin_convertvector(rounded, Lanes<std::int32_t, COUNT>);
+            write(e_.narrow + plane_, to_bytes<COUNT>(whole));
+        } else {
+            write(e_.wide + plane_, z < all(e_.low) ? all(e_.low) : z);
+        }
+    }
+
+    static V consecutive(const T* from) {
+        V v;
+        __builtin_memcpy(&v, from, sizeof v);
+        return v;
+    }
+    static V consecutive(const std::uint8_t* from) { return __builtin_convertvector(load_bytes<COUNT>(from), V); }
     template <class R>
     static V lanes_of(const Span* span, const Span* end, const R* plane, index lane_stride) {
-        if (lane_stride == 1 && span->mask == bits(0, COUNT)) {
-            Lanes<R, COUNT> lanes;
-            __builtin_memcpy(&lanes, plane + span->offset, sizeof lanes);
-            return __builtin_convertvector(lanes, V);
-        }
+        if (lane_stride == 1 && span->mask == bits(0, COUNT)) return consecutive(plane + span->offset);
         V v{};
         for (; span != end; ++span)
             for_each_lane<COUNT>(*span, [&](index l) { v[l] = T(plane[span->offset + l * lane_stride]); });
         return v;
+    }
+    template <class R>
+    static void scatter_lanes(const Span* span, const Span* end, R* plane, index lane_stride, Lanes<R, COUNT> lanes) {
+        scatter<R, COUNT>(span, end, plane, lane_stride, lanes);
     }
 };
 

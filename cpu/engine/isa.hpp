@@ -79,6 +79,37 @@ inline Vec<T> broadcast(T s) {
     return s - Vec<T>{};
 }
 
+// Successive bytes as integers, and integers of [0, 255] as bytes, for which GCC 12 would take them one by one.
+template <index COUNT>
+inline Lanes<std::int32_t, COUNT> load_bytes(const std::uint8_t* from) {
+    using V = Lanes<std::int32_t, COUNT>;
+    Lanes<std::uint8_t, COUNT> bytes;
+    __builtin_memcpy(&bytes, from, sizeof bytes);
+#if defined(__AVX512F__)
+    if constexpr (COUNT == 16) return (V)_mm512_cvtepu8_epi32((__m128i)bytes);
+#endif
+#if defined(__AVX2__)
+    if constexpr (COUNT == 8) return (V)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from));
+    if constexpr (COUNT == 4) return (V)_mm_cvtepu8_epi32(_mm_cvtsi32_si128((std::int32_t)bytes));
+#endif
+    return __builtin_convertvector(bytes, V);
+}
+template <index COUNT>
+inline Lanes<std::uint8_t, COUNT> to_bytes(Lanes<std::int32_t, COUNT> v) {
+#if defined(__AVX2__)
+    if constexpr (COUNT == 4 || COUNT == 8) {
+        __m128i half[2];
+        if constexpr (COUNT == 8) __builtin_memcpy(half, &v, sizeof v);
+        else half[0] = half[1] = (__m128i)v;
+        const __m128i shorts = _mm_packs_epi32(half[0], half[1]), all = _mm_packus_epi16(shorts, shorts);
+        Lanes<std::uint8_t, COUNT> bytes;
+        __builtin_memcpy(&bytes, &all, sizeof bytes);
+        return bytes;
+    }
+#endif
+    return __builtin_convertvector(v, Lanes<std::uint8_t, COUNT>);
+}
+
 // max, min: where either is NaN, x86 gives the second operand and NEON a NaN; nobody may rely on more.
 template <class V>
 inline V max(V a, V b) {
