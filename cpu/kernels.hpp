@@ -161,6 +161,8 @@ struct Winograd {
     WinogradWeights<T> weights;  // for the gradient by x: of channels by filters
     const T* bias;               // one value a filter, or null
     bool relu;                   // of the transformed x
+    Image<const T> residual;     // added to y if it has data,
+    bool relu_of_y;              // and then its negative numbers become zero
     const T *bt, *at;            // the transforms' matrices; null for Lavin's points and signs
     Image<T> y;                  // or the gradient by x
     T* grad_u;                   // [position][filter][channel]

@@ -159,7 +159,7 @@ CALLS = [  # every function with arguments that it takes
         "winograd_conv",
         {
             "x": X, "plan": plan(6), "bias": None, "out": GRAD, "padding": (1, 1), "relu": True,
-            "matrices": (np.ones((6, 6)), np.ones((4, 6))),
+            "matrices": (np.ones((6, 6)), np.ones((4, 6))), "residual": GRAD, "relu_of_out": True,
         },
     ),
     (

@@ -90,10 +90,10 @@ def plan(form, u):
     return _cpu.winograd_sparse(indptr, indices, values[:, 0].copy(), (t, k, c))
 
 
-def run(plan, x, bias, padding, relu, matrices=None):
+def run(plan, x, bias, padding, relu, matrices=None, **epilogue):
     (ph, pw), (n, _, h, w) = padding, x.shape
     out = np.full((n, plan.shape[1], h + 2 * ph - 2, w + 2 * pw - 2), np.nan, x.dtype)
-    _cpu.winograd_conv(x, plan, bias, out, padding, relu, matrices)
+    _cpu.winograd_conv(x, plan, bias, out, padding, relu, matrices, **epilogue)
     return out
 
 
@@ -123,6 +123,26 @@ def test_forward_and_gradients(features, problem, m, given, dtype):
         _cpu.winograd_conv_grad_u(grad, seen, grad_u, padding, relu, given)
         assert_close(grad_x, want_x, tolerance)
         assert_close(grad_u, want_u, tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["f", "d"])
+@pytest.mark.parametrize("m, given", [(2, None), (4, None), (4, matrices(4))])
+@pytest.mark.parametrize("form", ["dense", "sparse", "blocks"])
+def test_the_residual_and_the_relu_behind_it_are_exact(features, problem, m, given, dtype, form):
+    rng = np.random.default_rng(m)
+    x, u, bias, padding = draw(rng, m, problem, dtype)
+    x[0, 0, 0, 0] = np.nan
+    weights = plan(form, u)
+    y = run(weights, x, bias, padding, True, given)
+    residual = rng.normal(size=y.shape).astype(dtype)
+    relu = lambda z: np.where(z < 0, 0, z).astype(dtype)  # noqa: E731
+    for epilogue, want in [
+        ({"residual": residual}, y + residual),
+        ({"relu_of_out": True}, relu(y)),
+        ({"residual": residual, "relu_of_out": True}, relu(y + residual)),
+    ]:
+        got = run(weights, x, bias, padding, True, given, **epilogue)
+        np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("m, given", [(2, None), (4, None), (4, matrices(4))])

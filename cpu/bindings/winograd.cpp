@@ -142,19 +142,24 @@ void bind(py::module_& m, const char* plan_name, const char* dtype) {
     }, exact("indptr"), exact("indices"), exact("values"),
        py::arg("shape"));
     m.def("winograd_conv", [](Array<T> x_array, const Plan& plan, Optional<T> bias, Array<T> out,
-                              Pair padding, bool relu, Matrices matrices) {
+                              Pair padding, bool relu, Matrices matrices, Optional<T> residual, bool relu_of_out) {
         const Source<T> x(x_array);
         T* y = writable<T>(out, 4);
+        require(!residual || same_shape(*residual, out), "residual and out must have the same shape");
         require(x.shape(1) == plan.channels && out.shape(0) == x.shape(0) && out.shape(1) == plan.filters,
                 "x, plan and out do not match");
         WinogradProblem<T> p(plan.tile, x.shape(0), plan.channels, plan.filters, x.shape(2), x.shape(3),
                              out.shape(2), out.shape(3), padding, relu, matrices);
         p.x = x.image, p.weights = plan.weights(), p.bias = values(bias, plan.filters, "bias");
         p.y = image_of(y, plan.filters, out.shape(2), out.shape(3));
+        if (residual)
+            p.residual = image_of(contiguous(*residual, "residual"), plan.filters, out.shape(2), out.shape(3));
+        p.relu_of_y = relu_of_out;
         WithoutGil others_run;
         kernels<T>().winograd_conv(p);
     }, exact("x"), py::arg("plan"), exact("bias"),
-       exact("out"), py::arg("padding"), py::arg("relu"), py::arg("matrices"));
+       exact("out"), py::arg("padding"), py::arg("relu"), py::arg("matrices"), exact("residual") = py::none(),
+       py::arg("relu_of_out") = false);
     m.def("winograd_conv_grad_x", [](Array<T> grad_array, Array<T> x_array, Array<T> u, Array<T> grad_x,
                                      Pair padding, bool relu, Matrices matrices) {
         const Source<T> grad(grad_array), x(x_array);

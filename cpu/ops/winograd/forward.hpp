@@ -110,17 +110,41 @@ struct WinogradForward {
     index tiles_a_unit() const { return BLOCK_TILES<T>; }
 
     struct Scratch {
-        Scratch(const WinogradForward&, Carver&) {}
-        void move_to(const TileBlock<T>&) {}
+        Patches<OUT, STEP, const T> residual;
+        const bool given;
+        Scratch(const WinogradForward& pass, Carver& scratch)
+            : residual(pass.p.residual, pass.p.out_height, pass.p.out_width, scratch), given(pass.p.residual.data) {}
+        void move_to(const TileBlock<T>& tiles) {
+            if (given) residual.move_to(tiles.runs, tiles.start);
+        }
     };
     void begin(index, index, index, index) const {}
-    void write(const Scratch&, const Patches<OUT, STEP, T>& y, index k, index v, Vec<T> (&m)[TILE][TILE]) const {
+    void write(const Scratch& more, const Patches<OUT, STEP, T>& y, index k, index v, Vec<T> (&m)[TILE][TILE]) const {
         const Vec<T> bias = broadcast(p.bias ? p.bias[k] : T(0));
-        Vec<T> out[OUT][OUT];
-        both_axes(m, out, [&](const Vec<T>* a, Vec<T>* b) { transform.output(a, b); });
+        Numbers out;
+        both_axes(m, out.z, [&](const Vec<T>* a, Vec<T>* b) { transform.output(a, b); });
 #pragma GCC unroll 16
-        for (int i = 0; i < OUT * OUT; ++i) out[i / OUT][i % OUT] += bias;
-        y.store(k, v, out);
+        for (int i = 0; i < OUT * OUT; ++i) out.z[i / OUT][i % OUT] += bias;
+        if (more.given || p.relu_of_y) return store_finished(more, y, k, v, out);
+        y.store(k, v, out.z);
+    }
+
+private:
+    struct Numbers {
+        Vec<T> z[OUT][OUT];
+    };
+
+    // Not inlined, and of a copy, so that the transform has the registers.
+    __attribute__((noinline)) void store_finished(const Scratch& more, const Patches<OUT, STEP, T>& y, index k, index v,
+                                                  Numbers numbers) const {
+        Vec<T> residual[OUT][OUT] = {};
+        if (more.given) more.residual.load(k, v, residual);
+        for (int i = 0; i < OUT * OUT; ++i) {
+            Vec<T>& z = numbers.z[i / OUT][i % OUT];
+            if (more.given) z += residual[i / OUT][i % OUT];
+            if (p.relu_of_y) z = z < Vec<T>{} ? Vec<T>{} : z;  // so that a NaN stays
+        }
+        y.store(k, v, numbers.z);
     }
 };
 
