@@ -9,6 +9,7 @@
 #include "ops/conv.hpp"
 #include "ops/move_planes.hpp"
 #include "ops/peak.hpp"
+#include "ops/pool.hpp"
 #include "ops/winograd/cost.hpp"
 #include "ops/winograd/gradients.hpp"
 
@@ -25,16 +26,19 @@ extern const Kernels MULFREE_JOIN(MULFREE_ISA, _kernels) = {
      MULFREE_ISA::adder_grad_x<float>,
      MULFREE_ISA::grad_w<float>, MULFREE_ISA::batch_norm_moments<float>, MULFREE_ISA::batch_norm<float>,
      MULFREE_ISA::batch_norm_sums<float>, MULFREE_ISA::batch_norm_grad<float>,
+     MULFREE_ISA::max_pool<float>, MULFREE_ISA::avg_pool<float>, MULFREE_ISA::plane_means<float, float>,
      MULFREE_ISA::winograd_conv<float>, MULFREE_ISA::winograd_grad_x<float>, MULFREE_ISA::winograd_grad_u<float>,
      MULFREE_ISA::winograd_seconds<float>},
     {MULFREE_ISA::kernel_row<double, MULFREE_ISA::Conv<double>>(), MULFREE_ISA::kernel_row<double, MULFREE_ISA::Adder<double>>(),
      MULFREE_ISA::adder_grad_x<double>,
      MULFREE_ISA::grad_w<double>, MULFREE_ISA::batch_norm_moments<double>, MULFREE_ISA::batch_norm<double>,
      MULFREE_ISA::batch_norm_sums<double>, MULFREE_ISA::batch_norm_grad<double>,
+     MULFREE_ISA::max_pool<double>, MULFREE_ISA::avg_pool<double>, MULFREE_ISA::plane_means<double, double>,
      MULFREE_ISA::winograd_conv<double>, MULFREE_ISA::winograd_grad_x<double>, MULFREE_ISA::winograd_grad_u<double>,
      MULFREE_ISA::winograd_seconds<double>},
     MULFREE_ISA::AdderBytes::row(), MULFREE_ISA::AdderSignedBytes::row(), MULFREE_ISA::AdderShorts::row(),
     MULFREE_ISA::move_planes,
+    MULFREE_ISA::max_pool<std::uint8_t>, MULFREE_ISA::plane_means<std::uint8_t, float>,
     MULFREE_ISA::peak,
 };
 

@@ -120,6 +120,24 @@ struct BatchNorm {
     T *first, *second;          // the two results of a sum
 };
 
+// Windows over planes without gaps, as the answers of y are: y is the largest number of each, or a NaN in it; or the
+// sum, what lies outside being zero, times `share`.
+template <class T>
+struct Pool {
+    index planes;
+    Axis height, width;
+    const T* x;
+    T* y;
+    T share;
+};
+
+template <class X, class Y>
+struct PlaneMeans {
+    index planes, pixels;
+    const X* x;
+    Y* y;  // one value a plane
+};
+
 // Winograd weights packed for the kernels (ops/winograd/plan.hpp): for every group of filters, chunk of
 // channels and position of the tile, in this order, a section of jobs. A job is a row of weights, or
 // ROWS filters that share a row's pattern; its entries lie in the order in which they are read, those of a section from the shortest job on. Rows
@@ -186,6 +204,9 @@ struct FloatKernels {
     void (*batch_norm)(const BatchNorm<T>&);
     void (*batch_norm_sums)(const BatchNorm<T>&);
     void (*batch_norm_grad)(const BatchNorm<T>&);
+    void (*max_pool)(const Pool<T>&);
+    void (*avg_pool)(const Pool<T>&);
+    void (*plane_means)(const PlaneMeans<T, T>&);
     void (*winograd_conv)(const Winograd<T>&);
     void (*winograd_grad_x)(const Winograd<T>&);
     void (*winograd_grad_u)(const Winograd<T>&);
@@ -203,6 +224,8 @@ struct Kernels {
     // planes lie `channel_bytes` apart, and without gaps in the answer.
     index (*move_planes)(const PlaneMoves&, const std::uint8_t* from, index channel_bytes, std::uint8_t* to,
                          index first, index end);
+    void (*max_pool_u8)(const Pool<std::uint8_t>&);
+    void (*plane_means_u8)(const PlaneMeans<std::uint8_t, float>&);
     double (*peak)(int operation, double seconds);
 };
 

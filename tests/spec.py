@@ -38,6 +38,27 @@ def col2im(cols, x_shape, kernel, *, stride=1, padding=0, dilation=1):
     return image[1:].reshape(x_shape)
 
 
+def _pooled(x, kernel, stride, padding):
+    """(What each position of the window sees, and whether it lies in the image), stacked."""
+    x, stride = np.asarray(x, np.float64), kernel if stride is None else stride
+    given = kernel, stride, padding, 1
+    views = np.stack([v for _, _, v in _windows(x, *given)])
+    return views, np.stack([v for _, _, v in _windows(np.ones(x.shape), *given)]) == 1
+
+
+def max_pool(x, kernel, *, stride=None, padding=0):
+    views, inside = _pooled(x, _pair(kernel), stride, padding)
+    return np.where(inside, views, -np.inf).max(axis=0)
+
+
+def avg_pool(x, kernel, *, stride=None, padding=0):
+    return _pooled(x, _pair(kernel), stride, padding)[0].mean(axis=0)
+
+
+def global_average_pool(x):
+    return np.asarray(x, np.float64).mean(axis=(2, 3))
+
+
 def _forward(term, x, w, bias, stride, padding, dilation, groups):
     x, w = np.asarray(x, np.float64), np.asarray(w, np.float64)
     parts = []

@@ -173,6 +173,18 @@ CALLS = [  # every function with arguments that it takes
         "winograd_conv_grad_u",
         {"grad": GRAD, "x": X, "grad_u": U, "padding": (1, 1), "relu": False, "matrices": None},
     ),
+    *(
+        (
+            name,
+            {
+                "x": x, "out": x[..., :3, :3].copy(), "kernel": (2, 5), "stride": (2, 1),
+                "padding": (0, 1),
+            },
+        )
+        for name, x in (("max_pool", X), ("avg_pool", X), ("max_pool", BYTES["x"]))
+    ),
+    ("plane_means", {"x": X, "out": ones(2, 4)}),
+    ("plane_means", {"x": BYTES["x"], "out": ones(2, 4)}),
     ("batch_norm_moments", {"x": PIECE}),
     (
         "batch_norm",
@@ -219,7 +231,8 @@ def test_an_array_of_another_dtype_is_refused(call, dtype):
         if others.count(value.dtype) == 1 and dtype in (np.float32, np.float64):
             continue  # it alone decides
         either = name.endswith("_fused") and chosen in ("out", "residual")
-        if either and dtype in (np.uint8, arguments["scale"].dtype):
+        either |= name == "plane_means" and chosen == "x"
+        if either and dtype in (np.uint8, np.float32):
             continue
         if moves_bits and chosen != "shifts" and np.dtype(dtype).itemsize == value.itemsize:
             continue
@@ -350,6 +363,13 @@ GEOMETRY = ((1, 1), (1, 1), (1, 1), 1)
         ),
         ("shift_conv", (X3, ones(6, 4), TABLE, ones(7), GRAD3, (1, 1)), "bias must have 6 values"),
         ("batch_norm_moments", (ones(2, 0, 3),), "expected no empty arrays"),
+        (
+            "max_pool",
+            (X3, ones(2, 4, 3, 5), (2, 2), (2, 1), (0, 0)),
+            "sizes, stride, .* do not match",
+        ),
+        ("avg_pool", (X3, ones(2, 3, 6, 5), (1, 1), (1, 1), (0, 0)), "x and out do not match"),
+        ("plane_means", (X3, ones(4, 2)), "x and out do not match"),
         (
             "batch_norm_sums",
             (ones(2, 4, 3), ones(2, 4, 3), None, ones(5)),

@@ -97,4 +97,5 @@ PYBIND11_MODULE(_cpu, m) {
     bind_shift(m);
     bind_winograd(m);
     bind_batch_norm(m);
+    bind_pool(m);
 }

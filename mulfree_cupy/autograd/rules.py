@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from mulfree_cupy import geometry
 from mulfree_cupy.arrays import namespace
-from mulfree_cupy.ops import adder, convolution, winograd
+from mulfree_cupy.ops import adder, convolution, pooling, winograd
 from mulfree_cupy.ops import batch_norm as normalisation
 from mulfree_cupy.ops import cross_entropy as losses
 from mulfree_cupy.ops import shift as shifting
@@ -92,15 +91,10 @@ def sum_(a, *, axis, keepdims):
 
 
 def mean(a, *, axis, keepdims):
-    y, spread = sum_(_summable(a), axis=axis, keepdims=keepdims)
+    y, spread = sum_(pooling.summable(a), axis=axis, keepdims=keepdims)
     share = y.size / a.size if a.size else np.nan
     # Multiplied when spread: the next rule would make an array of a mere view, in another launch.
     return _as_given(y * share, a), lambda g: (spread(g)[0] * share,)
-
-
-def _summable(a):
-    """The array, or one of float32 in the place of float16, whose sums soon exceed it."""
-    return a.astype(np.float32) if a.dtype == np.float16 else a
 
 
 def _as_given(y, a):
@@ -200,72 +194,37 @@ def batch_norm(x, weight, bias, residual=None, *, relu, eps, mean=None, variance
 
 
 def max_pool(x, *, kernel_size, stride, padding):
-    """Largest value of each window, or NaN; the first of the like gets the gradient."""
-    kind = x.dtype.kind
-    lowest = -np.inf if kind == "f" else False if kind == "b" else np.iinfo(x.dtype).min
-    g, padded, seen = _pooled("max_pool", x, lowest, kernel_size, stride, padding)
-    if any(p >= k for p, k in zip(g.padding, g.kernel, strict=True)):
-        raise ValueError(
-            f"max_pool: padding {g.padding} must be smaller than the kernel {g.kernel}: a window "
-            "would see nothing of the image"
-        )
-    xp = namespace(x)
-    y = padded[seen[0]].copy()
-    for window in seen[1:]:
-        xp.maximum(y, padded[window], out=y)
+    """The first of the largest numbers in a window gets the gradient."""
+    y = pooling.max_pool(x, kernel_size, stride=stride, padding=padding)
 
     def pullback(gradient):
-        image = _bordered(xp.ones(x.shape[2:], bool), False, g.padding)
+        xp = namespace(x)
+        g = pooling.window("max_pool", x, kernel_size, stride, padding)
+        padded = pooling.bordered(x, pooling.lowest(x.dtype), g)
+        image = pooling.bordered(xp.ones(x.shape[2:], bool), False, g)
         total = xp.zeros_like(padded)
         left = xp.ones(y.shape, bool)  # whose gradient no window position has taken yet
-        for window in seen:
+        for window in pooling.windows(g):
             value = padded[window]
             taken = left & image[window] & ((value == y) | (value != value))
             total[window] += xp.where(taken, gradient, 0)
             left &= ~taken
-        return (_inside(total, g.padding),)
+        return (pooling.inside(total, g),)
 
     return y, pullback
 
 
 def avg_pool(x, *, kernel_size, stride, padding):
-    """Mean of each window, of integers as float64; outside the image is 0, and counts."""
-    if x.dtype.kind != "f":
-        x = x.astype(np.float64)
-    g, padded, seen = _pooled("avg_pool", _summable(x), 0, kernel_size, stride, padding)
-    share = padded.dtype.type(1 / len(seen))
-    total = padded[seen[0]].copy()
-    for window in seen[1:]:
-        total += padded[window]
-    shape = padded.shape
+    y = pooling.avg_pool(x, kernel_size, stride=stride, padding=padding)
 
     def pullback(gradient):
-        total = namespace(gradient).zeros(shape, gradient.dtype)
-        for window in seen:
-            total[window] += gradient * share
-        return (_inside(total, g.padding),)
+        g = pooling.window("avg_pool", x, kernel_size, stride, padding)
+        total = pooling.bordered(namespace(gradient).zeros(x.shape, gradient.dtype), 0, g)
+        for window in pooling.windows(g):
+            total[window] += gradient * pooling.share(g, x.dtype)
+        return (pooling.inside(total, g),)
 
-    return _as_given(total * share, x), pullback
-
-
-def _pooled(function, x, outside, kernel_size, stride, padding):
-    """The geometry, x with a border, and the index of what each window position sees."""
-    g = geometry.window(function, x.shape, kernel_size, stride=stride, padding=padding)
-    taps = geometry.windows(g.kernel, g.stride, g.dilation, g.out_shape[2:])
-    return g, _bordered(x, outside, g.padding), [(..., *slices) for _, _, slices in taps]
-
-
-def _bordered(image, outside, padding):
-    shape = *image.shape[:-2], *(n + 2 * p for n, p in zip(image.shape[-2:], padding, strict=True))
-    padded = namespace(image).full(shape, outside, image.dtype)
-    _inside(padded, padding)[...] = image
-    return padded
-
-
-def _inside(padded, padding):
-    """What of a bordered image is the image."""
-    (top, side), (height, width) = padding, padded.shape[-2:]
-    return padded[..., top : height - top, side : width - side]
+    return y, pullback
 
 
 def cross_entropy(logits, *, labels):

@@ -1,0 +1,122 @@
+// Pooling: of every row of y, the rows of its windows are combined into one, then the columns that follow one another
+// into the first of each, and of these every stride-th is picked. Vectors may reach into the next row.
+#pragma once
+
+#include "../engine/workspace.hpp"
+
+namespace mulfree::MULFREE_ISA {
+
+// What combines the numbers of a window; `outside` changes no answer.
+template <class T>
+struct Largest {
+    static constexpr T outside = sizeof(T) == 1 ? T(0) : T(-__builtin_inf());
+    static Vec<T> of(Vec<T> a, Vec<T> b) {
+        if constexpr (sizeof(T) == 1) return a > b ? a : b;
+        else return a != a ? a : max(a, b);  // so that a NaN in either wins
+    }
+};
+template <class T>
+struct Sum {
+    static constexpr T outside = 0;
+    static Vec<T> of(Vec<T> a, Vec<T> b) { return a + b; }
+};
+
+// A vector from p on, but for what lies at `end` and behind it.
+template <class T>
+inline Vec<T> load_before(const T* end, const T* p) {
+    if (end - p >= LANES<T>) return load(p);
+    Vec<T> v{};
+    __builtin_memcpy(&v, p, std::size_t(end - p) * sizeof(T));
+    return v;
+}
+
+// The combination of `count` vectors that lie `step` apart, as load_vector(place) gives them.
+template <class Combine, class T, class Load>
+inline Vec<T> combined(const T* from, index step, index count, Load load_vector) {
+    if (count <= 0) return broadcast(Combine::outside);
+    Vec<T> v = load_vector(from);
+    for (index i = 1; i < count; ++i) v = Combine::of(v, load_vector(from + i * step));
+    return v;
+}
+
+// to[i] = answer(from[i * step]); STEP is the step where that is not 0.
+template <index STEP, class T, class Answer>
+inline void pick(const T* __restrict from, index step, index count, T* __restrict to, Answer answer) {
+    for (index i = 0; i < count; ++i) to[i] = answer(from[i * (STEP ? STEP : step)]);
+}
+
+// answer(number) makes the numbers of y of the combinations.
+template <class Combine, class T, class Answer>
+inline void pool(const Pool<T>& p, Answer answer) {
+    const Axis &h = p.height, &w = p.width;
+    const index plane = h.size * w.size, reach = (w.pixels - 1) * w.step + 1;
+    const index border = -w.offset, padded = w.size + 2 * border;
+    Carver measure(nullptr);
+    const auto take_row = [&](Carver& scratch) { return scratch.take<T>(padded + LANES<T>); };
+    take_row(measure), take_row(measure);
+    Team team(threads_for(p.planes, MOVE * double(p.planes * plane), measure.used()));
+    Workspace workspace;
+    workspace.allocate(team.size() * measure.used());
+    Units units(p.planes, ceil_div(p.planes, 8 * team.size()));
+    team.run([&](index thread) {
+        Carver mine(workspace.data() + thread * measure.used());
+        T *row = take_row(mine), *firsts = take_row(mine);
+        for (index c = 0; c < padded + LANES<T>; ++c) row[c] = Combine::outside;
+        units.each([&](index n) {
+            T* y = p.y + n * h.pixels * w.pixels;
+            for (index r = 0; r < h.pixels; ++r, y += w.pixels) {
+                const index place = r * h.step + h.offset, top = larger(0, place);
+                const index rows = smaller(h.size, place + h.taps) - top;
+                const T *x = p.x + n * plane + top * w.size, *end = p.x + p.planes * plane;
+                for (index c = 0; c < w.size; c += LANES<T>)
+                    store(row + border + c, combined<Combine>(x + c, w.size, rows, [=](const T* from) {
+                              return load_before(end, from);
+                          }));
+                for (index c = padded - border; c < padded; ++c) row[c] = Combine::outside;
+                for (index c = 0; c < reach; c += LANES<T>)
+                    store(firsts + c, combined<Combine>(row + c, 1, w.taps, load<T>));
+                if (w.step == 1) pick<1>(firsts, 1, w.pixels, y, answer);
+                else if (w.step == 2) pick<2>(firsts, 2, w.pixels, y, answer);
+                else pick<0>(firsts, w.step, w.pixels, y, answer);
+            }
+        });
+    });
+}
+
+template <class T>
+inline void max_pool(const Pool<T>& p) {
+    pool<Largest<T>>(p, [](T largest) { return largest; });
+}
+template <class T>
+inline void avg_pool(const Pool<T>& p) {
+    pool<Sum<T>>(p, [share = p.share](T sum) { return sum * share; });
+}
+
+// The sum of some numbers: of a piece in T, of the pieces in double; of bytes it is exact.
+template <class T>
+inline double sum(const T* x, index count) {
+    constexpr index PIECE = 16 * LANES<T>;
+    double total = 0;
+    for (index i = 0; i < count;) {
+        const index end = smaller(count, i + PIECE);
+        Vec<T> piece{};
+        for (; i + LANES<T> <= end; i += LANES<T>) piece += load(x + i);
+        T rest = sum_lanes<T>(piece);
+        for (; i < end; ++i) rest += x[i];
+        total += double(rest);
+    }
+    return total;
+}
+inline double sum(const std::uint8_t* x, index count) {
+    std::uint64_t total = 0;
+    for (index i = 0; i < count; ++i) total += x[i];
+    return double(total);
+}
+
+template <class X, class Y>
+inline void plane_means(const PlaneMeans<X, Y>& p) {
+    for_each_unit(p.planes, MOVE * double(p.planes * p.pixels),
+                  [&](index n) { p.y[n] = Y(sum(p.x + n * p.pixels, p.pixels) / double(p.pixels)); });
+}
+
+}  // namespace mulfree::MULFREE_ISA
