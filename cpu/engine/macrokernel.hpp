@@ -64,10 +64,19 @@ struct PackedTile {
                                kind + 1, y_spans + first);
             lane_stride *= p->y_shifts->width.step;
         }
-        if (p->epilogue) return write_by_epilogue(f, lane_stride, value);
         Y* y = plane(f);
         for (index v = 0; v < vectors; ++v)
             scatter<Y, LANES<X>>(y_spans + y_start[v], y_spans + y_start[v + 1], y, lane_stride, value(v));
+    }
+
+    template <class F>
+    void write_by_epilogue(index f, F value) {
+        using T = decltype(p->epilogue->low + 0);
+        const FilterEpilogue<T, LANES<X>> epilogue(*p->epilogue, channel(f), channel(f) * p->y.channel);
+        const index first = y_spans[y_start[0]].offset;
+        for (index v = 0; v < vectors; ++v)
+            if (solid) epilogue.store(first + v * LANES<X>, Numbers(value(v)));
+            else epilogue.store(y_spans + y_start[v], y_spans + y_start[v + 1], p->y.column, Numbers(value(v)));
     }
 
     // Brings in the cache lines of y that a tile will end up in.
@@ -90,16 +99,6 @@ struct PackedTile {
 private:
     Y* plane(index f) const { return p->y.data + channel(f) * p->y.channel; }
     index channel(index f) const { return group * p->filters + filter + f; }
-
-    template <class F>
-    void write_by_epilogue(index f, index lane_stride, F value) {
-        using T = decltype(p->epilogue->low + 0);
-        const FilterEpilogue<T, LANES<X>> epilogue(*p->epilogue, channel(f), channel(f) * p->y.channel);
-        const index first = y_spans[y_start[0]].offset;
-        for (index v = 0; v < vectors; ++v)
-            if (solid) epilogue.store(first + v * LANES<X>, Numbers(value(v)));
-            else epilogue.store(y_spans + y_start[v], y_spans + y_start[v + 1], lane_stride, Numbers(value(v)));
-    }
 };
 
 // The packed tiles that a thread works on at a time, and the scratch memory that it works in.
@@ -248,16 +247,33 @@ private:
             if (finish) settle(packed, f, doubt);
         }, [&](Tile& packed, index tile) {
             if (whole(packed, tile) && packed.direct()) return;
-            const ColumnSums<Op>* sums = source.sums + (&packed - packed_tiles) * PACKED_VECTORS;
+            if (p.epilogue) return settle(packed, tile, write_by_epilogue<O>(packed, tile));
             typename O::Doubt doubt;
-            for (index f = tile; f < tile + packed.tile_filters(tile); ++f) {
-                const auto answer = answer_of<O>(packed, f);
-                const Accumulator* total = packed.total + f * ROW;
-                packed.write(f, [&](index v) { return answer(load(total + v * LANES<X>), sums[v], doubt); });
-            }
+            each_answer<O>(packed, tile, doubt, [&](index f, auto value) __attribute__((always_inline)) {
+                packed.write(f, value);
+            });
             settle(packed, tile, doubt);
         });
         return doubtful;
+    }
+
+    // Calls write(f, value) for the filters of a tile, whose answers are value(v) from the totals.
+    template <class O, class Write>
+    __attribute__((always_inline)) void each_answer(const Tile& packed, index tile, typename O::Doubt& doubt,
+                                                    Write write) const {
+        const ColumnSums<Op>* sums = source.sums + (&packed - packed_tiles) * PACKED_VECTORS;
+        for (index f = tile; f < tile + packed.tile_filters(tile); ++f) {
+            const auto answer = answer_of<O>(packed, f);
+            const Accumulator* total = packed.total + f * ROW;
+            write(f, [&](index v) { return answer(load(total + v * LANES<X>), sums[v], doubt); });
+        }
+    }
+    // Not inlined: what has no epilogue needs the registers.
+    template <class O>
+    __attribute__((noinline)) typename O::Doubt write_by_epilogue(Tile& packed, index tile) const {
+        typename O::Doubt doubt;
+        each_answer<O>(packed, tile, doubt, [&](index f, auto value) { packed.write_by_epilogue(f, value); });
+        return doubt;
     }
 
     template <class O>

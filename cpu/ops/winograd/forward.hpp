@@ -121,23 +121,30 @@ struct WinogradForward {
     void begin(index, index, index, index) const {}
     void write(const Scratch& more, const Patches<OUT, STEP, T>& y, index k, index v, Vec<T> (&m)[TILE][TILE]) const {
         const Vec<T> bias = broadcast(p.bias ? p.bias[k] : T(0));
-        Vec<T> out[OUT][OUT];
-        both_axes(m, out, [&](const Vec<T>* a, Vec<T>* b) { transform.output(a, b); });
+        Numbers out;
+        both_axes(m, out.z, [&](const Vec<T>* a, Vec<T>* b) { transform.output(a, b); });
 #pragma GCC unroll 16
-        for (int i = 0; i < OUT * OUT; ++i) out[i / OUT][i % OUT] += bias;
-        if (more.given) {
-            Vec<T> residual[OUT][OUT];
-            more.residual.load(k, v, residual);
-#pragma GCC unroll 16
-            for (int i = 0; i < OUT * OUT; ++i) out[i / OUT][i % OUT] += residual[i / OUT][i % OUT];
+        for (int i = 0; i < OUT * OUT; ++i) out.z[i / OUT][i % OUT] += bias;
+        if (more.given || p.relu_of_y) return store_finished(more, y, k, v, out);
+        y.store(k, v, out.z);
+    }
+
+private:
+    struct Numbers {
+        Vec<T> z[OUT][OUT];
+    };
+
+    // Not inlined, and of a copy, so that the transform has the registers.
+    __attribute__((noinline)) void store_finished(const Scratch& more, const Patches<OUT, STEP, T>& y, index k, index v,
+                                                  Numbers numbers) const {
+        Vec<T> residual[OUT][OUT] = {};
+        if (more.given) more.residual.load(k, v, residual);
+        for (int i = 0; i < OUT * OUT; ++i) {
+            Vec<T>& z = numbers.z[i / OUT][i % OUT];
+            if (more.given) z += residual[i / OUT][i % OUT];
+            if (p.relu_of_y) z = z < Vec<T>{} ? Vec<T>{} : z;  // so that a NaN stays
         }
-        if (p.relu_of_y)
-#pragma GCC unroll 16
-            for (int i = 0; i < OUT * OUT; ++i) {
-                Vec<T>& z = out[i / OUT][i % OUT];
-                z = z < Vec<T>{} ? Vec<T>{} : z;  // so that a NaN stays
-            }
-        y.store(k, v, out);
+        y.store(k, v, numbers.z);
     }
 };
 
