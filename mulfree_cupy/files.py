@@ -12,7 +12,8 @@ from typing import IO
 
 import numpy as np
 
-UNFINISHED = re.compile(r"\..+\.(npz|json|csv|png)\.\d+")  # as `replaced` names its files
+# As `replaced` names its files.
+UNFINISHED = re.compile(r"\..+\.(npz|safetensors|onnx|json|csv|png)\.\d+")
 
 
 @contextlib.contextmanager

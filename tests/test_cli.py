@@ -61,14 +61,15 @@ def test_a_command_is_required(capsys):
 
 PLAIN = """
 import sys
-for name in ("tqdm", "matplotlib", "sklearn", "scipy", "PIL", "cuda", "nvidia", "cupy", "torch"):
+for name in ("tqdm", "matplotlib", "sklearn", "scipy", "PIL", "cuda", "nvidia", "cupy", "torch",
+             "onnx", "onnxruntime", "safetensors"):
     sys.modules[name] = None
 from mulfree_cupy import cli
 status = cli.main(sys.argv[1:])
 sys.exit(status)
 """
-TRAIN, STATIC, CUDA = (
-    f"pip install 'mulfree_cupy[{extra}]'" for extra in ("train", "static", "cuda13")
+TRAIN, STATIC, CUDA, EXPORT = (
+    f"pip install 'mulfree_cupy[{extra}]'" for extra in ("train", "static", "cuda13", "export")
 )
 
 
@@ -105,6 +106,10 @@ def idx(tmp_path):
         ("train --data .", TRAIN),
         ("prune net.npz --data .", TRAIN),
         ("ablation --data .", TRAIN),
+        ("export net.npz --to npz", 0),
+        ("export net.npz --to onnx", EXPORT),
+        ("export net.npz --to safetensors", EXPORT),
+        ("export pictures/net.safetensors --to npz", EXPORT),
     ],
 )
 def test_a_plain_install_does_it_or_names_the_extra(arguments, outcome, idx):
@@ -112,6 +117,7 @@ def test_a_plain_install_does_it_or_names_the_extra(arguments, outcome, idx):
         (idx / "pictures" / name).mkdir(parents=True)
         for i in range(10):
             (idx / "pictures" / name / f"{i}.png").write_bytes(b"\x89PNG")
+    (idx / "pictures" / "net.safetensors").write_bytes(bytes(8))
     command = [sys.executable, "-c", PLAIN, *arguments.split()]
     done = subprocess.run(command, cwd=idx, capture_output=True, text=True)
     if outcome == 0:

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mulfree_cupy.cli import checkpoints, kernels, networks, pruning, training
+from mulfree_cupy.cli import checkpoints, exporting, kernels, networks, pruning, training
 from mulfree_cupy.config import keep_freed_memory
 from mulfree_cupy.files import reason
 from mulfree_cupy.version import __version__
@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     checkpoints.add_calibrate(commands)
     checkpoints.add_import(commands)
     training.add_ablation(commands)
+    exporting.add(commands)
     networks.add_profile(commands)
     networks.add_count(commands)
     return parser

@@ -6,6 +6,7 @@ layers; it is folded into steps, and these are bound to memory that is planned o
 
 from mulfree_cupy.inference.file import load, read, save_npz, save_safetensors
 from mulfree_cupy.inference.network import Layer, Network
+from mulfree_cupy.inference.onnx import save_onnx, to_onnx
 from mulfree_cupy.inference.plan import Plan
 from mulfree_cupy.inference.predictor import Predictor
 from mulfree_cupy.inference.profile import profile
@@ -19,5 +20,7 @@ __all__ = [
     "profile",
     "read",
     "save_npz",
+    "save_onnx",
     "save_safetensors",
+    "to_onnx",
 ]

@@ -16,6 +16,7 @@ from mulfree_cupy.inference.predictor import Predictor
 FORMAT = 1
 CHECKPOINT_FORMAT = 4  # of training runs, which hold more than a network
 ENTRY = "network"  # the array, or the metadata, that holds the description
+_MISSING = "safetensors files need the package safetensors: pip install 'mulfree_cupy[export]'"
 
 
 def load(path: str | os.PathLike) -> Predictor:
@@ -38,6 +39,8 @@ def load(path: str | os.PathLike) -> Predictor:
     ValueError
         If it holds no network, is damaged, of a later format, or something in it does not hold; the
         message names the file. Nothing in a file is ever executed.
+    ImportError
+        If it is a safetensors file, and there is no package safetensors.
 
     Examples
     --------
@@ -77,7 +80,7 @@ def read(path: str | os.PathLike) -> Network:
 def save_npz(path: str | os.PathLike, network: Network) -> None:
     """Write a network; `path` appears only when it is whole."""
     with files.replaced(path) as file:
-        np.savez(file, **_all_arrays(network), **{ENTRY: np.array(_json(network))})
+        np.savez(file, **_all_arrays(network), **{ENTRY: np.array(as_json(network))})
 
 
 def save_safetensors(path: str | os.PathLike, network: Network) -> None:
@@ -88,18 +91,21 @@ def save_safetensors(path: str | os.PathLike, network: Network) -> None:
     ImportError
         Without the package safetensors.
     """
-    from safetensors.numpy import save
-
+    try:
+        from safetensors.numpy import save
+    except ImportError:
+        raise ImportError(_MISSING) from None
     arrays = {name: np.ascontiguousarray(a) for name, a in _all_arrays(network).items()}
     with files.replaced(path) as file:
-        file.write(save(arrays, {ENTRY: _json(network)}))
+        file.write(save(arrays, {ENTRY: as_json(network)}))
 
 
 def _all_arrays(network: Network) -> dict[str, np.ndarray]:
     return {**network.arrays, "mean": network.mean, "std": network.std}
 
 
-def _json(network: Network) -> str:
+def as_json(network: Network) -> str:
+    """What is written of a network beside its arrays."""
     return json.dumps(
         {
             "format": FORMAT,
@@ -114,7 +120,7 @@ def _safetensors(path: Path) -> tuple[Any, dict[str, np.ndarray]]:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError:
-        raise ValueError("to read it the package safetensors must be installed") from None
+        raise ImportError(_MISSING) from None
     try:
         with safe_open(path, framework="np") as file:
             description = json.loads((file.metadata() or {})[ENTRY])
