@@ -11,7 +11,8 @@ import numpy as np
 from mulfree_cupy import geometry, launch
 from mulfree_cupy.inference.folding import Epilogue, Step
 from mulfree_cupy.ops import pooling
-from mulfree_cupy.ops.winograd import WinogradWeights, winograd_conv
+from mulfree_cupy.ops.winograd import WinogradWeights
+from mulfree_cupy.ops.winograd.convolution import fastest, transforms_for_kernels
 
 Call = Callable[[], Any]
 # Of a step: from its inputs, its residual or None and its output, all arrays, to a call.
@@ -86,20 +87,18 @@ def _shift(step: Step) -> Bind:
 
 
 def _winograd(step: Step) -> Bind:
-    arrays, options = step.arrays, dict(step.options)
-    points = options.pop("points")
+    arrays, options = step.arrays, step.options
+    points, relu = options["points"], options.get("relu", False)
     weights = WinogradWeights.from_dense(arrays["weight"], arrays.get("mask"), points=points)
-    run = partial(winograd_conv, weights=weights, bias=arrays.get("bias"), **options)
+    packed, transforms = weights.plan(fastest(weights)), transforms_for_kernels(weights)
+    bias = arrays.get("bias")
+    padding = geometry.pair("winograd_conv", "padding", options.get("padding", 1), 0)
+    run = launch.cpu_kernels().winograd_conv
+    finish = {"relu_of_out": step.epilogue.low == 0}
 
     def bind(inputs, residual, out):
-        def call():
-            run(inputs[0], out=out)
-            if residual is not None:
-                np.add(out, residual, out=out)
-            if step.epilogue.low == 0:
-                np.maximum(out, 0, out=out)
-
-        return call
+        arguments = inputs[0], packed, bias, out, padding, relu, transforms
+        return partial(run, *arguments, residual=residual, **finish)
 
     return bind
 

@@ -112,7 +112,7 @@ def winograd_conv(
             numpy_winograd.forward(x, _scipy_product(weights), *arguments, (BT, AT))
         else:
             plan = weights.plan(kernel)
-            launch.cpu_kernels().winograd_conv(x, plan, *arguments, _matrices(weights))
+            launch.cpu_kernels().winograd_conv(x, plan, *arguments, transforms_for_kernels(weights))
     return arrays.deliver(result, out)
 
 
@@ -180,7 +180,7 @@ def winograd_conv_backward(
             matrices(weights.m, weights.points), grad_x, grad_u, g, bool(relu),
         )  # fmt: skip
     else:
-        options = g.padding, bool(relu), _matrices(weights)
+        options = g.padding, bool(relu), transforms_for_kernels(weights)
         launch.cpu_kernels().winograd_conv_grad_x(grad, x, weights.dense, grad_x, *options)
         launch.cpu_kernels().winograd_conv_grad_u(grad, x, grad_u, *options)
     arrays.namespace(x).copyto(grad_u, 0, where=~weights.mask)
@@ -225,7 +225,7 @@ def _costs(features: str, dtype: str) -> dict[str, float]:
     return dict(zip(forms, launch.cpu_kernels().winograd_costs(dtype), strict=True))
 
 
-def _matrices(weights):
+def transforms_for_kernels(weights: WinogradWeights) -> tuple | None:
     """What the CPU kernels want of the transform: those with Lavin's points they know."""
     BT, _, AT = matrices(weights.m, weights.points)
     return None if weights.points == "lavin" else (BT, AT)
