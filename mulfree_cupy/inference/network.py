@@ -78,6 +78,16 @@ class Layer:
             "options": dict(self.options),
         }
 
+    def answer(self, answers: Mapping[str, Array], arrays: Mapping[str, Array]) -> Array:
+        """What it computes, by the package's own functions, of the answers and arrays it names."""
+        inputs = [answers[name] for name in self.inputs]
+        xp = kinds.namespace(inputs[0])
+        given = {role: xp.asarray(arrays[name]) for role, name in self.arrays.items()}
+        try:
+            return OPERATIONS[self.op].run(*inputs, **given, **self.options)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"layer {self.name!r}: {error}") from error
+
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> Layer:
         """Raise a TypeError or ValueError if it does not describe a layer."""
@@ -170,7 +180,13 @@ class Network:
     def forms(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape, without the batch, and dtype of every layer's answer, and of the images."""
         images = np.zeros((1, *self.image), np.float32)
-        return {name: (a.shape[1:], a.dtype) for name, a in self._answers(images).items()}
+        return {name: (a.shape[1:], a.dtype) for name, a in self.answers(images).items()}
+
+    def normalised(self, images: Array) -> Array:
+        """What the first layer takes, of raw images."""
+        xp = kinds.namespace(images)
+        mean, std = (xp.asarray(a, np.float32)[:, None, None] for a in (self.mean, self.std))
+        return (images.astype(np.float32) - mean) / std
 
     def __call__(self, images: Array) -> Array:
         """The answers to normalised images, layer by layer, by the package's own functions.
@@ -184,16 +200,11 @@ class Network:
         -------
         array, shape (N, number of classes)
         """
-        return self._answers(images)[self.layers[-1].name]
+        return self.answers(images)[self.layers[-1].name]
 
-    def _answers(self, images: Array) -> dict[str, Array]:
+    def answers(self, images: Array) -> dict[str, Array]:
+        """The answers of all layers to normalised images, by name."""
         answers = {IMAGES: images}
-        xp = kinds.namespace(images)
         for layer in self.layers:
-            inputs = [answers[name] for name in layer.inputs]
-            given = {role: xp.asarray(self.arrays[name]) for role, name in layer.arrays.items()}
-            try:
-                answers[layer.name] = OPERATIONS[layer.op].run(*inputs, **given, **layer.options)
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"layer {layer.name!r}: {error}") from error
+            answers[layer.name] = layer.answer(answers, self.arrays)
         return answers

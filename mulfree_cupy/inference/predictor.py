@@ -149,12 +149,8 @@ class Predictor:
         return images
 
     def _layer_by_layer(self, images: Array) -> Array:
-        xp, network = arrays.namespace(images), self.network
         with arrays.device_of(images):
-            mean, std = (
-                xp.asarray(a, np.float32)[:, None, None] for a in (network.mean, network.std)
-            )
-            return network((images.astype(np.float32) - mean) / std)
+            return self.network(self.network.normalised(images))
 
     def __repr__(self) -> str:
         sizes = " x ".join(map(str, self.network.image))
