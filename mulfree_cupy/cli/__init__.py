@@ -8,7 +8,15 @@ import os
 import sys
 from collections.abc import Sequence
 
-from mulfree_cupy.cli import checkpoints, exporting, kernels, networks, pruning, training
+from mulfree_cupy.cli import (
+    checkpoints,
+    exporting,
+    kernels,
+    networks,
+    pruning,
+    quantisation,
+    training,
+)
 from mulfree_cupy.config import keep_freed_memory
 from mulfree_cupy.files import reason
 from mulfree_cupy.version import __version__
@@ -60,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     pruning.add(commands)
     networks.add_evaluate(commands)
     checkpoints.add_calibrate(commands)
+    quantisation.add(commands)
     checkpoints.add_import(commands)
     training.add_ablation(commands)
     exporting.add(commands)

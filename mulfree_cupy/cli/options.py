@@ -62,10 +62,22 @@ def densities(text: str) -> list[float]:
     return numbers
 
 
+def percentile(text: str) -> float:
+    """For `type=`: above 50 and at most 100."""
+    number = _number(text)
+    if not 50 < number <= 100:
+        raise argparse.ArgumentTypeError(f"must be above 50 and at most 100, got {text:.50}")
+    return number
+
+
 def add_data(command: argparse.ArgumentParser) -> None:
+    add_images(command)
+    add_device(command)
+
+
+def add_images(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", default="digits", help=f"{DATA_HELP} (default: digits)")
     add_image_size(command)
-    add_device(command)
 
 
 def add_image_size(command: argparse.ArgumentParser) -> None:

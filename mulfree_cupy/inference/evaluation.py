@@ -1,0 +1,48 @@
+"""What a network is worth on labelled images."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from mulfree_cupy.data.dataset import Dataset
+from mulfree_cupy.data.progress import progress
+from mulfree_cupy.inference.network import Network
+from mulfree_cupy.inference.predictor import Predictor
+
+_BATCH = 500
+
+
+def check_data(source: str | os.PathLike, network: Network, dataset: Dataset) -> None:
+    """Raise a ValueError unless the network of a file is for images and classes like these."""
+    if network.image != dataset.images.shape[1:]:
+        raise ValueError(
+            f"{source} was trained on images of {_sizes(network.image)}, {dataset.name} has "
+            f"{_sizes(dataset.images.shape[1:])}"
+        )
+    if network.classes != tuple(dataset.classes):
+        raise ValueError(f"{source} was trained on other classes than those of {dataset.name}")
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def accuracy(predictor: Predictor, dataset: Dataset, xp: Any = np) -> float:
+    """Share of right answers, computed where the arrays of `xp` are.
+
+    Raises
+    ------
+    FloatingPointError
+        If an answer is not finite.
+    """
+    right = 0
+    for start in progress(range(0, len(dataset), _BATCH), "testing", "image", scale=_BATCH):
+        part = slice(start, start + _BATCH)
+        logits = predictor(xp.asarray(dataset.images[part]))
+        if not bool(xp.isfinite(logits).all()):
+            raise FloatingPointError(f"the network's answers on {dataset.name} are not finite")
+        right += int((logits.argmax(axis=1) == xp.asarray(dataset.labels[part])).sum())
+    return right / len(dataset)
