@@ -12,23 +12,41 @@ def add_evaluate(commands) -> None:
     command = commands.add_parser(
         "evaluate",
         help="test a trained network",
-        description="Print the share of right answers of a checkpoint on a data set's test part.",
+        description="Print the share of right answers of a checkpoint, or of another file that "
+        "mulfree_cupy.load reads, on a data set's test part.",
     )
-    command.add_argument("checkpoint", metavar="CHECKPOINT", help="as written by mulfree train")
+    command.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="as written by mulfree train, quantize or export"
+    )
     options.add_data(command)
     command.set_defaults(run=_evaluate)
 
 
 def _evaluate(chosen: argparse.Namespace) -> int:
+    from mulfree_cupy.inference.file import is_described
     from mulfree_cupy.train import check_data, evaluate, load_model, namespace_of
 
     xp = namespace_of(chosen.device)
+    if is_described(chosen.checkpoint):
+        return _evaluate_network(chosen, xp)
     model, saved = load_model(chosen.checkpoint, xp)
     _, test = options.load_data(chosen)
     check_data(chosen.checkpoint, saved, test)
     accuracy = evaluate(model, test, saved.mean, saved.std, xp)
     name = saved.recipe.model
     print(f"{name} on {test.name}: test accuracy {accuracy:.2%} of {len(test)} images")
+    return 0
+
+
+def _evaluate_network(chosen: argparse.Namespace, xp) -> int:
+    from mulfree_cupy import inference
+    from mulfree_cupy.inference.evaluation import accuracy, check_data
+
+    predictor = inference.load(chosen.checkpoint)
+    _, test = options.load_data(chosen)
+    check_data(chosen.checkpoint, predictor.network, test)
+    share = accuracy(predictor, test, xp)
+    print(f"{chosen.checkpoint} on {test.name}: test accuracy {share:.2%} of {len(test)} images")
     return 0
 
 

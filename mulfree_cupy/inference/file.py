@@ -77,6 +77,16 @@ def read(path: str | os.PathLike) -> Network:
     return checkpoint.load(path).network
 
 
+def is_described(path: str | os.PathLike) -> bool:
+    """Whether a file holds a network alone, as `save_npz` writes it, and no training run."""
+    if Path(path).suffix == ".safetensors":
+        return True
+    try:
+        return ENTRY in files.read_npz(path)
+    except (OSError, ValueError):  # whoever reads it says what is wrong
+        return False
+
+
 def save_npz(path: str | os.PathLike, network: Network) -> None:
     """Write a network; `path` appears only when it is whole."""
     with files.replaced(path) as file:
