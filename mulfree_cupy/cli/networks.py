@@ -40,7 +40,7 @@ def _evaluate(chosen: argparse.Namespace) -> int:
 
 def _evaluate_network(chosen: argparse.Namespace, xp) -> int:
     from mulfree_cupy import inference
-    from mulfree_cupy.inference.evaluation import accuracy, check_data
+    from mulfree_cupy.report.accuracy import accuracy, check_data
 
     predictor = inference.load(chosen.checkpoint)
     _, test = options.load_data(chosen)

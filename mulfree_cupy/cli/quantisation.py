@@ -55,8 +55,8 @@ def _quantize(chosen: argparse.Namespace) -> int:
     import numpy as np
 
     from mulfree_cupy import inference
-    from mulfree_cupy.inference.evaluation import accuracy, check_data
     from mulfree_cupy.inference.quantisation import quantize
+    from mulfree_cupy.report.accuracy import accuracy, check_data
 
     source = Path(chosen.checkpoint)
     out = Path(chosen.out or source.with_name(f"{source.stem}-{chosen.bits}-bit.npz"))

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePath, PurePosixPath
 from typing import BinaryIO
 
-from mulfree_cupy.data.progress import progress
+from mulfree_cupy.progress import progress
 
 
 class Files(dict[str, Callable[[], bytes]]):

@@ -17,7 +17,7 @@ import numpy as np
 from mulfree_cupy.data import archives
 from mulfree_cupy.data.archives import Files
 from mulfree_cupy.data.dataset import Dataset, split
-from mulfree_cupy.data.progress import progress
+from mulfree_cupy.progress import progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mulfree_cupy import geometry
-from mulfree_cupy.data.progress import progress
 from mulfree_cupy.inference.folding import Step, fold
 from mulfree_cupy.inference.network import IMAGES, Layer, Network
+from mulfree_cupy.progress import progress
 
 FEWEST_IMAGES = 64
 FEWEST_BITS, MOST_BITS = 4, 8  # values are stored as uint8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from mulfree_cupy import data
-from mulfree_cupy.data.progress import progress
+from mulfree_cupy.progress import progress
 from mulfree_cupy.train.recipe import History, Recipe
 from mulfree_cupy.train.trainer import Training
 

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from mulfree_cupy import data, files, nn
-from mulfree_cupy.data.progress import progress as progress_bar
 from mulfree_cupy.geometry import number
+from mulfree_cupy.progress import progress as progress_bar
 from mulfree_cupy.train import folder
 from mulfree_cupy.train.evaluation import check_data, evaluate, load_model, namespace_of
 from mulfree_cupy.train.recipe import integer

@@ -18,7 +18,7 @@ import numpy as np
 from mulfree_cupy import data, models, nn, optim
 from mulfree_cupy.autograd import Tensor, apply
 from mulfree_cupy.data.feed import Progress
-from mulfree_cupy.data.progress import progress as progress_bar
+from mulfree_cupy.progress import progress as progress_bar
 from mulfree_cupy.train import checkpoint
 from mulfree_cupy.train.calibration import gather_statistics
 from mulfree_cupy.train.checkpoint import Checkpoint

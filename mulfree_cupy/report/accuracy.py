@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from mulfree_cupy.data.dataset import Dataset
-from mulfree_cupy.data.progress import progress
 from mulfree_cupy.inference.network import Network
 from mulfree_cupy.inference.predictor import Predictor
+from mulfree_cupy.progress import progress
 
 _BATCH = 500
 
