@@ -37,7 +37,8 @@ def entered(way):
 
 def called(way, function, x, *arguments, **options):
     with entered(way):
-        return run("gpu" if way == "gpu" else "cpu", function, x, *arguments, **options)
+        place = "gpu" if way == "gpu" else "cpu"
+        return run(place, lambda image: function(image, *arguments, **options), x)
 
 
 @st.composite

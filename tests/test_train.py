@@ -343,6 +343,14 @@ def test_a_diverged_run_of_the_ablation_keeps_its_curve(tmp_path, capsys, monkey
     assert (tmp_path / "ablation.csv").read_text().count(",2,") == 2
 
 
+def test_a_prediction_is_profiled_by_step(capsys):
+    command = ["profile", "--inference", "--model", "conv-lenet", "--batch-size", "1"]
+    assert cli.main([*command, "--size", "8", "--channels", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == "step kernel answer dtype terms bytes weights ms share".split()
+    assert lines[2].startswith("conv1 + bn1") and lines[-1].startswith("1 images: ")
+
+
 def test_a_step_is_profiled_by_layer(capsys):
     assert cli.main(["profile", "--model", "adder-lenet", "--batch-size", "4", "--size", "8"]) == 0
     rows = capsys.readouterr().out.splitlines()
@@ -400,6 +408,10 @@ def test_ctrl_c_is_no_traceback_anywhere(tmp_path, monkeypatch, capsys):
         (["profile", "--size", "1"], "size must be at least 4, got 1"),
         (["profile", "--batch-size", str(10**12)], "there is not enough memory: "),
         (["profile", "--model", "x"], "no model named 'x'"),
+        (["profile", "--batch-size", "1"], "--batch-size must be at least 2 for a training step"),
+        (["profile", "--inference", "--model", "x"], "no model named 'x'"),
+        (["profile", "--inference", "--model", "x.npz"], "there is no file x.npz"),
+        (["profile", "--inference", "--device", "cuda"], "--inference is for the CPU"),
     ],
 )
 def test_the_command_explains_what_it_cannot_do(arguments, message, capsys, tmp_path, monkeypatch):
@@ -434,7 +446,7 @@ def test_a_number_out_of_range_is_told_with_its_option(command, option, value, c
         (["prune", "x", "--schedule", "a,b"], "--schedule: must be densities that fall, each abo"),
         (["prune", "x", "--schedule", "0.5,nan"], "--schedule: must be densities that fall, each"),
         (["prune", "x", "--schedule", "0.5,0.6"], "--schedule: must be densities that fall, each"),
-        (["profile", "--batch-size", "1"], "--batch-size: must be a whole number, at least 2"),
+        (["profile", "--batch-size", "0"], "--batch-size: must be a whole number, at least 1"),
         (["profile", "--channels", "0"], "--channels: must be a whole number, at least 1, got 0"),
         (["count", "conv-lenet", "--classes", "0"], "--classes: must be a whole number, at least"),
         (["count", "conv-lenet", "--size", "-4"], "--size: must be a whole number, at least 1"),
