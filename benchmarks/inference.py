@@ -206,8 +206,11 @@ def others(twin: inference.Network, images: np.ndarray, threads: int) -> dict[st
     if timing.versions("onnxruntime"):
         from benchmarks import onnx_network
 
-        calls[ONNX] = onnx_network.session(twin, threads)
-        calls[ONNX8] = onnx_network.quantised_session(twin, pixels(64, seed=1), threads)
+        for name, session in {
+            ONNX: onnx_network.session(twin, threads),
+            ONNX8: onnx_network.quantised_session(twin, pixels(64, seed=1), threads),
+        }.items():
+            calls[name] = lambda session=session: session(images)
     for name, call in calls.items():
         error = np.abs(np.asarray(call()) - expected).max() / np.abs(expected).max()
         if error > 1e-4 and name != ONNX8:

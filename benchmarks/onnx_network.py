@@ -13,6 +13,8 @@ from onnxruntime import quantization
 from mulfree_cupy.inference import Network
 from mulfree_cupy.inference.onnx import to_onnx
 
+_QUANTISED = ["Conv", "Gemm", "MatMul", "Add", "Relu", "MaxPool"]
+
 
 def session(network: Network, threads: int) -> Callable[[np.ndarray], np.ndarray]:
     """From raw images to logits."""
@@ -34,7 +36,8 @@ def quantised_session(
         plain, prepared, narrow = (Path(folder) / f"{name}.onnx" for name in "abc")
         plain.write_bytes(to_onnx(network).SerializeToString())
         quantization.shape_inference.quant_pre_process(plain, prepared)
-        quantization.quantize_static(prepared, narrow, Images(), per_channel=True)
+        options = {"per_channel": True, "op_types_to_quantize": _QUANTISED}
+        quantization.quantize_static(prepared, narrow, Images(), **options)
         return _session(narrow.read_bytes(), threads)
 
 
