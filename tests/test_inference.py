@@ -2,11 +2,14 @@
 
 import concurrent.futures
 import copy
+import json
 import multiprocessing
+import os
 import pickle
 import re
 import subprocess
 import sys
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -438,7 +441,7 @@ def described(network, **changes):
         ({"arrays": {"weight": "lost"}}, "its weight, 'lost', is missing"),
         ({"arrays": {"weight": "conv2.weight"}}, "layer 'conv1': adder_conv: .* shape"),
         ({"options": {"strides": 2}}, "has no option 'strides'"),
-        ({"options": {"stride": "two"}}, "layer 'conv1': adder_conv: stride must be"),
+        ({"options": {"stride": "two"}}, "layer 'conv1': stride must be"),
         ({"name": "bn1"}, "two layers have the name 'bn1'|no layer before it is named 'conv1'"),
         ({"inputs": "images"}, "inputs must be of type list"),
         ({"inputs": [3]}, "inputs must be names"),
@@ -551,3 +554,195 @@ def test_fold_keeps_what_others_read():
     assert [step.layers for step in fold(network)] == [("a",), ("b",), ("c",), ("d",)]
     images = np.full((1, 1, 2, 2), -3, np.int8)
     assert_array_equal(Predictor(network)(images), [[-3, -3]])
+
+
+# ---- what a network may hold ----------------------------------------------------------------
+
+
+def one_layer(op, arrays=(), options=(), before=(), shape=(2, 4, 4)):
+    """A network with one layer of that kind, behind others, and a mean of planes."""
+    layers = [*before]
+    source = layers[-1].name if layers else "images"
+    roles = {role: f"layer.{role}" for role in dict(arrays)}
+    layers.append(Layer(op, "layer", (source,), roles, dict(options)))
+    given = {f"layer.{role}": array for role, array in dict(arrays).items()}
+    layers.append(Layer("rescale", "float", ("layer",), {"scale": "one", "offset": "one"}, FLOATS))
+    layers.append(Layer("global_average_pool", "mean", ("float",)))
+    filters = len(given.get("layer.weight", np.ones(shape[0])))
+    given["one"] = np.ones(filters, "f")
+    for layer in before:
+        given |= {name: np.ones(shape[0], "f") for name in layer.arrays.values()}
+    classes = tuple(map(str, range(filters)))
+    return Network(tuple(layers), given, shape, classes, np.zeros(shape[0]), np.ones(shape[0]))
+
+
+FLOATS = {"low": -1e9, "high": 1e9, "dtype": "float32"}
+BYTES = {"dtype": "uint8", "low": 0, "high": 255}
+TO_BYTES = Layer("rescale", "bytes", ("images",), {"scale": "s", "offset": "o"}, BYTES)
+SCALED = dict.fromkeys(("scale", "offset"), np.ones(2, "f"))
+WEIGHT = np.ones((3, 2, 3, 3), "f")
+NORM = dict.fromkeys(("weight", "bias", "mean", "variance"), np.ones(2, "f"))
+
+
+@pytest.mark.parametrize(
+    ("op", "arrays", "options", "says"),
+    [
+        ("conv", {"weight": WEIGHT.astype("f2")}, {}, "layer.weight must be of one of float32"),
+        ("conv", {"weight": WEIGHT.astype(">f4")}, {}, "layer.weight must be of one of float32"),
+        ("conv", {"weight": WEIGHT.astype("u1")}, {}, "float32, float64, got uint8"),
+        ("adder_conv", {"weight": WEIGHT > 0}, {}, "float32, float64, uint8, got bool"),
+        ("batch_norm", NORM | {"variance": -NORM["mean"]}, {"eps": 0, "relu": False}, "below 0"),
+        ("batch_norm", NORM | {"bias": np.ones(2, "f2")}, {"eps": 0, "relu": False}, "float16"),
+        ("batch_norm", NORM, {"eps": 0, "relu": [1]}, "relu must be true or false, got \\[1\\]"),
+        ("batch_norm", NORM, {"eps": "0", "relu": True}, "eps must be a number from 0"),
+        ("shift", {"shifts": np.zeros((2, 2), "u8")}, {}, "int8, int16, int32, int64, got uint64"),
+        ("conv", {"weight": WEIGHT}, {"stride": 0}, "stride must be a whole number from 1"),
+        ("conv", {"weight": WEIGHT}, {"stride": True}, "stride must be a whole number from 1"),
+        ("conv", {"weight": WEIGHT}, {"padding": [1, -1]}, "padding must be a whole number from 0"),
+        ("max_pool", {}, {"kernel_size": 10**9, "stride": 1, "padding": 0}, "kernel_size must be"),
+        ("pad", {}, {"border": [1, 1], "value": -1}, "value must be a whole number from 0 to 255"),
+        ("pad", {}, {"border": [10**6, 1], "value": 0}, "border must be a whole number"),
+        ("rescale", SCALED, FLOATS | {"low": None}, "low must be a number"),
+        ("rescale", SCALED, FLOATS | {"low": 1e10}, "low must be at most high"),
+        ("rescale", SCALED, FLOATS | {"dtype": "int8"}, "dtype must be"),
+        ("rescale", {"scale": np.float32(1), "offset": np.float32(1)}, FLOATS, "scale and offset"),
+    ],
+)  # fmt: skip
+def test_layers_that_do_not_hold(op, arrays, options, says):
+    with pytest.raises((TypeError, ValueError), match=says):
+        one_layer(op, {role: np.asarray(a) for role, a in arrays.items()}, options)
+
+
+def test_whole_numbers_are_rescaled_before():
+    with pytest.raises(TypeError, match="layer 'layer': relu: takes floating-point numbers"):
+        one_layer("relu", before=[TO_BYTES])
+
+
+def test_sums_of_whole_numbers_may_be_read_twice():
+    rng = np.random.default_rng(0)
+    arrays = {
+        "w": rng.integers(0, 9, (3, 2, 3, 3), np.uint8),
+        **{name: np.ones(2, "f") for name in "so"},
+        **{name: rng.normal(size=3).astype("f") for name in ("s1", "o1", "s2", "o2")},
+    }
+    layers = (
+        TO_BYTES,
+        Layer("adder_conv", "sums", ("bytes",), {"weight": "w"}, {"padding": 1}),
+        Layer("rescale", "a", ("sums",), {"scale": "s1", "offset": "o1"}, FLOATS),
+        Layer("rescale", "b", ("sums",), {"scale": "s2", "offset": "o2"}, FLOATS),
+        Layer("add", "c", ("a", "b")),
+        Layer("global_average_pool", "d", ("c",)),
+    )
+    network = Network(layers, arrays, (2, 4, 4), ("x", "y", "z"), np.zeros(2), np.ones(2))
+    images = pixels(5, 2, 4)
+    expected = network(network.normalised(images))
+    assert_allclose(Predictor(network)(images), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_scale_of_no_residual_is_no_other_sums():
+    weight = np.ones((2, 1, 1, 1), "f")
+    arrays = {"w": weight, "s": np.ones(2, "f"), "o": np.zeros(2, "f")}
+    options = FLOATS | {"low": -3e38, "high": 3e38, "residual_scale": 5.0}
+    layers = (
+        Layer("conv", "first", ("images",), {"weight": "w"}),
+        Layer("conv", "a", ("images",), {"weight": "w"}),
+        Layer("rescale", "b", ("a",), {"scale": "s", "offset": "o"}, options),
+        Layer("add", "c", ("b", "first")),
+        Layer("global_average_pool", "d", ("c",)),
+    )
+    network = Network(layers, arrays, (1, 2, 2), ("x", "y"), np.zeros(1), np.ones(1))
+    images = pixels(3, 1, 2)
+    assert_array_equal(Predictor(network)(images), network(network.normalised(images)))
+
+
+def test_sums_of_unequal_shapes_are_refused():
+    layers = (
+        Layer("conv", "a", ("images",), {"weight": "w"}),
+        Layer("max_pool", "b", ("images",), {}, {"kernel_size": 4, "stride": 4, "padding": 0}),
+        Layer("conv", "c", ("b",), {"weight": "w"}),
+        Layer("add", "d", ("a", "c")),
+        Layer("global_average_pool", "e", ("d",)),
+    )
+    arrays = {"w": np.ones((2, 1, 1, 1), "f")}
+    with pytest.raises(
+        ValueError, match=r"layer 'd': add: shapes must be equal, got \(2, 4, 4\)"
+    ):
+        Network(layers, arrays, (1, 4, 4), ("x", "y"), np.zeros(1), np.ones(1))
+
+
+def test_a_network_cannot_be_written_to(run):
+    network = inference.read(run.path)
+    with pytest.raises(ValueError, match="read-only"):
+        network.arrays["conv1.weight"][...] = 0
+
+
+def test_images_that_are_not_finite_have_no_whole_numbers():
+    arrays = {"w": np.ones((2, 2, 1, 1), np.uint8), **dict.fromkeys("so", np.ones(2, "f"))}
+    layers = (
+        TO_BYTES,
+        Layer("adder_conv", "a", ("bytes",), {"weight": "w"}),
+        Layer("rescale", "b", ("a",), {"scale": "s", "offset": "o"}, FLOATS),
+        Layer("global_average_pool", "c", ("b",)),
+    )
+    network = Network(layers, arrays, (2, 2, 2), ("x", "y"), np.zeros(2), np.ones(2))
+    with pytest.raises(ValueError, match="images must be finite for a network of whole numbers"):
+        Predictor(network)(np.full((1, 2, 2, 2), np.nan))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_fork_while_another_thread_loads(run, images):
+    """A lock that is held at a fork is never released in the child."""
+    stop = threading.Event()
+
+    def keep_loading():
+        while not stop.is_set():
+            mf.load(run.path)
+
+    thread = threading.Thread(target=keep_loading)
+    thread.start()
+    try:
+        context = multiprocessing.get_context("fork")
+        for _ in range(8):
+            process = context.Process(target=lambda: mf.load(run.path)(images))
+            process.start()
+            process.join(30)
+            assert process.exitcode == 0
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_facts_of_a_checkpoint_are_checked_by_name(run, tmp_path):
+    with np.load(run.path) as file:
+        facts = json.loads(str(file["facts"]))
+    assert facts.keys() == inference.file.CHECKPOINT_FACTS
+    assert facts["recipe"].keys() == inference.file.CHECKPOINT_RECIPE
+    for changes, says in (
+        ({"recipe": facts["recipe"] | {"zeal": 1}}, "recipe: zeal unknown"),
+        ({"recipe": None}, "recipe must have entries"),
+        ({"format": 99}, "it has format 99"),
+        ({"format": True}, "format must be a whole number"),
+    ):
+        path = changed_checkpoint(
+            run, tmp_path / "c.npz", facts=np.array(json.dumps(facts | changes))
+        )
+        with pytest.raises(ValueError, match=f"c.npz .*{says}"):
+            mf.load(path)
+    del facts["history"]
+    path = changed_checkpoint(run, tmp_path / "c.npz", facts=np.array(json.dumps(facts)))
+    with pytest.raises(ValueError, match="c.npz .*facts: history missing"):
+        mf.load(path)
+
+
+def test_a_wrong_layer_in_a_file_is_one_line_that_names_it(run, tmp_path):
+    path = tmp_path / "n.npz"
+    inference.save_npz(path, inference.read(run.path))
+    with np.load(path) as file:
+        arrays = dict(file)
+    network = json.loads(str(arrays["network"]))
+    network["layers"][1]["options"]["relu"] = [1]
+    np.savez(path, **arrays | {"network": np.array(json.dumps(network))})
+    with pytest.raises(ValueError, match="n.npz .*relu must be true or false") as caught:
+        mf.load(path)
+    assert len(str(caught.value).splitlines()) == 1

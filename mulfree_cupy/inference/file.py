@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mulfree_cupy import files, geometry
+from mulfree_cupy import files
 from mulfree_cupy.inference.network import Layer, Network
 from mulfree_cupy.inference.predictor import Predictor
 
 FORMAT = 1
-CHECKPOINT_FORMAT = 4  # of training runs, which hold more than a network
+
+# Of training runs, which hold more than a network: what the facts of a checkpoint and of its recipe
+# are called. Here they are checked by name, by `train.checkpoint` for what they say.
+CHECKPOINT_FORMAT = 4
+CHECKPOINT_FACTS = {
+    *("format", "recipe", "history", "epoch", "sums", "shape", "classes", "data", "network"),
+}
+CHECKPOINT_RECIPE = {
+    *("model", "epochs", "batch_size", "rate", "momentum", "nesterov", "weight_decay"),
+    *("adder", "adder_scale", "eta", "augment", "seed", "first_epoch", "calibration"),
+}
 ENTRY = "network"  # the array, or the metadata, that holds the description
 _MISSING = "safetensors files need the package safetensors: pip install 'mulfree_cupy[export]'"
 
@@ -49,32 +61,56 @@ def load(path: str | os.PathLike) -> Predictor:
     >>> predictor.predict(images)                                    # doctest: +SKIP
     array(['cat', 'ship'], dtype='<U10')
     """
-    return Predictor(read(path))
+    return _read(path, Predictor)
 
 
 def read(path: str | os.PathLike) -> Network:
     """The network of a file, as `load` takes it."""
+    return _read(path, lambda network: network)
+
+
+def _read(path: str | os.PathLike, make: Callable[[Network], Any]) -> Any:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     if path.suffix in (".pth", ".pt"):
         raise ValueError(f"{path} is PyTorch's; mulfree import makes a checkpoint of one")
-    try:
-        if path.suffix == ".safetensors":
-            return _described(*_safetensors(path))
-        arrays = files.read_npz(path)
-        if ENTRY in arrays:
-            return _described(json.loads(str(arrays.pop(ENTRY))), arrays)
-        facts = json.loads(str(arrays["facts"]))
-        if ENTRY in facts:
-            return _checkpoint(facts, arrays)
-    except KeyError as error:
-        raise ValueError(f"{path} holds no network of mulfree: it has no {error}") from error
-    except (TypeError, ValueError, FloatingPointError, RecursionError) as error:
-        raise ValueError(f"{path} holds no network of mulfree, or is damaged: {error}") from error
+    with _naming(path):
+        network = _network_in(path)
+        if network is not None:
+            return make(network)
     from mulfree_cupy.train import checkpoint  # older than the descriptions: its name tells all
 
-    return checkpoint.load(path).network
+    return make(checkpoint.load(path).network)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What is wrong with a file becomes a ValueError of one line that names it."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"{path} holds no network of mulfree: it has no {error}") from error
+    except MemoryError as error:
+        raise ValueError(f"{path} needs more memory than there is: {error}") from error
+    except (
+        *(TypeError, ValueError, FloatingPointError, RecursionError, IndexError, OverflowError),
+    ) as error:
+        what = next(iter(str(error).splitlines()), "")
+        raise ValueError(f"{path} holds no network of mulfree, or is damaged: {what}") from error
+
+
+def _network_in(path: Path) -> Network | None:
+    """None for a checkpoint that does not describe its layers."""
+    if path.suffix == ".safetensors":
+        return _described(*_safetensors(path))
+    arrays = files.read_npz(path)
+    if ENTRY in arrays:
+        return _described(json.loads(str(arrays.pop(ENTRY))), arrays)
+    facts = json.loads(str(arrays["facts"]))
+    if not isinstance(facts, dict):
+        raise TypeError("facts must have entries")
+    return _checkpoint(facts, arrays) if ENTRY in facts else None
 
 
 def is_described(path: str | os.PathLike) -> bool:
@@ -82,7 +118,7 @@ def is_described(path: str | os.PathLike) -> bool:
     if Path(path).suffix == ".safetensors":
         return True
     try:
-        return ENTRY in files.read_npz(path)
+        return Path(path).is_file() and ENTRY in files.read_npz(path)
     except (OSError, ValueError):  # whoever reads it says what is wrong
         return False
 
@@ -154,6 +190,15 @@ def _described(description: Any, arrays: dict[str, np.ndarray]) -> Network:
 def _checkpoint(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> Network:
     """Of a training run, whose arrays have a prefix and company."""
     _check_format(facts, CHECKPOINT_FORMAT)
+    for what, given, known in (
+        ("facts", facts, CHECKPOINT_FACTS),
+        ("recipe", facts["recipe"], CHECKPOINT_RECIPE),
+    ):
+        if not isinstance(given, dict):
+            raise TypeError(f"{what} must have entries, got {given!r:.50}")
+        for fault, names in (("missing", known - given.keys()), ("unknown", given.keys() - known)):
+            if names:
+                raise ValueError(f"{what}: {', '.join(sorted(names)[:3])} {fault}")
     prefix, shape = "model/", facts["shape"]
     image = [shape["channels"], shape["size"], shape["size"]]
     weights = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
@@ -162,12 +207,16 @@ def _checkpoint(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> Network
 
 
 def _check_format(description: dict[str, Any], latest: int) -> None:
-    version = geometry.integer("network", "format", description["format"])
+    version = description["format"]
+    if type(version) is not int or version < 1:
+        raise ValueError(f"format must be a whole number from 1, got {version!r:.50}")
     if version > latest:
         raise ValueError(f"it has format {version}; this version reads up to {latest}")
 
 
 def _network(layers: Any, arrays: dict, image: list, classes: Any, *statistics) -> Network:
+    if not all(type(size) is int and size > 0 for size in image):
+        raise ValueError(f"image must be whole numbers from 1, got {image}")
     for what, value in (("layers", layers), ("classes", classes)):
         if not isinstance(value, list):
             raise TypeError(f"{what} must be a list, got {value!r:.50}")
@@ -176,7 +225,7 @@ def _network(layers: Any, arrays: dict, image: list, classes: Any, *statistics) 
     return Network(
         tuple(Layer.from_description(layer) for layer in layers),
         arrays,
-        tuple(geometry.integer("network", "image", size) for size in image),
+        tuple(image),
         tuple(classes),
         *statistics,
     )

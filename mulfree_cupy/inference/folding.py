@@ -16,7 +16,7 @@ from mulfree_cupy.inference.network import Layer, Network
 WITH_EPILOGUE = "conv", "adder_conv", "shift_conv", "shift_adder_conv", "linear"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Epilogue:
     """What becomes of a step's sums before they are stored.
 
@@ -45,7 +45,7 @@ class Epilogue:
         return self.residual is None and self.low == -np.inf and self.high == np.inf
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """One call of a kernel, for one layer or for several.
 
@@ -134,7 +134,7 @@ def _rescale(step: Step, layer: Layer, network: Network, residual: str | None = 
     if step.op not in WITH_EPILOGUE:
         return None
     options = {name: layer.options[name] for name in ("low", "high")}
-    if "residual_scale" in layer.options:
+    if residual is not None and "residual_scale" in layer.options:
         options["residual_scale"] = layer.options["residual_scale"]
     scale, offset = (network.arrays[layer.arrays[role]] for role in ("scale", "offset"))
     return replace(step, epilogue=Epilogue(None, scale, offset, residual, **options))

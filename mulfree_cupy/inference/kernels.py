@@ -56,8 +56,10 @@ def _convolution(step: Step, function: str) -> Bind:
     )
 
     def bind(inputs, residual, out):
-        finish = _finished(step.epilogue, residual)
         arguments = _images(inputs[0]), packed, bias, _images(out), *window
+        if step.epilogue.is_none:  # whole sums may be stored too
+            return partial(getattr(kernels, function), *arguments)
+        finish = _finished(step.epilogue, residual)
         return partial(getattr(kernels, f"{function}_fused"), *arguments, **finish)
 
     return bind
@@ -128,13 +130,14 @@ def _rescale(step: Step) -> Bind:
         x = inputs[0]
         by_channel = (slice(None), *[None] * (x.ndim - 2))
         scale, offset = (step.arrays[role][by_channel] for role in ("scale", "offset"))
-        y = np.empty(out.shape, np.float32)
+        y, added = (np.empty(out.shape, np.float32) for _ in range(2))
 
         def call():
             np.multiply(x, scale, out=y)
             np.add(y, offset, out=y)
             if len(inputs) == 2:
-                np.add(y, inputs[1] * np.float32(options.get("residual_scale", 1)), out=y)
+                np.multiply(inputs[1], np.float32(options.get("residual_scale", 1)), out=added)
+                np.add(y, added, out=y)
             np.clip(y, low, high, out=y)
             if out.dtype == np.uint8:
                 np.rint(y, out=y)
@@ -146,7 +149,7 @@ def _rescale(step: Step) -> Bind:
 
 
 def _pad(step: Step) -> Bind:
-    rows, columns = step.options["border"]
+    rows, columns = geometry.pair("pad", "border", step.options["border"], 0)
 
     def bind(inputs, residual, out):
         height, width = out.shape[2:]

@@ -6,7 +6,6 @@ the answers of layers before it, and has arrays and options; nothing in it is co
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 
 from mulfree_cupy import arrays as kinds
 from mulfree_cupy.arrays import Array
-from mulfree_cupy.inference.operations import OPERATIONS
+from mulfree_cupy.inference.operations import OPERATIONS, OPTIONS, dtypes
 
 IMAGES = "images"  # the network's input, normalised, by its name among the answers
 
@@ -67,6 +66,16 @@ class Layer:
             for name in given:
                 if name not in known:
                     raise ValueError(f"layer {self.name!r}: {self.op} has no {what} {name!r}")
+        for name, value in self.options.items():
+            serves, what = OPTIONS[name]
+            if not serves(value):
+                raise ValueError(f"layer {self.name!r}: {name} must be {what}, got {value!r:.50}")
+        low, high = (self.options.get(end, 0) for end in ("low", "high"))
+        if low > high or (self.options.get("dtype") == "uint8" and (low < 0 or high > 255)):
+            raise ValueError(
+                f"layer {self.name!r}: low must be at most high, and both 0 to 255 for uint8, got "
+                f"{low} and {high}"
+            )
 
     def described(self) -> dict[str, Any]:
         """As JSON has it; `from_description` is the way back."""
@@ -110,7 +119,7 @@ class Layer:
         return cls(**{**description, "inputs": tuple(description["inputs"])})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Network:
     """A trained network, checked: whatever holds of one is checked here, once.
 
@@ -119,13 +128,18 @@ class Network:
     layers : tuple of Layer
         Each after those whose answers it takes; the last one's answer is the network's.
     arrays : dict of str to array
-        What the layers name.
+        What the layers name; read-only here.
     image : tuple of 3 ints
         Channels, height and width.
     classes : tuple of str
         Their names.
     mean, std : arrays, shape (channels,)
         ``(images - mean) / std``, in units of a pixel value, is what the first layer takes.
+
+    Attributes
+    ----------
+    forms : dict of str to (tuple of ints, dtype)
+        Shape, without the batch, and dtype of every layer's answer, and of the images.
 
     Raises
     ------
@@ -142,10 +156,13 @@ class Network:
     classes: tuple[str, ...]
     mean: np.ndarray
     std: np.ndarray
+    forms: dict[str, tuple[tuple[int, ...], np.dtype]] = field(init=False, repr=False)
 
     def __post_init__(self):
         if not self.layers:
             raise ValueError("a network must have layers")
+        if max(self.image) > _MOST_SIDE:
+            raise ValueError(f"image must be at most {_MOST_SIDE} each way, got {self.image}")
         known = {IMAGES}
         for layer in self.layers:
             for name in layer.inputs:
@@ -157,6 +174,14 @@ class Network:
             for role, name in layer.arrays.items():
                 if name not in self.arrays:
                     raise ValueError(f"layer {layer.name!r}: its {role}, {name!r}, is missing")
+                array, served = self.arrays[name], dtypes(layer.op, role)
+                if array.dtype not in served:
+                    raise TypeError(
+                        f"layer {layer.name!r}: {name} must be of one of "
+                        f"{', '.join(np.dtype(t).name for t in served)}, got {array.dtype}"
+                    )
+                if role == "variance" and (array < 0).any():
+                    raise ValueError(f"layer {layer.name!r}: {name} is a variance below 0")
         for name in ("mean", "std"):
             if getattr(self, name).shape != self.image[:1]:
                 raise ValueError(
@@ -169,18 +194,17 @@ class Network:
                 raise FloatingPointError(f"{name} holds numbers that are not finite")
         if not (self.std > 0).all():
             raise ValueError(f"std must be positive, got {self.std}")
-        wanted, found = (len(self.classes),), self.forms[self.layers[-1].name][0]
+        arrays = {name: _read_only(array) for name, array in self.arrays.items()}
+        object.__setattr__(self, "arrays", arrays)
+        answers = self.answers(np.zeros((1, *self.image), np.float32))
+        forms = {name: (a.shape[1:], a.dtype) for name, a in answers.items()}
+        object.__setattr__(self, "forms", forms)
+        wanted, found = (len(self.classes),), forms[self.layers[-1].name][0]
         if found != wanted:
             raise ValueError(
                 f"the last layer must answer with one number for each of {wanted[0]} classes, and "
                 f"its answer has shape {found}"
             )
-
-    @functools.cached_property
-    def forms(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """Shape, without the batch, and dtype of every layer's answer, and of the images."""
-        images = np.zeros((1, *self.image), np.float32)
-        return {name: (a.shape[1:], a.dtype) for name, a in self.answers(images).items()}
 
     def normalised(self, images: Array) -> Array:
         """What the first layer takes, of raw images."""
@@ -208,3 +232,12 @@ class Network:
         for layer in self.layers:
             answers[layer.name] = layer.answer(answers, self.arrays)
         return answers
+
+
+_MOST_SIDE = 4096  # channels too
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view

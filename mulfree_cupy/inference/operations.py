@@ -5,8 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from mulfree_cupy.arrays import Array, namespace
+from mulfree_cupy.geometry import pair
 from mulfree_cupy.ops.adder import adder_conv
 from mulfree_cupy.ops.batch_norm import batch_norm
 from mulfree_cupy.ops.convolution import conv, matmul
@@ -28,6 +32,17 @@ class Operation:
     options: Mapping[str, bool] = field(default_factory=dict)
 
 
+def _floats(op: str, *inputs: Array | None) -> None:
+    for x in inputs:
+        if x is not None and x.dtype.kind != "f":
+            raise TypeError(f"{op}: takes floating-point numbers, got {x.dtype}; rescale it before")
+
+
+def _alike(op: str, a: Array, b: Array) -> None:
+    if a.shape != b.shape:
+        raise ValueError(f"{op}: shapes must be equal, got {a.shape[1:]} and {b.shape[1:]}")
+
+
 def _masked(weight: Array, mask: Array | None) -> Array:
     return weight if mask is None else weight * mask
 
@@ -42,16 +57,19 @@ def _winograd_conv(x, weight, bias=None, mask=None, *, points, **options):
 
 
 def _linear(x, weight, bias=None):
+    _floats("linear", x)
     y = matmul(x, weight.T)
     return y if bias is None else y + bias
 
 
 def _batch_norm(x, residual=None, *, weight, bias, mean, variance, eps, relu):
+    _floats("batch_norm", x, residual)
     statistics = {"mean": mean, "variance": variance, "eps": eps}
     return batch_norm(x, weight, bias, residual, relu=relu, **statistics)[0]
 
 
 def _relu(x):
+    _floats("relu", x)
     return namespace(x).maximum(x, 0)
 
 
@@ -63,11 +81,23 @@ def _flatten(x):
     return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
+def _add(a, b):
+    _floats("add", a, b)
+    _alike("add", a, b)
+    return a + b
+
+
 def _rescale(x, residual=None, *, scale, offset, low, high, dtype, residual_scale=1.0):
     """``clip(x * scale + offset + residual * residual_scale, low, high)``, rounded for uint8."""
+    if scale.shape != offset.shape or scale.shape != x.shape[1:2]:
+        raise ValueError(
+            f"rescale: scale and offset must have shape {x.shape[1:2]}, got {scale.shape} and "
+            f"{offset.shape}"
+        )
     xp, by_channel = namespace(x), (slice(None), *[None] * (x.ndim - 2))
     y = x * scale[by_channel] + offset[by_channel]
     if residual is not None:
+        _alike("rescale", x, residual)
         y += residual * scale.dtype.type(residual_scale)
     y = xp.clip(y, low, high)
     return (xp.rint(y) if dtype == "uint8" else y).astype(dtype)
@@ -75,7 +105,7 @@ def _rescale(x, residual=None, *, scale, offset, low, high, dtype, residual_scal
 
 def _pad(x, *, border, value):
     """Rows and columns of one value on all sides."""
-    (rows, columns) = border
+    rows, columns = pair("pad", "border", border, 0)
     sides = (0, 0), (0, 0), (rows, rows), (columns, columns)
     return namespace(x).pad(x, sides, constant_values=value)
 
@@ -127,10 +157,57 @@ OPERATIONS = {
     ),
     "pad": Operation(_pad, options={"border": True, "value": True}),
     "relu": Operation(_relu),
-    "add": Operation(lambda a, b: a + b, inputs=(2, 2)),
+    "add": Operation(_add, inputs=(2, 2)),
     "concatenate": Operation(_concatenate, inputs=(2, 1 << 16)),
     "max_pool": Operation(max_pool, options=_POOL),
     "avg_pool": Operation(avg_pool, options=_POOL),
     "global_average_pool": Operation(global_average_pool),
     "flatten": Operation(_flatten),
+}
+
+
+def dtypes(op: str, role: str) -> tuple[type, ...]:
+    """What an array may be of, by what it is to an operation."""
+    if role == "mask":
+        return (np.bool_,)
+    if role == "shifts":
+        return np.int8, np.int16, np.int32, np.int64
+    whole = {"weight": (np.uint8,), "bias": (np.int32,)} if op == "adder_conv" else {}
+    return np.float32, np.float64, *whole.get(role, ())
+
+
+_MOST = 1 << 16  # of sizes, strides and the like: no network has more
+
+
+def _whole(least: int, most: int = _MOST) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and least <= value <= most
+
+
+def _pair(least: int) -> Callable[[Any], bool]:
+    one = _whole(least)
+
+    def check(value: Any) -> bool:
+        two = isinstance(value, (list, tuple)) and len(value) == 2
+        return all(map(one, value)) if two else one(value)
+
+    return check
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < float("inf")
+
+
+# Of an option, by its name: whether a value will do, and what to say of one that does not.
+OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(
+        ("stride", "dilation", "kernel_size"), (_pair(1), "a whole number from 1, or two of them")
+    ),
+    **dict.fromkeys(("padding", "border"), (_pair(0), "a whole number from 0, or two of them")),
+    "groups": (_whole(1), "a whole number from 1"),
+    "relu": (lambda value: type(value) is bool, "true or false"),
+    "eps": (lambda value: _number(value) and value >= 0, "a number from 0"),
+    "points": (lambda value: isinstance(value, str), "a text"),
+    "dtype": (lambda value: value in ("uint8", "float32"), "'uint8' or 'float32'"),
+    "value": (_whole(0, 255), "a whole number from 0 to 255"),
+    **dict.fromkeys(("low", "high", "residual_scale"), (_number, "a number")),
 }

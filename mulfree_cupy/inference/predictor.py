@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import functools
 import warnings
 from typing import Any
 
@@ -33,6 +32,13 @@ class Predictor:
     network : Network
     classes : tuple of str
         Their names, in the order of the logits.
+    plan : Plan or None
+        What runs on NumPy arrays; None without compiled kernels, or for a float64 network.
+
+    Raises
+    ------
+    ValueError
+        If no kernel serves a step of the plan.
 
     Examples
     --------
@@ -46,21 +52,15 @@ class Predictor:
 
     def __init__(self, network: Network):
         self.network = network
-        # Memory that no call is using. Taking from a deque and adding to it are atomic, so threads
-        # need no lock, which a fork might leave locked.
+        # Made here, and memory taken and given back without a lock, which a fork might leave
+        # locked: what a deque does at either end is atomic.
+        self.plan = _planned(network)
         self._free: collections.deque[_Memory] = collections.deque()
+        self._takes_whole = any(dtype == np.uint8 for _, dtype in network.forms.values())
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.network.classes
-
-    @functools.cached_property
-    def plan(self) -> Plan | None:
-        """What runs on NumPy arrays; None without compiled kernels, or for a float64 network."""
-        kinds = {dtype for _, dtype in self.network.forms.values()}
-        if not kinds <= _PLANNED or not hasattr(launch.cpu_kernels(), "conv_fused"):
-            return None
-        return Plan(self.network)
 
     def __call__(self, images: Array, *, out: np.ndarray | None = None) -> Array:
         """Logits of raw images.
@@ -82,7 +82,8 @@ class Predictor:
         TypeError
             If the images are no real numbers.
         ValueError
-            If they have another shape, or `out` does not fit.
+            If they have another shape, or `out` does not fit; or if an image is not finite and the
+            network rounds to whole numbers.
         """
         images = self._checked(images)
         shape, dtype = (len(images), len(self.classes)), np.dtype(np.float32)
@@ -138,14 +139,21 @@ class Predictor:
                 f"predictor: images must be integers or floating-point numbers, got dtype "
                 f"{images.dtype} and shape {images.shape}"
             )
-        mean = self.network.mean.mean()
-        if images.dtype.kind == "f" and mean > 2 and images.size and 0 < abs(images).max() <= 1:
-            warnings.warn(
-                f"predictor: the images lie between 0 and 1, and the network was trained on pixels "
-                f"of mean {mean:.0f}; multiply them by 255",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+        if images.dtype.kind == "f" and images.size:
+            least, most = images.min(), images.max()
+            if self._takes_whole and not np.isfinite(float(most - least)):
+                raise ValueError(
+                    "predictor: images must be finite for a network of whole numbers, got numbers "
+                    f"from {least} to {most}"
+                )
+            mean = self.network.mean.mean()
+            if mean > 2 and 0 <= least < most <= 1:
+                warnings.warn(
+                    "predictor: the images lie between 0 and 1, and the network was trained on "
+                    f"pixels of mean {mean:.0f}; multiply them by 255",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
         return images
 
     def _layer_by_layer(self, images: Array) -> Array:
@@ -162,6 +170,18 @@ class Predictor:
 
     def __reduce__(self):
         return Predictor, (self.network,)
+
+
+def _planned(network: Network) -> Plan | None:
+    """A plan that ran once, on an image of zeros, so that all that it calls is known to serve."""
+    dtypes = {dtype for _, dtype in network.forms.values()}
+    if not dtypes <= _PLANNED or not hasattr(launch.cpu_kernels(), "conv_fused"):
+        return None
+    plan = Plan(network)
+    program = plan.bind(plan.memory(), 1)
+    program.images.fill(0)
+    program.run()
+    return plan
 
 
 class _Memory:

@@ -336,6 +336,11 @@ class _Quantiser:
         layer = Layer("adder_conv", name, (x,), {"weight": "weight"}, options)
         mean = np.rint(layer.answer(self.answers, {"weight": weight}).mean(axis=(0, 2, 3)))
         bias = -np.rint(excess) - mean
+        if np.abs(bias).max() > np.iinfo(np.int32).max:
+            raise ValueError(
+                f"quantize: layer {name!r}: its weights are too large beside what it takes, "
+                f"from {grid.low:g} to {grid.high:g}, for sums in int32"
+            )
         arrays = {"weight": weight, "bias": bias.astype(np.int32)}
         self._add("adder_conv", name, [x], arrays, options)
         self._note(name, source, (places != within).mean())
