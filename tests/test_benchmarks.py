@@ -19,6 +19,7 @@ from benchmarks import (  # noqa: E402
     adder,
     errors,
     goals,
+    inference,
     layers,
     peers,
     reference,
@@ -40,6 +41,7 @@ from benchmarks.gpu import shift as gpu_shift  # noqa: E402
 from benchmarks.gpu import tables as gpu_tables  # noqa: E402
 from benchmarks.gpu import winograd as gpu_winograd  # noqa: E402
 from mulfree_cupy import launch  # noqa: E402
+from mulfree_cupy.inference import Predictor  # noqa: E402
 from mulfree_cupy.report import pruning  # noqa: E402
 
 QUICK = layers.QUICK
@@ -582,6 +584,22 @@ def test_help_names_every_command():
     done = command("--help")
     assert done.returncode == 0
     assert all(name in done.stdout for name in ("adder", "emulator", "gpu", "report"))
+
+
+def test_predictions_are_checked_timed_and_written(tmp_path, capsys):
+    assert inference.run(1, quick=True, out=tmp_path) == 0
+    text = capsys.readouterr().out
+    for case in ("adder-resnet20, float32, batch 2", "adder-resnet20, 8 bits, batch 2"):
+        assert re.search(rf"\| {case} +\| +\d+\.\d\d \|", text)
+    assert "batch 128: time of its convolutions alone / time of mulfree_cupy >= 0.9: not" in text
+    (record,) = tmp_path.glob("inference-cpu-*.json")
+    assert len(json.loads(record.read_text())["cases"]) == 2
+
+
+def test_a_wrong_plan_is_noticed(monkeypatch):
+    monkeypatch.setattr(Predictor, "__call__", lambda self, images: np.zeros((len(images), 10)))
+    with pytest.raises(reference.WrongAnswer, match="the plan's answers are not its layers'"):
+        inference.run(1, quick=True, out=None)
 
 
 def test_a_training_step_is_timed_and_documented(tmp_path, capsys):

@@ -664,9 +664,7 @@ def test_sums_of_unequal_shapes_are_refused():
         Layer("global_average_pool", "e", ("d",)),
     )
     arrays = {"w": np.ones((2, 1, 1, 1), "f")}
-    with pytest.raises(
-        ValueError, match=r"layer 'd': add: shapes must be equal, got \(2, 4, 4\)"
-    ):
+    with pytest.raises(ValueError, match=r"layer 'd': add: shapes must be equal, got \(2, 4, 4\)"):
         Network(layers, arrays, (1, 4, 4), ("x", "y"), np.zeros(1), np.ones(1))
 
 
