@@ -541,6 +541,16 @@ def test_on_a_gpu(cupy, predictor, images):
     assert_array_equal(predictor.predict(cupy.asarray(images)), predictor.predict(images))
 
 
+def test_a_network_of_float64_answers_in_float32():
+    model, images = settled("conv-lenet", 16)
+    network = predictor_of(model, images).network
+    wide = {name: a.astype(np.float64) for name, a in network.arrays.items()}
+    facts = network.image, network.classes, network.mean, network.std
+    predictor = Predictor(Network(network.layers, wide, *facts))
+    assert predictor.plan is None and predictor(images).dtype == np.float32
+    assert_allclose(predictor(images), of_the_tape(model, images), rtol=1e-4, atol=1e-4)
+
+
 def test_fold_keeps_what_others_read():
     """A sum that two layers take cannot become another's epilogue."""
     weight = np.ones((2, 1, 1, 1), "f")

@@ -158,7 +158,8 @@ class Predictor:
 
     def _layer_by_layer(self, images: Array) -> Array:
         with arrays.device_of(images):
-            return self.network(self.network.normalised(images))
+            answer = self.network(self.network.normalised(images))
+            return answer.astype(np.float32, copy=False)
 
     def __repr__(self) -> str:
         sizes = " x ".join(map(str, self.network.image))
