@@ -236,6 +236,12 @@ def test_facts_that_are_none(stopped, write):
         refusal(write(stopped[0], facts))
 
 
+def test_a_variance_below_0(stopped, write):
+    arrays, facts = stopped
+    below = {"model/bn1.running_var": -arrays["model/bn1.running_var"]}
+    assert "bn1.running_var is a variance below 0" in refusal(write({**arrays, **below}, facts))
+
+
 def test_a_command_prints_one_line(stopped, write, capsys):
     arrays, facts = stopped
     path = str(

@@ -104,6 +104,8 @@ class Checkpoint:
         for name, array in (*self.weights.items(), *self.velocities.items()):
             if not _finite(array):
                 raise FloatingPointError(f"{name} holds numbers that are not finite")
+            if name.endswith("running_var") and (array < 0).any():
+                raise ValueError(f"{name} is a variance below 0")
 
     def _check_velocities(self) -> None:
         """All of them, or none where there was no step with momentum."""
