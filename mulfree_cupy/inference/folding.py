@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mulfree_cupy.inference.network import Layer, Network
+from mulfree_cupy.ops.batch_norm import scale_of
 
 # What has an epilogue on the CPU, as `Epilogue` says; a Winograd convolution takes its scale and
 # offset into weights and bias, and of the rest the residual and the clipping at 0.
@@ -94,7 +95,7 @@ def fold(network: Network) -> list[Step]:
                 break
         else:
             arrays = {role: network.arrays[name] for role, name in layer.arrays.items()}
-            if layer.op in ("conv", "linear") and "mask" in arrays:
+            if layer.op == "conv" and "mask" in arrays:
                 arrays["weight"] = arrays["weight"] * arrays.pop("mask")
             steps[layer.name] = Step(layer.op, (layer.name,), layer.inputs, arrays, layer.options)
     return list(steps.values())
@@ -116,7 +117,7 @@ def _batch_norm(step: Step, layer: Layer, network: Network, residual: str | None
     weight, bias, mean, variance = (
         network.arrays[layer.arrays[role]] for role in ("weight", "bias", "mean", "variance")
     )
-    scale = weight / np.sqrt(variance + variance.dtype.type(layer.options["eps"]))
+    scale = scale_of(weight, variance, layer.options["eps"])
     low = 0.0 if layer.options["relu"] else -np.inf
     if step.op == "winograd_conv":
         arrays = dict(step.arrays)

@@ -11,6 +11,7 @@ import numpy as np
 from mulfree_cupy import geometry, launch
 from mulfree_cupy.inference.folding import Epilogue, Step
 from mulfree_cupy.ops import pooling
+from mulfree_cupy.ops.batch_norm import scale_of
 from mulfree_cupy.ops.winograd import WinogradWeights
 from mulfree_cupy.ops.winograd.convolution import fastest, transforms_for_kernels
 
@@ -46,7 +47,7 @@ def _convolution(step: Step, function: str) -> Bind:
     kernels = launch.cpu_kernels()
     weight, bias, options = _images(step.arrays["weight"]), step.arrays.get("bias"), step.options
     groups = options.get("groups", 1)
-    packed = getattr(kernels, f"pack_{function}")(np.ascontiguousarray(weight), groups)
+    packed = getattr(kernels, f"pack_{function}")(weight, groups)
     window = (
         *(
             geometry.pair(function, name, options.get(name, default), least)
@@ -69,7 +70,7 @@ def _shift_convolution(step: Step, function: str) -> Bind:
     kernels = launch.cpu_kernels()
     weight, bias = step.arrays["weight"], step.arrays.get("bias")
     pack = kernels.pack_adder_conv if "adder" in function else kernels.pack_conv
-    packed = pack(np.ascontiguousarray(_images(weight)), 1)
+    packed = pack(_images(weight), 1)
     table = np.ascontiguousarray(step.arrays["shifts"], np.int64)
     stride = geometry.pair(function, "stride", step.options.get("stride", 1), 1)
 
@@ -107,9 +108,9 @@ def _winograd(step: Step) -> Bind:
 
 def _batch_norm(step: Step) -> Bind:
     weight, bias, mean, variance = (
-        np.ascontiguousarray(step.arrays[role]) for role in ("weight", "bias", "mean", "variance")
+        step.arrays[role] for role in ("weight", "bias", "mean", "variance")
     )
-    scale = weight / np.sqrt(variance + variance.dtype.type(step.options["eps"]))
+    scale = scale_of(weight, variance, step.options["eps"])
     relu = step.options["relu"] or step.epilogue.low == 0
     run = launch.cpu_kernels().batch_norm
 
@@ -122,7 +123,7 @@ def _batch_norm(step: Step) -> Bind:
 
 
 def _rescale(step: Step) -> Bind:
-    """Of images, and what no convolution is in front of: through a buffer of floats of its own."""
+    """Of images, and what no convolution is in front of: where it lies if that is float32."""
     options = step.options
     low, high = options["low"], options["high"]
 
@@ -130,18 +131,19 @@ def _rescale(step: Step) -> Bind:
         x = inputs[0]
         by_channel = (slice(None), *[None] * (x.ndim - 2))
         scale, offset = (step.arrays[role][by_channel] for role in ("scale", "offset"))
-        y, added = (np.empty(out.shape, np.float32) for _ in range(2))
+        y = out if out.dtype == np.float32 else np.empty(out.shape, np.float32)
+        added = np.empty(out.shape, np.float32) if len(inputs) == 2 else None
 
         def call():
             np.multiply(x, scale, out=y)
             np.add(y, offset, out=y)
-            if len(inputs) == 2:
+            if added is not None:
                 np.multiply(inputs[1], np.float32(options.get("residual_scale", 1)), out=added)
                 np.add(y, added, out=y)
             np.clip(y, low, high, out=y)
-            if out.dtype == np.uint8:
+            if y is not out:
                 np.rint(y, out=y)
-            np.copyto(out, y, casting="unsafe")
+                np.copyto(out, y, casting="unsafe")
 
         return call
 

@@ -238,6 +238,6 @@ _MOST_SIDE = 4096  # channels too
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
-    view = array.view()
+    view = np.ascontiguousarray(array).view()  # as kernels take it
     view.flags.writeable = False
     return view

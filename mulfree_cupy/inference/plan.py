@@ -77,10 +77,10 @@ class Plan:
             start = place.offset * self.images
             flat = memory[start : start + images * place.nbytes].view(place.dtype)
             arrays[name] = flat.reshape(images, *place.shape)
-        images = arrays[IMAGES]
+        raw = arrays[IMAGES]
         calls: list[Callable[[], Any]] = [
-            partial(np.subtract, images, self._mean, out=images),
-            partial(np.divide, images, self._std, out=images),
+            partial(np.subtract, raw, self._mean, out=raw),
+            partial(np.divide, raw, self._std, out=raw),
         ]
         for step, bind in zip(self.steps, self._bindings, strict=True):
             residual = step.epilogue.residual
@@ -90,7 +90,7 @@ class Plan:
                 arrays[step.output],
             )
             calls.append(call)
-        return Program(calls, images, arrays[self.output])
+        return Program(calls, raw, arrays[self.output])
 
 
 @dataclass(frozen=True)

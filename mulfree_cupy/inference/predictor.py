@@ -54,8 +54,13 @@ class Predictor:
         self.network = network
         # Made here, and memory taken and given back without a lock, which a fork might leave
         # locked: what a deque does at either end is atomic.
-        self.plan = _planned(network)
+        self.plan = _plan_of(network)
         self._free: collections.deque[_Memory] = collections.deque()
+        if self.plan is not None:  # run once, on zeros, so that all that it calls is known to serve
+            self._free.append(_Memory(self.plan))
+            program = self._free[0].program(1)
+            program.images.fill(0)
+            program.run()
         self._takes_whole = any(dtype == np.uint8 for _, dtype in network.forms.values())
 
     @property
@@ -173,16 +178,11 @@ class Predictor:
         return Predictor, (self.network,)
 
 
-def _planned(network: Network) -> Plan | None:
-    """A plan that ran once, on an image of zeros, so that all that it calls is known to serve."""
+def _plan_of(network: Network) -> Plan | None:
     dtypes = {dtype for _, dtype in network.forms.values()}
     if not dtypes <= _PLANNED or not hasattr(launch.cpu_kernels(), "conv_fused"):
         return None
-    plan = Plan(network)
-    program = plan.bind(plan.memory(), 1)
-    program.images.fill(0)
-    program.run()
-    return plan
+    return Plan(network)
 
 
 class _Memory:

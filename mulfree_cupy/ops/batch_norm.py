@@ -122,11 +122,16 @@ def batch_norm(
         mean, variance = (kernels.batch_norm_moments if kernels else _moments)(planes)
         if running is not None:
             _follow(running, mean, variance, x.size // len(weight), momentum)
-    scale = weight / np.sqrt(variance + x.dtype.type(eps))
+    scale = scale_of(weight, variance, eps)
     # About the mean: x * scale + shift would cancel where the mean is many deviations from zero.
     run = kernels.batch_norm if kernels else _normalise
     y = run(planes, mean, scale, bias, added, relu)
     return y.reshape(x.shape), mean, variance
+
+
+def scale_of(weight: Array, variance: Array, eps: float) -> Array:
+    """What a channel is multiplied by, once its mean is taken off."""
+    return weight / np.sqrt(variance + variance.dtype.type(eps))
 
 
 def _launched(
