@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from mulfree_cupy.cli import (
     checkpoints,
+    counting,
     exporting,
     kernels,
     networks,
@@ -73,5 +74,5 @@ def _parser() -> argparse.ArgumentParser:
     training.add_ablation(commands)
     exporting.add(commands)
     networks.add_profile(commands)
-    networks.add_count(commands)
+    counting.add(commands)
     return parser

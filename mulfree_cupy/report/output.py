@@ -35,6 +35,18 @@ def pyplot() -> ModuleType:
     return matplotlib.pyplot
 
 
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table that also reads well in a terminal: first column left, the others right."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [c.rjust(w) for c, w in zip(cells, widths, strict=True)]
+        return "| " + " | ".join([cells[0].ljust(widths[0]), *padded[1:]]) + " |"
+
+    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
+    return "\n".join([line(head), line(rule), *map(line, rows)])
+
+
 def write_table(path: str | Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a CSV file; numbers with six digits."""
     text = io.StringIO()

@@ -8,18 +8,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import numpy as np
+
 from mulfree_cupy import data
-from mulfree_cupy.report import multiplications, output
+from mulfree_cupy.inference.network import Network
+from mulfree_cupy.report import output
+from mulfree_cupy.report.convolutions import PRUNABLE, Convolution, reduction
+from mulfree_cupy.report.counts import count
 from mulfree_cupy.train import Step, load_model
 
-_IMAGES = 100  # on which activations are measured
+IMAGES = 100  # on which activations are measured
 
 
 @dataclass(frozen=True)
 class Row:
     """A step of pruning, and how many times fewer multiplications its network takes.
 
-    `static` and `dynamic` as in `multiplications`, of the pruned layers; those of the whole network
+    `static` and `dynamic` as in `convolutions`, of the pruned layers; those of the whole network
     count the others too.
     """
 
@@ -50,22 +55,39 @@ def measure(steps: Sequence[Step], test: data.Dataset) -> list[Row]:
     """
     rows = []
     for step in steps:
-        model, saved = load_model(step.path)
-        layers = multiplications.measured(model, sample(test, saved.mean, saved.std))
-        pruned = [layer for layer in layers if layer.form != "dense"]
+        _, saved = load_model(step.path)
+        layers = measured(saved.network, test.images[:IMAGES])
+        pruned = [layer for layer in layers if layer.form in PRUNABLE]
         reductions = [
-            multiplications.reduction(some, count)
-            for some in (pruned, layers)
-            for count in ("static", "dynamic")
+            reduction(some, kind) for some in (pruned, layers) for kind in ("static", "dynamic")
         ]
         rows.append(Row(step.density, step.kept, step.test_accuracy, *reductions))
     return rows
 
 
-def sample(test: data.Dataset, mean, std):
-    """The first images of a data set, as a network takes them."""
-    images, _ = next(iter(data.Loader(test, _IMAGES, shuffle=False, mean=mean, std=std, seed=0)))
-    return images
+def measured(network: Network, images: np.ndarray) -> list[Convolution]:
+    """The convolutions of a network, their activations measured on raw images.
+
+    Raises
+    ------
+    ValueError
+        If none can be pruned.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mulfree_cupy import models
+    >>> from mulfree_cupy.nn.description import network_of
+    >>> from mulfree_cupy.report.pruning import measured
+    >>> network = network_of(models.build("winograd-relu-vgg-nagadomi-8", size=8), 3, 8)
+    >>> layers = measured(network, np.random.default_rng(0).normal(size=(2, 3, 8, 8)))
+    >>> layers[1].form, 0.4 < layers[1].activation_density < 0.6
+    ('winograd-relu', True)
+    """
+    layers = count(network, images).convolutions
+    if not any(layer.form in PRUNABLE for layer in layers):
+        raise ValueError("pruning.measured: the network has no layer that can be pruned")
+    return layers
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -131,8 +153,8 @@ def _drawn(runs: Mapping[str, Sequence[Row]], title: str):
     for name, rows in runs.items():
         kept = [100 * row.kept for row in rows]
         (line,) = accuracy.plot(kept, [100 * row.test_accuracy for row in rows], "o-", label=name)
-        for count, style in (("network_static", "o-"), ("network_dynamic", "o--")):
-            saved.plot(kept, [getattr(row, count) for row in rows], style, color=line.get_color())
+        for field, style in (("network_static", "o-"), ("network_dynamic", "o--")):
+            saved.plot(kept, [getattr(row, field) for row in rows], style, color=line.get_color())
     accuracy.set(xlabel="weights left, %", ylabel="test accuracy, %")
     accuracy.legend(fontsize=8)
     saved.set(xlabel="weights left, %", ylabel="times fewer multiplications\n(dashed: dynamic)")
