@@ -7,7 +7,13 @@ from mulfree_cupy.models.shift_tables import convert, permutation
 from mulfree_cupy.models.shiftnet import ShiftNet
 from mulfree_cupy.models.shiftresnet import ShiftResNet
 from mulfree_cupy.models.vgg import VGGSmall
-from mulfree_cupy.models.winograd import FORMS, ConvPoolCNN, VGGNagadomi, WinogradResNet
+from mulfree_cupy.models.winograd import (
+    FORMS,
+    ConvPoolCNN,
+    VGGNagadomi,
+    WinogradCifarResNet,
+    WinogradResNet,
+)
 
 __all__ = [
     "FORMS",
@@ -21,6 +27,7 @@ __all__ = [
     "ShiftResNet",
     "VGGNagadomi",
     "VGGSmall",
+    "WinogradCifarResNet",
     "WinogradResNet",
     "build",
     "convert",

@@ -14,7 +14,13 @@ from mulfree_cupy.models.resnet import CifarResNet, ImageNetResNet
 from mulfree_cupy.models.shiftnet import sc2_resnet, shiftnet
 from mulfree_cupy.models.shiftresnet import ShiftResNet
 from mulfree_cupy.models.vgg import VGGSmall
-from mulfree_cupy.models.winograd import FORMS, ConvPoolCNN, VGGNagadomi, WinogradResNet
+from mulfree_cupy.models.winograd import (
+    FORMS,
+    ConvPoolCNN,
+    VGGNagadomi,
+    WinogradCifarResNet,
+    WinogradResNet,
+)
 
 _NETWORKS = {
     "lenet": LeNet,
@@ -48,6 +54,10 @@ for _network, _blocks in {
     }
 MODELS |= {f"shiftnet-{variant}": partial(shiftnet, variant) for variant in "abc"}
 for _form in FORMS:
+    MODELS |= {
+        f"{_form}-resnet{depth}": partial(WinogradCifarResNet, FORMS[_form], depth=depth)
+        for depth in (20, 32)
+    }
     for _network, _layers in {
         "vgg-nagadomi": VGGNagadomi,
         "convpool-cnn-c": ConvPoolCNN,
@@ -76,8 +86,9 @@ def build(name: str, *, seed: int = 0, **shape: int) -> nn.Module:
         ``shift-adder-resnet`` or ``sc2-resnet``, the depth, 20, 56 or 110, and ``-e`` with the
         expansion, 1, 3, 6 or 9. Or ``shiftnet-a``, ``-b`` or ``-c``. Or ``spatial-``,
         ``winograd-``, ``winograd-relu-``, ``winograd4-`` or ``winograd4-relu-``, then
-        ``vgg-nagadomi``, ``convpool-cnn-c`` or ``resnet18``, and if they are to be narrow the
-        filters of the first group, ``-8``, ``-16`` or ``-32``.
+        ``resnet20``, ``resnet32``, ``vgg-nagadomi``, ``convpool-cnn-c`` or ``resnet18``, and of the
+        last three, if they are to be narrow, the filters of the first group, ``-8``, ``-16`` or
+        ``-32``.
     seed : int
         Of the weights.
     **shape : int

@@ -3,6 +3,7 @@
 from mulfree_cupy.train.ablation import ablation
 from mulfree_cupy.train.calibration import calibrated, gather_statistics
 from mulfree_cupy.train.checkpoint import SCHEDULES, Checkpoint
+from mulfree_cupy.train.comparison import Run, compare
 from mulfree_cupy.train.evaluation import check_data, evaluate, load_model, namespace_of
 from mulfree_cupy.train.profile import StepProfile, profile
 from mulfree_cupy.train.pruning import Plan, Step, prune, prune_layers
@@ -17,12 +18,14 @@ __all__ = [
     "Interrupted",
     "Plan",
     "Recipe",
+    "Run",
     "Step",
     "StepProfile",
     "Training",
     "ablation",
     "calibrated",
     "check_data",
+    "compare",
     "evaluate",
     "gather_statistics",
     "load_model",
