@@ -1,7 +1,7 @@
 """The papers' networks, each from one definition for its own form and the twins beside it."""
 
 from mulfree_cupy.models.lenet import LeNet
-from mulfree_cupy.models.registry import MODELS, MOST, build, default_shape
+from mulfree_cupy.models.registry import MODELS, MOST, RESNET20, build, default_shape
 from mulfree_cupy.models.resnet import CifarResNet, ImageNetResNet
 from mulfree_cupy.models.shift_tables import convert, permutation
 from mulfree_cupy.models.shiftnet import ShiftNet
@@ -19,6 +19,7 @@ __all__ = [
     "FORMS",
     "MODELS",
     "MOST",
+    "RESNET20",
     "CifarResNet",
     "ConvPoolCNN",
     "ImageNetResNet",

@@ -32,6 +32,7 @@ _NETWORKS = {
 }
 _KINDS = {
     "adder": nn.AdderConv,
+    "binary": nn.BinaryConv,
     "conv": nn.Conv,
     "sign-adder": partial(nn.AdderConv, sign=True),  # slow; for AdderNet's ablation
 }
@@ -52,6 +53,9 @@ for _network, _blocks in {
         for depth in (20, 56, 110)
         for expansion in (1, 3, 6, 9)
     }
+MODELS |= {
+    f"{kind}-lenet-plane": partial(LeNet, _KINDS[kind], plane=True) for kind in ("conv", "adder")
+}
 MODELS |= {f"shiftnet-{variant}": partial(shiftnet, variant) for variant in "abc"}
 for _form in FORMS:
     MODELS |= {
@@ -70,6 +74,15 @@ for _form in FORMS:
         }
 
 
+# The forms of one network by what the papers call them, to be compared.
+RESNET20 = {
+    "CNN": "conv-resnet20",
+    "AdderNet": "adder-resnet20",
+    "BNN": "binary-resnet20",
+    "shift": "shiftresnet20-e3",
+    "sparse Winograd": "winograd-relu-resnet20",
+}
+
 # Of the data: far beyond any data set, and short of what no memory holds.
 MOST = {"channels": 4096, "size": 4096, "classes": 65536}
 
@@ -80,15 +93,16 @@ def build(name: str, *, seed: int = 0, **shape: int) -> nn.Module:
     Parameters
     ----------
     name : str
-        A key of `MODELS`. Either ``adder-``, ``conv-`` or ``sign-adder-`` (filters trained on the
-        derivative's sign, as in AdderNet's ablation), and ``lenet``, ``vggsmall``, ``resnet20``,
-        ``resnet32``, ``resnet18`` or ``resnet50``. Or ``shiftresnet``, ``depthwise-resnet``,
-        ``shift-adder-resnet`` or ``sc2-resnet``, the depth, 20, 56 or 110, and ``-e`` with the
-        expansion, 1, 3, 6 or 9. Or ``shiftnet-a``, ``-b`` or ``-c``. Or ``spatial-``,
-        ``winograd-``, ``winograd-relu-``, ``winograd4-`` or ``winograd4-relu-``, then
+        A key of `MODELS`. Either ``adder-``, ``binary-``, ``conv-`` or ``sign-adder-`` (filters
+        trained on the derivative's sign, as in AdderNet's ablation), and ``lenet``, ``vggsmall``,
+        ``resnet20``, ``resnet32``, ``resnet18`` or ``resnet50``. Or ``shiftresnet``,
+        ``depthwise-resnet``, ``shift-adder-resnet`` or ``sc2-resnet``, the depth, 20, 56 or 110,
+        and ``-e`` with the expansion, 1, 3, 6 or 9. Or ``shiftnet-a``, ``-b`` or ``-c``. Or
+        ``spatial-``, ``winograd-``, ``winograd-relu-``, ``winograd4-`` or ``winograd4-relu-``, then
         ``resnet20``, ``resnet32``, ``vgg-nagadomi``, ``convpool-cnn-c`` or ``resnet18``, and of the
         last three, if they are to be narrow, the filters of the first group, ``-8``, ``-16`` or
-        ``-32``.
+        ``-32``. Or ``conv-lenet-plane`` or ``adder-lenet-plane``, whose last features are two
+        numbers.
     seed : int
         Of the weights.
     **shape : int

@@ -345,6 +345,7 @@ SUMS = {
     "conv": "dense",
     "linear": "dense",
     "adder_conv": "adder",
+    "binary_conv": "binary",
     "shift_conv": "dense",
     "shift_adder_conv": "adder",
     "winograd_conv": "native",
@@ -362,6 +363,10 @@ def _scaled(network: Network, layer: Layer) -> dict[str, int]:
     return {"multiplication": 1 + residual * factor, "addition": 1 + residual}
 
 
+def _filter_scale(network: Network, layer: Layer) -> dict[str, int]:
+    return {"multiplication": int(layer.options.get("scale", True))}
+
+
 def _window(network: Network, layer: Layer) -> dict[str, int]:
     size = math.prod(pair("count", "kernel_size", layer.options["kernel_size"], 1))
     return {"multiplication": 1, "addition": size}
@@ -374,6 +379,7 @@ def _mean(network: Network, layer: Layer) -> dict[str, int]:
 # The operations of each number of an answer, besides the terms of sums.
 OTHERS: dict[str, Callable[[Network, Layer], dict[str, int]]] = {
     **dict.fromkeys(SUMS, _bias),
+    "binary_conv": _filter_scale,
     "batch_norm": _scaled,
     "rescale": _scaled,
     "add": lambda network, layer: {"addition": 1},
