@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from mulfree_cupy.cli import (
     checkpoints,
+    comparing,
     counting,
     exporting,
     kernels,
@@ -72,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     quantisation.add(commands)
     checkpoints.add_import(commands)
     training.add_ablation(commands)
+    comparing.add(commands)
     exporting.add(commands)
     networks.add_profile(commands)
     counting.add(commands)

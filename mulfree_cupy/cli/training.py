@@ -90,7 +90,7 @@ def _train(chosen: argparse.Namespace) -> int:
             asked["schedule"] = chosen.schedule
             run = Training.resume(chosen.resume, *pair, **where, **asked)
         else:
-            run = Training(Recipe(**{**_defaults(chosen.data, pair[0]), **asked}), *pair, **where)
+            run = Training(Recipe(**{**defaults(chosen.data, pair[0]), **asked}), *pair, **where)
         print(_describe(run, pair))
         try:
             history = run.run()
@@ -124,7 +124,7 @@ def _folder(chosen: argparse.Namespace) -> AbstractContextManager[Path]:
     return folder.taken(out, resumed=source.name if its_own else None)
 
 
-def _defaults(name: str, train) -> dict:
+def defaults(name: str, train) -> dict:
     if name == "digits":
         return {"model": "adder-lenet", "epochs": 30, "batch_size": 64, "augment": "none"}
     colour = train.images.shape[1] == 3

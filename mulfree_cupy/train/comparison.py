@@ -26,12 +26,25 @@ _SHARE = 5  # of the epochs that follow each pruning: one in so many
 
 @dataclass(frozen=True)
 class Run:
-    """A network that was trained: its last checkpoint, and how all its epochs went."""
+    """A network that was trained.
+
+    Parameters
+    ----------
+    model : str
+    seed : int
+    path : Path
+        Of its last checkpoint.
+    history : History
+        Of all its epochs, those before and after a pruning in one.
+    prunings : tuple of int
+        The numbers of epochs after which it was pruned.
+    """
 
     model: str
     seed: int
     path: Path
     history: History
+    prunings: tuple[int, ...] = ()
 
 
 def compare(
@@ -94,8 +107,7 @@ def compare(
             changed = replace(recipe, model=name, seed=seed)
             where = out / f"{name}-seed{seed}"
             trained = _pruned if pruned[name] else _trained
-            path, history = trained(changed, train, test, where, device, progress)
-            runs.append(Run(name, seed, path, history))
+            runs.append(trained(changed, train, test, where, device, progress))
     return runs
 
 
@@ -106,7 +118,7 @@ def _trained(
     where: Path,
     device: str,
     progress: bool,
-) -> tuple[Path, History]:
+) -> Run:
     path = where / _CHECKPOINT
     with folder.taken(where, resumed=_CHECKPOINT):
         options = {"device": device, "path": path}
@@ -116,7 +128,7 @@ def _trained(
             run = Training(recipe, train, test, **options)
         if run.epoch < recipe.epochs:
             run.run(progress=progress)
-    return path, run.history
+    return Run(recipe.model, recipe.seed, path, run.history)
 
 
 def _pruned(
@@ -126,21 +138,17 @@ def _pruned(
     where: Path,
     device: str,
     progress: bool,
-) -> tuple[Path, History]:
+) -> Run:
     after = max(1, recipe.epochs // _SHARE)
     before = max(1, recipe.epochs - after * len(DENSITIES))
-    dense, _ = _trained(
-        replace(recipe, epochs=before), train, test, where / "dense", device, progress
-    )
+    dense = _trained(replace(recipe, epochs=before), train, test, where / "dense", device, progress)
     options = {"out": where, "device": device, "progress": progress}
     options["resume"] = (where / PLAN).exists()
-    steps = prune(dense, Plan(DENSITIES, epochs=after), train, test, **options)
-    histories = [checkpoint.load(step.path).history for step in steps]
-    whole = {
-        name: [number for history in histories for number in getattr(history, name)]
-        for name in asdict(histories[0])
-    }
-    return steps[-1].path, History(**whole)
+    steps = prune(dense.path, Plan(DENSITIES, epochs=after), train, test, **options)
+    histories = [asdict(checkpoint.load(step.path).history) for step in steps]
+    whole = {name: [n for history in histories for n in history[name]] for name in histories[0]}
+    prunings = tuple(before + i * after for i in range(len(DENSITIES)))
+    return Run(recipe.model, recipe.seed, steps[-1].path, History(**whole), prunings)
 
 
 def _described(recipe: Recipe, train: data.Dataset, test: data.Dataset) -> dict:

@@ -1,0 +1,245 @@
+"""Networks side by side: one table as Markdown, CSV and a page, and the pictures of `figures`."""
+
+from __future__ import annotations
+
+import base64
+import html
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median, stdev
+
+import numpy as np
+
+from mulfree_cupy import models
+from mulfree_cupy.data import Dataset
+from mulfree_cupy.inference import file
+from mulfree_cupy.inference.network import Network
+from mulfree_cupy.inference.predictor import Predictor
+from mulfree_cupy.report import figures, output
+from mulfree_cupy.report.counts import SUMS, Counts, count
+from mulfree_cupy.train import Run
+
+_TITLES = {
+    **{model: title for title, model in models.RESNET20.items()},
+    "conv-lenet-plane": "CNN",
+    "adder-lenet-plane": "AdderNet",
+}
+_IMAGES = 128  # of a timed call
+_SECONDS = 0.5  # of timing
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network: the accuracies of its runs, and of the first what it costs.
+
+    `seconds` are of one image, of the median call with many.
+    """
+
+    title: str
+    model: str
+    epochs: int
+    accuracies: tuple[float, ...]
+    counts: Counts
+    seconds: float
+
+
+def measure(runs: Sequence[Run], test: Dataset) -> list[Row]:
+    """Count and time the networks of runs; those of one model become one row."""
+    rows = []
+    for model, each in _by_model(runs).items():
+        network = file.read(each[0].path)
+        accuracies = tuple(run.history.test_accuracy[-1] for run in each)
+        epochs = len(each[0].history.test_accuracy)
+        seconds = _seconds(Predictor(network), test.images[:_IMAGES])
+        rows.append(
+            Row(_TITLES.get(model, model), model, epochs, accuracies, count(network), seconds)
+        )
+    return rows
+
+
+def _by_model(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    return {
+        model: [run for run in runs if run.model == model]
+        for model in dict.fromkeys(run.model for run in runs)
+    }
+
+
+def _seconds(predictor: Predictor, images: np.ndarray) -> float:
+    predictor(images)
+    taken: list[float] = []
+    while sum(taken) < _SECONDS:
+        start = time.perf_counter()
+        predictor(images)
+        taken.append(time.perf_counter() - start)
+    return median(taken) / len(images)
+
+
+_OPERATIONS = "multiplication", "addition", "xnor"
+HEAD = (
+    *("network", "test accuracy", "multiplications", "additions", "XNORs", "moves"),
+    *("energy µJ", "parameters", "weights KiB", "ms an image"),
+)
+
+
+def cells(rows: Sequence[Row]) -> list[list[str]]:
+    """What the table shows: mean and standard deviation of accuracies, where there are several."""
+    return [
+        [
+            f"{row.title} ({row.model})" if row.title != row.model else row.title,
+            _accuracy(row.accuracies),
+            *(f"{row.counts.number(operation) / 1e6:,.3f} M" for operation in _OPERATIONS),
+            f"{row.counts.moves / 1e6:,.3f} M",
+            f"{1e6 * row.counts.energy:.3g}",
+            f"{row.counts.parameters:,}",
+            f"{row.counts.weight_bytes / 1024:,.1f}",
+            f"{1e3 * row.seconds:.3g}",
+        ]
+        for row in rows
+    ]
+
+
+def _accuracy(accuracies: Sequence[float]) -> str:
+    mean = f"{fmean(accuracies):.2%}"
+    return f"{mean} ± {100 * stdev(accuracies):.2f}" if len(accuracies) > 1 else mean
+
+
+def write(
+    out: Path, runs: Sequence[Run], plane: Sequence[Run], test: Dataset, notes: Sequence[str]
+) -> list[Row]:
+    """Write the table and all pictures into a folder, and return the rows of the table.
+
+    Parameters
+    ----------
+    out : path
+    runs : sequence of Run
+        The networks to compare.
+    plane : sequence of Run
+        Networks whose last features are two numbers, for pictures of these and of first layers.
+    test : Dataset
+    notes : sequence of str
+        What to say beside the table.
+    """
+    rows = measure(runs, test)
+    title = f"{len(rows)} networks on {test.name}"
+    _write_csv(out / "comparison.csv", rows)
+    text = [f"# {title}", output.table(HEAD, cells(rows)), *notes]
+    output.write_text(out / "comparison.md", "\n\n".join(text) + "\n")
+    captions = _draw(out, rows, runs, plane, test)
+    output.write_text(out / "comparison.html", _page(out, title, rows, notes, captions))
+    return rows
+
+
+def _write_csv(path: Path, rows: Sequence[Row]) -> None:
+    head = ["network", "model", "epochs", "accuracy", "seeds", *_OPERATIONS, "moves", "joules"]
+    head += ["memory_joules", "parameters", "weight_bytes", "activation_bytes", "seconds"]
+    table = []
+    for row in rows:
+        c = row.counts
+        numbers = (c.number(operation) for operation in _OPERATIONS)
+        sizes = c.parameters, c.weight_bytes, c.activation_bytes
+        runs = row.epochs, fmean(row.accuracies), len(row.accuracies)
+        cost = *numbers, c.moves, c.energy, c.memory_energy, *sizes, row.seconds
+        table.append([row.title, row.model, *runs, *cost])
+    output.write_table(path, head, table)
+
+
+def _draw(
+    out: Path, rows: Sequence[Row], runs: Sequence[Run], plane: Sequence[Run], test: Dataset
+) -> dict[str, str]:
+    """Draw all pictures; their files, with what to say of each."""
+    by_title = {_TITLES.get(model, model): each for model, each in _by_model(runs).items()}
+    networks = {title: file.read(each[0].path) for title, each in by_title.items()}
+    points = {row.title: (row.counts.energy, row.accuracies) for row in rows}
+    figures.accuracy_over_energy(
+        out / "energy.png", points, f"Accuracy on {test.name} against energy"
+    )
+    figures.learning_curves(out / "curves.png", by_title, f"Learning on {test.name}")
+    weights = {title: _largest_weights(network) for title, network in networks.items()}
+    pruned = {title for title, each in by_title.items() if each[0].prunings}
+    figures.weight_histograms(out / "weights.png", weights, pruned, "Weights of the largest layer")
+    pair = {_TITLES[run.model]: file.read(run.path) for run in plane}
+    first = {title: network.arrays[_summing(network)[0]] for title, network in pair.items()}
+    figures.filters(out / "filters.png", first, "First layer of LeNet-5-BN")
+    planes = {_TITLES[run.model]: _plane(pair[_TITLES[run.model]], run, test) for run in plane}
+    figures.features(
+        out / "features.png", planes, test.classes, f"Features of test images of {test.name}"
+    )
+    return {
+        "energy.png": "Test accuracy against the energy that the arithmetic for one image takes by "
+        "the published 45 nm table; bars span the runs.",
+        "curves.png": "Learning curves.",
+        "weights.png": "Weights of each network's largest convolution, those left after pruning, "
+        "with a Laplacian and a Gaussian of greatest likelihood.",
+        "filters.png": "Filters of the first layer of a LeNet-5-BN, each from its least (black) to "
+        "its greatest weight (white).",
+        "features.png": "Test images in the plane of the last two features of a LeNet-5-BN that "
+        "has two instead of 84: nothing is projected.",
+    }
+
+
+def _summing(network: Network) -> list[str]:
+    """The names of the weights of all layers that sum up, in order."""
+    return [layer.arrays["weight"] for layer in network.layers if layer.op in SUMS]
+
+
+def _largest_weights(network: Network) -> np.ndarray:
+    """Those of the largest layer, without those that were pruned."""
+    layers = [layer for layer in network.layers if layer.op in SUMS]
+    layer = max(layers, key=lambda layer: network.arrays[layer.arrays["weight"]].size)
+    weights = network.arrays[layer.arrays["weight"]]
+    if "mask" in layer.arrays:
+        return weights[network.arrays[layer.arrays["mask"]]]
+    return weights.ravel()
+
+
+def _plane(network: Network, run: Run, test: Dataset) -> figures.Plane:
+    last = [layer for layer in network.layers if layer.op in SUMS][-1]
+    images = test.images[:2000]
+    answers = network.answers(network.normalised(images))
+    features = answers[last.inputs[0]].reshape(len(images), -1)
+    weights = network.arrays[last.arrays["weight"]].reshape(-1, features.shape[1])
+    accuracy = run.history.test_accuracy[-1]
+    labels = test.labels[: len(images)]
+    return figures.Plane(features, labels, weights, accuracy, directions=last.op == "conv")
+
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
+th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; }
+th:first-child, td:first-child { text-align: left; }
+thead th { border-bottom: 2px solid #333; }
+figure { margin: 2.5rem 0; } img { max-width: 100%; height: auto; }
+figcaption, .notes { color: #555; font-size: 13px; }
+.wide { overflow-x: auto; }
+"""
+
+
+def _page(
+    out: Path, title: str, rows: Sequence[Row], notes: Sequence[str], captions: Mapping[str, str]
+) -> str:
+    """One file with everything in it."""
+    title = html.escape(title)
+    parts = [
+        "<!doctype html>",
+        f'<html lang="en"><meta charset="utf-8"><title>{title}</title>',
+        '<meta name="viewport" content="width=device-width">',
+        f"<style>{_STYLE}</style>",
+        f"<h1>{title}</h1>",
+        '<div class="wide"><table><thead><tr>',
+        *(f"<th>{html.escape(cell)}</th>" for cell in HEAD),
+        "</tr></thead><tbody>",
+    ]
+    for row in cells(rows):
+        parts.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>")
+    parts.append("</tbody></table></div>")
+    parts += [f'<p class="notes">{html.escape(note)}</p>' for note in notes]
+    for name, caption in captions.items():
+        picture = base64.b64encode((out / name).read_bytes()).decode()
+        parts.append(
+            f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{picture}">'
+            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        )
+    return "\n".join([*parts, "</html>"]) + "\n"
