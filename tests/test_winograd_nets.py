@@ -215,6 +215,21 @@ class TestNetworks:
             else:
                 assert counted.parameters == parameters + weights * 7 // 9
 
+    def test_the_small_resnets_are_their_twins_but_for_one_shortcut(self):
+        """Where the stride was there is pooling; the first group's shortcut has a convolution."""
+        for depth in (20, 32):
+            ours, twin = (
+                count(network_of(models.build(f"{form}-resnet{depth}"), 3, 32)).convolutions
+                for form in ("spatial", "conv")
+            )
+            more = sum(c.direct for c in ours) - sum(c.direct for c in twin)
+            assert more == 16 * 16 * 32**2
+            pruned = [c for c in ours if c.form == "spatial"]
+            assert len(pruned) == depth - 2 and all(c.kernel == (3, 3) for c in pruned)
+        for size in (1, 8, 27):
+            model = models.build("winograd4-relu-resnet20", channels=1, size=size, classes=4)
+            assert model(Tensor(images(2, 1, size, size))).shape == (2, 4)
+
     @pytest.mark.parametrize("network", NETWORKS)
     @pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 27)])
     def test_they_take_images_of_odd_sizes(self, network, channels, size):

@@ -232,7 +232,7 @@ def weight_histograms(
         colours = _colours(list(weights))
         for axes, (name, w) in zip(panels[0], weights.items(), strict=True):
             low, high = np.percentile(w, (0.2, 99.8))
-            axes.hist(w, 60, (low, high), density=True, color=colours[name], alpha=0.4)
+            axes.hist(w, 60, range=(low, high), density=True, color=colours[name], alpha=0.4)
             if name in pruned:
                 verdict = "the small ones are pruned:\nnothing is fitted"
             else:
