@@ -36,6 +36,7 @@ def current_sections() -> dict[str, str]:
     from benchmarks import (
         adder,
         batch1,
+        comparison,
         curves,
         emulator,
         errors,
@@ -78,6 +79,8 @@ def current_sections() -> dict[str, str]:
         sections[f"curves-{record['stem']}"] = curves.document(record)
     for record in records(timing.RESULTS, "pruning"):
         sections[f"pruning-{record['stem']}"] = pruning.document(record)
+    for record in records(timing.RESULTS, "comparison"):
+        sections[f"comparison-{record['stem']}"] = comparison.document(record)
     if record := found["gpu"]:
         sections["gpu"] = gpu_tables.document(record).strip()
     return sections

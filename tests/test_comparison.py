@@ -111,7 +111,7 @@ class TestCommand:
     def test_it_writes_a_table(self, out):
         with (out / "comparison.csv").open(newline="") as file:
             conv, adder, winograd = csv.DictReader(file)
-        assert conv["model"] == "conv-lenet" and int(conv["multiplication"]) == 206_462
+        assert conv["model"] == "conv-lenet" and int(conv["multiplications"]) == 206_462
         assert float(conv["joules"]) > 2 * float(adder["joules"]) > 0
         assert int(winograd["epochs"]) == 3 and float(winograd["seconds"]) > 0
         text = (out / "comparison.md").read_text()
@@ -207,10 +207,14 @@ class TestFits:
             assert np.trapezoid(density, x) == pytest.approx(1, abs=1e-4)
 
 
-def test_several_seeds_have_a_deviation():
-    row = comparison.Row("a", "a", 1, (0.9, 0.92), None, 1.0)
-    assert comparison._accuracy(row.accuracies) == "91.00% ± 1.41"
-    assert comparison._accuracy((0.5,)) == "50.00%"
+def test_several_seeds_have_a_mean_and_a_deviation(few, tmp_path):
+    runs = compare(["conv-lenet"], RECIPE, *few, out=tmp_path, seeds=2, progress=False)
+    (row,) = comparison.measure(runs, few[1])
+    accuracies = [run.history.test_accuracy[-1] for run in runs]
+    assert row.accuracy == pytest.approx(np.mean(accuracies))
+    assert row.deviation == pytest.approx(np.std(accuracies, ddof=1)) and row.seeds == 2
+    assert f"{row.accuracy:.2%} ± {100 * row.deviation:.2f} |" in comparison.table([row])
+    assert "±" not in comparison.table([replace(row, seeds=1)])
 
 
 def test_the_record_holds_what_runs_have_in_common(few, tmp_path):

@@ -75,7 +75,7 @@ def _compare(chosen: argparse.Namespace) -> int:
         return INTERRUPTED
     notes = _notes(recipe, chosen.seeds, pair)
     rows = comparison.write(out, runs, plane, pair[1], notes)
-    print(output.table(comparison.HEAD, comparison.cells(rows)))
+    print(comparison.table(rows))
     print("\n".join(notes))
     print(f"Page {out / 'comparison.html'}, table also as .md and .csv, pictures beside it")
     return 0

@@ -6,7 +6,7 @@ import base64
 import html
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from statistics import fmean, median, stdev
 
@@ -18,7 +18,7 @@ from mulfree_cupy.inference import file
 from mulfree_cupy.inference.network import Network
 from mulfree_cupy.inference.predictor import Predictor
 from mulfree_cupy.report import figures, output
-from mulfree_cupy.report.counts import SUMS, Counts, count
+from mulfree_cupy.report.counts import SUMS, count
 from mulfree_cupy.train import Run
 
 _TITLES = {
@@ -32,7 +32,7 @@ _SECONDS = 0.5  # of timing
 
 @dataclass(frozen=True)
 class Row:
-    """One network: the accuracies of its runs, and of the first what it costs.
+    """One network: the mean accuracy of its runs and their deviation, and what the first costs.
 
     `seconds` are of one image, of the median call with many.
     """
@@ -40,8 +40,18 @@ class Row:
     title: str
     model: str
     epochs: int
-    accuracies: tuple[float, ...]
-    counts: Counts
+    seeds: int
+    accuracy: float
+    deviation: float
+    multiplications: int
+    additions: int
+    xnors: int
+    moves: int
+    joules: float
+    memory_joules: float
+    parameters: int
+    weight_bytes: int
+    activation_bytes: int
     seconds: float
 
 
@@ -50,13 +60,31 @@ def measure(runs: Sequence[Run], test: Dataset) -> list[Row]:
     rows = []
     for model, each in _by_model(runs).items():
         network = file.read(each[0].path)
-        accuracies = tuple(run.history.test_accuracy[-1] for run in each)
-        epochs = len(each[0].history.test_accuracy)
-        seconds = _seconds(Predictor(network), test.images[:_IMAGES])
+        counts = count(network)
+        accuracies = _accuracies(each)
         rows.append(
-            Row(_TITLES.get(model, model), model, epochs, accuracies, count(network), seconds)
+            Row(
+                _TITLES.get(model, model),
+                model,
+                len(each[0].history.test_accuracy),
+                len(each),
+                fmean(accuracies),
+                stdev(accuracies) if len(each) > 1 else 0.0,
+                *(counts.number(what) for what in ("multiplication", "addition", "xnor")),
+                counts.moves,
+                counts.energy,
+                counts.memory_energy,
+                counts.parameters,
+                counts.weight_bytes,
+                counts.activation_bytes,
+                _seconds(Predictor(network), test.images[:_IMAGES]),
+            )
         )
     return rows
+
+
+def _accuracies(runs: Sequence[Run]) -> list[float]:
+    return [run.history.test_accuracy[-1] for run in runs]
 
 
 def _by_model(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -76,33 +104,30 @@ def _seconds(predictor: Predictor, images: np.ndarray) -> float:
     return median(taken) / len(images)
 
 
-_OPERATIONS = "multiplication", "addition", "xnor"
-HEAD = (
+def table(rows: Sequence[Row]) -> str:
+    """The rows as Markdown."""
+    return output.table(_HEAD, list(map(_cells, rows)))
+
+
+_HEAD = (
     *("network", "test accuracy", "multiplications", "additions", "XNORs", "moves"),
     *("energy µJ", "parameters", "weights KiB", "ms an image"),
 )
 
 
-def cells(rows: Sequence[Row]) -> list[list[str]]:
-    """What the table shows: mean and standard deviation of accuracies, where there are several."""
+def _cells(row: Row) -> list[str]:
+    named = f"{row.title} ({row.model})" if row.title != row.model else row.title
+    deviation = f" ± {100 * row.deviation:.2f}" if row.seeds > 1 else ""
+    operations = row.multiplications, row.additions, row.xnors, row.moves
     return [
-        [
-            f"{row.title} ({row.model})" if row.title != row.model else row.title,
-            _accuracy(row.accuracies),
-            *(f"{row.counts.number(operation) / 1e6:,.3f} M" for operation in _OPERATIONS),
-            f"{row.counts.moves / 1e6:,.3f} M",
-            f"{1e6 * row.counts.energy:.3g}",
-            f"{row.counts.parameters:,}",
-            f"{row.counts.weight_bytes / 1024:,.1f}",
-            f"{1e3 * row.seconds:.3g}",
-        ]
-        for row in rows
+        named,
+        f"{row.accuracy:.2%}{deviation}",
+        *(f"{number / 1e6:,.3f} M" for number in operations),
+        f"{1e6 * row.joules:.3g}",
+        f"{row.parameters:,}",
+        f"{row.weight_bytes / 1024:,.1f}",
+        f"{1e3 * row.seconds:.3g}",
     ]
-
-
-def _accuracy(accuracies: Sequence[float]) -> str:
-    mean = f"{fmean(accuracies):.2%}"
-    return f"{mean} ± {100 * stdev(accuracies):.2f}" if len(accuracies) > 1 else mean
 
 
 def write(
@@ -123,26 +148,13 @@ def write(
     """
     rows = measure(runs, test)
     title = f"{len(rows)} networks on {test.name}"
-    _write_csv(out / "comparison.csv", rows)
-    text = [f"# {title}", output.table(HEAD, cells(rows)), *notes]
-    output.write_text(out / "comparison.md", "\n\n".join(text) + "\n")
+    head = [field.name for field in fields(Row)]
+    output.write_table(out / "comparison.csv", head, [astuple(row) for row in rows])
+    text = "\n\n".join([f"# {title}", table(rows), *notes])
+    output.write_text(out / "comparison.md", text + "\n")
     captions = _draw(out, rows, runs, plane, test)
     output.write_text(out / "comparison.html", _page(out, title, rows, notes, captions))
     return rows
-
-
-def _write_csv(path: Path, rows: Sequence[Row]) -> None:
-    head = ["network", "model", "epochs", "accuracy", "seeds", *_OPERATIONS, "moves", "joules"]
-    head += ["memory_joules", "parameters", "weight_bytes", "activation_bytes", "seconds"]
-    table = []
-    for row in rows:
-        c = row.counts
-        numbers = (c.number(operation) for operation in _OPERATIONS)
-        sizes = c.parameters, c.weight_bytes, c.activation_bytes
-        runs = row.epochs, fmean(row.accuracies), len(row.accuracies)
-        cost = *numbers, c.moves, c.energy, c.memory_energy, *sizes, row.seconds
-        table.append([row.title, row.model, *runs, *cost])
-    output.write_table(path, head, table)
 
 
 def _draw(
@@ -151,7 +163,7 @@ def _draw(
     """Draw all pictures; their files, with what to say of each."""
     by_title = {_TITLES.get(model, model): each for model, each in _by_model(runs).items()}
     networks = {title: file.read(each[0].path) for title, each in by_title.items()}
-    points = {row.title: (row.counts.energy, row.accuracies) for row in rows}
+    points = {row.title: (row.joules, _accuracies(by_title[row.title])) for row in rows}
     figures.accuracy_over_energy(
         out / "energy.png", points, f"Accuracy on {test.name} against energy"
     )
@@ -229,10 +241,10 @@ def _page(
         f"<style>{_STYLE}</style>",
         f"<h1>{title}</h1>",
         '<div class="wide"><table><thead><tr>',
-        *(f"<th>{html.escape(cell)}</th>" for cell in HEAD),
+        *(f"<th>{html.escape(cell)}</th>" for cell in _HEAD),
         "</tr></thead><tbody>",
     ]
-    for row in cells(rows):
+    for row in map(_cells, rows):
         parts.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>")
     parts.append("</tbody></table></div>")
     parts += [f'<p class="notes">{html.escape(note)}</p>' for note in notes]
