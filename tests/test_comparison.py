@@ -179,6 +179,17 @@ def test_names_are_text_and_no_page(few, tmp_path):
     assert "<i>" not in page and "<b>" not in page
 
 
+@pytest.mark.parametrize("errors", [[0.5, 0.0], [0.0, 0.0], [1.0, 1.0], [0.1, 0.1]])
+def test_curves_without_an_error_are_drawn(errors, tmp_path):
+    numbers = [1 - error for error in errors]
+    history = History([0.0, 0.0], numbers, numbers, numbers, [1.0, 1.0])
+    runs = [Run("a", seed, tmp_path, history) for seed in range(2)]
+    figures.learning_curves(tmp_path / "curves.png", {"a": runs, "b": runs[:1]}, "title")
+    points = {"a": (1e-6, numbers), "b": (1e-6, numbers[:1]), "c": (0.0, [0.5])}
+    figures.accuracy_over_energy(tmp_path / "energy.png", points, "title")
+    assert len(list(tmp_path.glob("*.png"))) == 2
+
+
 class TestFits:
     @pytest.mark.parametrize(("draw", "name"), [("laplace", "Laplace"), ("normal", "Gaussian")])
     def test_the_better_one_is_the_true_one(self, draw, name):

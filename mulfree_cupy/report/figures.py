@@ -64,8 +64,6 @@ def accuracy_over_energy(
     title : str
     """
     with _styled() as pyplot:
-        from matplotlib import ticker
-
         figure, axes = pyplot.subplots(figsize=(5.2, 3.6))
         colours, places = _colours(list(points)), {}
         for name, (joules, accuracies) in points.items():
@@ -75,14 +73,10 @@ def accuracy_over_energy(
             axes.errorbar(x, y, spread, fmt="o", ms=7, capsize=3, color=colours[name])
             places[name] = x, y
         axes.set(
-            xscale="log",
-            xlabel="energy of the arithmetic for one image, µJ (45 nm)",
-            ylabel="test accuracy, %",
+            xlabel="energy of the arithmetic for one image, µJ (45 nm)", ylabel="test accuracy, %"
         )
         axes.margins(0.18, 0.22)
-        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_locator(ticker.NullLocator())
+        _logarithmic(axes.xaxis)
         output.head(figure, title)
         figure.canvas.draw()  # for the places of texts
         _name_points(axes, places, colours)
@@ -121,7 +115,7 @@ def _name_points(axes, places: Mapping[str, tuple[float, float]], colours: Mappi
 
 
 def learning_curves(path: Path, runs: Mapping[str, Sequence[Run]], title: str) -> None:
-    """Draw training loss and test accuracy by epoch, the mean of runs with the span of all.
+    """Draw training loss and test error by epoch, the mean of runs with the span of all.
 
     Parameters
     ----------
@@ -131,40 +125,56 @@ def learning_curves(path: Path, runs: Mapping[str, Sequence[Run]], title: str) -
     title : str
     """
     with _styled() as pyplot:
-        figure, (losses, accuracies) = pyplot.subplots(1, 2, figsize=(9, 3.6))
+        figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.6))
         colours, ends = _colours(list(runs)), {}
         for name, each in runs.items():
-            for axes, values in (
-                (losses, np.array([run.history.train_loss for run in each])),
-                (accuracies, 100 * np.array([run.history.test_accuracy for run in each])),
-            ):
+            histories = [run.history for run in each]
+            losses = np.array([history.train_loss for history in histories])
+            errors = 100 * (1 - np.array([history.test_accuracy for history in histories]))
+            pruned = [epoch - 1 for epoch in each[0].prunings]
+            for axes, values in zip(panels, (losses, errors), strict=True):
                 epochs, mean = np.arange(1, values.shape[1] + 1), values.mean(axis=0)
                 axes.plot(epochs, mean, color=colours[name], lw=1.6)
+                axes.plot(epochs[pruned], mean[pruned], "v", color=colours[name], ms=5)
                 if len(each) > 1:
                     span = values.min(axis=0), values.max(axis=0)
                     axes.fill_between(epochs, *span, color=colours[name], alpha=0.15, lw=0)
-                pruned = [epoch - 1 for epoch in each[0].prunings]
-                axes.plot(epochs[pruned], mean[pruned], "v", color=colours[name], ms=5)
             ends[name] = epochs[-1], mean[-1]
-        losses.set(xlabel="epoch", ylabel="training loss", yscale="log")
-        accuracies.set(xlabel="epoch", ylabel="test accuracy, %")
-        if any(run.prunings for each in runs.values() for run in each):
-            losses.plot([], [], "v", color="0.4", ms=5, label="pruned")
-            losses.legend(loc="upper right")
-        lowest = min(np.min(run.history.test_accuracy) for each in runs.values() for run in each)
-        accuracies.set_ylim(max(0, 100 * lowest - 5), None)
-        for axes in (losses, accuracies):
+        for axes, label in zip(panels, ("training loss", "test error, %"), strict=True):
+            axes.set(xlabel="epoch", ylabel=label)
+            _logarithmic(axes.yaxis)
             axes.xaxis.get_major_locator().set_params(integer=True)
+        if any(run.prunings for each in runs.values() for run in each):
+            panels[0].plot([], [], "v", color="0.4", ms=5, label="pruned")
+            panels[0].legend(loc="upper right")
         output.head(figure, title)
         figure.canvas.draw()  # for the places of texts
-        _name_ends(accuracies, ends, colours)
+        _name_ends(panels[1], ends, colours)
         output.write_picture(path, figure, dpi=200)
+
+
+def _logarithmic(axis) -> None:
+    """Make an axis logarithmic, with plain numbers; what is 0 lies beyond its end."""
+    from matplotlib import ticker
+
+    least, name = axis.get_minpos(), axis.axis_name
+    if not np.isfinite(least):  # nothing is above 0
+        return
+    getattr(axis.axes, f"set_{name}scale")("log", nonpositive="clip")
+    low, high = axis.get_view_interval()
+    low = max(low, least / 2)
+    getattr(axis.axes, f"set_{name}lim")(low, high)
+    few = high / low < 300
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if few else (1,)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_locator(ticker.NullLocator())
 
 
 def _name_ends(axes, ends: Mapping[str, tuple[float, float]], colours: Mapping[str, str]) -> None:
     """Write names beside the ends of lines, moved apart where they would overlap."""
     scale = 72 / axes.figure.dpi  # of pixels to points
     height = 11.0
+    ends = {name: (x, np.clip(y, *axes.get_ylim())) for name, (x, y) in ends.items()}
     order = sorted(ends, key=lambda name: ends[name][1])
     wanted = [axes.transData.transform(ends[name])[1] * scale for name in order]
     placed = []
@@ -315,17 +325,19 @@ def features(path: Path, planes: Mapping[str, Plane], classes: Sequence[str], ti
             colours = [CLASSES[label % len(CLASSES)] for label in plane.labels]
             axes.scatter(x, y, 7, colours, linewidths=0, alpha=0.8)
             limits = axes.axis()
-            marks = dict(color="black", lw=0.9, zorder=3)
+            shades = [CLASSES[label % len(CLASSES)] for label in range(len(plane.weights))]
             if plane.directions:
                 reach = np.hypot(x, y).max()
-                for w in plane.weights * (reach / np.hypot(*plane.weights.T)[:, None]):
-                    axes.plot([0, w[0]], [0, w[1]], **{**marks, "lw": 0.6})
+                ends = plane.weights * (reach / np.hypot(*plane.weights.T)[:, None])
+                for end, shade in zip(ends, shades, strict=True):
+                    axes.plot([0, end[0]], [0, end[1]], color=shade, lw=1.2, zorder=0.9)
             else:
-                axes.plot(*plane.weights.T, "x", ms=6, **marks)
+                marks = {"marker": "X", "edgecolors": "black", "linewidths": 0.8, "zorder": 3}
+                axes.scatter(*plane.weights.T, 55, shades, **marks)
             axes.axis(limits)
             if len(classes) <= _MOST_NAMES:
                 _name_classes(axes, plane, classes)
-            what = "lines: directions of" if plane.directions else "crosses:"
+            what = "lines: directions of" if plane.directions else "crosses in view:"
             axes.set_title(f"{name}, {plane.accuracy:.1%} right", parse_math=False)
             axes.set(xlabel=f"feature 1\n{what} the classifier's weights", ylabel="feature 2")
         output.head(figure, title)
