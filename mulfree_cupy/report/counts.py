@@ -125,7 +125,8 @@ class Counts:
             raise ValueError(f"Counts: rule must be one of {', '.join(RULES)}, got {rule!r}")
         if rule == "everything":
             return [step.operations for step in self.steps]
-        return [_published(step.convolution, self.term) for step in self.steps]
+        term = self.term
+        return [_published(step.convolution, term) for step in self.steps]
 
     def operations(self, rule: str = "everything") -> Operations:
         """Those of all steps."""

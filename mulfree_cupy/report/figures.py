@@ -164,8 +164,11 @@ def _logarithmic(axis) -> None:
     low, high = axis.get_view_interval()
     low = max(low, least / 2)
     getattr(axis.axes, f"set_{name}lim")(low, high)
-    few = high / low < 300
-    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if few else (1,)))
+    span = high / low
+    if span < 6:
+        axis.set_major_locator(ticker.MaxNLocator(5))
+    else:
+        axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if span < 300 else (1,)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_locator(ticker.NullLocator())
 
@@ -177,11 +180,16 @@ def _name_ends(axes, ends: Mapping[str, tuple[float, float]], colours: Mapping[s
     ends = {name: (x, np.clip(y, *axes.get_ylim())) for name, (x, y) in ends.items()}
     order = sorted(ends, key=lambda name: ends[name][1])
     wanted = [axes.transData.transform(ends[name])[1] * scale for name in order]
-    placed = []
-    for y in wanted:
-        placed.append(max(y, placed[-1] + height) if placed else y)
-    # As many moved up as had to be moved: the whole column is centred on where it was wanted.
-    placed = np.array(placed) - np.mean(np.array(placed) - wanted)
+    # The nearest places in this order that are a height apart: pooled where they would be nearer.
+    pools: list[tuple[float, int]] = []
+    for i, y in enumerate(wanted):
+        total, count = y - i * height, 1
+        while pools and pools[-1][0] / pools[-1][1] > total / count:
+            before, more = pools.pop()
+            total, count = total + before, count + more
+        pools.append((total, count))
+    bases = [total / count for total, count in pools for _ in range(count)]
+    placed = [base + i * height for i, base in enumerate(bases)]
     for name, y, place in zip(order, wanted, placed, strict=True):
         axes.annotate(
             name, ends[name], (6, place - y), textcoords="offset points", va="center",
