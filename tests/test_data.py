@@ -174,6 +174,18 @@ def test_idx_names_of_other_collections_and_a_plain_file_beside_its_gz(tmp_path)
     assert len(data.load(pack(files, tmp_path / "emnist"))[0]) == 7
 
 
+@pytest.mark.parametrize("count", [1, 3, 7, 30])
+def test_a_sample_is_of_all_classes(tmp_path, count):
+    """Of class folders too, whose images lie in the order of their classes."""
+    train, _ = data.load(pack(class_folders(), tmp_path / "a"))
+    sample = data.sample(train, count)
+    assert len(sample) == min(count, len(train)) and sample.classes == train.classes
+    assert len(set(sample.labels)) == min(count, len(train.classes))
+    for image, label in zip(sample.images, sample.labels, strict=True):
+        assert any((image == other).all() for other in train.images[train.labels == label])
+    assert len(np.unique(sample.images.reshape(len(sample), -1), axis=0)) == len(sample)
+
+
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
 
 

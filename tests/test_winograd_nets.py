@@ -290,7 +290,7 @@ def test_multiplications_measured_on_images():
         for _ in range(30):
             model(Tensor(x))  # for the running statistics
         network = network_of(model, 1, 16)
-        rows = pruning.measured(network, x)
+        rows = count(network, x).convolutions
         assert [row.form for row in rows[1:8]] == [name] * 7
         assert [row.form for row in rows[8:]] == ["dense"] * 3
         assert rows[0].activation_density > 0.9
@@ -300,8 +300,8 @@ def test_multiplications_measured_on_images():
         products = count(network, x).number("multiplication", "papers")
         assert products == pytest.approx(sum(row.dynamic for row in rows), abs=1)
     with pytest.raises(ValueError, match="no layer that can be pruned"):
-        lenet = network_of(models.build("conv-lenet"), 1, 28)
-        pruning.measured(lenet, images(1, 1, 28, 28))
+        lenet = network_of(models.build("conv-lenet", size=8), 1, 8)
+        pruning.measured(lenet, data.load("digits")[1])
 
 
 def test_winograd_layers_count_with_their_transforms():

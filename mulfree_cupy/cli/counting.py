@@ -65,7 +65,7 @@ def _count(chosen: argparse.Namespace) -> int:
         _, test = options.load_data(chosen)
         for name, network in networks.items():
             check_data(name, network, test)
-            print(convolutions.table(pruning.measured(network, test.images[: pruning.IMAGES])))
+            print(convolutions.table(pruning.measured(network, test)))
     else:
         counted = {name: counts.count(network) for name, network in networks.items()}
         if chosen.csv:

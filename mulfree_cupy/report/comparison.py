@@ -13,7 +13,7 @@ from statistics import fmean, median, stdev
 import numpy as np
 
 from mulfree_cupy import models
-from mulfree_cupy.data import Dataset
+from mulfree_cupy.data import Dataset, sample
 from mulfree_cupy.inference import file
 from mulfree_cupy.inference.network import Network
 from mulfree_cupy.inference.predictor import Predictor
@@ -28,6 +28,7 @@ _TITLES = {
 }
 _IMAGES = 128  # of a timed call
 _SECONDS = 0.5  # of timing
+_POINTS = 2000  # in a plane
 
 
 @dataclass(frozen=True)
@@ -208,13 +209,12 @@ def _largest_weights(network: Network) -> np.ndarray:
 
 def _plane(network: Network, run: Run, test: Dataset) -> figures.Plane:
     last = [layer for layer in network.layers if layer.op in SUMS][-1]
-    images = test.images[:2000]
-    answers = network.answers(network.normalised(images))
-    features = answers[last.inputs[0]].reshape(len(images), -1)
+    shown = sample(test, _POINTS)
+    answers = network.answers(network.normalised(shown.images))
+    features = answers[last.inputs[0]].reshape(len(shown), -1)
     weights = network.arrays[last.arrays["weight"]].reshape(-1, features.shape[1])
     accuracy = run.history.test_accuracy[-1]
-    labels = test.labels[: len(images)]
-    return figures.Plane(features, labels, weights, accuracy, directions=last.op == "conv")
+    return figures.Plane(features, shown.labels, weights, accuracy, directions=last.op == "conv")
 
 
 _STYLE = """

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-import numpy as np
-
 from mulfree_cupy import data
 from mulfree_cupy.inference.network import Network
 from mulfree_cupy.report import output
@@ -17,7 +15,7 @@ from mulfree_cupy.report.convolutions import PRUNABLE, Convolution, reduction
 from mulfree_cupy.report.counts import count
 from mulfree_cupy.train import Step, load_model
 
-IMAGES = 100  # on which activations are measured
+_IMAGES = 100  # on which activations are measured
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ def measure(steps: Sequence[Step], test: data.Dataset) -> list[Row]:
     rows = []
     for step in steps:
         _, saved = load_model(step.path)
-        layers = measured(saved.network, test.images[:IMAGES])
+        layers = measured(saved.network, test)
         pruned = [layer for layer in layers if layer.form in PRUNABLE]
         reductions = [
             reduction(some, kind) for some in (pruned, layers) for kind in ("static", "dynamic")
@@ -65,8 +63,8 @@ def measure(steps: Sequence[Step], test: data.Dataset) -> list[Row]:
     return rows
 
 
-def measured(network: Network, images: np.ndarray) -> list[Convolution]:
-    """The convolutions of a network, their activations measured on raw images.
+def measured(network: Network, test: data.Dataset) -> list[Convolution]:
+    """The convolutions of a network, their activations measured on some images of a data set.
 
     Raises
     ------
@@ -75,16 +73,15 @@ def measured(network: Network, images: np.ndarray) -> list[Convolution]:
 
     Examples
     --------
-    >>> import numpy as np
-    >>> from mulfree_cupy import models
+    >>> from mulfree_cupy import data, models
     >>> from mulfree_cupy.nn.description import network_of
     >>> from mulfree_cupy.report.pruning import measured
-    >>> network = network_of(models.build("winograd-relu-vgg-nagadomi-8", size=8), 3, 8)
-    >>> layers = measured(network, np.random.default_rng(0).normal(size=(2, 3, 8, 8)))
-    >>> layers[1].form, 0.4 < layers[1].activation_density < 0.6
+    >>> model = models.build("winograd-relu-vgg-nagadomi-8", channels=1, size=8)
+    >>> layers = measured(network_of(model, 1, 8), data.load("digits")[1])
+    >>> layers[1].form, 0.4 < layers[1].activation_density < 0.7
     ('winograd-relu', True)
     """
-    layers = count(network, images).convolutions
+    layers = count(network, data.sample(test, _IMAGES).images).convolutions
     if not any(layer.form in PRUNABLE for layer in layers):
         raise ValueError("pruning.measured: the network has no layer that can be pruned")
     return layers
