@@ -21,7 +21,6 @@ CLASSES = (
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
     *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
 )
-_MOST_NAMES = 10
 _STYLE = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -326,7 +325,7 @@ class Plane:
 def features(path: Path, planes: Mapping[str, Plane], classes: Sequence[str], title: str) -> None:
     """Draw images as points in the plane of a network's last two features, coloured by class."""
     with _styled() as pyplot:
-        size = 4.2 * len(planes), 4.2
+        size = 4.2 * len(planes) + 1, 4.2
         figure, panels = pyplot.subplots(1, len(planes), figsize=size, squeeze=False)
         for axes, (name, plane) in zip(panels[0], planes.items(), strict=True):
             x, y = plane.features.T
@@ -343,21 +342,36 @@ def features(path: Path, planes: Mapping[str, Plane], classes: Sequence[str], ti
                 marks = {"marker": "X", "edgecolors": "black", "linewidths": 0.8, "zorder": 3}
                 axes.scatter(*plane.weights.T, 55, shades, **marks)
             axes.axis(limits)
-            if len(classes) <= _MOST_NAMES:
-                _name_classes(axes, plane, classes)
             what = "lines: directions of" if plane.directions else "crosses in view:"
             axes.set_title(f"{name}, {plane.accuracy:.1%} right", parse_math=False)
             axes.set(xlabel=f"feature 1\n{what} the classifier's weights", ylabel="feature 2")
+        if len(classes) <= len(CLASSES):
+            dots = [axes.scatter([], [], 20, shade) for shade in CLASSES[: len(classes)]]
+            names = figure.legend(dots, classes, loc="outside right center")
+            for text in names.get_texts():
+                text.set_parse_math(False)
+            output.head(figure, title)
+            figure.canvas.draw()  # for the places of texts
+            for axes, plane in zip(panels[0], planes.values(), strict=True):
+                _name_classes(axes, plane, classes)
         output.head(figure, title)
         output.write_picture(path, figure, dpi=200)
 
 
 def _name_classes(axes, plane: Plane, classes: Sequence[str]) -> None:
+    """Write the names of classes on their medians, those that cover no other."""
+    taken = []
     for label, name in enumerate(classes):
         of_class = plane.features[plane.labels == label]
-        if len(of_class):
-            axes.text(
-                *np.median(of_class, axis=0), name, ha="center", va="center", fontsize=8,
-                fontweight="bold", zorder=4, parse_math=False, clip_on=True,
-                bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1},
-            )  # fmt: skip
+        if not len(of_class):
+            continue
+        text = axes.text(
+            *np.median(of_class, axis=0), name, ha="center", va="center", fontsize=8,
+            fontweight="bold", zorder=4, parse_math=False, clip_on=True,
+            bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1},
+        )  # fmt: skip
+        box = text.get_window_extent()
+        if any(box.overlaps(other) for other in taken):
+            text.remove()
+        else:
+            taken.append(box)
