@@ -36,6 +36,7 @@ def current_sections() -> dict[str, str]:
     from benchmarks import (
         adder,
         batch1,
+        binary,
         comparison,
         curves,
         emulator,
@@ -59,6 +60,8 @@ def current_sections() -> dict[str, str]:
         sections[f"adder-beside-{features}"] = adder.beside_table(rows)
     for record in records(timing.RESULTS, "batch1"):
         sections[f"batch1-{record['cpu_features']}"] = batch1.document(record)
+    for record in records(timing.RESULTS, "binary"):
+        sections[f"binary-{record['cpu_features']}"] = binary.document(record)
     for record in records(timing.RESULTS, "inference"):
         sections[f"inference-{record['cpu_features']}"] = inference.document(record)
     for record in records(timing.RESULTS, "winograd"):

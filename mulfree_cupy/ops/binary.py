@@ -7,7 +7,6 @@ import numpy as np
 from mulfree_cupy import arrays, geometry
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.launch import convolution as launchers
-from mulfree_cupy.launch import numpy_kernels
 from mulfree_cupy.ops.convolution import conv_backward, forward, take_for_backward
 from mulfree_cupy.ops.packing import filter_scale, for_kernels, unpack
 
@@ -138,8 +137,7 @@ def binary_conv(
 
     def on_cpu(kernels, weights, factor, out):
         options = g.stride, g.padding, g.dilation, g.groups
-        weights = for_kernels("binary_conv", packed, weights)
-        numpy_kernels.binary_conv(x, getattr(packed, "array", weights), factor, out, *options)
+        kernels.binary_conv(x, for_kernels("binary_conv", packed, weights), factor, out, *options)
 
     return forward("binary_conv", _by_products, on_cpu, g, x, w, factor, out, x.dtype, given)
 
