@@ -170,7 +170,7 @@ def test_names_are_text_and_no_page(few, tmp_path):
     run = Run("a<b>$x_1$", 0, tmp_path / "c.npz", History([1.0], [0.1], [0.2], [0.2], [1.0]))
     recipe = replace(RECIPE, model="conv-lenet")
     Training(recipe, *few, path=run.path).run(progress=False)
-    plane = compare(["conv-lenet-plane"], RECIPE, *few, out=tmp_path / "plane", progress=False)
+    plane = compare([*comparison.PLANE], RECIPE, *few, out=tmp_path / "plane", progress=False)
     test = replace(few[1], name="<i>$y$", classes=tuple(f"<{i}>$" for i in range(10)))
     (row,) = comparison.write(tmp_path, [run], plane, test, ["a & b"])
     assert row.title == "a<b>$x_1$"

@@ -47,16 +47,14 @@ def add(commands) -> None:
     command.set_defaults(run=_compare)
 
 
-PLANE = "conv-lenet-plane", "adder-lenet-plane"
-
-
 def _compare(chosen: argparse.Namespace) -> int:
     from mulfree_cupy import models
     from mulfree_cupy.report import comparison, output
     from mulfree_cupy.train import Interrupted, Recipe, compare
 
     output.pyplot()
-    names = chosen.models.split(",") if chosen.models else list(models.RESNET20.values())
+    names = chosen.models.split(",") if chosen.models else models.RESNET20.values()
+    names = list(dict.fromkeys(names))
     out = options.beside_data(chosen, chosen.out)
     pair = options.load_data(chosen)
     asked = {
@@ -68,8 +66,8 @@ def _compare(chosen: argparse.Namespace) -> int:
     recipe = Recipe(**{**usual, **asked})
     where = {"out": out, "device": chosen.device}
     try:
-        plane = compare(PLANE, recipe, *pair, **where)
         runs = compare(names, recipe, *pair, **where, seeds=chosen.seeds)
+        plane = compare(list(comparison.PLANE), recipe, *pair, **where)
     except Interrupted:
         print("Stopped; the same command goes on")
         return INTERRUPTED

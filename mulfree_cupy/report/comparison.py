@@ -21,11 +21,9 @@ from mulfree_cupy.report import figures, output
 from mulfree_cupy.report.counts import SUMS, count
 from mulfree_cupy.train import Run
 
-_TITLES = {
-    **{model: title for title, model in models.RESNET20.items()},
-    "conv-lenet-plane": "CNN",
-    "adder-lenet-plane": "AdderNet",
-}
+_TITLES = {model: title for title, model in models.RESNET20.items()}
+# Whose features are two numbers, for pictures of these and of first layers.
+PLANE = {"conv-lenet-plane": "CNN", "adder-lenet-plane": "AdderNet"}
 _IMAGES = 128  # of a timed call
 _SECONDS = 0.5  # of timing
 _POINTS = 2000  # in a plane
@@ -142,7 +140,7 @@ def write(
     runs : sequence of Run
         The networks to compare.
     plane : sequence of Run
-        Networks whose last features are two numbers, for pictures of these and of first layers.
+        The networks of `PLANE`.
     test : Dataset
     notes : sequence of str
         What to say beside the table.
@@ -172,10 +170,10 @@ def _draw(
     weights = {title: _largest_weights(network) for title, network in networks.items()}
     pruned = {title for title, each in by_title.items() if each[0].prunings}
     figures.weight_histograms(out / "weights.png", weights, pruned, "Weights of the largest layer")
-    pair = {_TITLES[run.model]: file.read(run.path) for run in plane}
+    pair = {PLANE[run.model]: file.read(run.path) for run in plane}
     first = {title: network.arrays[_summing(network)[0]] for title, network in pair.items()}
     figures.filters(out / "filters.png", first, "First layer of LeNet-5-BN")
-    planes = {_TITLES[run.model]: _plane(pair[_TITLES[run.model]], run, test) for run in plane}
+    planes = {PLANE[run.model]: _plane(pair[PLANE[run.model]], run, test) for run in plane}
     figures.features(
         out / "features.png", planes, test.classes, f"Features of test images of {test.name}"
     )
