@@ -59,9 +59,12 @@ def test_adder_resnet20_by_hand():
 )
 def test_published_figures(name, billions, digits):
     """AdderNet's tables 2 and 3; the additions that they print are twice the rounded ones."""
-    cnn, adder = (numbers(counted(f"{kind}-{name}"), "papers") for kind in ("conv", "adder"))
+    cnn, adder, binary = (
+        numbers(counted(f"{kind}-{name}"), "papers") for kind in ("conv", "adder", "binary")
+    )
     assert [round(n / 1e9, digits) for n in cnn] == [billions, billions, 0]
     assert adder == [0, 2 * cnn[1], 0]
+    assert binary == [0, cnn[1], cnn[1]]
 
 
 def test_published_resnet50_has_the_stride_in_the_first_1x1():
@@ -125,6 +128,18 @@ def test_shifts_are_moves_and_no_arithmetic():
     assert (moved.moves, moved.operations, moved.parameters) == (6 * 64, {}, 0)
     assert fused.moves == 6 * 16
     assert counts.number(fused.operations, "multiplication") == 6 * 4 * 16
+
+
+@pytest.mark.parametrize("scale", [True, False])
+def test_signs_are_bits_and_a_filter_has_a_factor(scale):
+    layer = nn.BinaryConv(5, 7, 3, rng, padding=1, scale=scale)
+    (row,) = of_layers(layer, channels=5, size=4)
+    terms, answers = 5 * 9 * 7 * 16, 7 * 16
+    wanted = {("xnor", "bit"): terms, ("addition", "bit"): terms}
+    if scale:
+        wanted["multiplication", "float32"] = answers
+    assert row.operations == wanted
+    assert row.weight_bytes == -(-5 * 9 * 7 // 8) + (4 * 7 if scale else 0)
 
 
 def test_a_quantized_network_adds_small_integers():

@@ -304,8 +304,9 @@ def _kept(network: Network, layer: Layer) -> tuple[int, int]:
             left = int(mask.sum())
             nbytes += 0 if left == mask.size else -(-mask.size // 8)
         parameters += left
-        if role == "weight" and SUMS.get(layer.op) == "binary":
-            nbytes += -(-left // 8)
+        if role == "weight" and layer.op == "binary_conv":
+            scales = len(array) if layer.options.get("scale", True) else 0
+            nbytes += -(-left // 8) + scales * array.itemsize
         else:
             nbytes += left * array.itemsize
     return parameters, nbytes
