@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 import mulfree_cupy as mf  # noqa: E402
 from benchmarks import (  # noqa: E402
     adder,
+    binary,
     errors,
     goals,
     inference,
@@ -246,6 +247,38 @@ class TestAdder:
         assert json.loads(file.read_text(encoding="utf-8"))["cpu_features"] == features
         done = command("adder", "--quick", "--features", "mmx")
         assert done.returncode == 1 and "MULFREE_CPU_FEATURES" in done.stderr
+
+
+class TestBinary:
+    def test_quick_run(self, tmp_path):
+        done = command("binary", "--quick", "--threads", 1, "--out", tmp_path)
+        assert done.returncode == 0, done.stderr
+        (file,) = tmp_path.glob("binary-cpu-*.json")
+        record = json.loads(file.read_text(encoding="utf-8"))
+        timed = {"binary_conv", "packed", "conv", "uint8", "1 bit", "2 bits", "3 bits", "4 bits"}
+        assert timed <= record["layers"][0]["seconds"].keys()
+        assert "2 bits, uint8 = 1 >= 2.00" in binary.document(record)
+        assert_publishable(file)
+        assert_publishable(file.with_suffix(".md"))
+
+    def test_goals_are_for_layers_of_many_channels(self):
+        assert [binary.is_wide(f"N8 {c}->64@8") for c in (16, 32, 64, 128)] == [False] * 2 + [
+            True
+        ] * 2
+
+    @pytest.mark.parametrize("name", ["binary_conv", "3 bits"])
+    def test_a_wrong_answer_is_found(self, name):
+        layer = QUICK[0]
+        x, w, _ = layer.floats()
+        calls = {
+            n: lambda: mf.binary_conv(x, w, **layer.options) for n in ("binary_conv", "packed")
+        }
+        calls |= {binary.name(bits): binary.low_bit(layer, bits) for bits in binary.BITS}
+        binary.check(layer, x, w, calls)
+        right = calls[name]
+        calls[name] = lambda: right() + np.eye(layer.out_size, dtype="i4")
+        with pytest.raises(reference.WrongAnswer, match=f"{name} is off"):
+            binary.check(layer, x, w, calls)
 
 
 class TestWinograd:

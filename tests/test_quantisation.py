@@ -13,7 +13,7 @@ from test_inference import MEAN, STD, settled
 
 import mulfree_cupy as mf
 from mulfree_cupy import cli, data, inference, train
-from mulfree_cupy.inference import Layer, Network, Predictor, quantisation
+from mulfree_cupy.inference import Layer, Network, Predictor, kernels, quantisation
 from mulfree_cupy.inference.quantisation import Grid, quantize
 from mulfree_cupy.nn.description import network_of
 
@@ -280,7 +280,7 @@ def test_the_range_of_least_squared_error_is_narrower_for_fewer_bits():
 # ---- what the network is made of ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("bits", [8, 6, 5, 4])
+@pytest.mark.parametrize("bits", [8, 6, 5, 4, 3, 2])
 @pytest.mark.parametrize("name", ["adder-lenet", "adder-resnet20"])
 def test_whole_numbers_have_as_many_bits(name, bits):
     _, images = network_and_images(name, 8)
@@ -296,6 +296,27 @@ def test_whole_numbers_have_as_many_bits(name, bits):
         assert weight.dtype == np.uint8
         assert weight.max() < 2**bits
         assert row.grid.levels == 2**bits - 1
+    layers = [layer for layer in new.layers if layer.op == "adder_conv"]
+    assert all(layer.options.get("bits") == (bits if bits <= 4 else None) for layer in layers)
+
+
+@pytest.mark.parametrize("bits", [4, 3, 2])
+@pytest.mark.parametrize("faster", [True, False])
+def test_kernels_for_few_bits_give_the_same_answers(bits, faster, monkeypatch):
+    pytest.importorskip("mulfree_cupy._cpu")
+    network = quantised_of("adder-resnet20", 8, bits).network
+    _, images = network_and_images("adder-resnet20", 8)
+    expected = Predictor(network)(images)
+    monkeypatch.setattr(kernels, "_pays", lambda bits: faster)
+    assert_array_equal(Predictor(network)(images), expected)
+
+
+def test_kernels_for_few_bits_run_where_they_are_faster(monkeypatch):
+    for rates, fast in (((31, 10), [1, 2]), ((0, 0), []), ((151, 10), [1, 2, 3, 4])):
+        monkeypatch.setattr(kernels, "_rates", lambda features, rates=rates: rates)
+        assert [bits for bits in (1, 2, 3, 4) if kernels._pays(bits)] == fast
+    monkeypatch.undo()
+    kernels._pays(2)  # as this machine has it
 
 
 @adders
@@ -480,8 +501,8 @@ def test_a_quantised_network_is_refused():
 @pytest.mark.parametrize(
     ("changed", "error", "says"),
     [
-        ({"bits": 3}, ValueError, "bits must be 4 to 8, got 3"),
-        ({"bits": 9}, ValueError, "bits must be 4 to 8, got 9"),
+        ({"bits": 1}, ValueError, "bits must be 2 to 8, got 1"),
+        ({"bits": 9}, ValueError, "bits must be 2 to 8, got 9"),
         ({"bits": 8.0}, TypeError, "bits must be an int"),
         ({"percentile": 50}, ValueError, "percentile must be above 50 and at most 100, got 50"),
         ({"percentile": 100.5}, ValueError, "percentile"),
@@ -567,7 +588,7 @@ def test_what_the_command_refuses(trained, tmp_path, capsys):
     letters = replace(network_and_images("adder-lenet", 8)[0], classes=tuple("abcdefghij"))
     inference.save_npz(tmp_path / "letters.npz", letters)
     assert "trained on other classes than those of digits" in refused(tmp_path / "letters.npz")
-    for option, value in (("--bits", 9), ("--bits", 3), ("--images", 10), ("--percentile", 40)):
+    for option, value in (("--bits", 9), ("--bits", 1), ("--images", 10), ("--percentile", 40)):
         with pytest.raises(SystemExit):
             cli.main(["quantize", str(trained), option, str(value)])
         assert option in capsys.readouterr().err

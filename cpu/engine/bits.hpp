@@ -75,42 +75,65 @@ struct Thermometer {
     }
 };
 
-// to[i] = bits [first, first + count) of the codes of all channels of pixel i, channel by channel, the first of them
-// in the least bit. Pixels lie `stride` apart. A few bits are set in many words, and then the next: so channels are
-// read in long pieces.
+// A few successive bits of the codes of all channels of a pixel, channel by channel.
+template <class Code, class W = typename Code::Word>
+class SomeBits {
+    using Element = typename Code::Element;
+
+public:
+    static constexpr index MOST = 4;
+
+    // From `first` on; the first of them stands in bit k of a word.
+    SomeBits(const Element* x, index channel_stride, index first, index count, index k) {
+        for (index b = 0; b < MOST; ++b) {  // behind the last of them, the first without a bit
+            const index code = first + (b < count ? b : 0);
+            channel_[b] = x + code / Code::LEVELS * channel_stride, level_[b] = code % Code::LEVELS;
+            bit_[b] = broadcast(W(b < count ? W(1) << (k + b) : 0));
+        }
+    }
+
+    // word, and of the pixels that read(first of a channel) gives what bits are set.
+    template <class Read>
+    __attribute__((always_inline)) Vec<W> set(Vec<W> word, Read read) const {
+#pragma GCC unroll 4
+        for (index b = 0; b < MOST; ++b) word = Code::set(word, read(channel_[b]), level_[b], bit_[b]);
+        return word;
+    }
+
+private:
+    const Element* channel_[MOST];
+    index level_[MOST];
+    Vec<W> bit_[MOST];
+};
+
+// to[i] = bits [first, first + count) of the codes of all channels of pixel i, the first of them in the least bit.
+// Pixels lie `stride` apart. A few bits are set in many words, and then the next: so channels are read in long pieces.
 template <class Code, class W = typename Code::Word>
 inline void pack_bits(const typename Code::Element* x, index channel_stride, index stride, index first, index count,
                       index pixels, W* to) {
-    constexpr index AT_ONCE = 4, PIECE = 1024;  // bits; words, which stay in the first-level cache
-    for (; pixels > 0; pixels -= PIECE, x += PIECE * stride, to += PIECE)
-        for (index k = 0; k < count; k += AT_ONCE) {
-            const typename Code::Element* channel[AT_ONCE];
-            index level[AT_ONCE];
-            Vec<W> bit[AT_ONCE];
-            for (index b = 0; b < AT_ONCE; ++b) {  // behind the last of them, the first without a bit
-                const index code = first + (k + b < count ? k + b : k);
-                channel[b] = x + code / Code::LEVELS * channel_stride, level[b] = code % Code::LEVELS;
-                bit[b] = broadcast(W(k + b < count ? W(1) << (k + b) : 0));
-            }
-            const auto add = [&](index i, Vec<W> word, auto read) __attribute__((always_inline)) {
-#pragma GCC unroll 4
-                for (index b = 0; b < AT_ONCE; ++b) word = Code::set(word, read(channel[b] + i * stride), level[b], bit[b]);
-                return word;
-            };
-            const index end = smaller(pixels, PIECE), whole = stride == 1 ? end / LANES<W> * LANES<W> : 0;
+    using Bits = SomeBits<Code>;
+    constexpr index PIECE = 1024;  // words, which stay in the first-level cache
+    const auto some_bits = [&](index k) { return Bits(x, channel_stride, first + k, smaller(Bits::MOST, count - k), k); };
+    for (; pixels > 0; pixels -= PIECE, x += PIECE * stride, to += PIECE) {
+        const index end = smaller(pixels, PIECE), whole = stride == 1 ? end / LANES<W> * LANES<W> : 0;
+        for (index k = 0; whole && k < count; k += Bits::MOST) {
+            const Bits some = some_bits(k);
             for (index i = 0; i < whole; i += LANES<W>)
-                store(to + i, add(i, k ? load(to + i) : Vec<W>{}, [](const auto* p) { return Code::read(p); }));
-            for (index i = whole; i < end; i += LANES<W>) {
-                const index lanes = smaller(LANES<W>, end - i);
-                const Vec<W> word = add(i, k ? load_masked(to + i, bits(0, lanes)) : Vec<W>{}, [=](const auto* p) {
-                    if (stride == 1) return Code::read_first(p, lanes);
+                store(to + i, some.set(k ? load(to + i) : Vec<W>{}, [=](const auto* c) { return Code::read(c + i); }));
+        }
+        for (index i = whole; i < end; i += LANES<W>) {
+            const index lanes = smaller(LANES<W>, end - i);
+            Vec<W> word{};
+            for (index k = 0; k < count; k += Bits::MOST)
+                word = some_bits(k).set(word, [=](const auto* channel) {
+                    if (stride == 1) return Code::read_first(channel + i, lanes);
                     typename Code::Element lane[LANES<W>] = {};
-                    for (index l = 0; l < lanes; ++l) lane[l] = p[l * stride];
+                    for (index l = 0; l < lanes; ++l) lane[l] = channel[(i + l) * stride];
                     return Code::read(lane);
                 });
-                __builtin_memcpy(to + i, &word, std::size_t(lanes) * sizeof(W));
-            }
+            __builtin_memcpy(to + i, &word, std::size_t(lanes) * sizeof(W));
         }
+    }
 }
 
 // Words of bits: as many successive bits of a pixel's codes as fit a word, or with few channels those of a few columns
@@ -142,6 +165,17 @@ struct BitWords {
                 pack_bits<Code>(w, p.w_channel, 1, b * shape.across, count_of(b), taps_, codes_ + (f * blocks_ + b) * taps_);
         });
     }
+    // sums[filter][tap] = the weights whose bit is set less those whose is not.
+    void add_up(Word* sums) const {
+        for (index f = 0; f < filters_; ++f)
+            for (index b = 0; b < blocks_; ++b) {
+                const Word* codes = codes_ + (f * blocks_ + b) * taps_;
+                for (index t = 0; t < taps_; ++t) {
+                    const Word difference = 2 * __builtin_popcountll(codes[t]) - count_of(b);
+                    sums[f * taps_ + t] = (b ? sums[f * taps_ + t] : 0) + difference;
+                }
+            }
+    }
     Word weight(const Convolution<Element, Output>& p, index group, index filter, index word, index i, index tap) const {
         const index f = group * p.filters + filter, column = shape.column(word) + tap;
         const Word* codes = codes_ + (f * blocks_ + word / shape.starts) * taps_ + i * p.width.taps + column;
@@ -154,43 +188,36 @@ struct BitWords {
     void fill(const Convolution<Element, Output>& p, index image, index images, const SourceAxis& h,
               const SourceAxis& w, Word* words) const {
         const index starts = shape.starts, units = images * p.groups * blocks_, plane = h.size * w.size;
-        // Codes are packed as x lies, rows without gaps several at a time; where they are not the words already, from
-        // `from` to where the windows end, words are made of them row by row.
-        const bool direct = shape.along == 1 && w.every == 1;
-        const index met = (w.size - 1) * w.every + (shape.along == 1 ? 0 : (shape.columns - 1) * p.width.tap_step) + 1;
-        const index reach = w.size ? met : 0, before = smaller(reach, larger(0, -w.from));
-        const index from = larger(0, w.from), inside = larger(0, smaller(reach - before, p.width.size - from));
-        // In whole vectors where x has the pixels.
-        const index padded = larger(inside, smaller(round_up(inside, LANES<Word>), p.width.size - from));
+        // The codes that windows meet are packed as x lies, rows without gaps several at a time; where they are not
+        // the words already, words are made of them row by row.
+        const index met = (w.size - 1) * w.every + 1 + (shape.along == 1 ? 0 : (shape.columns - 1) * p.width.tap_step);
+        const index from = larger(0, w.from), end = smaller(p.width.size, w.from + met);
+        const index inside = w.size ? larger(0, end - from) : 0;
         const bool dense = h.every == 1 && p.x.row == p.width.size * p.x.column && 2 * inside > p.width.size;
-        const index width = dense ? p.width.size : direct ? inside : padded, first_column = dense ? 0 : from;
-        const bool whole = direct && width == w.size;
-        const index at_once = !dense ? 1 : whole ? h.size : larger(1, smaller(h.size, 2048 / width));
-        const index row_bytes = round_up(reach * index(sizeof(Word)), 64);
-        const index scratch = whole ? 0 : row_bytes + round_up(at_once * width * index(sizeof(Word)), 64);
+        const index first = dense ? 0 : from;
+        const index vectors = smaller(round_up(inside, LANES<Word>), p.width.size - first);  // whole, if x has so many
+        const index width = dense ? p.width.size : larger(inside, vectors);
+        const bool direct = shape.along == 1 && w.every == 1 && width == w.size;
+        const index at_once = !dense ? 1 : direct ? h.size : larger(1, smaller(h.size, 2048 / width));
+        const index scratch = direct ? 0 : round_up(at_once * width * index(sizeof(Word)), 64);
         Team team(threads_for(units, MOVE * double(units * h.size * width) * double(shape.across) / Code::LEVELS, scratch));
         Workspace workspace;
         workspace.allocate(team.size() * scratch);
         Units every_unit(units, ceil_div(units, 8 * team.size()));
         team.run([&](index thread) {
-            auto* row = reinterpret_cast<Word*>(workspace.data() + thread * scratch);
-            auto* rows = reinterpret_cast<Word*>(workspace.data() + thread * scratch + row_bytes);
-            for (index i = 0; !whole && i < reach; ++i) row[i] = 0;
+            auto* codes = reinterpret_cast<Word*>(workspace.data() + thread * scratch);
             every_unit.each([&](index unit) {
                 const index block = unit % blocks_, group = unit / blocks_ % p.groups;
                 const Element* x = p.x.data + (image + unit / (blocks_ * p.groups)) * p.x.batch +
-                                   group * p.channels * p.x.channel + h.from * p.x.row + first_column * p.x.column;
+                                   group * p.channels * p.x.channel + h.from * p.x.row + first * p.x.column;
                 Word* to = words + unit * starts * plane;
                 for (index r = 0; r < h.size; r += at_once, x += at_once * h.every * p.x.row) {
                     const index some = smaller(at_once, h.size - r);
                     pack_bits<Code>(x, p.x.channel, p.x.column, block * shape.across, count_of(block), some * width,
-                                    whole ? to : rows);
-                    for (index k = 0; k < some; ++k, to += w.size) {
-                        if (whole) continue;
-                        const Word* codes = rows + k * width + from - first_column;
-                        for (index i = 0; i < inside; ++i) row[before + i] = codes[i];
-                        for (index s = 0; s < starts; ++s) join(row, w.every, p.width.tap_step, s, w.size, to + s * plane);
-                    }
+                                    direct ? to + r * w.size : codes);
+                    for (index k = 0; !direct && k < some; ++k)
+                        for (index s = 0; s < starts; ++s)
+                            join(p.width, w, codes + k * width - first, s, to + s * plane + (r + k) * w.size);
                 }
             });
         });
@@ -207,17 +234,22 @@ private:
         return shape.along == 1 ? 1 : smaller(shape.along, shape.columns - shape.column(word));
     }
 
-    // to[i] = the codes that word s of pixel i holds, which are `every` apart, and so far those of its columns.
-    void join(const Word* codes, index every, index apart, index s, index pixels, Word* to) const {
-        codes += shape.column(s) * apart;
-        for (index q = 0; q < columns_of(s); ++q, codes += apart) {
-            const index shift = q * shape.across;
-            const auto add = [&](index step) __attribute__((always_inline)) {
-                for (index i = 0; i < pixels; ++i) to[i] = (q ? to[i] : 0) | codes[i * step] << shift;
+    // The words s of a row, of the codes of all its places.
+    void join(const Axis& a, const SourceAxis& w, const Word* codes, index s, Word* __restrict to) const {
+        for (index q = 0; q < columns_of(s); ++q) {
+            const index place = w.from + (shape.column(s) + q) * a.tap_step, shift = q * shape.across;
+            const index from = smaller(w.size, ceil_div(larger(0, -place), w.every));
+            const index end = larger(from, smaller(w.size, ceil_div(larger(0, a.size - place), w.every)));
+            for (index i = 0; q == 0 && i < from; ++i) to[i] = 0;
+            for (index i = end; q == 0 && i < w.size; ++i) to[i] = 0;
+            const auto add = [&](index every) __attribute__((always_inline)) {
+                const Word* __restrict code = codes + place;
+                if (q == 0) for (index i = from; i < end; ++i) to[i] = code[i * every];
+                else for (index i = from; i < end; ++i) to[i] |= code[i * every] << shift;
             };
-            if (every == 1) add(1);
-            else if (every == 2) add(2);
-            else add(every);
+            if (w.every == 1) add(1);
+            else if (w.every == 2) add(2);
+            else add(w.every);
         }
     }
 };

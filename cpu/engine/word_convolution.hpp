@@ -29,8 +29,8 @@ struct WordConvolution {
     typename EpilogueOf<Output>::type epilogue;  // of a slice,
     Borders<W> slice_borders;
 
-    explicit WordConvolution(const Convolution<Element, Output>& p, const Borders<W>* borders_ = nullptr)
-        : elements(p), layout(p), borders(borders_),
+    explicit WordConvolution(const Convolution<Element, Output>& p)
+        : elements(p), layout(p), borders(nullptr),
           words{0, p.groups, layout.word_channels(), p.filters, {}, {}, {}, nullptr, 0, 0, 0, 0, 0, p.bias, {}} {
         words.height.taps = p.height.taps, words.width.taps = layout.taps();
         words.packed = p.packed;
@@ -96,13 +96,16 @@ struct WordKernel {
     using C = Convolution<typename Layout::Element, typename Layout::Output>;
     using Words = WordConvolution<Layout>;
 
-    static void run(const C& p) { run_with(p, nullptr); }
-    static void run_with(const C& p, const Borders<typename Layout::Word>* borders) {
-        Words c(p, borders);
-        const index bytes = round_up(packed_bytes(p), 64);
-        const index packed = p.packed || bytes > SHARED_WEIGHTS ? 0 : bytes;
-        Workspace workspace, prepared;
+    static void run(const C& p) {
+        Words c(p);
+        Workspace prepared;
         if (!p.packed) c.prepare(prepared);
+        run(c);
+    }
+    static void run(Words& c) {
+        const index bytes = round_up(MULFREE_ISA::packed_bytes<Op>(c.words), 64);
+        const index packed = c.words.packed || bytes > SHARED_WEIGHTS ? 0 : bytes;
+        Workspace workspace;
         c.each_slice([&](index image) {
             workspace.allocate(packed + image);
             return static_cast<void*>(workspace.data() + packed);

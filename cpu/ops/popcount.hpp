@@ -97,55 +97,43 @@ struct BinaryConvolution {
 
     static void run(const C& p) {
         const index filters = p.groups * p.filters, taps = p.height.taps * p.width.taps;
-        W* sums;
         const auto cut = [&](Carver memory) {
-            sums = memory.take<W>(p.packed ? 0 : filters * taps);
+            W* sums = memory.take<W>(filters * taps);
             const BorderKinds<W> kinds(p.height, p.width, memory, filters);
-            return Cut{kinds, memory.used()};
+            return Cut{sums, kinds, memory.used()};
         };
-        Workspace workspace;
+        Workspace workspace, prepared;
         workspace.allocate(cut(Carver(nullptr)).bytes);
-        const BorderKinds<W> kinds = cut(Carver(workspace.data())).kinds;
-        if (p.packed) sums = packed_sums(p, const_cast<void*>(p.packed));
-        else if (kinds.any()) add_signs(p, sums);
-        const Borders<W> borders = kinds.find(filters, W(p.channels * taps), [&](index f) { return sums + f * taps; });
-        Words::run_with(p, &borders);
+        const Cut memory = cut(Carver(workspace.data()));
+        typename Words::Words c(p);
+        if (!p.packed) c.prepare(prepared), c.layout.add_up(memory.sums);
+        const W* sums = p.packed ? packed_sums(p, const_cast<void*>(p.packed)) : memory.sums;
+        const Borders<W> borders =
+            memory.kinds.find(filters, W(p.channels * taps), [&](index f) { return sums + f * taps; });
+        c.borders = &borders;
+        Words::run(c);
     }
     static index packed_bytes(const C& p) {
         const index sums = p.groups * p.filters * p.height.taps * p.width.taps;
         return round_up(Words::packed_bytes(p), 64) + sums * index(sizeof(W));
     }
     static void pack(const C& p, void* to) {
-        Words::pack(p, to);
-        add_signs(p, packed_sums(p, to));
+        typename Words::Words c(p);
+        Workspace prepared;
+        c.prepare(prepared);
+        pack_weights<SignProduct<T>>(c.words, c, to);
+        c.layout.add_up(packed_sums(p, to));
     }
     static constexpr ConvolutionKernel<T, T> row() { return {run, packed_bytes, pack}; }
 
 private:
     struct Cut {
+        W* sums;
         BorderKinds<W> kinds;
         index bytes;
     };
     static W* packed_sums(const C& p, void* packed) {
         return reinterpret_cast<W*>(static_cast<char*>(packed) + round_up(Words::packed_bytes(p), 64));
-    }
-
-    // sums[filter][tap] = the signs of a filter at a tap.
-    static void add_signs(const C& p, W* sums) {
-        const index filters = p.groups * p.filters, taps = p.height.taps * p.width.taps;
-        for_each_unit(filters, MOVE * double(filters * p.channels * taps), [&](index f) {
-            const T* w = p.w + f / p.filters * p.w_group + f % p.filters * p.w_filter;
-            W* sum = sums + f * taps;
-            constexpr index CHANNELS = 8 * sizeof(W), TAPS = 64;  // at a time
-            for (index t = 0; t < taps; t += TAPS)
-                for (index c = 0; c < p.channels; c += CHANNELS) {
-                    const index channels = smaller(CHANNELS, p.channels - c), some = smaller(TAPS, taps - t);
-                    W positive[TAPS];
-                    pack_bits<Sign<T>>(w + t, p.w_channel, 1, c, channels, some, positive);
-                    for (index i = 0; i < some; ++i)
-                        sum[t + i] = (c ? sum[t + i] : 0) + 2 * __builtin_popcountll(positive[i]) - W(channels);
-                }
-        });
     }
 };
 

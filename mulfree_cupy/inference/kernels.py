@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from mulfree_cupy import geometry, launch
 from mulfree_cupy.inference.folding import Epilogue, Step
 from mulfree_cupy.ops import pooling
 from mulfree_cupy.ops.batch_norm import scale_of
-from mulfree_cupy.ops.packing import filter_scale
+from mulfree_cupy.ops.packing import filter_scale, kernel_name
 from mulfree_cupy.ops.winograd import WinogradWeights
 from mulfree_cupy.ops.winograd.convolution import fastest, transforms_for_kernels
 
@@ -67,6 +68,25 @@ def _convolution(step: Step, function: str) -> Bind:
         return partial(getattr(kernels, f"{function}_fused"), *arguments, **finish)
 
     return bind
+
+
+def _adder(step: Step) -> Bind:
+    bits = step.options.get("bits")
+    return _convolution(step, kernel_name("adder", bits if bits and _pays(bits) else None))
+
+
+def _pays(bits: int) -> bool:
+    """Whether terms of so few bits are faster here than those of uint8, whose answers are alike."""
+    kernels = launch.cpu_kernels()
+    low, whole = _rates(kernels.features())
+    return low > (2**bits - 1) * whole
+
+
+@functools.cache
+def _rates(features: str) -> tuple[float, float]:
+    """Of bits that are counted and of terms of uint8, a second."""
+    peak = getattr(launch.cpu_kernels(), "peak", None)
+    return (0.0, 0.0) if peak is None else (peak("popcount", 0.005), peak("u8_max_dot", 0.005))
 
 
 def _shift_convolution(step: Step, function: str) -> Bind:
@@ -207,7 +227,7 @@ def _nothing() -> None:
 
 _KERNELS: dict[str, Callable[[Step], Bind]] = {
     "conv": partial(_convolution, function="conv"),
-    "adder_conv": partial(_convolution, function="adder_conv"),
+    "adder_conv": _adder,
     "binary_conv": partial(_convolution, function="binary_conv"),
     "linear": partial(_convolution, function="conv"),
     "shift": _shift,

@@ -15,6 +15,7 @@ from mulfree_cupy.ops.adder import adder_conv
 from mulfree_cupy.ops.batch_norm import batch_norm
 from mulfree_cupy.ops.binary import binary_conv
 from mulfree_cupy.ops.convolution import conv, matmul
+from mulfree_cupy.ops.packing import MOST_BITS
 from mulfree_cupy.ops.pooling import avg_pool, global_average_pool, max_pool
 from mulfree_cupy.ops.shift import shift, shift_adder_conv, shift_conv
 from mulfree_cupy.ops.winograd import WinogradWeights, winograd_conv
@@ -121,7 +122,7 @@ OPERATIONS = {
     "adder_conv": Operation(
         lambda x, weight, bias=None, **options: adder_conv(x, weight, bias, **options),
         arrays=_WEIGHT,
-        options=_WINDOW,
+        options={**_WINDOW, "bits": False},
     ),
     "binary_conv": Operation(
         lambda x, weight, **options: binary_conv(x, weight, **options),
@@ -210,6 +211,7 @@ OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     **dict.fromkeys(("padding", "border"), (_pair(0), "a whole number from 0, or two of them")),
     "groups": (_whole(1), "a whole number from 1"),
+    "bits": (_whole(1, MOST_BITS), f"a whole number from 1 to {MOST_BITS}"),
     **dict.fromkeys(("relu", "scale"), (lambda value: type(value) is bool, "true or false")),
     "eps": (lambda value: _number(value) and value >= 0, "a number from 0"),
     "points": (lambda value: isinstance(value, str), "a text"),

@@ -16,10 +16,11 @@ import numpy as np
 from mulfree_cupy import geometry
 from mulfree_cupy.inference.folding import Step, fold
 from mulfree_cupy.inference.network import IMAGES, Layer, Network
+from mulfree_cupy.ops import packing
 from mulfree_cupy.progress import progress
 
 FEWEST_IMAGES = 64
-FEWEST_BITS, MOST_BITS = 4, 8  # values are stored as uint8
+FEWEST_BITS, MOST_BITS = 2, 8  # values are stored as uint8
 
 # Where a range may end, in per cent of the values within it. The end with the least squared error
 # of clipping and rounding is taken.
@@ -117,7 +118,7 @@ def quantize(
     images : array, shape (N, C, H, W)
         Raw, of the training part: ranges and means are taken from them.
     bits : int, default 8
-        4 to 8, of activations and weights, which are stored as uint8.
+        2 to 8, of activations and weights, which are stored as uint8.
     percentile : float, optional
         The share of the values, in per cent, that the range of an answer holds; of answers of both
         signs it is cut off on both sides. Without it that of `PERCENTILES` whose squared error of
@@ -137,7 +138,8 @@ def quantize(
 
     Notes
     -----
-    Adder convolutions take uint8 and sum in int32. The scale and offset of the normalisation behind
+    Adder convolutions take uint8 and sum in int32, those of up to 4 bits by the kernels for so few
+    where these are faster than that of uint8. The scale and offset of the normalisation behind
     one become those of a ``rescale`` to the next one's uint8; a residual is added in it. They are
     corrected so that each filter's sums have the mean and the deviation that they had on the
     calibration images before.
@@ -331,6 +333,9 @@ class _Quantiser:
                 x = self._add("pad", f"{name}.padded", [x], {}, border)
             else:
                 options["padding"] = list(padding)
+        bits = grid.levels.bit_length()
+        if bits <= packing.MOST_BITS:
+            options["bits"] = bits
         weight = np.rint(within).astype(np.uint8)
         # The mean of the sums is taken off as well, as a float32 has few digits left beside it.
         layer = Layer("adder_conv", name, (x,), {"weight": "weight"}, options)

@@ -66,6 +66,9 @@ def _with_bias(graph: Graph, layer: Layer, sums: str) -> str:
 
 
 def _adder_conv(graph: Graph, layer: Layer, x: str) -> str:
+    if "bits" in layer.options:
+        most = np.uint8(2 ** layer.options["bits"] - 1)
+        x = graph.node("Min", [x, graph.constant(most, f"{layer.name}/most")], f"{layer.name}/low")
     return _adder(graph, layer, x, **_window(layer, "dilations"))
 
 
@@ -81,6 +84,7 @@ def _adder(graph: Graph, layer: Layer, x: str, **window: Any) -> str:
     )
 
     def by_step(weight):
+        weight = np.minimum(weight, 2 ** layer.options.get("bits", 8) - 1) if integer else weight
         rows = weight.reshape(groups, -1, at_once, math.prod(terms), 1).swapaxes(0, 1)
         return rows.astype(np.int32) if integer else rows
 
