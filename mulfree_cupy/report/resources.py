@@ -90,6 +90,7 @@ class Recorder:
     """A device that notes the launches instead of running them."""
 
     xp = np
+    architecture = 90
 
     def __init__(self) -> None:
         self.variants: dict[tuple, Variant] = {}
