@@ -6,6 +6,7 @@ from mulfree_cupy.launch import emulator
 from mulfree_cupy.launch.emulator import EmulationFault, emulated_cuda
 from mulfree_cupy.launch.source import kernels
 from mulfree_cupy.ops.adder import adaptive_rate, adder_conv, adder_conv_backward, adder_matmul
+from mulfree_cupy.ops.binary import binary_conv, binary_conv_backward, pack_signs
 from mulfree_cupy.ops.convolution import col2im, conv, conv_backward, im2col
 from mulfree_cupy.ops.packing import PackedWeights, pack
 from mulfree_cupy.ops.shift import (
@@ -35,6 +36,8 @@ __all__ = [
     "adder_conv",
     "adder_conv_backward",
     "adder_matmul",
+    "binary_conv",
+    "binary_conv_backward",
     "col2im",
     "conv",
     "conv_backward",
@@ -48,6 +51,7 @@ __all__ = [
     "load",
     "modulo_shifts",
     "pack",
+    "pack_signs",
     "set_num_threads",
     "shift",
     "shift_adder_conv",

@@ -335,3 +335,41 @@ def batch(images, plan, mean, std):
     """What the rows (image, dy, dx, flip) of a plan show, normalised."""
     moved = move(images[plan[:, 0]], *plan[:, 1:].T)
     return (moved - np.float64(mean)) / np.float64(std)
+
+
+def sign(a):
+    """1 where a >= 0, -1 elsewhere, for NaN too."""
+    return np.where(np.asarray(a, np.float64) >= 0, 1.0, -1.0)
+
+
+def filter_scale(w):
+    return np.abs(np.asarray(w, np.float64)).mean(axis=(1, 2, 3))
+
+
+def pack_signs(x):
+    """Python's own integers: 2 ** (c % 64) for every channel c that is not negative."""
+    x = np.asarray(x)
+    words = np.zeros((x.shape[0], -(-x.shape[1] // 64), *x.shape[2:]), object)
+    for c in range(x.shape[1]):
+        words[:, c // 64] += (x[:, c] >= 0).astype(object) * 2 ** (c % 64)
+    return words.astype(np.uint64)
+
+
+def binary_conv(x, w, *, scale=True, **options):
+    y = conv(sign(x), sign(w), **options)  # which pads with zeros
+    return y * filter_scale(w)[:, None, None] if scale else y
+
+
+def binary_conv_backward(grad, x, w, *, scale=True, **options):
+    """y = conv(b(x), a * b(w)): the chain rule, where b' = (abs <= 1) and a = mean(abs(w))."""
+    a = filter_scale(w)[:, None, None, None] if scale else np.ones((len(w), 1, 1, 1))
+    grad_b, grad_product = conv_backward(grad, sign(x), a * sign(w), **options)
+    grad_a = (grad_product * sign(w)).sum(axis=(1, 2, 3), keepdims=True)
+    grad_w = grad_product * a * (np.abs(w) <= 1)
+    if scale:
+        grad_w += grad_a * sign(w) / w[0].size  # d mean(abs(w)) / d w
+    return grad_b * (np.abs(x) <= 1), grad_w
+
+
+def low_bit_adder_conv(x, w, bias=None, *, bits, **options):
+    return adder_conv(*(np.minimum(a, 2**bits - 1) for a in (x, w)), bias, **options)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from mulfree_cupy.arrays import namespace
-from mulfree_cupy.ops import adder, convolution, pooling, winograd
+from mulfree_cupy.ops import adder, binary, convolution, pooling, winograd
 from mulfree_cupy.ops import batch_norm as normalisation
 from mulfree_cupy.ops import cross_entropy as losses
 from mulfree_cupy.ops import shift as shifting
@@ -141,6 +141,11 @@ def adder_conv(x, w, bias=None, *, packed=None, sign=False, **options):
     return y, _with_bias(backward, x, w, bias, options)
 
 
+def binary_conv(x, w, *, packed=None, **options):
+    y = binary.binary_conv(x, packed or w, **options)
+    return y, lambda g: binary.binary_conv_backward(g, x, w, **options)
+
+
 def shift(x, *, shifts, stride):
     shape = x.shape
     y = shifting.shift(x, shifts, stride=stride)
@@ -238,6 +243,7 @@ RULES = {
     "adder_conv": adder_conv,
     "avg_pool": avg_pool,
     "batch_norm": batch_norm,
+    "binary_conv": binary_conv,
     "concatenate": concatenate,
     "conv": conv,
     "cross_entropy": cross_entropy,
@@ -267,4 +273,8 @@ RULES = {
 }
 
 _ADDER = "AdderNet trains on x - w and clip(w - x, -1, 1) in the place of their signs"
-SURROGATES = {"adder_conv": _ADDER, "shift_adder_conv": _ADDER}
+SURROGATES = {
+    "adder_conv": _ADDER,
+    "binary_conv": "a sign's derivative is taken for 1 on [-1, 1] and 0 elsewhere",
+    "shift_adder_conv": _ADDER,
+}

@@ -14,7 +14,7 @@ from mulfree_cupy.ops.batch_norm import scale_of
 
 # What has an epilogue on the CPU, as `Epilogue` says; a Winograd convolution takes its scale and
 # offset into weights and bias, and of the rest the residual and the clipping at 0.
-WITH_EPILOGUE = "conv", "adder_conv", "shift_conv", "shift_adder_conv", "linear"
+WITH_EPILOGUE = "conv", "adder_conv", "binary_conv", "shift_conv", "shift_adder_conv", "linear"
 
 
 @dataclass(frozen=True, eq=False)

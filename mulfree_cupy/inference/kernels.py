@@ -12,6 +12,7 @@ from mulfree_cupy import geometry, launch
 from mulfree_cupy.inference.folding import Epilogue, Step
 from mulfree_cupy.ops import pooling
 from mulfree_cupy.ops.batch_norm import scale_of
+from mulfree_cupy.ops.packing import filter_scale
 from mulfree_cupy.ops.winograd import WinogradWeights
 from mulfree_cupy.ops.winograd.convolution import fastest, transforms_for_kernels
 
@@ -46,6 +47,8 @@ def _finished(epilogue: Epilogue, residual: np.ndarray | None) -> dict[str, Any]
 def _convolution(step: Step, function: str) -> Bind:
     kernels = launch.cpu_kernels()
     weight, bias, options = _images(step.arrays["weight"]), step.arrays.get("bias"), step.options
+    if function == "binary_conv" and options.get("scale", True):
+        bias = filter_scale(weight)  # what this kernel has in the place of a bias
     groups = options.get("groups", 1)
     packed = getattr(kernels, f"pack_{function}")(weight, groups)
     window = (
@@ -205,6 +208,7 @@ def _nothing() -> None:
 _KERNELS: dict[str, Callable[[Step], Bind]] = {
     "conv": partial(_convolution, function="conv"),
     "adder_conv": partial(_convolution, function="adder_conv"),
+    "binary_conv": partial(_convolution, function="binary_conv"),
     "linear": partial(_convolution, function="conv"),
     "shift": _shift,
     "shift_conv": partial(_shift_convolution, function="shift_conv"),

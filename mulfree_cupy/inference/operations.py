@@ -13,6 +13,7 @@ from mulfree_cupy.arrays import Array, namespace
 from mulfree_cupy.geometry import pair
 from mulfree_cupy.ops.adder import adder_conv
 from mulfree_cupy.ops.batch_norm import batch_norm
+from mulfree_cupy.ops.binary import binary_conv
 from mulfree_cupy.ops.convolution import conv, matmul
 from mulfree_cupy.ops.pooling import avg_pool, global_average_pool, max_pool
 from mulfree_cupy.ops.shift import shift, shift_adder_conv, shift_conv
@@ -122,6 +123,11 @@ OPERATIONS = {
         arrays=_WEIGHT,
         options=_WINDOW,
     ),
+    "binary_conv": Operation(
+        lambda x, weight, **options: binary_conv(x, weight, **options),
+        arrays={"weight": True},
+        options={**_WINDOW, "scale": False},
+    ),
     "shift": Operation(shift, arrays={"shifts": True}, options={"stride": False}),
     "shift_conv": Operation(
         lambda x, weight, shifts, bias=None, **options: shift_conv(
@@ -204,7 +210,7 @@ OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     **dict.fromkeys(("padding", "border"), (_pair(0), "a whole number from 0, or two of them")),
     "groups": (_whole(1), "a whole number from 1"),
-    "relu": (lambda value: type(value) is bool, "true or false"),
+    **dict.fromkeys(("relu", "scale"), (lambda value: type(value) is bool, "true or false")),
     "eps": (lambda value: _number(value) and value >= 0, "a number from 0"),
     "points": (lambda value: isinstance(value, str), "a text"),
     "dtype": (lambda value: value in ("uint8", "float32"), "'uint8' or 'float32'"),

@@ -8,6 +8,7 @@ adds along memory, so that other layouts would be rounded otherwise.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
@@ -100,6 +101,25 @@ def adder_conv(x, w, bias, out, stride, padding, dilation, groups):
             )
 
     _forward(add_tap, x, w, bias, out, stride, padding, dilation, groups)
+
+
+def _low_bit_adder_conv(bits, x, w, bias, out, stride, padding, dilation, groups):
+    most = np.uint8(2**bits - 1)
+    adder_conv(
+        *(np.minimum(x, most), np.minimum(w, most)), bias, out, stride, padding, dilation, groups
+    )
+
+
+adder_conv_1bit, adder_conv_2bit, adder_conv_3bit, adder_conv_4bit = (
+    partial(_low_bit_adder_conv, bits) for bits in (1, 2, 3, 4)
+)
+
+
+def binary_conv(x, w, scale, out, stride, padding, dilation, groups):
+    x, w = (np.where(a >= 0, 1, -1).astype(out.dtype) for a in (x, w))
+    conv(x, w, None, out, stride, padding, dilation, groups)
+    if scale is not None:
+        out *= scale[:, None, None]
 
 
 def _forward(add_tap, x, w, bias, out, stride, padding, dilation, groups):

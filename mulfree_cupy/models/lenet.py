@@ -6,18 +6,21 @@ import numpy as np
 
 from mulfree_cupy import nn
 from mulfree_cupy.autograd import Tensor
+from mulfree_cupy.models.kinds import takes_signs
 
 
 class LeNet(nn.Module):
     """LeNet-5-BN: two 5x5 convolutions with pooling, then three layers on the flattened planes.
 
     As in AdderNet's experiment on digits, every layer is of the chosen kind, the last one too: a
-    fully connected layer is a convolution whose kernel is the whole image.
+    fully connected layer is a convolution whose kernel is the whole image. In the binary form the
+    first and the last are ordinary, and planes are pooled before they are normalised, as in
+    `VGGSmall`.
 
     Parameters
     ----------
     convolution : class
-        `nn.AdderConv` or `nn.Conv`.
+        `nn.AdderConv`, `nn.BinaryConv` or `nn.Conv`.
     rng : numpy.random.Generator
     channels, size, classes : int
         Of the images (square, of 2 to 256 pixels) and their labels. Images below 16 pixels keep
@@ -36,23 +39,28 @@ class LeNet(nn.Module):
         if not 2 <= size <= 256:
             raise ValueError(f"LeNet: size must be from 2 to 256, got {size}")
         small = size < 16
-        self.conv1 = convolution(channels, 6, 5, rng, padding=2)
-        self.bn1 = nn.BatchNorm(6, relu=True)
+        self.signs = takes_signs(convolution)
+        outer, relu = (nn.Conv, False) if self.signs else (convolution, True)
+        self.conv1 = outer(channels, 6, 5, rng, padding=2)
+        self.bn1 = nn.BatchNorm(6, relu=relu)
         self.pool1 = nn.Sequential() if small else nn.MaxPool(2)
         self.conv2 = convolution(6, 16, 5, rng, padding=2 if small else 0)
-        self.bn2 = nn.BatchNorm(16, relu=True)
+        self.bn2 = nn.BatchNorm(16, relu=relu)
         self.pool2 = nn.MaxPool(2)
         side = size // 2 if small else (size // 2 - 4) // 2
         self.fc1 = convolution(16, 120, side, rng)
-        self.bn3 = nn.BatchNorm(120, relu=True)
+        self.bn3 = nn.BatchNorm(120, relu=relu)
         self.fc2 = convolution(120, 84, 1, rng)
-        self.bn4 = nn.BatchNorm(84, relu=True)
-        self.fc3 = convolution(84, classes, 1, rng)
+        self.bn4 = nn.BatchNorm(84, relu=relu)
+        self.fc3 = outer(84, classes, 1, rng)
         self.bn5 = nn.BatchNorm(classes)
         self.flatten = nn.Flatten()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.pool1(self.bn1(self.conv1(x)))
-        x = self.pool2(self.bn2(self.conv2(x)))
+        x = self._normalised(self.bn1, self.pool1, self.conv1(x))
+        x = self._normalised(self.bn2, self.pool2, self.conv2(x))
         x = self.bn4(self.fc2(self.bn3(self.fc1(x))))
         return self.flatten(self.bn5(self.fc3(x)))
+
+    def _normalised(self, norm: nn.Module, pool: nn.Module, x: Tensor) -> Tensor:
+        return norm(pool(x)) if self.signs else pool(norm(x))

@@ -26,6 +26,7 @@ _NETWORKS = {
 }
 _KINDS = {
     "adder": nn.AdderConv,
+    "binary": nn.BinaryConv,
     "conv": nn.Conv,
     "sign-adder": partial(nn.AdderConv, sign=True),  # slow; for AdderNet's ablation
 }
@@ -70,12 +71,12 @@ def build(name: str, *, seed: int = 0, **shape: int) -> nn.Module:
     Parameters
     ----------
     name : str
-        A key of `MODELS`. Either ``adder-``, ``conv-`` or ``sign-adder-`` (filters trained on the
-        derivative's sign, as in AdderNet's ablation), and ``lenet``, ``vggsmall``, ``resnet20``,
-        ``resnet32``, ``resnet18`` or ``resnet50``. Or ``shiftresnet``, ``depthwise-resnet``,
-        ``shift-adder-resnet`` or ``sc2-resnet``, the depth, 20, 56 or 110, and ``-e`` with the
-        expansion, 1, 3, 6 or 9. Or ``shiftnet-a``, ``-b`` or ``-c``. Or ``spatial-``,
-        ``winograd-``, ``winograd-relu-``, ``winograd4-`` or ``winograd4-relu-``, then
+        A key of `MODELS`. Either ``adder-``, ``binary-``, ``conv-`` or ``sign-adder-`` (filters
+        trained on the derivative's sign, as in AdderNet's ablation), and ``lenet``, ``vggsmall``,
+        ``resnet20``, ``resnet32``, ``resnet18`` or ``resnet50``. Or ``shiftresnet``,
+        ``depthwise-resnet``, ``shift-adder-resnet`` or ``sc2-resnet``, the depth, 20, 56 or 110,
+        and ``-e`` with the expansion, 1, 3, 6 or 9. Or ``shiftnet-a``, ``-b`` or ``-c``. Or
+        ``spatial-``, ``winograd-``, ``winograd-relu-``, ``winograd4-`` or ``winograd4-relu-``, then
         ``vgg-nagadomi``, ``convpool-cnn-c`` or ``resnet18``, and if they are to be narrow the
         filters of the first group, ``-8``, ``-16`` or ``-32``.
     seed : int

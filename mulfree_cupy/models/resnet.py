@@ -1,7 +1,10 @@
 """Residual networks: ResNet-20/32 for 32-pixel images, ResNet-18/50 for ImageNet's.
 
 As in the AdderNet reference, the first convolution and the classifier are ordinary, the 1x1
-convolutions of the shortcuts are of the chosen kind, and the logits are batch-normalised.
+convolutions of the shortcuts are of the chosen kind, and the logits are batch-normalised. Binary
+networks have no ReLU, and ordinary convolutions in their shortcuts, as Bi-Real networks do: signs
+are seen by the binary convolutions alone, and what is added up is real. There ImageNet's planes are
+pooled before they are normalised, as in XNOR-Net, for the signs to be of both kinds.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import numpy as np
 
 from mulfree_cupy import nn
 from mulfree_cupy.autograd import Tensor
+from mulfree_cupy.models.kinds import takes_signs
 
 
 class BasicBlock(nn.Module):
@@ -22,10 +26,11 @@ class BasicBlock(nn.Module):
     def __init__(
         self, convolution: type, before: int, width: int, stride: int, rng: np.random.Generator
     ):
+        relu = not takes_signs(convolution)
         self.conv1 = convolution(before, width, 3, rng, stride=stride, padding=1)
-        self.bn1 = nn.BatchNorm(width, relu=True)
+        self.bn1 = nn.BatchNorm(width, relu=relu)
         self.conv2 = convolution(width, width, 3, rng, padding=1)
-        self.bn2 = nn.BatchNorm(width, relu=True)
+        self.bn2 = nn.BatchNorm(width, relu=relu)
         self.shortcut = shortcut(convolution, before, width, stride, rng)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,13 +46,13 @@ class Bottleneck(nn.Module):
     def __init__(
         self, convolution: type, before: int, after: int, stride: int, rng: np.random.Generator
     ):
-        width = after // self.expansion
+        width, relu = after // self.expansion, not takes_signs(convolution)
         self.conv1 = convolution(before, width, 1, rng)
-        self.bn1 = nn.BatchNorm(width, relu=True)
+        self.bn1 = nn.BatchNorm(width, relu=relu)
         self.conv2 = convolution(width, width, 3, rng, stride=stride, padding=1)
-        self.bn2 = nn.BatchNorm(width, relu=True)
+        self.bn2 = nn.BatchNorm(width, relu=relu)
         self.conv3 = convolution(width, after, 1, rng)
-        self.bn3 = nn.BatchNorm(after, relu=True)
+        self.bn3 = nn.BatchNorm(after, relu=relu)
         self.shortcut = shortcut(convolution, before, after, stride, rng)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,7 +66,8 @@ def shortcut(
     """The identity, or a normalised 1x1 convolution where the shape changes."""
     if stride == 1 and before == after:
         return nn.Sequential()
-    return nn.Sequential(convolution(before, after, 1, rng, stride=stride), nn.BatchNorm(after))
+    kind = nn.Conv if takes_signs(convolution) else convolution
+    return nn.Sequential(kind(before, after, 1, rng, stride=stride), nn.BatchNorm(after))
 
 
 def stages(
@@ -105,7 +111,7 @@ class CifarResNet(nn.Module):
     Parameters
     ----------
     convolution : class
-        `nn.AdderConv` or `nn.Conv`.
+        `nn.AdderConv`, `nn.BinaryConv` or `nn.Conv`.
     rng : numpy.random.Generator
     depth : int
         20, 32, 44, ...: 6 n + 2.
@@ -127,7 +133,7 @@ class CifarResNet(nn.Module):
             return BasicBlock(convolution, *shape, rng)
 
         self.conv1 = nn.Conv(channels, 16, 3, rng, padding=1)
-        self.bn1 = nn.BatchNorm(16, relu=True)
+        self.bn1 = nn.BatchNorm(16, relu=not takes_signs(convolution))
         self.stages = cifar_stages(block, "CifarResNet", depth, size)
         self.pool = nn.GlobalAveragePool()
         self.fc = nn.Linear(64, classes, rng, bias=False)
@@ -144,7 +150,7 @@ class ImageNetResNet(nn.Module):
     Parameters
     ----------
     convolution : class
-        `nn.AdderConv` or `nn.Conv`.
+        `nn.AdderConv`, `nn.BinaryConv` or `nn.Conv`.
     rng : numpy.random.Generator
     depth : {18, 50}
     channels, size, classes : int
@@ -171,8 +177,9 @@ class ImageNetResNet(nn.Module):
         def block(*shape: int) -> nn.Module:
             return kind(convolution, *shape, rng)
 
+        self.signs = takes_signs(convolution)
         self.conv1 = nn.Conv(channels, 64, 7, rng, stride=2, padding=3)
-        self.bn1 = nn.BatchNorm(64, relu=True)
+        self.bn1 = nn.BatchNorm(64, relu=not self.signs)
         self.maxpool = nn.MaxPool(3, stride=2, padding=1)
         self.stages = stages(block, 64, widths, depths)
         self.pool = nn.GlobalAveragePool()
@@ -180,5 +187,6 @@ class ImageNetResNet(nn.Module):
         self.bn2 = nn.BatchNorm(classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.bn1(self.conv1(x)))
+        x = self.conv1(x)
+        x = self.bn1(self.maxpool(x)) if self.signs else self.maxpool(self.bn1(x))
         return self.bn2(self.fc(self.pool(self.stages(x))))

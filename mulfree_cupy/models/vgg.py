@@ -6,17 +6,20 @@ import numpy as np
 
 from mulfree_cupy import nn
 from mulfree_cupy.autograd import Tensor
+from mulfree_cupy.models.kinds import takes_signs
 
 
 class VGGSmall(nn.Module):
     """Six 3x3 convolutions, 128-128-256-256-512-512, pooled after every second, and one classifier.
 
-    The first convolution and the classifier are ordinary in both forms.
+    The first convolution and the classifier are ordinary in all forms. In the binary one planes are
+    pooled before they are normalised, as in XNOR-Net: of the largest of four numbers that are
+    normalised already, nearly all would be positive.
 
     Parameters
     ----------
     convolution : class
-        `nn.AdderConv` or `nn.Conv`.
+        `nn.AdderConv`, `nn.BinaryConv` or `nn.Conv`.
     rng : numpy.random.Generator
     channels, size, classes : int
         Of the images (square; a multiple of 8 up to 256) and their labels.
@@ -33,15 +36,13 @@ class VGGSmall(nn.Module):
     ):
         if size % 8 or size > 256:
             raise ValueError(f"VGGSmall: size must be a multiple of 8 up to 256, got {size}")
-        layers, before = [], channels
+        layers, before, signs = [], channels, takes_signs(convolution)
         for i, filters in enumerate((128, 128, 256, 256, 512, 512)):
             kind = nn.Conv if i == 0 else convolution
-            layers += [
-                kind(before, filters, 3, rng, padding=1),
-                nn.BatchNorm(filters, relu=True),
-            ]
-            if i % 2:
-                layers.append(nn.MaxPool(2))
+            layers.append(kind(before, filters, 3, rng, padding=1))
+            norm = nn.BatchNorm(filters, relu=not signs)
+            pool = [nn.MaxPool(2)] if i % 2 else []
+            layers += [*pool, norm] if signs else [norm, *pool]
             before = filters
         self.features = nn.Sequential(*layers, nn.Flatten())
         self.fc = nn.Linear(512 * (size // 8) ** 2, classes, rng)

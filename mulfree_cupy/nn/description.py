@@ -241,6 +241,7 @@ _POOL = "kernel_size", "stride", "padding"
 _LAYERS = {
     "conv": _with(*_WINDOW),
     "adder_conv": _with(*_WINDOW),
+    "binary_conv": _with(*_WINDOW, "scale"),
     "shift": _with("stride"),
     "shift_conv": _with("stride"),
     "shift_adder_conv": _with("stride"),

@@ -34,8 +34,11 @@ class Packing(Module):
             self._packed[0].flags.writeable = True
             self._packed = None
 
-    def packed(self, adder: bool, *others: Tensor, groups: int = 1) -> dict[str, PackedWeights]:
-        """The option ``packed`` of the layer's operation beside other inputs; none in training."""
+    def packed(self, op: str, *others: Tensor, groups: int = 1) -> dict[str, PackedWeights]:
+        """The option ``packed`` of the layer's operation beside other inputs; none in training.
+
+        `op` is what `pack` is to pack for.
+        """
         data = self.weight.data
         floats = data.dtype in (np.float32, np.float64)
         if self.training or not floats or namespace(data) is not np:
@@ -47,7 +50,7 @@ class Packing(Module):
             if data.flags.writeable:  # by others too, who may have views of it
                 self.weight.data = data = data.copy()
                 data.flags.writeable = False
-            kept = data, pack(data, "adder" if adder else "conv", groups=groups)
+            kept = data, pack(data, op, groups=groups)
             self._packed = kept
         return {"packed": kept[1]}
 
@@ -56,10 +59,10 @@ class Packing(Module):
 
 
 class _Windowed(Packing):
-    """What Conv and AdderConv share: a weight (K, C/groups, kh, kw) that slides over an image."""
+    """What Conv and the like share: a weight (K, C/groups, kh, kw) that slides over an image."""
 
     operation: str
-    adder: bool
+    op: str  # as `pack` names it
 
     def __init__(
         self,
@@ -83,7 +86,7 @@ class _Windowed(Packing):
         shape = filters, channels // groups, *kernel
         fan_out = filters * math.prod(kernel) / groups
         self.weight = Parameter(
-            self.draw_weight(rng, shape, fan_out).astype(np.float32), self.adder
+            self.draw_weight(rng, shape, fan_out).astype(np.float32), self.op == "adder"
         )
         if bias:
             self.bias = Parameter(self.draw_bias(rng, filters).astype(np.float32))
@@ -91,7 +94,7 @@ class _Windowed(Packing):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = [self.bias] if hasattr(self, "bias") else []
-        packed = self.packed(self.adder, x, *bias, groups=self.options["groups"])
+        packed = self.packed(self.op, x, *bias, groups=self.options["groups"])
         return apply(self.operation, x, self.weight, *bias, **packed, **self.options)
 
 
@@ -116,7 +119,7 @@ class Conv(_Windowed):
         `train`: assign to ``weight.data`` to change it.
     """
 
-    operation, adder = "conv", False
+    operation, op = "conv", "conv"
 
     @staticmethod
     def draw_weight(rng: np.random.Generator, shape: tuple, fan_out: float) -> np.ndarray:
@@ -148,7 +151,7 @@ class AdderConv(_Windowed):
         As `Conv` has it.
     """
 
-    operation, adder = "adder_conv", True
+    operation, op = "adder_conv", "adder"
 
     @staticmethod
     def draw_weight(rng: np.random.Generator, shape: tuple, fan_out: float) -> np.ndarray:
@@ -157,6 +160,46 @@ class AdderConv(_Windowed):
     @staticmethod
     def draw_bias(rng: np.random.Generator, filters: int) -> np.ndarray:
         return rng.uniform(size=filters)
+
+
+class BinaryConv(_Windowed):
+    """XNOR-Net's convolution of signs; what comes in must have both of them.
+
+    So no ReLU may be in front of it, behind which every sign is the same.
+
+    Parameters
+    ----------
+    channels, filters : int
+    kernel_size : int or pair of ints
+    rng : numpy.random.Generator
+        Draws the weights as for `Conv`. Their signs are what x meets; the weights themselves are
+        trained.
+    groups : int
+    stride, padding, dilation, scale
+        As in `mulfree_cupy.binary_conv`.
+
+    Attributes
+    ----------
+    weight : Parameter, shape (filters, channels/groups, *kernel_size)
+        As `Conv` has it.
+    """
+
+    operation, op = "binary_conv", "binary"
+    draw_weight = staticmethod(Conv.draw_weight)
+
+    def __init__(
+        self,
+        channels: int,
+        filters: int,
+        kernel_size: int | tuple[int, int],
+        rng: np.random.Generator,
+        *,
+        groups: int = 1,
+        **options: object,
+    ):
+        if options.get("bias"):
+            raise ValueError("BinaryConv: there is no bias; a BatchNorm behind it has one")
+        super().__init__(channels, filters, kernel_size, rng, groups=groups, **options)
 
 
 class Linear(Module):

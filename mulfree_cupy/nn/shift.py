@@ -50,14 +50,14 @@ class _ShiftedPointwise(Packing):
         filters = integer(name, "filters", filters)
         self.stride = stride
         weight = layer.draw_weight(rng, (filters, len(self.shifts)), filters)
-        self.weight = Parameter(weight.astype(np.float32), layer.adder)
+        self.weight = Parameter(weight.astype(np.float32), layer.op == "adder")
         if bias:
             self.bias = Parameter(layer.draw_bias(rng, filters).astype(np.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         bias = [self.bias] if hasattr(self, "bias") else []
         options = {"shifts": self.shifts, "stride": self.stride}
-        packed = self.packed(self.unshifted.adder, x, *bias)
+        packed = self.packed(self.unshifted.op, x, *bias)
         return apply(self.operation, x, self.weight, *bias, **packed, **options)
 
 

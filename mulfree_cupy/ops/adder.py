@@ -8,7 +8,7 @@ from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.launch import adder as launchers
 from mulfree_cupy.ops.convolution import backward, forward, take_for_backward
-from mulfree_cupy.ops.packing import for_kernels, unpack
+from mulfree_cupy.ops.packing import check_bits, for_kernels, kernel_name, unpack
 
 __all__ = [
     "adaptive_rate",
@@ -106,6 +106,7 @@ def adder_conv(
     padding: int | tuple[int, int] = 0,
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
+    bits: int | None = None,
     out: Array | None = None,
     kernel: str | None = None,
 ) -> Array:
@@ -125,6 +126,9 @@ def adder_conv(
     stride, padding, dilation : int or pair of ints
     groups : int
         Divides C and K; ``groups=C`` is the depthwise form.
+    bits : int, optional
+        From 1 to 4, for x and w of uint8: numbers above ``2**bits - 1`` count as that, so that a
+        distance is a population count. The fewer bits, the faster; 1 is the binary network's.
     out : array, shape (N, K, OH, OW), optional
         Receives the answer; must not overlap an input.
     kernel : str, optional
@@ -149,6 +153,9 @@ def adder_conv(
     ``y[n,k,h,w] = bias[k] - sum_cij abs(x[n, c, h*stride - padding + i*dilation, ...] -
     w[k,c,i,j])``. A padded tap is x = 0 and does count: it adds ``-abs(w)``.
 
+    With `bits` a number v is its thermometer code, as many ones as v, at most ``2**bits - 1``, and
+    a distance the ones in the exclusive or of two codes.
+
     Outputs are large and close together (about -670 +- 26 for 576 taps of unit variance), so they
     must not be stored in a 16-bit float before their batch normalisation.
 
@@ -171,9 +178,10 @@ def adder_conv(
            [-10.,  -8., -10.],
            [-11., -10., -11.]])
     """
-    w, packed = unpack("adder_conv", w, "adder", groups)
+    w, packed = unpack("adder_conv", w, "adder", groups, bits)
     given = dict(x=x, w=w, bias=bias)
     x, w, bias = arrays.take("adder_conv", **given, optional=("bias",))
+    bits = check_bits("adder_conv", bits, x=x, w=w)
     g = geometry.convolution(
         "adder_conv",
         x.shape,
@@ -187,10 +195,18 @@ def adder_conv(
     launch.check_kernel("adder_conv", kernel, x=x)
 
     def on_cpu(kernels, weights, bias, out):
+        if bits is not None and not hasattr(kernels, "adder_conv_2bit"):
+            most = np.uint8(2**bits - 1)
+            low = np.minimum(x, most), np.minimum(weights, most)
+            return kernels.adder_conv(*low, bias, out, g.stride, g.padding, g.dilation, g.groups)
+        run = getattr(kernels, kernel_name("adder", bits))
         options = g.stride, g.padding, g.dilation, g.groups
-        kernels.adder_conv(x, for_kernels("adder_conv", packed, weights), bias, out, *options)
+        run(x, for_kernels("adder_conv", packed, weights), bias, out, *options)
 
     def on_device(device, x, w, bias, out, g):
+        if bits is not None:
+            most = np.uint8(2**bits - 1)
+            x, w = device.xp.minimum(x, most), device.xp.minimum(w, most)
         _launch(launchers.adder_conv, device, x, w, bias, out=out, geometry=g, kernel=kernel)
 
     return forward("adder_conv", on_device, on_cpu, g, x, w, bias, out, dtype, given)

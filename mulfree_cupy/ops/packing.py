@@ -12,8 +12,13 @@ from mulfree_cupy.ops.winograd.weights import WinogradWeights
 
 __all__ = ["PackedWeights", "pack"]
 
-_KERNELS = {"conv": "conv", "adder": "adder_conv"}  # of the CPU, by the name of the operation
+_KERNELS = {  # of the CPU, by the name of the operation
+    "conv": "conv",
+    "adder": "adder_conv",
+    "binary": "binary_conv",
+}
 OPERATIONS = (*_KERNELS, "winograd")
+MOST_BITS = 4  # of a low-bit adder
 
 
 class PackedWeights:
@@ -30,6 +35,10 @@ class PackedWeights:
     op : str
         The operation that they were packed for.
     groups : int
+    bits : int or None
+        Those of a low-bit adder.
+    scale : array, shape (K,), or None
+        Of the filters of a binary convolution, the mean of ``abs(w)``.
     nbytes : int
         Of the packed form.
 
@@ -43,14 +52,15 @@ class PackedWeights:
     (1, 64, 8, 8)
     """
 
-    def __init__(self, array: Array, op: str, groups: int):
-        self._op, self._groups = op, groups
+    def __init__(self, array: Array, op: str, groups: int, bits: int | None = None):
+        self._op, self._groups, self._bits = op, groups, bits
+        self._scale = filter_scale(array) if op == "binary" and array.size else None
         self._features = self._packed = None  # where there is a packed form
         if arrays.namespace(array) is np:  # over bytes, which nobody can write to
             array = np.ndarray(array.shape, array.dtype, np.ascontiguousarray(array).tobytes())
             kernels = launch.cpu_kernels()
             self._features = kernels.features()
-            make = getattr(kernels, f"pack_{_KERNELS[op]}", None)
+            make = getattr(kernels, f"pack_{kernel_name(op, bits)}", None)
             if make is not None and array.size:
                 self._packed = make(array.reshape(*array.shape[:2], *self._sides(array)), groups)
         self._array = array
@@ -73,6 +83,14 @@ class PackedWeights:
         return self._groups
 
     @property
+    def bits(self) -> int | None:
+        return self._bits
+
+    @property
+    def scale(self) -> Array | None:
+        return self._scale
+
+    @property
     def is_current(self) -> bool:
         """Whether it is packed for the CPU features in use."""
         return self._features in (None, launch.cpu_kernels().features())
@@ -92,13 +110,15 @@ class PackedWeights:
     def __repr__(self) -> str:
         sizes = "x".join(map(str, self.shape))
         groups = f", groups={self.groups}" if self.groups > 1 else ""
-        return f"PackedWeights({self.op}, {sizes}{groups}, {self.dtype}, {_size(self.nbytes)})"
+        bits = f", bits={self.bits}" if self.bits else ""
+        size = _size(self.nbytes)
+        return f"PackedWeights({self.op}, {sizes}{groups}{bits}, {self.dtype}, {size})"
 
     def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
         raise TypeError("packed weights stand for w in a convolution alone; pass their .array")
 
     def __reduce__(self):
-        return PackedWeights, (self.array, self.op, self.groups)
+        return PackedWeights, (self.array, self.op, self.groups, self.bits)
 
     def __copy__(self) -> PackedWeights:
         return self
@@ -108,18 +128,22 @@ class PackedWeights:
 
 
 @arrays.on_device_of_arguments
-def pack(w: Array, op: str, *, groups: int = 1, **options: Any) -> PackedWeights | WinogradWeights:
+def pack(
+    w: Array, op: str, *, groups: int = 1, bits: int | None = None, **options: Any
+) -> PackedWeights | WinogradWeights:
     """Pack weights for an operation, once for many calls.
 
     Parameters
     ----------
     w : array, shape (K, C/groups, kh, kw), or (K, C) for the shift convolutions
         float32 or float64; for `adder_conv` integers too. It is copied.
-    op : {"conv", "adder", "winograd"}
+    op : {"conv", "adder", "binary", "winograd"}
         ``"conv"``: for `conv` and `shift_conv`; ``"adder"``: for `adder_conv` and
-        `shift_adder_conv`; ``"winograd"``: for `winograd_conv`.
+        `shift_adder_conv`; ``"binary"``: for `binary_conv`; ``"winograd"``: for `winograd_conv`.
     groups : int
         Those of the calls.
+    bits : int, optional
+        For ``"adder"`` and w of uint8: those of the calls of `adder_conv`.
     **options
         For ``"winograd"``: those of `WinogradWeights.from_spatial`.
 
@@ -145,6 +169,7 @@ def pack(w: Array, op: str, *, groups: int = 1, **options: Any) -> PackedWeights
     if op not in OPERATIONS:
         raise ValueError(f"pack: op must be one of {', '.join(OPERATIONS)}, got {op!r}")
     if op == "winograd":
+        check_bits("pack", bits, op=op)
         if groups != 1:
             raise ValueError(f"pack: the Winograd convolution has no groups, got groups={groups}")
         return WinogradWeights.from_spatial(w, **options)
@@ -166,14 +191,57 @@ def pack(w: Array, op: str, *, groups: int = 1, **options: Any) -> PackedWeights
         )
     if taken.shape[0] % groups:
         raise ValueError(f"pack: groups={groups} must divide the {taken.shape[0]} filters of w")
-    return PackedWeights(taken if isinstance(taken, np.ndarray) else taken.copy(), op, groups)
+    taken = taken if isinstance(taken, np.ndarray) else taken.copy()
+    return PackedWeights(taken, op, groups, check_bits("pack", bits, op=op, w=taken))
 
 
 _FLOATS = np.float32, np.float64
-_SERVED = {"conv": _FLOATS, "adder": (*_FLOATS, np.uint8, np.int8, np.int16)}
+_SERVED = {
+    "conv": _FLOATS,
+    "adder": (*_FLOATS, np.uint8, np.int8, np.int16),
+    "binary": _FLOATS,
+}
 
 
-def unpack(function: str, w: Any, op: str, groups: int = 1) -> tuple[Any, PackedWeights | None]:
+def kernel_name(op: str, bits: int | None) -> str:
+    """The CPU kernel of an operation."""
+    return _KERNELS[op] if bits is None else f"{_KERNELS[op]}_{bits}bit"
+
+
+def check_bits(function: str, bits: Any, *, op: str = "adder", **operands: Array) -> int | None:
+    """The bits of a low-bit adder, from 1 to 4, whose operands must be of uint8; None stays None.
+
+    Raises
+    ------
+    TypeError
+        If `bits` is no int, or an operand of another dtype, or the operation not the adder.
+    ValueError
+        If there are too few or too many.
+    """
+    if bits is None:
+        return None
+    if op != "adder":
+        raise TypeError(f"{function}: bits is an option for op='adder' alone")
+    bits = geometry.integer(function, "bits", bits)
+    if bits > MOST_BITS:
+        raise ValueError(f"{function}: bits must be at most {MOST_BITS}, got {bits}")
+    for name, array in operands.items():
+        if array.dtype != np.uint8:
+            raise TypeError(
+                f"{function}: {name} must be uint8 with bits={bits}, got {array.dtype}; "
+                f"{arrays.conversion(array, 'uint8')}"
+            )
+    return bits
+
+
+def filter_scale(w: Array) -> Array:
+    """XNOR-Net's scale of each filter, the mean of ``abs(w)``, in the dtype of w."""
+    return abs(w.reshape(len(w), -1)).mean(axis=1)
+
+
+def unpack(
+    function: str, w: Any, op: str, groups: int = 1, bits: int | None = None
+) -> tuple[Any, PackedWeights | None]:
     """The weights that an operation was given, and what they are packed in, or None."""
     if isinstance(w, WinogradWeights):
         raise ValueError(
@@ -187,6 +255,10 @@ def unpack(function: str, w: Any, op: str, groups: int = 1) -> tuple[Any, Packed
         raise ValueError(
             f"{function}: w, of shape {w.shape}, was packed for groups={w.groups}, "
             f"got groups={groups}"
+        )
+    if w.bits != bits:
+        raise ValueError(
+            f"{function}: w, of shape {w.shape}, was packed for bits={w.bits}, got bits={bits}"
         )
     return w.array, w
 

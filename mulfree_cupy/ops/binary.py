@@ -1,0 +1,227 @@
+"""The binary convolution of BNN and XNOR-Net: numbers are their signs, products are XNORs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mulfree_cupy import arrays, geometry
+from mulfree_cupy.arrays import Array
+from mulfree_cupy.launch import convolution as launchers
+from mulfree_cupy.launch import numpy_kernels
+from mulfree_cupy.ops.convolution import conv_backward, forward, take_for_backward
+from mulfree_cupy.ops.packing import filter_scale, for_kernels, unpack
+
+__all__ = ["binary_conv", "binary_conv_backward", "pack_signs"]
+
+
+@arrays.on_device_of_arguments
+def pack_signs(x: Array) -> Array:
+    """Pack the signs of 64 channels into a word.
+
+    Parameters
+    ----------
+    x : array, shape (N, C, ...)
+        Any real dtype and memory order.
+
+    Returns
+    -------
+    array of uint64, shape (N, ceil(C/64), ...)
+        Bit ``c % 64`` of word ``c // 64``, counted from the least, is set where ``x >= 0``: for
+        -0.0, and not for NaN. Bits beyond C are not set.
+
+    Raises
+    ------
+    ValueError
+        If x has fewer than 2 dimensions.
+    TypeError
+        If x does not hold real numbers.
+
+    Examples
+    --------
+    >>> import numpy as np, mulfree_cupy as mf
+    >>> mf.pack_signs(np.array([[1.0, -2.0, 0.0, 0.5]]))
+    array([[13]], dtype=uint64)
+    """
+    (x,) = arrays.take("pack_signs", x=x)
+    if x.ndim < 2:
+        raise ValueError(f"pack_signs: x must have shape (N, C, ...), got {x.shape}")
+    xp, channels = arrays.namespace(x), x.shape[1]
+    words = -(-channels // 64)
+    with arrays.device_of(x):
+        positive = xp.zeros((x.shape[0], *x.shape[2:], 64 * words), bool)
+        positive[..., :channels] = xp.moveaxis(x, 1, -1) >= 0
+        packed = xp.packbits(positive, bitorder="little").view(np.dtype("<u8"))
+        packed = packed.reshape(*positive.shape[:-1], words)
+        return xp.ascontiguousarray(xp.moveaxis(packed, -1, 1).astype(np.uint64, copy=False))
+
+
+@arrays.on_device_of_arguments
+def binary_conv(
+    x: Array,
+    w: Array,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    scale: bool = True,
+    out: Array | None = None,
+) -> Array:
+    """Convolution of the sign of x with the sign of w, by XNOR and population count.
+
+    Parameters
+    ----------
+    x : array, shape (N, C, H, W)
+        float32 or float64, in any memory order.
+    w : array, shape (K, C/groups, kh, kw), or PackedWeights
+        See `pack`.
+    stride, padding, dilation : int or pair of ints
+    groups : int
+        Divides C and K.
+    scale : bool
+        Multiply by each filter's mean ``abs(w)``, as XNOR-Net does.
+    out : array, shape (N, K, OH, OW), optional
+        Receives the answer; must not overlap an input.
+
+    Returns
+    -------
+    array, shape (N, K, OH, OW)
+        float32, or float64 if an input is. Without `scale` they are integers, exact up to 2**24
+        taps in float32.
+
+    Raises
+    ------
+    ValueError
+        If shapes, parameters or `out` do not fit.
+    TypeError
+        If a dtype is not served, or the arrays are on different devices.
+
+    Notes
+    -----
+    ``y[n,k,h,w] = scale[k] * sum_cij sign(x[n, c, h*stride - padding + i*dilation, ...]) *
+    sign(w[k,c,i,j])`` with ``sign(v) = 1`` where ``v >= 0``, else -1, for NaN too. A padded tap
+    counts as 0, which is neither sign.
+
+    XNOR-Net [1]_ multiplies by the mean of ``abs(x)`` over each window as well, which its authors
+    found to matter little; here x is its sign alone.
+
+    References
+    ----------
+    .. [1] M. Rastegari et al., "XNOR-Net: ImageNet Classification Using Binary Convolutional
+       Neural Networks", ECCV 2016.
+
+    Examples
+    --------
+    >>> import numpy as np, mulfree_cupy as mf
+    >>> x, w = np.full((1, 2, 3, 3), 0.3), np.full((1, 2, 3, 3), -0.5)
+    >>> mf.binary_conv(x, w, padding=1)[0, 0]
+    array([[-4., -6., -4.],
+           [-6., -9., -6.],
+           [-4., -6., -4.]])
+    """
+    w, packed = unpack("binary_conv", w, "binary", groups)
+    given = dict(x=x, w=w)
+    x, w = arrays.take_floats("binary_conv", **given)
+    g = geometry.convolution(
+        "binary_conv",
+        x.shape,
+        w.shape,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+    )
+    factor = None
+    if scale and g.taps:
+        made = packed is not None and packed.dtype == w.dtype
+        factor = packed.scale if made else filter_scale(w)
+
+    def on_cpu(kernels, weights, factor, out):
+        options = g.stride, g.padding, g.dilation, g.groups
+        weights = for_kernels("binary_conv", packed, weights)
+        numpy_kernels.binary_conv(x, getattr(packed, "array", weights), factor, out, *options)
+
+    return forward("binary_conv", _by_products, on_cpu, g, x, w, factor, out, x.dtype, given)
+
+
+def _by_products(device, x, w, scale, out, g):
+    launchers.conv(device, signs(x), signs(w), None, out, g)
+    if scale is not None:
+        out *= scale[:, None, None]
+
+
+def signs(a: Array) -> Array:
+    """1 where ``a >= 0``, else -1, in the dtype of a."""
+    xp, one = arrays.namespace(a), a.dtype.type(1)
+    return xp.where(a >= 0, one, -one)
+
+
+@arrays.on_device_of_arguments
+def binary_conv_backward(
+    grad: Array,
+    x: Array,
+    w: Array,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    scale: bool = True,
+) -> tuple[Array, Array]:
+    """Gradients of the binary convolution by the straight-through estimator.
+
+    The sign has no useful derivative: in its place stands 1 where its argument is in [-1, 1], and 0
+    elsewhere. A finite-difference check must therefore fail.
+
+    Parameters
+    ----------
+    grad : array, shape (N, K, OH, OW)
+    x : array, shape (N, C, H, W)
+    w : array, shape (K, C/groups, kh, kw)
+    stride, padding, dilation, groups, scale
+        As given to `binary_conv`.
+
+    Returns
+    -------
+    grad_x, grad_w : arrays, shapes of x and w
+
+    Raises
+    ------
+    ValueError
+        If shapes or parameters do not fit.
+    TypeError
+        If a dtype is not served, or the arrays are on different devices.
+
+    Notes
+    -----
+    With b = scale * sign(w), the filters that x meets, and G the gradient by b of the ordinary
+    convolution of sign(x), ``grad_x`` is its gradient by sign(x) where ``abs(x) <= 1``, and
+
+    ``grad_w = scale * (abs(w) <= 1) * G + sign(w) * mean(sign(w) * G)``,
+
+    the mean over each filter: the chain rule, by the sign and by the scale. XNOR-Net's text has
+    ``(1/n + scale * (abs(w) <= 1)) * G``, which takes the mean for G of the one weight.
+
+    Examples
+    --------
+    >>> import numpy as np, mulfree_cupy as mf
+    >>> x, w = np.array([[[[-3.0, 0.5]]]]), np.array([[[[2.0]]]])
+    >>> grad_x, grad_w = mf.binary_conv_backward(np.ones((1, 1, 1, 2)), x, w)
+    >>> grad_x.ravel(), grad_w.ravel()
+    (array([0., 2.]), array([0.]))
+    """
+    grad, x, w = take_for_backward("binary_conv_backward", grad, x, w)
+    options = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+    g = geometry.convolution("binary_conv_backward", x.shape, w.shape, **options)
+    geometry.check_shape("binary_conv_backward", "grad", grad.shape, g.out_shape, "(N, K, OH, OW)")
+    sign = signs(w)
+    factor = filter_scale(w)[:, None, None, None] if scale and g.taps else w.dtype.type(1)
+    grad_x, grad_filter = conv_backward(grad, signs(x), factor * sign, **options)
+    grad_w = _straight_through(factor * grad_filter, w)
+    if scale and g.taps:
+        grad_w += sign * (sign * grad_filter).mean(axis=(1, 2, 3), keepdims=True)
+    return _straight_through(grad_x, x), grad_w
+
+
+def _straight_through(grad, a):
+    return arrays.namespace(a).where(abs(a) <= 1, grad, grad.dtype.type(0))
