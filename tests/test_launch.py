@@ -33,7 +33,7 @@ MEMBERS = [name for name in vars(Device) if not name.startswith("_")]
     "kind", [cuda.Device, emulator.Device, resources.Recorder], ids=lambda kind: kind.__module__
 )
 def test_a_device_is_what_the_launchers_use(kind):
-    assert MEMBERS == ["xp", "constant", "launch"]
+    assert MEMBERS == ["xp", "architecture", "constant", "launch"]
     for name in MEMBERS:
         wanted, member = getattr(Device, name), getattr(kind, name)
         if callable(wanted):
@@ -47,6 +47,7 @@ def test_the_device_of_an_array_on_a_gpu():
     """In rehearsal too, whose device is the real one."""
     device = device_for(on_gpu(np.ones(2, np.float32)))
     assert device is cuda.device and device.xp.__name__ == "cupy"
+    assert 75 <= device.architecture < 1000
     constant = device.constant(np.arange(3))
     assert constant.shape == (3,) and device.constant(np.arange(3)) is constant
 

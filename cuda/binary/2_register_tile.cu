@@ -14,6 +14,7 @@
 // Y, SCALE, ADDER: as in answer.cuh. Of the tile: as in 5_implicit_conv. `tap_terms`: channels of a
 // group, where shape.channels are its words.
 #define T unsigned int
+#define BLOCKS (256 / THREADS)  // more registers a thread: few warps keep POPC busy
 
 #include "answer.cuh"
 

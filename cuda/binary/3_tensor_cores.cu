@@ -20,7 +20,7 @@
 // Offsets have 32 bits: the launcher passes no more images at once than that allows.
 //
 // T: unsigned, a word of x, of 8 to 64 bits. TILES: filters of a block, in 16. Y_VECTOR: outputs in one
-// store, 1 or 2; OH*OW must be a multiple. Y, SCALE, ADDER: as in answer.cuh. `tap_terms`: channels
+// store, 1 or 2; OH*OW must be a multiple. LARGE_WINDOW: as in 5_implicit_conv. Y, SCALE, ADDER: as in answer.cuh. `tap_terms`: channels
 // of a group, where shape.channels are its words.
 #ifndef T
 #define T unsigned long long
@@ -36,6 +36,11 @@
 #define P (32 * WARPS)
 #define BITS (8 * (int)sizeof(T))
 #define STEP (256 / BITS)  // words of x in a step
+#if __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 1000
+#define BLOCKS 4
+#else
+#define BLOCKS 2  // what takes the place of the instruction needs registers
+#endif
 
 #include "../adder/gather.cuh"
 #include "answer.cuh"
@@ -72,11 +77,16 @@ struct alignas(16) Output {
   int row, column;
 };
 
-extern "C" __global__ void __launch_bounds__(P)
+extern "C" __global__ void __launch_bounds__(P, BLOCKS)
     binary_conv(const T* x, const Vector<unsigned int, 4>* w, const int* sums,
                 const PER_FILTER* values, int tap_terms, Y* y,
                 const __grid_constant__ Convolution shape) {
   __shared__ Vector<unsigned int, 4> tile[WARPS][2][32];
+#ifdef LARGE_WINDOW
+  __shared__ Tap taps[WARPS][32];
+#else
+  __shared__ WindowTap taps[WARPS][32];
+#endif
   __shared__ Output outputs[P];
 
   const int filters = shape.filters;
@@ -92,24 +102,39 @@ extern "C" __global__ void __launch_bounds__(P)
   const int n = p / plane, row = p % plane / out.w, column = p % out.w;
   const int h = row * shape.stride.h - shape.pad.h, w_ = column * shape.stride.w - shape.pad.w;
   const int own = ((n * shape.groups + group) * shape.channels * size.h + h) * size.w + w_;
+#ifdef LARGE_WINDOW
   const Pixel pixel = {own, p < pixels ? h : NOWHERE, w_};
+#else
+  const unsigned int outside = outside_bits(h, kernel.h, dilation.h, size.h) |
+                               outside_bits(w_, kernel.w, dilation.w, size.w) << 16;
+  const WindowPixel<T> pixel = {x + own, p < pixels ? outside | NO_PLACE : ~0u};
+#endif
 
-  // The next step's bits of the pixel, and the tap at which they begin.
+  // A step's bits of the pixel, on their way. A lane decodes a tap for its warp, 32 of them at a time.
   unsigned int words[8];
-  int c = 0, i = 0, j = 0, ones = 0;
-  const auto fetch = [&]() {
+  int ones = 0;
+  const auto fetch = [&](int step) {
+    const int start = step * STEP % 32;
+    if (start == 0) {
+      const int l = step * STEP + lane, window = kernel.h * kernel.w;
+      const int c = l / window, i = l % window / kernel.w, j = l % kernel.w;
+      const int down = i * dilation.h, right = j * dilation.w;
+      const int offset = (c * size.h + down) * size.w + right;
+      __syncwarp();
+#ifdef LARGE_WINDOW
+      taps[warp][lane] = {offset, l < length ? down : NOWHERE, right, 0};
+#else
+      taps[warp][lane] = {offset, l < length ? ROW_BIT(i) | COLUMN_BIT(j) : NO_PLACE};
+#endif
+      __syncwarp();
+    }
 #pragma unroll
     for (int word = 0; word < 8; ++word) words[word] = 0;
 #pragma unroll
     for (int l = 0; l < STEP; ++l) {
-      const int down = i * dilation.h, right = j * dilation.w;
-      const Tap tap = {(c * size.h + down) * size.w + right, c < shape.channels ? down : NOWHERE,
-                       right, 0};
-      const unsigned long long bits = gather(x, pixel, tap, size.h, size.w, (T)0);
+      const T bits = gather(x, pixel, taps[warp][start + l], size.h, size.w, (T)0);
       words[l * BITS / 32] |= (unsigned int)bits << l * BITS % 32;
-      if (BITS == 64) words[l * BITS / 32 + BITS / 64] = (unsigned int)(bits >> 32);
-      if (++j == kernel.w) j = 0, ++i;
-      if (i == kernel.h) i = 0, ++c;
+      if (BITS == 64) words[2 * l + 1] = (unsigned int)((unsigned long long)bits >> 32);
     }
 #pragma unroll
     for (int word = 0; word < 8; ++word) ones += __popc(words[word]);
@@ -118,14 +143,14 @@ extern "C" __global__ void __launch_bounds__(P)
   const int w_tiles = (filters - 1) / 16 + 1;  // of a group; what is beyond the last is not stored
   w += (long long)group * w_tiles * steps * 32 + lane;
   int sum[TILES][4][4] = {};
-  fetch();
+  fetch(0);
   for (int step = 0; step < steps; ++step) {
 #pragma unroll
     for (int half = 0; half < 2; ++half)
       tile[warp][half][lane] = {words[4 * half], words[4 * half + 1], words[4 * half + 2],
                                 words[4 * half + 3]};
     __syncwarp();
-    if (step + 1 < steps) fetch();
+    if (step + 1 < steps) fetch(step + 1);
     unsigned int b[4][2];
 #pragma unroll
     for (int q = 0; q < 4; ++q)
@@ -135,11 +160,12 @@ extern "C" __global__ void __launch_bounds__(P)
 #pragma unroll
     for (int f = 0; f < TILES; ++f) {
       const int w_tile = min(first_f / 16 + f, w_tiles - 1);
-      const Vector<unsigned int, 4> a = w[((long long)w_tile * steps + step) * 32];
+      const Vector<unsigned int, 4> a = w[(long long)w_tile * steps * 32];
 #pragma unroll
       for (int q = 0; q < 4; ++q) multiply(sum[f][q], a, b[q]);
     }
     __syncwarp();
+    w += 32;
   }
 
   // Of the lane's sums, the f-th filter; where there is none, another, which is not stored.

@@ -17,7 +17,7 @@ from mulfree_cupy.launch import implicit, limits
 from mulfree_cupy.launch.arguments import BITS, MOVED_AS, convolution_struct, int32
 from mulfree_cupy.launch.device import on_device_of_arrays
 from mulfree_cupy.launch.select import Call, choose
-from mulfree_cupy.launch.tiling import bit_tile, chunks, plane_launch, small_conv_tile
+from mulfree_cupy.launch.tiling import bit_tile, chunks, plane_launch, word_tile
 
 _INFINITY = {2: "0x7c00", 4: "0x7f800000u", 8: "0x7ff0000000000000ull"}
 _C_NAMES = {"float16": "__half", "float32": "float", "float64": "double"}
@@ -38,9 +38,29 @@ class Codes(NamedTuple):
         return -(-self.channels * self.levels // self.word)
 
 
-def levels(bits: int) -> int:
-    """Those of a value of so many bits, 0 not counted."""
-    return 2**bits - 1
+class Weights(NamedTuple):
+    """What a kernel reads of w, made once for many calls by `pack_weights`."""
+
+    kernel: str
+    codes: Codes
+    words: Array  # fragments, for tensor cores
+    sums: Array | None  # of their ones
+
+    @property
+    def nbytes(self) -> int:
+        return self.words.nbytes + (0 if self.sums is None else self.sums.nbytes)
+
+
+def pack_weights(device, w, groups: int, bits: int | None = None, kernel: str | None = None):
+    """The `Weights` of w (K, C/groups, kh, kw): of its signs, or of numbers of so many bits."""
+    kernel = choose(Call("binary_conv", w.dtype, architecture=device.architecture), kernel)
+    channels, levels = w.shape[1], 1 if bits is None else 2**bits - 1
+    codes = Codes(channels, levels, _word(channels * levels, kernel))
+    words = _packed(device, w, codes)
+    sums = None if kernel == "1_naive" else _ones(device, words)
+    if kernel == "3_tensor_cores":
+        words = _fragments(device, words, groups)
+    return Weights(kernel, codes, words, sums)
 
 
 @on_device_of_arrays
@@ -55,11 +75,14 @@ def binary_conv(
 ) -> None:
     """Write the convolution of the signs of x and w into out, times scale[k] if there is a scale.
 
-    x and w are float16, float32 or float64, out too; scale is float64 if out is, else float32.
+    x and w are float16, float32 or float64, out too; scale is float64 if out is, else float32. w
+    may be `Weights`.
     """
+    if not isinstance(w, Weights):
+        w = pack_weights(device, w, geometry.groups, None, kernel)
     wide = out.dtype == np.float64
     defines = {"Y": _C_NAMES[out.dtype.name], "SCALE": "double" if wide else "float"}
-    _conv("binary_conv", device, kernel, x, w, scale, out, geometry, 1, defines)
+    _conv("binary_conv", device, x, w, scale, out, geometry, defines)
 
 
 @on_device_of_arrays
@@ -68,27 +91,24 @@ def adder_conv(
 ) -> None:
     """Write bias[k] - sum of abs(x - w) over each window into out, x and w of few bits.
 
-    x and w are uint8, and taken for 2**bits - 1 where they are more; bias and out are int32.
+    x and w are uint8, and taken for 2**bits - 1 where they are more; bias and out are int32. w may
+    be `Weights`.
     """
-    _conv("adder_conv", device, kernel, x, w, bias, out, geometry, levels(bits), {"ADDER": 1})
+    if not isinstance(w, Weights):
+        w = pack_weights(device, w, geometry.groups, bits, kernel)
+    _conv("adder_conv", device, x, w, bias, out, geometry, {"ADDER": 1})
 
 
-def _conv(function, device, kernel, x, w, values, out, g: ConvGeometry, levels, defines) -> None:
+def _conv(function, device, x, w: Weights, values, out, g: ConvGeometry, defines) -> None:
     """`values` has one of each filter, for the epilogue."""
-    call = Call("binary_conv", x.dtype, g, architecture=device.architecture)
-    kernel = choose(call, kernel)
-    channels = g.channels // g.groups
-    codes = Codes(channels, levels, _word(channels * levels, kernel))
+    codes = w.codes
     at_once = implicit.images_at_once(function, g, codes.words * g.groups)
     image = codes.words * codes.word // 8 * g.groups * g.height * g.width
     at_once = min(at_once, max(1, limits.WORKSPACE // image))
-    words = _packed(device, w, codes)
-    sums = None if kernel == "1_naive" else _ones(device, words)
-    weights = _fragments(device, words, g.groups) if kernel == "3_tensor_cores" else words
+    parameters = w.sums, values, np.int32(codes.channels)
     for images in chunks(g.batch, at_once):
-        x_words = _packed(device, x[images], codes)
-        parameters = sums, values, np.int32(channels)
-        _LAUNCHES[kernel](device, defines, x_words, weights, parameters, out[images], g)
+        words = _packed(device, x[images], codes)
+        _LAUNCHES[w.kernel](device, defines, words, w.words, parameters, out[images], g)
 
 
 def _word(bits: int, kernel: str) -> int:
@@ -174,14 +194,14 @@ def _naive(device, defines, x, w, parameters, out, g: ConvGeometry) -> None:
         defines,
         (-(-out.size // _THREADS),),
         (_THREADS,),
-        (x, w, *parameters, out, convolution_struct(g, len(out), w.shape[1])),
+        (x, w, *parameters, out, convolution_struct(g, len(out), x.shape[1])),
     )
 
 
 def _register_tile(device, defines, x, w, parameters, out, g: ConvGeometry) -> None:
     implicit.conv_launch(
         *(device, "binary/2_register_tile", "binary_conv", defines, x, w, parameters, out, g),
-        choose_tile=small_conv_tile,
+        choose_tile=word_tile,
     )
 
 
@@ -193,7 +213,13 @@ def _tensor_cores(device, defines, x, w, parameters, out, g: ConvGeometry) -> No
     device.launch(
         "binary/3_tensor_cores.cu",
         "binary_conv",
-        defines | {"T": MOVED_AS[x.itemsize], "TILES": tile.tiles, "Y_VECTOR": 2 if pairs else 1},
+        {
+            **defines,
+            **implicit.large_window(g),
+            "T": MOVED_AS[x.itemsize],
+            "TILES": tile.tiles,
+            "Y_VECTOR": 2 if pairs else 1,
+        },
         (tile.blocks(filters, pixels, g.groups),),
         (tile.threads,),
         (x, w, *parameters, out, convolution_struct(g, len(out), x.shape[1])),

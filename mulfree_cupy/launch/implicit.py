@@ -57,8 +57,7 @@ def conv_launch(
         "W_VECTOR": vector(w, length),
         "Y_VECTOR": min(vector(out, g.out_height * g.out_width), 16 // x.itemsize),
     }
-    if any(size > most for size, most in zip(g.kernel, limits.WINDOW, strict=True)):
-        defines["LARGE_WINDOW"] = 1
+    defines |= large_window(g)
     device.launch(
         f"{kernel}.cu",
         entry,
@@ -67,6 +66,12 @@ def conv_launch(
         (tile.threads,),
         (x, w, *parameters, out, convolution_struct(g, images, w.shape[1])),
     )
+
+
+def large_window(g: ConvGeometry) -> dict[str, int]:
+    """The macro of a window that has more rows or columns than gather.cuh has bits for."""
+    large = any(size > most for size, most in zip(g.kernel, limits.WINDOW, strict=True))
+    return {"LARGE_WINDOW": 1} if large else {}
 
 
 def depthwise_launch(

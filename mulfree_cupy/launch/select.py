@@ -206,6 +206,11 @@ _ADDER = (
     Kernel("7_half2", _takes("float16")),
 )
 _DEPTHWISE = Kernel("depthwise", _all_of(_FLOATS, _depthwise))
+_BINARY = (
+    Kernel("1_naive"),
+    Kernel("2_register_tile"),
+    Kernel("3_tensor_cores", by_default=_multiplies_bits),
+)
 _SHIFT = (
     Kernel("1_tiled_modulo", _modulo_of_3x3),
     Kernel("2_tiled_generic", _modulo),
@@ -221,11 +226,8 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
     ),
     "adder_conv": (*_ADDER, _DEPTHWISE),
     "conv": (Kernel("1_im2col"), Kernel("2_implicit_conv", _FLOATS), _DEPTHWISE),
-    "binary_conv": (
-        Kernel("1_naive"),
-        Kernel("2_register_tile"),
-        Kernel("3_tensor_cores", by_default=_multiplies_bits),
-    ),
+    "adder_conv with bits": _BINARY,
+    "binary_conv": _BINARY,
     "shift": _SHIFT,
     "shift_backward": _SHIFT,
     "shift_conv": _SHIFT_CONV,

@@ -95,6 +95,13 @@ def half_tile(itemsize: int, filters: int, pixels: int, groups: int) -> Tile:
     return tile._replace(depth=DEPTH if filters <= 4 else 2 * DEPTH)
 
 
+def word_tile(itemsize: int, filters: int, pixels: int, groups: int) -> Tile:
+    """Of cuda/binary/2_register_tile.cu: 8 x 4 outputs a thread, since POPC sets the pace."""
+    rows = next((rows for rows in (1, 4, 16, 32) if filters <= rows), 64)
+    each = min(8, rows)
+    return Tile(rows, 512 * each // rows, each, 4)
+
+
 class BitTile(NamedTuple):
     """Of cuda/binary/3_tensor_cores.cu: filters of a block, in 16."""
 
