@@ -13,12 +13,14 @@ from setuptools.modified import newer_group
 
 # One translation unit an instruction set, the longest to compile first; which one runs is chosen at
 # run time.
+AVX512 = [
+    *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
+    "-mprefer-vector-width=512",
+]
 X86 = {
-    "cpu/kernels_avx512.cpp": [
-        *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
-        "-mprefer-vector-width=512",
-    ],
+    "cpu/kernels_avx512.cpp": AVX512,
     "cpu/kernels_avx2.cpp": ["-mavx2", "-mfma"],
+    "cpu/kernels_avx512_popcount.cpp": [*AVX512, "-mavx512vpopcntdq"],
     "cpu/kernels_baseline.cpp": [],
 }
 ARM = {

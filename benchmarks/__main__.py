@@ -72,6 +72,16 @@ def parser() -> argparse.ArgumentParser:
     )
     _timed(shift, _shift)
 
+    binary = commands.add_parser(
+        "binary",
+        help="the binary convolution and adders of 1 to 4 bits beside torch (about 5 minutes)",
+        description="Times binary_conv beside torch's conv2d, and adder_conv of few bits beside "
+        "that of uint8, on layers of ResNet-20, ResNet-18 and VGG-small, in one process on the "
+        "same threads. A wrong answer stops the run with exit status 1.",
+    )
+    _timed(binary, _binary)
+    _layers(binary)
+
     batch1 = commands.add_parser(
         "batch1",
         help="one image at a time, with packed weights, beside torch (about a minute)",
@@ -178,9 +188,9 @@ def parser() -> argparse.ArgumentParser:
         help="put the newest results into README.md and docs/*.md",
         description="Rewrites what stands between <!-- benchmark:NAME --> and "
         "<!-- /benchmark:NAME --> in README.md and docs/*.md from the newest JSON of each kind in "
-        "benchmarks/results/. NAME is adder-SET, adder-beside-SET, batch1-SET, inference-SET, "
-        "shift-SET, shift-beside-SET or winograd-SET, where SET is an instruction set, training, "
-        "errors, curves-NAME, pruning-NAME, emulator, gpu or gpu-status.",
+        "benchmarks/results/. NAME is adder-SET, adder-beside-SET, batch1-SET, binary-SET, "
+        "inference-SET, shift-SET, shift-beside-SET or winograd-SET, where SET is an instruction "
+        "set, training, errors, curves-NAME, pruning-NAME, emulator, gpu or gpu-status.",
     )
     report.add_argument(
         "--check", action="store_true", help="write nothing; exit status 1 if a file would change"
@@ -234,6 +244,13 @@ def _adder(options: argparse.Namespace) -> int:
 
     chosen = layers.select(options.layers, layers.QUICK if options.quick else layers.LAYERS)
     return adder.run(chosen, options.threads, options.out, options.quick)
+
+
+def _binary(options: argparse.Namespace) -> int:
+    from benchmarks import binary, layers
+
+    chosen = layers.select(options.layers, layers.QUICK if options.quick else binary.LAYERS)
+    return binary.run(chosen, options.threads, options.out, options.quick)
 
 
 def _winograd(options: argparse.Namespace) -> int:

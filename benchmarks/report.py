@@ -36,6 +36,7 @@ def current_sections() -> dict[str, str]:
     from benchmarks import (
         adder,
         batch1,
+        binary,
         curves,
         emulator,
         errors,
@@ -58,6 +59,8 @@ def current_sections() -> dict[str, str]:
         sections[f"adder-beside-{features}"] = adder.beside_table(rows)
     for record in records(timing.RESULTS, "batch1"):
         sections[f"batch1-{record['cpu_features']}"] = batch1.document(record)
+    for record in records(timing.RESULTS, "binary"):
+        sections[f"binary-{record['cpu_features']}"] = binary.document(record)
     for record in records(timing.RESULTS, "inference"):
         sections[f"inference-{record['cpu_features']}"] = inference.document(record)
     for record in records(timing.RESULTS, "winograd"):
@@ -127,6 +130,12 @@ RUN_BY = {
     "adder/grad_w.cu": {"operation": "adder_conv_backward"},
     "adder/add_parts.cu": {"operation": "adder_conv_backward"},
     "adder/pack_channels.cu": {"operation": "adder_conv", "dtype": "uint8"},
+    "binary/1_naive.cu": {"operation": "binary_conv", "kernel": "1_naive"},
+    "binary/2_register_tile.cu": {"operation": "binary_conv", "kernel": "2_register_tile"},
+    "binary/3_tensor_cores.cu": {"operation": "binary_conv", "kernel": "3_tensor_cores"},
+    "binary/fragments.cu": {"operation": "binary_conv", "kernel": "3_tensor_cores"},
+    "binary/ones.cu": {"operation": "binary_conv", "kernel": "3_tensor_cores"},
+    "binary/pack.cu": {"operation": "pack_signs"},
     "shift/fused_adder_conv.cu": {"operation": "shift_adder_conv"},
     "shift/fused_grad_x.cu": {"operation": "shift_conv_backward"},
     "shift/fused_grad_w.cu": {"operation": "shift_conv_backward"},

@@ -10,6 +10,12 @@
 #include "ops/move_planes.hpp"
 #include "ops/peak.hpp"
 #include "ops/pool.hpp"
+#if !defined(__AVX512F__)  // kernels_avx512_popcount.cpp has these, for processors with VPOPCNTDQ; others take AVX2's
+#include "ops/popcount.hpp"
+#define MULFREE_POPCOUNT_KERNELS MULFREE_ISA::popcount_kernels()
+#else
+#define MULFREE_POPCOUNT_KERNELS {}
+#endif
 #include "ops/winograd/cost.hpp"
 #include "ops/winograd/gradients.hpp"
 
@@ -40,6 +46,7 @@ extern const Kernels MULFREE_JOIN(MULFREE_ISA, _kernels) = {
     MULFREE_ISA::move_planes,
     MULFREE_ISA::max_pool<std::uint8_t>, MULFREE_ISA::plane_means<std::uint8_t, float>,
     MULFREE_ISA::peak,
+    MULFREE_POPCOUNT_KERNELS,
 };
 
 }  // namespace mulfree

@@ -64,6 +64,16 @@ struct EpilogueOf<std::int32_t> {
     using type = Epilogue<float>;
 };
 
+// What stands in an answer for the taps that lie outside of x: pixels at which the same taps do are of one kind, and
+// every filter has a number for each kind. `kind` lies as a plane of y would, `row` elements a row.
+template <class W>
+struct Borders {
+    const W* kind;
+    index row;
+    const W* number;  // [filter][kind], modulo 2^bits of W
+    index kinds;      // whole vectors
+};
+
 // y[n, f, pixel] = bias[f] + sum over channels and taps of term(x, w), group by group. Where x_shifts is
 // given the channels of x are seen displaced, where y_shifts is those of y are written so; such a
 // convolution has one group and one tap.
@@ -79,6 +89,7 @@ struct Convolution {
     const Shifts *x_shifts = nullptr, *y_shifts = nullptr;
     const void* packed = nullptr;  // the weights as the kernel's pack() left them; then w may be null
     const typename EpilogueOf<Y>::type* epilogue = nullptr;
+    const Borders<X>* borders = nullptr;  // of an operation that asks for them
 };
 
 // grad_x[c, pixel] = sum over filters and taps of clip(w - x, -1, 1) * grad. The axes are the forward
@@ -213,6 +224,14 @@ struct FloatKernels {
     double (*winograd_seconds)(const WinogradWeights<T>&, index positions, index filters, index channels);
 };
 
+// The operations on bits, and how many a second they count on registers.
+struct PopcountKernels {
+    ConvolutionKernel<float, float> binary_f32;  // whose `bias` is a factor
+    ConvolutionKernel<double, double> binary_f64;
+    ConvolutionKernel<std::uint8_t, std::int32_t> low_bit_adder[4];  // of 1 to 4 bits
+    double (*peak)(double seconds);
+};
+
 // The kernels of one instruction set.
 struct Kernels {
     const char* name;
@@ -227,6 +246,7 @@ struct Kernels {
     void (*max_pool_u8)(const Pool<std::uint8_t>&);
     void (*plane_means_u8)(const PlaneMeans<std::uint8_t, float>&);
     double (*peak)(int operation, double seconds);
+    PopcountKernels popcount;
 };
 
 enum PeakOperation { PEAK_FMA, PEAK_MAX_ADD, PEAK_SUB_ABS_ADD, PEAK_U8_MAX_DOT };
@@ -238,7 +258,8 @@ extern const Kernels neon_dotprod_kernels;
 extern const Kernels baseline_kernels;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels;
-extern const Kernels avx512_kernels;
+extern const Kernels avx512_kernels;                 // but for what is
+extern const PopcountKernels avx512_popcount_kernels;  // there with VPOPCNTDQ alone
 #endif
 #endif
 

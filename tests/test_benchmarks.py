@@ -398,14 +398,15 @@ class TestGpu:
 
     def test_emulated_run(self, tmp_path, capsys):
         assert run.run(tmp_path, emulated=True, commit="abc") == 0
-        assert capsys.readouterr().out.startswith("plan: at most 2400 s\n  alone    adder: ")
+        assert capsys.readouterr().out.startswith("plan: at most 3000 s\n  alone    adder: ")
         (file,) = tmp_path.glob("gpu-emulator-abc-*.json")
         record = json.loads(file.read_text(encoding="utf-8"))
         assert not record["errors"] and not record["left_out"]
-        assert record["seconds"].keys() == {"adder", "shift", "step", "winograd"}
+        assert record["seconds"].keys() == {"adder", "binary", "shift", "step", "winograd"}
         assert all(row.get("checked") or "refused" in row for row in record["rows"])
         checked = {(r["kernel"], r["dtype"]) for r in record["rows"] if r.get("checked")}
         assert {("2_shared_tile", "float32"), ("default", "uint8")} <= checked
+        assert {("3_tensor_cores", "float32"), ("1_naive", "float32")} <= checked
         assert {("1_tiled_modulo", "float32"), ("4_fused_conv", "float16")} <= checked
         assert "nothing is timed" in file.with_suffix(".md").read_text(encoding="utf-8")
         assert_publishable(file)

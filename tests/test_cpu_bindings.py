@@ -35,6 +35,7 @@ PACKED = [
     _cpu.pack_conv(W, 1), _cpu.pack_conv(W[:, :2].copy(), 2), _cpu.pack_conv(ones(6, 4, 1, 1), 1),
     _cpu.pack_conv(W.astype(np.float64), 1), _cpu.pack_adder_conv(W, 1),
     _cpu.pack_adder_conv(BYTES["w"], 1), _cpu.pack_adder_conv(ones(6, 4, 1, 1), 1),
+    _cpu.pack_binary_conv(W, 1), _cpu.pack_adder_conv_3bit(BYTES["w"], 1),
 ]  # fmt: skip
 CALLS = [  # every function with arguments that it takes
     ("pack_conv", {"w": W, "groups": 1}),
@@ -66,6 +67,35 @@ CALLS = [  # every function with arguments that it takes
             "residual_scale": 1.0, "low": 0.0, "high": 255.0,
         },
     ),
+    ("pack_binary_conv", {"w": W, "groups": 2}),
+    ("binary_conv", {"x": X, "w": W, "bias": ones(6), "out": GRAD, **OPTIONS, "groups": 1}),
+    ("binary_conv", {"x": X, "w": PACKED[7], "bias": None, "out": GRAD, **OPTIONS, "groups": 1}),
+    (
+        "binary_conv_fused",
+        {
+            "x": X, "w": PACKED[7], "bias": ones(6), "out": GRAD, **OPTIONS, "groups": 1,
+            "scale": ones(6), "origin": ones(6), "offset": None, "residual": GRAD,
+            "residual_scale": 1.0, "low": 0.0, "high": 1.0,
+        },
+    ),
+    *(
+        call
+        for bits in (1, 2, 3, 4)
+        for call in (
+            (f"pack_adder_conv_{bits}bit", {"w": BYTES["w"], "groups": 2}),
+            (f"adder_conv_{bits}bit", {**BYTES, **OPTIONS, "groups": 1}),
+            (
+                f"adder_conv_{bits}bit_fused",
+                {
+                    **BYTES, "w": getattr(_cpu, f"pack_adder_conv_{bits}bit")(BYTES["w"], 1),
+                    "out": GRAD.astype(np.uint8), **OPTIONS, "groups": 1, "scale": ones(6),
+                    "origin": None, "offset": ones(6), "residual": GRAD.astype(np.uint8),
+                    "residual_scale": 1.0, "low": 0.0, "high": 255.0,
+                },
+            ),
+        )
+    ),
+    ("adder_conv_3bit", {**BYTES, "w": PACKED[8], **OPTIONS, "groups": 1}),
     *(
         (
             f"{name}_fused",

@@ -128,6 +128,46 @@ def test_uint8_is_exact(features, problem):
         np.testing.assert_array_equal(forward("adder_conv", x, w, bias, geometry), want)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_signs_are_exact(features, problem, dtype):
+    x_shape, w_shape, geometry = problem
+    rng = np.random.default_rng(2)
+    w, scale = rng.normal(size=w_shape).astype(dtype), rng.normal(size=w_shape[0]).astype(dtype)
+    for layout in LAYOUTS:
+        x = lay_out(rng.normal(size=x_shape).astype(dtype), layout)
+        want = spec.binary_conv(x, w, scale=False, **options(geometry)).astype(dtype)
+        for factor in (None, scale):
+            out = fresh(want.shape, dtype)
+            _cpu.binary_conv(x, w, factor, out, *geometry)
+            by = 1 if factor is None else factor[:, None, None]
+            np.testing.assert_array_equal(out, want * by)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+def test_codes_are_exact(features, problem, bits):
+    x_shape, w_shape, geometry = problem
+    rng = np.random.default_rng(2)
+    w = rng.integers(0, 2**bits + 2, w_shape).astype(np.uint8)
+    bias = rng.integers(-(2**20), 2**20, w_shape[0], np.int32)
+    for layout in LAYOUTS:
+        x = lay_out(rng.integers(0, 2**bits + 2, x_shape).astype(np.uint8), layout)
+        want = spec.low_bit_adder_conv(x, w, bias, bits=bits, **options(geometry))
+        out = fresh(want.shape, np.int32)
+        getattr(_cpu, f"adder_conv_{bits}bit")(x, w, bias, out, *geometry)
+        np.testing.assert_array_equal(out, want)
+
+
+@pytest.mark.parametrize("taps", [1, 31, 32, 200])
+def test_codes_at_their_farthest(features, taps):
+    """Every bit differs: the most that a byte counts before it is added up."""
+    x, w = np.full((1, 64, 1, taps), 255, np.uint8), np.zeros((3, 64, 1, taps), np.uint8)
+    for bits in (1, 2, 3, 4):
+        out = fresh((1, 3, 1, 1), np.int32)
+        geometry = (1, 1), (0, 0), (1, 1), 1
+        getattr(_cpu, f"adder_conv_{bits}bit")(x, w, None, out, *geometry)
+        assert (out == -64 * taps * (2**bits - 1)).all()
+
+
 @pytest.mark.parametrize("low, high", [(0, 0), (255, 255), (0, 255)])
 def test_uint8_extremes(features, low, high):
     x = np.full((1, 4096, 2, 2), low, np.uint8)
@@ -324,7 +364,7 @@ def test_batch_norm_in_place(features, dtype, pixels, out):
     np.testing.assert_array_equal(answer, want)
 
 
-@pytest.mark.parametrize("operation", ["fma", "max_add", "sub_abs_add", "u8_max_dot"])
+@pytest.mark.parametrize("operation", ["fma", "max_add", "sub_abs_add", "u8_max_dot", "popcount"])
 def test_peak(features, operation):
     assert _cpu.peak(operation, 0.001) > 1e6
     with pytest.raises(ValueError, match="operation must be"):

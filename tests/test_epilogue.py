@@ -36,11 +36,12 @@ def convolutions(draw):
     """(the plain answer, fused(out, **epilogue), a generator of random numbers)."""
     operation, dtype = draw(
         st.sampled_from(
-            [(operation, dtype) for operation in ("conv", "adder_conv") for dtype in FLOATS]
+            [(op, dtype) for op in ("conv", "adder_conv", "binary_conv") for dtype in FLOATS]
             + [("adder_conv", dtype) for dtype in (np.uint8, np.int8, np.int16)]
+            + [("adder_conv_3bit", np.uint8)]
         )
     )
-    shifted = dtype in FLOATS and draw(st.booleans())
+    shifted = dtype in FLOATS and operation != "binary_conv" and draw(st.booleans())
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     stride = draw(st.integers(1, 2))
     groups = 1 if shifted else draw(st.integers(1, 2))
@@ -68,10 +69,11 @@ def convolutions(draw):
         options = {"stride": (stride, stride)}
     else:
         name, padding = operation, tuple(k // 2 if k < 4 else 0 for k in kernel)
-        window = dict(stride=stride, padding=padding, groups=groups)
-        answer = getattr(mf, name)(x, w, bias, **window)
+        window = dict(stride=(stride, stride), padding=padding, dilation=(1, 1), groups=groups)
+        answer = np.empty(mf.conv(x.astype("f"), w.astype("f"), **window).shape, number)
+        getattr(_cpu, name)(x, w, bias, answer, *window.values())
         given = (bias,)
-        options = dict(stride=(stride, stride), padding=padding, dilation=(1, 1), groups=groups)
+        options = window
 
     def fused(out, **epilogue):
         getattr(_cpu, f"{name}_fused")(x, packed, *given, out, **options, **epilogue)

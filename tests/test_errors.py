@@ -11,12 +11,17 @@ GRAD = np.ones((2, 6, 4, 3), np.float32)
 CALLS = {
     "conv": lambda x=X, w=W, **options: mf.conv(x, w, **options),
     "adder_conv": lambda x=X, w=W, **options: mf.adder_conv(x, w, **options),
+    "binary_conv": lambda x=X, w=W, **options: mf.binary_conv(x, w, **options),
+    "binary_conv_backward": lambda x=X, w=W, **options: mf.binary_conv_backward(
+        GRAD, x, w, **options
+    ),
     "conv_backward": lambda x=X, w=W, **options: mf.conv_backward(GRAD, x, w, **options),
     "adder_conv_backward": lambda x=X, w=W, **options: mf.adder_conv_backward(
         GRAD, x, w, **options
     ),
 }
-FORWARD = ["conv", "adder_conv"]
+WITH_BIAS = ["conv", "adder_conv"]
+FORWARD = [*WITH_BIAS, "binary_conv"]
 
 BAD = [
     (dict(x=X[0]), ValueError, r"x must have 4 dimensions .*\(4, 6, 5\)"),
@@ -69,6 +74,7 @@ SHIFTS = np.zeros((4, 2), int)
 BACKWARD = {
     "conv_backward": lambda x, w: mf.conv_backward(GRAD, x, w),
     "adder_conv_backward": lambda x, w: mf.adder_conv_backward(GRAD, x, w),
+    "binary_conv_backward": lambda x, w: mf.binary_conv_backward(GRAD, x, w),
     "adder_conv_sign_backward": lambda x, w: adder_conv_sign_backward(GRAD, x, w),
     "shift_conv_backward": lambda x, w: mf.shift_conv_backward(
         np.ones((2, 6, 6, 5)), x, w[:, :, 0, 0], SHIFTS
@@ -92,13 +98,13 @@ def test_integers_beside_floats_are_promoted_as_numpy_does(name):
     assert CALLS[name](x=X.astype(np.int64)).dtype == np.float64
 
 
-@pytest.mark.parametrize("name", FORWARD)
+@pytest.mark.parametrize("name", WITH_BIAS)
 def test_bias_of_another_length(name):
     with pytest.raises(ValueError, match=rf"{name}: bias must have shape \(6,\).*\(5,\)"):
         CALLS[name](bias=np.ones(5))
 
 
-@pytest.mark.parametrize("name", ["conv_backward", "adder_conv_backward"])
+@pytest.mark.parametrize("name", ["conv_backward", "adder_conv_backward", "binary_conv_backward"])
 def test_grad_of_another_shape(name):
     with pytest.raises(ValueError, match=rf"{name}: grad must have shape \(2, 6, 2, 2\).*4, 3"):
         CALLS[name](stride=2)

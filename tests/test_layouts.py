@@ -49,6 +49,7 @@ def values(shape, dtype, seed=0):
 BOTH = {
     "conv": (mf.conv, mf.conv_backward),
     "adder_conv": (mf.adder_conv, mf.adder_conv_backward),
+    "binary_conv": (mf.binary_conv, mf.binary_conv_backward),
     "by the sign": (mf.adder_conv, adder_conv_sign_backward),
 }
 both = pytest.mark.parametrize(("forward", "backward"), BOTH.values(), ids=BOTH.keys())
@@ -78,7 +79,8 @@ def test_many_terms(x_shape, w_shape, dtype, forward, backward):
 @given(problem=problems(most=4))
 def test_convolutions(way, forward, backward, problem):
     p = problem
-    arrays = [p.x, p.w] if p.bias is None else [p.x, p.w, p.bias]
+    biased = p.bias is not None and forward is not mf.binary_conv
+    arrays = [p.x, p.w, p.bias] if biased else [p.x, p.w]
     assert_same_bits(way, forward, *arrays, **p.options)
     assert_same_bits(way, backward, p.grad(), p.x, p.w, **p.options)
 

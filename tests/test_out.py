@@ -12,6 +12,7 @@ SHIFTS = [(0, 1), (-1, 0), (0, 0), (1, -1)]
 CALLS = {  # of x (2, 4, 6, 5) and w (K, 4, 3, 3)
     "conv": lambda x, w, **out: mf.conv(x, w, padding=1, **out),
     "adder_conv": lambda x, w, **out: mf.adder_conv(x, w, padding=1, **out),
+    "binary_conv": lambda x, w, **out: mf.binary_conv(x, w, padding=1, **out),
     "adder_matmul": lambda x, w, **out: mf.adder_matmul(x[0, 0, :, :4], w[:, :, 0, 0].T, **out),
     "shift": lambda x, w, **out: mf.shift(x, SHIFTS, **out),
     "shift_conv": lambda x, w, **out: mf.shift_conv(x, w[:, :, 1, 1], SHIFTS, **out),

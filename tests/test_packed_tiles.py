@@ -164,18 +164,29 @@ def check_all_features(x, w, **options):
 
 def formulas(x, w, **options):
     y = spec.adder_conv(x, w, **options)
+    if x.dtype == np.uint8:
+        return y, spec.low_bit_adder_conv(x // 16, w // 16, bits=3, **options)
     if x.dtype.kind != "f":
         return (y,)
     grad = np.random.default_rng(len(x)).normal(size=y.shape).astype(x.dtype)
     gradients = [f(grad, x, w, **options) for f in (spec.adder_conv_backward, spec.conv_backward)]
-    return y, spec.conv(x, w, **options), grad, *gradients
+    binary = spec.binary_conv(*centred(x, w), scale=False, **options)
+    return y, spec.conv(x, w, **options), binary, grad, *gradients
+
+
+def centred(*arrays):
+    """With as many numbers below 0 as above."""
+    return [a - np.median(a) for a in arrays]
 
 
 def compare(expected, x, w, **options):
     if x.dtype.kind != "f":
-        assert_array_equal(mf.adder_conv(x, w, **options), *expected)
+        assert_array_equal(mf.adder_conv(x, w, **options), expected[0])
+        if x.dtype == np.uint8:
+            assert_array_equal(mf.adder_conv(x // 16, w // 16, bits=3, **options), expected[1])
         return
-    adder, conv, grad, adder_gradients, conv_gradients = expected
+    adder, conv, binary, grad, adder_gradients, conv_gradients = expected
+    assert_array_equal(mf.binary_conv(*centred(x, w), scale=False, **options), binary)
     assert_allclose(mf.adder_conv(x, w, **options), adder, rtol=1e-5)
     assert_close(mf.conv(x, w, **options), conv, x.dtype)
     for function, gradients in (

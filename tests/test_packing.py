@@ -16,6 +16,7 @@ from mulfree_cupy.autograd import Tensor, no_grad
 
 RNG = np.random.default_rng(3)
 CONVOLUTIONS = {"conv": mf.conv, "adder": mf.adder_conv}
+BINARY = {**CONVOLUTIONS, "binary": mf.binary_conv}
 SHIFTED = {"conv": mf.shift_conv, "adder": mf.shift_adder_conv}
 
 
@@ -53,6 +54,14 @@ def test_packed_or_not_is_the_same_answer(
     packed = mf.pack(w, op, groups=groups)
     function = CONVOLUTIONS[op]
     assert_array_equal(function(x, packed, bias, **options), function(x, w, bias, **options))
+    if dtype == "uint8":
+        packed, bits = mf.pack(w, op, groups=groups, bits=2), {"bits": 2}
+        answer = mf.adder_conv(x, packed, bias, **bits, **options)
+        assert_array_equal(answer, mf.adder_conv(x, w, bias, **bits, **options))
+    if "float" in dtype:
+        packed = mf.pack(w, "binary", groups=groups)
+        answer = mf.binary_conv(x, packed, **options)
+        assert_array_equal(answer, mf.binary_conv(x, w, **options))
 
 
 @pytest.mark.parametrize("op", SHIFTED)
@@ -73,10 +82,10 @@ def test_winograd_weights_are_the_packed_form_of_their_operation():
     )
 
 
-@pytest.mark.parametrize("op", CONVOLUTIONS)
+@pytest.mark.parametrize("op", BINARY)
 def test_a_kernel_as_large_as_the_image(op):
     x, w = draw((5, 4, 3, 3)), draw((6, 4, 3, 3))
-    assert_array_equal(CONVOLUTIONS[op](x, mf.pack(w, op)), CONVOLUTIONS[op](x, w))
+    assert_array_equal(BINARY[op](x, mf.pack(w, op)), BINARY[op](x, w))
 
 
 def test_they_are_a_copy_that_cannot_be_changed():
@@ -88,7 +97,7 @@ def test_they_are_a_copy_that_cannot_be_changed():
         packed.array[...] = 0
     with pytest.raises(ValueError, match="WRITEABLE"):
         packed.array.flags.writeable = True
-    for name in ("array", "op", "groups"):
+    for name in ("array", "op", "groups", "bits", "scale"):
         with pytest.raises(AttributeError):
             setattr(packed, name, None)
 
@@ -107,6 +116,12 @@ def test_what_they_say_of_themselves():
     assert packed.nbytes >= packed.array.nbytes
     assert repr(packed).startswith("PackedWeights(adder, 64x32x3x3, groups=2, float32, ")
     assert repr(packed).endswith("KiB)")
+    low = mf.pack(draw((4, 32, 3, 3), "uint8"), "adder", bits=2)
+    assert low.bits == 2 and "4x32x3x3, bits=2, uint8" in repr(low)
+    binary = mf.pack(w := draw((4, 32, 3, 3)), "binary")
+    assert_array_equal(binary.scale, abs(w).reshape(4, -1).mean(axis=1))
+    assert binary.nbytes < binary.array.nbytes / 2  # a tile of 8 filters where there are 4
+    assert packed.scale is packed.bits is None
 
 
 @pytest.mark.parametrize(
@@ -116,6 +131,9 @@ def test_copies(copied):
     x, w = draw((1, 2, 5, 5)), draw((3, 2, 3, 3))
     other = copied(mf.pack(w, "adder"))
     assert_array_equal(mf.adder_conv(x, other), mf.adder_conv(x, w))
+    x, w = (abs(a * 2).astype(np.uint8) for a in (x, w))
+    other = copied(mf.pack(w, "adder", bits=2))
+    assert_array_equal(mf.adder_conv(x, other, bits=2), mf.adder_conv(x, w, bits=2))
 
 
 def test_threads_share_them():

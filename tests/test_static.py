@@ -28,7 +28,8 @@ def rows():
 
 def test_variants_cover_every_file():
     rooms = (
-        "adder", "batch", "batch_norm", "binary", "convolution", "cross_entropy", "sgd", "shift", "winograd",
+        "adder", "batch", "batch_norm", "binary", "convolution", "cross_entropy", "sgd", "shift",
+        "winograd",
     )  # fmt: skip
     assert {v.path for v in resources.variants()} == {
         k.path for k in source.kernels() if k.operation in rooms

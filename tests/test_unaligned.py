@@ -31,6 +31,11 @@ CALLS = {  # the function, its arrays, whether it takes out=
     ),
     "adder_conv": (lambda x, w, b, **o: mf.adder_conv(x, w, b, **OPTIONS, **o), (X, W, BIAS), True),
     "adder_conv_backward": (lambda *a: mf.adder_conv_backward(*a, **OPTIONS), (GRAD, X, W), False),
+    "binary_conv": (lambda x, w, **o: mf.binary_conv(x, w, **OPTIONS, **o), (X, W), True),
+    "binary_conv_backward": (
+        lambda *a: mf.binary_conv_backward(*a, **OPTIONS), (GRAD, X, W), False
+    ),
+    "pack_signs": (mf.pack_signs, (X,), False),
     "adder_matmul": (mf.adder_matmul, (SMALL, SMALL.T.copy()), True),
     "adaptive_rate": (mf.adaptive_rate, (W,), False),
     "shift": (mf.shift, (X, TABLE), True),

@@ -218,6 +218,11 @@ void bind_convolution(py::module_& m) {
     bind_forward<uint8_t, uint8_t, int32_t>(m, "adder_conv", []() -> auto& { return chosen->adder_conv_u8; });
     bind_forward<std::int8_t, uint8_t, int32_t>(m, "adder_conv", []() -> auto& { return chosen->adder_conv_i8; });
     bind_forward<std::int16_t, uint16_t, int32_t>(m, "adder_conv", []() -> auto& { return chosen->adder_conv_i16; });
+    bind_forward<float, float, float>(m, "binary_conv", []() -> auto& { return chosen->popcount.binary_f32; });
+    bind_forward<double, double, double>(m, "binary_conv", []() -> auto& { return chosen->popcount.binary_f64; });
+    const char* names[] = {"adder_conv_1bit", "adder_conv_2bit", "adder_conv_3bit", "adder_conv_4bit"};
+    for (int i = 0; i < 4; ++i)
+        bind_forward<uint8_t, uint8_t, int32_t>(m, names[i], [=]() -> auto& { return chosen->popcount.low_bit_adder[i]; });
 }
 
 }  // namespace mulfree

@@ -38,8 +38,11 @@ std::vector<const Kernels*> available() {
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2_kernels);
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vnni"))
-        found.push_back(&avx512_kernels);
+        __builtin_cpu_supports("avx512vnni")) {
+        static Kernels all = avx512_kernels;
+        all.popcount = __builtin_cpu_supports("avx512vpopcntdq") ? avx512_popcount_kernels : avx2_kernels.popcount;
+        found.push_back(&all);
+    }
 #endif
     return found;
 }
@@ -61,12 +64,16 @@ double peak(const std::string& operation, double seconds) {
                                                  {"max_add", PEAK_MAX_ADD},
                                                  {"sub_abs_add", PEAK_SUB_ABS_ADD},
                                                  {"u8_max_dot", PEAK_U8_MAX_DOT}};
+    if (operation == "popcount") {
+        WithoutGil others_run;
+        return chosen->popcount.peak(seconds);
+    }
     for (const auto& [name, number] : names)
         if (operation == name) {
             WithoutGil others_run;
             return chosen->peak(number, seconds);
         }
-    throw std::invalid_argument("operation must be fma, max_add, sub_abs_add or u8_max_dot, got " + operation);
+    throw std::invalid_argument("operation must be fma, max_add, sub_abs_add, u8_max_dot or popcount, got " + operation);
 }
 
 }  // namespace

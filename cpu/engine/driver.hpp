@@ -23,14 +23,14 @@ inline void pack_weights(Team& team, const Convolution<X, Y>& p, const Weight& w
 template <class Op, class X, class Y>
 inline index packed_bytes(const Convolution<X, Y>& p) {
     Carver measure(nullptr);
-    PackedWeights<Op>(p, Blocking(p.channels, p.height.taps * p.width.taps), true, measure);
+    PackedWeights<Op>(p, blocking_of<Op>(p), true, measure);
     return measure.used();
 }
 
 // Packs into memory of that size, which a convolution's `packed` may then point to.
 template <class Op, class X, class Y, class Weight>
 inline void pack_weights(const Convolution<X, Y>& p, const Weight& weight, void* memory) {
-    const Blocking blocking(p.channels, p.height.taps * p.width.taps);
+    const Blocking blocking = blocking_of<Op>(p);
     Carver carver(static_cast<char*>(memory));
     const PackedWeights<Op> packed(p, blocking, true, carver);
     Team team(threads_for(p.groups * packed.tiles(), MOVE * double(packed_bytes<Op>(p)) / sizeof(X)));
@@ -44,7 +44,7 @@ inline void for_each_macro_tile(const Convolution<X, Y>& p, const Weight& weight
     using M = MacroTile<Op, Weight>;
     constexpr int MR = Op::MR;
     const index positions = p.height.taps * p.width.taps;
-    const Blocking blocking(p.channels, positions);
+    const Blocking blocking = blocking_of<Op>(p);
     const index tiles = ceil_div(p.filters, MR);
     const index pixels = p.batch * p.height.pixels * p.width.pixels;
     const index packed_tiles = ceil_div(pixels, M::ROW);

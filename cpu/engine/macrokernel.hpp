@@ -38,7 +38,7 @@ struct PackedTile {
     index group, filter, filters;
 
     index tile_filters(index f) const { return smaller(MR, filters - f); }
-    Y bias(index f) const { return p->bias ? p->bias[group * p->filters + filter + f] : Y(0); }
+    Y bias(index f) const { return p->bias ? p->bias[group * p->filters + filter + f] : Op::NO_BIAS; }
 
     // Whether a vector may be stored where solid_pixels() says: the packed tile is solid, and answers are stored
     // as they are.
@@ -133,6 +133,7 @@ public:
 
     void move_to(index first, index length) {
         source.move_to(first, length);
+        if constexpr (Op::HAS_BORDERS) source.find_kinds(*p.borders);
         const index all = source.count * PACKED_VECTORS;
         // Rows of y without gaps are one long row.
         const index height = p.height.pixels, width = p.width.pixels;
@@ -279,6 +280,10 @@ private:
     template <class O>
     auto answer_of(const Tile& packed, index f) const {
         if constexpr (O::HAS_CONSTANT) return O::answer(packed.bias(f), weights_->constant(group, filter + f));
+        else if constexpr (O::HAS_BORDERS) {
+            const index channel = group * p.filters + filter + f;
+            return O::answer(packed.bias(f), {}, {p.borders->number + channel * p.borders->kinds, p.borders->kinds});
+        }
         else return O::answer(packed.bias(f), {});
     }
 

@@ -28,7 +28,7 @@ inline void tile(const Operand* x, Tap tap, const index* place, const Operand* w
     for (int f = 0; f < FILTERS; ++f) {
         const auto put_vector = put(f);
 #pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; ++v) put_vector(v, sum[f][v]);
+        for (int v = 0; v < VECTORS; ++v) put_vector(v, Op::settled(sum[f][v]));
     }
 }
 

@@ -26,6 +26,10 @@ struct Operation {
     // Filters of a register tile; their packed weights lie side by side.
     static constexpr int MR = MULFREE_ISA::MR;
 
+    // The most terms that a register adds up, and what its sum then becomes.
+    static constexpr index MOST_TERMS = 160;
+    static Vec<Accumulator> settled(Vec<Accumulator> sum) { return sum; }
+
     // What a number of x, or a weight, becomes when it is packed. What lies outside of x is packed(0).
     static Vec<Operand> packed(Vec<Operand> x) { return x; }
     static Operand packed_weight(Operand w) { return w; }
@@ -33,6 +37,12 @@ struct Operation {
     // Sums over the window that the answer needs: how many, and how a row of x is added to them.
     static constexpr int COLUMN_SUMS = 0;
     static void add_column(Vec<Operand>*, Vec<Operand>) {}
+
+    // Whether the answer needs to know which taps lie outside of x: answer(bias, constant, Border) then,
+    // and its sums over the window are the pixels' kinds (borders.hpp).
+    static constexpr bool HAS_BORDERS = false;
+    // The bias where none is given.
+    static constexpr Output NO_BIAS = 0;
 
     // What the answer needs to know of a filter, and how a weight is added to it.
     struct Constant {};
@@ -44,10 +54,11 @@ struct Operation {
     using Exact = void;
 };
 
-// The sums over the window of a vector of pixels.
+// The sums over the window of a vector of pixels, or their kinds.
 template <class Op>
 struct ColumnSums {
     using V = Vec<typename Op::Operand>;
+    static_assert(!(Op::HAS_BORDERS && Op::COLUMN_SUMS), "one or the other");
     V part[Op::COLUMN_SUMS > 0 ? Op::COLUMN_SUMS : 1];
 
     void add(V row) {

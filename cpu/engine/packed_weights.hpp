@@ -8,16 +8,18 @@
 
 namespace mulfree::MULFREE_ISA {
 
-constexpr index BLOCK_ROWS = 160;      // packed rows: 160 rows of three 64-byte vectors are 30 KiB
+constexpr index BLOCK_ROWS = 160;      // packed rows, at most: 160 rows of three 64-byte vectors are 30 KiB
 constexpr index BLOCK_POSITIONS = 32;  // kernel positions a block; bounds the table of spans
 
 // The reduction cut into blocks: chunks of kernel positions, and in each, chunks of channels.
 struct Blocking {
     index channels, positions, channel_chunk, position_chunk;
 
-    Blocking(index channels_, index positions_) : channels(channels_), positions(positions_) {
-        position_chunk = ceil_div(larger(positions, 1), ceil_div(larger(positions, 1), BLOCK_POSITIONS));
-        const index limit = larger(1, BLOCK_ROWS / position_chunk);
+    Blocking(index channels_, index positions_, index most_rows = BLOCK_ROWS)
+        : channels(channels_), positions(positions_) {
+        const index most_positions = smaller(BLOCK_POSITIONS, most_rows);
+        position_chunk = ceil_div(larger(positions, 1), ceil_div(larger(positions, 1), most_positions));
+        const index limit = larger(1, most_rows / position_chunk);
         channel_chunk = ceil_div(channels, ceil_div(channels, limit));
     }
     index channel_chunks() const { return ceil_div(channels, channel_chunk); }
@@ -55,6 +57,13 @@ inline void pack_block(const Convolution<X, Y>& p, const Weight& weight, index g
             for (index f = 0; f < MR; ++f)
                 to[f] = f < real ? Op::packed_weight(weight(group, filter + f, block.channel + c, i, j)) : X(0);
     }
+}
+
+// How an operation's reduction is cut.
+template <class Op, class X, class Y>
+inline Blocking blocking_of(const Convolution<X, Y>& p) {
+    static_assert(Op::MOST_TERMS <= BLOCK_ROWS, "a block is packed before it is summed");
+    return {p.channels, p.height.taps * p.width.taps, Op::MOST_TERMS};
 }
 
 // Where the packed weights and the operation's constants of all filters lie. Without room for tiles, threads pack

@@ -91,6 +91,24 @@ public:
         join_spans();
     }
 
+    // The kinds of the pixels, in the place of sums.
+    void find_kinds(const Borders<X>& borders) {
+        const bool dense = borders.row == width_.pixels;
+        for (index v = 0; v < vectors; ++v) {
+            const Run *first = runs + start[v], *end = runs + start[v + 1];
+            const auto place = [&](const Run& run) { return borders.kind + run.row * borders.row + run.column; };
+            if (first->count == LANES<X> ||
+                (dense && end[-1].lane + end[-1].count == LANES<X> && first->image == end[-1].image)) {
+                sums[v].part[0] = load(place(*first));
+                continue;
+            }
+            X kinds[LANES<X>] = {};
+            for (; first != end; ++first)
+                for (index l = 0; l < first->count; ++l) kinds[first->lane + l] = place(*first)[l];
+            sums[v].part[0] = load(kinds);
+        }
+    }
+
     void clear_sums() {
         for (index v = 0; v < count * PACKED_VECTORS; ++v) sums[v] = {};
     }

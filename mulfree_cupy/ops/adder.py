@@ -197,10 +197,6 @@ def adder_conv(
     launch.check_kernel(ladder, kernel, x=x)
 
     def on_cpu(kernels, weights, bias, out):
-        if bits is not None and not hasattr(kernels, "adder_conv_2bit"):
-            most = np.uint8(2**bits - 1)
-            low = np.minimum(x, most), np.minimum(weights, most)
-            return kernels.adder_conv(*low, bias, out, g.stride, g.padding, g.dilation, g.groups)
         run = getattr(kernels, kernel_name("adder", bits))
         options = g.stride, g.padding, g.dilation, g.groups
         run(x, for_kernels("adder_conv", packed, weights), bias, out, *options)

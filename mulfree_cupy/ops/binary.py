@@ -7,7 +7,6 @@ import numpy as np
 from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.launch import binary as launchers
-from mulfree_cupy.launch import numpy_kernels
 from mulfree_cupy.ops.convolution import (
     conv_backward,
     forward,
@@ -157,8 +156,7 @@ def binary_conv(
 
     def on_cpu(kernels, weights, factor, out):
         options = g.stride, g.padding, g.dilation, g.groups
-        weights = for_kernels("binary_conv", packed, weights)
-        numpy_kernels.binary_conv(x, getattr(packed, "array", weights), factor, out, *options)
+        kernels.binary_conv(x, for_kernels("binary_conv", packed, weights), factor, out, *options)
 
     def on_device(device, x, w, factor, out, g):
         w = for_device("binary_conv", packed, w, kernel)

@@ -242,7 +242,7 @@ def check_bits(function: str, bits: Any, *, op: str = "adder", **operands: Array
 
 def filter_scale(w: Array) -> Array:
     """XNOR-Net's scale of each filter, the mean of ``abs(w)``, in the dtype of w."""
-    return abs(w.reshape(len(w), -1)).mean(axis=1)
+    return abs(arrays.contiguous(w).reshape(len(w), -1)).mean(axis=1)
 
 
 def unpack(

@@ -11,6 +11,8 @@ import numpy as np
 from mulfree_cupy import geometry
 from mulfree_cupy.inference.network import Layer
 from mulfree_cupy.inference.onnx.graph import Graph
+from mulfree_cupy.ops import binary
+from mulfree_cupy.ops.packing import filter_scale
 from mulfree_cupy.ops.winograd import winograd_matrices
 
 # Of an adder convolution, at once: they stay in a cache, and are many beside the cost of a step.
@@ -87,6 +89,22 @@ def _adder(graph: Graph, layer: Layer, x: str, **window: Any) -> str:
     function = "IntegerAdderConv" if integer else "AdderConv"
     sums = graph.call(function, [x, *weights], layer.name, **window, planes=planes)
     return _with_bias(graph, layer, sums)
+
+
+def _binary_conv(graph: Graph, layer: Layer, x: str) -> str:
+    """An ordinary convolution of signs, whose sums are whole numbers: exact in any order."""
+    weight = graph.array(layer, "weight")
+    zero, one, minus = (graph.constant(np.float32(v), f"{layer.name}/{v}") for v in (0, 1, -1))
+    positive = graph.node(
+        "GreaterOrEqual", [graph.floats(layer, x), zero], f"{layer.name}/positive"
+    )
+    signs = graph.node("Where", [positive, one, minus], f"{layer.name}/signs")
+    inputs = [signs, graph.weight(layer, "weight", binary.signs)]
+    sums = graph.node("Conv", inputs, layer.name, **_window(layer, "dilations", "group"))
+    if not layer.options.get("scale", True):
+        return sums
+    scale = graph.constant(_by_channel(filter_scale(weight)), f"{layer.name}/scale")
+    return graph.node("Mul", [sums, scale], layer.name)
 
 
 def _shift(graph: Graph, layer: Layer, x: str) -> str:
@@ -221,6 +239,7 @@ WRITERS: dict[str, Callable[..., str]] = {
     "add": _plain("Add"),
     "avg_pool": _avg_pool,
     "batch_norm": _batch_norm,
+    "binary_conv": _binary_conv,
     "concatenate": _plain("Concat", axis=1),
     "conv": _conv,
     "flatten": _plain("Flatten"),

@@ -1,0 +1,118 @@
+// Convolutions whose taps share words: x is turned into an image of words, a bounded slice at a time; from there on a
+// word is a number like any other. A Layout says how:
+//     Element, Output, Word   the numbers of x and w, those of y, what the operation works on;
+//     word_channels(), taps() words of a pixel and group; columns of the kernel that are left as taps;
+//     meets_padding           whether places outside of x have words of their own, which may reach into x;
+//     weight(...), fill(...)  the word of weights at a tap; the words of a slice.
+#pragma once
+
+#include "driver.hpp"
+#include "phases.hpp"
+#include "words.hpp"
+
+namespace mulfree::MULFREE_ISA {
+
+constexpr index WORD_IMAGE = 8 << 20;  // bytes of x's slices as words
+
+// The convolution of words that stands for one of elements, but for its pixels, which come slice by slice.
+template <class Layout>
+struct WordConvolution {
+    using Element = typename Layout::Element;
+    using Output = typename Layout::Output;
+    using W = typename Layout::Word;
+
+    const Convolution<Element, Output>& elements;
+    const Layout layout;
+    const Borders<W>* borders;
+    Convolution<W, Output> words;
+    typename EpilogueOf<Output>::type epilogue;  // of a slice,
+    Borders<W> slice_borders;
+
+    explicit WordConvolution(const Convolution<Element, Output>& p, const Borders<W>* borders_ = nullptr)
+        : elements(p), layout(p), borders(borders_),
+          words{0, p.groups, layout.word_channels(), p.filters, {}, {}, {}, nullptr, 0, 0, 0, 0, 0, p.bias, {}} {
+        words.height.taps = p.height.taps, words.width.taps = layout.taps();
+        words.packed = p.packed;
+    }
+
+    // The weight of a word.
+    W operator()(index group, index f, index word, index i, index j) const {
+        const auto& p = elements;
+        return layout.weight(p.w + group * p.w_group + f * p.w_filter + i * p.w_row, p.w_channel, word, j);
+    }
+
+    // Calls f for every slice, whose words fit the memory that allocate(bytes) has given.
+    template <class Allocate, class F>
+    void each_slice(Allocate allocate, F f) {
+        const auto& p = elements;
+        const index channels = words.channels, taps = words.width.taps;
+        index images = p.batch, rows = p.height.pixels, columns = p.width.pixels;
+        const auto most_words = [&] {
+            const auto most = [](const Axis& a, index pixels, index taps) {
+                const SourceAxis slice(a, 0, pixels, taps, true);
+                return larger(pixels == a.pixels && slice.every == 1 ? a.size : 0, slice.size);
+            };
+            return images * p.groups * channels * most(p.height, rows, p.height.taps) * most(p.width, columns, taps);
+        };
+        while (most_words() * index(sizeof(W)) > WORD_IMAGE && images * rows * columns > 1) {
+            index& cut = images > 1 ? images : rows > 1 ? rows : columns;
+            cut = ceil_div(cut, 2);
+        }
+        auto* image = static_cast<W*>(allocate(most_words() * index(sizeof(W))));
+        for (index n = 0; n < p.batch; n += images)
+            for (index r = 0; r < p.height.pixels; r += rows)
+                for (index c = 0; c < p.width.pixels; c += columns) {
+                    const index slice_rows = smaller(rows, p.height.pixels - r);
+                    const index slice_columns = smaller(columns, p.width.pixels - c);
+                    const SourceAxis h(p.height, r, slice_rows, p.height.taps, false);
+                    const SourceAxis w(p.width, c, slice_columns, taps, layout.meets_padding());
+                    words.batch = smaller(images, p.batch - n);
+                    layout.fill(p, n, words.batch, h, w, image);
+                    words.height = h.axis(p.height, r, slice_rows, p.height.taps);
+                    words.width = w.axis(p.width, c, slice_columns, taps);
+                    const index plane = h.size * w.size;
+                    words.x = {image, p.groups * channels * plane, plane, w.size, 1};
+                    words.y = p.y;
+                    const index first = n * p.y.batch + r * p.y.row + c * p.y.column;
+                    if (p.epilogue) epilogue = moved(*p.epilogue, first), words.epilogue = &epilogue;
+                    if (p.y.data) words.y.data += first;
+                    if (borders) {
+                        slice_borders = *borders, words.borders = &slice_borders;
+                        slice_borders.kind += r * borders->row + c;
+                    }
+                    f();
+                }
+    }
+};
+
+// The row of the kernel table of an operation on words.
+template <class Layout, class Op>
+struct WordKernel {
+    using C = Convolution<typename Layout::Element, typename Layout::Output>;
+    using Words = WordConvolution<Layout>;
+
+    static void run(const C& p) { run_with(p, nullptr); }
+    static void run_with(const C& p, const Borders<typename Layout::Word>* borders) {
+        Words c(p, borders);
+        const index bytes = round_up(packed_bytes(p), 64);
+        const index packed = p.packed || bytes > SHARED_WEIGHTS ? 0 : bytes;
+        Workspace workspace;
+        c.each_slice([&](index image) {
+            workspace.allocate(packed + image);
+            return static_cast<void*>(workspace.data() + packed);
+        }, [&] {
+            if (packed && !c.words.packed) pack(p, workspace.data()), c.words.packed = workspace.data();
+            convolve<Op>(c.words, c);
+        });
+    }
+    static index packed_bytes(const C& p) { return MULFREE_ISA::packed_bytes<Op>(Words(p).words); }
+    static void pack(const C& p, void* to) {
+        const Words c(p);
+        pack_weights<Op>(c.words, c, to);
+    }
+    static constexpr ConvolutionKernel<typename Layout::Element, typename Layout::Output> row() {
+        return {run, packed_bytes, pack};
+    }
+};
+
+}  // namespace mulfree::MULFREE_ISA
