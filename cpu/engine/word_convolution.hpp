@@ -3,6 +3,7 @@
 //     Element, Output, Word   the numbers of x and w, those of y, what the operation works on;
 //     word_channels(), taps() words of a pixel and group; columns of the kernel that are left as taps;
 //     meets_padding           whether places outside of x have words of their own, which may reach into x;
+//     prepare(p, memory)      what the words of weights are made of, in prepared_bytes();
 //     weight(...), fill(...)  the word of weights at a tap; the words of a slice.
 #pragma once
 
@@ -22,7 +23,7 @@ struct WordConvolution {
     using W = typename Layout::Word;
 
     const Convolution<Element, Output>& elements;
-    const Layout layout;
+    Layout layout;
     const Borders<W>* borders;
     Convolution<W, Output> words;
     typename EpilogueOf<Output>::type epilogue;  // of a slice,
@@ -35,10 +36,14 @@ struct WordConvolution {
         words.packed = p.packed;
     }
 
+    // Once before weights are asked for, which the workspace then must outlive.
+    void prepare(Workspace& workspace) {
+        workspace.allocate(layout.prepared_bytes());
+        layout.prepare(elements, workspace.data());
+    }
     // The weight of a word.
     W operator()(index group, index f, index word, index i, index j) const {
-        const auto& p = elements;
-        return layout.weight(p.w + group * p.w_group + f * p.w_filter + i * p.w_row, p.w_channel, word, j);
+        return layout.weight(elements, group, f, word, i, j);
     }
 
     // Calls f for every slice, whose words fit the memory that allocate(bytes) has given.
@@ -96,18 +101,24 @@ struct WordKernel {
         Words c(p, borders);
         const index bytes = round_up(packed_bytes(p), 64);
         const index packed = p.packed || bytes > SHARED_WEIGHTS ? 0 : bytes;
-        Workspace workspace;
+        Workspace workspace, prepared;
+        if (!p.packed) c.prepare(prepared);
         c.each_slice([&](index image) {
             workspace.allocate(packed + image);
             return static_cast<void*>(workspace.data() + packed);
         }, [&] {
-            if (packed && !c.words.packed) pack(p, workspace.data()), c.words.packed = workspace.data();
+            if (packed && !c.words.packed) {
+                pack_weights<Op>(c.words, c, workspace.data());
+                c.words.packed = workspace.data();
+            }
             convolve<Op>(c.words, c);
         });
     }
     static index packed_bytes(const C& p) { return MULFREE_ISA::packed_bytes<Op>(Words(p).words); }
     static void pack(const C& p, void* to) {
-        const Words c(p);
+        Words c(p);
+        Workspace prepared;
+        c.prepare(prepared);
         pack_weights<Op>(c.words, c, to);
     }
     static constexpr ConvolutionKernel<typename Layout::Element, typename Layout::Output> row() {

@@ -19,8 +19,11 @@ struct ElementWords {
     index word_channels() const { return shape.word_channels(); }
     index taps() const { return shape.taps(); }
     bool meets_padding() const { return shape.along > 1; }
-    W weight(const Element* w, index w_channel, index word, index tap) const {
-        return shape.template weights<W>(w, w_channel, word, tap);
+    index prepared_bytes() const { return 0; }
+    void prepare(const Convolution<Element, Output>&, void*) {}
+    W weight(const Convolution<Element, Output>& p, index group, index f, index word, index i, index tap) const {
+        const Element* w = p.w + group * p.w_group + f * p.w_filter + i * p.w_row;
+        return shape.template weights<W>(w, p.w_channel, word, tap);
     }
 
     // The source of a slice as words: [image][group][word channel][row][column].

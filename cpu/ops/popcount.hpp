@@ -136,10 +136,15 @@ private:
         for_each_unit(filters, MOVE * double(filters * p.channels * taps), [&](index f) {
             const T* w = p.w + f / p.filters * p.w_group + f % p.filters * p.w_filter;
             W* sum = sums + f * taps;
-            for (index t = 0; t < taps; ++t) sum[t] = -W(p.channels);
-            for (index c = 0; c < p.channels; ++c, w += p.w_channel)
-                for (index t = 0; t < taps; ++t)  // the taps of a channel follow one another
-                    sum[t] += W(w[t] >= 0) * 2;
+            constexpr index CHANNELS = 8 * sizeof(W), TAPS = 64;  // at a time
+            for (index t = 0; t < taps; t += TAPS)
+                for (index c = 0; c < p.channels; c += CHANNELS) {
+                    const index channels = smaller(CHANNELS, p.channels - c), some = smaller(TAPS, taps - t);
+                    W positive[TAPS];
+                    pack_bits<Sign<T>>(w + t, p.w_channel, 1, c, channels, some, positive);
+                    for (index i = 0; i < some; ++i)
+                        sum[t + i] = (c ? sum[t + i] : 0) + 2 * __builtin_popcountll(positive[i]) - W(channels);
+                }
         });
     }
 };
