@@ -148,6 +148,16 @@ def parser() -> argparse.ArgumentParser:
     _named(pruning, "what was pruned on what")
     pruning.set_defaults(run=_pruning)
 
+    comparison = commands.add_parser(
+        "comparison",
+        help="a finished comparison, for the record",
+        description="Reads the folder of `mulfree compare` and writes it down: a table, JSON and "
+        "the pictures.",
+    )
+    comparison.add_argument("folder", type=Path, metavar="FOLDER")
+    _named(comparison, "what was compared on what")
+    comparison.set_defaults(run=_comparison)
+
     ablation = commands.add_parser(
         "ablation",
         help="AdderNet's ablation on the digits, for the record (about 2 minutes)",
@@ -190,7 +200,8 @@ def parser() -> argparse.ArgumentParser:
         "<!-- /benchmark:NAME --> in README.md and docs/*.md from the newest JSON of each kind in "
         "benchmarks/results/. NAME is adder-SET, adder-beside-SET, batch1-SET, binary-SET, "
         "inference-SET, shift-SET, shift-beside-SET or winograd-SET, where SET is an instruction "
-        "set, training, errors, curves-NAME, pruning-NAME, emulator, gpu or gpu-status.",
+        "set, training, errors, curves-NAME, pruning-NAME, comparison-NAME, emulator, gpu or "
+        "gpu-status.",
     )
     report.add_argument(
         "--check", action="store_true", help="write nothing; exit status 1 if a file would change"
@@ -316,6 +327,12 @@ def _pruning(options: argparse.Namespace) -> int:
     from benchmarks import pruning
 
     return pruning.run(options.name, options.folders, options.title, options.out)
+
+
+def _comparison(options: argparse.Namespace) -> int:
+    from benchmarks import comparison
+
+    return comparison.run(options.name, options.folder, options.title, options.out)
 
 
 def _gpu(options: argparse.Namespace) -> int:

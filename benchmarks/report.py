@@ -37,6 +37,7 @@ def current_sections() -> dict[str, str]:
         adder,
         batch1,
         binary,
+        comparison,
         curves,
         emulator,
         errors,
@@ -81,6 +82,8 @@ def current_sections() -> dict[str, str]:
         sections[f"curves-{record['stem']}"] = curves.document(record)
     for record in records(timing.RESULTS, "pruning"):
         sections[f"pruning-{record['stem']}"] = pruning.document(record)
+    for record in records(timing.RESULTS, "comparison"):
+        sections[f"comparison-{record['stem']}"] = comparison.document(record)
     if record := found["gpu"]:
         sections["gpu"] = gpu_tables.document(record).strip()
     return sections

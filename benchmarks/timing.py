@@ -14,6 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from statistics import median
 
+from mulfree_cupy.report.output import table as table
+
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 
@@ -200,18 +202,6 @@ def write_json(record: dict, out: Path, stem: str) -> Path:
     one_line = re.sub(r"\[([-+\d.e,\s]+)\]", lambda m: f"[{' '.join(m[1].split())}]", text)
     file.write_text(one_line + "\n", encoding="utf-8")
     return file
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A markdown table that also reads well in a terminal: first column left, the others right."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-
-    def line(cells: list[str]) -> str:
-        padded = [c.rjust(w) for c, w in zip(cells, widths, strict=True)]
-        return "| " + " | ".join([cells[0].ljust(widths[0]), *padded[1:]]) + " |"
-
-    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
-    return "\n".join([line(head), line(rule), *map(line, rows)])
 
 
 def cell(value: float | None, form: str = ".2f") -> str:

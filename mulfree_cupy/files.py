@@ -13,7 +13,7 @@ from typing import IO
 import numpy as np
 
 # As `replaced` names its files.
-UNFINISHED = re.compile(r"\..+\.(npz|safetensors|onnx|json|csv|png)\.\d+")
+UNFINISHED = re.compile(r"\..+\.(npz|safetensors|onnx|json|csv|png|md|html)\.\d+")
 
 
 @contextlib.contextmanager

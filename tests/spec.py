@@ -320,6 +320,24 @@ def cross_entropy(logits, labels):
     return -np.log(softmax[chosen]).mean(), right, (softmax - wanted) / len(labels)
 
 
+def softmax(logits):
+    exponentials = np.exp(np.asarray(logits, np.float64))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def distillation(z, t, labels, temperature, share):
+    """The mean loss of logits z beside a teacher's logits t."""
+    soft, taught = softmax(np.divide(z, temperature)), softmax(np.divide(t, temperature))
+    divergence = (taught * np.log(taught / soft)).sum(axis=1).mean()
+    hard = -np.log(softmax(z)[np.arange(len(labels)), labels]).mean()
+    return (1 - share) * hard + share * temperature**2 * divergence
+
+
+def kernel_distance(adder, convolution):
+    """Of a Laplacian of the one and a Gaussian of the other."""
+    return ((np.exp(-np.abs(adder)) - np.exp(-(convolution**2) / 2)) ** 2).mean()
+
+
 def move(images, dy, dx, flip):
     """Pixels shifted by (dy, dx) and then mirrored, image by image; 0 outside."""
     out = np.zeros_like(images)

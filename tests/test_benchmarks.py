@@ -5,6 +5,7 @@ import platform
 import re
 import subprocess
 import sys
+from dataclasses import astuple, fields
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,8 @@ from benchmarks.gpu import winograd as gpu_winograd  # noqa: E402
 from mulfree_cupy import launch  # noqa: E402
 from mulfree_cupy.inference import Predictor  # noqa: E402
 from mulfree_cupy.report import pruning  # noqa: E402
+from mulfree_cupy.report.comparison import Row  # noqa: E402
+from mulfree_cupy.report.output import write_table  # noqa: E402
 
 QUICK = layers.QUICK
 
@@ -633,3 +636,22 @@ def test_pruning_curves_are_written_down_together(tmp_path, capsys):
     assert file.with_suffix(".png").exists() and len(pruning.read(file.with_suffix(".csv"))) == 2
     assert main(["pruning", str(tmp_path), *options]) == 1
     assert "pruning.csv" in capsys.readouterr().err
+
+
+def test_a_comparison_is_written_down(tmp_path, capsys):
+    row = Row("CNN", "conv-x", 3, 2, 0.875, 0.01, 10, 20, 0, 0, 2e-6, 1e-6, 5, 20, 40, 1e-3)
+    folder, out = tmp_path / "a", tmp_path / "out"
+    head = [field.name for field in fields(Row)]
+    write_table(folder / "comparison.csv", head, [astuple(row), astuple(row)])
+    recipe = '{"epochs": 3, "batch_size": 64, "rate": 0.1}'
+    (folder / "comparison.json").write_text(recipe)
+    for name in ("energy", "curves", "weights", "filters", "features"):
+        (folder / f"{name}.png").write_bytes(b"\x89PNG")
+    options = ["--name", "digits", "--title", "Digits", "--out", str(out)]
+    assert main(["comparison", str(folder), *options]) == 0
+    printed = capsys.readouterr().out
+    assert "Digits. 3 epochs, batch 64, rate 0.1, mean ± deviation of 2 runs." in printed
+    assert "| CNN (conv-x) | 87.50% ± 1.00 |" in printed
+    (file,) = out.glob("digits-comparison-*.json")
+    assert [Row(**found) for found in json.loads(file.read_text())["rows"]] == [row, row]
+    assert len(list(out.glob("*.png"))) == 5 and file.with_suffix(".md").exists()

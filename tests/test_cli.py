@@ -106,6 +106,7 @@ def idx(tmp_path):
         ("train --data .", TRAIN),
         ("prune net.npz --data .", TRAIN),
         ("ablation --data .", TRAIN),
+        ("compare --data .", TRAIN),
         ("export net.npz --to npz", 0),
         ("export net.npz --to onnx", EXPORT),
         ("export net.npz --to safetensors", EXPORT),

@@ -174,6 +174,41 @@ def test_idx_names_of_other_collections_and_a_plain_file_beside_its_gz(tmp_path)
     assert len(data.load(pack(files, tmp_path / "emnist"))[0]) == 7
 
 
+@pytest.mark.parametrize("count", [1, 3, 7, 30])
+def test_a_sample_is_of_all_classes(tmp_path, count):
+    """Of class folders too, whose images lie in the order of their classes."""
+    train, _ = data.load(pack(class_folders(), tmp_path / "a"))
+    sample = data.sample(train, count)
+    assert len(sample) == min(count, len(train)) and sample.classes == train.classes
+    assert len(set(sample.labels)) == min(count, len(train.classes))
+    for image, label in zip(sample.images, sample.labels, strict=True):
+        assert any((image == other).all() for other in train.images[train.labels == label])
+    assert len(np.unique(sample.images.reshape(len(sample), -1), axis=0)) == len(sample)
+
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")  # of Debian's package dataset-fashion-mnist
+
+
+@pytest.mark.skipif(not FASHION.is_dir(), reason="dataset-fashion-mnist is not installed")
+def test_fashion_mnist_has_names(tmp_path):
+    train, test = data.load(FASHION)
+    assert (len(train), len(test), train.images.shape[1:]) == (60_000, 10_000, (1, 28, 28))
+    assert train.classes == test.classes
+    named = {name: train.images[train.labels == i] for i, name in enumerate(train.classes)}
+    assert {len(images) for images in named.values()} == {6000}
+    top = {name: images[:, 0, :4].mean() for name, images in named.items()}
+    assert max(top[name] for name in ("Sandal", "Sneaker")) < min(top["Coat"], top["Trouser"])
+    filled = {name: (images > 0).mean() for name, images in named.items()}
+    assert max(filled, key=filled.get) in ("Pullover", "Coat")
+    # Another collection of such files has numbers.
+    fewer = {file.name: gzip.decompress(file.read_bytes()) for file in FASHION.glob("*.gz")}
+    labels = bytearray(fewer["train-labels-idx1-ubyte.gz"])
+    labels[-1] = (labels[-1] + 1) % 10
+    files = {name.removesuffix(".gz"): content for name, content in fewer.items()}
+    files["train-labels-idx1-ubyte"] = bytes(labels)
+    assert data.load(pack(files, tmp_path / "other"))[0].classes == tuple("0123456789")
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("root", ["", "./", "photos/"])
 def test_undivided_class_folders_are_split(tmp_path, form, root):

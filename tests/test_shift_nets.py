@@ -10,7 +10,8 @@ from mulfree_cupy.autograd import Tensor, apply, no_grad
 from mulfree_cupy.compat import chainer
 from mulfree_cupy.models.shiftnet import Group, Preactivation, ShiftNet
 from mulfree_cupy.models.shiftresnet import CSC
-from mulfree_cupy.report import operations
+from mulfree_cupy.nn.description import network_of
+from mulfree_cupy.report.counts import count
 
 rng = np.random.default_rng(0)
 TABLE = mf.modulo_shifts(11)
@@ -152,6 +153,11 @@ class TestBlocks:
             Preactivation(16, 32, 1, rng, expansion=1)
 
 
+def counts_of(name):
+    shape = models.default_shape(name)
+    return count(network_of(models.build(name), shape["channels"], shape["size"]))
+
+
 class TestNetworks:
     @pytest.mark.parametrize(
         ("depth", "counts", "millions"),
@@ -163,12 +169,13 @@ class TestNetworks:
     )
     def test_shiftresnet_as_published(self, depth, counts, millions):
         for expansion, parameters, products in zip((1, 3, 6, 9), counts, millions, strict=True):
-            counted = operations.count(models.build(f"shiftresnet{depth}-e{expansion}"), 3, 32)
+            counted = counts_of(f"shiftresnet{depth}-e{expansion}")
             unit, digits = (1, 0) if depth == 20 else (1e6, 3)
             assert round(counted.parameters / unit, digits) == round(parameters / unit, digits)
             digits = 2 if depth == 20 else 1
-            assert round(counted.multiplications / 1e6, digits) == products
-            assert counted.additions == counted.multiplications
+            multiplications = counted.number("multiplication", "papers")
+            assert round(multiplications / 1e6, digits) == products
+            assert counted.number("addition", "papers") == multiplications
 
     def test_a_twin_has_the_same_layers(self):
         shift, depthwise, adder = (
@@ -177,10 +184,12 @@ class TestNetworks:
         middles = 3 * (48 + 96 + 192)
         assert parameters(depthwise) == parameters(shift) + 9 * middles
         assert parameters(adder) == parameters(shift)
-        counted = operations.count(adder, 3, 32)
-        assert counted.multiplications == 442_368 + 640  # the first layer and the classifier
-        products = operations.count(shift, 3, 32).multiplications
-        assert counted.additions == 2 * products - counted.multiplications
+        products = counts_of("shiftresnet20-e3").number("multiplication", "papers")
+        counted = counts_of("shift-adder-resnet20-e3")
+        assert counted.number("multiplication", "papers") == 0
+        assert counted.number("addition", "papers") == 2 * products
+        moves = 3 * (48 * 32**2 + 96 * 16**2 + 192 * 8**2)  # of those pixels that a stride leaves
+        assert counted.moves == counts_of("shiftresnet20-e3").moves == moves
 
     @pytest.mark.parametrize(
         ("variant", "published", "ours", "billions"),
@@ -191,12 +200,13 @@ class TestNetworks:
         ],
     )
     def test_shiftnet(self, variant, published, ours, billions):
-        counted = operations.count(models.build(f"shiftnet-{variant}"), 3, 224)
+        counted = counts_of(f"shiftnet-{variant}")
         assert counted.parameters == ours
         # The published figures are cut off rather than rounded: B's second one is exact.
         assert 0 <= ours / published - 1 < 0.08
         if billions:
-            assert counted.multiplications / 1e9 == pytest.approx(billions, rel=0.02)
+            multiplications = counted.number("multiplication", "papers")
+            assert multiplications / 1e9 == pytest.approx(billions, rel=0.02)
 
     @pytest.mark.parametrize(
         "name", ["shiftresnet20-e1", "shift-adder-resnet20-e1", "sc2-resnet20-e1", "shiftnet-c"]
@@ -231,7 +241,7 @@ class TestNetworks:
         assert cli.main(["evaluate", str(tmp_path / "checkpoint.npz")]) == 0
 
     def test_the_command_counts(self, capsys):
-        assert cli.main(["count", "shiftresnet20-e3"]) == 0
+        assert cli.main(["count", "shiftresnet20-e3", "--layers"]) == 0
         assert "stages.layers.0.conv2" in capsys.readouterr().out
 
 

@@ -15,7 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 import mulfree_cupy as mf
 from mulfree_cupy import data, models, optim
 from mulfree_cupy.data.feed import Progress
-from mulfree_cupy.train import Interrupted, Recipe, Training, evaluate
+from mulfree_cupy.train import CrossEntropy, Interrupted, Recipe, Training, evaluate
 from mulfree_cupy.train.device import DeviceSteps, right_answers
 from mulfree_cupy.train.replay import Replay
 
@@ -42,7 +42,7 @@ def test_a_device_learns_as_the_host_does(digits):
     model = models.build("adder-lenet", seed=4, channels=1, size=8, classes=10)
     optimiser = optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
     with mf.emulated_cuda(check=False):
-        steps = DeviceSteps(model, optimiser, loader(digits), np)
+        steps = DeviceSteps([model], CrossEntropy(model), optimiser, loader(digits), np)
         for _ in steps.epoch(0, Progress(), lambda: None):
             pass
         done = steps.progress()
@@ -81,7 +81,7 @@ def test_a_device_counts_the_right_answers_of_the_host(digits):
 def finished(digits, path=None, *, graph=True, replayed=None, **changes):
     """A run on the GPU, whose steps are replayed as a graph or not."""
     run = Training(replace(RECIPE, **changes), *digits, device="cuda", path=path)
-    run.device_steps = DeviceSteps(run.model, run.optimiser, run.loader, run.xp)
+    run.device_steps = DeviceSteps(run.networks, run.objective, run.optimiser, run.loader, run.xp)
     if not graph:
         run.device_steps.replay.obstacle = "none is wanted"
     run.run(progress=False)
@@ -241,7 +241,7 @@ def assert_freed(digits, xp):
     """Without the garbage collector: memory of a GPU would wait for it."""
     model = models.build("adder-lenet", seed=4, channels=1, size=8, classes=10).to(xp)
     optimiser = optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    steps = DeviceSteps(model, optimiser, loader(digits), xp)
+    steps = DeviceSteps([model], CrossEntropy(model), optimiser, loader(digits), xp)
     for _ in steps.epoch(0, Progress(), lambda: None):
         pass
     assert xp is np or steps.replay.replayed

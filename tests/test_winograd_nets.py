@@ -12,8 +12,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 import mulfree_cupy as mf
 from mulfree_cupy import cli, data, models, nn, optim
 from mulfree_cupy.autograd import Tensor, apply, check_gradients, no_grad
+from mulfree_cupy.nn.description import network_of
 from mulfree_cupy.ops.winograd import importance, precondition
-from mulfree_cupy.report import multiplications, operations, pruning
+from mulfree_cupy.report import pruning
+from mulfree_cupy.report.convolutions import PRUNABLE
+from mulfree_cupy.report.counts import count, number
 from mulfree_cupy.train import (
     Interrupted,
     Plan,
@@ -200,19 +203,32 @@ class TestNetworks:
             name = f"{form}-{network}"
             shape = models.default_shape(name)
             model = models.build(name, **shape)
-            counted = operations.count(model, shape["channels"], shape["size"])
-            pruned = [
-                layer for layer in counted.layers if layer.kind in ("MaskedConv", "WinogradConv")
-            ]
-            rest = [layer.multiplications / 1e6 for layer in counted.layers if layer not in pruned]
+            counted = count(network_of(model, shape["channels"], shape["size"]))
+            pruned = [layer for layer in counted.convolutions if layer.form in PRUNABLE]
+            rest = [layer.static / 1e6 for layer in counted.convolutions if layer not in pruned]
             assert_allclose(rest, others, rtol=0.01)
-            products = sum(layer.multiplications for layer in pruned)
+            products = sum(layer.static for layer in pruned)
             assert_allclose(products / 1e6, share * convolutions, rtol=1e-4)
             if form == "spatial":
                 assert counted.parameters == parameters
                 weights = sum(layer.weight.size for layer in prunable(model))
             else:
                 assert counted.parameters == parameters + weights * 7 // 9
+
+    def test_the_small_resnets_are_their_twins_but_for_one_shortcut(self):
+        """Where the stride was there is pooling; the first group's shortcut has a convolution."""
+        for depth in (20, 32):
+            ours, twin = (
+                count(network_of(models.build(f"{form}-resnet{depth}"), 3, 32)).convolutions
+                for form in ("spatial", "conv")
+            )
+            more = sum(c.direct for c in ours) - sum(c.direct for c in twin)
+            assert more == 16 * 16 * 32**2
+            pruned = [c for c in ours if c.form == "spatial"]
+            assert len(pruned) == depth - 2 and all(c.kernel == (3, 3) for c in pruned)
+        for size in (1, 8, 27):
+            model = models.build("winograd4-relu-resnet20", channels=1, size=size, classes=4)
+            assert model(Tensor(images(2, 1, size, size))).shape == (2, 4)
 
     @pytest.mark.parametrize("network", NETWORKS)
     @pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 27)])
@@ -273,29 +289,32 @@ def test_multiplications_measured_on_images():
             layer.prune(0.4)
         for _ in range(30):
             model(Tensor(x))  # for the running statistics
-        rows = multiplications.measured(model, x)
+        network = network_of(model, 1, 16)
+        rows = count(network, x).convolutions
         assert [row.form for row in rows[1:8]] == [name] * 7
         assert [row.form for row in rows[8:]] == ["dense"] * 3
         assert rows[0].activation_density > 0.9
         for row in rows[1:8]:
             assert row.weight_density == pytest.approx(0.4, abs=0.01)
             assert row.activation_density == pytest.approx(activations, abs=0.2)
-        assert sum(row.static for row in rows) == pytest.approx(
-            operations.count(model, 1, 16).multiplications
-        )
+        products = count(network, x).number("multiplication", "papers")
+        assert products == pytest.approx(sum(row.dynamic for row in rows), abs=1)
     with pytest.raises(ValueError, match="no layer that can be pruned"):
-        multiplications.measured(models.build("conv-lenet"), images(1, 1, 28, 28))
+        lenet = network_of(models.build("conv-lenet", size=8), 1, 8)
+        pruning.measured(lenet, data.load("digits")[1])
 
 
 def test_winograd_layers_count_with_their_transforms():
     layer = nn.WinogradConv(5, 7, rng, m=4, points="barabasz")
     layer.prune(0.25)
-    (row,) = operations.count(nn.Sequential(layer), channels=5, size=8).layers
-    described = multiplications.describe(layer, "conv", (8, 8))
-    assert described.points == "barabasz"
+    model = nn.Sequential(layer, nn.GlobalAveragePool())
+    row, _ = count(network_of(model, 5, 8)).steps
+    assert row.convolution.points == "barabasz"
     products = 4 * layer.mask.sum()
-    assert row.multiplications == products + described.transforms[0]
-    assert row.additions == products + described.transforms[1]
+    for i, operation in enumerate(("multiplication", "addition")):
+        assert number(row.operations, operation) == products + row.convolution.transforms[i]
+    assert row.parameters == layer.mask.sum()
+    assert row.weight_bytes == 4 * row.parameters - (-layer.mask.size // 8)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -490,8 +509,9 @@ class TestPruning:
         rows = capsys.readouterr().out.splitlines()
         assert rows[2].split()[:3] == ["features.layers.2", "winograd-relu", "50.0%"]
         assert len(list(folder.glob("*.png"))) == 8
-        assert cli.main(["count", last]) == 0
-        assert "WinogradConv" in capsys.readouterr().out
+        assert cli.main(["count", last, "--layers", "--csv", str(tmp_path / "counts.csv")]) == 0
+        assert "features.layers.2" in capsys.readouterr().out
+        assert "winograd_conv" in (tmp_path / "counts.csv").read_text()
         assert cli.main(["count", "spatial-vgg-nagadomi", "--data", "digits"]) == 1
         assert "--data needs a checkpoint" in capsys.readouterr().err
         for wrong, message in (

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 from mulfree_cupy.cli import (
     checkpoints,
+    comparing,
+    counting,
     exporting,
     kernels,
     networks,
@@ -71,7 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     quantisation.add(commands)
     checkpoints.add_import(commands)
     training.add_ablation(commands)
+    comparing.add(commands)
     exporting.add(commands)
     networks.add_profile(commands)
-    networks.add_count(commands)
+    counting.add(commands)
     return parser

@@ -1,4 +1,4 @@
-"""``mulfree evaluate``, ``profile`` and ``count``: what a network is worth and what it costs."""
+"""``mulfree evaluate`` and ``profile``: what a network is worth, and where its time goes."""
 
 from __future__ import annotations
 
@@ -113,79 +113,3 @@ def _profile_inference(chosen: argparse.Namespace) -> int:
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     print(inference.profile(predictor, images))
     return 0
-
-
-def add_count(commands) -> None:
-    command = commands.add_parser(
-        "count",
-        help="parameters, multiplications and additions of a network, layer by layer",
-        description="Print the parameters of a network and what one image costs it, layer by "
-        "layer. A product-sum counts as a multiplication and an addition, abs(x - w) as two "
-        "additions, a shift as nothing; normalisations, activations, pooling and residual sums "
-        "are left out, as in the papers.",
-    )
-    command.add_argument(
-        "model", metavar="MODEL", help="name of the network, or a checkpoint of mulfree train"
-    )
-    for option, meaning in (
-        ("channels", "of the images"),
-        ("size", "pixels a side"),
-        ("classes", "of the labels"),
-    ):
-        command.add_argument(
-            f"--{option}", type=options.whole(1), help=f"{meaning} (default: the network's)"
-        )
-    command.add_argument(
-        "--data",
-        help="print how many multiplications a checkpoint with Winograd or masked layers saves, by "
-        "zero weights and by zero activations as measured on this data: " + options.DATA_HELP,
-    )
-    options.add_image_size(command)
-    command.add_argument(
-        "--picture", metavar="FOLDER", help="draw the kernels of each Winograd layer there"
-    )
-    command.set_defaults(run=_count)
-
-
-def _count(chosen: argparse.Namespace) -> int:
-    from mulfree_cupy import models
-    from mulfree_cupy.report import multiplications, operations, output, pruning
-    from mulfree_cupy.train import check_data, load_model
-
-    if chosen.picture:
-        output.pyplot()
-    if Path(chosen.model).is_file() or Path(chosen.model).suffix == ".npz":
-        model, saved = load_model(chosen.model)
-        shape = saved.shape
-        for option in shape:
-            if getattr(chosen, option) not in (None, shape[option]):
-                raise ValueError(f"--{option} is {shape[option]} in {chosen.model}")
-    elif chosen.data:
-        raise ValueError(f"--data needs a checkpoint, and {chosen.model} is none")
-    else:
-        shape = {
-            option: default if getattr(chosen, option) is None else getattr(chosen, option)
-            for option, default in models.default_shape(chosen.model).items()
-        }
-        model = models.build(chosen.model, **shape)
-    if chosen.data:
-        _, test = options.load_data(chosen)
-        check_data(chosen.model, saved, test)
-        images = pruning.sample(test, saved.mean, saved.std)
-        print(multiplications.table(multiplications.measured(model, images)))
-    else:
-        print(operations.count(model, shape["channels"], shape["size"]))
-    if chosen.picture:
-        _draw_kernels(model, Path(chosen.picture))
-    return 0
-
-
-def _draw_kernels(model, folder: Path) -> None:
-    from mulfree_cupy import nn
-    from mulfree_cupy.report import winograd
-
-    layers = {name: layer for name, layer in model.modules() if isinstance(layer, nn.WinogradConv)}
-    if not layers:
-        raise ValueError("--picture draws Winograd layers, and the network has none")
-    for name, layer in layers.items():
-        winograd.draw(folder / f"{name}.png", layer.weights, title=f"{name}: {layer.weights!r}")

@@ -52,9 +52,7 @@ def add(commands) -> None:
 
 
 def _quantize(chosen: argparse.Namespace) -> int:
-    import numpy as np
-
-    from mulfree_cupy import inference
+    from mulfree_cupy import data, inference
     from mulfree_cupy.inference.quantisation import quantize
     from mulfree_cupy.report.accuracy import accuracy, check_data
 
@@ -71,11 +69,9 @@ def _quantize(chosen: argparse.Namespace) -> int:
     count = chosen.images or min(512, len(train))
     if count > len(train):
         raise ValueError(f"--images asks for {count}, and {train.name} has {len(train)} to train")
-    spread = np.linspace(0, len(train) - 1, count).round().astype(np.intp)  # over all classes
+    images = data.sample(train, count).images
     try:
-        quantised = quantize(
-            network, train.images[spread], bits=chosen.bits, percentile=chosen.percentile
-        )
+        quantised = quantize(network, images, bits=chosen.bits, percentile=chosen.percentile)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     inference.save_npz(out, quantised.network)

@@ -55,6 +55,29 @@ def add_train(commands) -> None:
         "epoch, before the test; 0 keeps the running statistics (default: 2560)",
     )
     command.add_argument(
+        "--teacher",
+        metavar="NETWORK",
+        help="train by a teacher's answers too: the checkpoint of a trained network, or the name "
+        "of one that is trained along, such as conv-lenet",
+    )
+    command.add_argument(
+        "--teacher-share",
+        type=options.rate,
+        metavar="SHARE",
+        help="how much of the loss is of the teacher's answers (default: 0.9)",
+    )
+    command.add_argument(
+        "--teacher-features",
+        type=options.rate,
+        metavar="WEIGHT",
+        help="of the distance between its features and the network's (default: 0)",
+    )
+    command.add_argument(
+        "--temperature",
+        type=options.rate,
+        help="by which both answers are divided before they are compared (default: 4)",
+    )
+    command.add_argument(
         "--resume", metavar="CHECKPOINT", help="go on from there; other options change its recipe"
     )
     command.add_argument(
@@ -78,9 +101,14 @@ def _train(chosen: argparse.Namespace) -> int:
     output.pyplot()  # or its absence would be known at the end only
     if chosen.schedule and not chosen.resume:
         raise ValueError("--schedule says how a run goes on, and needs --resume")
+    if chosen.teacher and chosen.resume:
+        raise ValueError("--teacher begins a run: the teacher of --resume is in its checkpoint")
     asked = {
         name: getattr(chosen, name)
-        for name in ("model", "epochs", "batch_size", "rate", "augment", "seed", "calibration")
+        for name in (
+            *("model", "epochs", "batch_size", "rate", "augment", "seed", "calibration"),
+            *("temperature", "teacher_share", "teacher_features"),
+        )
         if getattr(chosen, name) is not None
     }
     with _folder(chosen) as out:
@@ -90,7 +118,8 @@ def _train(chosen: argparse.Namespace) -> int:
             asked["schedule"] = chosen.schedule
             run = Training.resume(chosen.resume, *pair, **where, **asked)
         else:
-            run = Training(Recipe(**{**_defaults(chosen.data, pair[0]), **asked}), *pair, **where)
+            asked |= _taught(chosen.teacher, pair[0], where)
+            run = Training(Recipe(**{**defaults(chosen.data, pair[0]), **asked}), *pair, **where)
         print(_describe(run, pair))
         try:
             history = run.run()
@@ -124,7 +153,24 @@ def _folder(chosen: argparse.Namespace) -> AbstractContextManager[Path]:
     return folder.taken(out, resumed=source.name if its_own else None)
 
 
-def _defaults(name: str, train) -> dict:
+def _taught(teacher: str | None, train, where: dict) -> dict:
+    """What the recipe says of a teacher, which goes into `where` if it is a trained one."""
+    from mulfree_cupy import models
+    from mulfree_cupy.train import load_teacher
+
+    if teacher is None:
+        return {}
+    if teacher in models.MODELS and not Path(teacher).exists():
+        return {"teacher": teacher, "teacher_learns": True}
+    if not Path(teacher).is_file():
+        raise FileNotFoundError(
+            f"--teacher must be a checkpoint or the name of a network, and {teacher} is neither"
+        )
+    name, where["teacher"] = load_teacher(teacher, train)
+    return {"teacher": name}
+
+
+def defaults(name: str, train) -> dict:
     if name == "digits":
         return {"model": "adder-lenet", "epochs": 30, "batch_size": 64, "augment": "none"}
     colour = train.images.shape[1] == 3

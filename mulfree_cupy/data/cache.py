@@ -16,7 +16,7 @@ import numpy as np
 
 from mulfree_cupy.data.dataset import Dataset
 
-_VERSION = 2
+_VERSION = 3
 _UNFINISHED = ".part"
 _DAY = 24 * 60 * 60
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -103,6 +103,31 @@ def statistics(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     mean = images.sum(axis=(0, 2, 3), dtype=np.int64) / count
     squares = np.einsum("nchw,nchw->c", images, images, dtype=np.int64) / count
     return mean, np.sqrt(np.maximum(squares - mean**2, 0))
+
+
+def sample(dataset: Dataset, count: int) -> Dataset:
+    """So many of the images, or all if there are fewer, as far apart in their order as can be.
+
+    Images from class folders lie in the order of their classes, of which the first few show one.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    count : int
+
+    Returns
+    -------
+    Dataset
+
+    Examples
+    --------
+    >>> from mulfree_cupy import data
+    >>> data.sample(data.load("digits")[0], 3)
+    Dataset('digits', 3 images of 1x8x8, 10 classes)
+    """
+    last = len(dataset) - 1
+    chosen = np.linspace(0, last, min(count, len(dataset))).round().astype(np.intp)
+    return replace(dataset, images=dataset.images[chosen], labels=dataset.labels[chosen])
 
 
 def digest(*datasets: Dataset) -> str:

@@ -90,6 +90,7 @@ def imported(
         mean=np.array(mean),
         std=np.array(std),
         model=network,
+        teacher=None,
         velocities={},
     )
 

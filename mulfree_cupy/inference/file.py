@@ -19,11 +19,14 @@ FORMAT = 1
 
 # Of training runs, which hold more than a network: what the facts of a checkpoint and of its recipe
 # are called. Here they are checked by name, by `train.checkpoint` for what they say.
-CHECKPOINT_FORMAT = 4
+CHECKPOINT_FORMAT = 5
 CHECKPOINT_FACTS = {
     *("format", "recipe", "history", "epoch", "sums", "shape", "classes", "data", "network"),
 }
-CHECKPOINT_RECIPE = {
+RECIPE_SINCE_5 = {
+    *("teacher", "teacher_learns", "temperature", "teacher_share", "teacher_features"),
+}
+CHECKPOINT_RECIPE = RECIPE_SINCE_5 | {
     *("model", "epochs", "batch_size", "rate", "momentum", "nesterov", "weight_decay"),
     *("adder", "adder_scale", "eta", "augment", "seed", "first_epoch", "calibration"),
 }
@@ -190,9 +193,10 @@ def _described(description: Any, arrays: dict[str, np.ndarray]) -> Network:
 def _checkpoint(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> Network:
     """Of a training run, whose arrays have a prefix and company."""
     _check_format(facts, CHECKPOINT_FORMAT)
+    recipe = CHECKPOINT_RECIPE - (set() if facts["format"] >= 5 else RECIPE_SINCE_5)
     for what, given, known in (
         ("facts", facts, CHECKPOINT_FACTS),
-        ("recipe", facts["recipe"], CHECKPOINT_RECIPE),
+        ("recipe", facts["recipe"], recipe),
     ):
         if not isinstance(given, dict):
             raise TypeError(f"{what} must have entries, got {given!r:.50}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -76,10 +76,20 @@ class Step:
         return self.layers[-1]
 
     @property
+    def title(self) -> str:
+        return title(self.layers)
+
+    @property
     def sources(self) -> tuple[str, ...]:
         """All answers that it reads."""
         residual = self.epilogue.residual
         return self.inputs if residual is None else (*self.inputs, residual)
+
+
+def title(layers: Sequence[str]) -> str:
+    """The names of a step's layers, their common parent once."""
+    parent = layers[0].rpartition(".")[0] + "."
+    return " + ".join([layers[0], *(name.removeprefix(parent) for name in layers[1:])])
 
 
 def fold(network: Network) -> list[Step]:

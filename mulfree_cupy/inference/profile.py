@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mulfree_cupy.inference.folding import Step
+from mulfree_cupy.inference.folding import Step, title
 from mulfree_cupy.inference.plan import Plan
 from mulfree_cupy.inference.predictor import Predictor
 
@@ -42,7 +42,7 @@ class Profile:
     seconds: float | None = None
 
     def __str__(self) -> str:
-        widest = max(len(_title(step)) for step in self.steps)
+        widest = max(len(title(step.layers)) for step in self.steps)
         timed = self.seconds is not None
         lines = [
             f"{'step':{widest}} {'kernel':17} {'answer':>16} {'dtype':>8} {'terms':>12} "
@@ -51,7 +51,7 @@ class Profile:
         for step in self.steps:
             shape = " x ".join(map(str, step.shape))
             line = (
-                f"{_title(step):{widest}} {step.op:17} {shape:>16} {step.dtype!s:>8} "
+                f"{title(step.layers):{widest}} {step.op:17} {shape:>16} {step.dtype!s:>8} "
                 f"{step.terms:12,} {step.nbytes:10,} {step.weights:10,}"
             )
             if timed:
@@ -142,9 +142,3 @@ def _cost(plan: Plan, step: Step, seconds: float | None = None) -> StepCost:
     moved += sum(plan.places[name].nbytes for name in step.sources) if moved else 0
     weights = sum(a.nbytes for a in step.arrays.values())
     return StepCost(step.layers, step.op, place.shape, place.dtype, terms, moved, weights, seconds)
-
-
-def _title(step: StepCost) -> str:
-    """The names of its layers, their common parent once."""
-    parent = step.layers[0].rpartition(".")[0] + "."
-    return " + ".join([step.layers[0], *(name.removeprefix(parent) for name in step.layers[1:])])

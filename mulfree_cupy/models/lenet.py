@@ -25,6 +25,9 @@ class LeNet(nn.Module):
     channels, size, classes : int
         Of the images (square, of 2 to 256 pixels) and their labels. Images below 16 pixels keep
         their size in the first layer and are pooled once less.
+    plane : bool
+        Have two numbers, without a ReLU, in place of 84 before the last layer, for pictures of what
+        it tells classes apart by.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class LeNet(nn.Module):
         channels: int = 1,
         size: int = 28,
         classes: int = 10,
+        plane: bool = False,
     ):
         if not 2 <= size <= 256:
             raise ValueError(f"LeNet: size must be from 2 to 256, got {size}")
@@ -50,9 +54,10 @@ class LeNet(nn.Module):
         side = size // 2 if small else (size // 2 - 4) // 2
         self.fc1 = convolution(16, 120, side, rng)
         self.bn3 = nn.BatchNorm(120, relu=relu)
-        self.fc2 = convolution(120, 84, 1, rng)
-        self.bn4 = nn.BatchNorm(84, relu=relu)
-        self.fc3 = outer(84, classes, 1, rng)
+        features = 2 if plane else 84
+        self.fc2 = convolution(120, features, 1, rng)
+        self.bn4 = nn.BatchNorm(features, relu=relu and not plane)
+        self.fc3 = outer(features, classes, 1, rng)
         self.bn5 = nn.BatchNorm(classes)
         self.flatten = nn.Flatten()
 

@@ -14,7 +14,13 @@ from mulfree_cupy.models.resnet import CifarResNet, ImageNetResNet
 from mulfree_cupy.models.shiftnet import sc2_resnet, shiftnet
 from mulfree_cupy.models.shiftresnet import ShiftResNet
 from mulfree_cupy.models.vgg import VGGSmall
-from mulfree_cupy.models.winograd import FORMS, ConvPoolCNN, VGGNagadomi, WinogradResNet
+from mulfree_cupy.models.winograd import (
+    FORMS,
+    ConvPoolCNN,
+    VGGNagadomi,
+    WinogradCifarResNet,
+    WinogradResNet,
+)
 
 _NETWORKS = {
     "lenet": LeNet,
@@ -47,8 +53,15 @@ for _network, _blocks in {
         for depth in (20, 56, 110)
         for expansion in (1, 3, 6, 9)
     }
+MODELS |= {
+    f"{kind}-lenet-plane": partial(LeNet, _KINDS[kind], plane=True) for kind in ("conv", "adder")
+}
 MODELS |= {f"shiftnet-{variant}": partial(shiftnet, variant) for variant in "abc"}
 for _form in FORMS:
+    MODELS |= {
+        f"{_form}-resnet{depth}": partial(WinogradCifarResNet, FORMS[_form], depth=depth)
+        for depth in (20, 32)
+    }
     for _network, _layers in {
         "vgg-nagadomi": VGGNagadomi,
         "convpool-cnn-c": ConvPoolCNN,
@@ -60,6 +73,15 @@ for _form in FORMS:
             for width in (8, 16, 32)
         }
 
+
+# The forms of one network by what the papers call them, to be compared.
+RESNET20 = {
+    "CNN": "conv-resnet20",
+    "AdderNet": "adder-resnet20",
+    "BNN": "binary-resnet20",
+    "shift": "shiftresnet20-e3",
+    "sparse Winograd": "winograd-relu-resnet20",
+}
 
 # Of the data: far beyond any data set, and short of what no memory holds.
 MOST = {"channels": 4096, "size": 4096, "classes": 65536}
@@ -77,8 +99,10 @@ def build(name: str, *, seed: int = 0, **shape: int) -> nn.Module:
         ``depthwise-resnet``, ``shift-adder-resnet`` or ``sc2-resnet``, the depth, 20, 56 or 110,
         and ``-e`` with the expansion, 1, 3, 6 or 9. Or ``shiftnet-a``, ``-b`` or ``-c``. Or
         ``spatial-``, ``winograd-``, ``winograd-relu-``, ``winograd4-`` or ``winograd4-relu-``, then
-        ``vgg-nagadomi``, ``convpool-cnn-c`` or ``resnet18``, and if they are to be narrow the
-        filters of the first group, ``-8``, ``-16`` or ``-32``.
+        ``resnet20``, ``resnet32``, ``vgg-nagadomi``, ``convpool-cnn-c`` or ``resnet18``, and of the
+        last three, if they are to be narrow, the filters of the first group, ``-8``, ``-16`` or
+        ``-32``. Or ``conv-lenet-plane`` or ``adder-lenet-plane``, whose last features are two
+        numbers.
     seed : int
         Of the weights.
     **shape : int

@@ -8,6 +8,7 @@ clipped. The image itself goes through a linear convolution in all forms.
 
 from __future__ import annotations
 
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -183,6 +184,20 @@ class _Block(nn.Module):
         return self.branch(x) + self.shortcut(x)
 
 
+def _groups(
+    form: Form, widths: Sequence[int], depth: int, pooled: Container[int], rng: np.random.Generator
+) -> nn.Sequential:
+    """Groups of `depth` blocks, those whose numbers are in `pooled` behind a pooling."""
+    layers, before = [], widths[0]
+    for group, width in enumerate(widths):
+        if group in pooled:
+            layers.append(nn.MaxPool(3, stride=2, padding=1))
+        for i in range(depth):
+            layers.append(_Block(form, before, width, i == 0, rng))
+            before = width
+    return nn.Sequential(*layers)
+
+
 class WinogradResNet(nn.Module):
     """The paper's ResNet-18: every 3x3 convolution has stride 1, the last group 14x14 pixels.
 
@@ -217,20 +232,54 @@ class WinogradResNet(nn.Module):
         classes: int = 1000,
     ):
         self.conv0 = nn.Conv(channels, width, 7, rng, stride=2, padding=3)
-        layers, before = [], width
-        for group in range(4):
-            filters = width * 2**group
-            if group < 3:
-                layers.append(nn.MaxPool(3, stride=2, padding=1))
-            layers += [_Block(form, before, filters, True, rng)]
-            layers += [_Block(form, filters, filters, False, rng)]
-            before = filters
-        self.groups = nn.Sequential(*layers)
+        widths = [width * 2**group for group in range(4)]
+        self.groups = _groups(form, widths, 2, range(3), rng)
         self.classifier = nn.Sequential(
             nn.ReLU(),
             nn.GlobalAveragePool(),
             nn.Dropout(0.15, rng),
-            nn.Linear(before, classes, rng),
+            nn.Linear(widths[-1], classes, rng),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.groups(self.conv0(x)))
+
+
+class WinogradCifarResNet(nn.Module):
+    """ResNet-20 or 32 for small images, of the blocks of the paper's ResNet-18.
+
+    Parameters
+    ----------
+    form : Form
+    rng : numpy.random.Generator
+    depth : int
+        20, 32, 44, ...: 6 n + 2.
+    channels, size, classes : int
+        Of the images (square, any size) and their labels.
+
+    Notes
+    -----
+    `CifarResNet` with its convolutions and sums where the paper has them: the ReLU before a
+    convolution, and pooling where a stride of 2 was, which no tile can have. The first convolution
+    is ordinary and not pruned. None of this is published.
+    """
+
+    def __init__(
+        self,
+        form: Form,
+        rng: np.random.Generator,
+        *,
+        depth: int = 20,
+        channels: int = 3,
+        size: int = 32,
+        classes: int = 10,
+    ):
+        if depth < 8 or depth % 6 != 2:
+            raise ValueError(f"WinogradCifarResNet: depth must be 6 n + 2, got {depth}")
+        self.conv0 = nn.Conv(channels, 16, 3, rng, padding=1)
+        self.groups = _groups(form, (16, 32, 64), (depth - 2) // 6, (1, 2), rng)
+        self.classifier = nn.Sequential(
+            nn.ReLU(), nn.GlobalAveragePool(), nn.Linear(64, classes, rng)
         )
 
     def forward(self, x: Tensor) -> Tensor:

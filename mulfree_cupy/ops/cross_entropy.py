@@ -1,14 +1,14 @@
-"""The softmax cross-entropy of a batch: its mean, how many answers are right, and the gradient."""
+"""The softmax, and its cross-entropy on a batch: mean, right answers and gradient."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from mulfree_cupy import arrays, launch
-from mulfree_cupy.arrays import Array
+from mulfree_cupy.arrays import Array, namespace
 from mulfree_cupy.launch import cross_entropy as launchers
 
-__all__ = ["cross_entropy"]
+__all__ = ["cross_entropy", "softmax"]
 
 
 @arrays.on_device_of_arguments
@@ -19,17 +19,18 @@ def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array, Array]:
     ----------
     logits : array, shape (N, classes)
         float32 or float64.
-    labels : array of int, shape (N,)
+    labels : array of int, shape (N,), or array, shape (N, classes)
         NumPy labels are checked to be classes, and copied to the device of the logits. Labels on a
         GPU are not looked at: one that is no class makes the loss NaN. int32 ones go there as they
-        are.
+        are. Of the dtype of the logits, and where these are, it may be the share of each class
+        instead, q; the loss is the mean of ``-sum_k q[k] log(softmax(logits)[k])`` then.
 
     Returns
     -------
     loss : array of one number
         Like `right` it stays on the device.
     right : array of one int
-        How many rows have their first largest logit at the label.
+        How many rows have their first largest logit at the label, or at the first largest share.
     gradient : array, shape (N, classes)
         Of the loss, by the logits.
 
@@ -50,12 +51,17 @@ def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array, Array]:
     """
     (logits,) = arrays.take_floats("cross_entropy", logits=logits)
     (labels,) = arrays.take("cross_entropy", labels=labels)
+    if logits.ndim == 2 and labels.shape == logits.shape and labels.dtype == logits.dtype:
+        arrays.take("cross_entropy", logits=logits, labels=labels)
+        return _of_shares(logits, labels)
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.dtype.kind not in "iu":
         raise ValueError(
-            "cross_entropy: expected logits (N, classes) and N integer labels, got logits of shape "
-            f"{logits.shape} and labels of shape {labels.shape}, dtype {labels.dtype}"
+            "cross_entropy: expected logits (N, classes) and N integer labels, or shares of the "
+            "shape and dtype of the logits, got logits of shape "
+            f"{logits.shape}, dtype {logits.dtype}, and labels of shape {labels.shape}, "
+            f"dtype {labels.dtype}"
         )
-    on_host = arrays.namespace(labels) is np
+    on_host = namespace(labels) is np
     if on_host and labels.size and not 0 <= labels.min() <= labels.max() < logits.shape[1]:
         raise ValueError(
             f"cross_entropy: labels must be in 0..{logits.shape[1] - 1}, "
@@ -74,13 +80,53 @@ def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array, Array]:
     return loss, right, gradient
 
 
+@arrays.on_device_of_arguments
+def softmax(logits: Array) -> Array:
+    """``exp(logits)`` divided by its sum over the classes, the last axis.
+
+    Parameters
+    ----------
+    logits : array, shape (..., classes)
+        float32 or float64.
+
+    Returns
+    -------
+    array, shape and dtype of the logits
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mulfree_cupy.ops.cross_entropy import softmax
+    >>> softmax(np.log([[1.0, 3.0]]))
+    array([[0.25, 0.75]])
+    """
+    (logits,) = arrays.take_floats("softmax", logits=logits)
+    exponentials, total, _ = _exponentials(logits)
+    return exponentials / total
+
+
+def _exponentials(logits):
+    """``exp(logits - m)``, with m the maximum of a row; its sum over a row; and what was raised."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    exponentials = namespace(logits).exp(shifted)
+    return exponentials, exponentials.sum(axis=-1, keepdims=True), shifted
+
+
 def _by_expressions(logits, labels):
     rows = np.arange(len(labels))
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    exponentials = np.exp(shifted)
-    total = exponentials.sum(axis=1, keepdims=True)
+    exponentials, total, shifted = _exponentials(logits)
     loss = (np.log(total[:, 0]) - shifted[rows, labels]).mean()
     gradient = exponentials / total
     gradient[rows, labels] -= 1
     gradient *= logits.dtype.type(1) / len(labels)
     return loss, (logits.argmax(axis=1) == labels).sum(), gradient
+
+
+def _of_shares(logits, shares):
+    xp = namespace(logits)
+    exponentials, total, shifted = _exponentials(logits)
+    loss = (shares * (xp.log(total) - shifted)).sum(axis=1).mean()
+    right = (logits.argmax(axis=1) == shares.argmax(axis=1)).sum()
+    gradient = exponentials * (shares.sum(axis=1, keepdims=True) / total) - shares
+    gradient *= logits.dtype.type(1) / len(logits)
+    return loss, right, gradient

@@ -35,6 +35,24 @@ def pyplot() -> ModuleType:
     return matplotlib.pyplot
 
 
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table that also reads well in a terminal: first column left, the others right."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [c.rjust(w) for c, w in zip(cells, widths, strict=True)]
+        return "| " + " | ".join([cells[0].ljust(widths[0]), *padded[1:]]) + " |"
+
+    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
+    return "\n".join([line(head), line(rule), *map(line, rows)])
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file of UTF-8; what is no text becomes ?."""
+    with replaced(path) as file:
+        file.write(text.encode(errors="replace"))
+
+
 def write_table(path: str | Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a CSV file; numbers with six digits."""
     text = io.StringIO()
@@ -51,9 +69,10 @@ def head(figure: Figure, text: str) -> None:
     figure.suptitle(text.encode(errors="replace").decode(), fontsize=10, parse_math=False)
 
 
-def write_picture(path: str | Path, figure: Figure) -> None:
+def write_picture(path: str | Path, figure: Figure, dpi: int = 110) -> None:
     """Write a figure as PNG, and close it."""
-    figure.tight_layout()
+    if figure.get_layout_engine() is None:
+        figure.tight_layout()
     with replaced(path) as file:
-        figure.savefig(file, format="png", dpi=110)
+        figure.savefig(file, format="png", dpi=dpi)
     pyplot().close(figure)

@@ -9,7 +9,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from mulfree_cupy import data
-from mulfree_cupy.report import multiplications, output
+from mulfree_cupy.inference.network import Network
+from mulfree_cupy.report import output
+from mulfree_cupy.report.convolutions import PRUNABLE, Convolution, reduction
+from mulfree_cupy.report.counts import count
 from mulfree_cupy.train import Step, load_model
 
 _IMAGES = 100  # on which activations are measured
@@ -19,7 +22,7 @@ _IMAGES = 100  # on which activations are measured
 class Row:
     """A step of pruning, and how many times fewer multiplications its network takes.
 
-    `static` and `dynamic` as in `multiplications`, of the pruned layers; those of the whole network
+    `static` and `dynamic` as in `convolutions`, of the pruned layers; those of the whole network
     count the others too.
     """
 
@@ -50,22 +53,38 @@ def measure(steps: Sequence[Step], test: data.Dataset) -> list[Row]:
     """
     rows = []
     for step in steps:
-        model, saved = load_model(step.path)
-        layers = multiplications.measured(model, sample(test, saved.mean, saved.std))
-        pruned = [layer for layer in layers if layer.form != "dense"]
+        _, saved = load_model(step.path)
+        layers = measured(saved.network, test)
+        pruned = [layer for layer in layers if layer.form in PRUNABLE]
         reductions = [
-            multiplications.reduction(some, count)
-            for some in (pruned, layers)
-            for count in ("static", "dynamic")
+            reduction(some, kind) for some in (pruned, layers) for kind in ("static", "dynamic")
         ]
         rows.append(Row(step.density, step.kept, step.test_accuracy, *reductions))
     return rows
 
 
-def sample(test: data.Dataset, mean, std):
-    """The first images of a data set, as a network takes them."""
-    images, _ = next(iter(data.Loader(test, _IMAGES, shuffle=False, mean=mean, std=std, seed=0)))
-    return images
+def measured(network: Network, test: data.Dataset) -> list[Convolution]:
+    """The convolutions of a network, their activations measured on some images of a data set.
+
+    Raises
+    ------
+    ValueError
+        If none can be pruned.
+
+    Examples
+    --------
+    >>> from mulfree_cupy import data, models
+    >>> from mulfree_cupy.nn.description import network_of
+    >>> from mulfree_cupy.report.pruning import measured
+    >>> model = models.build("winograd-relu-vgg-nagadomi-8", channels=1, size=8)
+    >>> layers = measured(network_of(model, 1, 8), data.load("digits")[1])
+    >>> layers[1].form, 0.4 < layers[1].activation_density < 0.7
+    ('winograd-relu', True)
+    """
+    layers = count(network, data.sample(test, _IMAGES).images).convolutions
+    if not any(layer.form in PRUNABLE for layer in layers):
+        raise ValueError("pruning.measured: the network has no layer that can be pruned")
+    return layers
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -131,8 +150,8 @@ def _drawn(runs: Mapping[str, Sequence[Row]], title: str):
     for name, rows in runs.items():
         kept = [100 * row.kept for row in rows]
         (line,) = accuracy.plot(kept, [100 * row.test_accuracy for row in rows], "o-", label=name)
-        for count, style in (("network_static", "o-"), ("network_dynamic", "o--")):
-            saved.plot(kept, [getattr(row, count) for row in rows], style, color=line.get_color())
+        for field, style in (("network_static", "o-"), ("network_dynamic", "o--")):
+            saved.plot(kept, [getattr(row, field) for row in rows], style, color=line.get_color())
     accuracy.set(xlabel="weights left, %", ylabel="test accuracy, %")
     accuracy.legend(fontsize=8)
     saved.set(xlabel="weights left, %", ylabel="times fewer multiplications\n(dashed: dynamic)")

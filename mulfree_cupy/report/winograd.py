@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 
+from mulfree_cupy.inference.network import Network
 from mulfree_cupy.ops.winograd import WinogradWeights
 from mulfree_cupy.report import output
 
@@ -50,6 +52,26 @@ def draw(
     _by_position(density, weights.mask.mean(axis=(2, 3)), "density")
     output.head(figure, title or repr(weights))
     output.write_picture(path, figure)
+
+
+def draw_all(folder: str | PathLike, network: Network) -> None:
+    """Draw the kernels of every Winograd layer into a folder, each named after its layer.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    layers = [layer for layer in network.layers if layer.op == "winograd_conv"]
+    if not layers:
+        raise ValueError("--picture draws Winograd layers, and the network has none")
+    for layer in layers:
+        arrays = {role: network.arrays[name] for role, name in layer.arrays.items()}
+        weights = WinogradWeights.from_dense(
+            arrays["weight"], arrays.get("mask"), points=layer.options["points"]
+        )
+        path = Path(folder) / f"{layer.name}.png"
+        draw(path, weights, title=f"{layer.name}: {weights!r}")
 
 
 def _mosaic(u: np.ndarray) -> np.ndarray:

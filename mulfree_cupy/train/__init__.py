@@ -3,7 +3,15 @@
 from mulfree_cupy.train.ablation import ablation
 from mulfree_cupy.train.calibration import calibrated, gather_statistics
 from mulfree_cupy.train.checkpoint import SCHEDULES, Checkpoint
-from mulfree_cupy.train.evaluation import check_data, evaluate, load_model, namespace_of
+from mulfree_cupy.train.comparison import Run, compare
+from mulfree_cupy.train.evaluation import (
+    check_data,
+    evaluate,
+    load_model,
+    load_teacher,
+    namespace_of,
+)
+from mulfree_cupy.train.objective import CrossEntropy, Distillation
 from mulfree_cupy.train.profile import StepProfile, profile
 from mulfree_cupy.train.pruning import Plan, Step, prune, prune_layers
 from mulfree_cupy.train.recipe import AUGMENTATIONS, History, Recipe
@@ -13,19 +21,24 @@ __all__ = [
     "AUGMENTATIONS",
     "SCHEDULES",
     "Checkpoint",
+    "CrossEntropy",
+    "Distillation",
     "History",
     "Interrupted",
     "Plan",
     "Recipe",
+    "Run",
     "Step",
     "StepProfile",
     "Training",
     "ablation",
     "calibrated",
     "check_data",
+    "compare",
     "evaluate",
     "gather_statistics",
     "load_model",
+    "load_teacher",
     "namespace_of",
     "profile",
     "prune",

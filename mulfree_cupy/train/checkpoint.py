@@ -16,13 +16,13 @@ import numpy as np
 
 from mulfree_cupy import files, models, nn
 from mulfree_cupy.geometry import number
-from mulfree_cupy.inference.file import CHECKPOINT_FORMAT
+from mulfree_cupy.inference.file import CHECKPOINT_FORMAT, RECIPE_SINCE_5
 from mulfree_cupy.inference.network import Layer, Network
 from mulfree_cupy.nn.description import describe
 from mulfree_cupy.train.recipe import History, Recipe, integer
 
 # 1 had the batches of an epoch beside its images; it and 2 had no digest of the data; up to 3 no
-# statistics were gathered, and the layers were not described.
+# statistics were gathered, and the layers were not described; up to 4 there were no teachers.
 FORMAT = CHECKPOINT_FORMAT
 SCHEDULES = ("continue", "restart")
 
@@ -51,6 +51,8 @@ class Checkpoint:
         Of the training images.
     model : Module
         With its weights.
+    teacher : Module or None
+        The recipe's, with its weights.
     velocities : dict of str to array
         As `optim.SGD.state_dict` returns them.
 
@@ -72,6 +74,7 @@ class Checkpoint:
     mean: np.ndarray
     std: np.ndarray
     model: nn.Module
+    teacher: nn.Module | None
     velocities: dict[str, np.ndarray]
 
     def __post_init__(self):
@@ -100,8 +103,11 @@ class Checkpoint:
                     f"{name} must be finite numbers of float64 and shape {channels}, got "
                     f"{array.dtype} and {array.shape}"
                 )
+        if (self.teacher is None) == bool(self.recipe.teacher):
+            raise ValueError(f"teacher must be the network {self.recipe.teacher!r} of the recipe")
         self._check_velocities()
-        for name, array in (*self.weights.items(), *self.velocities.items()):
+        taught = self.teacher.state_dict() if self.teacher else {}
+        for name, array in (*self.weights.items(), *taught.items(), *self.velocities.items()):
             if not _finite(array):
                 raise FloatingPointError(f"{name} holds numbers that are not finite")
             if name.endswith("running_var") and (array < 0).any():
@@ -110,7 +116,7 @@ class Checkpoint:
     def _check_velocities(self) -> None:
         """All of them, or none where there was no step with momentum."""
         if self.velocities or (self.recipe.momentum and (self.epoch or self.sums["seen"])):
-            parameters = enumerate(self.model.parameters())
+            parameters = enumerate(trained(self.recipe, self.model, self.teacher))
             _check_fit("optim", self.velocities, {f"velocity.{i}": p for i, p in parameters})
 
     @functools.cached_property
@@ -158,6 +164,8 @@ class Checkpoint:
             raise ValueError(f"schedule must be one of {SCHEDULES}, got {schedule!r}")
         if changes.get("model", old.model) != old.model:
             raise ValueError(f"it is of the network {old.model}, not {changes['model']}")
+        if changes.keys() & {"teacher", "teacher_learns"}:
+            raise ValueError("its teacher, or that it has none, is part of it and cannot change")
         changed = [name for name in changes if changes[name] != getattr(old, name, None)]
         epochs = changes.get("epochs", old.epochs)
         if (changed or schedule) and epochs <= self.epoch:
@@ -179,6 +187,11 @@ class Checkpoint:
         return replace(new, first_epoch=self.epoch)
 
 
+def trained(recipe: Recipe, model: nn.Module, teacher: nn.Module | None) -> list[nn.Parameter]:
+    """The parameters that a run trains, in the order of their velocities."""
+    return model.parameters() + (teacher.parameters() if recipe.teacher_learns else [])
+
+
 def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
     """Write a checkpoint to `path`, where it appears only when it is whole."""
     shape = checkpoint.shape
@@ -196,6 +209,8 @@ def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
     arrays = {"mean": checkpoint.mean, "std": checkpoint.std}
     arrays |= {f"model/{name}": a for name, a in checkpoint.weights.items()}
     arrays |= {f"optim/{name}": a for name, a in checkpoint.velocities.items()}
+    if checkpoint.teacher is not None:
+        arrays |= {f"teacher/{name}": a for name, a in checkpoint.teacher.state_dict().items()}
     with files.replaced(path) as file:
         np.savez(file, **arrays, facts=np.array(json.dumps(facts)))
 
@@ -250,6 +265,8 @@ def _checkpoint(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Checkpo
             raise TypeError(f"network must be a list of layers, got {described!r:.50}")
         for layer in described:
             Layer.from_description(layer)
+    if facts["format"] < 5:
+        facts["recipe"] = {n: getattr(Recipe, n) for n in RECIPE_SINCE_5} | facts["recipe"]
     recipe = Recipe(**_part(facts, "recipe", [field.name for field in fields(Recipe)]))
     shape = {
         name: integer("shape", name, size)
@@ -258,10 +275,6 @@ def _checkpoint(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Checkpo
     classes = facts["classes"]
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise TypeError("classes must be a list of names")
-    model = models.build(recipe.model, **shape)
-    state = _below("model/", arrays)
-    _check_fit("model", state, model.state_dict())
-    model.load_state_dict(state)
     return Checkpoint(
         recipe=recipe,
         history=History(**_part(facts, "history", [field.name for field in fields(History)])),
@@ -272,9 +285,17 @@ def _checkpoint(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Checkpo
         data=facts["data"],
         mean=arrays["mean"],
         std=arrays["std"],
-        model=model,
+        model=_filled("model", recipe.model, shape, arrays),
+        teacher=_filled("teacher", recipe.teacher, shape, arrays) if recipe.teacher else None,
         velocities=_below("optim/", arrays),
     )
+
+
+def _filled(what: str, model: str, shape: dict[str, int], arrays: dict) -> nn.Module:
+    network, state = models.build(model, **shape), _below(f"{what}/", arrays)
+    _check_fit(what, state, network.state_dict())
+    network.load_state_dict(state)
+    return network
 
 
 def _check_digest(digest: Any) -> None:

@@ -26,15 +26,25 @@ class DeviceSteps:
 
     Parameters
     ----------
-    model : Module
+    networks : list of Module
+        Of which arrays carry over from step to step.
+    objective : callable
+        As `CrossEntropy`, of these networks.
     optimiser : SGD
     loader : Loader
     xp : module
         CuPy, or NumPy inside `mulfree_cupy.emulated_cuda`, which has no graphs.
     """
 
-    def __init__(self, model: nn.Module, optimiser: optim.SGD, loader: data.Loader, xp: Any):
-        self.model, self.optimiser = model, optimiser
+    def __init__(
+        self,
+        networks: list[nn.Module],
+        objective: Callable,
+        optimiser: optim.SGD,
+        loader: data.Loader,
+        xp: Any,
+    ):
+        self.networks, self.objective, self.optimiser = networks, objective, optimiser
         self.feed = Feed(loader, xp)
         self.batch_size, self.images = loader.batch_size, len(loader.dataset)
         self.replay = None if xp is np else Replay()
@@ -86,10 +96,9 @@ class DeviceSteps:
 
     def _step(self, count: int) -> None:
         images, labels = self.feed.take(count)
-        logits = self.model(Tensor(images))
-        loss, right, gradient = cross_entropy(logits.data, labels)
+        loss, right, backward = self.objective(images, labels)
         self.optimiser.zero_grad()
-        logits.backward(gradient)
+        backward()
         self.optimiser.step()
         self.feed.tally(loss, right, count)
 
@@ -98,13 +107,15 @@ class DeviceSteps:
 
         Not the learning rate: it is on the device.
         """
-        owners = [self.optimiser, *(module for _, module in self.model.modules())]
-        return [_plain(vars(owner)) for owner in owners]
+        modules = (module for network in self.networks for _, module in network.modules())
+        return [_plain(vars(owner)) for owner in (self.optimiser, self.objective, *modules)]
 
     def _state(self) -> dict[str, Array]:
         """The arrays on the device that carry over from one step to the next."""
         state = {
-            name: a.data if isinstance(a, Tensor) else a for name, *_, a in self.model.named_state()
+            f"{i}.{name}" if i else name: a.data if isinstance(a, Tensor) else a
+            for i, network in enumerate(self.networks)
+            for name, *_, a in network.named_state()
         }
         state |= {f"velocity {i}": v for i, v in enumerate(self.optimiser.velocities)}
         return {

@@ -22,6 +22,25 @@ def load_model(path: str | os.PathLike, xp: Any = np) -> tuple[nn.Module, Checkp
     return saved.model.to(xp).eval(), saved
 
 
+def load_teacher(path: str | os.PathLike, train: data.Dataset) -> tuple[str, nn.Module]:
+    """The name of the trained network of a checkpoint and the network, to teach on a data set.
+
+    Raises
+    ------
+    ValueError
+        If it is for other images or classes, or was trained on images normalised otherwise.
+    """
+    saved = checkpoint.load(path)
+    check_data(path, saved, train)
+    for ours, theirs in zip(data.statistics(train), (saved.mean, saved.std), strict=True):
+        if not np.array_equal(ours, theirs):
+            raise ValueError(
+                f"{path} cannot teach on {train.name}: it normalises images by other statistics "
+                "than those of the training images"
+            )
+    return saved.recipe.model, saved.model
+
+
 def evaluate(
     model: nn.Module,
     dataset: data.Dataset,

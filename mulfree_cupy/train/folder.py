@@ -16,6 +16,7 @@ from mulfree_cupy.files import UNFINISHED, reason
 RECORDS = {
     "checkpoint.npz": "a training run; go on with it by --resume {}, or",
     "plan.json": "a pruning run; resume it, or",
+    "comparison.json": "a comparison; go on with it by mulfree compare, or",
     "ablation.csv": "an ablation;",
 }
 _LOCK = ".mulfree.lock"  # removed at the end, so of a name that no other program uses

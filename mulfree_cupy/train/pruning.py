@@ -170,7 +170,7 @@ def prune(
     with folder.taken(out, resumed=RECORD if resume else None) as out:
         record = out / RECORD
         if record.exists():
-            _compare(record, ours)
+            check_record(record, ours, "plan of mulfree prune")
         elif any(out.glob("*-density-*.npz")):
             raise ValueError(f"{out} holds a pruning run without its {RECORD}; take another folder")
         accuracy = evaluate(model, test, saved.mean, saved.std, xp)
@@ -208,12 +208,12 @@ def _described(plan: Plan, source: str | os.PathLike) -> dict:
     return json.loads(json.dumps({**asdict(plan), "source": digest}))
 
 
-def _compare(path: Path, ours: dict) -> None:
-    """Refuse another run than the one to be gone on with."""
+def check_record(path: Path, ours: dict, what: str) -> None:
+    """Refuse to go on with another run than the one recorded; `what` says which kind it is."""
     try:
         theirs = dict(json.loads(path.read_text()))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no plan of mulfree prune, or is damaged: {error}") from error
+        raise ValueError(f"{path} is no {what}, or is damaged: {error}") from error
     different = [name for name in ours if theirs.get(name) != ours[name]]
     if different:
         raise ValueError(f"{path} is of another run: it has another {', '.join(different)}")

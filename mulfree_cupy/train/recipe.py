@@ -28,6 +28,10 @@ class Recipe:
     After each epoch BatchNorm's statistics are gathered anew, as by `gather_statistics`, from as
     many of its first batches as hold `calibration` images, or all; 0 leaves the running ones.
 
+    With a `teacher`, the name of a network, what is trained follows its answers and features too:
+    `temperature`, `teacher_share` and `teacher_features` are T, s and f of `Distillation`. The
+    teacher is one that `Training` is given or, if `teacher_learns`, one trained along.
+
     Raises
     ------
     TypeError
@@ -50,23 +54,41 @@ class Recipe:
     seed: int = 0
     first_epoch: int = 0
     calibration: int = IMAGES
+    teacher: str = ""
+    teacher_learns: bool = False
+    temperature: float = 4.0
+    teacher_share: float = 0.9
+    teacher_features: float = 0.0
 
     def __post_init__(self):
         for name in ("epochs", "batch_size", "seed", "first_epoch", "calibration"):
             least = int(name in ("epochs", "batch_size"))
             self._take(name, integer("Recipe", name, getattr(self, name), least))
-        for name in ("rate", "momentum", "weight_decay", "adder_scale", "eta"):
+        for name in (
+            *("rate", "momentum", "weight_decay", "adder_scale", "eta"),
+            *("temperature", "teacher_share", "teacher_features"),
+        ):
             self._take(name, number("Recipe", name, getattr(self, name)))
         for name, choices in (
             ("nesterov", (False, True)),
+            ("teacher_learns", (False, True)),
             ("adder", optim.ADDER_RATES),
             ("augment", tuple(AUGMENTATIONS)),
         ):
             chosen = getattr(self, name)
             if type(chosen) is not type(choices[0]) or chosen not in choices:
                 raise ValueError(f"Recipe: {name} must be one of {choices}, got {chosen!r}")
-        if not isinstance(self.model, str):
-            raise TypeError(f"Recipe: model must be the name of a network, got {self.model!r}")
+        for name in ("model", "teacher"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(
+                    f"Recipe: {name} must be the name of a network, got {getattr(self, name)!r}"
+                )
+        if self.teacher_share > 1:
+            raise ValueError(f"Recipe: teacher_share must be at most 1, got {self.teacher_share}")
+        if self.temperature == 0:
+            raise ValueError("Recipe: temperature must be above 0, got 0.0")
+        if self.teacher_learns and not self.teacher:
+            raise ValueError("Recipe: teacher_learns needs the name of a teacher")
         if self.nesterov and self.momentum == 0:
             raise ValueError("Recipe: nesterov needs momentum > 0")
         if self.first_epoch >= self.epochs:

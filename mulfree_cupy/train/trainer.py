@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from mulfree_cupy import data, models, nn, optim
-from mulfree_cupy.autograd import Tensor, apply
 from mulfree_cupy.data.feed import Progress
 from mulfree_cupy.progress import progress as progress_bar
 from mulfree_cupy.train import checkpoint
@@ -32,6 +31,7 @@ from mulfree_cupy.train.evaluation import (
     namespace_of,
     shape_of,
 )
+from mulfree_cupy.train.objective import CrossEntropy, Distillation
 from mulfree_cupy.train.recipe import History, Recipe
 
 
@@ -50,12 +50,16 @@ class Training:
     path : path, optional
         Where the checkpoint goes: at the start, after every epoch and at an interruption. What is
         there is replaced; inside `folder.taken` no other run is.
+    teacher : Module, optional
+        The recipe's teacher, trained, as `load_teacher` returns it; by default, for one that learns
+        along, a fresh one.
 
     Raises
     ------
     ValueError
-        If the images are all of one class, the test images are others than the training images, or
-        a batch would hold one image, which has no variance for batch normalisation.
+        If the images are all of one class, the test images are others than the training images, a
+        batch would hold one image, which has no variance for batch normalisation, or there is a
+        teacher that the recipe does not name or the other way round.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Training:
         *,
         device: str = "cpu",
         path: str | os.PathLike | None = None,
+        teacher: nn.Module | None = None,
     ):
         if len(train.classes) < 2:
             raise ValueError(
@@ -87,8 +92,20 @@ class Training:
         self.mean, self.std = data.statistics(train)
         self.digest = data.digest(train, test)
         self.model = models.build(recipe.model, seed=recipe.seed, **self.shape).to(self.xp)
+        if teacher is None and recipe.teacher_learns:
+            teacher = models.build(recipe.teacher, seed=recipe.seed, **self.shape)
+        if (teacher is None) == bool(recipe.teacher):
+            raise ValueError(
+                "a recipe names a teacher and Training is given it, unless it learns along; got "
+                f"{recipe.teacher!r} and {'none' if teacher is None else 'one'}"
+            )
+        self.networks, self.teacher = [self.model], teacher
+        self.objective: CrossEntropy | Distillation = CrossEntropy(self.model)
+        if teacher is not None:
+            self.networks.append(teacher.to(self.xp))
+            self.objective = Distillation(self.model, teacher, recipe)
         self.optimiser = optim.SGD(
-            self.model.parameters(),
+            checkpoint.trained(recipe, self.model, teacher),
             recipe.rate,
             momentum=recipe.momentum,
             nesterov=recipe.nesterov,
@@ -168,23 +185,24 @@ class Training:
             yield self.sums["loss"] / self.sums["seen"]
 
     def _train_step(self, images: np.ndarray, labels: np.ndarray) -> tuple[float, int]:
-        logits = self.model(Tensor(images))
-        loss = apply("cross_entropy", logits, labels=labels)
-        value = loss.item()
+        loss, right, backward = self.objective(images, labels)
+        value = float(loss)
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"the loss is {value} in epoch {self.epoch + 1}, step {self.step + 1}; "
                 f"{first_fault(self.model, images)}"
             )
         self.optimiser.zero_grad()
-        loss.backward()
+        backward()
         self.optimiser.step()
-        return value, int((logits.data.argmax(axis=1) == labels).sum())
+        return value, int(right)
 
     def _device_steps(self) -> Iterator[float | None]:
         """The same on a GPU, whose loss is known later."""
         if self.device_steps is None:
-            self.device_steps = DeviceSteps(self.model, self.optimiser, self.loader, self.xp)
+            self.device_steps = DeviceSteps(
+                self.networks, self.objective, self.optimiser, self.loader, self.xp
+            )
         done = Progress(self.sums["loss"], self.sums["right"], self.step)
         try:
             for known in self.device_steps.epoch(self.epoch, done, self._seed_dropout):
@@ -210,7 +228,8 @@ class Training:
 
     def _seed_dropout(self) -> None:
         """A step's masks depend on the place of the step alone."""
-        for i, (_, module) in enumerate(self.model.modules()):
+        modules = itertools.chain(*(network.modules() for network in self.networks))
+        for i, (_, module) in enumerate(modules):
             if isinstance(module, nn.Dropout):
                 module.rng = np.random.default_rng((self.recipe.seed, self.epoch, self.step, i))
 
@@ -241,6 +260,7 @@ class Training:
             mean=self.mean,
             std=self.std,
             model=self.model,
+            teacher=self.teacher,
             velocities=self.optimiser.state_dict(),
         )
         checkpoint.save(self.path, state)
@@ -280,7 +300,7 @@ class Training:
             recipe = saved.resumed(schedule, **changes)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
-        run = cls(recipe, train, test, device=device, path=path)
+        run = cls(recipe, train, test, device=device, path=path, teacher=saved.teacher)
         means = np.array_equal(run.mean, saved.mean) and np.array_equal(run.std, saved.std)
         if not means or saved.data not in (None, run.digest):
             raise ValueError(
@@ -297,8 +317,8 @@ class Training:
         run.model.load_state_dict(saved.weights)
         velocities = saved.velocities
         if recipe.momentum and (run.epoch or run.step) and not velocities:  # from rest
-            parameters = enumerate(saved.model.parameters())
-            velocities = {f"velocity.{i}": np.zeros_like(p.data) for i, p in parameters}
+            parameters = enumerate(run.optimiser.parameters)
+            velocities = {f"velocity.{i}": np.zeros(p.shape, p.dtype) for i, p in parameters}
         run.optimiser.load_state_dict(velocities)
         return run
 

@@ -6,7 +6,7 @@ from numpy.testing import assert_allclose
 
 import mulfree_cupy as mf
 from mulfree_cupy.report import winograd
-from mulfree_cupy.report.multiplications import Layer, activation_density, reduction, table
+from mulfree_cupy.report.convolutions import Convolution, activation_density, reduction, table
 
 # Convolutions as (channels, filters, output side).
 VGG_NAGADOMI = [
@@ -27,10 +27,12 @@ RESNET18_DENSE = [(64, 64, 56), (64, 128, 28), (128, 256, 14), (256, 512, 14), (
 
 def network(convolutions, dense, form, weights, activations=1.0, first=None):
     pruned = [
-        Layer(f"conv{i}", *sizes, 3, form, first if first and i == 0 else weights, activations)
+        Convolution(
+            f"conv{i}", *sizes, 3, form, first if first and i == 0 else weights, activations
+        )
         for i, sizes in enumerate(convolutions)
     ]
-    return pruned, pruned + [Layer("dense", *sizes, 1) for sizes in dense]
+    return pruned, pruned + [Convolution("dense", *sizes, 1) for sizes in dense]
 
 
 @pytest.mark.parametrize(
@@ -77,13 +79,13 @@ def test_sizes_of_the_published_networks():
 @pytest.mark.parametrize(("m", "to", "back"), [(2, 32, 24), (4, 336, 200)])
 def test_operations_count_the_transforms_as_written(m, to, back):
     """F(2x2, 3x3): Lavin's 32 and 24 additions; F(4x4, 3x3) with no sum shared between rows."""
-    layer = Layer("conv", 5, 7, 4 * m, form="native", weight_density=0.25, m=m)
+    layer = Convolution("conv", 5, 7, 4 * m, form="native", weight_density=0.25, m=m)
     products = 2 * 0.25 * 5 * 7 * (m + 2) ** 2
-    assert layer.operations == 16 * (products + 5 * to + 7 * back)
+    assert layer.operations.total() == 16 * (products + 5 * to + 7 * back)
 
 
 def test_odd_sizes_pay_for_whole_tiles():
-    layer = Layer("conv", 1, 1, (7, 5), form="native")
+    layer = Convolution("conv", 1, 1, (7, 5), form="native")
     assert (layer.direct, layer.static) == (9 * 35, 16 * 12)
 
 
@@ -106,7 +108,7 @@ def test_activations_are_counted_where_they_meet_the_weights():
 
 @pytest.mark.parametrize("share", [(0.0, 1.0), (0.4, 0.0)])
 def test_nothing_left_to_multiply_is_an_infinite_reduction(share):
-    layer = Layer("conv", 5, 7, 8, 3, "winograd-relu", *share)
+    layer = Convolution("conv", 5, 7, 8, 3, "winograd-relu", *share)
     assert reduction([layer]) == np.inf and np.isfinite(reduction([layer], "operations"))
     assert table([layer]).splitlines()[1].split()[-2] == "infx"
 
@@ -122,18 +124,27 @@ def test_the_table_names_every_layer_and_the_totals():
     ("call", "message"),
     [
         (
-            lambda: Layer("c", 1, 1, 4, form="sparse"),
-            "Layer: form must be one of dense, .*'sparse'",
+            lambda: Convolution("c", 1, 1, 4, form="sparse"),
+            "Convolution: form must be one of dense, .*'sparse'",
         ),
-        (lambda: Layer("c", 1, 1, 4, 5, form="native"), r"needs a 3x3 kernel, got \(5, 5\) for c"),
-        (lambda: Layer("c", 1, 1, 0), "Layer: size must be at least 1"),
+        (
+            lambda: Convolution("c", 1, 1, 4, 5, form="native"),
+            r"needs a 3x3 kernel, got \(5, 5\) for c",
+        ),
+        (lambda: Convolution("c", 1, 1, 0), "Convolution: size must be at least 1"),
         (lambda: activation_density(np.ones((1, 1, 4, 4)), "x"), "activation_density: form must"),
-        (lambda: Layer("c", 1, 1, 4, m=3), "Layer: no transform for m=3"),
-        (lambda: Layer("c", 1, 1, 4, weight_density=2), "Layer: weight_density must .*got 2 for"),
+        (lambda: Convolution("c", 1, 1, 4, m=3), "Convolution: no transform for m=3"),
+        (
+            lambda: Convolution("c", 1, 1, 4, weight_density=2),
+            "Convolution: weight_density must .*got 2 for",
+        ),
         (lambda: activation_density(np.ones((4, 4)), "native"), "x must have 4 dimensions"),
         (lambda: activation_density(np.ones((0, 1, 4, 4)), "spatial"), r"not be empty.*\(0, 1,"),
         (lambda: reduction([]), "reduction: layers must not be empty"),
-        (lambda: reduction([Layer("c", 1, 1, 4)], "all"), "reduction: count must be .*got 'all'"),
+        (
+            lambda: reduction([Convolution("c", 1, 1, 4)], "all"),
+            "reduction: count must be .*got 'all'",
+        ),
     ],
 )
 def test_bad_arguments(call, message):

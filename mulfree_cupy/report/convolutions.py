@@ -1,28 +1,59 @@
-"""Multiplications of a network by the rule of the Winograd pruning papers, and all its operations.
+"""What one image costs in a convolution, of any form: its terms, and the operations of each.
 
-The rule counts products alone, those with a zero weight or activation as none, and transforms as
-free. Only hardware that skips zero activations reaches it; what the weights alone save is `static`.
+A term is what a sum adds up: a product, AdderNet's abs(x - w), or an XNOR of two signs. The rule of
+the Winograd pruning papers counts a product with a zero weight or activation as none, and
+transforms as free. Only hardware that skips zero activations reaches it; what the weights alone
+save is `static`.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
-from mulfree_cupy import arrays, geometry, nn
-from mulfree_cupy.autograd import Tensor
+from mulfree_cupy import arrays, geometry
 from mulfree_cupy.geometry import Pair
 from mulfree_cupy.launch.numpy_winograd import transformed
 from mulfree_cupy.ops.winograd.matrices import checked, matrices
+from mulfree_cupy.report.energy import Operations
 
-FORMS = ("dense", "spatial", "native", "winograd-relu")
+# What the sums of each form add up.
+FORMS = {
+    "dense": "product",
+    "spatial": "product",
+    "native": "product",
+    "winograd-relu": "product",
+    "adder": "difference",
+    "binary": "xnor",
+}
+PRUNABLE = "spatial", "native", "winograd-relu"
+
+
+def operations_of(term: str, dtype: str = "float32") -> Operations:
+    """Of one term and its place in a sum: a product-sum is a multiplication and an addition.
+
+    Sums of 8-bit numbers have 32 bits.
+
+    Examples
+    --------
+    >>> from mulfree_cupy.report.convolutions import operations_of
+    >>> dict(operations_of("difference")), dict(operations_of("difference", "uint8"))
+    ({('addition', 'float32'): 2}, {('addition', 'int8'): 1, ('addition', 'int32'): 1})
+    """
+    element, total = ("int8", "int32") if dtype == "uint8" else (dtype, dtype)
+    return {
+        "product": Counter([("multiplication", element), ("addition", total)]),
+        "difference": Counter([("addition", element), ("addition", total)]),
+        "xnor": Counter([("xnor", "bit"), ("addition", "bit")]),
+    }[term]
 
 
 @dataclass(frozen=True)
-class Layer:
+class Convolution:
     """One convolution of one image; a fully connected layer is a 1x1 one of one pixel.
 
     Parameters
@@ -34,11 +65,14 @@ class Layer:
     kernel : int or pair of ints
     form : str
         ``"dense"``; ``"spatial"``: pruned spatial weights, clipped activations; ``"native"``:
-        pruned Winograd weights, dense activations; ``"winograd-relu"``: both sparse.
+        pruned Winograd weights, dense activations; ``"winograd-relu"``: both sparse; ``"adder"``;
+        ``"binary"``.
     weight_density, activation_density : float
         Shares that are not zero, from 0 to 1, in the domain in which they meet.
     m, points
         As of `mulfree_cupy.winograd_matrices`.
+    dtype : str
+        Of the activations: ``"uint8"`` or a floating one.
 
     Raises
     ------
@@ -48,8 +82,8 @@ class Layer:
 
     Examples
     --------
-    >>> from mulfree_cupy.report.multiplications import Layer
-    >>> layer = Layer("conv2", 64, 64, 32, form="winograd-relu", weight_density=0.4)
+    >>> from mulfree_cupy.report.convolutions import Convolution
+    >>> layer = Convolution("conv2", 64, 64, 32, form="winograd-relu", weight_density=0.4)
     >>> layer.direct, round(layer.direct / layer.static, 3)
     (37748736, 5.625)
     """
@@ -64,23 +98,29 @@ class Layer:
     activation_density: float = 1.0
     m: int = 2
     points: str = "lavin"
+    dtype: str = "float32"
 
     def __post_init__(self):
         if self.form not in FORMS:
             raise ValueError(
-                f"Layer: form must be one of {', '.join(FORMS)}, got {self.form!r} for {self.name}"
+                f"Convolution: form must be one of {', '.join(FORMS)}, got {self.form!r} for "
+                f"{self.name}"
             )
         for field in ("size", "kernel"):
-            object.__setattr__(self, field, geometry.pair("Layer", field, getattr(self, field), 1))
+            value = geometry.pair("Convolution", field, getattr(self, field), 1)
+            object.__setattr__(self, field, value)
         if self.in_winograd_domain and self.kernel != (3, 3):
             raise ValueError(
-                f"Layer: form {self.form!r} needs a 3x3 kernel, got {self.kernel} for {self.name}"
+                f"Convolution: form {self.form!r} needs a 3x3 kernel, got {self.kernel} for "
+                f"{self.name}"
             )
-        checked("Layer", self.m, self.points)
+        checked("Convolution", self.m, self.points)
         for field in ("weight_density", "activation_density"):
             share = getattr(self, field)
             if not 0 <= share <= 1:
-                raise ValueError(f"Layer: {field} must be from 0 to 1, got {share} for {self.name}")
+                raise ValueError(
+                    f"Convolution: {field} must be from 0 to 1, got {share} for {self.name}"
+                )
 
     @property
     def in_winograd_domain(self) -> bool:
@@ -93,12 +133,12 @@ class Layer:
 
     @property
     def direct(self) -> int:
-        """Multiplications of the dense convolution, the papers' 36 a tile of 2x2 outputs."""
+        """Terms of the dense convolution, for F(2x2, 3x3) the papers' 36 a tile."""
         return self.channels * self.filters * int(np.prod(self.kernel) * np.prod(self.size))
 
     @property
     def static(self) -> float:
-        """Multiplications by weights that are not zero."""
+        """Terms whose weight is not zero."""
         dense = self.direct
         if self.in_winograd_domain:
             dense = self.channels * self.filters * (self.m + 2) ** 2 * self.tiles
@@ -123,9 +163,14 @@ class Layer:
         return multiplications, additions
 
     @property
-    def operations(self) -> float:
-        """Multiplications and additions by weights that are not zero, transforms included."""
-        return 2 * self.static + sum(self.transforms)
+    def operations(self) -> Operations:
+        """Of the terms whose weight is not zero, transforms included."""
+        term = operations_of(FORMS[self.form], self.dtype)
+        counts = Counter({operation: n * self.static for operation, n in term.items()})
+        for operation, count in zip(("multiplication", "addition"), self.transforms, strict=True):
+            if count:
+                counts[operation, self.dtype] += count
+        return counts
 
 
 def _cost(matrix: np.ndarray) -> np.ndarray:
@@ -145,7 +190,8 @@ def activation_density(
     x : array, shape (N, C, H, W)
         The layer's input; integers are taken as floats.
     form : str
-        As of `Layer`; for the two Winograd forms x is transformed, for ``"winograd-relu"`` clipped.
+        As of `Convolution`; for the two Winograd forms x is transformed, for ``"winograd-relu"``
+        clipped.
     m, points, padding
         As of the layer.
 
@@ -161,7 +207,7 @@ def activation_density(
     Examples
     --------
     >>> import numpy as np
-    >>> from mulfree_cupy.report.multiplications import activation_density
+    >>> from mulfree_cupy.report.convolutions import activation_density
     >>> activation_density(np.eye(4).reshape(1, 1, 4, 4), "spatial")
     0.25
     """
@@ -173,7 +219,7 @@ def activation_density(
     geometry.check_rank("activation_density", "x", x.shape, "N, C, H, W")
     if not x.size:
         raise ValueError(f"activation_density: x must not be empty, got shape {x.shape}")
-    if form in ("dense", "spatial"):
+    if form not in ("native", "winograd-relu"):
         return float(np.count_nonzero(x) / x.size)
     x = x.astype(np.result_type(x, np.float32), copy=False)  # transforms subtract
     BT, _, AT = checked("activation_density", m, points)
@@ -184,95 +230,20 @@ def activation_density(
     return float(nonzero / size)
 
 
-def describe(layer: nn.Module, name: str, size: Pair, x: np.ndarray | None = None) -> Layer:
-    """A layer of a network; its activations are measured on its input x, or else are dense.
+def reduction(layers: Iterable[Convolution], count: str = "dynamic") -> float:
+    """How many times fewer terms, products as a rule, layers take than their dense convolutions.
 
     Parameters
     ----------
-    layer : Module
-        WinogradConv, MaskedConv, Conv or Linear.
-    name : str
-    size : pair of ints
-        Of the output.
-    x : array, shape (N, C, H, W), optional
-
-    Returns
-    -------
-    Layer
-    """
-    if isinstance(layer, nn.WinogradConv):
-        filters, channels = layer.weight.shape[2:]
-        form = "winograd-relu" if layer.relu else "native"
-        transform = {"m": layer.m, "points": layer.points}
-        kernel, measure = 3, {**transform, "padding": layer.options["padding"]}
-    else:
-        filters, channels, *kernel = layer.weight.shape
-        kernel, measure, transform = tuple(kernel) or 1, {}, {}
-        form = "spatial" if isinstance(layer, nn.MaskedConv) else "dense"
-    share = {} if form == "dense" else {"weight_density": layer.density}
-    if x is not None and form in ("spatial", "winograd-relu"):
-        share["activation_density"] = activation_density(x, form, **measure)
-    return Layer(name, channels, filters, size, kernel, form, **share, **transform)
-
-
-def measured(model: nn.Module, images: np.ndarray) -> list[Layer]:
-    """The layers of a network that multiply, their activations measured on images.
-
-    Parameters
-    ----------
-    model : Module
-        With NumPy weights; it is run once, in evaluation mode, and left in it.
-    images : array, shape (N, C, H, W)
-        As the network takes them.
-
-    Returns
-    -------
-    list of Layer
-        In the order of computation.
-
-    Raises
-    ------
-    ValueError
-        If the network has no layer that can be pruned.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from mulfree_cupy import models
-    >>> from mulfree_cupy.report.multiplications import measured
-    >>> network = models.build("winograd-relu-vgg-nagadomi-8", size=8)
-    >>> layers = measured(network, np.random.default_rng(0).normal(size=(2, 3, 8, 8)))
-    >>> layers[1].form, 0.4 < layers[1].activation_density < 0.6
-    ('winograd-relu', True)
-    """
-    names = {id(module): name for name, module in model.modules()}
-    layers = []
-
-    def watch(layer: nn.Module, answer: Tensor, _: float) -> None:
-        if isinstance(layer, (nn.WinogradConv, nn.Conv, nn.Linear)):
-            x = answer.node.inputs[0].data
-            layers.append(describe(layer, names[id(layer)], answer.shape[2:] or (1, 1), x))
-
-    if not any(hasattr(module, "prune") for _, module in model.modules()):
-        raise ValueError("multiplications.measured: the network has no layer that can be pruned")
-    with nn.observed(watch):
-        model.eval()(Tensor(images))
-    return layers
-
-
-def reduction(layers: Iterable[Layer], count: str = "dynamic") -> float:
-    """How many times fewer multiplications the layers take than their dense convolutions.
-
-    Parameters
-    ----------
-    layers : iterable of Layer
+    layers : iterable of Convolution
     count : str
-        ``"dynamic"``, ``"static"``, or ``"operations"``, against as many additions as products.
+        ``"dynamic"``, ``"static"``, or ``"operations"``: all of them, where a dense convolution
+        has a multiplication and an addition a term.
 
     Returns
     -------
     float
-        Infinite if nothing is left to multiply.
+        Infinite if nothing is left.
 
     Raises
     ------
@@ -284,17 +255,20 @@ def reduction(layers: Iterable[Layer], count: str = "dynamic") -> float:
         raise ValueError(f"reduction: count must be dynamic, static or operations, got {count!r}")
     if not layers:
         raise ValueError("reduction: layers must not be empty")
-    dense = sum(layer.direct for layer in layers) * (2 if count == "operations" else 1)
-    left = sum(getattr(layer, count) for layer in layers)
+    dense = sum(layer.direct for layer in layers)
+    if count == "operations":
+        dense, left = 2 * dense, sum(layer.operations.total() for layer in layers)
+    else:
+        left = sum(getattr(layer, count) for layer in layers)
     return dense / left if left else math.inf
 
 
-def table(layers: Iterable[Layer]) -> str:
-    """Multiplications by layer, of the layers that are not dense, and of all, as text.
+def table(layers: Iterable[Convolution]) -> str:
+    """What pruning saves by layer, in the layers that can be pruned, and in all, as text.
 
     Parameters
     ----------
-    layers : iterable of Layer
+    layers : iterable of Convolution
 
     Returns
     -------
@@ -302,8 +276,8 @@ def table(layers: Iterable[Layer]) -> str:
 
     Examples
     --------
-    >>> from mulfree_cupy.report.multiplications import Layer, table
-    >>> print(table([Layer("conv", 64, 64, 32, form="native", weight_density=0.5)]))
+    >>> from mulfree_cupy.report.convolutions import Convolution, table
+    >>> print(table([Convolution("conv", 64, 64, 32, form="native", weight_density=0.5)]))
     layer             form          weights activations   direct M   static  dynamic operations
     conv              native          50.0%           -      37.75    4.50x    4.50x      4.27x
     all pruned                                               37.75    4.50x    4.50x      4.27x
@@ -323,14 +297,14 @@ def table(layers: Iterable[Layer]) -> str:
         lines.append(
             f"{layer.name:{width}} {layer.form:13} {weights:>7} {ours:>11} {_row([layer])}"
         )
-    pruned = [layer for layer in layers if layer.form != "dense"]
+    pruned = [layer for layer in layers if layer.form in PRUNABLE]
     for name, chosen in (("all pruned", pruned), ("network", layers)):
         if chosen:
             lines.append(f"{name:{width}} {'':13} {'':7} {'':11} {_row(chosen)}")
     return "\n".join(lines)
 
 
-def _row(layers: list[Layer]) -> str:
+def _row(layers: list[Convolution]) -> str:
     static, dynamic, operations = (
         reduction(layers, count) for count in ("static", "dynamic", "operations")
     )

@@ -1,0 +1,96 @@
+"""``mulfree compare``: the forms of one network side by side."""
+
+from __future__ import annotations
+
+import argparse
+
+from mulfree_cupy.cli import options
+from mulfree_cupy.cli.training import INTERRUPTED, defaults
+
+
+def add(commands) -> None:
+    command = commands.add_parser(
+        "compare",
+        help="train the five forms of a network side by side, with what each costs",
+        description="Train ResNet-20 as CNN, AdderNet, binary, shift and sparse Winograd network, "
+        "with no argument on handwritten digits in a few minutes. Prints a table of accuracy, "
+        "operations, energy, size and time, and writes it as comparison.md, .csv and .html, the "
+        "last with all pictures in it: accuracy against energy, learning curves, weights, filters "
+        "and features. Ctrl-C saves and stops; the same command goes on, and trains nothing twice.",
+    )
+    command.add_argument(
+        "--models",
+        metavar="NAMES",
+        help="networks to compare, with commas between them (default: the five forms of ResNet-20)",
+    )
+    options.add_data(command)
+    command.add_argument(
+        "--epochs",
+        type=options.whole(1),
+        help="of each network, those after a pruning included (default: 20)",
+    )
+    command.add_argument(
+        "--batch-size", type=options.whole(2), help="default: 64 for digits, else 256"
+    )
+    command.add_argument("--rate", type=options.rate, help="first learning rate (default: 0.1)")
+    command.add_argument(
+        "--augment",
+        choices=["none", "crop", "crop and flip"],
+        help="default: 'crop and flip' for colour images, else none",
+    )
+    command.add_argument(
+        "--seeds", type=options.whole(1), default=1, help="runs of each network (default: 1)"
+    )
+    command.add_argument(
+        "--out", default="mulfree-compare", help="folder, new or of a comparison to go on with"
+    )
+    command.set_defaults(run=_compare)
+
+
+def _compare(chosen: argparse.Namespace) -> int:
+    from mulfree_cupy import models
+    from mulfree_cupy.report import comparison, output
+    from mulfree_cupy.train import Interrupted, Recipe, compare
+
+    output.pyplot()
+    names = chosen.models.split(",") if chosen.models else models.RESNET20.values()
+    names = list(dict.fromkeys(names))
+    out = options.beside_data(chosen, chosen.out)
+    pair = options.load_data(chosen)
+    asked = {
+        name: getattr(chosen, name)
+        for name in ("epochs", "batch_size", "rate", "augment")
+        if getattr(chosen, name) is not None
+    }
+    usual = {**defaults(chosen.data, pair[0]), "epochs": 20, "model": names[0]}
+    recipe = Recipe(**{**usual, **asked})
+    where = {"out": out, "device": chosen.device}
+    try:
+        runs = compare(names, recipe, *pair, **where, seeds=chosen.seeds)
+        plane = compare(list(comparison.PLANE), recipe, *pair, **where)
+    except Interrupted:
+        print("Stopped; the same command goes on")
+        return INTERRUPTED
+    notes = _notes(recipe, chosen.seeds, pair)
+    rows = comparison.write(out, runs, plane, pair[1], notes)
+    print(comparison.table(rows))
+    print("\n".join(notes))
+    print(f"Page {out / 'comparison.html'}, table also as .md and .csv, pictures beside it")
+    return 0
+
+
+def _notes(recipe, seeds: int, pair) -> list[str]:
+    from mulfree_cupy.config import get_num_threads
+
+    train, test = pair
+    runs = f"{seeds} runs each, mean ± standard deviation" if seeds > 1 else "one run each"
+    return [
+        f"{train.name}: {len(train)} training and {len(test)} test images. {recipe.epochs} epochs "
+        f"in batches of {recipe.batch_size}, rate {recipe.rate:g}, augmentation: {recipe.augment}; "
+        f"{runs}.",
+        "Of one image, with normalisations, biases and the ordinary first and last layers. Energy: "
+        "of the arithmetic alone, by Horowitz's 45 nm table (ISSCC 2014); XNOR and its sum, which "
+        "it lacks, are assumed to take an eighth of an 8-bit addition. Moves: numbers that shifts "
+        "put elsewhere.",
+        f"Time: of one image in batches, on this machine's CPU, {get_num_threads()} threads.",
+    ]

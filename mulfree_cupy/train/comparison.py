@@ -1,0 +1,158 @@
+"""Several networks trained on the same data by the same recipe, those that can be pruned pruned."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from mulfree_cupy import data, files, models
+from mulfree_cupy.progress import progress as progress_bar
+from mulfree_cupy.train import checkpoint, folder
+from mulfree_cupy.train.evaluation import shape_of
+from mulfree_cupy.train.pruning import RECORD as PLAN
+from mulfree_cupy.train.pruning import Plan, check_record, prune
+from mulfree_cupy.train.recipe import History, Recipe
+from mulfree_cupy.train.trainer import Training
+
+RECORD = "comparison.json"
+
+_CHECKPOINT = "checkpoint.npz"
+DENSITIES = 0.6, 0.4
+_SHARE = 5  # of the epochs that follow each pruning: one in so many
+
+
+@dataclass(frozen=True)
+class Run:
+    """A network that was trained.
+
+    Parameters
+    ----------
+    model : str
+    seed : int
+    path : Path
+        Of its last checkpoint.
+    history : History
+        Of all its epochs, those before and after a pruning in one.
+    prunings : tuple of int
+        The numbers of epochs after which it was pruned.
+    """
+
+    model: str
+    seed: int
+    path: Path
+    history: History
+    prunings: tuple[int, ...] = ()
+
+
+def compare(
+    names: Sequence[str],
+    recipe: Recipe,
+    train: data.Dataset,
+    test: data.Dataset,
+    *,
+    out: str | os.PathLike,
+    seeds: int = 1,
+    device: str = "cpu",
+    progress: bool = True,
+) -> list[Run]:
+    """Train networks by one recipe, each in a folder of its own, and go on where that stopped.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of the networks. One with layers that can be pruned is trained for fewer epochs, pruned to
+        each of `DENSITIES` and trained again after each, for as many epochs in all.
+    recipe : Recipe
+        Its model and seed are replaced.
+    train, test : data.Dataset
+    out : path
+        A folder, new or with a comparison by the same recipe on the same data, of these networks
+        or others. What is finished there is not trained again.
+    seeds : int
+        Runs of each network, with the seeds 0, 1, ...
+    device : {"cpu", "cuda"}
+    progress : bool
+
+    Returns
+    -------
+    list of Run
+        All seeds of the first network, then of the next.
+
+    Raises
+    ------
+    ValueError
+        If there is no such network, or `out` holds another run, or a comparison by another recipe
+        or on other data.
+    Interrupted
+        At Ctrl-C, after the step under way and the checkpoint.
+    """
+    shape = shape_of(train)
+    pruned = {}
+    for name in names:  # all, before the first is trained
+        network = models.build(name, **shape)
+        pruned[name] = any(hasattr(module, "prune") for _, module in network.modules())
+    runs = []
+    with folder.taken(out, resumed=RECORD) as out:
+        record, ours = out / RECORD, _described(recipe, train, test)
+        if record.exists():
+            check_record(record, ours, "comparison of mulfree compare")
+        else:
+            with files.replaced(record) as file:
+                file.write(json.dumps(ours, indent=1).encode())
+        each = [(name, seed) for name in names for seed in range(seeds)]
+        for name, seed in progress_bar(each, "networks", "network") if progress else each:
+            changed = replace(recipe, model=name, seed=seed)
+            where = out / f"{name}-seed{seed}"
+            trained = _pruned if pruned[name] else _trained
+            runs.append(trained(changed, train, test, where, device, progress))
+    return runs
+
+
+def _trained(
+    recipe: Recipe,
+    train: data.Dataset,
+    test: data.Dataset,
+    where: Path,
+    device: str,
+    progress: bool,
+) -> Run:
+    path = where / _CHECKPOINT
+    with folder.taken(where, resumed=_CHECKPOINT):
+        options = {"device": device, "path": path}
+        if path.exists():
+            run = Training.resume(path, train, test, **options)
+        else:
+            run = Training(recipe, train, test, **options)
+        if run.epoch < recipe.epochs:
+            run.run(progress=progress)
+    return Run(recipe.model, recipe.seed, path, run.history)
+
+
+def _pruned(
+    recipe: Recipe,
+    train: data.Dataset,
+    test: data.Dataset,
+    where: Path,
+    device: str,
+    progress: bool,
+) -> Run:
+    after = max(1, recipe.epochs // _SHARE)
+    before = max(1, recipe.epochs - after * len(DENSITIES))
+    dense = _trained(replace(recipe, epochs=before), train, test, where / "dense", device, progress)
+    options = {"out": where, "device": device, "progress": progress}
+    options["resume"] = (where / PLAN).exists()
+    steps = prune(dense.path, Plan(DENSITIES, epochs=after), train, test, **options)
+    histories = [asdict(checkpoint.load(step.path).history) for step in steps]
+    whole = {name: [n for history in histories for n in history[name]] for name in histories[0]}
+    prunings = tuple(before + i * after for i in range(len(DENSITIES)))
+    return Run(recipe.model, recipe.seed, steps[-1].path, History(**whole), prunings)
+
+
+def _described(recipe: Recipe, train: data.Dataset, test: data.Dataset) -> dict:
+    """What all runs have in common, as JSON gives it back."""
+    common = asdict(recipe)
+    del common["model"], common["seed"]
+    return json.loads(json.dumps({**common, "data": data.digest(train, test)}))

@@ -1,0 +1,128 @@
+"""What a step of training makes small: the cross-entropy of the labels, or what a teacher adds."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+
+from mulfree_cupy import nn
+from mulfree_cupy.arrays import Array, namespace
+from mulfree_cupy.autograd import Tensor, no_grad
+from mulfree_cupy.ops.cross_entropy import cross_entropy, softmax
+from mulfree_cupy.train.recipe import Recipe
+
+Shape = tuple[int, ...]
+
+
+class CrossEntropy:
+    """Of a network's answers and the labels."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    def __call__(self, images: Array, labels: Array) -> tuple[Array, Array, Callable[[], None]]:
+        """The loss of a batch, how many answers are right, and what adds to the gradients."""
+        logits = self.model(Tensor(images))
+        loss, right, gradient = cross_entropy(logits.data, labels)
+        return loss, right, lambda: logits.backward(gradient)
+
+
+class Distillation:
+    """Of the labels and of a teacher's answers to the same images, softened; and of its features.
+
+    Parameters
+    ----------
+    model, teacher : Module
+    recipe : Recipe
+        Whose `temperature`, `teacher_share` and `teacher_features` are T, s and f below. Where its
+        `teacher_learns`, the teacher is trained along, by the labels, and its parameters must be
+        the optimiser's too; otherwise it is in evaluation mode, and stays as it is.
+
+    Notes
+    -----
+    With the network's logits z, the teacher's t, and the softened answers q = softmax(t / T)::
+
+        loss = (1 - s) H(labels, softmax(z)) + s T^2 KL(q, softmax(z / T))
+               + f sum_l mean (exp(-|a_l|) - exp(-c_l^2 / 2))^2
+
+    Here a_l and c_l are the network's and the teacher's last normalised answer of each shape (C, H,
+    W) that both have. The filters of an adder are near a Laplace distribution, those of a
+    convolution near a Gaussian, so that of one the Laplacian kernel is compared with the
+    Gaussian kernel of the other [2]_.
+
+    References
+    ----------
+    .. [1] G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network", 2015.
+    .. [2] Y. Xu et al., "Kernel Based Progressive Distillation for Adder Neural Networks",
+       NeurIPS 2020.
+    """
+
+    def __init__(self, model: nn.Module, teacher: nn.Module, recipe: Recipe):
+        self.model, self.teacher, self.learns = model, teacher, recipe.teacher_learns
+        self.temperature = recipe.temperature
+        self.share, self.features = recipe.teacher_share, recipe.teacher_features
+
+    def __call__(self, images: Array, labels: Array) -> tuple[Array, Array, Callable[[], None]]:
+        logits, features = _with_features(self.model, images)
+        if self.learns:
+            taught, their_features = _with_features(self.teacher.train(), images)
+        else:
+            with no_grad():
+                taught, their_features = _with_features(self.teacher.eval(), images)
+        loss, right, gradient = self._of_answers(logits.data, taught.data, labels)
+        gradients = [(logits, gradient)]
+        for shape, feature in features.items() if self.features else ():
+            if shape in their_features:
+                distance, gradient = _distance(feature.data, their_features[shape].data)
+                loss = loss + self.features * distance
+                gradients.append((feature, self.features * gradient))
+
+        def backward():
+            _with_gradients(gradients).backward()
+            if self.learns:
+                taught.backward(cross_entropy(taught.data, labels)[2])
+
+        return namespace(gradient).asarray(loss), right, backward  # no scalar of NumPy
+
+    def _of_answers(
+        self, logits: Array, taught: Array, labels: Array
+    ) -> tuple[Array, Array, Array]:
+        """Loss, right answers and gradient, but for the features."""
+        loss, right, gradient = cross_entropy(logits, labels)
+        share, temperature = self.share, self.temperature
+        if not share:
+            return loss, right, gradient
+        shares = softmax(taught / temperature)
+        soft, _, soft_gradient = cross_entropy(logits / temperature, shares)
+        divergence = soft - cross_entropy(taught / temperature, shares)[0]
+        loss = (1 - share) * loss + share * temperature**2 * divergence
+        return loss, right, (1 - share) * gradient + share * temperature * soft_gradient
+
+
+def _with_features(model: nn.Module, images: Array) -> tuple[Tensor, dict[Shape, Tensor]]:
+    """The answer, and the last normalised planes of each shape on the way to it."""
+    features: dict[Shape, Tensor] = {}
+
+    def watch(module: nn.Module, answer: Tensor, _: float) -> None:
+        if isinstance(module, nn.BatchNorm) and answer.ndim == 4:
+            features[answer.shape[1:]] = answer
+
+    with nn.observed(watch):
+        return model(Tensor(images)), features
+
+
+def _distance(adder: Array, convolution: Array) -> tuple[Array, Array]:
+    """Between the kernels' values of two features, and its gradient by the first."""
+    xp = namespace(adder)
+    laplacian = xp.exp(-abs(adder))
+    difference = laplacian - xp.exp(convolution * convolution * -0.5)
+    gradient = xp.sign(adder) * laplacian * difference
+    gradient *= -2 / difference.size
+    return (difference * difference).mean(), gradient
+
+
+def _with_gradients(gradients: list[tuple[Tensor, Array]]) -> Tensor:
+    """A number whose gradient by each of the tensors is the array beside it."""
+    products = [(tensor * Tensor(gradient)).sum() for tensor, gradient in gradients]
+    return functools.reduce(operator.add, products)
