@@ -192,8 +192,8 @@ def test_the_register_tile_counts_each_word_once(rows):
     assert found
 
 
-# Instructions of a step's loop of 3_tensor_cores on sm_90, for a word's type and F / 16. About 80 of
-# them decode the taps of 32 words, and run once in as many.
+# Instructions of the loop of 3_tensor_cores on sm_90, by a word's type and F / 16. About 80 of them
+# decode the taps of 32 words, and run once in as many.
 MOST_A_STEP = {("unsigned long long", 4): 195, ("unsigned long long", 2): 185,
                ("unsigned long long", 1): 180, ("unsigned int", 4): 240,
                ("unsigned short", 4): 260, ("unsigned char", 4): 390}  # fmt: skip
