@@ -44,6 +44,7 @@ def current_sections() -> dict[str, str]:
         goals,
         inference,
         pruning,
+        recipe,
         shift,
         training,
         winograd,
@@ -84,6 +85,8 @@ def current_sections() -> dict[str, str]:
         sections[f"pruning-{record['stem']}"] = pruning.document(record)
     for record in records(timing.RESULTS, "comparison"):
         sections[f"comparison-{record['stem']}"] = comparison.document(record)
+    for record in records(timing.RESULTS, "recipe"):
+        sections[f"recipe-{record['stem']}"] = recipe.document(record)
     if record := found["gpu"]:
         sections["gpu"] = gpu_tables.document(record).strip()
     return sections

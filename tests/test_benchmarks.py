@@ -655,3 +655,20 @@ def test_a_comparison_is_written_down(tmp_path, capsys):
     (file,) = out.glob("digits-comparison-*.json")
     assert [Row(**found) for found in json.loads(file.read_text())["rows"]] == [row, row]
     assert len(list(out.glob("*.png"))) == 5 and file.with_suffix(".md").exists()
+
+
+def test_recipes_are_tried_and_kept(tmp_path, capsys):
+    names = ["batch 64", "warm-up of an epoch", "labels smoothed by 0.1", "weights averaged"]
+    words = ["recipe", "--data", "digits", "--model", "conv-lenet", "--epochs", "2"]
+    words += ["--folder", str(tmp_path), "--name", "digits", "--title", "Digits"]
+    assert main([*words, "--only", *names, "--out", str(tmp_path / "out")]) == 0
+    (file,) = (tmp_path / "out").glob("digits-recipe-*.json")
+    runs = json.loads(file.read_text())["runs"]
+    losses = {run["history"]["train_loss"][0] for run in runs.values()}
+    assert list(runs) == names and len(losses) == 3  # an average changes no training
+    assert "| batch 64 " in capsys.readouterr().out
+    kept = [(tmp_path / f"{name}.json").stat().st_mtime_ns for name in names]
+    assert main([*words, "--only", *names]) == 0
+    assert kept == [(tmp_path / f"{name}.json").stat().st_mtime_ns for name in names]
+    with pytest.raises(SystemExit, match="no run 'nothing'; there are paper, batch 128"):
+        main([*words, "--only", "nothing"])

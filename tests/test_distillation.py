@@ -18,10 +18,12 @@ from mulfree_cupy.train import (
     CrossEntropy,
     Distillation,
     Interrupted,
+    Plan,
     Recipe,
     Training,
     checkpoint,
     load_teacher,
+    prune,
 )
 from mulfree_cupy.train.device import DeviceSteps
 
@@ -248,6 +250,19 @@ def test_a_checkpoint_must_hold_its_teacher(digits, teacher, tmp_path):
         np.savez(tmp_path / "other.npz", **broken)
         with pytest.raises(ValueError, match=message):
             checkpoint.load(tmp_path / "other.npz")
+
+
+def test_a_pruned_network_keeps_its_teacher(digits, teacher, tmp_path):
+    name, network = load_teacher(teacher, digits[0])
+    recipe = replace(RECIPE, model="spatial-vgg-nagadomi-8", teacher=name, epochs=1)
+    path = tmp_path / "checkpoint.npz"
+    Training(recipe, *digits, path=path, teacher=network).run(progress=False)
+    plan = Plan((0.5,), epochs=1)
+    *_, last = prune(path, plan, *digits, out=tmp_path / "pruned", progress=False)
+    kept = checkpoint.load(last.path)
+    assert kept.recipe.teacher == name
+    for entry, array in network.state_dict().items():
+        assert_array_equal(array, kept.teacher.state_dict()[entry])
 
 
 def test_the_command_line_takes_teachers(teacher, tmp_path, capsys, monkeypatch):
