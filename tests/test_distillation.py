@@ -15,6 +15,7 @@ from mulfree_cupy.autograd import Tensor
 from mulfree_cupy.data.feed import Progress
 from mulfree_cupy.ops.cross_entropy import cross_entropy, softmax
 from mulfree_cupy.train import (
+    RECIPES,
     CrossEntropy,
     Distillation,
     Interrupted,
@@ -289,6 +290,14 @@ def test_the_command_line_takes_teachers(teacher, tmp_path, capsys, monkeypatch)
     ):
         status, printed = mulfree(*words)
         assert status == 1 and message in printed.err
+
+
+def test_a_recipe_has_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train = ["train", "--epochs", "1", "--recipe", "fast"]
+    assert cli.main([*train, "--out", "one"]) == cli.main([*train, "--batch-size", "50"]) == 0
+    for folder, batch_size in (("one", RECIPES["fast"]["batch_size"]), ("mulfree-run", 50)):
+        assert checkpoint.load(tmp_path / folder / "checkpoint.npz").recipe.batch_size == batch_size
 
 
 def test_a_loss_of_labels_alone_leaves_the_gradient_to_backward():
