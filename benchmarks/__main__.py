@@ -158,6 +158,21 @@ def parser() -> argparse.ArgumentParser:
     _named(comparison, "what was compared on what")
     comparison.set_defaults(run=_comparison)
 
+    recipe = commands.add_parser(
+        "recipe",
+        help="what makes a network learn in few epochs: short runs that differ in one thing",
+        description="Trains a network again and again by one recipe, each time with one thing "
+        "changed, and prints a table. Each run is kept in --folder, where a second call finds it.",
+    )
+    recipe.add_argument("--data", required=True, help="as for `mulfree train`")
+    recipe.add_argument("--model", default="adder-resnet20", help="default: %(default)s")
+    recipe.add_argument("--epochs", type=int, default=5, help="default: %(default)s")
+    recipe.add_argument("--teacher", type=Path, metavar="CHECKPOINT", help="for runs with one")
+    recipe.add_argument("--only", nargs="+", metavar="RUN", help="by name (default: all)")
+    recipe.add_argument("--folder", type=Path, required=True, metavar="DIR", help="of the runs")
+    _named(recipe, "what was trained on what")
+    recipe.set_defaults(run=_recipe)
+
     ablation = commands.add_parser(
         "ablation",
         help="AdderNet's ablation on the digits, for the record (about 2 minutes)",
@@ -200,8 +215,8 @@ def parser() -> argparse.ArgumentParser:
         "<!-- /benchmark:NAME --> in README.md and docs/*.md from the newest JSON of each kind in "
         "benchmarks/results/. NAME is adder-SET, adder-beside-SET, batch1-SET, binary-SET, "
         "inference-SET, shift-SET, shift-beside-SET or winograd-SET, where SET is an instruction "
-        "set, training, errors, curves-NAME, pruning-NAME, comparison-NAME, emulator, gpu or "
-        "gpu-status.",
+        "set, training, errors, curves-NAME, pruning-NAME, comparison-NAME, recipe-NAME, emulator, "
+        "gpu or gpu-status.",
     )
     report.add_argument(
         "--check", action="store_true", help="write nothing; exit status 1 if a file would change"
@@ -333,6 +348,19 @@ def _comparison(options: argparse.Namespace) -> int:
     from benchmarks import comparison
 
     return comparison.run(options.name, options.folder, options.title, options.out)
+
+
+def _recipe(options: argparse.Namespace) -> int:
+    from benchmarks import recipe
+
+    chosen = options.only or [
+        name for name in recipe.CHANGES if options.teacher or "taught" not in name
+    ]
+    if unknown := [name for name in chosen if name not in recipe.CHANGES]:
+        raise SystemExit(f"no run {unknown[0]!r}; there are {', '.join(recipe.CHANGES)}")
+    settings = options.title, options.model, options.epochs, chosen
+    where = options.folder, options.teacher, options.out
+    return recipe.run(options.name, options.data, *settings, *where)
 
 
 def _gpu(options: argparse.Namespace) -> int:

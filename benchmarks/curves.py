@@ -18,6 +18,8 @@ def of_checkpoints(paths: list[Path], title: str) -> tuple[dict, dict[str, Histo
     for path in paths:
         saved = checkpoint.load(path)
         name = saved.recipe.model
+        if saved.recipe.teacher:
+            name += f", taught by {saved.recipe.teacher}"
         histories[name], recipes[name] = saved.history, asdict(saved.recipe)
     return _record(title, histories, recipes), histories
 

@@ -44,6 +44,7 @@ def current_sections() -> dict[str, str]:
         goals,
         inference,
         pruning,
+        recipe,
         shift,
         training,
         winograd,
@@ -84,6 +85,8 @@ def current_sections() -> dict[str, str]:
         sections[f"pruning-{record['stem']}"] = pruning.document(record)
     for record in records(timing.RESULTS, "comparison"):
         sections[f"comparison-{record['stem']}"] = comparison.document(record)
+    for record in records(timing.RESULTS, "recipe"):
+        sections[f"recipe-{record['stem']}"] = recipe.document(record)
     if record := found["gpu"]:
         sections["gpu"] = gpu_tables.document(record).strip()
     return sections
@@ -133,6 +136,12 @@ RUN_BY = {
     "adder/grad_w.cu": {"operation": "adder_conv_backward"},
     "adder/add_parts.cu": {"operation": "adder_conv_backward"},
     "adder/pack_channels.cu": {"operation": "adder_conv", "dtype": "uint8"},
+    "binary/1_naive.cu": {"operation": "binary_conv", "kernel": "1_naive"},
+    "binary/2_register_tile.cu": {"operation": "binary_conv", "kernel": "2_register_tile"},
+    "binary/3_tensor_cores.cu": {"operation": "binary_conv", "kernel": "3_tensor_cores"},
+    "binary/fragments.cu": {"operation": "binary_conv", "kernel": "3_tensor_cores"},
+    "binary/ones.cu": {"operation": "binary_conv", "kernel": "3_tensor_cores"},
+    "binary/pack.cu": {"operation": "pack_signs"},
     "shift/fused_adder_conv.cu": {"operation": "shift_adder_conv"},
     "shift/fused_grad_x.cu": {"operation": "shift_conv_backward"},
     "shift/fused_grad_w.cu": {"operation": "shift_conv_backward"},

@@ -15,13 +15,16 @@ from mulfree_cupy.autograd import Tensor
 from mulfree_cupy.data.feed import Progress
 from mulfree_cupy.ops.cross_entropy import cross_entropy, softmax
 from mulfree_cupy.train import (
+    RECIPES,
     CrossEntropy,
     Distillation,
     Interrupted,
+    Plan,
     Recipe,
     Training,
     checkpoint,
     load_teacher,
+    prune,
 )
 from mulfree_cupy.train.device import DeviceSteps
 
@@ -250,6 +253,19 @@ def test_a_checkpoint_must_hold_its_teacher(digits, teacher, tmp_path):
             checkpoint.load(tmp_path / "other.npz")
 
 
+def test_a_pruned_network_keeps_its_teacher(digits, teacher, tmp_path):
+    name, network = load_teacher(teacher, digits[0])
+    recipe = replace(RECIPE, model="spatial-vgg-nagadomi-8", teacher=name, epochs=1)
+    path = tmp_path / "checkpoint.npz"
+    Training(recipe, *digits, path=path, teacher=network).run(progress=False)
+    plan = Plan((0.5,), epochs=1)
+    *_, last = prune(path, plan, *digits, out=tmp_path / "pruned", progress=False)
+    kept = checkpoint.load(last.path)
+    assert kept.recipe.teacher == name
+    for entry, array in network.state_dict().items():
+        assert_array_equal(array, kept.teacher.state_dict()[entry])
+
+
 def test_the_command_line_takes_teachers(teacher, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
@@ -274,6 +290,14 @@ def test_the_command_line_takes_teachers(teacher, tmp_path, capsys, monkeypatch)
     ):
         status, printed = mulfree(*words)
         assert status == 1 and message in printed.err
+
+
+def test_a_recipe_has_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train = ["train", "--epochs", "1", "--recipe", "fast"]
+    assert cli.main([*train, "--out", "one"]) == cli.main([*train, "--batch-size", "50"]) == 0
+    for folder, batch_size in (("one", RECIPES["fast"]["batch_size"]), ("mulfree-run", 50)):
+        assert checkpoint.load(tmp_path / folder / "checkpoint.npz").recipe.batch_size == batch_size
 
 
 def test_a_loss_of_labels_alone_leaves_the_gradient_to_backward():

@@ -66,7 +66,10 @@ def test_bad_arguments(name, options, error, message):
 @pytest.mark.parametrize("name", FORWARD)
 @pytest.mark.parametrize("dtype", ["float16", "int64", "bool"])
 def test_dtypes_that_are_not_served(name, dtype):
-    with pytest.raises(TypeError, match=rf"{name}: .*float32 or float64, got x {dtype}, w {dtype}"):
+    message = f"the common dtype must be float32 or float64, got x {dtype}, w {dtype}"
+    if (name, dtype) == ("binary_conv", "float16"):
+        message = "float16 is for GPUs"
+    with pytest.raises(TypeError, match=f"{name}: {message}"):
         CALLS[name](x=X.astype(dtype), w=W.astype(dtype))
 
 

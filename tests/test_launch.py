@@ -33,7 +33,7 @@ MEMBERS = [name for name in vars(Device) if not name.startswith("_")]
     "kind", [cuda.Device, emulator.Device, resources.Recorder], ids=lambda kind: kind.__module__
 )
 def test_a_device_is_what_the_launchers_use(kind):
-    assert MEMBERS == ["xp", "constant", "launch"]
+    assert MEMBERS == ["xp", "architecture", "constant", "launch"]
     for name in MEMBERS:
         wanted, member = getattr(Device, name), getattr(kind, name)
         if callable(wanted):
@@ -47,6 +47,7 @@ def test_the_device_of_an_array_on_a_gpu():
     """In rehearsal too, whose device is the real one."""
     device = device_for(on_gpu(np.ones(2, np.float32)))
     assert device is cuda.device and device.xp.__name__ == "cupy"
+    assert 75 <= device.architecture < 1000
     constant = device.constant(np.arange(3))
     assert constant.shape == (3,) and device.constant(np.arange(3)) is constant
 
@@ -78,6 +79,12 @@ CALLS = [
     (call("adder_conv", "float16", geometry=DEEP), "7_half2"),
     (call("adder_matmul"), "4_vectorised_loads"),
     (call("adder_matmul", "uint8"), "6_uint8"),
+    (call("adder_conv with bits", "uint8"), "3_tensor_cores"),
+    (call("binary_conv"), "3_tensor_cores"),
+    (call("binary_conv", architecture=80), "3_tensor_cores"),
+    (call("binary_conv", architecture=75), "2_register_tile"),
+    (call("binary_conv", architecture=100), "2_register_tile"),
+    (call("binary_conv", architecture=120), "2_register_tile"),
     (call("conv", geometry=DEEP), "2_implicit_conv"),
     (call("conv", geometry=PLANES), "depthwise"),
     (call("conv", "float16", geometry=PLANES), "1_im2col"),
@@ -129,6 +136,7 @@ def test_tiles_are_what_a_block_can_be(itemsize, rows, columns, groups):
     for tile in (
         tiling.conv_tile(itemsize, rows, columns, groups),
         tiling.half_tile(4, rows, columns, groups),
+        tiling.word_tile(4, rows, columns, groups),
         tiling.grad_x_tile(itemsize, rows),
         tiling.grad_w_tile(itemsize, rows, columns),
         tiling.shift_grad_w_tile(rows, columns),

@@ -28,7 +28,8 @@ def rows():
 
 def test_variants_cover_every_file():
     rooms = (
-        "adder", "batch", "batch_norm", "convolution", "cross_entropy", "sgd", "shift", "winograd",
+        "adder", "batch", "batch_norm", "binary", "convolution", "cross_entropy", "sgd", "shift",
+        "winograd",
     )  # fmt: skip
     assert {v.path for v in resources.variants()} == {
         k.path for k in source.kernels() if k.operation in rooms
@@ -170,6 +171,69 @@ def test_instructions_a_term_are_those_of_the_docs(rows):
         assert row.occupancy * 64 >= 8, tile  # warps, to hide latencies
         seen.add(tile)
     assert seen == MOST_A_TERM.keys()
+
+
+def binary_rows(rows, name, architectures):
+    return [
+        (r, dict(r.variant.defines), *sass.inner_loop(sass.disassemble(r.cubin), ("BMMA", "POPC")))
+        for r in rows
+        if r.variant.path == f"binary/{name}.cu" and r.architecture in architectures
+    ]
+
+
+def test_the_register_tile_counts_each_word_once(rows):
+    """At most: an exclusive or, a POPC and half an addition for 32 terms."""
+    found = binary_rows(rows, "2_register_tile", resources.ARCHITECTURES)
+    for row, d, loop, counts in found:
+        words = d["DEPTH"] * d["EACH_F"] * d["EACH_P"]
+        assert counts["POPC"] == words, row.variant
+        if row.architecture == "sm_90" and d["F"] == 64:
+            assert len(loop) / words <= 3.2, row.variant
+    assert found
+
+
+# Instructions of the loop of 3_tensor_cores on sm_90, by a word's type and F / 16. About 80 of them
+# decode the taps of 32 words, and run once in as many.
+MOST_A_STEP = {("unsigned long long", 4): 195, ("unsigned long long", 2): 185,
+               ("unsigned long long", 1): 180, ("unsigned int", 4): 240,
+               ("unsigned short", 4): 260, ("unsigned char", 4): 390}  # fmt: skip
+
+
+def test_tensor_cores_multiply_bits_where_they_can(rows):
+    seen = set()
+    for row, d, loop, counts in binary_rows(rows, "3_tensor_cores", ("sm_80", "sm_90")):
+        products = [i for i in loop if sass.opcode(i) == "BMMA"]
+        assert len(products) == 4 * d["TILES"], (row.variant, row.architecture)
+        assert all(i.startswith("BMMA.168256.AND.POPC") for i in products)
+        assert counts["POPC"] == 8  # the ones of a pixel's 256 bits
+        key = d["T"], d["TILES"]
+        if row.architecture == "sm_90" and key in MOST_A_STEP:
+            assert len(loop) <= MOST_A_STEP[key], (key, len(loop))
+            assert row.occupancy * 64 >= 16, key
+            seen.add(key)
+    assert seen == MOST_A_STEP.keys()
+
+
+def test_tensor_cores_have_no_such_product_elsewhere(rows):
+    for architecture, opcode in (("sm_75", None), ("sm_100", "IMMA"), ("sm_120", "IMMA")):
+        for row, *_ in binary_rows(rows, "3_tensor_cores", (architecture,)):
+            found = {sass.opcode(i) for i in sass.instructions(sass.disassemble(row.cubin))}
+            assert {o for o in found if o.endswith("MMA")} == ({opcode} if opcode else set())
+
+
+def test_packing_signs_leaves_memory_the_bottleneck(rows):
+    """An H100 issues 35 instructions of a thread while it reads 4 bytes."""
+    (row,) = (
+        r
+        for r in rows
+        if (r.variant.path, r.architecture) == ("binary/pack.cu", "sm_90")
+        and dict(r.variant.defines).items()
+        >= {"T": "unsigned int", "WORD": "unsigned long long", "PIXELS": 4}.items()
+    )
+    text = sass.instructions(sass.disassemble(row.cubin))
+    assert sum(sass.opcode(i) != "NOP" for i in text) <= 64 * 4 * 10
+    loads = [i for i in text if i.startswith("LDG")]
+    assert len(loads) == 64 and all(".128" in i for i in loads)
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import timing
-from benchmarks.gpu import adder, cases, devices, peers, rates, shift, step, training, winograd
+from benchmarks.gpu import (
+    adder,
+    binary,
+    cases,
+    devices,
+    peers,
+    rates,
+    shift,
+    step,
+    training,
+    winograd,
+)
 from mulfree_cupy import data
 
 DEVICE_LOST = 3
 
 SECTIONS: dict[str, Callable] = {
     "adder": adder.cases,
+    "binary": binary.cases,
     "shift": shift.cases,
     "step": step.cases,
     "winograd": winograd.cases,

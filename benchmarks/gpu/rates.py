@@ -26,6 +26,7 @@ class Rate:
     dtype: type
 
 
+BINARY_MMA = "bits ANDed and counted, MMA"
 RATES = [
     Rate("float32 terms, 2 FADD", "vabsdiff4.cu", "fadd_pair", 256, np.float32),
     Rate("float16 terms, 2 HADD2", "half2.cu", "hadd2_pair", 512, np.float16),
@@ -33,7 +34,8 @@ RATES = [
     Rate("float16 terms, HADD2 and HFMA2.MMA", "half2.cu", "both_pipes", 512, np.float16),
     Rate("uint8 terms, VABSDIFF4.ACC", "vabsdiff4.cu", "vabsdiff4_acc", 1024, np.uint32),
     Rate("uint8 terms, VABSDIFF4 + DP4A", "vabsdiff4.cu", "vabsdiff4_dp4a", 1024, np.uint32),
-    Rate("bits ANDed and counted, MMA", "binary_mma.cu", "binary_and_popc", 65536, np.int32),
+    Rate("bits XORed and counted, POPC", "popc.cu", "popc_of_xor", 32 * 256, np.uint32),
+    Rate(BINARY_MMA, "binary_mma.cu", "binary_and_popc", 65536, np.int32),
 ]
 
 

@@ -83,7 +83,7 @@ def _workers() -> list[str]:
 START_SECONDS = 12  # until the first step of a training run, and to spare
 SANITIZERS = "memcheck", "racecheck"
 FOUND_BY_SANITIZER = 9
-CHECKED = "adder", "shift", "winograd", "step"
+CHECKED = "adder", "binary", "shift", "winograd", "step"
 
 # What matters first comes first: a run that is cut off has it. Neighbours that run together start
 # together.
@@ -92,12 +92,13 @@ STEPS = [
     *(Step(section, 60, 80, "checked") for section in CHECKED),
     Step("training", 60, 60, "checked"),
     Step("rates", 5, 5),
-    Step("adder", 15, 40),
+    Step("adder", 10, 30),
+    Step("binary", 8, 25),
     Step("shift", 20, 40),
     Step("step", 5, 10),
-    Step("peers", 15, 60),
+    Step("peers", 15, 50),
     Step("training", 30, 110),
-    Step("winograd", 10, 30),
+    Step("winograd", 7, 25),
     *(Step(section, 20, 30, tool) for section in CHECKED for tool in SANITIZERS),
 ]
 EMULATED = [Step(section, 600, 600) for section in CHECKED]

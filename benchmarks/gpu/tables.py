@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks.gpu import shift, step, training, winograd
+from benchmarks.gpu import binary, shift, step, training, winograd
 from benchmarks.timing import cell, milliseconds, table
 
 # abs(x - w) a clock and multiprocessor. float32: two additions on 128 lanes (64 lanes on 7.5 and
@@ -30,6 +30,7 @@ def document(record: dict) -> str:
             "Other operations, and the same layers in other libraries:",
             others_table(record),
             NOTES,
+            *binary.document(record),
             *shift.document(record),
             *winograd.document(record),
             *step.document(record),

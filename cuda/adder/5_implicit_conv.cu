@@ -16,7 +16,8 @@
 // T: float or double. F, P, EACH_F, EACH_P, DEPTH, W_VECTOR: the tile, and weights in one global
 // load; L = C/groups*kh*kw must be a multiple. Y_VECTOR: outputs in one store; OH*OW must be a
 // multiple. LARGE_WINDOW: the window has more rows than 16 or columns than 15. SUM, ADD_TERM
-// and the like: as in tile.cuh, for 6_uint8 and 7_half2.
+// and the like: as in tile.cuh, for 6_uint8 and 7_half2. PARAMETERS, Y, AT and RESULT: what makes an
+// output of a filter's sum and of what is known of a place of the plane, for binary/2_register_tile.
 #ifndef T
 #define T float
 #endif
@@ -29,12 +30,18 @@
 #ifndef ADD_TERM
 #define ADD_TERM(sum, x, w) ((sum) + fabs((x) - (w)))
 #endif
+#ifndef RESULT
+#define PARAMETERS const SUM* bias
+#define Y SUM
+#define AT(place) 0  // a sum and a bias are enough
+#define RESULT(sum, filter, at) ((bias ? bias[filter] : (SUM)0) - (sum))
+#endif
 
 #include "../geometry.cuh"
 #include "tile.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-    adder_conv(const T* x, const T* w, const SUM* bias, SUM* y,
+    adder_conv(const T* x, const T* w, PARAMETERS, Y* y,
                const __grid_constant__ Convolution shape) {
   const int groups = shape.groups, channels = shape.channels, filters = shape.filters;
   const Pair size = shape.size, kernel = shape.kernel, stride = shape.stride, pad = shape.pad;
@@ -94,17 +101,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   for (int i = 0; i < EACH_P; i += Y_VECTOR) {
     const int p = first_p + position<EACH_P, THREADS_P>(THREAD_P, i);
     if (p >= pixels) continue;
-    const int first = p / plane * groups * filters * plane + p % plane;
+    const int place = p % plane, first = p / plane * groups * filters * plane + place;
+    [[maybe_unused]] decltype(AT(place)) at[Y_VECTOR];
+#pragma unroll
+    for (int v = 0; v < Y_VECTOR; ++v) at[v] = AT(place + v);
 #pragma unroll
     for (int f = 0; f < EACH_F; ++f) {
       const int k = first_f + position<EACH_F, THREADS_F>(THREAD_F, f);
       if (k >= filters) continue;
       const int filter = group * filters + k;
-      const SUM shift = bias ? bias[filter] : (SUM)0;
-      Vector<SUM, Y_VECTOR> result;
+      Vector<Y, Y_VECTOR> outputs;
 #pragma unroll
-      for (int v = 0; v < Y_VECTOR; ++v) result.at[v] = shift - sum[f][i + v];
-      *(Vector<SUM, Y_VECTOR>*)(y + first + filter * plane) = result;
+      for (int v = 0; v < Y_VECTOR; ++v) outputs.at[v] = RESULT(sum[f][i + v], filter, at[v]);
+      *(Vector<Y, Y_VECTOR>*)(y + first + filter * plane) = outputs;
     }
   }
 }

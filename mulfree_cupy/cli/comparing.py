@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mulfree_cupy.cli import options
-from mulfree_cupy.cli.training import INTERRUPTED, defaults
+from mulfree_cupy.cli.training import INTERRUPTED, defaults, recipe_of
 
 
 def add(commands) -> None:
@@ -24,13 +24,16 @@ def add(commands) -> None:
         help="networks to compare, with commas between them (default: the five forms of ResNet-20)",
     )
     options.add_data(command)
+    options.add_recipe(command)
     command.add_argument(
         "--epochs",
         type=options.whole(1),
         help="of each network, those after a pruning included (default: 20)",
     )
     command.add_argument(
-        "--batch-size", type=options.whole(2), help="default: 64 for digits, else 256"
+        "--batch-size",
+        type=options.whole(2),
+        help="default: 64 for digits and --recipe fast, else 256",
     )
     command.add_argument("--rate", type=options.rate, help="first learning rate (default: 0.1)")
     command.add_argument(
@@ -57,11 +60,7 @@ def _compare(chosen: argparse.Namespace) -> int:
     names = list(dict.fromkeys(names))
     out = options.beside_data(chosen, chosen.out)
     pair = options.load_data(chosen)
-    asked = {
-        name: getattr(chosen, name)
-        for name in ("epochs", "batch_size", "rate", "augment")
-        if getattr(chosen, name) is not None
-    }
+    asked = recipe_of(chosen, "epochs", "batch_size", "rate", "augment")
     usual = {**defaults(chosen.data, pair[0]), "epochs": 20, "model": names[0]}
     recipe = Recipe(**{**usual, **asked})
     where = {"out": out, "device": chosen.device}

@@ -80,6 +80,15 @@ def add_images(command: argparse.ArgumentParser) -> None:
     add_image_size(command)
 
 
+def add_recipe(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--recipe",
+        choices=["paper", "fast"],
+        help="what other options change: AdderNet's, for hundreds of epochs, or one that learns "
+        "more in 20 to 40 (default: paper)",
+    )
+
+
 def add_image_size(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--image-size",

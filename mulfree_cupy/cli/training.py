@@ -30,13 +30,16 @@ def add_train(commands) -> None:
     )
     command.add_argument("--model", help="name of the network (default: adder-lenet)")
     options.add_data(command)
+    options.add_recipe(command)
     command.add_argument(
         "--epochs",
         type=options.whole(1),
         help="in all, those of --resume included (default: 30 for digits, else 20)",
     )
     command.add_argument(
-        "--batch-size", type=options.whole(2), help="default: 64 for digits, else 256"
+        "--batch-size",
+        type=options.whole(2),
+        help="default: 64 for digits and --recipe fast, else 256",
     )
     command.add_argument("--rate", type=options.rate, help="first learning rate (default: 0.1)")
     command.add_argument(
@@ -103,14 +106,11 @@ def _train(chosen: argparse.Namespace) -> int:
         raise ValueError("--schedule says how a run goes on, and needs --resume")
     if chosen.teacher and chosen.resume:
         raise ValueError("--teacher begins a run: the teacher of --resume is in its checkpoint")
-    asked = {
-        name: getattr(chosen, name)
-        for name in (
-            *("model", "epochs", "batch_size", "rate", "augment", "seed", "calibration"),
-            *("temperature", "teacher_share", "teacher_features"),
-        )
-        if getattr(chosen, name) is not None
-    }
+    asked = recipe_of(
+        chosen,
+        *("model", "epochs", "batch_size", "rate", "augment", "seed", "calibration"),
+        *("temperature", "teacher_share", "teacher_features"),
+    )
     with _folder(chosen) as out:
         where = {"device": chosen.device, "path": out / "checkpoint.npz"}
         pair = options.load_data(chosen)
@@ -136,6 +136,14 @@ def _train(chosen: argparse.Namespace) -> int:
         f" after {len(history.test_accuracy)} epochs, {time.perf_counter() - start:.1f} s"
     )
     return 0
+
+
+def recipe_of(chosen: argparse.Namespace, *names: str) -> dict:
+    """The entries of ``--recipe``, and those of these names that were given themselves."""
+    from mulfree_cupy.train import RECIPES
+
+    given = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
+    return {**RECIPES[chosen.recipe or "paper"], **given}
 
 
 def _folder(chosen: argparse.Namespace) -> AbstractContextManager[Path]:

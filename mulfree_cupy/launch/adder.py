@@ -105,7 +105,8 @@ def _implicit_conv(function, device, kernel, x, w, bias, out, geometry: ConvGeom
         at_once = min(at_once, max(1, limits.WORKSPACE // image))
     for images in chunks(g.batch, at_once):
         x_part = _packed(device, x[images], channels) if packed else x[images]
-        launch(device, f"adder/{kernel}", "adder_conv", defines, x_part, w, bias, out[images], g)
+        arrays = x_part, w, (bias,), out[images]
+        launch(device, f"adder/{kernel}", "adder_conv", defines, *arrays, g)
 
 
 def _packed(device, x, channels: int):

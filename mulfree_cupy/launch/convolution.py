@@ -104,7 +104,7 @@ def conv(device, x, w, bias, out, geometry: ConvGeometry, kernel: str | None = N
     for images in chunks(geometry.batch, at_once):
         launch(
             *(device, f"convolution/{kernel}", "conv", {"T": c_type(x)}),
-            *(x[images], w, bias, out[images], geometry),
+            *(x[images], w, (bias,), out[images], geometry),
         )
 
 

@@ -24,6 +24,10 @@ class Device:
 
         return cupy
 
+    @property
+    def architecture(self) -> int:
+        return int(self.xp.cuda.Device().compute_capability)
+
     def constant(self, values: np.ndarray):
         """A small NumPy array's values on the current device, for kernels to read alone.
 

@@ -20,6 +20,10 @@ class Device(Protocol):
     def xp(self) -> Any:
         """The module of its arrays."""
 
+    @property
+    def architecture(self) -> int:
+        """Its compute capability, 90 for 9.0."""
+
     def constant(self, values: np.ndarray) -> Array:
         """A small NumPy array's values for kernels to read alone, copied once at most."""
 

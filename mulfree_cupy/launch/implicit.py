@@ -45,9 +45,9 @@ def images_at_once(function: str, g: ConvGeometry, channels: int) -> int:
 
 
 def conv_launch(
-    device, kernel, entry, defines, x, w, bias, out, g: ConvGeometry, choose_tile=conv_tile
+    device, kernel, entry, defines, x, w, parameters, out, g: ConvGeometry, choose_tile=conv_tile
 ) -> None:
-    """A sum over each window of x, added to the bias or taken off it."""
+    """A sum over each window of x, made an output with the `parameters`: the bias, mostly."""
     filters, length = g.filters // g.groups, w[0].size
     images, pixels = len(out), len(out) * g.out_height * g.out_width
     tile = choose_tile(x.itemsize, filters, pixels, g.groups)
@@ -55,21 +55,28 @@ def conv_launch(
         **defines,
         **tile.defines(),
         "W_VECTOR": vector(w, length),
-        "Y_VECTOR": vector(out, g.out_height * g.out_width),
+        "Y_VECTOR": min(vector(out, g.out_height * g.out_width), 16 // x.itemsize),
     }
-    if any(size > most for size, most in zip(g.kernel, limits.WINDOW, strict=True)):
-        defines["LARGE_WINDOW"] = 1
+    defines |= large_window(g)
     device.launch(
         f"{kernel}.cu",
         entry,
         defines,
         (tile.blocks(filters, pixels, g.groups),),
         (tile.threads,),
-        (x, w, bias, out, convolution_struct(g, images, w.shape[1])),
+        (x, w, *parameters, out, convolution_struct(g, images, w.shape[1])),
     )
 
 
-def depthwise_launch(device, kernel, entry, defines, x, w, bias, out, g: ConvGeometry) -> None:
+def large_window(g: ConvGeometry) -> dict[str, int]:
+    """The macro of a window that has more rows or columns than gather.cuh has bits for."""
+    large = any(size > most for size, most in zip(g.kernel, limits.WINDOW, strict=True))
+    return {"LARGE_WINDOW": 1} if large else {}
+
+
+def depthwise_launch(
+    device, kernel, entry, defines, x, w, parameters, out, g: ConvGeometry
+) -> None:
     """`conv_launch` of a depthwise convolution: all that shapes the loops is a macro."""
     strips = -(-g.out_height // _DEPTHWISE_ROWS)
     planes = len(out) * g.filters
@@ -87,7 +94,7 @@ def depthwise_launch(device, kernel, entry, defines, x, w, bias, out, g: ConvGeo
         defines,
         (-(-planes * strips * g.out_width // _DEPTHWISE_THREADS),),
         (_DEPTHWISE_THREADS,),
-        (x, w, bias, out, convolution_struct(g, len(out))),
+        (x, w, *parameters, out, convolution_struct(g, len(out))),
     )
 
 

@@ -32,6 +32,7 @@ class Call:
     stride: Pair = (1, 1)
     weights: Any = None  # WinogradWeights
     elements: int = 0  # of a channel of batch normalisation
+    architecture: int = 90  # of the device, as in sm_90
 
 
 Refusal = str | None  # as in "kernel '4_frozen' takes m=2"
@@ -188,6 +189,11 @@ def _held_by_registers(call: Call) -> Refusal:
         return f"takes at most {most} elements a channel, got {call.elements}"
 
 
+def _multiplies_bits(call: Call) -> bool:
+    """Whether tensor cores do: from sm_100 on 8 products of bytes take the place of one."""
+    return 80 <= call.architecture < 100
+
+
 _FLOATS = _takes("float32", "float64")
 _PRODUCT = _all_of(_FLOATS, _groups_of_a_grid)
 _ADDER = (
@@ -200,6 +206,11 @@ _ADDER = (
     Kernel("7_half2", _takes("float16")),
 )
 _DEPTHWISE = Kernel("depthwise", _all_of(_FLOATS, _depthwise))
+_BINARY = (
+    Kernel("1_naive"),
+    Kernel("2_register_tile"),
+    Kernel("3_tensor_cores", by_default=_multiplies_bits),
+)
 _SHIFT = (
     Kernel("1_tiled_modulo", _modulo_of_3x3),
     Kernel("2_tiled_generic", _modulo),
@@ -215,6 +226,8 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
     ),
     "adder_conv": (*_ADDER, _DEPTHWISE),
     "conv": (Kernel("1_im2col"), Kernel("2_implicit_conv", _FLOATS), _DEPTHWISE),
+    "adder_conv with bits": _BINARY,
+    "binary_conv": _BINARY,
     "shift": _SHIFT,
     "shift_backward": _SHIFT,
     "shift_conv": _SHIFT_CONV,

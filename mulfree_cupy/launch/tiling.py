@@ -95,6 +95,33 @@ def half_tile(itemsize: int, filters: int, pixels: int, groups: int) -> Tile:
     return tile._replace(depth=DEPTH if filters <= 4 else 2 * DEPTH)
 
 
+def word_tile(itemsize: int, filters: int, pixels: int, groups: int) -> Tile:
+    """Of cuda/binary/2_register_tile.cu: 8 x 4 outputs a thread, since POPC sets the pace."""
+    rows = next((rows for rows in (1, 4, 16, 32) if filters <= rows), 64)
+    each = min(8, rows)
+    return Tile(rows, 512 * each // rows, each, 4)
+
+
+class BitTile(NamedTuple):
+    """Of cuda/binary/3_tensor_cores.cu: filters of a block, in 16."""
+
+    tiles: int
+    pixels: int = 128
+    threads: int = 128
+
+    def blocks(self, filters: int, pixels: int, groups: int) -> int:
+        return -(-filters // (16 * self.tiles)) * -(-pixels // self.pixels) * groups
+
+
+def bit_tile(filters: int, pixels: int, groups: int) -> BitTile:
+    """As many filters as leave two blocks for nearly every multiprocessor, and are there."""
+    for tiles in (4, 2, 1):
+        tile = BitTile(tiles)
+        if filters > 8 * tiles and tile.blocks(filters, pixels, groups) >= 2 * limits.FULL:
+            break
+    return tile
+
+
 def grad_x_tile(itemsize: int, channels: int) -> Tile:
     """Channels by pixels; a thread's pixels are one vector."""
     if channels == 1:

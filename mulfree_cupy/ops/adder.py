@@ -7,8 +7,9 @@ import numpy as np
 from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.launch import adder as launchers
+from mulfree_cupy.launch import binary
 from mulfree_cupy.ops.convolution import backward, forward, take_for_backward
-from mulfree_cupy.ops.packing import check_bits, for_kernels, kernel_name, unpack
+from mulfree_cupy.ops.packing import check_bits, for_device, for_kernels, kernel_name, unpack
 
 __all__ = [
     "adaptive_rate",
@@ -192,7 +193,8 @@ def adder_conv(
         groups=groups,
     )
     (x, w, bias), dtype = _supported("adder_conv", g.taps, kernel, given, x, w, bias)
-    launch.check_kernel("adder_conv", kernel, x=x)
+    ladder = "adder_conv" if bits is None else "adder_conv with bits"
+    launch.check_kernel(ladder, kernel, x=x)
 
     def on_cpu(kernels, weights, bias, out):
         run = getattr(kernels, kernel_name("adder", bits))
@@ -201,8 +203,9 @@ def adder_conv(
 
     def on_device(device, x, w, bias, out, g):
         if bits is not None:
-            most = np.uint8(2**bits - 1)
-            x, w = device.xp.minimum(x, most), device.xp.minimum(w, most)
+            w = for_device("adder_conv", packed, w, kernel)
+            binary.adder_conv(device, x, w, bias, out, g, bits, kernel)
+            return
         _launch(launchers.adder_conv, device, x, w, bias, out=out, geometry=g, kernel=kernel)
 
     return forward("adder_conv", on_device, on_cpu, g, x, w, bias, out, dtype, given)

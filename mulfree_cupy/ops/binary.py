@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from mulfree_cupy import arrays, geometry
+from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
-from mulfree_cupy.launch import convolution as launchers
-from mulfree_cupy.ops.convolution import conv_backward, forward, take_for_backward
-from mulfree_cupy.ops.packing import filter_scale, for_kernels, unpack
+from mulfree_cupy.launch import binary as launchers
+from mulfree_cupy.ops.convolution import (
+    conv_backward,
+    forward,
+    refuse_half_on_cpu,
+    take_for_backward,
+)
+from mulfree_cupy.ops.packing import filter_scale, for_device, for_kernels, unpack
 
 __all__ = ["binary_conv", "binary_conv_backward", "pack_signs"]
 
@@ -46,6 +51,12 @@ def pack_signs(x: Array) -> Array:
         raise ValueError(f"pack_signs: x must have shape (N, C, ...), got {x.shape}")
     xp, channels = arrays.namespace(x), x.shape[1]
     words = -(-channels // 64)
+    device = launch.device_for(x)
+    if device is not None and x.size and x.dtype in (np.float16, np.float32, np.float64):
+        packed = arrays.empty_beside(x, (len(x), words, *x.shape[2:]), np.uint64)
+        planes = arrays.contiguous(x).reshape(*x.shape[:2], 1, -1)
+        launchers.pack_signs(device, planes, packed.reshape(len(x), words, 1, -1))
+        return packed
     with arrays.device_of(x):
         positive = xp.zeros((x.shape[0], *x.shape[2:], 64 * words), bool)
         positive[..., :channels] = xp.moveaxis(x, 1, -1) >= 0
@@ -65,13 +76,14 @@ def binary_conv(
     groups: int = 1,
     scale: bool = True,
     out: Array | None = None,
+    kernel: str | None = None,
 ) -> Array:
     """Convolution of the sign of x with the sign of w, by XNOR and population count.
 
     Parameters
     ----------
     x : array, shape (N, C, H, W)
-        float32 or float64, in any memory order.
+        float32 or float64, in any memory order; on a GPU float16 too.
     w : array, shape (K, C/groups, kh, kw), or PackedWeights
         See `pack`.
     stride, padding, dilation : int or pair of ints
@@ -81,17 +93,20 @@ def binary_conv(
         Multiply by each filter's mean ``abs(w)``, as XNOR-Net does.
     out : array, shape (N, K, OH, OW), optional
         Receives the answer; must not overlap an input.
+    kernel : str, optional
+        Name of a CUDA kernel such as ``"1_naive"``, for study; see `kernels`. The default is the
+        fastest that the GPU has.
 
     Returns
     -------
     array, shape (N, K, OH, OW)
-        float32, or float64 if an input is. Without `scale` they are integers, exact up to 2**24
-        taps in float32.
+        float32, or float64 if an input is, or float16 if both are. Without `scale` they are
+        integers, exact up to 2**24 taps in float32 and 2**11 in float16.
 
     Raises
     ------
     ValueError
-        If shapes, parameters or `out` do not fit.
+        If shapes, parameters or `out` do not fit, or there is no such kernel.
     TypeError
         If a dtype is not served, or the arrays are on different devices.
 
@@ -120,7 +135,8 @@ def binary_conv(
     """
     w, packed = unpack("binary_conv", w, "binary", groups)
     given = dict(x=x, w=w)
-    x, w = arrays.take_floats("binary_conv", **given)
+    x, w = arrays.take_floats("binary_conv", also=(np.float16,), **given)
+    refuse_half_on_cpu("binary_conv", given["x"], x)
     g = geometry.convolution(
         "binary_conv",
         x.shape,
@@ -130,22 +146,23 @@ def binary_conv(
         dilation=dilation,
         groups=groups,
     )
+    launch.check_kernel("binary_conv", kernel, x=x)
     factor = None
     if scale and g.taps:
         made = packed is not None and packed.dtype == w.dtype
-        factor = packed.scale if made else filter_scale(w)
+        # A product is rounded to float16 once, at its end.
+        wide = w.astype(np.float32) if w.dtype == np.float16 else w
+        factor = packed.scale if made else filter_scale(wide)
 
     def on_cpu(kernels, weights, factor, out):
         options = g.stride, g.padding, g.dilation, g.groups
         kernels.binary_conv(x, for_kernels("binary_conv", packed, weights), factor, out, *options)
 
-    return forward("binary_conv", _by_products, on_cpu, g, x, w, factor, out, x.dtype, given)
+    def on_device(device, x, w, factor, out, g):
+        w = for_device("binary_conv", packed, w, kernel)
+        launchers.binary_conv(device, x, w, factor, out, g, kernel)
 
-
-def _by_products(device, x, w, scale, out, g):
-    launchers.conv(device, signs(x), signs(w), None, out, g)
-    if scale is not None:
-        out *= scale[:, None, None]
+    return forward("binary_conv", on_device, on_cpu, g, x, w, factor, out, x.dtype, given)
 
 
 def signs(a: Array) -> Array:

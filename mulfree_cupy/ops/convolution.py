@@ -367,6 +367,15 @@ def forward(function, launcher, on_cpu, g, x, w, bias, out, dtype, given, **opti
     return arrays.deliver(result, out)
 
 
+def refuse_half_on_cpu(function, given, x):
+    """Where kernels for a GPU alone take float16; `given` is x as the caller gave it."""
+    if x.dtype == np.float16 and launch.device_for(x) is None:
+        raise TypeError(
+            f"{function}: float16 is for GPUs, the CPU has no arithmetic for it; "
+            f"{arrays.conversion(given)}"
+        )
+
+
 def take_for_backward(function, grad, x, w, also=()):
     """As `arrays.take_floats`; x and w must be floats without the help of grad."""
     given = dict(grad=grad, x=x, w=w)

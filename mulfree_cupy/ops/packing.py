@@ -8,6 +8,7 @@ import numpy as np
 
 from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
+from mulfree_cupy.launch import binary
 from mulfree_cupy.ops.winograd.weights import WinogradWeights
 
 __all__ = ["PackedWeights", "pack"]
@@ -26,7 +27,8 @@ class PackedWeights:
 
     An operation takes them in the place of w and gives the same answer, bit for bit, without
     packing w in every call. Threads may share them; a pickle holds the weights, and is packed anew
-    where it is opened. On a GPU, whose kernels read weights as they are, they are just these.
+    where it is opened. On a GPU, whose other kernels read weights as they are, only those of
+    `binary_conv`, and of `adder_conv` with `bits`, are packed.
 
     Attributes
     ----------
@@ -63,6 +65,10 @@ class PackedWeights:
             make = getattr(kernels, f"pack_{kernel_name(op, bits)}", None)
             if make is not None and array.size:
                 self._packed = make(array.reshape(*array.shape[:2], *self._sides(array)), groups)
+        elif (op == "binary" or bits is not None) and array.size:
+            device = launch.device_for(array)
+            taken = array.reshape(*array.shape[:2], *self._sides(array))
+            self._packed = binary.pack_weights(device, arrays.contiguous(taken), groups, bits)
         self._array = array
 
     @staticmethod
@@ -288,6 +294,13 @@ def for_kernels(function: str, packed: PackedWeights | None, w: Array) -> Any:
             f"{launch.cpu_kernels().features()} is in use; pack it again"
         )
     return packed._packed
+
+
+def for_device(function: str, packed: PackedWeights | None, w: Array, kernel: str | None) -> Any:
+    """What the CUDA kernels of bits take for w: its packed form if it is for the default kernel."""
+    if kernel is not None or isinstance(w, np.ndarray):  # or emulated, and packed for the CPU
+        return w
+    return for_kernels(function, packed, w)
 
 
 def _size(nbytes: int) -> str:

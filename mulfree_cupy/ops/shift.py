@@ -7,7 +7,12 @@ import numpy as np
 from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.launch import shift as launchers
-from mulfree_cupy.ops.convolution import backward, forward, take_for_backward
+from mulfree_cupy.ops.convolution import (
+    backward,
+    forward,
+    refuse_half_on_cpu,
+    take_for_backward,
+)
 from mulfree_cupy.ops.packing import for_kernels, unpack
 
 __all__ = [
@@ -496,21 +501,13 @@ def _geometry(function, x, w, stride):
     return geometry.window(function, x.shape, 1, filters=w.shape[0], stride=stride)
 
 
-def _refuse_half_on_cpu(function, given, x):
-    if x.dtype == np.float16 and launch.device_for(x) is None:
-        raise TypeError(
-            f"{function}: float16 is for GPUs, the CPU has no arithmetic for it; "
-            f"{arrays.conversion(given)}"
-        )
-
-
 def _forward(function, launcher, x, w, shifts, bias, stride, out, kernel, also):
     w, packed = unpack(function, w, "adder" if "adder" in function else "conv")
     if packed is not None and w.ndim == 4 and w.shape[2:] == (1, 1):
         w = w[:, :, 0, 0]
     given = dict(x=x, w=w, bias=bias)
     x, w, bias = arrays.take_floats(function, **given, optional=("bias",), also=also)
-    _refuse_half_on_cpu(function, given["x"], x)
+    refuse_half_on_cpu(function, given["x"], x)
     g = _geometry(function, x, w, stride)
     table = _table(function, shifts, x, g)
     launch.check_kernel(function, kernel, x=x)
@@ -528,7 +525,7 @@ def _forward(function, launcher, x, w, shifts, bias, stride, out, kernel, also):
 def _backward(function, launcher, on_cpu, grad, x, w, shifts, stride, also):
     given = x
     grad, x, w = take_for_backward(function, grad, x, w, also)
-    _refuse_half_on_cpu(function, given, x)
+    refuse_half_on_cpu(function, given, x)
     g = _geometry(function, x, w, stride)
     table = _table(function, shifts, x, g)
 

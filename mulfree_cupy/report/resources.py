@@ -20,6 +20,7 @@ from mulfree_cupy.launch import (
     adder,
     batch,
     batch_norm,
+    binary,
     convolution,
     cross_entropy,
     select,
@@ -90,6 +91,7 @@ class Recorder:
     """A device that notes the launches instead of running them."""
 
     xp = np
+    architecture = 90
 
     def __init__(self) -> None:
         self.variants: dict[tuple, Variant] = {}
@@ -139,6 +141,7 @@ def variants() -> list[Variant]:
         x = np.zeros(depthwise.x_shape, dtype)
         convolution.col2im(device, np.zeros(depthwise.cols_shape, dtype), x, depthwise)
     _record_batch(device)
+    _record_binary(device)
     _record_shift(device)
     _record_winograd(device)
     _record_training(device)
@@ -153,6 +156,32 @@ def _record_batch(device) -> None:
         batch.take(device, images, labels, plan, number, number, plan, y, labels, 2)
         for right in (np.int32, np.int64):
             batch.tally(device, number, right(0), plan, 2)
+
+
+def _record_binary(device) -> None:
+    """Of signs every type, tile and width of a word, of low bits every number of them."""
+
+    def record(g, dtype, bits=None):
+        x, w = np.zeros(g.x_shape, dtype), np.zeros(g.w_shape, dtype)
+        for kernel in select.names("binary_conv"):
+            if bits is None:
+                out, factor = np.zeros(g.out_shape, dtype), np.zeros(g.filters, np.float32)
+                binary.binary_conv(device, x, w, factor, out, g, kernel)
+            else:
+                out = np.zeros(g.out_shape, np.int32)
+                binary.adder_conv(device, x, w, None, out, g, bits, kernel)
+
+    for dtype in (np.float16, np.float32, np.float64):
+        record(ConvGeometry(2, 64, 128, 128, 64, (3, 3)), dtype)
+    for filters in (128, 32, 16, 4, 1):
+        record(ConvGeometry(4, 64, 128, 128, filters, (1, 1)), np.float32)
+    for channels in (8, 16, 32):
+        record(ConvGeometry(4, channels, 128, 128, 64, (1, 1)), np.float32)
+    record(ConvGeometry(1, 64, 7, 7, 64, (1, 1)), np.float32)
+    for bits in (1, 2, 3, 4):
+        record(ConvGeometry(4, 64, 128, 128, 64, (1, 1)), np.uint8, bits)
+    for filters in (32, 16, 4, 1):
+        record(ConvGeometry(4, 4, 128, 128, filters, (1, 1)), np.uint8, 2)
 
 
 def _record_shift(device) -> None:

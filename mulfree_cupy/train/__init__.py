@@ -14,11 +14,12 @@ from mulfree_cupy.train.evaluation import (
 from mulfree_cupy.train.objective import CrossEntropy, Distillation
 from mulfree_cupy.train.profile import StepProfile, profile
 from mulfree_cupy.train.pruning import Plan, Step, prune, prune_layers
-from mulfree_cupy.train.recipe import AUGMENTATIONS, History, Recipe
+from mulfree_cupy.train.recipe import AUGMENTATIONS, RECIPES, History, Recipe
 from mulfree_cupy.train.trainer import Interrupted, Training
 
 __all__ = [
     "AUGMENTATIONS",
+    "RECIPES",
     "SCHEDULES",
     "Checkpoint",
     "CrossEntropy",

@@ -11,7 +11,7 @@ from pathlib import Path
 from mulfree_cupy import data, files, nn
 from mulfree_cupy.geometry import number
 from mulfree_cupy.progress import progress as progress_bar
-from mulfree_cupy.train import folder
+from mulfree_cupy.train import checkpoint, folder
 from mulfree_cupy.train.evaluation import check_data, evaluate, load_model, namespace_of
 from mulfree_cupy.train.recipe import integer
 from mulfree_cupy.train.trainer import Training
@@ -185,8 +185,10 @@ def prune(
             else:
                 changes = {"epochs": plan.epochs, "rate": plan.rate, "first_epoch": 0}
                 recipe = replace(saved.recipe, **changes, seed=saved.recipe.seed + i)
-                run = Training(recipe, train, test, device=device, path=path)
-                run.model.load_state_dict(load_model(steps[-1].path)[0].state_dict())
+                last = checkpoint.load(steps[-1].path)
+                options = {"device": device, "path": path, "teacher": last.teacher}
+                run = Training(recipe, train, test, **options)
+                run.model.load_state_dict(last.weights)
                 prune_layers(
                     run.model,
                     density,

@@ -64,6 +64,20 @@ def operations():
             check(mf.adder_conv(x, w, padding=1, out=make(2, 6, 6, 6, dtype=dtype)))
 
 
+def bits():
+    """Apart from the others: prune looks at values, which are what the memory held before."""
+    for make in (on_gpu_1, transposed):
+        for dtype in (np.float32, np.float64):
+            x, w, grad = make(2, 4, 6, 6, dtype=dtype), make(6, 4, 3, 3), make(2, 6, 6, 6)
+            check(mf.pack_signs(x))
+            check(mf.binary_conv(x, w, padding=1))
+            check(mf.binary_conv(x, mf.pack(make(6, 4, 3, 3, dtype=dtype), op="binary")))
+            check(mf.binary_conv_backward(grad, x, w, padding=1))
+        x, w = make(2, 4, 6, 6, dtype=np.uint8), make(6, 4, 3, 3, dtype=np.uint8)
+        check(mf.adder_conv(x, w, bits=2, padding=1))
+        check(mf.adder_conv(x, mf.pack(w, op="adder", bits=2), bits=2, padding=1))
+
+
 def train(name, size=32):
     """Two steps, an evaluation, and the network's state taken over by itself."""
     model = models.build(name, classes=10, size=size)
@@ -87,5 +101,6 @@ def train(name, size=32):
 
 if __name__ == "__main__":
     operations()
+    bits()
     for network in sys.argv[1:]:
         train(network)

@@ -269,6 +269,7 @@ class Device:
     """The emulator as the launchers see a device."""
 
     xp = np
+    architecture = 90  # its __CUDA_ARCH__ is 900
 
     def __init__(self) -> None:
         self._kernels: dict[tuple[str, str], RawKernel] = {}

@@ -1,0 +1,45 @@
+// 1_naive: one thread an output; two words of signs multiply as an exclusive or
+//
+// Fixes: nothing; the formula as it stands, but 64 products in two instructions of 32 bits each
+// Cost: 2 L global loads, of words, and L exclusive ors and counts per output, L the words of a window
+//
+// y[n, k, oh, ow] = scale[k] * (terms - 2 distance), where the distance is the number of bits in which
+// the taps inside the image and those of w differ, and there are `terms` of them; or bias[k] -
+// distance, over all taps, for the low-bit adder convolution (answer.cuh). Words of x and of w are
+// pack.cu's.
+//
+// Y, SCALE, ADDER: as in answer.cuh. `tap_terms`: channels of a group, where shape.channels are its
+// words.
+#define T unsigned long long
+
+#include "answer.cuh"
+
+extern "C" __global__ void binary_conv(const T* x, const T* w, const int*,
+                                       const PER_FILTER* values, int tap_terms, Y* y,
+                                       const __grid_constant__ Convolution shape) {
+  const int filters = shape.groups * shape.filters, words = shape.channels;
+  const Pair size = shape.size, kernel = shape.kernel, out = shape.out;
+  const int at = blockIdx.x * blockDim.x + threadIdx.x;
+  if (at >= shape.images * filters * out.h * out.w) return;
+  const int column = at % out.w, row = at / out.w % out.h;
+  const int filter = at / out.w / out.h % filters, n = at / out.w / out.h / filters;
+  x += (n * shape.groups + filter / shape.filters) * words * size.h * size.w;
+  w += filter * words * kernel.h * kernel.w;
+
+  int distance = 0, taps = 0;
+  for (int i = 0; i < kernel.h; ++i) {
+    for (int j = 0; j < kernel.w; ++j) {
+      const int h = row * shape.stride.h - shape.pad.h + i * shape.dilation.h;
+      const int w_ = column * shape.stride.w - shape.pad.w + j * shape.dilation.w;
+      const bool inside = (unsigned)h < (unsigned)size.h && (unsigned)w_ < (unsigned)size.w;
+#ifndef ADDER
+      if (!inside) continue;
+#endif
+      ++taps;
+      for (int c = 0; c < words; ++c)
+        distance += ones_in((inside ? x[(c * size.h + h) * size.w + w_] : 0) ^
+                            w[(c * kernel.h + i) * kernel.w + j]);
+    }
+  }
+  y[at] = answer(distance, taps * tap_terms, values, filter);
+}
