@@ -31,7 +31,7 @@ def is_wide(name: str) -> bool:
 
 COLUMNS = [
     Column("speed, conv2d = 1", "conv2d", "binary_conv", ".1f", 6, 12, where=is_wide),
-    Column("packed before", "conv2d", "packed", ".1f"),
+    Column("packed before", "conv2d", "packed", ".1f", 6, 12, where=is_wide),
     Column("our conv = 1", "conv", "binary_conv", ".1f"),
     Column("uint8 adder = 1", "uint8", "binary_conv", ".1f"),
     Column("of popcount peak", "popcount peak", "packed", ".0%"),
@@ -51,8 +51,8 @@ float32, whose signs are packed in the call; "packed before": w alone by `mulfre
 popcount peak: the time the layer would take at the rate of a loop of exclusive ors, population
 counts and additions on registers, of whole words, measured in the same rounds. conv2d: torch
 (oneDNN), float32, contiguous or channels_last, whichever is faster. The weights of the adders are
-packed before. An adder of b bits counts 2**b - 1 bits a term; where 1 exceeds its column the table
-of uint8 is the faster one."""
+packed before. An adder of b bits counts 2**b - 1 bits a term; where its column is below 1, uint8 is
+the faster one."""
 
 STEADY = {"rounds": 7, "least": 0.05}
 QUICK = {"rounds": 2, "least": 0.001}

@@ -472,7 +472,7 @@ def test_errors_are_clear():
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([0, 1], r"\(3, 4\) and labels of shape \(2,\)"),
+        ([0, 1], r"\(3, 4\), dtype float64, and labels of shape \(2,\)"),
         ([[0], [1], [2]], r"labels of shape \(3, 1\)"),
         ([0.0, 1.0, 2.0], "dtype float64"),
         ([0, -1, 2], r"labels must be in 0..3, got -1..2"),
