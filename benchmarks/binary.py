@@ -51,8 +51,8 @@ float32, whose signs are packed in the call; "packed before": w alone by `mulfre
 popcount peak: the time the layer would take at the rate of a loop of exclusive ors, population
 counts and additions on registers, of whole words, measured in the same rounds. conv2d: torch
 (oneDNN), float32, contiguous or channels_last, whichever is faster. The weights of the adders are
-packed before. An adder of b bits counts 2**b - 1 bits a term; where its column is below 1, uint8 is
-the faster one."""
+packed before. An adder of b bits counts 2**b - 1 bits a term; of more bits than it pays to count it
+is that of uint8."""
 
 STEADY = {"rounds": 7, "least": 0.05}
 QUICK = {"rounds": 2, "least": 0.001}

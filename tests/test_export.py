@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,8 +73,17 @@ def test_its_numbers_are_ours(name, stranger, tmp_path):
     assert_close(stranger(tmp_path / "net.npz", images), exact(network, images))
 
 
-def test_its_numbers_are_ours_in_8_bits(stranger, tmp_path):
+@pytest.mark.parametrize("bits", [None, 4, 2])
+def test_its_numbers_are_ours_in_few_bits(stranger, tmp_path, bits):
     network = quantised(np.random.default_rng(0))
+    if bits is not None:
+        layers = [
+            replace(layer, options={**layer.options, "bits": bits})
+            if layer.op == "adder_conv"
+            else layer
+            for layer in network.layers
+        ]
+        network = replace(network, layers=tuple(layers))
     images = np.random.default_rng(1).integers(0, 256, (64, *network.image), np.uint8)
     inference.save_npz(tmp_path / "net.npz", network)
     found, expected = (

@@ -13,7 +13,7 @@ from test_inference import MEAN, STD, settled
 
 import mulfree_cupy as mf
 from mulfree_cupy import cli, data, inference, train
-from mulfree_cupy.inference import Layer, Network, Predictor, kernels, quantisation
+from mulfree_cupy.inference import Layer, Network, Predictor, quantisation
 from mulfree_cupy.inference.quantisation import Grid, quantize
 from mulfree_cupy.nn.description import network_of
 
@@ -298,25 +298,6 @@ def test_whole_numbers_have_as_many_bits(name, bits):
         assert row.grid.levels == 2**bits - 1
     layers = [layer for layer in new.layers if layer.op == "adder_conv"]
     assert all(layer.options.get("bits") == (bits if bits <= 4 else None) for layer in layers)
-
-
-@pytest.mark.parametrize("bits", [4, 3, 2])
-@pytest.mark.parametrize("faster", [True, False])
-def test_kernels_for_few_bits_give_the_same_answers(bits, faster, monkeypatch):
-    pytest.importorskip("mulfree_cupy._cpu")
-    network = quantised_of("adder-resnet20", 8, bits).network
-    _, images = network_and_images("adder-resnet20", 8)
-    expected = Predictor(network)(images)
-    monkeypatch.setattr(kernels, "_pays", lambda bits: faster)
-    assert_array_equal(Predictor(network)(images), expected)
-
-
-def test_kernels_for_few_bits_run_where_they_are_faster(monkeypatch):
-    for rates, fast in (((31, 10), [1, 2]), ((0, 0), []), ((151, 10), [1, 2, 3, 4])):
-        monkeypatch.setattr(kernels, "_rates", lambda features, rates=rates: rates)
-        assert [bits for bits in (1, 2, 3, 4) if kernels._pays(bits)] == fast
-    monkeypatch.undo()
-    kernels._pays(2)  # as this machine has it
 
 
 @adders

@@ -4,6 +4,9 @@
 
 #include "../engine/bits.hpp"
 #include "../engine/borders.hpp"
+#include <type_traits>
+
+#include "adder_u8.hpp"
 #include "peak.hpp"
 
 namespace mulfree::MULFREE_ISA {
@@ -64,8 +67,33 @@ struct CodeDistance : Differences<std::uint32_t, std::int32_t> {
         return [b = broadcast(bias)](V total, const auto&, NoDoubt) { return b - (Vec<std::int32_t>)total; };
     }
 };
+
+// The same of bytes, for as many bits as make longer codes than it pays to count.
 template <int BITS>
-using LowBitAdder = WordKernel<BitWords<Thermometer<BITS>, std::int32_t>, CodeDistance>;
+struct ClippedByteDistance : ByteDistance {
+    static V packed(V x) {
+        using Bytes = Vec<std::uint8_t>;
+        const Bytes bytes = (Bytes)x, most = broadcast(std::uint8_t(MOST));
+        return (V)(bytes < most ? bytes : most);
+    }
+    static Word packed_weight(Word w) {
+        Word clipped = 0;
+        for (index k = 0; k < PER_WORD; ++k) clipped |= Word(smaller(std::uint8_t(w >> 8 * k), MOST)) << 8 * k;
+        return clipped;
+    }
+
+private:
+    static constexpr index MOST = (1 << BITS) - 1;
+};
+
+#if defined(__AVX512VPOPCNTDQ__) || defined(__aarch64__)
+constexpr int MOST_COUNTED = 2;
+#else
+constexpr int MOST_COUNTED = 1;
+#endif
+template <int BITS>
+using LowBitAdder = std::conditional_t<(BITS <= MOST_COUNTED), WordKernel<BitWords<Thermometer<BITS>, std::int32_t>, CodeDistance>,
+                                       AdderWords<std::uint8_t, ClippedByteDistance<BITS>>>;
 
 // y = scale * sum sign(x) sign(w), what lies outside of x being zero. The scale stands in the place of a bias. With n
 // taps of which d differ the sum is n - 2 d. Outside of x no bit is set, as if all were -1: there d counts the positive

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -71,22 +70,7 @@ def _convolution(step: Step, function: str) -> Bind:
 
 
 def _adder(step: Step) -> Bind:
-    bits = step.options.get("bits")
-    return _convolution(step, kernel_name("adder", bits if bits and _pays(bits) else None))
-
-
-def _pays(bits: int) -> bool:
-    """Whether terms of so few bits are faster here than those of uint8, whose answers are alike."""
-    kernels = launch.cpu_kernels()
-    low, whole = _rates(kernels.features())
-    return low > (2**bits - 1) * whole
-
-
-@functools.cache
-def _rates(features: str) -> tuple[float, float]:
-    """Of bits that are counted and of terms of uint8, a second."""
-    peak = getattr(launch.cpu_kernels(), "peak", None)
-    return (0.0, 0.0) if peak is None else (peak("popcount", 0.005), peak("u8_max_dot", 0.005))
+    return _convolution(step, kernel_name("adder", step.options.get("bits")))
 
 
 def _shift_convolution(step: Step, function: str) -> Bind:

@@ -138,11 +138,10 @@ def quantize(
 
     Notes
     -----
-    Adder convolutions take uint8 and sum in int32, those of up to 4 bits by the kernels for so few
-    where these are faster than that of uint8. The scale and offset of the normalisation behind
-    one become those of a ``rescale`` to the next one's uint8; a residual is added in it. They are
-    corrected so that each filter's sums have the mean and the deviation that they had on the
-    calibration images before.
+    Adder convolutions take uint8 and sum in int32, those of up to 4 bits by the kernels for so few.
+    The scale and offset of the normalisation behind one become those of a ``rescale`` to the next
+    one's uint8; a residual is added in it. They are corrected so that each filter's sums have the
+    mean and the deviation that they had on the calibration images before.
 
     In a network without adder convolutions the ordinary ones are quantised for comparison, and no
     faster: their weights are rounded with a scale a filter, what they take is rounded to uint8, and

@@ -129,7 +129,7 @@ def adder_conv(
         Divides C and K; ``groups=C`` is the depthwise form.
     bits : int, optional
         From 1 to 4, for x and w of uint8: numbers above ``2**bits - 1`` count as that, so that a
-        distance is a population count. The fewer bits, the faster; 1 is the binary network's.
+        distance can be a population count, where that is faster. 1 is the binary network's.
     out : array, shape (N, K, OH, OW), optional
         Receives the answer; must not overlap an input.
     kernel : str, optional
