@@ -31,17 +31,6 @@ def add(commands) -> None:
         help="of each network, those after a pruning included (default: 20)",
     )
     command.add_argument(
-        "--batch-size",
-        type=options.whole(2),
-        help="default: 64 for digits and --recipe fast, else 256",
-    )
-    command.add_argument("--rate", type=options.rate, help="first learning rate (default: 0.1)")
-    command.add_argument(
-        "--augment",
-        choices=["none", "crop", "crop and flip"],
-        help="default: 'crop and flip' for colour images, else none",
-    )
-    command.add_argument(
         "--seeds", type=options.whole(1), default=1, help="runs of each network (default: 1)"
     )
     command.add_argument(

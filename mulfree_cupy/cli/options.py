@@ -87,6 +87,17 @@ def add_recipe(command: argparse.ArgumentParser) -> None:
         help="what other options change: AdderNet's, for hundreds of epochs, or one that learns "
         "more in 20 to 40 (default: paper)",
     )
+    command.add_argument(
+        "--batch-size",
+        type=whole(2),
+        help="default: 64 for digits and --recipe fast, else 256",
+    )
+    command.add_argument("--rate", type=rate, help="first learning rate (default: 0.1)")
+    command.add_argument(
+        "--augment",
+        choices=["none", "crop", "crop and flip"],
+        help="default: 'crop and flip' for colour images, else none",
+    )
 
 
 def add_image_size(command: argparse.ArgumentParser) -> None:

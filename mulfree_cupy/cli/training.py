@@ -37,17 +37,6 @@ def add_train(commands) -> None:
         help="in all, those of --resume included (default: 30 for digits, else 20)",
     )
     command.add_argument(
-        "--batch-size",
-        type=options.whole(2),
-        help="default: 64 for digits and --recipe fast, else 256",
-    )
-    command.add_argument("--rate", type=options.rate, help="first learning rate (default: 0.1)")
-    command.add_argument(
-        "--augment",
-        choices=["none", "crop", "crop and flip"],
-        help="default: 'crop and flip' for colour images, else none",
-    )
-    command.add_argument(
         "--seed", type=options.whole(0), help="of weights and batches (default: 0)"
     )
     command.add_argument(
