@@ -282,6 +282,7 @@ def test_the_command_line_takes_teachers(teacher, tmp_path, capsys, monkeypatch)
     resumed = mulfree("--resume", "mulfree-run/checkpoint.npz", "--epochs", "2")
     assert resumed[0] == 0
     for words, message in (
+        (("--teacher-share", "0.5"), "--teacher-share needs a --teacher"),
         (("--teacher", "nothing"), "--teacher must be a checkpoint or the name of a network"),
         (
             ("--teacher", "conv-lenet", "--resume", "mulfree-run/checkpoint.npz"),

@@ -84,8 +84,8 @@ def add_recipe(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--recipe",
         choices=["paper", "fast"],
-        help="what other options change: AdderNet's, for hundreds of epochs, or one that learns "
-        "more in 20 to 40 (default: paper)",
+        help="what other options change: AdderNet's, for hundreds of epochs, or one for few, in "
+        "smaller batches (default: paper)",
     )
     command.add_argument(
         "--batch-size",

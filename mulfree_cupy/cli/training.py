@@ -95,10 +95,14 @@ def _train(chosen: argparse.Namespace) -> int:
         raise ValueError("--schedule says how a run goes on, and needs --resume")
     if chosen.teacher and chosen.resume:
         raise ValueError("--teacher begins a run: the teacher of --resume is in its checkpoint")
+    of_teachers = "temperature", "teacher_share", "teacher_features"
+    for name in of_teachers:
+        if getattr(chosen, name) is not None and not (chosen.teacher or chosen.resume):
+            raise ValueError(f"--{name.replace('_', '-')} needs a --teacher")
     asked = recipe_of(
         chosen,
         *("model", "epochs", "batch_size", "rate", "augment", "seed", "calibration"),
-        *("temperature", "teacher_share", "teacher_features"),
+        *of_teachers,
     )
     with _folder(chosen) as out:
         where = {"device": chosen.device, "path": out / "checkpoint.npz"}

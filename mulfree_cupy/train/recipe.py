@@ -16,7 +16,7 @@ AUGMENTATIONS = {
 
 IMAGES = 2560  # from which statistics are gathered: with more, no network tests better
 
-# Entries of a `Recipe` by name: AdderNet's own, and what learns more in 20 to 40 epochs.
+# Entries of a `Recipe` by name: AdderNet's own, for hundreds of epochs, and for few.
 RECIPES: dict[str, dict[str, Any]] = {"paper": {}, "fast": {"batch_size": 64}}
 
 

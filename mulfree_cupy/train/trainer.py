@@ -99,13 +99,12 @@ class Training:
                 "a recipe names a teacher and Training is given it, unless it learns along; got "
                 f"{recipe.teacher!r} and {'none' if teacher is None else 'one'}"
             )
-        self.networks, self.teacher = [self.model], teacher
+        self.teacher = None if teacher is None else teacher.to(self.xp)
         self.objective: CrossEntropy | Distillation = CrossEntropy(self.model)
-        if teacher is not None:
-            self.networks.append(teacher.to(self.xp))
-            self.objective = Distillation(self.model, teacher, recipe)
+        if self.teacher is not None:
+            self.objective = Distillation(self.model, self.teacher, recipe)
         self.optimiser = optim.SGD(
-            checkpoint.trained(recipe, self.model, teacher),
+            checkpoint.trained(recipe, self.model, self.teacher),
             recipe.rate,
             momentum=recipe.momentum,
             nesterov=recipe.nesterov,
@@ -122,6 +121,11 @@ class Training:
             )
         self.device_steps: DeviceSteps | None = None  # made when the first epoch begins
         self._test_feed: data.Feed | None = None
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The network, and its teacher if it has one."""
+        return [self.model] if self.teacher is None else [self.model, self.teacher]
 
     def run(self, *, progress: bool = True) -> History:
         """Train to the recipe's last epoch.
