@@ -1,7 +1,7 @@
 // What the lanes of a warp do together: the last one that arrives computes everybody's result.
 #pragma once
 
-#include "state.h"
+#include "ordering.h"
 
 namespace mulfree_emulator {
 
@@ -72,12 +72,15 @@ inline void finish_collectives(unsigned warp) {
         waiting &= ~arrived;
         if (arrived != mask) continue;
         const bool orders = lanes[first].what == Collective::sync;
-        if (orders) ++now.warp_phase[warp];
+        if (orders) {
+            now.busy = true;  // it may allocate: no signal may leave from here
+            pass_warp_barrier(warp, arrived, arrived == alive);
+            now.busy = false;
+        }
         for (unsigned i = 0; i < warp_size; ++i) {
             if (!(arrived >> i & 1)) continue;
             lanes[i].result = collective_result(lanes[i], arrived, lanes);
             lanes[i].state = State::ready;
-            if (orders) lanes[i].warp_phase = now.warp_phase[warp];
             lanes[i].steps = arrived == alive ? 0 : lanes[i].steps + 1;
         }
     }

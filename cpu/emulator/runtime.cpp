@@ -24,7 +24,7 @@ void add_finding(const Finding &finding) {
     for (int i = 0; i < finding_count; ++i) {
         Finding &f = findings[i];
         if (f.kind != finding.kind || f.pc != finding.pc || f.other_pc != finding.other_pc ||
-            f.line != finding.line || f.other_line != finding.other_line)
+            f.line != finding.line || f.other_line != finding.other_line || f.guard != finding.guard)
             continue;
         ++f.count;
         return;
@@ -36,6 +36,17 @@ void add_finding(const Finding &finding) {
 
 namespace {
 
+// A plain read beside an atomic access is no fault if it guards one.
+void drop_guards() {
+    int kept = 0;
+    for (int i = 0; i < finding_count; ++i) {
+        const Finding &f = findings[i];
+        const uint64_t read = f.guard == 1 ? f.pc : f.other_pc;
+        if (!f.guard || !is_guard(static_cast<uint32_t>(read))) findings[kept++] = f;
+    }
+    finding_count = kept;
+}
+
 double clock_seconds() {
     timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -44,10 +55,23 @@ double clock_seconds() {
 
 // ---- threads ----------------------------------------------------------------------------------
 
+// Leaves the current thread for the scheduler.
+void leave() {
+    if (pending.size) settle_pending();
+    switch_fiber(now.threads[now.current].fiber, now.scheduler);
+}
+
 void wait(State state) {
     Thread &me = now.threads[now.current];
     me.state = state;
-    switch_fiber(me.fiber, now.scheduler);
+    leave();
+}
+
+void end_thread() {
+    ++now.exited;
+    now.threads[now.current].state = State::exited;
+    finish_collectives(now.current / warp_size);
+    leave();
 }
 
 // Says if other lanes still wait for the current thread, which ends.
@@ -65,14 +89,12 @@ void check_deserted() {
 void run_thread() {
     now.kernel->run(now.launch->arguments);
     if (now.launch->check) check_deserted();
-    ++now.exited;
-    now.threads[now.current].state = State::exited;
-    finish_collectives(now.current / warp_size);
-    switch_fiber(now.threads[now.current].fiber, now.scheduler);
+    end_thread();
 }
 
 void resume(unsigned index) {
     now.current = index;
+    threadIdx = {now.threads[index].x, now.threads[index].y, now.threads[index].z};
     now.stack = now.launch->stacks + index * now.launch->stack_size;
     switch_fiber(now.scheduler, now.threads[index].fiber);
 }
@@ -131,7 +153,9 @@ void release_barrier() {
     now.barrier_result = sum;
     now.waiting = 0;
     now.barrier_diverged = false;
-    ++now.phase;
+    now.busy = true;  // it may allocate: no signal may leave from here
+    pass_block_barrier();
+    now.busy = false;
 }
 
 void report_deadlock() {
@@ -153,9 +177,20 @@ void report_deadlock() {
 
 }  // namespace
 
-void stop_if_out_of_time() {
+// Where the launch was when its time was up: at `pc`, or where the first thread that goes on waits.
+void stop_if_out_of_time(uintptr_t pc) {
     if (!now.interrupted && clock_seconds() < now.deadline) return;
-    if (!now.interrupted) add_finding(here(Kind::timeout));
+    if (!now.interrupted) {
+        unsigned i = now.current;
+        for (unsigned k = 0; k < now.thread_count && !pc && now.threads[i].state == State::exited; ++k) i = k;
+        const Thread &t = now.threads[i];
+        Finding f = here(Kind::timeout);
+        f.thread = i;
+        if (pc) f.pc = pc - module_base();
+        else if (t.state == State::yielded && t.spin) f.pc = t.spin - module_base();
+        else f.file = t.file, f.line = t.line;
+        add_finding(f);
+    }
     abandon_launch();
 }
 
@@ -189,8 +224,7 @@ bool run_warps() {
 void run_block() {
     const uint32_t *dim = now.launch->block;
     now.exited = now.waiting = 0;
-    now.barrier_diverged = now.fenced = now.acquired = false;
-    std::memset(now.warp_phase, 0, sizeof now.warp_phase);
+    now.barrier_diverged = false;
     unsigned i = 0;
     for (unsigned z = 0; z < dim[2]; ++z)
         for (unsigned y = 0; y < dim[1]; ++y)
@@ -198,12 +232,14 @@ void run_block() {
                 Thread &t = now.threads[i];
                 t.state = State::ready;
                 t.stopped = false;
-                t.warp_phase = t.steps = 0;
+                t.steps = 0;
                 t.x = x; t.y = y; t.z = z;
                 prepare_fiber(t.fiber, now.launch->stacks + i * now.launch->stack_size,
                               now.launch->stack_size, run_thread);
             }
-    begin_block();
+    now.busy = true;  // it may allocate: no signal may leave from here
+    begin_block_of_time();
+    now.busy = false;
     unsigned rounds = 0;
     while (now.exited < now.thread_count) {
         const bool ran = run_warps();
@@ -212,7 +248,6 @@ void run_block() {
         if ((++rounds & 255) == 0) stop_if_out_of_time();
     }
     if (now.stopping) abandon_launch();
-    ++now.phase;
 }
 
 void run_grid() {
@@ -221,6 +256,7 @@ void run_grid() {
         for (now.block_y = 0; now.block_y < grid[1]; ++now.block_y)
             for (now.block_x = 0; now.block_x < grid[0]; ++now.block_x) {
                 if (now.interrupted) return;
+                blockIdx = {now.block_x, now.block_y, now.block_z};
                 run_block();
                 if ((++now.block & 255) == 0) stop_if_out_of_time();
             }
@@ -231,12 +267,8 @@ void run_grid() {
 void abandon_launch() { siglongjmp(now.abandon, 1); }
 
 void leave_thread() {
-    Thread &me = now.threads[now.current];
-    me.stopped = true;
-    ++now.exited;
-    me.state = State::exited;
-    finish_collectives(now.current / warp_size);
-    switch_fiber(me.fiber, now.scheduler);
+    now.threads[now.current].stopped = true;
+    end_thread();
 }
 
 void yield() {
@@ -257,8 +289,9 @@ void report(const Finding &finding) {
     add_finding(finding);
     if (now.launch->check == 2) return;
     const Kind kind = finding.kind;
-    now.stopping = kind == Kind::race || kind == Kind::uninitialised;
-    if (!now.stopping) abandon_launch();
+    if (kind == Kind::same_value) return;
+    now.stopping |= kind == Kind::race || kind == Kind::uninitialised;
+    if (kind != Kind::race && kind != Kind::uninitialised) abandon_launch();
 }
 
 }  // namespace mulfree_emulator
@@ -269,19 +302,7 @@ using namespace mulfree_emulator;
 
 extern "C" {
 
-unsigned mulfree_coordinate(int which) {
-    const Thread &t = now.threads[now.current];
-    const uint32_t *block = now.launch->block, *grid = now.launch->grid;
-    switch (which) {
-        case thread_x: return t.x;
-        case thread_y: return t.y;
-        case thread_z: return t.z;
-        case block_x: return now.block_x;
-        case block_y: return now.block_y;
-        case block_z: return now.block_z;
-        default: return which < grid_dim_x ? block[which - block_dim_x] : grid[which - grid_dim_x];
-    }
-}
+Coordinates threadIdx, blockIdx, blockDim, gridDim;
 
 int mulfree_barrier(int predicate, const char *file, int line) {
     Thread &me = now.threads[now.current];
@@ -323,7 +344,7 @@ uint64_t mulfree_collective(Collective what, unsigned mask, uint64_t value, int 
     }
     me.state = State::in_collective;
     finish_collectives(now.current / warp_size);
-    if (me.state == State::in_collective) switch_fiber(me.fiber, now.scheduler);
+    if (me.state == State::in_collective) leave();
     return me.result;
 }
 
@@ -337,7 +358,25 @@ unsigned mulfree_active_mask(const char *file, int line) {
 
 int mulfree_lane() { return static_cast<int>(now.current % warp_size); }
 
-void mulfree_fence() { now.fenced = true; }
+void *mulfree_malloc(size_t size) {
+    if (!now.launch) return std::malloc(size);  // an initialiser, while the module is loaded
+    if (pending.size) settle_pending();
+    return heap_allocate(size);
+}
+
+void mulfree_free(void *p) {
+    if (!p) return;
+    if (!now.launch) return std::free(p);
+    if (pending.size) settle_pending();
+    if (heap_free(p)) return;
+    Finding f = here(Kind::trap);
+    f.text = "frees what malloc has not given, or has got back";
+    f.pc = reinterpret_cast<uintptr_t>(__builtin_return_address(0)) - module_base();
+    report(f);
+    leave_thread();
+}
+
+void mulfree_fence(bool device) { fence(device); }
 
 void *mulfree_shared(SharedVariable *variable) {
     if (!now.launch) return place_for_good(*variable);
@@ -379,17 +418,21 @@ __attribute__((visibility("default"))) int mulfree_launch(const Kernel *kernel, 
     static unsigned long launches;
     now.launch = launch;
     now.kernel = kernel;
+    blockDim = {launch->block[0], launch->block[1], launch->block[2]};
+    gridDim = {launch->grid[0], launch->grid[1], launch->grid[2]};
     now.number = ++launches;
     now.thread_count = launch->block[0] * launch->block[1] * launch->block[2];
     now.warp_count = (now.thread_count + warp_size - 1) / warp_size;
     now.block = 0;
     now.current = 0;
-    now.phase = 1;
     now.interrupted = now.stopping = false;
     now.busy = true;
     now.accesses = 0;
     now.deadline = clock_seconds() + launch->seconds;
     finding_count = 0;
+    pending.size = 0;
+    guards.clear();
+    open_ordering();
     open_memory();
     if (launch->trace) open_trace();
     stack_t former_stack;
@@ -400,6 +443,7 @@ __attribute__((visibility("default"))) int mulfree_launch(const Kernel *kernel, 
     }
     restore_signals(former_stack);
     close_memory();
+    drop_guards();
     now.launch = nullptr;
     return now.interrupted ? -1 : finding_count;
 }
@@ -416,8 +460,8 @@ __attribute__((visibility("default"))) const BarrierSite *mulfree_barriers(int *
 
 __attribute__((visibility("default"))) const Finding *mulfree_findings() { return findings; }
 __attribute__((visibility("default"))) const Region *mulfree_regions(int *count) {
-    *count = regions_used;
-    return region_table;
+    *count = static_cast<int>(regions.size());
+    return regions.data();
 }
 
 }  // extern "C"

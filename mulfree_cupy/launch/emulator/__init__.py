@@ -225,7 +225,10 @@ class RawKernel:
             arguments=arguments.pointers,
             arrays=(runtime.Array * len(arguments.arrays))(*arguments.arrays),
             array_count=len(arguments.arrays),
-            seconds=float(os.environ.get("MULFREE_EMULATOR_SECONDS", 3600)),
+            variables=library.variables,
+            variable_count=len(library.variables),
+            guide=True,
+            seconds=float(os.environ.get("MULFREE_EMULATOR_SECONDS", 60)),
         )
         with _one_launch:
             found = library.mulfree_launch(kernel, launch)

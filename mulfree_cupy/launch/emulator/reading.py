@@ -13,7 +13,7 @@ from mulfree_cupy.launch.emulator.report import Counts, Finding, KernelCounts, R
 
 _KINDS = (
     "out_of_bounds", "misaligned", "race", "uninitialised", "divergent_barrier",
-    "divergent_collective", "out_of_row", "trap", "crash", "timeout", "read_only",
+    "divergent_collective", "out_of_row", "trap", "crash", "timeout", "read_only", "same_value",
 )  # fmt: skip
 _READ, _WRITE, _ATOMIC = range(3)
 _VERBS = ("reads", "writes", "updates atomically")
@@ -116,7 +116,7 @@ def _array(region, arguments: Arguments) -> str | None:
         return arguments.descriptions[region.array]
     if region.shared and region.line:
         return f"__shared__ {region.name.decode()} ({region.size} bytes, line {region.line})"
-    return region.name.decode() if region.name else "the module's own variables"
+    return region.name.decode() if region.name else "the text's constants"
 
 
 def _coordinates(index: int, sizes) -> tuple[int, int, int]:
