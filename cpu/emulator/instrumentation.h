@@ -29,11 +29,11 @@ static void spin(uintptr_t pc) {
 // A volatile access to global memory is how a block waits for another: it counts as atomic. In shared
 // memory it is no substitute for __syncwarp and counts as the plain access it is.
 static void on_volatile(void *p, size_t size, Access access, uintptr_t pc) {
+    if (access == Access::read) spin(pc);
     const uintptr_t address = uintptr_t(p);
     const int index = region_at(address, pc);
     const bool global = index >= 0 && !regions[index].shared;
     on_access(address, size, size, global ? Access::atomic : access, pc, access == Access::write);
-    if (access == Access::read) spin(pc);
 }
 
 MULFREE_CALLBACKS(1)

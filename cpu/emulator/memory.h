@@ -430,6 +430,10 @@ inline void check_cells(int index, uintptr_t address, size_t size, Access access
             if (!(access == Access::atomic && read.kind == uint8_t(Access::atomic)) &&
                 !follows_reads(me, read, region.shared))
                 report_conflict(read, address, size, access, pc, index);
+            // A plain write is not made up for by an atomic one of the same thread.
+            const bool plain = access == Access::atomic && write.kind == uint8_t(Access::write) &&
+                               write.thread == now.current && write.time >= now.floor;
+            if (plain) continue;
             cell->write = {now.time, offset, static_cast<uint16_t>(now.current), uint8_t(access), 0, 0};
         } else {
             add_reader(read, me, region.shared);
@@ -466,6 +470,7 @@ inline void on_access(uintptr_t address, size_t size, size_t align, Access acces
     if (!now.launch) return;  // an initialiser, while the module is loaded
     if (address - reinterpret_cast<uintptr_t>(now.stack) < now.launch->stack_size) return;  // local memory
     if (pending.size) settle_pending();
+    if (now.launch->trace && trace->run[now.current % warp_size] == run_length) yield();
     if ((++now.accesses & 0xfffff) == 0) stop_if_out_of_time(pc);
     const int index = region_at(address, pc);
     if (index < 0 || address + size > regions[index].base + regions[index].size) {

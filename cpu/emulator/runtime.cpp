@@ -3,6 +3,8 @@
 // A thread runs until it waits (at a barrier, for its warp) or ends; then the next one runs.
 #include "state.h"
 
+#include <unwind.h>
+
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
@@ -20,18 +22,24 @@ constexpr int max_findings = 256;
 static Finding findings[max_findings];
 static int finding_count;
 
-void add_finding(const Finding &finding) {
+// The same finding made before; null if there is none.
+static Finding *find_finding(const Finding &finding) {
     for (int i = 0; i < finding_count; ++i) {
         Finding &f = findings[i];
-        if (f.kind != finding.kind || f.pc != finding.pc || f.other_pc != finding.other_pc ||
-            f.line != finding.line || f.other_line != finding.other_line || f.guard != finding.guard)
-            continue;
-        ++f.count;
-        return;
+        if (f.kind == finding.kind && f.pc == finding.pc && f.other_pc == finding.other_pc &&
+            f.line == finding.line && f.other_line == finding.other_line && f.guard == finding.guard)
+            return &f;
     }
-    if (finding_count == max_findings) return;
-    findings[finding_count] = finding;
-    findings[finding_count++].count = 1;
+    return nullptr;
+}
+
+void add_finding(const Finding &finding) {
+    if (Finding *same = find_finding(finding)) {
+        ++same->count;
+    } else if (finding_count < max_findings) {
+        findings[finding_count] = finding;
+        findings[finding_count++].count = 1;
+    }
 }
 
 namespace {
@@ -177,20 +185,23 @@ void report_deadlock() {
 
 }  // namespace
 
-// Where the launch was when its time was up: at `pc`, or where the first thread that goes on waits.
+// Says that the time is up, and where: at `pc`, where the calls come from, where a thread waits.
+void add_timeout(uintptr_t pc) {
+    unsigned i = now.current;
+    for (unsigned k = 0; k < now.thread_count && now.threads[i].state == State::exited; ++k) i = k;
+    const Thread &t = now.threads[i];
+    Finding f = here(Kind::timeout);
+    f.thread = i;
+    f.pc = pc ? pc - module_base() : 0;
+    add_calls(f);
+    if (t.state == State::yielded || t.state == State::ready) f.other_pc = t.spin ? t.spin - module_base() : 0;
+    else f.other_file = t.file, f.other_line = t.line;
+    add_finding(f);
+}
+
 void stop_if_out_of_time(uintptr_t pc) {
     if (!now.interrupted && clock_seconds() < now.deadline) return;
-    if (!now.interrupted) {
-        unsigned i = now.current;
-        for (unsigned k = 0; k < now.thread_count && !pc && now.threads[i].state == State::exited; ++k) i = k;
-        const Thread &t = now.threads[i];
-        Finding f = here(Kind::timeout);
-        f.thread = i;
-        if (pc) f.pc = pc - module_base();
-        else if (t.state == State::yielded && t.spin) f.pc = t.spin - module_base();
-        else f.file = t.file, f.line = t.line;
-        add_finding(f);
-    }
+    if (!now.interrupted) add_timeout(pc);
     abandon_launch();
 }
 
@@ -285,8 +296,21 @@ Finding here(Kind kind) {
     return f;
 }
 
+static _Unwind_Reason_Code add_call(_Unwind_Context *context, void *finding) {
+    Finding &f = *static_cast<Finding *>(finding);
+    const uintptr_t offset = _Unwind_GetIP(context) - module_base();
+    if (offset < static_cast<uintptr_t>(&_end - &__ehdr_start)) f.calls[f.call_count++] = offset;
+    return f.call_count < max_calls ? _URC_NO_REASON : _URC_END_OF_STACK;
+}
+
+void add_calls(Finding &finding) {
+    if (!finding.call_count) _Unwind_Backtrace(add_call, &finding);
+}
+
 void report(const Finding &finding) {
-    add_finding(finding);
+    Finding f = finding;
+    if (!find_finding(f)) add_calls(f);
+    add_finding(f);
     if (now.launch->check == 2) return;
     const Kind kind = finding.kind;
     if (kind == Kind::same_value) return;

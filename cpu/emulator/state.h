@@ -136,11 +136,13 @@ extern Launcher now;
 [[noreturn]] void abandon_launch();
 void leave_thread();             // stop the current thread, let the others go on
 void yield();
+void add_timeout(uintptr_t pc);
 void stop_if_out_of_time(uintptr_t pc = 0);
 // Unless findings are collected, a finding stops the launch: at once, or, where the thread can go on,
 // at the next barrier, for a divergent barrier explains the races that follow from it.
 void report(const Finding &finding);
 void add_finding(const Finding &finding);
 Finding here(Kind kind);  // of the current thread
+void add_calls(Finding &finding);  // that led here
 
 }  // namespace mulfree_emulator

@@ -237,14 +237,17 @@ class RawKernel:
             findings = read_findings(library, found, self.name, launch, arguments)
             if settings.trace:
                 read_counts(library, self.name, launch, settings.report)
-        settings.report.findings.extend(findings)
-        if findings and settings.check != "collect":
+        errors = [f for f in findings if f.level == "error"]
+        settings.report.findings.extend(
+            f for f in findings if settings.check == "collect" or f.level == "note"
+        )
+        if errors and settings.check != "collect":
             # What explains the others first: behind a divergent barrier threads race, and a racing
             # thread may read what is not written yet.
             causes = ("divergent_barrier", "race", "uninitialised")
-            kinds = [f.kind for f in findings]
+            kinds = [f.kind for f in errors]
             found = next((kinds.index(kind) for kind in causes if kind in kinds), 0)
-            raise EmulationFault(findings[found] if kinds[-1] in causes else findings[-1])
+            raise EmulationFault(errors[found] if kinds[-1] in causes else errors[-1])
 
     def _library(self, settings: Settings | None) -> tuple[Any, runtime.Kernel]:
         instrumented = settings is None or bool(settings.check or settings.trace)

@@ -106,8 +106,9 @@ def _table(label: str, value: Any) -> np.ndarray:
     if not isinstance(value, np.ndarray) or value.dtype != object:
         given = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
         raise TypeError(
-            f"{label}: the kernel takes an array of pointers; expected an array of dtype object that "
-            f"holds the arrays or None, got {given}: the emulator must know the memory behind an address"
+            f"{label}: the kernel takes an array of pointers; expected an array of dtype object "
+            f"that holds the arrays or None, got {given}: the emulator must know the memory "
+            "behind an address"
         )
     for index, array in enumerate(value.flat):
         _check_array(f"{label}[{index}]", array)

@@ -50,10 +50,10 @@ _REFUSED = [
 
 @dataclass(frozen=True)
 class Translation:
-    """C++ text; the names of the kernel's parameters, as far as they can be read, and of constants."""
+    """C++ text, and names in it as far as they can be read."""
 
     text: str
-    parameters: tuple[str, ...]
+    parameters: tuple[str, ...]  # of the kernel
     constants: tuple[str, ...]  # the __constant__ variables
 
 

@@ -1,4 +1,4 @@
-"""The variables of a kernel's text: laid out apart when it is linked, found again when it is loaded.
+"""The variables of a kernel's text: set apart when it is linked, found again when it is loaded.
 
 A kernel and the runtime are one shared library. So that an overrun lands in no neighbour, and least
 of all in the runtime, the linker puts a gap on either side of every variable of the kernel's own
@@ -57,7 +57,8 @@ def linker_script(object_file: bytes, file: str) -> str:
         ):
             pieces.setdefault(place[1], []).append(f"{file}({section.name}) . += {GAP};")
     return "\n".join(
-        f"SECTIONS {{ {place} : {{ . += {GAP}; {' '.join(pieces[place])} }} }} INSERT AFTER {after};"
+        f"SECTIONS {{ {place} : {{ . += {GAP}; {' '.join(pieces[place])} }} }} "
+        f"INSERT AFTER {after};"
         for _, place, after in _PLACES
         if place in pieces
     )
