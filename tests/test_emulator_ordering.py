@@ -60,26 +60,27 @@ extern "C" __global__ void smallest_shared(int* d, const int* x) {
     if (threadIdx.x == 0 && *d > s) atomicMin(d, s);
 }
 extern "C" __global__ void claim(int* flag, int* winners) {
-    if (flag[threadIdx.x % 4] == 0 && atomicExch(&flag[threadIdx.x % 4], 1) == 0) atomicAdd(winners, 1);
+    int* f = flag + threadIdx.x % 4;
+    if (*f == 0 && atomicExch(f, 1) == 0) atomicAdd(winners, 1);
 }
 extern "C" __global__ void no_barrier(int* out) {
     __shared__ int sum;
     if (threadIdx.x == 0) sum = 0;
     __syncthreads();
-    atomicAdd(&sum, 1);                       // 40
-    out[threadIdx.x] = sum;                   // 41
+    atomicAdd(&sum, 1);                       // 41
+    out[threadIdx.x] = sum;                   // 42
 }
 extern "C" __global__ void no_barrier_before(int* out) {
     __shared__ int sum;
-    if (threadIdx.x == 0) sum = 0;            // 45
-    atomicAdd(&sum, 1);                       // 46
+    if (threadIdx.x == 0) sum = 0;            // 46
+    atomicAdd(&sum, 1);                       // 47
 }
 extern "C" __global__ void histogram(int* out) {
     __shared__ int bins[8];
     if (threadIdx.x < 8) bins[threadIdx.x] = 0;
     __syncthreads();
-    atomicAdd(&bins[threadIdx.x * 5 % 8], 1); // 52
-    if (threadIdx.x < 8) out[threadIdx.x] = bins[threadIdx.x];  // 53
+    atomicAdd(&bins[threadIdx.x * 5 % 8], 1); // 53
+    if (threadIdx.x < 8) out[threadIdx.x] = bins[threadIdx.x];  // 54
 }"""
 
 
@@ -100,7 +101,7 @@ def test_a_plain_read_that_guards_an_atomic():
 
 @pytest.mark.parametrize(
     ("name", "lines"),
-    [("no_barrier", {40, 41}), ("no_barrier_before", {45, 46}), ("histogram", {52, 53})],
+    [("no_barrier", {41, 42}), ("no_barrier_before", {46, 47}), ("histogram", {53, 54})],
 )
 def test_a_plain_read_that_guards_nothing(name, lines):
     race(HINTS, name, (1,), (64,), (np.zeros(64, I32),), lines=lines)

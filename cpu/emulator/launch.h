@@ -9,7 +9,7 @@
 
 namespace mulfree_emulator {
 
-enum class Collective { sync, shuffle, ballot, any, all, match_any, match_all,
+enum class Collective { sync, shuffle, shift, ballot, any, all, match_any, match_all,
                         add, min_signed, min_unsigned, max_signed, max_unsigned, bit_and, bit_or, bit_xor };
 
 // One __shared__ declaration; the runtime gives it a place when the first thread of a launch meets it.

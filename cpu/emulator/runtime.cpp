@@ -147,7 +147,7 @@ void check_barrier() {
 }
 
 void release_barrier() {
-    if (now.launch->check && (now.exited || now.barrier_diverged)) check_barrier();
+    if (now.launch->check && now.launch->guide && (now.exited || now.barrier_diverged)) check_barrier();
     if (now.stopping) abandon_launch();
     if (now.launch->trace) count_barrier(now.threads[waiting_thread(Kind::trap, State::at_barrier).thread]);
     int sum = 0;

@@ -51,6 +51,7 @@ class Settings:
     check: bool | Literal["collect"]
     trace: bool
     report: Report
+    guide: bool = True  # a barrier is one for all threads, as the programming guide asks
 
 
 _settings: contextvars.ContextVar[Settings | None] = contextvars.ContextVar(
@@ -65,7 +66,11 @@ def active() -> Settings | None:
 
 
 @contextlib.contextmanager
-def emulated_cuda(check: bool | Literal["collect"] = True, trace: bool = False) -> Iterator[Report]:
+def emulated_cuda(
+    check: bool | Literal["collect"] = True,
+    trace: bool = False,
+    barriers: Literal["guide", "hardware"] = "guide",
+) -> Iterator[Report]:
     """Run NumPy arrays through the CUDA kernels, on the CPU.
 
     Parameters
@@ -75,6 +80,10 @@ def emulated_cuda(check: bool | Literal["collect"] = True, trace: bool = False) 
         in ``report.findings`` and goes on; False checks nothing and is several times faster.
     trace : bool
         Count loads, stores, sectors, bank conflicts and barriers into ``report.counts``.
+    barriers : {"guide", "hardware"}
+        ``"guide"``: threads that wait at another barrier, or have returned, are a fault, as the
+        programming guide has it. ``"hardware"``: a barrier opens when all threads that have not
+        returned wait at some barrier, as on GPUs since Volta.
 
     Yields
     ------
@@ -84,7 +93,7 @@ def emulated_cuda(check: bool | Literal["collect"] = True, trace: bool = False) 
     Raises
     ------
     ValueError
-        If `check` is none of these.
+        If `check` or `barriers` is none of these.
 
     Examples
     --------
@@ -101,8 +110,10 @@ def emulated_cuda(check: bool | Literal["collect"] = True, trace: bool = False) 
     """
     if not (check is True or check is False or check == "collect"):
         raise ValueError(f"emulated_cuda: check must be True, False or 'collect', got {check!r}")
+    if barriers not in ("guide", "hardware"):
+        raise ValueError(f"emulated_cuda: barriers must be 'guide' or 'hardware', got {barriers!r}")
     report = Report()
-    token = _settings.set(Settings(check, bool(trace), report))
+    token = _settings.set(Settings(check, bool(trace), report, barriers == "guide"))
     try:
         yield report
     finally:
@@ -227,7 +238,7 @@ class RawKernel:
             array_count=len(arguments.arrays),
             variables=library.variables,
             variable_count=len(library.variables),
-            guide=True,
+            guide=settings.guide,
             seconds=float(os.environ.get("MULFREE_EMULATOR_SECONDS", 60)),
         )
         with _one_launch:

@@ -96,7 +96,10 @@ def _sentence(row, region, array, launch, lines) -> str:
         return f"writes the same value to offset {row.offset} of {array} as {other}"
     if kind == "divergent_barrier":
         where = f" at {row.other_file.decode()}:{row.other_line}" if row.other_file else ""
-        return f"waits at a barrier while {other} {text}{where}"
+        return (
+            f"waits at a barrier while {other} {text}{where}: the programming guide asks for one "
+            "barrier that all threads reach (emulated_cuda(barriers='hardware') counts them only)"
+        )
     if kind == "divergent_collective":
         if text:
             return text
