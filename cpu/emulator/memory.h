@@ -80,7 +80,7 @@ inline void free_cells(Shadow &s) {
 }
 
 // Arrays that overlap share one shadow, so that a race through two views of one array is seen.
-inline int shadow_for(uintptr_t base, size_t size) {
+MULFREE_RARE inline int shadow_for(uintptr_t base, size_t size) {
     for (size_t i = 0; i < shadows.size(); ++i) {
         Shadow &s = shadows[i];
         if (base >= s.base + s.size || s.base >= base + size) continue;
@@ -93,12 +93,12 @@ inline int shadow_for(uintptr_t base, size_t size) {
     return static_cast<int>(shadows.size() - 1);
 }
 
-inline void add_region(Region r) {
+MULFREE_RARE inline void add_region(Region r) {
     r.shadow = shadow_for(r.base, r.size);
     regions.push_back(r);
 }
 
-inline void add_shared(const char *place, size_t size, const char *name, const char *file, int line) {
+MULFREE_RARE inline void add_shared(const char *place, size_t size, const char *name, const char *file, int line) {
     const uintptr_t base = reinterpret_cast<uintptr_t>(place);
     add_region({base, size, base, name, file, line, -1, true, true, true, -1});
 }
@@ -108,7 +108,7 @@ inline char *after(const char *end, size_t align) {
     return reinterpret_cast<char *>((reinterpret_cast<uintptr_t>(end) + red_zone + align - 1) / align * align);
 }
 
-inline void *place_shared(const SharedVariable &v) {
+MULFREE_RARE inline void *place_shared(const SharedVariable &v) {
     char *place = after(arena_end, v.align);
     arena_end = place + v.size;
     add_shared(place, v.size, v.name, v.file, v.line);
@@ -120,7 +120,7 @@ constexpr int max_file_scope = 64;
 inline SharedVariable file_scope[max_file_scope];
 inline int file_scope_count;
 
-inline void *place_for_good(SharedVariable v) {
+MULFREE_RARE inline void *place_for_good(SharedVariable v) {
     if (file_scope_count == max_file_scope) return nullptr;
     const char *end = arena() + arena_size / 2;
     if (file_scope_count) {
@@ -147,7 +147,7 @@ struct Heap {
 };
 inline Heap heap = {nullptr, nullptr, 0, 0, -1};
 
-inline void *heap_allocate(size_t size) {
+MULFREE_RARE inline void *heap_allocate(size_t size) {
     if (heap.region < 0) {
         heap.memory = map_zeros(heap_size);
         heap.valid = reinterpret_cast<uint8_t *>(map_zeros(heap_size / granule));
@@ -181,7 +181,7 @@ inline size_t heap_valid(size_t offset, size_t size) {
     return valid;
 }
 
-inline bool heap_free(void *p) {
+MULFREE_RARE inline bool heap_free(void *p) {
     const size_t start = static_cast<size_t>(static_cast<char *>(p) - heap.memory);
     if (heap.region < 0 || start >= heap.used || start % granule || start < heap_gap || !heap.valid[start / granule] ||
         heap.valid[start / granule - 1])
@@ -193,7 +193,7 @@ inline bool heap_free(void *p) {
     return true;
 }
 
-inline void close_heap() {
+MULFREE_RARE inline void close_heap() {
     if (heap.region < 0) return;
     munmap(heap.memory, heap_size);
     munmap(heap.valid, heap_size / granule);
@@ -212,7 +212,7 @@ struct Copy {
 inline std::vector<Copy> copies;
 constexpr size_t gap = 1 << 20;
 
-inline void place_copy(const Array &a) {
+MULFREE_RARE inline void place_copy(const Array &a) {
     const uintptr_t base = reinterpret_cast<uintptr_t>(a.base);
     if (copies.empty() || base >= copies.back().high) {
         uintptr_t high = base + a.size;
@@ -229,7 +229,7 @@ inline void place_copy(const Array &a) {
     *a.pointer = copies.back().start + (base - copies.back().low);
 }
 
-inline void write_back() {
+MULFREE_RARE inline void write_back() {
     for (int i = 0; i < now.launch->array_count && !copies.empty(); ++i) {
         const Array &a = now.launch->arrays[i];
         if (a.writable) std::memcpy(a.base, reinterpret_cast<void *>(*a.pointer), a.size);
@@ -245,7 +245,7 @@ inline bool needs_copies() {
     return needed;
 }
 
-inline void open_memory() {
+MULFREE_RARE inline void open_memory() {
     regions.clear();
     shadows.clear();
     std::memset(hint_of_pc, 0, sizeof hint_of_pc);
@@ -285,7 +285,7 @@ inline void open_memory() {
     }
 }
 
-inline void close_memory() {
+MULFREE_RARE inline void close_memory() {
     write_back();
     close_heap();
     for (Shadow &s : shadows) free_cells(s);
@@ -305,7 +305,7 @@ inline int region_at(uintptr_t address, uintptr_t pc) {
 
 // ---- findings -----------------------------------------------------------------------------------
 
-inline Finding access_finding(Kind kind, uintptr_t address, size_t size, Access access, uintptr_t pc, int region) {
+MULFREE_RARE inline Finding access_finding(Kind kind, uintptr_t address, size_t size, Access access, uintptr_t pc, int region) {
     Finding f = here(kind);
     f.access = access;
     f.size = static_cast<int>(size);
@@ -316,7 +316,7 @@ inline Finding access_finding(Kind kind, uintptr_t address, size_t size, Access 
 }
 
 // An access that must not be executed: this thread ends here.
-inline void refuse_access(Kind kind, uintptr_t address, size_t size, Access access, uintptr_t pc, int region) {
+MULFREE_RARE inline void refuse_access(Kind kind, uintptr_t address, size_t size, Access access, uintptr_t pc, int region) {
     if (region < 0) {
         // The nearest array is the one most likely meant; beyond a megabyte none is.
         uintptr_t nearest = 1 << 20;
@@ -333,7 +333,7 @@ inline void refuse_access(Kind kind, uintptr_t address, size_t size, Access acce
     leave_thread();
 }
 
-inline Finding race_finding(const Stamp &other, uintptr_t address, size_t size, Access access, uintptr_t pc,
+MULFREE_RARE inline Finding race_finding(const Stamp &other, uintptr_t address, size_t size, Access access, uintptr_t pc,
                             int region) {
     Finding f = access_finding(Kind::race, address, size, access, pc, region);
     f.other_pc = other.pc;
@@ -353,7 +353,7 @@ struct Pending {
 };
 inline Pending pending;
 
-inline void settle_pending() {
+MULFREE_RARE inline void settle_pending() {
     const bool same = std::memcmp(reinterpret_cast<void *>(pending.address), pending.before, pending.size) == 0;
     pending.size = 0;
     if (same) pending.finding.kind = Kind::same_value;
@@ -364,7 +364,7 @@ inline void settle_pending() {
 // atomicCAS: what they read is a hint, and the atomic access decides.
 inline std::vector<uint32_t> guards;
 
-inline bool is_guard(uint32_t pc) {
+MULFREE_RARE inline bool is_guard(uint32_t pc) {
     for (uint32_t guard : guards)
         if (guard == pc) return true;
     return false;
@@ -373,7 +373,7 @@ inline bool is_guard(uint32_t pc) {
 // ---- the shadow ---------------------------------------------------------------------------------
 
 // Halves the cells as long as an access is smaller than one.
-inline void refine(Shadow &s, unsigned shift) {
+MULFREE_RARE inline void refine(Shadow &s, unsigned shift) {
     Shadow fine = s;
     fine.shift = shift;
     fine.cells = new_cells(s.size, shift);
@@ -387,7 +387,7 @@ inline void refine(Shadow &s, unsigned shift) {
 }
 
 // Says that nothing orders an access after an earlier one.
-inline void report_conflict(const Stamp &other, uintptr_t address, size_t size, Access access, uintptr_t pc,
+MULFREE_RARE inline void report_conflict(const Stamp &other, uintptr_t address, size_t size, Access access, uintptr_t pc,
                             int region) {
     const Access earlier = static_cast<Access>(other.kind);
     Finding f = race_finding(other, address, size, access, pc, region);

@@ -51,7 +51,7 @@ inline std::vector<uint32_t> block_starts;  // times, of each block so far
 inline std::vector<Knowledge> knowledge_of_block, knowledge_of_thread[max_threads];
 inline uint32_t seen[max_threads][max_threads];  // a row is valid once its thread has acquired
 
-inline void learn(std::vector<Knowledge> &all, const std::vector<Knowledge> &more) {
+MULFREE_RARE inline void learn(std::vector<Knowledge> &all, const std::vector<Knowledge> &more) {
     for (const Knowledge &k : more) {
         bool known = false;
         for (Knowledge &mine : all) {
@@ -65,7 +65,7 @@ inline void learn(std::vector<Knowledge> &all, const std::vector<Knowledge> &mor
 
 // ---- events -------------------------------------------------------------------------------------
 
-inline void open_ordering() {
+MULFREE_RARE inline void open_ordering() {
     now.time = 1;
     block_starts.clear();
     locations.clear();
@@ -101,7 +101,7 @@ inline void pass_block_barrier() {
 }
 
 // A __syncwarp of the lanes in `mask`; `whole` if no other lane of the warp is alive.
-inline void pass_warp_barrier(unsigned warp, unsigned mask, bool whole) {
+MULFREE_RARE inline void pass_warp_barrier(unsigned warp, unsigned mask, bool whole) {
     Thread *lanes = now.threads + warp * warp_size;
     ++now.time;
     if (whole) now.warp_floor[warp] = now.time;
@@ -144,7 +144,7 @@ inline void fence(bool device) {
     now.published = now.floor;  // what came before the barrier is behind this fence too
 }
 
-inline void acquire(uintptr_t address) {
+MULFREE_RARE inline void acquire(uintptr_t address) {
     if (locations.empty()) return;
     const auto found = locations.find(address);
     if (found == locations.end()) return;
@@ -163,7 +163,7 @@ inline void acquire(uintptr_t address) {
     learn(knowledge, location.knowledge);
 }
 
-inline void release_one(Location &location, unsigned thread, uint32_t time, uint32_t device_time) {
+MULFREE_RARE inline void release_one(Location &location, unsigned thread, uint32_t time, uint32_t device_time) {
     for (size_t i = location.releases.size(); i && location.releases[i - 1].block == now.block; --i) {
         Release &r = location.releases[i - 1];
         if (r.thread != thread) continue;
@@ -173,7 +173,7 @@ inline void release_one(Location &location, unsigned thread, uint32_t time, uint
     location.releases.push_back({now.block, thread, time, device_time, now.published});
 }
 
-inline void release(uintptr_t address, bool shared) {
+MULFREE_RARE inline void release(uintptr_t address, bool shared) {
     const Thread &me = now.threads[now.current];
     const bool fenced = me.fence > now.block_start;
     if (!fenced && (shared || now.published == now.block_start)) return;
@@ -192,7 +192,7 @@ inline void release(uintptr_t address, bool shared) {
 
 // ---- questions ----------------------------------------------------------------------------------
 
-inline uint64_t block_of(uint32_t time) {
+MULFREE_RARE inline uint64_t block_of(uint32_t time) {
     size_t low = 0, high = block_starts.size();
     while (high - low > 1) {
         const size_t middle = (low + high) / 2;
@@ -201,7 +201,7 @@ inline uint64_t block_of(uint32_t time) {
     return low;
 }
 
-inline bool is_released(const std::vector<Knowledge> &knowledge, const Stamp &s, uint64_t block) {
+MULFREE_RARE inline bool is_released(const std::vector<Knowledge> &knowledge, const Stamp &s, uint64_t block) {
     for (const Knowledge &k : knowledge) {
         const Release *releases = k.location->releases.data();
         size_t low = 0, high = k.count;
@@ -218,7 +218,7 @@ inline bool is_released(const std::vector<Knowledge> &knowledge, const Stamp &s,
     return false;
 }
 
-inline bool follows_block(const Stamp &s) {
+MULFREE_RARE inline bool follows_block(const Stamp &s) {
     const std::vector<Knowledge> &mine = knowledge_of_thread[now.current];
     if (mine.empty() && knowledge_of_block.empty()) return false;
     const uint64_t block = block_of(s.time);
