@@ -34,6 +34,7 @@ struct Region {
     int32_t line, array;      // of an array passed: the launcher's number for it, else -1
     int32_t shared, writable;
     int32_t counted, shadow;  // in a trace; index of its shadow
+    Shape shape;              // of a __shared__ variable
 };
 
 struct Shadow {
@@ -44,8 +45,7 @@ struct Shadow {
 };
 
 constexpr size_t red_zone = 256;  // between __shared__ variables; keeps their banks as they are
-constexpr size_t static_limit = 48 << 10;
-constexpr size_t arena_size = 1 << 20;  // 227 KiB of dynamic and 48 KiB of static memory, far apart
+constexpr size_t arena_size = 4 << 20;  // 227 KiB at most, as a thousand variables far apart
 
 inline std::vector<Region> regions;
 inline std::vector<Shadow> shadows;
@@ -98,9 +98,9 @@ MULFREE_RARE inline void add_region(Region r) {
     regions.push_back(r);
 }
 
-MULFREE_RARE inline void add_shared(const char *place, size_t size, const char *name, const char *file, int line) {
+MULFREE_RARE inline void add_shared(const char *place, const SharedVariable &v) {
     const uintptr_t base = reinterpret_cast<uintptr_t>(place);
-    add_region({base, size, base, name, file, line, -1, true, true, true, -1});
+    add_region({base, v.size, base, v.name, v.file, v.line, -1, true, true, true, -1, v.shape});
 }
 
 inline char *after(const char *end, size_t align) {
@@ -111,7 +111,7 @@ inline char *after(const char *end, size_t align) {
 MULFREE_RARE inline void *place_shared(const SharedVariable &v) {
     char *place = after(arena_end, v.align);
     arena_end = place + v.size;
-    add_shared(place, v.size, v.name, v.file, v.line);
+    add_shared(place, v);
     return place;
 }
 
@@ -277,11 +277,11 @@ MULFREE_RARE inline void open_memory() {
         add_region({base, sizeof *c, base, "a built-in variable", nullptr, 0, -1, false, false, false, -1});
     }
     const size_t dynamic_size = now.launch->dynamic_shared;
-    add_shared(dynamic_shared(), dynamic_size, "dynamic shared memory", nullptr, 0);
+    add_shared(dynamic_shared(), {"dynamic shared memory", nullptr, 0, dynamic_size, 0, {}, 0, nullptr});
     arena_end = dynamic_shared() + dynamic_size;
     for (int i = 0; i < file_scope_count; ++i) {
         const SharedVariable &v = file_scope[i];
-        add_shared(static_cast<char *>(v.place), v.size, v.name, v.file, v.line);
+        add_shared(static_cast<char *>(v.place), v);
     }
 }
 
@@ -323,7 +323,7 @@ MULFREE_RARE inline void refuse_access(Kind kind, uintptr_t address, size_t size
         for (int i = 0; i < static_cast<int>(regions.size()); ++i) {
             const Region &r = regions[i];
             const uintptr_t distance = address < r.base ? r.base - address : address - (r.base + r.size);
-            if (distance < nearest && r.size) {
+            if (distance < nearest) {
                 nearest = distance;
                 region = i;
             }

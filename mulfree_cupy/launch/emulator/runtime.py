@@ -8,7 +8,7 @@ import mmap
 from pathlib import Path
 
 from mulfree_cupy.launch import limits
-from mulfree_cupy.launch.emulator.variables import read_variables
+from mulfree_cupy.launch.emulator.variables import read_variables, shared_size
 
 STACK_SIZE = 128 << 10
 
@@ -109,6 +109,9 @@ class Region(ctypes.Structure):
         ("writable", ctypes.c_int32),
         ("counted", ctypes.c_int32),
         ("shadow", ctypes.c_int32),
+        ("element", ctypes.c_size_t),
+        ("rank", ctypes.c_int),
+        ("extents", ctypes.c_size_t * 4),
     ]
 
 
@@ -139,7 +142,9 @@ def bind(library: ctypes.CDLL) -> Kernel:
         getattr(library, f"mulfree_{name}").restype = ctypes.POINTER(kind)
     library.parameter_names = _names(library, "mulfree_parameters")
     constants = set(_names(library, "mulfree_constants"))
-    found = read_variables(Path(library._name).read_bytes(), constants)
+    file = Path(library._name).read_bytes()
+    library.shared_size = shared_size(file)
+    found = read_variables(file, constants)
     library.variables = (Variable * len(found))(
         *(Variable(v.name and v.name.encode(), v.offset, v.size, v.writable) for v in found)
     )

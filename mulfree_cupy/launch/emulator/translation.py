@@ -217,7 +217,8 @@ def _shared(declaration: str, place: str) -> str:
             out.append(
                 f"typedef {specifier} {stars} {kind} {dims} {' '.join(alignments)}; "
                 f"static mulfree_emulator::SharedVariable {slot} = "
-                f'{{"{name}", {place}, sizeof({kind}), alignof({kind}), 0, nullptr}}; '
+                f'{{"{name}", {place}, sizeof({kind}), alignof({kind}), '
+                f"mulfree_emulator::Shape::of<{kind}>(), 0, nullptr}}; "
                 f"{kind} &{name} = *({kind} *)mulfree_shared(&{slot});"
             )
     return " ".join(out).replace("\n", " ") + newlines
