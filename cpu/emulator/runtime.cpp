@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstring>
 #include <ctime>
+#include <utility>
 
 #include "collectives.h"
 #include "instrumentation.h"
@@ -166,6 +167,7 @@ void release_barrier() {
     now.busy = false;
 }
 
+// No thread can go on: some lanes of a warp wait for others that wait elsewhere, or have ended.
 void report_deadlock() {
     Finding f = waiting_thread(Kind::divergent_collective, State::in_collective);
     const Thread &waiting = now.threads[f.thread];
@@ -177,6 +179,14 @@ void report_deadlock() {
         f.other_thread = first + i;
         f.other_file = t.file;
         f.other_line = t.line;
+        if (t.state == State::at_barrier) {
+            // The others of its warp have passed the barrier by.
+            std::swap(f.thread, f.other_thread);
+            std::swap(f.file, f.other_file);
+            std::swap(f.line, f.other_line);
+            f.kind = Kind::divergent_barrier;
+            f.text = "waits for other lanes of its warp";
+        }
         break;
     }
     report(f);

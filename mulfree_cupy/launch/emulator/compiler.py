@@ -25,9 +25,10 @@ from mulfree_cupy.launch.emulator.translation import Translation, refusal, trans
 from mulfree_cupy.launch.emulator.variables import linker_script
 
 _WARNINGS = ["-w", "-fno-diagnostics-show-caret", "-fdiagnostics-color=never"]
+# DWARF 5 has addr2line (of binutils 2.40) name wrong files where functions have their own sections.
 _KERNEL = [
-    "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing",
-    "-fno-exceptions", "-U_FORTIFY_SOURCE", "-fcf-protection=none",
+    "-O2", "-g1", "-gdwarf-4", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off",
+    "-fno-strict-aliasing", "-fno-exceptions", "-U_FORTIFY_SOURCE", "-fcf-protection=none",
     "-fdata-sections", "-ffunction-sections", "-fno-builtin-printf",
 ]  # fmt: skip
 # The C library's functions that write through a pointer; the runtime has them announce it.
