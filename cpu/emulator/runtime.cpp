@@ -172,6 +172,11 @@ void report_deadlock() {
     Finding f = waiting_thread(Kind::divergent_collective, State::in_collective);
     const Thread &waiting = now.threads[f.thread];
     const unsigned first = f.thread / warp_size * warp_size;
+    int together = 0, at_barrier = 0;  // the fewer are those that went astray
+    for (unsigned i = 0; i < lanes_of(first / warp_size); ++i) {
+        together += now.threads[first + i].state == State::in_collective;
+        at_barrier += now.threads[first + i].state == State::at_barrier;
+    }
     for (unsigned i = 0; i < lanes_of(first / warp_size); ++i) {
         const Thread &t = now.threads[first + i];
         if (!(waiting.mask >> i & 1) || t.state == State::exited) continue;
@@ -179,8 +184,7 @@ void report_deadlock() {
         f.other_thread = first + i;
         f.other_file = t.file;
         f.other_line = t.line;
-        if (t.state == State::at_barrier) {
-            // The others of its warp have passed the barrier by.
+        if (t.state == State::at_barrier && at_barrier < together) {
             std::swap(f.thread, f.other_thread);
             std::swap(f.file, f.other_file);
             std::swap(f.line, f.other_line);
