@@ -88,6 +88,7 @@ inline void begin_block_of_time() {
 
 inline void pass_block_barrier() {
     now.floor = ++now.time;
+    if (!now.launch->check) return;
     for (uint32_t &floor : now.warp_floor) floor = now.time;
     bool fenced = true;
     for (unsigned i = 0; i < now.thread_count; ++i) {
@@ -102,6 +103,7 @@ inline void pass_block_barrier() {
 
 // A __syncwarp of the lanes in `mask`; `whole` if no other lane of the warp is alive.
 MULFREE_RARE inline void pass_warp_barrier(unsigned warp, unsigned mask, bool whole) {
+    if (!now.launch->check) return;
     Thread *lanes = now.threads + warp * warp_size;
     ++now.time;
     if (whole) now.warp_floor[warp] = now.time;

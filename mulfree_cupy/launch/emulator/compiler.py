@@ -31,11 +31,16 @@ _KERNEL = [
     "-fno-strict-aliasing", "-fno-exceptions", "-U_FORTIFY_SOURCE", "-fcf-protection=none",
     "-fdata-sections", "-ffunction-sections", "-fno-builtin-printf",
 ]  # fmt: skip
-# The C library's functions that write through a pointer; the runtime has them announce it.
-_WRAPPED = ("sincos", "sincosf", "modf", "modff", "frexp", "frexpf", "remquo", "remquof")
+# The C library's functions that write through a pointer, which the runtime has them announce, and
+# those that end the process.
+_WRAPPED = (
+    "sincos", "sincosf", "modf", "modff", "frexp", "frexpf", "remquo", "remquof",
+    "exit", "_exit", "_Exit", "quick_exit", "abort",
+)  # fmt: skip
 # The calls of -fsanitize=thread reach the emulator's own functions. Without scalar replacement a
 # float4 stays one access, as it is on a GPU; without merging equal code each line keeps its own.
-_INSTRUMENTED = ["-fsanitize=thread", "-fno-optimize-sibling-calls"]
+_INSTRUMENTED = ["-fsanitize=thread", "-fno-optimize-sibling-calls", "-fstack-protector-strong"]
+_PLAIN = ["-fno-stack-protector"]
 _GCC = [
     "-fno-tree-sra", "-fno-ipa-sra", "-fno-tree-loop-distribute-patterns",
     "-fno-crossjumping", "-fno-tree-tail-merge", "-fno-ipa-icf",
@@ -248,6 +253,8 @@ class _Prepared:
         extra = [] if is_clang else ["-fno-gnu-unique"]
         if instrumented:
             extra += [*_INSTRUMENTED, *(_CLANG if is_clang else _GCC)]
+        else:
+            extra += _PLAIN
         include = ["-I", f"{self.headers}/include"]
         self.command = [compiler, standard, *_WARNINGS, *_KERNEL, *extra, *include]
         key = _hash(_version(compiler), _headers_hash(), *self.command)

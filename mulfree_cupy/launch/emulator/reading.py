@@ -84,6 +84,8 @@ def _sentence(row, place, region, array, launch, arguments, frames) -> str:
     text = (row.text or b"").decode()
     where = _element(row, region, arguments)
     if kind == "out_of_bounds":
+        if text:
+            return text
         if region is None:
             return f"{access} at address {row.offset:#x}, in no array"
         side = "before the start" if row.offset < 0 else "beyond the end"
