@@ -183,11 +183,18 @@ MULFREE_RARE inline void release(uintptr_t address, bool shared) {
     if (shared && !location.releases.empty() && location.releases.back().block != now.block)
         location.releases.clear();  // of a block that had this memory before
     release_one(location, now.current, fenced ? me.fence : 0, me.device_fence);
-    if (fenced && me.acquired > now.floor)
-        for (unsigned i = 0; i < now.thread_count; ++i) {
-            const uint32_t time = seen[now.current][i];
-            if (i != now.current && time > now.floor) release_one(location, i, time, me.device_fence ? time : 0);
+    const unsigned warp = now.current / warp_size;
+    const bool acquired = me.acquired > now.floor;
+    const unsigned first = acquired ? 0 : warp * warp_size;
+    const unsigned last = acquired || first + warp_size > now.thread_count ? now.thread_count : first + warp_size;
+    for (unsigned i = first; fenced && i < last; ++i) {  // what it knows of others
+        uint32_t time = acquired ? seen[now.current][i] : 0;
+        if (i / warp_size == warp) {
+            if (time < now.warp_floor[warp]) time = now.warp_floor[warp];
+            if (time < me.lane_seen[i % warp_size]) time = me.lane_seen[i % warp_size];
         }
+        if (i != now.current && time > now.floor) release_one(location, i, time, me.device_fence ? time : 0);
+    }
     learn(location.knowledge, knowledge_of_thread[now.current]);
     learn(location.knowledge, knowledge_of_block);
 }
