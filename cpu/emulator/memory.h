@@ -361,7 +361,8 @@ MULFREE_RARE inline void settle_pending() {
 }
 
 // Plain reads that guard an atomic access, as in `if (*d > v) atomicMin(d, v)` or before a loop around
-// atomicCAS: what they read is a hint, and the atomic access decides.
+// atomicCAS: what they read is a hint, and the atomic access decides. Findings with reads of such a
+// line are dropped in the end (reading.py).
 inline std::vector<uint32_t> guards;
 
 MULFREE_RARE inline bool is_guard(uint32_t pc) {

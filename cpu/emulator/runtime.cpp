@@ -45,17 +45,6 @@ void add_finding(const Finding &finding) {
 
 namespace {
 
-// A plain read beside an atomic access is no fault if it guards one.
-void drop_guards() {
-    int kept = 0;
-    for (int i = 0; i < finding_count; ++i) {
-        const Finding &f = findings[i];
-        const uint64_t read = f.guard == 1 ? f.pc : f.other_pc;
-        if (!f.guard || !is_guard(static_cast<uint32_t>(read))) findings[kept++] = f;
-    }
-    finding_count = kept;
-}
-
 double clock_seconds() {
     timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -481,7 +470,6 @@ __attribute__((visibility("default"))) int mulfree_launch(const Kernel *kernel, 
     }
     restore_signals(former_stack);
     close_memory();
-    drop_guards();
     now.launch = nullptr;
     return now.interrupted ? -1 : finding_count;
 }
@@ -497,6 +485,10 @@ __attribute__((visibility("default"))) const BarrierSite *mulfree_barriers(int *
 }
 
 __attribute__((visibility("default"))) const Finding *mulfree_findings() { return findings; }
+__attribute__((visibility("default"))) const uint32_t *mulfree_guards(int *count) {
+    *count = static_cast<int>(guards.size());
+    return guards.data();
+}
 __attribute__((visibility("default"))) const Region *mulfree_regions(int *count) {
     *count = static_cast<int>(regions.size());
     return regions.data();

@@ -32,10 +32,15 @@ def read_findings(
         return []
     rows = library.mulfree_findings()[:count]
     regions = runtime.table(library, "regions")
+    guards = runtime.table(library, "guards")
     pcs = {pc for r in rows for pc in (r.pc, r.other_pc, *r.calls[: r.call_count]) if pc}
-    frames = _source_frames(library, pcs)
+    frames = _source_frames(library, pcs.union(guards))
+    # A plain read beside an atomic access is no fault on a line that guards one.
+    guarded = [frames[pc][:1] for pc in guards]
     found = []
     for row in rows:
+        if row.guard and frames[row.pc if row.guard == 1 else row.other_pc][:1] in guarded:
+            continue
         region = regions[row.region] if row.region >= 0 else None
         array = _array(region, arguments)
         place, *calls = _places(row, frames) or [(kernel, 0)]

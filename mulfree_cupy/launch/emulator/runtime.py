@@ -138,7 +138,8 @@ def bind(library: ctypes.CDLL) -> Kernel:
     library.mulfree_kernel.restype = ctypes.POINTER(Kernel)
     library.mulfree_launch.argtypes = [ctypes.POINTER(Kernel), ctypes.POINTER(Launch)]
     library.mulfree_findings.restype = ctypes.POINTER(Finding)
-    for name, kind in (("regions", Region), ("sites", Site), ("barriers", BarrierSite)):
+    tables = {"regions": Region, "sites": Site, "barriers": BarrierSite, "guards": ctypes.c_uint32}
+    for name, kind in tables.items():
         getattr(library, f"mulfree_{name}").restype = ctypes.POINTER(kind)
     library.parameter_names = _names(library, "mulfree_parameters")
     constants = set(_names(library, "mulfree_constants"))
@@ -157,7 +158,7 @@ def _names(library: ctypes.CDLL, symbol: str) -> list[str]:
 
 
 def table(library: ctypes.CDLL, name: str) -> list:
-    """The rows of one of the runtime's tables: regions, sites or barriers."""
+    """The rows of one of the runtime's tables: regions, sites, barriers or guards."""
     count = ctypes.c_int()
     rows = getattr(library, f"mulfree_{name}")(ctypes.byref(count))
     return rows[: count.value]
