@@ -117,6 +117,18 @@ extern "C" __global__ void overrun(float* x, int n) {
 
 
 @pytest.mark.parametrize("check", [True, False])
+def test_local_arrays_larger_than_the_stack(check):
+    code = """
+extern "C" __global__ void large(int* x) {
+    volatile int a[300000];
+    for (int i = *x; i < 300000; i += 999) a[i] = i;
+    *x = a[*x];
+}"""
+    found = fault(RawKernel(code, "large"), (8,), (np.zeros(1, I32),), check)
+    assert found.kind == "crash" and "stack overflow" in found.text
+
+
+@pytest.mark.parametrize("check", [True, False])
 @pytest.mark.parametrize("call", ["exit(1)", "abort()", "_Exit(2)", "__builtin_trap()"])
 def test_the_process_is_not_ended(call, check):
     code = f"""

@@ -37,6 +37,8 @@ struct SharedVariable {
     void *place;
 };
 
+static_assert(offsetof(SharedVariable, size) == 24, "variables.py reads it there");
+
 // One kernel parameter: what it is and how wide, for the checks made before a launch.
 struct Parameter {
     char kind;            // 'p'ointer, 'i'nteger, 'f'loat, 'b'ool, 's'truct

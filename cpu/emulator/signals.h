@@ -17,6 +17,7 @@
 
 namespace mulfree_emulator {
 
+constexpr uintptr_t guard_size = 4096;  // at the low end of every stack, at least (runtime.py)
 constexpr int caught[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGINT};
 constexpr int caught_count = sizeof caught / sizeof caught[0];
 inline struct sigaction former[caught_count];
@@ -48,8 +49,10 @@ inline void on_signal(int number, siginfo_t *info, void *context) {
         if (number != SIGINT || !ours || now.busy) return;
     } else {
         Finding f = here(Kind::crash);
+        const uintptr_t above_guard = reinterpret_cast<uintptr_t>(info->si_addr) - reinterpret_cast<uintptr_t>(now.stack);
         f.text = number == SIGFPE                          ? "an integer division by zero"
                  : number == SIGILL || number == SIGTRAP ? "an instruction that is none"
+                 : above_guard < guard_size              ? "a stack overflow: its local variables take too much"
                                                          : "an access outside of all memory";
         f.pc = faulting_pc(context);
         add_finding(f);

@@ -29,7 +29,7 @@ _WARNINGS = ["-w", "-fno-diagnostics-show-caret", "-fdiagnostics-color=never"]
 _KERNEL = [
     "-O2", "-g1", "-gdwarf-4", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off",
     "-fno-strict-aliasing", "-fno-exceptions", "-U_FORTIFY_SOURCE", "-fcf-protection=none",
-    "-fdata-sections", "-ffunction-sections", "-fno-builtin-printf",
+    "-fdata-sections", "-ffunction-sections", "-fno-builtin-printf", "-fstack-clash-protection",
 ]  # fmt: skip
 # The C library's functions that write through a pointer, which the runtime has them announce, and
 # those that end the process.
@@ -269,6 +269,7 @@ class _Prepared:
             "-fPIC",
             "-fvisibility=hidden",
             "-U_FORTIFY_SOURCE",
+            "-fno-exceptions",
         ]
         self._start(self._runtime, [*runtime, *_WARNINGS, "-c", f"{self.headers}/runtime.cpp"])
         if not is_clang:
