@@ -85,7 +85,7 @@ def add_recipe(command: argparse.ArgumentParser) -> None:
         "--recipe",
         choices=["paper", "fast"],
         help="what other options change: AdderNet's, for hundreds of epochs, or one for few, in "
-        "smaller batches (default: paper)",
+        "smaller batches and with Nesterov momentum (default: paper)",
     )
     command.add_argument(
         "--batch-size",
