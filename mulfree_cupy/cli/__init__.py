@@ -21,6 +21,7 @@ from mulfree_cupy.cli import (
 )
 from mulfree_cupy.config import keep_freed_memory
 from mulfree_cupy.files import reason
+from mulfree_cupy.launch import emulator
 from mulfree_cupy.version import __version__
 
 
@@ -41,7 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         print(f"mulfree: there is not enough memory: {error}", file=sys.stderr)
         return 1
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+    except (
+        *(ValueError, OSError, ImportError, FloatingPointError),
+        *(emulator.CompilationError, emulator.EmulationFault, NotImplementedError),
+    ) as error:
         print(f"mulfree: {error}", file=sys.stderr)
         return 1
 
