@@ -21,7 +21,8 @@ def add(commands) -> None:
     command.add_argument(
         "--models",
         metavar="NAMES",
-        help="networks to compare, with commas between them (default: the five forms of ResNet-20)",
+        help="networks to compare, with commas between them; adder-resnet20@conv-resnet20 is "
+        "taught by the CNN before it (default: the five forms of ResNet-20)",
     )
     options.add_data(command)
     options.add_recipe(command)
