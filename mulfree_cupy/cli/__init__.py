@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     kernels.add(commands)
     training.add_train(commands)
     pruning.add(commands)
+    networks.add_models(commands)
     networks.add_evaluate(commands)
     checkpoints.add_calibrate(commands)
     quantisation.add(commands)
