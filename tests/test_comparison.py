@@ -137,7 +137,7 @@ class TestCommand:
         assert float(conv["joules"]) > 2 * float(adder["joules"]) > 0
         assert int(winograd["epochs"]) == 3 and float(winograd["seconds"]) > 0
         text = (out / "comparison.md").read_text()
-        assert "| conv-lenet " in text and "1442 training and 355 test images. 1 epochs" in text
+        assert "| conv-lenet " in text and "1442 training and 355 test images. 1 epoch in" in text
 
     def test_its_page_is_one_file(self, out):
         page = (out / "comparison.html").read_text()
