@@ -229,7 +229,7 @@ struct PopcountKernels {
     ConvolutionKernel<float, float> binary_f32;  // whose `bias` is a factor
     ConvolutionKernel<double, double> binary_f64;
     ConvolutionKernel<std::uint8_t, std::int32_t> low_bit_adder[4];  // of 1 to 4 bits
-    double (*peak)(double seconds);
+    double (*peak)(index bits, double seconds);  // of terms of 1 or 2 bits
 };
 
 // The kernels of one instruction set.

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import spec
+
+from mulfree_cupy import formulas as spec
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))

@@ -6,8 +6,9 @@ import sys
 
 import numpy as np
 import pytest
-import spec
 from problems import unaligned
+
+from mulfree_cupy import formulas as spec
 
 _cpu = pytest.importorskip("mulfree_cupy._cpu")
 
@@ -364,7 +365,9 @@ def test_batch_norm_in_place(features, dtype, pixels, out):
     np.testing.assert_array_equal(answer, want)
 
 
-@pytest.mark.parametrize("operation", ["fma", "max_add", "sub_abs_add", "u8_max_dot", "popcount"])
+@pytest.mark.parametrize(
+    "operation", ["fma", "max_add", "sub_abs_add", "u8_max_dot", "popcount", "popcount_2_bits"]
+)
 def test_peak(features, operation):
     assert _cpu.peak(operation, 0.001) > 1e6
     with pytest.raises(ValueError, match="operation must be"):

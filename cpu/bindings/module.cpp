@@ -64,16 +64,17 @@ double peak(const std::string& operation, double seconds) {
                                                  {"max_add", PEAK_MAX_ADD},
                                                  {"sub_abs_add", PEAK_SUB_ABS_ADD},
                                                  {"u8_max_dot", PEAK_U8_MAX_DOT}};
-    if (operation == "popcount") {
+    if (operation == "popcount" || operation == "popcount_2_bits") {
         WithoutGil others_run;
-        return chosen->popcount.peak(seconds);
+        return chosen->popcount.peak(operation == "popcount" ? 1 : 2, seconds);
     }
     for (const auto& [name, number] : names)
         if (operation == name) {
             WithoutGil others_run;
             return chosen->peak(number, seconds);
         }
-    throw std::invalid_argument("operation must be fma, max_add, sub_abs_add, u8_max_dot or popcount, got " + operation);
+    throw std::invalid_argument("operation must be fma, max_add, sub_abs_add, u8_max_dot, popcount or popcount_2_bits, got " +
+                                operation);
 }
 
 }  // namespace

@@ -16,8 +16,8 @@ inline Vec<W> set_bit(Vec<W> word, Mask mask, Vec<W> bit) {
 #endif
 }
 
-// What bits a number becomes: LEVELS of them, bit t being is_set(number, t). A word of so many lanes is filled from
-// a vector of as many numbers.
+// What bits a number becomes: one in each of PLANES words, is_set(number, plane). A word of so many lanes is filled
+// from a vector of as many numbers.
 
 // Its sign: of T, one bit, set where it is not negative.
 template <class T>
@@ -34,7 +34,7 @@ template <class T>
 struct Sign : IntegersOf<T> {
     using Element = T;
     using Word = typename IntegersOf<T>::Word;
-    static constexpr index LEVELS = 1;
+    static constexpr int PLANES = 1;
 
     static bool is_set(T x, index) { return x >= 0; }
     static Vec<T> read(const T* p) { return load(p); }
@@ -50,32 +50,36 @@ struct Sign : IntegersOf<T> {
     }
 };
 
-// Its thermometer code: of a byte as many ones as its value, at most 2^BITS - 1.
+// Its Gray code: of a byte x, at most 2^BITS - 1, the bits of x ^ x >> 1, of which successive numbers change one.
 template <int BITS>
-struct Thermometer {
+struct GrayCode {
+    static_assert(BITS == 1 || BITS == 2, "each plane has its ones in one range");
     using Element = std::uint8_t;
     using Word = std::uint32_t;
-    static constexpr index LEVELS = (1 << BITS) - 1;
+    static constexpr int PLANES = BITS;
     using Numbers = Vec<std::int32_t>;
 
-    static bool is_set(std::uint8_t x, index level) { return x > level; }
+    static constexpr std::int32_t first(index plane) { return plane + 1; }
+    static constexpr std::int32_t last(index plane) { return plane + 1 < BITS ? 2 : 255; }
+    static bool is_set(std::uint8_t x, index plane) { return x >= first(plane) && x <= last(plane); }
     static Numbers read(const std::uint8_t* p) { return load_bytes<LANES<std::int32_t>>(p); }
     static Numbers read_first(const std::uint8_t* p, index lanes) {
         std::uint8_t byte[LANES<std::int32_t>] = {};
         for (index l = 0; l < lanes; ++l) byte[l] = p[l];
         return read(byte);
     }
-    static Vec<Word> set(Vec<Word> word, Numbers x, index level, Vec<Word> bit) {
-        const Numbers limit = broadcast(std::int32_t(level));
+    static Vec<Word> set(Vec<Word> word, Numbers x, index plane, Vec<Word> bit) {
+        const Numbers from = broadcast(first(plane));
 #if defined(__AVX512F__)
-        return set_bit<Word>(word, _mm512_cmpgt_epi32_mask((__m512i)x, (__m512i)limit), bit);
+        const Numbers reach = broadcast(last(plane) - first(plane));
+        return set_bit<Word>(word, _mm512_cmple_epu32_mask((__m512i)(x - from), (__m512i)reach), bit);
 #else
-        return set_bit<Word>(word, x > limit, bit);
+        return set_bit<Word>(word, (x >= from) & (x <= broadcast(last(plane))), bit);
 #endif
     }
 };
 
-// A few successive bits of the codes of all channels of a pixel, channel by channel.
+// The bits of a few successive channels of a pixel, in one plane.
 template <class Code, class W = typename Code::Word>
 class SomeBits {
     using Element = typename Code::Element;
@@ -83,11 +87,10 @@ class SomeBits {
 public:
     static constexpr index MOST = 4;
 
-    // From `first` on; the first of them stands in bit k of a word.
-    SomeBits(const Element* x, index channel_stride, index first, index count, index k) {
+    // That of the first channel, x, stands in bit k of a word.
+    SomeBits(const Element* x, index channel_stride, index count, index plane, index k) : plane_(plane) {
         for (index b = 0; b < MOST; ++b) {  // behind the last of them, the first without a bit
-            const index code = first + (b < count ? b : 0);
-            channel_[b] = x + code / Code::LEVELS * channel_stride, level_[b] = code % Code::LEVELS;
+            channel_[b] = x + (b < count ? b * channel_stride : 0);
             bit_[b] = broadcast(W(b < count ? W(1) << (k + b) : 0));
         }
     }
@@ -96,24 +99,26 @@ public:
     template <class Read>
     __attribute__((always_inline)) Vec<W> set(Vec<W> word, Read read) const {
 #pragma GCC unroll 4
-        for (index b = 0; b < MOST; ++b) word = Code::set(word, read(channel_[b]), level_[b], bit_[b]);
+        for (index b = 0; b < MOST; ++b) word = Code::set(word, read(channel_[b]), plane_, bit_[b]);
         return word;
     }
 
 private:
+    const index plane_;
     const Element* channel_[MOST];
-    index level_[MOST];
     Vec<W> bit_[MOST];
 };
 
-// to[i] = bits [first, first + count) of the codes of all channels of pixel i, the first of them in the least bit.
-// Pixels lie `stride` apart. A few bits are set in many words, and then the next: so channels are read in long pieces.
+// to[i] = the bits of `count` channels of pixel i in a plane, the first of them in the least bit. Pixels lie `stride`
+// apart. A few bits are set in many words, and then the next: so channels are read in long pieces.
 template <class Code, class W = typename Code::Word>
-inline void pack_bits(const typename Code::Element* x, index channel_stride, index stride, index first, index count,
+inline void pack_bits(const typename Code::Element* x, index channel_stride, index stride, index count, index plane,
                       index pixels, W* to) {
     using Bits = SomeBits<Code>;
     constexpr index PIECE = 1024;  // words, which stay in the first-level cache
-    const auto some_bits = [&](index k) { return Bits(x, channel_stride, first + k, smaller(Bits::MOST, count - k), k); };
+    const auto some_bits = [&](index k) {
+        return Bits(x + k * channel_stride, channel_stride, smaller(Bits::MOST, count - k), plane, k);
+    };
     for (; pixels > 0; pixels -= PIECE, x += PIECE * stride, to += PIECE) {
         const index end = smaller(pixels, PIECE), whole = stride == 1 ? end / LANES<W> * LANES<W> : 0;
         for (index k = 0; whole && k < count; k += Bits::MOST) {
@@ -136,37 +141,41 @@ inline void pack_bits(const typename Code::Element* x, index channel_stride, ind
     }
 }
 
-// Words of bits: as many successive bits of a pixel's codes as fit a word, or with few channels those of a few columns
-// of the kernel beside one another. What lies outside of x, or of the kernel, has no bit set.
+// Words of bits: of one plane those of as many successive channels as fit a word, or with few channels those of a few
+// columns of the kernel beside one another; then those of the next plane. What lies outside of x, or of the kernel, has
+// no bit set.
 template <class Code, class Output_>
 struct BitWords {
     using Element = typename Code::Element;
     using Output = Output_;
     using Word = typename Code::Word;
-    static constexpr index BITS = 8 * sizeof(Word);
+    static constexpr index BITS = 8 * sizeof(Word), PLANES = Code::PLANES;
 
-    const WordShape shape;  // whose channels are the bits of all codes of a pixel
+    const WordShape shape;  // of one plane
 
     explicit BitWords(const Convolution<Element, Output>& p)
-        : shape(p.channels * Code::LEVELS, p.width.taps, BITS), filters_(p.groups * p.filters),
+        : shape(p.channels, p.width.taps, BITS), filters_(p.groups * p.filters),
           taps_(p.height.taps * p.width.taps), blocks_(shape.word_channels() / shape.starts) {}
 
-    index word_channels() const { return shape.word_channels(); }
+    index word_channels() const { return shape.word_channels() * PLANES; }
     index taps() const { return shape.taps(); }
     bool meets_padding() const { return shape.along > 1; }
 
-    // The codes of the weights: [filter][block of channels][tap]. The taps of a channel follow one another.
-    index prepared_bytes() const { return filters_ * blocks_ * taps_ * index(sizeof(Word)); }
+    // The codes of the weights: [filter][block of channels][plane][tap]. The taps of a channel follow one another.
+    index prepared_bytes() const { return filters_ * blocks_ * PLANES * taps_ * index(sizeof(Word)); }
     void prepare(const Convolution<Element, Output>& p, void* memory) {
         codes_ = static_cast<Word*>(memory);
         for_each_unit(filters_, MOVE * double(filters_ * p.channels * taps_), [&](index f) {
             const Element* w = p.w + f / p.filters * p.w_group + f % p.filters * p.w_filter;
-            for (index b = 0; b < blocks_; ++b)
-                pack_bits<Code>(w, p.w_channel, 1, b * shape.across, count_of(b), taps_, codes_ + (f * blocks_ + b) * taps_);
+            Word* to = codes_ + f * blocks_ * PLANES * taps_;
+            for (index b = 0; b < blocks_; ++b, w += shape.across * p.w_channel)
+                for (index plane = 0; plane < PLANES; ++plane, to += taps_)
+                    pack_bits<Code>(w, p.w_channel, 1, count_of(b), plane, taps_, to);
         });
     }
     // sums[filter][tap] = the weights whose bit is set less those whose is not.
     void add_up(Word* sums) const {
+        static_assert(PLANES == 1);
         for (index f = 0; f < filters_; ++f)
             for (index b = 0; b < blocks_; ++b) {
                 const Word* codes = codes_ + (f * blocks_ + b) * taps_;
@@ -177,17 +186,18 @@ struct BitWords {
             }
     }
     Word weight(const Convolution<Element, Output>& p, index group, index filter, index word, index i, index tap) const {
-        const index f = group * p.filters + filter, column = shape.column(word) + tap;
-        const Word* codes = codes_ + (f * blocks_ + word / shape.starts) * taps_ + i * p.width.taps + column;
+        const index f = group * p.filters + filter, plane = word % PLANES, first = word / PLANES;
+        const Word* codes = codes_ + ((f * blocks_ + first / shape.starts) * PLANES + plane) * taps_ +
+                            i * p.width.taps + shape.column(first) + tap;
         Word bits = 0;
-        for (index q = 0; q < columns_of(word); ++q) bits |= codes[q] << q * shape.across;
+        for (index q = 0; q < columns_of(first); ++q) bits |= codes[q] << q * shape.across;
         return bits;
     }
 
     // The source of a slice as words: [image][group][word channel][row][column].
     void fill(const Convolution<Element, Output>& p, index image, index images, const SourceAxis& h,
               const SourceAxis& w, Word* words) const {
-        const index starts = shape.starts, units = images * p.groups * blocks_, plane = h.size * w.size;
+        const index starts = shape.starts, units = images * p.groups * blocks_, area = h.size * w.size;
         // The codes that windows meet are packed as x lies, rows without gaps several at a time; where they are not
         // the words already, words are made of them row by row.
         const index met = (w.size - 1) * w.every + 1 + (shape.along == 1 ? 0 : (shape.columns - 1) * p.width.tap_step);
@@ -200,7 +210,7 @@ struct BitWords {
         const bool direct = shape.along == 1 && w.every == 1 && width == w.size;
         const index at_once = !dense ? 1 : direct ? h.size : larger(1, smaller(h.size, 2048 / width));
         const index scratch = direct ? 0 : round_up(at_once * width * index(sizeof(Word)), 64);
-        Team team(threads_for(units, MOVE * double(units * h.size * width) * double(shape.across) / Code::LEVELS, scratch));
+        Team team(threads_for(units, MOVE * double(units * h.size * width) * double(shape.across * PLANES), scratch));
         Workspace workspace;
         workspace.allocate(team.size() * scratch);
         Units every_unit(units, ceil_div(units, 8 * team.size()));
@@ -209,15 +219,19 @@ struct BitWords {
             every_unit.each([&](index unit) {
                 const index block = unit % blocks_, group = unit / blocks_ % p.groups;
                 const Element* x = p.x.data + (image + unit / (blocks_ * p.groups)) * p.x.batch +
-                                   group * p.channels * p.x.channel + h.from * p.x.row + first * p.x.column;
-                Word* to = words + unit * starts * plane;
+                                   (group * p.channels + block * shape.across) * p.x.channel + h.from * p.x.row +
+                                   first * p.x.column;
+                Word* to = words + unit * starts * PLANES * area;
                 for (index r = 0; r < h.size; r += at_once, x += at_once * h.every * p.x.row) {
                     const index some = smaller(at_once, h.size - r);
-                    pack_bits<Code>(x, p.x.channel, p.x.column, block * shape.across, count_of(block), some * width,
-                                    direct ? to + r * w.size : codes);
-                    for (index k = 0; !direct && k < some; ++k)
-                        for (index s = 0; s < starts; ++s)
-                            join(p.width, w, codes + k * width - first, s, to + s * plane + (r + k) * w.size);
+                    for (index plane = 0; plane < PLANES; ++plane) {
+                        Word* row = to + plane * area + r * w.size;
+                        pack_bits<Code>(x, p.x.channel, p.x.column, count_of(block), plane, some * width,
+                                        direct ? row : codes);
+                        for (index k = 0; !direct && k < some; ++k, row += w.size)
+                            for (index s = 0; s < starts; ++s)
+                                join(p.width, w, codes + k * width - first, s, row + s * PLANES * area);
+                    }
                 }
             });
         });
@@ -227,7 +241,7 @@ private:
     const index filters_, taps_, blocks_;
     Word* codes_ = nullptr;
 
-    // The bits of a block of channels,
+    // The channels of a block,
     index count_of(index block) const { return smaller(shape.across, shape.channels - block * shape.across); }
     // and the columns of the kernel that a word stands for.
     index columns_of(index word) const {

@@ -248,8 +248,8 @@ inline T sum_lanes(Vec<T> v) {
 }
 
 // The standard library's templates are kept out of these files (kernels.hpp says why).
-inline index smaller(index a, index b) { return a < b ? a : b; }
-inline index larger(index a, index b) { return a > b ? a : b; }
+constexpr index smaller(index a, index b) { return a < b ? a : b; }
+constexpr index larger(index a, index b) { return a > b ? a : b; }
 constexpr index ceil_div(index a, index b) { return (a + b - 1) / b; }
 constexpr index round_up(index a, index b) { return ceil_div(a, b) * b; }
 

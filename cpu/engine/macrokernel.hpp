@@ -223,9 +223,10 @@ private:
             doubtful |= packed.redo[f / MR];
         };
         reduce<O, REDO>([&](Tile& packed, index f, const X* w, const Block& block, bool first, bool last) {
+            const index terms = block.taps() / Op::PLANES, apart = source.planes_apart(block);
             if (!whole(packed, f))
-                return tile_row<O>(packed.tile_filters(f), packed.vectors, source.pixels, source.tap, packed.place, w,
-                                   block.taps(), packed.total + f * ROW, ROW, first);
+                return tile_row<O>(packed.tile_filters(f), packed.vectors, source.pixels, source.tap, apart,
+                                   packed.place, w, terms, packed.total + f * ROW, ROW, first);
             const bool finish = last && packed.direct();
             const ColumnSums<Op>* sums = source.sums + (&packed - packed_tiles) * PACKED_VECTORS;
             typename O::Doubt doubt;
@@ -242,7 +243,7 @@ private:
                     };
                 };
                 source.with_tap([&](auto tap) {
-                    tile<O, MR, NR>(source.pixels, tap, packed.place + v, w, block.taps(), put);
+                    tile<O, MR, NR>(source.pixels, tap, apart, packed.place + v, w, terms, put);
                 });
             }
             if (finish) settle(packed, f, doubt);

@@ -2,26 +2,29 @@
 // broadcast weight at a time. All the operations share it; they differ in `term`.
 #pragma once
 
-#include "isa.hpp"
+#include "operation.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
-// Calls put(f)(v, sum) with the sum over taps t < rows of term(x, w), where vector v of tap t is at
-// x + tap(t) + place[v] and weights come Op::MR a tap.
+// Calls put(f)(v, sum) with the sum over t < terms of term(x, w), where vector v of term t is at
+// x + tap(t) + place[v], those of its further planes `apart`, and weights come Op::MR a plane.
 template <class Op, int FILTERS, int VECTORS, class Operand, class Tap, class Put>
-inline void tile(const Operand* x, Tap tap, const index* place, const Operand* w, index rows, Put put) {
+inline void tile(const Operand* x, Tap tap, index apart, const index* place, const Operand* w, index terms, Put put) {
+    constexpr int PLANES = Op::PLANES;
     Vec<typename Op::Accumulator> sum[FILTERS][VECTORS] = {};
     const Operand* from[VECTORS];
     for (int v = 0; v < VECTORS; ++v) from[v] = x + place[v];
-    for (index t = 0; t < rows; ++t, w += Op::MR) {
-        Vec<Operand> pixels[VECTORS];
+    for (index t = 0; t < terms; ++t, w += PLANES * Op::MR) {
+        Vec<Operand> pixels[VECTORS][PLANES];
 #pragma GCC unroll 8
-        for (int v = 0; v < VECTORS; ++v) pixels[v] = load(from[v] + tap(t));
+        for (int v = 0; v < VECTORS; ++v)
+            for (int k = 0; k < PLANES; ++k) pixels[v][k] = load(from[v] + tap(t) + k * apart);
 #pragma GCC unroll 8
         for (int f = 0; f < FILTERS; ++f) {
-            const Vec<Operand> weight = broadcast(w[f]);
+            Vec<Operand> weight[PLANES];
+            for (int k = 0; k < PLANES; ++k) weight[k] = broadcast(w[k * Op::MR + f]);
 #pragma GCC unroll 8
-            for (int v = 0; v < VECTORS; ++v) sum[f][v] = Op::term(sum[f][v], pixels[v], weight);
+            for (int v = 0; v < VECTORS; ++v) sum[f][v] = term<Op>(sum[f][v], pixels[v], weight);
         }
     }
 #pragma GCC unroll 8
@@ -45,8 +48,9 @@ inline void with_filters(index filters, F f) {
 // total[f][v] (+)= the sums of a tile of `filters` filters along all of a packed tile's `vectors` vectors, where
 // totals of successive filters are `total_row` apart.
 template <class Op, class Operand, class Accumulator>
-inline void tile_row(index filters, index vectors, const Operand* x, const index* tap, const index* place,
-                     const Operand* w, index rows, Accumulator* total, index total_row, bool first) {
+inline void tile_row(index filters, index vectors, const Operand* x, const index* tap, index apart,
+                     const index* place, const Operand* w, index terms, Accumulator* total, index total_row,
+                     bool first) {
     for (index v = 0; v < vectors; v += NR) {
         const auto put = [=](index f) {
             return [=](index n, Vec<Accumulator> sum) {
@@ -55,7 +59,7 @@ inline void tile_row(index filters, index vectors, const Operand* x, const index
             };
         };
         const auto run = [&](auto f, auto n) {
-            tile<Op, f.value, n.value>(x, [=](index t) { return tap[t]; }, place + v, w, rows, put);
+            tile<Op, f.value, n.value>(x, [=](index t) { return tap[t]; }, apart, place + v, w, terms, put);
         };
         if (vectors - v >= NR) with_filters<Op::MR, NR>(filters, run);
         else if (vectors - v == 2) with_filters<Op::MR, 2>(filters, run);

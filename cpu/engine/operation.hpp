@@ -34,7 +34,10 @@ struct Operation {
     static Vec<Operand> packed(Vec<Operand> x) { return x; }
     static Operand packed_weight(Operand w) { return w; }
 
-    // Sums over the window that the answer needs: how many, and how a row of x is added to them.
+    // Successive channels that one term takes: term(total, x, w) then has a vector of each, x[PLANES] and w[PLANES].
+    static constexpr int PLANES = 1;
+
+    // Sums over the window that the answer needs: how many, and how a row of x (of a first plane) is added to them.
     static constexpr int COLUMN_SUMS = 0;
     static void add_column(Vec<Operand>*, Vec<Operand>) {}
 
@@ -44,7 +47,7 @@ struct Operation {
     // The bias where none is given.
     static constexpr Output NO_BIAS = 0;
 
-    // What the answer needs to know of a filter, and how a weight is added to it.
+    // What the answer needs to know of a filter, and how a weight (of a first plane) is added to it.
     struct Constant {};
     static constexpr bool HAS_CONSTANT = false;
     static void add_weight(Constant&, Operand) {}
@@ -54,6 +57,13 @@ struct Operation {
     using Exact = void;
 };
 
+// A term of all planes.
+template <class Op, class Sum, class V>
+inline Sum term(Sum total, const V* x, const V* w) {
+    if constexpr (Op::PLANES == 1) return Op::term(total, *x, *w);
+    else return Op::term(total, x, w);
+}
+
 // The sums over the window of a vector of pixels, or their kinds.
 template <class Op>
 struct ColumnSums {
@@ -61,8 +71,9 @@ struct ColumnSums {
     static_assert(!(Op::HAS_BORDERS && Op::COLUMN_SUMS), "one or the other");
     V part[Op::COLUMN_SUMS > 0 ? Op::COLUMN_SUMS : 1];
 
-    void add(V row) {
-        if constexpr (Op::COLUMN_SUMS > 0) Op::add_column(part, row);
+    void add(V row, index channel) {
+        if constexpr (Op::COLUMN_SUMS > 0)
+            if (channel % Op::PLANES == 0) Op::add_column(part, row);
     }
     ColumnSums& operator+=(const ColumnSums& other) {
         for (int n = 0; n < Op::COLUMN_SUMS; ++n) part[n] += other.part[n];

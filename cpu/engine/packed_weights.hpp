@@ -1,5 +1,5 @@
 // Weights as the micro-kernel reads them, once packed for as many calls as one likes: for every block of the
-// reduction and every tile of MR filters, [row][filter], zero where there is no filter.
+// reduction and every tile of MR filters, [term][plane][filter], zero where there is no filter.
 #pragma once
 
 #include "operation.hpp"
@@ -11,16 +11,16 @@ namespace mulfree::MULFREE_ISA {
 constexpr index BLOCK_ROWS = 160;      // packed rows, at most: 160 rows of three 64-byte vectors are 30 KiB
 constexpr index BLOCK_POSITIONS = 32;  // kernel positions a block; bounds the table of spans
 
-// The reduction cut into blocks: chunks of kernel positions, and in each, chunks of channels.
+// The reduction cut into blocks: chunks of kernel positions, and in each, chunks of channels, whose planes stay together.
 struct Blocking {
     index channels, positions, channel_chunk, position_chunk;
 
-    Blocking(index channels_, index positions_, index most_rows = BLOCK_ROWS)
+    Blocking(index channels_, index positions_, index most_terms = BLOCK_ROWS, index planes = 1)
         : channels(channels_), positions(positions_) {
-        const index most_positions = smaller(BLOCK_POSITIONS, most_rows);
+        const index most_positions = smaller(BLOCK_POSITIONS, most_terms), sets = channels / planes;
         position_chunk = ceil_div(larger(positions, 1), ceil_div(larger(positions, 1), most_positions));
-        const index limit = larger(1, most_rows / position_chunk);
-        channel_chunk = ceil_div(channels, ceil_div(channels, limit));
+        const index limit = larger(1, most_terms / position_chunk);
+        channel_chunk = ceil_div(sets, ceil_div(sets, limit)) * planes;
     }
     index channel_chunks() const { return ceil_div(channels, channel_chunk); }
     index count() const { return ceil_div(positions, position_chunk) * channel_chunks(); }
@@ -52,18 +52,20 @@ inline void pack_block(const Convolution<X, Y>& p, const Weight& weight, index g
     const index real = smaller(MR, p.filters - filter);
     for (index t = 0; t < block.positions; ++t) {
         const index i = (block.position + t) / p.width.taps, j = (block.position + t) % p.width.taps;
-        X* to = packed + t * MR;
-        for (index c = 0; c < block.channels; ++c, to += block.positions * MR)
+        for (index c = 0; c < block.channels; ++c) {
+            const index set = c / Op::PLANES, plane = c % Op::PLANES;
+            X* to = packed + ((set * block.positions + t) * Op::PLANES + plane) * MR;
             for (index f = 0; f < MR; ++f)
                 to[f] = f < real ? Op::packed_weight(weight(group, filter + f, block.channel + c, i, j)) : X(0);
+        }
     }
 }
 
 // How an operation's reduction is cut.
 template <class Op, class X, class Y>
 inline Blocking blocking_of(const Convolution<X, Y>& p) {
-    static_assert(Op::MOST_TERMS <= BLOCK_ROWS, "a block is packed before it is summed");
-    return {p.channels, p.height.taps * p.width.taps, Op::MOST_TERMS};
+    static_assert(Op::MOST_TERMS * Op::PLANES <= BLOCK_ROWS, "a block is packed before it is summed");
+    return {p.channels, p.height.taps * p.width.taps, Op::MOST_TERMS, Op::PLANES};
 }
 
 // Where the packed weights and the operation's constants of all filters lie. Without room for tiles, threads pack
@@ -99,7 +101,7 @@ public:
             X* to = weights_ ? weights_ + at(group, b, tile) : own;
             pack_block<Op>(p, weight, group, tile * MR, block, to);
             for (index i = 0; Op::HAS_CONSTANT && i < block.taps() * MR; ++i)
-                Op::add_weight(constants[i % MR], to[i]);
+                if (i / MR % Op::PLANES == 0) Op::add_weight(constants[i % MR], to[i]);
         }
         for (index f = tile * MR; Op::HAS_CONSTANT && f < smaller((tile + 1) * MR, filters_); ++f)
             constants_[group * filters_ + f] = constants[f % MR];

@@ -19,7 +19,7 @@ public:
     index vectors;             // that have pixels
     X* pixels;                 // the packed block:
     index place[MACRO_VECTORS];  // where in it the vectors start,
-    index* tap;                // and what every tap adds to that
+    index* tap;                // and what every term adds to that
     ColumnSums<Op> sums[MACRO_VECTORS];
     const Run* runs;                 // of the pixels,
     index start[MACRO_VECTORS + 1];  // and the first one of every vector
@@ -57,13 +57,7 @@ public:
     }
 
     // Once the scratch memory is there.
-    void begin() {
-        const index positions = larger(1, blocking_.positions);
-        for (index t = 0; t < blocking_.rows(); ++t)
-            tap[t] = shared_ ? t / positions * shared_rows_.copies * shared_rows_.copy +
-                                   shared_rows_.tap(height_, width_, t % positions)
-                             : t * ROW;
-    }
+    void begin() { find_taps(larger(1, blocking_.position_chunk)); }
 
     // To the pixels [first, first + length).
     void move_to(index first, index length) {
@@ -117,6 +111,7 @@ public:
     template <class Packing>
     void pack(index group, const Block& block) {
         const X* x = x_.data + (group * channels_ + block.channel) * x_.channel;
+        if (Op::PLANES > 1 && !shared_) find_taps(block.positions);
         Block packed = block;
         PixelMap map{packed_vectors_, span_start_, single_, straight_, span_start_[packed_vectors_], spans_,
                      width_.step * x_.column, ROW, blocking_.rows() * ROW, count * ROW, 0};
@@ -139,12 +134,14 @@ public:
         if constexpr (Packing::COLUMN_SUMS > 0) add_block_sums(shared_ ? block.positions : 1, map.sums);
     }
 
-    // Calls f with what a tap adds to a vector's place, as a function that costs little.
+    // Calls f with what a term adds to a vector's place, as a function that costs little.
     template <class F>
     void with_tap(F f) const {
-        if (shared_) f([to = tap](index t) { return to[t]; });
+        if (shared_ || Op::PLANES > 1) f([to = tap](index t) { return to[t]; });
         else f([](index t) { return t * ROW; });
     }
+    // From a term's row of one plane to that of the next.
+    index planes_apart(const Block& block) const { return channel_rows(block.positions); }
 
 private:
     const Axis &height_, &width_;
@@ -164,6 +161,17 @@ private:
     bool joined_;          // a vector's runs of an image are one span
     bool straight_;        // the vectors follow one another in x
     index spans_at_;
+
+    // The packed rows of a channel, as elements.
+    index channel_rows(index positions) const {
+        return shared_ ? shared_rows_.copies * shared_rows_.copy : positions * ROW;
+    }
+    void find_taps(index positions) {
+        index* to = tap;
+        for (index c = 0; c < blocking_.channel_chunk; c += Op::PLANES)
+            for (index t = 0; t < positions; ++t)
+                *to++ = c * channel_rows(positions) + (shared_ ? shared_rows_.tap(height_, width_, t) : t * ROW);
+    }
 
     // All pixels are one row of x, as flattened() makes them.
     bool along_a_row() const {

@@ -56,11 +56,11 @@ struct PixelMap {
 
 // Adds a row of a vector to its sums in memory, `apart`.
 template <class Op, class T = typename Op::Operand>
-inline void add_to_sums(T* sums, index apart, Vec<T> row) {
+inline void add_to_sums(T* sums, index apart, Vec<T> row, index channel) {
     if constexpr (Op::COLUMN_SUMS > 0) {
         ColumnSums<Op> sum;
         for (int n = 0; n < Op::COLUMN_SUMS; ++n) sum.part[n] = load(sums + n * apart);
-        sum.add(row);
+        sum.add(row, channel);
         for (int n = 0; n < Op::COLUMN_SUMS; ++n) store(sums + n * apart, sum.part[n]);
     }
 }
@@ -84,8 +84,8 @@ inline void pack_rows(const PixelMap& map, const T* x, index channel_stride, con
                     const Vec<T> row = Op::packed(gather<ACCESS>(first, last, x, map.lane_stride));
                     store(to + v * LANES<T>, row);
                     if (ahead && first != last) prefetch(x, ahead + first->offset);
-                    if constexpr (ONE) own[v].add(row);
-                    else add_to_sums<Op>(sum + (q * PACKED_VECTORS + v) * LANES<T>, map.sums, row);
+                    if constexpr (ONE) own[v].add(row, c);
+                    else add_to_sums<Op>(sum + (q * PACKED_VECTORS + v) * LANES<T>, map.sums, row, c);
                 };
                 const Span* single = spans + *start;
                 if (map.single[q])
@@ -116,7 +116,7 @@ inline void pack_straight(const PixelMap& map, const T* x, index channel_stride,
             for (int v = 0; v < PACKED_VECTORS; ++v, ++span, from += LANES<T>, sum += LANES<T>) {
                 const Vec<T> row = Op::packed(MASKED ? load_masked(from, span->mask) : load(from));
                 store(to + v * LANES<T>, row);
-                add_to_sums<Op>(sum, map.sums, row);
+                add_to_sums<Op>(sum, map.sums, row, c);
             }
     }
 }

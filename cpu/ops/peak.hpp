@@ -19,22 +19,24 @@ inline double now() {
 // Terms a second, all threads together, of Op on operands that stay in registers.
 template <class Op, class Operand = typename Op::Operand>
 inline double measure(double seconds, double terms_in_lane) {
+    constexpr int PLANES = Op::PLANES;
     Team team(max_threads());
     Workspace workspace;
     workspace.allocate(team.size() * index(sizeof(double)));
     double* rate = reinterpret_cast<double*>(workspace.data());
     for (index thread = 0; thread < team.size(); ++thread) rate[thread] = 0;
     team.run([&](index thread) {
-        Vec<Operand> sum[MR][NR] = {}, x[NR] = {}, w{};
-        for (int v = 0; v < NR; ++v) touch(x[v]);
+        Vec<Operand> sum[MR][NR] = {}, x[NR][PLANES] = {}, w[PLANES] = {};
+        for (auto& planes : x)
+            for (auto& plane : planes) touch(plane);
         double repeats = 0, begin = now(), elapsed = 0;
         while (elapsed < seconds) {
             for (int i = 0; i < 10000; ++i) {
 #pragma GCC unroll 8
                 for (int f = 0; f < MR; ++f) {
-                    touch(w);
+                    for (auto& plane : w) touch(plane);
 #pragma GCC unroll 8
-                    for (int v = 0; v < NR; ++v) sum[f][v] = Op::term(sum[f][v], x[v], w);
+                    for (int v = 0; v < NR; ++v) sum[f][v] = term<Op>(sum[f][v], x[v], w);
                 }
             }
             repeats += 10000;

@@ -1,34 +1,37 @@
-// The operations on bits: terms are the ones in x ^ w. On thermometer codes, of which one holds the ones of the other,
-// that is |x - w|; on signs it is how many differ.
+// The operations on bits: numbers of one bit or two and signs, of which words have many, and how many ones logic makes of
+// x and w is a sum over as many.
 #pragma once
 
 #include "../engine/bits.hpp"
 #include "../engine/borders.hpp"
-#include <type_traits>
-
 #include "adder_u8.hpp"
 #include "peak.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
-// A register counts the ones of its lanes. With no instruction for that it counts those of its bytes, at most 8 a term,
-// and adds these up when it is full.
-template <class W, class Output>
-struct Differences : Operation<W, W, Output> {
+// Sums of the ones in lanes. With no instruction that counts those of a lane, those of its bytes are added up, MOST of
+// a byte at most, and these when it is full.
+template <class W>
+struct Ones {
     using V = Vec<W>;
 
 #if defined(__AVX512VPOPCNTDQ__)
-    static V term(V total, V x, V w) {
-        if constexpr (sizeof(W) == 4) return total + (V)_mm512_popcnt_epi32((__m512i)(x ^ w));
-        else return total + (V)_mm512_popcnt_epi64((__m512i)(x ^ w));
-    }
-#else
-#if !defined(__aarch64__)
-    static constexpr int MR = 4;  // the count needs registers too
-#endif
-    static constexpr index MOST_TERMS = 255 / 8;
+    static constexpr index MOST = index(1) << 30;
 
-    static V term(V total, V x, V w) { return (V)((Bytes)total + ones((Bytes)(x ^ w))); }
+    static V of(V bits) {
+        if constexpr (sizeof(W) == 4) return (V)_mm512_popcnt_epi32((__m512i)bits);
+        else return (V)_mm512_popcnt_epi64((__m512i)bits);
+    }
+    static V add(V total, V bits) { return total + of(bits); }
+    static V add_twice(V total, V bits) {  // a lane's count fits its lowest byte
+        return (V)_mm512_dpbusd_epi32((__m512i)total, (__m512i)of(bits), _mm512_set1_epi8(2));
+    }
+    static V settled(V sum) { return sum; }
+#else
+    static constexpr index MOST = 255;
+
+    static V add(V total, V bits) { return (V)((Bytes)total + of((Bytes)bits)); }
+    static V add_twice(V total, V bits) { return add(add(total, bits), bits); }
     static V settled(V sum) {
         constexpr W LOW = W(-1) / 0xffff * 0xff;  // every second byte
         V pairs = (sum & LOW) + (sum >> 8 & LOW);
@@ -40,7 +43,7 @@ private:
     using Bytes = Vec<std::uint8_t>;
 
     // In every byte.
-    static Bytes ones(Bytes x) {
+    static Bytes of(Bytes x) {
 #if defined(__AVX2__)
         const __m256i of_four = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3,
                                                  1, 2, 2, 3, 2, 3, 3, 4);
@@ -61,14 +64,55 @@ private:
 #endif
 };
 
-// y = bias - sum |x - w|.
-struct CodeDistance : Differences<std::uint32_t, std::int32_t> {
+// sum popcount(x ^ w).
+template <class W, class Output>
+struct Differences : Operation<W, W, Output> {
+    using V = Vec<W>;
+#if !defined(__AVX512VPOPCNTDQ__) && !defined(__aarch64__)
+    static constexpr int MR = 4;  // the count needs registers too
+#endif
+    static constexpr index MOST_TERMS = smaller(Operation<W, W, Output>::MOST_TERMS, Ones<W>::MOST / 8);
+    static V term(V total, V x, V w) { return Ones<W>::add(total, x ^ w); }
+    static V settled(V sum) { return Ones<W>::settled(sum); }
+};
+
+// y = bias - sum |x - w| of one bit,
+struct BitDistance : Differences<std::uint32_t, std::int32_t> {
     static auto answer(std::int32_t bias, Constant) {
         return [b = broadcast(bias)](V total, const auto&, NoDoubt) { return b - (Vec<std::int32_t>)total; };
     }
 };
 
-// The same of bytes, for as many bits as make longer codes than it pays to count.
+// and of two, in Gray code, whose high bit is the number's own: with g the low one and t = where the high ones differ,
+// |x - w| = popcount(gx) - popcount(gw) + popcount(t) + 2 popcount(~gx & (t | gw)).
+struct GrayDistance : Operation<std::uint32_t, std::uint32_t, std::int32_t> {
+    using V = Vec<std::uint32_t>;
+
+    static constexpr int PLANES = 2;
+    static constexpr index MOST_TERMS = smaller(Operation::MOST_TERMS / PLANES, Ones<std::uint32_t>::MOST / 24);
+
+    static V term(V total, const V* x, const V* w) {
+        const V high = x[1] ^ w[1];
+        return Ones<std::uint32_t>::add_twice(Ones<std::uint32_t>::add(total, high), ~x[0] & (high | w[0]));
+    }
+    static V settled(V sum) { return Ones<std::uint32_t>::settled(sum); }
+
+    static constexpr int COLUMN_SUMS = 1;
+    static void add_column(V* sum, V x) { *sum += settled(Ones<std::uint32_t>::add(V{}, x)); }
+
+    struct Constant {
+        std::int32_t ones;
+    };
+    static constexpr bool HAS_CONSTANT = true;
+    static void add_weight(Constant& c, std::uint32_t w) { c.ones += __builtin_popcount(w); }
+    static auto answer(std::int32_t bias, const Constant& c) {
+        return [b = broadcast(bias + c.ones)](V total, const auto& x, NoDoubt) {
+            return b - (Vec<std::int32_t>)(total + x.part[0]);
+        };
+    }
+};
+
+// The same of bytes, for as many bits as it does not pay to take apart.
 template <int BITS>
 struct ClippedByteDistance : ByteDistance {
     static V packed(V x) {
@@ -86,14 +130,22 @@ private:
     static constexpr index MOST = (1 << BITS) - 1;
 };
 
+template <int BITS>
+struct LowBits {
+    using Adder = AdderWords<std::uint8_t, ClippedByteDistance<BITS>>;
+};
+template <>
+struct LowBits<1> {
+    using Adder = WordKernel<BitWords<GrayCode<1>, std::int32_t>, BitDistance>;
+};
 #if defined(__AVX512VPOPCNTDQ__) || defined(__aarch64__)
-constexpr int MOST_COUNTED = 2;
-#else
-constexpr int MOST_COUNTED = 1;
+template <>
+struct LowBits<2> {
+    using Adder = WordKernel<BitWords<GrayCode<2>, std::int32_t>, GrayDistance>;
+};
 #endif
 template <int BITS>
-using LowBitAdder = std::conditional_t<(BITS <= MOST_COUNTED), WordKernel<BitWords<Thermometer<BITS>, std::int32_t>, CodeDistance>,
-                                       AdderWords<std::uint8_t, ClippedByteDistance<BITS>>>;
+using LowBitAdder = typename LowBits<BITS>::Adder;
 
 // y = scale * sum sign(x) sign(w), what lies outside of x being zero. The scale stands in the place of a bias. With n
 // taps of which d differ the sum is n - 2 d. Outside of x no bit is set, as if all were -1: there d counts the positive
@@ -165,7 +217,9 @@ private:
     }
 };
 
-inline double popcount_peak(double seconds) { return measure<CodeDistance>(seconds, 32); }
+inline double popcount_peak(index bits, double seconds) {
+    return bits == 1 ? measure<BitDistance>(seconds, 32) : measure<GrayDistance>(seconds, 32);
+}
 
 constexpr PopcountKernels popcount_kernels() {
     return {BinaryConvolution<float>::row(), BinaryConvolution<double>::row(),

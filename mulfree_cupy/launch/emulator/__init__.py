@@ -26,7 +26,9 @@ from mulfree_cupy.launch.emulator.report import (
     EmulationFault,
     Finding,
     KernelCounts,
+    Launch,
     Report,
+    table_of,
 )
 
 __all__ = [
@@ -36,11 +38,13 @@ __all__ = [
     "EmulationFault",
     "Finding",
     "KernelCounts",
+    "Launch",
     "RawKernel",
     "Report",
     "active",
     "device",
     "emulated_cuda",
+    "table_of",
 ]
 
 
@@ -334,6 +338,9 @@ class Device:
         if kernel is None:
             kernel = self._kernels[code, entry] = RawKernel(code, entry)
             kernel.max_dynamic_shared_size_bytes = limits.DYNAMIC_SHARED
+        if (settings := active()) and settings.trace:
+            launch = Launch(path, entry, dict(defines), tuple(grid), tuple(block))
+            settings.report.launches.append(launch)
         kernel(grid, block, args, shared_mem=shared_mem)
 
 

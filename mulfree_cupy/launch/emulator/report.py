@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 
@@ -125,6 +126,31 @@ class KernelCounts(Counts):
         return total
 
 
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a kernel of the package.
+
+    Attributes
+    ----------
+    path, kernel : str
+        The file below ``cuda/``, and its function.
+    defines : dict
+        The macros it was compiled with.
+    grid, block : tuple of int
+    """
+
+    path: str
+    kernel: str
+    defines: dict[str, object]
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+
+    @property
+    def blocks(self) -> int:
+        """Of the grid."""
+        return math.prod(self.grid)
+
+
 @dataclass
 class Report:
     """What the emulator saw while an `emulated_cuda` block was active.
@@ -135,13 +161,16 @@ class Report:
         The notes, and with ``check="collect"`` the errors too.
     counts : dict of str to KernelCounts
         By kernel name, with ``trace=True``.
+    launches : list of Launch
+        Of the package's own kernels, in order, with ``trace=True``.
     """
 
     findings: list[Finding] = field(default_factory=list)
     counts: dict[str, KernelCounts] = field(default_factory=dict)
+    launches: list[Launch] = field(default_factory=list)
 
     def __str__(self) -> str:
-        parts = [_table(name, counts) for name, counts in self.counts.items()]
+        parts = [table_of(name, counts) for name, counts in self.counts.items()]
         parts += (
             ["\n".join(["findings:", *(f"  {f}" for f in self.findings)])] if self.findings else []
         )
@@ -163,7 +192,8 @@ _HEADINGS = (
 )
 
 
-def _table(name: str, counts: KernelCounts) -> str:
+def table_of(name: str, counts: KernelCounts) -> str:
+    """The counts of a kernel by line, as text."""
     rows = [_HEADINGS]
     rows += [_row(f"{file}:{line}", c) for (file, line), c in sorted(counts.lines.items())]
     rows.append(_row("total", counts))
