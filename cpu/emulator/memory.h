@@ -8,8 +8,6 @@
 
 #include <sys/mman.h>
 
-#include <vector>
-
 #include "ordering.h"
 #include "trace.h"
 
@@ -47,8 +45,8 @@ struct Shadow {
 constexpr size_t red_zone = 256;  // between __shared__ variables; keeps their banks as they are
 constexpr size_t arena_size = 4 << 20;  // 227 KiB at most, as a thousand variables far apart
 
-inline std::vector<Region> regions;
-inline std::vector<Shadow> shadows;
+inline Rows<Region> regions;
+inline Rows<Shadow> shadows;
 inline uint32_t hint_of_pc[1024];
 inline char *arena_end;
 
@@ -81,7 +79,7 @@ inline void free_cells(Shadow &s) {
 
 // Arrays that overlap share one shadow, so that a race through two views of one array is seen.
 MULFREE_RARE inline int shadow_for(uintptr_t base, size_t size) {
-    for (size_t i = 0; i < shadows.size(); ++i) {
+    for (size_t i = 0; i < shadows.count; ++i) {
         Shadow &s = shadows[i];
         if (base >= s.base + s.size || s.base >= base + size) continue;
         const uintptr_t end = s.base + s.size > base + size ? s.base + s.size : base + size;
@@ -89,13 +87,13 @@ MULFREE_RARE inline int shadow_for(uintptr_t base, size_t size) {
         s.size = end - s.base;
         return static_cast<int>(i);
     }
-    shadows.push_back({base & ~uintptr_t(3), size + (base & 3), 2, nullptr});
-    return static_cast<int>(shadows.size() - 1);
+    shadows.add({base & ~uintptr_t(3), size + (base & 3), 2, nullptr});
+    return static_cast<int>(shadows.count - 1);
 }
 
 MULFREE_RARE inline void add_region(Region r) {
     r.shadow = shadow_for(r.base, r.size);
-    regions.push_back(r);
+    regions.add(r);
 }
 
 MULFREE_RARE inline void add_shared(const char *place, const SharedVariable &v) {
@@ -151,7 +149,7 @@ MULFREE_RARE inline void *heap_allocate(size_t size) {
     if (heap.region < 0) {
         heap.memory = map_zeros(heap_size);
         heap.valid = reinterpret_cast<uint8_t *>(map_zeros(heap_size / granule));
-        heap.region = static_cast<int>(regions.size());
+        heap.region = static_cast<int>(regions.count);
         const uintptr_t base = reinterpret_cast<uintptr_t>(heap.memory);
         now.busy = true;  // it may allocate: no signal may leave from here
         add_region({base, heap_size, base, "the heap of malloc and new", nullptr, 0, -1, false, true, true, -1});
@@ -209,12 +207,12 @@ struct Copy {
     uintptr_t low, high, start;  // what was copied, and whereto
 };
 
-inline std::vector<Copy> copies;
+inline Rows<Copy> copies;
 constexpr size_t gap = 1 << 20;
 
 MULFREE_RARE inline void place_copy(const Array &a) {
     const uintptr_t base = reinterpret_cast<uintptr_t>(a.base);
-    if (copies.empty() || base >= copies.back().high) {
+    if (!copies.count || base >= copies[copies.count - 1].high) {
         uintptr_t high = base + a.size;
         for (const Array *b = &a; b != now.launch->arrays + now.launch->array_count; ++b) {
             const uintptr_t start = reinterpret_cast<uintptr_t>(b->base);
@@ -224,13 +222,14 @@ MULFREE_RARE inline void place_copy(const Array &a) {
         Copy c = {nullptr, 2 * gap + 256 + (high - base), base, high, 0};
         c.memory = map_zeros(c.mapped);
         c.start = reinterpret_cast<uintptr_t>(c.memory) + gap + ((base - reinterpret_cast<uintptr_t>(a.origin)) & 255);
-        copies.push_back(c);
+        copies.add(c);
     }
-    *a.pointer = copies.back().start + (base - copies.back().low);
+    const Copy &c = copies[copies.count - 1];
+    *a.pointer = c.start + (base - c.low);
 }
 
 MULFREE_RARE inline void write_back() {
-    for (int i = 0; i < now.launch->array_count && !copies.empty(); ++i) {
+    for (int i = 0; i < now.launch->array_count && copies.count; ++i) {
         const Array &a = now.launch->arrays[i];
         if (a.writable) std::memcpy(a.base, reinterpret_cast<void *>(*a.pointer), a.size);
     }
@@ -295,7 +294,7 @@ inline int region_at(uintptr_t address, uintptr_t pc) {
     uint32_t &hint = hint_of_pc[(pc ^ pc >> 10) & 1023];
     const Region &hinted = regions[hint];
     if (address - hinted.base < hinted.size) return static_cast<int>(hint);
-    for (size_t i = 0; i < regions.size(); ++i)
+    for (size_t i = 0; i < regions.count; ++i)
         if (address - regions[i].base < regions[i].size) {
             hint = static_cast<uint32_t>(i);
             return static_cast<int>(i);
@@ -320,7 +319,7 @@ MULFREE_RARE inline void refuse_access(Kind kind, uintptr_t address, size_t size
     if (region < 0) {
         // The nearest array is the one most likely meant; beyond a megabyte none is.
         uintptr_t nearest = 1 << 20;
-        for (int i = 0; i < static_cast<int>(regions.size()); ++i) {
+        for (int i = 0; i < static_cast<int>(regions.count); ++i) {
             const Region &r = regions[i];
             const uintptr_t distance = address < r.base ? r.base - address : address - (r.base + r.size);
             if (distance < nearest) {
@@ -363,7 +362,7 @@ MULFREE_RARE inline void settle_pending() {
 // Plain reads that guard an atomic access, as in `if (*d > v) atomicMin(d, v)` or before a loop around
 // atomicCAS: what they read is a hint, and the atomic access decides. Findings with reads of such a
 // line are dropped in the end (reading.py).
-inline std::vector<uint32_t> guards;
+inline Rows<uint32_t> guards;
 
 MULFREE_RARE inline bool is_guard(uint32_t pc) {
     for (uint32_t guard : guards)
@@ -427,7 +426,7 @@ inline void check_cells(int index, uintptr_t address, size_t size, Access access
         Stamp &read = cell->read;
         if (writes) {
             const bool mine = read.thread == now.current && read.time >= now.floor;
-            if (access == Access::atomic && mine && !is_guard(read.pc)) guards.push_back(read.pc);
+            if (access == Access::atomic && mine && !is_guard(read.pc)) guards.add(read.pc);
             if (!(access == Access::atomic && read.kind == uint8_t(Access::atomic)) &&
                 !follows_reads(me, read, region.shared))
                 report_conflict(read, address, size, access, pc, index);

@@ -8,9 +8,7 @@
 // acquires that. Blocks run one after another, so what is released to later blocks is a list.
 #pragma once
 
-#include <unordered_map>
-#include <vector>
-
+#include "rows.h"
 #include "state.h"
 
 namespace mulfree_emulator {
@@ -33,34 +31,58 @@ struct Release {
     uint32_t published;  // of its block
 };
 
-struct Location;
-
 // That a thread acquired the first `count` releases of a location, all by earlier blocks.
 struct Knowledge {
-    const Location *location;
-    size_t count;
+    size_t location, count;
 };
 
 struct Location {
-    std::vector<Release> releases;     // by ascending block
-    std::vector<Knowledge> knowledge;  // that the releasing threads had
+    uintptr_t address;
+    Rows<Release> releases;     // by ascending block
+    Rows<Knowledge> knowledge;  // that the releasing threads had
 };
 
-inline std::unordered_map<uintptr_t, Location> locations;
-inline std::vector<uint32_t> block_starts;  // times, of each block so far
-inline std::vector<Knowledge> knowledge_of_block, knowledge_of_thread[max_threads];
+inline Rows<Location> locations;
+inline Rows<uint32_t> slots_of_locations;  // hashed by address: one more than the index, 0 is empty
+inline Rows<uint32_t> block_starts;        // times, of each block so far
+inline Rows<Knowledge> knowledge_of_block, knowledge_of_thread[max_threads];
 inline uint32_t seen[max_threads][max_threads];  // a row is valid once its thread has acquired
 
-MULFREE_RARE inline void learn(std::vector<Knowledge> &all, const std::vector<Knowledge> &more) {
-    for (const Knowledge &k : more) {
-        bool known = false;
-        for (Knowledge &mine : all) {
-            if (mine.location != k.location) continue;
-            if (mine.count < k.count) mine.count = k.count;
-            known = true;
-        }
-        if (!known) all.push_back(k);
+MULFREE_RARE inline void learn(Rows<Knowledge> &all, const Knowledge &k) {
+    for (Knowledge &mine : all) {
+        if (mine.location != k.location) continue;
+        if (mine.count < k.count) mine.count = k.count;
+        return;
     }
+    all.add(k);
+}
+
+MULFREE_RARE inline void learn(Rows<Knowledge> &all, const Rows<Knowledge> &more) {
+    for (const Knowledge &k : more) learn(all, k);
+}
+
+// The slot of a location, or the empty one where it belongs.
+MULFREE_RARE inline uint32_t &slot_of(uintptr_t address) {
+    const size_t count = slots_of_locations.count;  // a power of 2
+    for (size_t i = address * 0x9E3779B97F4A7C15u >> 20;; ++i) {
+        uint32_t &slot = slots_of_locations[i & (count - 1)];
+        if (!slot || locations[slot - 1].address == address) return slot;
+    }
+}
+
+MULFREE_RARE inline Location &location_at(uintptr_t address) {
+    if (2 * locations.count >= slots_of_locations.count) {
+        const size_t count = slots_of_locations.count ? 2 * slots_of_locations.count : 64;
+        slots_of_locations.clear();
+        while (slots_of_locations.count < count) slots_of_locations.add(0);
+        for (size_t i = 0; i < locations.count; ++i) slot_of(locations[i].address) = static_cast<uint32_t>(i + 1);
+    }
+    uint32_t &slot = slot_of(address);
+    if (!slot) {
+        locations.add({address, {}, {}});
+        slot = static_cast<uint32_t>(locations.count);
+    }
+    return locations[slot - 1];
 }
 
 // ---- events -------------------------------------------------------------------------------------
@@ -68,7 +90,12 @@ MULFREE_RARE inline void learn(std::vector<Knowledge> &all, const std::vector<Kn
 MULFREE_RARE inline void open_ordering() {
     now.time = 1;
     block_starts.clear();
+    for (Location &location : locations) {
+        location.releases.free();
+        location.knowledge.free();
+    }
     locations.clear();
+    slots_of_locations.clear();
     for (unsigned i = 0; i < max_threads; ++i) {
         Thread &t = now.threads[i];
         t.acquired = t.fence = t.device_fence = t.global_write = 0;
@@ -80,9 +107,9 @@ MULFREE_RARE inline void open_ordering() {
 inline void begin_block_of_time() {
     now.block_start = now.floor = now.published = ++now.time;
     for (uint32_t &floor : now.warp_floor) floor = now.time;
-    if (now.launch->check) block_starts.push_back(now.time);
+    if (now.launch->check) block_starts.add(now.time);
     knowledge_of_block.clear();
-    if (!locations.empty())
+    if (locations.count)
         for (unsigned i = 0; i < now.thread_count; ++i) knowledge_of_thread[i].clear();
 }
 
@@ -94,7 +121,7 @@ inline void pass_block_barrier() {
     for (unsigned i = 0; i < now.thread_count; ++i) {
         const Thread &t = now.threads[i];
         fenced &= t.global_write < now.published || t.global_write < t.device_fence;
-        if (locations.empty()) continue;
+        if (!locations.count) continue;
         learn(knowledge_of_block, knowledge_of_thread[i]);
         knowledge_of_thread[i].clear();
     }
@@ -123,7 +150,8 @@ MULFREE_RARE inline void pass_warp_barrier(unsigned warp, unsigned mask, bool wh
     const unsigned first = warp * warp_size;
     static uint32_t all[max_threads];
     std::memset(all, 0, sizeof all);
-    std::vector<Knowledge> knowledge;
+    static Rows<Knowledge> knowledge;
+    knowledge.clear();
     for (unsigned i = first; i < first + warp_size; ++i) {
         if (!(mask >> (i - first) & 1) || !now.threads[i].acquired) continue;
         for (unsigned j = 0; j < now.thread_count; ++j)
@@ -134,7 +162,7 @@ MULFREE_RARE inline void pass_warp_barrier(unsigned warp, unsigned mask, bool wh
         if (!(mask >> (i - first) & 1)) continue;
         std::memcpy(seen[i], all, sizeof all);
         now.threads[i].acquired = now.time;
-        knowledge_of_thread[i] = knowledge;
+        learn(knowledge_of_thread[i], knowledge);
     }
 }
 
@@ -147,41 +175,41 @@ inline void fence(bool device) {
 }
 
 MULFREE_RARE inline void acquire(uintptr_t address) {
-    if (locations.empty()) return;
-    const auto found = locations.find(address);
-    if (found == locations.end()) return;
-    const Location &location = found->second;
+    const uint32_t slot = locations.count ? slot_of(address) : 0;
+    if (!slot) return;
+    const Location &location = locations[slot - 1];
     Thread &me = now.threads[now.current];
     uint32_t *mine = seen[now.current];
     if (!me.acquired) std::memset(mine, 0, sizeof seen[0]);
     me.acquired = now.time;
-    size_t i = location.releases.size();
+    size_t i = location.releases.count;
     for (; i && location.releases[i - 1].block == now.block; --i) {
         const Release &r = location.releases[i - 1];
         if (mine[r.thread] < r.time) mine[r.thread] = r.time;
     }
-    std::vector<Knowledge> &knowledge = knowledge_of_thread[now.current];
-    if (i) learn(knowledge, {{&location, i}});
+    Rows<Knowledge> &knowledge = knowledge_of_thread[now.current];
+    if (i) learn(knowledge, Knowledge{slot - 1, i});
     learn(knowledge, location.knowledge);
 }
 
 MULFREE_RARE inline void release_one(Location &location, unsigned thread, uint32_t time, uint32_t device_time) {
-    for (size_t i = location.releases.size(); i && location.releases[i - 1].block == now.block; --i) {
+    for (size_t i = location.releases.count; i && location.releases[i - 1].block == now.block; --i) {
         Release &r = location.releases[i - 1];
         if (r.thread != thread) continue;
         r = {now.block, thread, time, device_time, now.published};
         return;
     }
-    location.releases.push_back({now.block, thread, time, device_time, now.published});
+    location.releases.add({now.block, thread, time, device_time, now.published});
 }
 
 MULFREE_RARE inline void release(uintptr_t address, bool shared) {
     const Thread &me = now.threads[now.current];
     const bool fenced = me.fence > now.block_start;
     if (!fenced && (shared || now.published == now.block_start)) return;
-    Location &location = locations[address];
-    if (shared && !location.releases.empty() && location.releases.back().block != now.block)
-        location.releases.clear();  // of a block that had this memory before
+    Location &location = location_at(address);
+    Rows<Release> &releases = location.releases;
+    if (shared && releases.count && releases[releases.count - 1].block != now.block)
+        releases.clear();  // of a block that had this memory before
     release_one(location, now.current, fenced ? me.fence : 0, me.device_fence);
     const unsigned warp = now.current / warp_size;
     const bool acquired = me.acquired > now.floor;
@@ -202,7 +230,7 @@ MULFREE_RARE inline void release(uintptr_t address, bool shared) {
 // ---- questions ----------------------------------------------------------------------------------
 
 MULFREE_RARE inline uint64_t block_of(uint32_t time) {
-    size_t low = 0, high = block_starts.size();
+    size_t low = 0, high = block_starts.count;
     while (high - low > 1) {
         const size_t middle = (low + high) / 2;
         (block_starts[middle] <= time ? low : high) = middle;
@@ -210,9 +238,9 @@ MULFREE_RARE inline uint64_t block_of(uint32_t time) {
     return low;
 }
 
-MULFREE_RARE inline bool is_released(const std::vector<Knowledge> &knowledge, const Stamp &s, uint64_t block) {
+MULFREE_RARE inline bool is_released(const Rows<Knowledge> &knowledge, const Stamp &s, uint64_t block) {
     for (const Knowledge &k : knowledge) {
-        const Release *releases = k.location->releases.data();
+        const Release *releases = locations[k.location].releases.data;
         size_t low = 0, high = k.count;
         while (low < high) {
             const size_t middle = (low + high) / 2;
@@ -228,8 +256,8 @@ MULFREE_RARE inline bool is_released(const std::vector<Knowledge> &knowledge, co
 }
 
 MULFREE_RARE inline bool follows_block(const Stamp &s) {
-    const std::vector<Knowledge> &mine = knowledge_of_thread[now.current];
-    if (mine.empty() && knowledge_of_block.empty()) return false;
+    const Rows<Knowledge> &mine = knowledge_of_thread[now.current];
+    if (!mine.count && !knowledge_of_block.count) return false;
     const uint64_t block = block_of(s.time);
     return is_released(mine, s, block) || is_released(knowledge_of_block, s, block);
 }
@@ -252,7 +280,7 @@ inline bool follows(const Thread &me, const Stamp &s, bool shared) {
 // Whether the current thread comes after all the reads that a stamp stands for.
 inline bool follows_reads(const Thread &me, const Stamp &s, bool shared) {
     const Spread spread = static_cast<Spread>(s.spread);
-    if (spread == Spread::grid && !shared && knowledge_of_thread[now.current].empty() && knowledge_of_block.empty())
+    if (spread == Spread::grid && !shared && !knowledge_of_thread[now.current].count && !knowledge_of_block.count)
         return !s.time;
     if (s.time < now.floor || spread == Spread::thread || spread == Spread::grid) return follows(me, s, shared);
     const unsigned first = spread == Spread::warp ? s.thread / warp_size * warp_size : 0;

@@ -9,7 +9,6 @@
 #include <cstdio>
 #include <cstring>
 #include <ctime>
-#include <utility>
 
 #include "collectives.h"
 #include "instrumentation.h"
@@ -170,13 +169,15 @@ void report_deadlock() {
         const Thread &t = now.threads[first + i];
         if (!(waiting.mask >> i & 1) || t.state == State::exited) continue;
         if (t.state == State::in_collective && t.mask == waiting.mask && t.what == waiting.what) continue;
-        f.other_thread = first + i;
-        f.other_file = t.file;
-        f.other_line = t.line;
-        if (t.state == State::at_barrier && at_barrier < together) {
-            std::swap(f.thread, f.other_thread);
-            std::swap(f.file, f.other_file);
-            std::swap(f.line, f.other_line);
+        const bool astray = t.state == State::at_barrier && at_barrier < together;
+        const Thread &here = astray ? t : waiting, &there = astray ? waiting : t;
+        f.thread = static_cast<uint32_t>(&here - now.threads);
+        f.file = here.file;
+        f.line = here.line;
+        f.other_thread = static_cast<uint32_t>(&there - now.threads);
+        f.other_file = there.file;
+        f.other_line = there.line;
+        if (astray) {
             f.kind = Kind::divergent_barrier;
             f.text = "waits for other lanes of its warp";
         }
@@ -486,12 +487,12 @@ __attribute__((visibility("default"))) const BarrierSite *mulfree_barriers(int *
 
 __attribute__((visibility("default"))) const Finding *mulfree_findings() { return findings; }
 __attribute__((visibility("default"))) const uint32_t *mulfree_guards(int *count) {
-    *count = static_cast<int>(guards.size());
-    return guards.data();
+    *count = static_cast<int>(guards.count);
+    return guards.data;
 }
 __attribute__((visibility("default"))) const Region *mulfree_regions(int *count) {
-    *count = static_cast<int>(regions.size());
-    return regions.data();
+    *count = static_cast<int>(regions.count);
+    return regions.data;
 }
 
 }  // extern "C"
