@@ -35,7 +35,7 @@ def code(path: str, first: str, last: str) -> str:
     indents = [len(line) - len(line.lstrip()) for line in shown if line and line[0] != "#"]
     margin = min(indents, default=0)
     text = "\n".join(line if line.startswith("#") else line[margin:] for line in shown)
-    return f"```cuda\n{text}\n```\n"
+    return f"[cuda/{path}](../../cuda/{path}):\n\n```cuda\n{text}\n```\n"
 
 
 @functools.cache
