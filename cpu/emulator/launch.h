@@ -9,10 +9,7 @@
 
 namespace mulfree_emulator {
 
-enum Coordinate { thread_x, thread_y, thread_z, block_x, block_y, block_z,
-                  block_dim_x, block_dim_y, block_dim_z, grid_dim_x, grid_dim_y, grid_dim_z };
-
-enum class Collective { sync, shuffle, ballot, any, all, match_any, match_all,
+enum class Collective { sync, shuffle, shift, ballot, any, all, match_any, match_all,
                         add, min_signed, min_unsigned, max_signed, max_unsigned, bit_and, bit_or, bit_xor };
 
 // One __shared__ declaration; the runtime gives it a place when the first thread of a launch meets it.
@@ -43,8 +40,6 @@ struct Kernel {
 }  // namespace mulfree_emulator
 
 extern "C" {
-// Constant as long as a thread lives, hence the attribute: the compiler may keep it in a register.
-unsigned mulfree_coordinate(int which) __attribute__((const));
 void *mulfree_shared(mulfree_emulator::SharedVariable *variable);
 void *mulfree_dynamic_shared() __attribute__((const));
 unsigned mulfree_dynamic_shared_size();
@@ -53,7 +48,7 @@ uint64_t mulfree_collective(mulfree_emulator::Collective what, unsigned mask, ui
                             const char *file, int line);
 unsigned mulfree_active_mask(const char *file, int line);
 int mulfree_lane();
-void mulfree_fence();
+void mulfree_fence(bool device);
 void mulfree_atomic(void *address, int size);  // announces an atomic access by the caller
 void mulfree_spin();  // the caller may be waiting for another thread: now and then that one runs
 void mulfree_trap(const char *what, const char *file, int line) __attribute__((noreturn));

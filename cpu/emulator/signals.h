@@ -68,9 +68,8 @@ inline int timer_signal() { return SIGRTMAX - 2; }
 
 inline void on_timer(int, siginfo_t *info, void *context) {
     if (info->si_code != SI_TIMER || now.busy) return;  // the timer comes again
-    Finding f = here(Kind::timeout);
-    f.pc = faulting_pc(context);
-    add_finding(f);
+    const uint64_t pc = faulting_pc(context);
+    add_timeout(pc ? pc + module_base() : 0);
     siglongjmp(now.abandon, 1);
 }
 

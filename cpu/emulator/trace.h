@@ -75,6 +75,7 @@ inline unsigned site_index(uintptr_t pc, Access kind, bool shared) {
 
 inline void record(uintptr_t address, size_t size, Access kind, bool shared, uintptr_t pc) {
     const unsigned lane = now.current % warp_size;
+    if (trace->run[lane] == run_length) yield();
     const unsigned index = site_index(pc, kind, shared);
     uint16_t &request = trace->request_of[index][trace->occurrence[index][lane]++];
     if (!request) {
@@ -86,7 +87,7 @@ inline void record(uintptr_t address, size_t size, Access kind, bool shared, uin
     r.lanes |= 1u << lane;
     r.size = static_cast<unsigned>(size);
     r.address[lane] = address;
-    if (++trace->run[lane] == run_length) yield();
+    ++trace->run[lane];
 }
 
 // Distinct pieces of `grain` bytes that the lanes first .. last touch.

@@ -55,6 +55,7 @@ class Settings:
     check: bool | Literal["collect"]
     trace: bool
     report: Report
+    guide: bool = True  # a barrier is one for all threads, as the programming guide asks
 
 
 _settings: contextvars.ContextVar[Settings | None] = contextvars.ContextVar(
@@ -69,7 +70,11 @@ def active() -> Settings | None:
 
 
 @contextlib.contextmanager
-def emulated_cuda(check: bool | Literal["collect"] = True, trace: bool = False) -> Iterator[Report]:
+def emulated_cuda(
+    check: bool | Literal["collect"] = True,
+    trace: bool = False,
+    barriers: Literal["guide", "hardware"] = "guide",
+) -> Iterator[Report]:
     """Run NumPy arrays through the CUDA kernels, on the CPU.
 
     Parameters
@@ -79,6 +84,10 @@ def emulated_cuda(check: bool | Literal["collect"] = True, trace: bool = False) 
         in ``report.findings`` and goes on; False checks nothing and is several times faster.
     trace : bool
         Count loads, stores, sectors, bank conflicts and barriers into ``report.counts``.
+    barriers : {"guide", "hardware"}
+        ``"guide"``: threads that wait at another barrier, or have returned, are a fault, as the
+        programming guide has it. ``"hardware"``: a barrier opens when all threads that have not
+        returned wait at some barrier, as on GPUs since Volta.
 
     Yields
     ------
@@ -88,7 +97,7 @@ def emulated_cuda(check: bool | Literal["collect"] = True, trace: bool = False) 
     Raises
     ------
     ValueError
-        If `check` is none of these.
+        If `check` or `barriers` is none of these.
 
     Examples
     --------
@@ -105,8 +114,10 @@ def emulated_cuda(check: bool | Literal["collect"] = True, trace: bool = False) 
     """
     if not (check is True or check is False or check == "collect"):
         raise ValueError(f"emulated_cuda: check must be True, False or 'collect', got {check!r}")
+    if barriers not in ("guide", "hardware"):
+        raise ValueError(f"emulated_cuda: barriers must be 'guide' or 'hardware', got {barriers!r}")
     report = Report()
-    token = _settings.set(Settings(check, bool(trace), report))
+    token = _settings.set(Settings(check, bool(trace), report, barriers == "guide"))
     try:
         yield report
     finally:
@@ -229,7 +240,10 @@ class RawKernel:
             arguments=arguments.pointers,
             arrays=(runtime.Array * len(arguments.arrays))(*arguments.arrays),
             array_count=len(arguments.arrays),
-            seconds=float(os.environ.get("MULFREE_EMULATOR_SECONDS", 3600)),
+            variables=library.variables,
+            variable_count=len(library.variables),
+            guide=settings.guide,
+            seconds=float(os.environ.get("MULFREE_EMULATOR_SECONDS", 60)),
         )
         with _one_launch:
             found = library.mulfree_launch(kernel, launch)
@@ -238,14 +252,17 @@ class RawKernel:
             findings = read_findings(library, found, self.name, launch, arguments)
             if settings.trace:
                 read_counts(library, self.name, launch, settings.report)
-        settings.report.findings.extend(findings)
-        if findings and settings.check != "collect":
+        errors = [f for f in findings if f.level == "error"]
+        settings.report.findings.extend(
+            f for f in findings if settings.check == "collect" or f.level == "note"
+        )
+        if errors and settings.check != "collect":
             # What explains the others first: behind a divergent barrier threads race, and a racing
             # thread may read what is not written yet.
             causes = ("divergent_barrier", "race", "uninitialised")
-            kinds = [f.kind for f in findings]
+            kinds = [f.kind for f in errors]
             found = next((kinds.index(kind) for kind in causes if kind in kinds), 0)
-            raise EmulationFault(findings[found] if kinds[-1] in causes else findings[-1])
+            raise EmulationFault(errors[found] if kinds[-1] in causes else errors[-1])
 
     def _library(self, settings: Settings | None) -> tuple[Any, runtime.Kernel]:
         instrumented = settings is None or bool(settings.check or settings.trace)

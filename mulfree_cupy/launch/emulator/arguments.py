@@ -48,7 +48,10 @@ def convert(
     def note(value: Any, label: str, buffer: Any, offset: int = 0) -> None:
         """An array whose address stands in a buffer."""
         if isinstance(value, np.ndarray) and value.nbytes:
-            pointer, name = ctypes.addressof(buffer) + offset, len(descriptions)
+            start = (
+                buffer.ctypes.data if isinstance(buffer, np.ndarray) else ctypes.addressof(buffer)
+            )
+            pointer, name = start + offset, len(descriptions)
             where = value.ctypes.data, value.nbytes, _origin(value), pointer
             arrays.append(Array(*where, name, value.flags.writeable))
             descriptions.append(f"{label}, {value.dtype} of shape {value.shape}")
@@ -56,7 +59,13 @@ def convert(
     for i, (value, parameter) in enumerate(zip(args, parameters, strict=True)):
         name = f"argument {i}" + (f" ({names[i]})" if names[i] else "")
         label = f"kernel {kernel!r}, {name}"
-        if parameter.kind == b"p":
+        if parameter.kind == b"p" and parameter.pointee_kind == b"p" and value is not None:
+            table = _table(label, value)
+            buffers.append(ctypes.c_void_p(table.ctypes.data))
+            note(table, name, buffers[-1])
+            for index, array in enumerate(value.flat):
+                note(array, f"{name}[{index}]", table, 8 * index)
+        elif parameter.kind == b"p":
             buffers.append(ctypes.c_void_p(_pointer(label, value, parameter)))
             note(value, name, buffers[-1])
         elif arguments.is_struct(value):
@@ -90,6 +99,23 @@ def _pointer(label: str, value: Any, parameter: Parameter) -> int | None:
             f"got an array of {dtype}"
         )
     return value.ctypes.data
+
+
+def _table(label: str, value: Any) -> np.ndarray:
+    """The addresses of arrays, for a pointer to pointers; the kernel may only read it."""
+    if not isinstance(value, np.ndarray) or value.dtype != object:
+        given = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+        raise TypeError(
+            f"{label}: the kernel takes an array of pointers; expected an array of dtype object "
+            f"that holds the arrays or None, got {given}: the emulator must know the memory "
+            "behind an address"
+        )
+    for index, array in enumerate(value.flat):
+        _check_array(f"{label}[{index}]", array)
+    addresses = [0 if array is None else array.ctypes.data for array in value.flat]
+    table = np.array(addresses, np.uint64).reshape(value.shape)
+    table.flags.writeable = False
+    return table
 
 
 def _check_array(label: str, value: Any) -> None:

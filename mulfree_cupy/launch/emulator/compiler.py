@@ -20,17 +20,22 @@ from pathlib import Path
 
 from mulfree_cupy.launch import source
 from mulfree_cupy.launch.emulator.translation import translate
+from mulfree_cupy.launch.emulator.variables import linker_script
 
 _WARNINGS = ["-w", "-fno-diagnostics-show-caret", "-fdiagnostics-color=never"]
 _KERNEL = [
     "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing",
     "-fno-exceptions", "-U_FORTIFY_SOURCE", "-fcf-protection=none",
+    "-fdata-sections", "-ffunction-sections",
 ]  # fmt: skip
+# The C library's functions that write through a pointer; the runtime has them announce it.
+_WRAPPED = ("sincos", "sincosf", "modf", "modff", "frexp", "frexpf", "remquo", "remquof")
 # The calls of -fsanitize=thread reach the emulator's own functions. Without scalar replacement a
-# float4 stays one access, as it is on a GPU.
+# float4 stays one access, as it is on a GPU; without merging equal code each line keeps its own.
 _INSTRUMENTED = ["-fsanitize=thread", "-fno-optimize-sibling-calls"]
 _GCC = [
     "-fno-tree-sra", "-fno-ipa-sra", "-fno-tree-loop-distribute-patterns",
+    "-fno-crossjumping", "-fno-tree-tail-merge", "-fno-ipa-icf",
     "-fsanitize=bounds-strict",
     "--param=tsan-distinguish-volatile=1", "--param=tsan-instrument-func-entry-exit=0",
 ]  # fmt: skip
@@ -170,6 +175,7 @@ def _build(file, code, name, flags, instrumented, compiler) -> None:
             f"{_EXPORT} const mulfree_emulator::Kernel *mulfree_kernel() "
             f"{{ return mulfree_emulator::describe(&{name}); }}\n"
             f'{_EXPORT} const char mulfree_parameters[] = "{",".join(translation.parameters)}";\n'
+            f'{_EXPORT} const char mulfree_constants[] = "{",".join(translation.constants)}";\n'
         )
         # Reports name the text's own files, wherever it and the headers were compiled.
         mapped = [
@@ -177,10 +183,15 @@ def _build(file, code, name, flags, instrumented, compiler) -> None:
             *(f"-fdebug-prefix-map={f}=/mulfree" for f in (folder, prepared.cache)),
         ]
         _run([*prepared.command, *mapped, "-c", "kernel.ii", "-o", "kernel.o"], name, folder)
+        script = linker_script((folder / "kernel.o").read_bytes(), "kernel.o")
+        (folder / "variables.ld").write_text(script)
         link = [
             compiler,
             "-shared",
             "-Wl,-Bsymbolic",
+            "-Wl,--gc-sections",
+            *(f"-Wl,--wrap={function}" for function in _WRAPPED),
+            *(["-Wl,-T,variables.ld"] if script else []),
             "kernel.o",
             str(prepared.runtime()),
             "-o",
@@ -257,14 +268,14 @@ class _Prepared:
     def _finish(self, file: Path) -> None:
         if file not in self._jobs:
             return
-        process, scratch = self._jobs[file]
+        process, scratch = self._jobs.pop(file)
         _, errors = process.communicate()
         if process.returncode:
+            os.unlink(scratch)
             raise CompilationError(
                 f"the emulator's own {file.suffix} file does not compile:\n{errors}"
             )
         os.replace(scratch, file)
-        del self._jobs[file]
 
 
 def _write(file: Path, data: bytes) -> None:

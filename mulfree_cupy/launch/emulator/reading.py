@@ -13,7 +13,7 @@ from mulfree_cupy.launch.emulator.report import Counts, Finding, KernelCounts, R
 
 _KINDS = (
     "out_of_bounds", "misaligned", "race", "uninitialised", "divergent_barrier",
-    "divergent_collective", "out_of_row", "trap", "crash", "timeout", "read_only",
+    "divergent_collective", "out_of_row", "trap", "crash", "timeout", "read_only", "same_value",
 )  # fmt: skip
 _READ, _WRITE, _ATOMIC = range(3)
 _VERBS = ("reads", "writes", "updates atomically")
@@ -32,10 +32,11 @@ def read_findings(
         return []
     rows = library.mulfree_findings()[:count]
     regions = runtime.table(library, "regions")
-    lines = _source_lines(library, {pc for r in rows for pc in (r.pc, r.other_pc) if pc})
+    pcs = {pc for r in rows for pc in (r.pc, r.other_pc, *r.calls[: r.call_count]) if pc}
+    lines = _source_lines(library, pcs)
     found = []
     for row in rows:
-        file, line = (row.file.decode(), row.line) if row.file else lines.get(row.pc, (kernel, 0))
+        file, line = _place(row, lines) or (kernel, 0)
         region = regions[row.region] if row.region >= 0 else None
         array = _array(region, arguments)
         found.append(
@@ -53,6 +54,17 @@ def read_findings(
             )
         )
     return found
+
+
+def _place(row: runtime.Finding, lines: dict[int, tuple[str, int]]) -> tuple[str, int] | None:
+    """File and line of a finding; of a timeout in the runtime, those of the call or the wait."""
+    if row.file:
+        return row.file.decode(), row.line
+    if row.pc in lines or _KINDS[row.kind] != "timeout":
+        return lines.get(row.pc)
+    places = [lines[pc] for pc in (*row.calls[: row.call_count], row.other_pc) if pc in lines]
+    waits = [(row.other_file.decode(), row.other_line)] if row.other_file else []
+    return next(iter(places + waits), None)
 
 
 def _sentence(row, region, array, launch, lines) -> str:
@@ -80,9 +92,14 @@ def _sentence(row, region, array, launch, lines) -> str:
             f"data race: {access} at offset {row.offset} of {array}, "
             f"{_PAST[row.other_access]} by {who} at {file}:{line} with no barrier between them"
         )
+    if kind == "same_value":
+        return f"writes the same value to offset {row.offset} of {array} as {other}"
     if kind == "divergent_barrier":
         where = f" at {row.other_file.decode()}:{row.other_line}" if row.other_file else ""
-        return f"waits at a barrier while {other} {text}{where}"
+        return (
+            f"waits at a barrier while {other} {text}{where}: the programming guide asks for one "
+            "barrier that all threads reach (emulated_cuda(barriers='hardware') counts them only)"
+        )
     if kind == "divergent_collective":
         if text:
             return text
@@ -116,7 +133,7 @@ def _array(region, arguments: Arguments) -> str | None:
         return arguments.descriptions[region.array]
     if region.shared and region.line:
         return f"__shared__ {region.name.decode()} ({region.size} bytes, line {region.line})"
-    return region.name.decode() if region.name else "the module's own variables"
+    return region.name.decode() if region.name else "the text's constants"
 
 
 def _coordinates(index: int, sizes) -> tuple[int, int, int]:

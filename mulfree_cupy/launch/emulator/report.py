@@ -29,8 +29,10 @@ class Finding:
     ----------
     kind : str
         ``out_of_bounds``, ``misaligned``, ``race``, ``uninitialised``, ``divergent_barrier``,
-        ``divergent_collective``, ``out_of_row``, ``read_only``, ``trap``, ``crash`` or
-        ``timeout``.
+        ``divergent_collective``, ``out_of_row``, ``read_only``, ``trap``, ``crash``,
+        ``timeout`` or ``same_value``.
+    level : str
+        ``"error"``; ``"note"`` for ``same_value``, which no launch raises.
     kernel, file, line
         Where; line 0 if it is not known.
     block, thread : tuple of int
@@ -56,10 +58,15 @@ class Finding:
     text: str
     count: int = 1
 
+    @property
+    def level(self) -> str:
+        return "note" if self.kind == "same_value" else "error"
+
     def __str__(self) -> str:
         times = f" ({self.count} times)" if self.count > 1 else ""
+        note = "note: " if self.level == "note" else ""
         return (
-            f"{self.file}:{self.line}: kernel {self.kernel}, block {self.block}, "
+            f"{self.file}:{self.line}: {note}kernel {self.kernel}, block {self.block}, "
             f"thread {self.thread}: {self.text}{times}"
         )
 
@@ -147,7 +154,7 @@ class Report:
     Attributes
     ----------
     findings : list of Finding
-        Gathered with ``check="collect"``.
+        The notes, and with ``check="collect"`` the errors too.
     counts : dict of str to KernelCounts
         By kernel name, with ``trace=True``.
     launches : list of Launch

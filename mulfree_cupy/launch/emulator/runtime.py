@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import mmap
+from pathlib import Path
 
 from mulfree_cupy.launch import limits
+from mulfree_cupy.launch.emulator.variables import read_variables
 
 STACK_SIZE = 128 << 10
 
@@ -40,6 +42,15 @@ class Array(ctypes.Structure):
     ]
 
 
+class Variable(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("offset", ctypes.c_uint64),
+        ("size", ctypes.c_size_t),
+        ("writable", ctypes.c_int),
+    ]
+
+
 class Launch(ctypes.Structure):
     _fields_ = [
         ("grid", ctypes.c_uint32 * 3),
@@ -52,6 +63,9 @@ class Launch(ctypes.Structure):
         ("arguments", ctypes.POINTER(ctypes.c_void_p)),
         ("arrays", ctypes.POINTER(Array)),
         ("array_count", ctypes.c_int),
+        ("variables", ctypes.POINTER(Variable)),
+        ("variable_count", ctypes.c_int),
+        ("guide", ctypes.c_int),
         ("seconds", ctypes.c_double),
     ]
 
@@ -76,6 +90,9 @@ class Finding(ctypes.Structure):
         ("offset", ctypes.c_int64),
         ("region", ctypes.c_int),
         ("count", ctypes.c_int),
+        ("guard", ctypes.c_int),
+        ("call_count", ctypes.c_int),
+        ("calls", ctypes.c_uint64 * 16),
     ]
 
 
@@ -89,6 +106,8 @@ class Region(ctypes.Structure):
         ("line", ctypes.c_int32),
         ("array", ctypes.c_int32),
         ("shared", ctypes.c_int32),
+        ("writable", ctypes.c_int32),
+        ("counted", ctypes.c_int32),
         ("shadow", ctypes.c_int32),
     ]
 
@@ -118,11 +137,18 @@ def bind(library: ctypes.CDLL) -> Kernel:
     library.mulfree_findings.restype = ctypes.POINTER(Finding)
     for name, kind in (("regions", Region), ("sites", Site), ("barriers", BarrierSite)):
         getattr(library, f"mulfree_{name}").restype = ctypes.POINTER(kind)
-    names = ctypes.c_char * 4096
-    library.parameter_names = (
-        ctypes.string_at(names.in_dll(library, "mulfree_parameters")).decode().split(",")
+    library.parameter_names = _names(library, "mulfree_parameters")
+    constants = set(_names(library, "mulfree_constants"))
+    found = read_variables(Path(library._name).read_bytes(), constants)
+    library.variables = (Variable * len(found))(
+        *(Variable(v.name and v.name.encode(), v.offset, v.size, v.writable) for v in found)
     )
     return library.mulfree_kernel().contents
+
+
+def _names(library: ctypes.CDLL, symbol: str) -> list[str]:
+    text = ctypes.string_at(ctypes.addressof(ctypes.c_char.in_dll(library, symbol)))
+    return text.decode().split(",")
 
 
 def table(library: ctypes.CDLL, name: str) -> list:

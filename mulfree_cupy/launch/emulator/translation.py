@@ -17,6 +17,7 @@ _ATTRIBUTES = {
     "__noinline__": "__attribute__((noinline))",
     "__forceinline__": "__attribute__((always_inline)) inline",
     "__inline_hint__": "inline",
+    "__constant__": "",
 }
 _INLINE_TWICE = re.compile(
     r"\b(?:__forceinline__\s+(?:static\s+)?inline|inline\s+__forceinline__)\b"
@@ -49,10 +50,11 @@ _REFUSED = [
 
 @dataclass(frozen=True)
 class Translation:
-    """C++ text, and the names of the kernel's parameters as far as they can be read."""
+    """C++ text, and names in it as far as they can be read."""
 
     text: str
-    parameters: tuple[str, ...]
+    parameters: tuple[str, ...]  # of the kernel
+    constants: tuple[str, ...]  # the __constant__ variables
 
 
 def translate(preprocessed: str, name: str, headers: tuple[str, ...]) -> Translation:
@@ -82,7 +84,8 @@ def translate(preprocessed: str, name: str, headers: tuple[str, ...]) -> Transla
             code.append(blank)
             text = _rewrite(text, blank, file, line)
         parts.append(text)
-    return Translation("".join(parts), _parameters("".join(code), name))
+    whole = "".join(code)
+    return Translation("".join(parts), _parameters(whole, name), _constants(whole))
 
 
 def _segments(preprocessed: str, headers: tuple[str, ...]):
@@ -211,6 +214,17 @@ def _split(text: str) -> list[str]:
             pieces.append(text[start:i])
             start = i + 1
     return [*pieces, text[start:]]
+
+
+def _constants(code: str) -> tuple[str, ...]:
+    """The names of the ``__constant__`` variables."""
+    names = []
+    for found in re.finditer(r"\b__constant__\b", code):
+        declaration = _ALIGNMENT.sub(" ", code[found.end() : _end_of_statement(code, found.end())])
+        for declarator in _split(declaration):
+            before = re.split(r"[=\[{(]", declarator, maxsplit=1)[0]
+            names += re.findall(r"\w+", before)[-1:]
+    return tuple(names)
 
 
 def _parameters(code: str, name: str) -> tuple[str, ...]:
