@@ -22,6 +22,7 @@ class Arguments:
     pointers: ctypes.Array
     arrays: list[Array]
     descriptions: list[str]  # of the arrays, by their `name`
+    given: list[np.ndarray]  # the arrays, likewise
     values: list[Any]  # keeps alive what the pointers point to
 
 
@@ -43,7 +44,7 @@ def convert(
             f"kernel {kernel!r} takes {len(parameters)} arguments ({wanted}), "
             f"{len(args)} were given"
         )
-    buffers, arrays, descriptions = [], [], []
+    buffers, arrays, descriptions, given = [], [], [], []
 
     def note(value: Any, label: str, buffer: Any, offset: int = 0) -> None:
         """An array whose address stands in a buffer."""
@@ -55,6 +56,7 @@ def convert(
             where = value.ctypes.data, value.nbytes, _origin(value), pointer
             arrays.append(Array(*where, name, value.flags.writeable))
             descriptions.append(f"{label}, {value.dtype} of shape {value.shape}")
+            given.append(value)
 
     for i, (value, parameter) in enumerate(zip(args, parameters, strict=True)):
         name = f"argument {i}" + (f" ({names[i]})" if names[i] else "")
@@ -79,7 +81,7 @@ def convert(
             buffers.append(_scalar(label, value, parameter))
     pointers = (ctypes.c_void_p * max(1, len(buffers)))(*(ctypes.addressof(b) for b in buffers))
     arrays.sort(key=lambda a: a.base)
-    return Arguments(pointers, arrays, descriptions, [*args, buffers])
+    return Arguments(pointers, arrays, descriptions, given, [*args, buffers])
 
 
 def _pointer(label: str, value: Any, parameter: Parameter) -> int | None:

@@ -23,9 +23,10 @@ from mulfree_cupy.launch.emulator.translation import translate
 from mulfree_cupy.launch.emulator.variables import linker_script
 
 _WARNINGS = ["-w", "-fno-diagnostics-show-caret", "-fdiagnostics-color=never"]
+# binutils takes the first file of a DWARF 5 line table for another.
 _KERNEL = [
-    "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing",
-    "-fno-exceptions", "-U_FORTIFY_SOURCE", "-fcf-protection=none",
+    "-O2", "-g1", "-gdwarf-4", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off",
+    "-fno-strict-aliasing", "-fno-exceptions", "-U_FORTIFY_SOURCE", "-fcf-protection=none",
     "-fdata-sections", "-ffunction-sections",
 ]  # fmt: skip
 # The C library's functions that write through a pointer; the runtime has them announce it.

@@ -33,7 +33,7 @@ def read_findings(
     rows = library.mulfree_findings()[:count]
     regions = runtime.table(library, "regions")
     pcs = {pc for r in rows for pc in (r.pc, r.other_pc, *r.calls[: r.call_count]) if pc}
-    lines = _source_lines(library, pcs)
+    lines = source_lines(library, pcs)
     found = []
     for row in rows:
         file, line = _place(row, lines) or (kernel, 0)
@@ -144,7 +144,7 @@ def _coordinates(index: int, sizes) -> tuple[int, int, int]:
 def read_counts(library: ctypes.CDLL, kernel: str, launch: runtime.Launch, report: Report) -> None:
     """Add the counts of the last launch to the report."""
     sites = runtime.table(library, "sites")
-    lines = _source_lines(library, {s.pc for s in sites})
+    lines = source_lines(library, {s.pc for s in sites})
     total = report.counts.setdefault(kernel, KernelCounts())
     total.launches += 1
     g, b = launch.grid, launch.block
@@ -170,7 +170,7 @@ def _counts(site: runtime.Site) -> Counts:
     return counts
 
 
-def _source_lines(library: ctypes.CDLL, offsets: set[int]) -> dict[int, tuple[str, int]]:
+def source_lines(library: ctypes.CDLL, offsets: set[int]) -> dict[int, tuple[str, int]]:
     """File and line by offset in the module; offsets are return addresses, one past the call."""
     tool = shutil.which("addr2line") or shutil.which("llvm-addr2line")
     known = library.__dict__.setdefault("known_lines", {})
