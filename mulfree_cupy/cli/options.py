@@ -113,6 +113,11 @@ def add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
 
 
+def counted(number: int, what: str) -> str:
+    """As in "1 epoch", "20 epochs"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def load_data(chosen: argparse.Namespace):
     """The training and the test part of ``--data``."""
     from mulfree_cupy import data
