@@ -108,9 +108,36 @@ extern "C" __global__ void overrun(float* x, int n) {
 }"""
     overrun, x = RawKernel(code, "overrun"), np.zeros(8, F32)
     overrun((1,), (8,), (x, I32(4)))
+    found = fault(overrun, (8,), (x, I32(9)))
+    assert (found.kind, found.line) == ("out_of_bounds", 7)
+    assert "beyond the end of a local array" in found.text
     for n in (12, 40, 200, 5000, 10**6):
         assert fault(overrun, (8,), (x, I32(n))).kind in ("out_of_bounds", "crash")
     overrun((1,), (8,), (x, I32(4)))
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_local_arrays_larger_than_the_stack(check):
+    code = """
+extern "C" __global__ void large(int* x) {
+    volatile int a[300000];
+    for (int i = *x; i < 300000; i += 999) a[i] = i;
+    *x = a[*x];
+}"""
+    found = fault(RawKernel(code, "large"), (8,), (np.zeros(1, I32),), check)
+    assert found.kind == "crash" and "stack overflow" in found.text
+
+
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize("call", ["exit(1)", "abort()", "_Exit(2)", "__builtin_trap()"])
+def test_the_process_is_not_ended(call, check):
+    code = f"""
+#include <stdlib.h>
+extern "C" __global__ void ends(int* x) {{ if (*x == 0) {call}; }}"""
+    assert fault(RawKernel(code, "ends"), (8,), (np.zeros(1, I32),), check).kind in (
+        "trap",
+        "crash",
+    )
 
 
 RESULTS = """

@@ -258,6 +258,81 @@ def test_locks_without_a_fence(name):
     race(LOCKS, name, (1,), (70,), (np.zeros(2, I32), x), ("-DSLEEP={}", "-DFENCE="))
 
 
+IDIOMS = """
+extern "C" __global__ void look_back(
+    const int* x, int* y, volatile int* flag, volatile int* part, int* ticket
+) {
+    __shared__ int block, prefix;         // a scan in one pass
+    if (threadIdx.x == 0) block = atomicAdd(ticket, 1);
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        int v = x[block], sum = 0, f;
+        part[block] = v;
+        __threadfence();
+        flag[block] = 1;
+        for (int k = block - 1; k >= 0; --k) {
+            while ((f = flag[k]) == 0) {}
+            sum += part[f == 2 ? 64 + k : k];
+            if (f == 2) break;
+        }
+        part[64 + block] = prefix = sum + v;
+        __threadfence();
+        flag[block] = 2;
+    }
+    __syncthreads();
+    if (threadIdx.x == 1) y[block] = prefix;
+}
+extern "C" __global__ void join(int* parent, const int* a, const int* b) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x, x = a[i], y = b[i];
+    while (true) {                         // the sets of a and b become one
+        while (parent[x] != x) x = parent[x];
+        while (parent[y] != y) y = parent[y];
+        if (x == y) break;
+        int high = max(x, y);
+        if (atomicCAS(&parent[high], high, min(x, y)) == high) break;
+    }
+}"""
+
+
+def test_a_scan_that_looks_back_and_sets_that_join():
+    x, y = np.random.default_rng(0).integers(0, 9, 64).astype(I32), np.zeros(64, I32)
+    flags, parts, ticket = np.zeros(64, I32), np.zeros(128, I32), np.zeros(1, I32)
+    clean(IDIOMS, "look_back", (64,), (32,), (x, y, flags, parts, ticket))
+    np.testing.assert_array_equal(y, np.cumsum(x))
+    a, b = np.random.default_rng(1).integers(0, 100, (2, 256)).astype(I32)
+    clean(IDIOMS, "join", (4,), (64,), (np.arange(100, dtype=I32), a, b))
+
+
+HANDED_ON = """
+extern "C" __global__ void handed_on(int* buffer, volatile int* full, int* out, int n) {
+    int t = threadIdx.x, lane = t % 32, sum = 0;
+    for (int k = 0; k < n; ++k) {
+        if (t < 32) {                      // one warp fills the buffer
+            if (lane == 0) while (*full) {}
+            __syncwarp();
+            buffer[lane] = k * lane;
+            SYNC;
+            if (lane == 0) { __threadfence_block(); *full = 1; }
+        } else {                           // and the other empties it
+            if (lane == 0) while (!*full) {}
+            __syncwarp();
+            sum += buffer[lane];
+            __syncwarp();
+            if (lane == 0) { __threadfence_block(); *full = 0; }
+        }
+    }
+    if (t >= 32) out[lane] = sum;
+}"""
+
+
+def test_one_lane_waits_and_hands_on_for_its_warp():
+    for sync, judge in (("__syncwarp()", clean), ("__syncwarp(1u << lane)", race)):
+        out = np.zeros(32, I32)
+        args = (np.zeros(32, I32), np.zeros(1, I32), out, I32(5))
+        judge(HANDED_ON, "handed_on", (1,), (64,), args, (f"-DSYNC={sync}",))
+    np.testing.assert_array_equal(out, 10 * np.arange(32))
+
+
 WAITS = """
 extern "C" __global__ void never(int* l, int n) {
     if (threadIdx.x == 3)

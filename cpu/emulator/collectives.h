@@ -10,7 +10,7 @@ inline unsigned lanes_of(unsigned warp) {
     return left < warp_size ? left : warp_size;
 }
 
-inline uint64_t fold(Collective what, unsigned mask, Thread *lanes) {
+MULFREE_RARE inline uint64_t fold(Collective what, unsigned mask, Thread *lanes) {
     bool first = true;
     uint32_t r = 0;
     for (unsigned i = 0; i < warp_size; ++i) {

@@ -13,6 +13,7 @@ void *memmove(void *, const void *, size_t) noexcept __asm__("mulfree_memmove");
 void *memset(void *, int, size_t) noexcept __asm__("mulfree_memset");
 void *malloc(size_t) noexcept __asm__("mulfree_malloc");
 void free(void *) noexcept __asm__("mulfree_free");
+int printf(const char *, ...) __asm__("mulfree_printf");
 long clock() noexcept;
 }
 void *operator new(size_t) __asm__("mulfree_malloc");
@@ -46,7 +47,6 @@ void operator delete[](void *, size_t) noexcept __asm__("mulfree_free");
 #define __cluster_dims__(...)
 #define __align__(n) __attribute__((aligned(n)))
 #define __builtin_assume(condition) ((void)0)
-#define printf mulfree_printf
 #undef assert
 #define assert(condition) \
     ((condition) ? (void)0 : mulfree_trap("assertion failed: " #condition, __FILE__, __LINE__))
@@ -75,4 +75,5 @@ constexpr int warpSize = 32;
 #include "warp.h"
 #include "half.h"
 #include "groups.h"
+#include "refused.h"
 #include "entry.h"

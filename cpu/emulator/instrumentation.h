@@ -115,6 +115,28 @@ MULFREE_WRAP(float)
 #undef MULFREE_NAME
 #undef MULFREE_WRAP
 
+static void leave_by(const char *text, Kind kind, uintptr_t pc) {
+    Finding f = here(kind);
+    f.text = text;
+    f.pc = pc - module_base();
+    report(f);
+    leave_thread();
+}
+
+#define MULFREE_ENDS(name) \
+    void __wrap_##name(int) { leave_by("calls " #name "(), which a GPU has not", Kind::trap, MULFREE_CALLER); }
+MULFREE_ENDS(exit)
+MULFREE_ENDS(_exit)
+MULFREE_ENDS(_Exit)
+MULFREE_ENDS(quick_exit)
+MULFREE_ENDS(abort)
+#undef MULFREE_ENDS
+
+// A function of an instrumented kernel finds on its return what lies above its local arrays changed.
+void __stack_chk_fail() {
+    leave_by("has written beyond the end of a local array of the function", Kind::out_of_bounds, MULFREE_CALLER);
+}
+
 struct SourceLocation { const char *file; uint32_t line, column; };
 struct TypeDescriptor { uint16_t kind, info; char name[1]; };
 struct OutOfBounds { SourceLocation location; const TypeDescriptor *array, *index; };

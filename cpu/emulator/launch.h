@@ -6,20 +6,38 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 namespace mulfree_emulator {
 
 enum class Collective { sync, shuffle, shift, ballot, any, all, match_any, match_all,
                         add, min_signed, min_unsigned, max_signed, max_unsigned, bit_and, bit_or, bit_xor };
 
+// Of an array: the size of an element, and how many there are along each dimension.
+struct Shape {
+    size_t element;
+    int rank;
+    size_t extents[4];
+
+    template <class T>
+    static constexpr Shape of() {
+        using Element = std::remove_all_extents_t<T>;
+        return {sizeof(Element), int(std::rank_v<T>),
+                {std::extent_v<T, 0>, std::extent_v<T, 1>, std::extent_v<T, 2>, std::extent_v<T, 3>}};
+    }
+};
+
 // One __shared__ declaration; the runtime gives it a place when the first thread of a launch meets it.
 struct SharedVariable {
     const char *name, *file;
     int line;
-    size_t size, align;
+    size_t size, align;  // the launcher reads the size in the file: variables.py
+    Shape shape;
     unsigned long launch;  // of the launch that placed it
     void *place;
 };
+
+static_assert(offsetof(SharedVariable, size) == 24, "variables.py reads it there");
 
 // One kernel parameter: what it is and how wide, for the checks made before a launch.
 struct Parameter {

@@ -34,6 +34,7 @@ struct Region {
     int32_t line, array;      // of an array passed: the launcher's number for it, else -1
     int32_t shared, writable;
     int32_t counted, shadow;  // in a trace; index of its shadow
+    Shape shape;              // of a __shared__ variable
 };
 
 struct Shadow {
@@ -44,8 +45,7 @@ struct Shadow {
 };
 
 constexpr size_t red_zone = 256;  // between __shared__ variables; keeps their banks as they are
-constexpr size_t static_limit = 48 << 10;
-constexpr size_t arena_size = 1 << 20;  // 227 KiB of dynamic and 48 KiB of static memory, far apart
+constexpr size_t arena_size = 4 << 20;  // 227 KiB at most, as a thousand variables far apart
 
 inline std::vector<Region> regions;
 inline std::vector<Shadow> shadows;
@@ -80,7 +80,7 @@ inline void free_cells(Shadow &s) {
 }
 
 // Arrays that overlap share one shadow, so that a race through two views of one array is seen.
-inline int shadow_for(uintptr_t base, size_t size) {
+MULFREE_RARE inline int shadow_for(uintptr_t base, size_t size) {
     for (size_t i = 0; i < shadows.size(); ++i) {
         Shadow &s = shadows[i];
         if (base >= s.base + s.size || s.base >= base + size) continue;
@@ -93,14 +93,14 @@ inline int shadow_for(uintptr_t base, size_t size) {
     return static_cast<int>(shadows.size() - 1);
 }
 
-inline void add_region(Region r) {
+MULFREE_RARE inline void add_region(Region r) {
     r.shadow = shadow_for(r.base, r.size);
     regions.push_back(r);
 }
 
-inline void add_shared(const char *place, size_t size, const char *name, const char *file, int line) {
+MULFREE_RARE inline void add_shared(const char *place, const SharedVariable &v) {
     const uintptr_t base = reinterpret_cast<uintptr_t>(place);
-    add_region({base, size, base, name, file, line, -1, true, true, true, -1});
+    add_region({base, v.size, base, v.name, v.file, v.line, -1, true, true, true, -1, v.shape});
 }
 
 inline char *after(const char *end, size_t align) {
@@ -108,10 +108,10 @@ inline char *after(const char *end, size_t align) {
     return reinterpret_cast<char *>((reinterpret_cast<uintptr_t>(end) + red_zone + align - 1) / align * align);
 }
 
-inline void *place_shared(const SharedVariable &v) {
+MULFREE_RARE inline void *place_shared(const SharedVariable &v) {
     char *place = after(arena_end, v.align);
     arena_end = place + v.size;
-    add_shared(place, v.size, v.name, v.file, v.line);
+    add_shared(place, v);
     return place;
 }
 
@@ -120,7 +120,7 @@ constexpr int max_file_scope = 64;
 inline SharedVariable file_scope[max_file_scope];
 inline int file_scope_count;
 
-inline void *place_for_good(SharedVariable v) {
+MULFREE_RARE inline void *place_for_good(SharedVariable v) {
     if (file_scope_count == max_file_scope) return nullptr;
     const char *end = arena() + arena_size / 2;
     if (file_scope_count) {
@@ -147,7 +147,7 @@ struct Heap {
 };
 inline Heap heap = {nullptr, nullptr, 0, 0, -1};
 
-inline void *heap_allocate(size_t size) {
+MULFREE_RARE inline void *heap_allocate(size_t size) {
     if (heap.region < 0) {
         heap.memory = map_zeros(heap_size);
         heap.valid = reinterpret_cast<uint8_t *>(map_zeros(heap_size / granule));
@@ -181,7 +181,7 @@ inline size_t heap_valid(size_t offset, size_t size) {
     return valid;
 }
 
-inline bool heap_free(void *p) {
+MULFREE_RARE inline bool heap_free(void *p) {
     const size_t start = static_cast<size_t>(static_cast<char *>(p) - heap.memory);
     if (heap.region < 0 || start >= heap.used || start % granule || start < heap_gap || !heap.valid[start / granule] ||
         heap.valid[start / granule - 1])
@@ -193,7 +193,7 @@ inline bool heap_free(void *p) {
     return true;
 }
 
-inline void close_heap() {
+MULFREE_RARE inline void close_heap() {
     if (heap.region < 0) return;
     munmap(heap.memory, heap_size);
     munmap(heap.valid, heap_size / granule);
@@ -212,7 +212,7 @@ struct Copy {
 inline std::vector<Copy> copies;
 constexpr size_t gap = 1 << 20;
 
-inline void place_copy(const Array &a) {
+MULFREE_RARE inline void place_copy(const Array &a) {
     const uintptr_t base = reinterpret_cast<uintptr_t>(a.base);
     if (copies.empty() || base >= copies.back().high) {
         uintptr_t high = base + a.size;
@@ -229,7 +229,7 @@ inline void place_copy(const Array &a) {
     *a.pointer = copies.back().start + (base - copies.back().low);
 }
 
-inline void write_back() {
+MULFREE_RARE inline void write_back() {
     for (int i = 0; i < now.launch->array_count && !copies.empty(); ++i) {
         const Array &a = now.launch->arrays[i];
         if (a.writable) std::memcpy(a.base, reinterpret_cast<void *>(*a.pointer), a.size);
@@ -245,7 +245,7 @@ inline bool needs_copies() {
     return needed;
 }
 
-inline void open_memory() {
+MULFREE_RARE inline void open_memory() {
     regions.clear();
     shadows.clear();
     std::memset(hint_of_pc, 0, sizeof hint_of_pc);
@@ -277,15 +277,15 @@ inline void open_memory() {
         add_region({base, sizeof *c, base, "a built-in variable", nullptr, 0, -1, false, false, false, -1});
     }
     const size_t dynamic_size = now.launch->dynamic_shared;
-    add_shared(dynamic_shared(), dynamic_size, "dynamic shared memory", nullptr, 0);
+    add_shared(dynamic_shared(), {"dynamic shared memory", nullptr, 0, dynamic_size, 0, {}, 0, nullptr});
     arena_end = dynamic_shared() + dynamic_size;
     for (int i = 0; i < file_scope_count; ++i) {
         const SharedVariable &v = file_scope[i];
-        add_shared(static_cast<char *>(v.place), v.size, v.name, v.file, v.line);
+        add_shared(static_cast<char *>(v.place), v);
     }
 }
 
-inline void close_memory() {
+MULFREE_RARE inline void close_memory() {
     write_back();
     close_heap();
     for (Shadow &s : shadows) free_cells(s);
@@ -305,7 +305,7 @@ inline int region_at(uintptr_t address, uintptr_t pc) {
 
 // ---- findings -----------------------------------------------------------------------------------
 
-inline Finding access_finding(Kind kind, uintptr_t address, size_t size, Access access, uintptr_t pc, int region) {
+MULFREE_RARE inline Finding access_finding(Kind kind, uintptr_t address, size_t size, Access access, uintptr_t pc, int region) {
     Finding f = here(kind);
     f.access = access;
     f.size = static_cast<int>(size);
@@ -316,14 +316,14 @@ inline Finding access_finding(Kind kind, uintptr_t address, size_t size, Access 
 }
 
 // An access that must not be executed: this thread ends here.
-inline void refuse_access(Kind kind, uintptr_t address, size_t size, Access access, uintptr_t pc, int region) {
+MULFREE_RARE inline void refuse_access(Kind kind, uintptr_t address, size_t size, Access access, uintptr_t pc, int region) {
     if (region < 0) {
         // The nearest array is the one most likely meant; beyond a megabyte none is.
         uintptr_t nearest = 1 << 20;
         for (int i = 0; i < static_cast<int>(regions.size()); ++i) {
             const Region &r = regions[i];
             const uintptr_t distance = address < r.base ? r.base - address : address - (r.base + r.size);
-            if (distance < nearest && r.size) {
+            if (distance < nearest) {
                 nearest = distance;
                 region = i;
             }
@@ -333,7 +333,7 @@ inline void refuse_access(Kind kind, uintptr_t address, size_t size, Access acce
     leave_thread();
 }
 
-inline Finding race_finding(const Stamp &other, uintptr_t address, size_t size, Access access, uintptr_t pc,
+MULFREE_RARE inline Finding race_finding(const Stamp &other, uintptr_t address, size_t size, Access access, uintptr_t pc,
                             int region) {
     Finding f = access_finding(Kind::race, address, size, access, pc, region);
     f.other_pc = other.pc;
@@ -353,7 +353,7 @@ struct Pending {
 };
 inline Pending pending;
 
-inline void settle_pending() {
+MULFREE_RARE inline void settle_pending() {
     const bool same = std::memcmp(reinterpret_cast<void *>(pending.address), pending.before, pending.size) == 0;
     pending.size = 0;
     if (same) pending.finding.kind = Kind::same_value;
@@ -361,10 +361,11 @@ inline void settle_pending() {
 }
 
 // Plain reads that guard an atomic access, as in `if (*d > v) atomicMin(d, v)` or before a loop around
-// atomicCAS: what they read is a hint, and the atomic access decides.
+// atomicCAS: what they read is a hint, and the atomic access decides. Findings with reads of such a
+// line are dropped in the end (reading.py).
 inline std::vector<uint32_t> guards;
 
-inline bool is_guard(uint32_t pc) {
+MULFREE_RARE inline bool is_guard(uint32_t pc) {
     for (uint32_t guard : guards)
         if (guard == pc) return true;
     return false;
@@ -373,7 +374,7 @@ inline bool is_guard(uint32_t pc) {
 // ---- the shadow ---------------------------------------------------------------------------------
 
 // Halves the cells as long as an access is smaller than one.
-inline void refine(Shadow &s, unsigned shift) {
+MULFREE_RARE inline void refine(Shadow &s, unsigned shift) {
     Shadow fine = s;
     fine.shift = shift;
     fine.cells = new_cells(s.size, shift);
@@ -387,7 +388,7 @@ inline void refine(Shadow &s, unsigned shift) {
 }
 
 // Says that nothing orders an access after an earlier one.
-inline void report_conflict(const Stamp &other, uintptr_t address, size_t size, Access access, uintptr_t pc,
+MULFREE_RARE inline void report_conflict(const Stamp &other, uintptr_t address, size_t size, Access access, uintptr_t pc,
                             int region) {
     const Access earlier = static_cast<Access>(other.kind);
     Finding f = race_finding(other, address, size, access, pc, region);

@@ -51,7 +51,7 @@ inline std::vector<uint32_t> block_starts;  // times, of each block so far
 inline std::vector<Knowledge> knowledge_of_block, knowledge_of_thread[max_threads];
 inline uint32_t seen[max_threads][max_threads];  // a row is valid once its thread has acquired
 
-inline void learn(std::vector<Knowledge> &all, const std::vector<Knowledge> &more) {
+MULFREE_RARE inline void learn(std::vector<Knowledge> &all, const std::vector<Knowledge> &more) {
     for (const Knowledge &k : more) {
         bool known = false;
         for (Knowledge &mine : all) {
@@ -65,7 +65,7 @@ inline void learn(std::vector<Knowledge> &all, const std::vector<Knowledge> &mor
 
 // ---- events -------------------------------------------------------------------------------------
 
-inline void open_ordering() {
+MULFREE_RARE inline void open_ordering() {
     now.time = 1;
     block_starts.clear();
     locations.clear();
@@ -88,6 +88,7 @@ inline void begin_block_of_time() {
 
 inline void pass_block_barrier() {
     now.floor = ++now.time;
+    if (!now.launch->check) return;
     for (uint32_t &floor : now.warp_floor) floor = now.time;
     bool fenced = true;
     for (unsigned i = 0; i < now.thread_count; ++i) {
@@ -101,7 +102,8 @@ inline void pass_block_barrier() {
 }
 
 // A __syncwarp of the lanes in `mask`; `whole` if no other lane of the warp is alive.
-inline void pass_warp_barrier(unsigned warp, unsigned mask, bool whole) {
+MULFREE_RARE inline void pass_warp_barrier(unsigned warp, unsigned mask, bool whole) {
+    if (!now.launch->check) return;
     Thread *lanes = now.threads + warp * warp_size;
     ++now.time;
     if (whole) now.warp_floor[warp] = now.time;
@@ -144,7 +146,7 @@ inline void fence(bool device) {
     now.published = now.floor;  // what came before the barrier is behind this fence too
 }
 
-inline void acquire(uintptr_t address) {
+MULFREE_RARE inline void acquire(uintptr_t address) {
     if (locations.empty()) return;
     const auto found = locations.find(address);
     if (found == locations.end()) return;
@@ -163,7 +165,7 @@ inline void acquire(uintptr_t address) {
     learn(knowledge, location.knowledge);
 }
 
-inline void release_one(Location &location, unsigned thread, uint32_t time, uint32_t device_time) {
+MULFREE_RARE inline void release_one(Location &location, unsigned thread, uint32_t time, uint32_t device_time) {
     for (size_t i = location.releases.size(); i && location.releases[i - 1].block == now.block; --i) {
         Release &r = location.releases[i - 1];
         if (r.thread != thread) continue;
@@ -173,7 +175,7 @@ inline void release_one(Location &location, unsigned thread, uint32_t time, uint
     location.releases.push_back({now.block, thread, time, device_time, now.published});
 }
 
-inline void release(uintptr_t address, bool shared) {
+MULFREE_RARE inline void release(uintptr_t address, bool shared) {
     const Thread &me = now.threads[now.current];
     const bool fenced = me.fence > now.block_start;
     if (!fenced && (shared || now.published == now.block_start)) return;
@@ -181,18 +183,25 @@ inline void release(uintptr_t address, bool shared) {
     if (shared && !location.releases.empty() && location.releases.back().block != now.block)
         location.releases.clear();  // of a block that had this memory before
     release_one(location, now.current, fenced ? me.fence : 0, me.device_fence);
-    if (fenced && me.acquired > now.floor)
-        for (unsigned i = 0; i < now.thread_count; ++i) {
-            const uint32_t time = seen[now.current][i];
-            if (i != now.current && time > now.floor) release_one(location, i, time, me.device_fence ? time : 0);
+    const unsigned warp = now.current / warp_size;
+    const bool acquired = me.acquired > now.floor;
+    const unsigned first = acquired ? 0 : warp * warp_size;
+    const unsigned last = acquired || first + warp_size > now.thread_count ? now.thread_count : first + warp_size;
+    for (unsigned i = first; fenced && i < last; ++i) {  // what it knows of others
+        uint32_t time = acquired ? seen[now.current][i] : 0;
+        if (i / warp_size == warp) {
+            if (time < now.warp_floor[warp]) time = now.warp_floor[warp];
+            if (time < me.lane_seen[i % warp_size]) time = me.lane_seen[i % warp_size];
         }
+        if (i != now.current && time > now.floor) release_one(location, i, time, me.device_fence ? time : 0);
+    }
     learn(location.knowledge, knowledge_of_thread[now.current]);
     learn(location.knowledge, knowledge_of_block);
 }
 
 // ---- questions ----------------------------------------------------------------------------------
 
-inline uint64_t block_of(uint32_t time) {
+MULFREE_RARE inline uint64_t block_of(uint32_t time) {
     size_t low = 0, high = block_starts.size();
     while (high - low > 1) {
         const size_t middle = (low + high) / 2;
@@ -201,7 +210,7 @@ inline uint64_t block_of(uint32_t time) {
     return low;
 }
 
-inline bool is_released(const std::vector<Knowledge> &knowledge, const Stamp &s, uint64_t block) {
+MULFREE_RARE inline bool is_released(const std::vector<Knowledge> &knowledge, const Stamp &s, uint64_t block) {
     for (const Knowledge &k : knowledge) {
         const Release *releases = k.location->releases.data();
         size_t low = 0, high = k.count;
@@ -218,7 +227,7 @@ inline bool is_released(const std::vector<Knowledge> &knowledge, const Stamp &s,
     return false;
 }
 
-inline bool follows_block(const Stamp &s) {
+MULFREE_RARE inline bool follows_block(const Stamp &s) {
     const std::vector<Knowledge> &mine = knowledge_of_thread[now.current];
     if (mine.empty() && knowledge_of_block.empty()) return false;
     const uint64_t block = block_of(s.time);

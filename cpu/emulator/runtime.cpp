@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstring>
 #include <ctime>
+#include <utility>
 
 #include "collectives.h"
 #include "instrumentation.h"
@@ -43,17 +44,6 @@ void add_finding(const Finding &finding) {
 }
 
 namespace {
-
-// A plain read beside an atomic access is no fault if it guards one.
-void drop_guards() {
-    int kept = 0;
-    for (int i = 0; i < finding_count; ++i) {
-        const Finding &f = findings[i];
-        const uint64_t read = f.guard == 1 ? f.pc : f.other_pc;
-        if (!f.guard || !is_guard(static_cast<uint32_t>(read))) findings[kept++] = f;
-    }
-    finding_count = kept;
-}
 
 double clock_seconds() {
     timespec t;
@@ -167,10 +157,16 @@ void release_barrier() {
     now.busy = false;
 }
 
+// No thread can go on: some lanes of a warp wait for others that wait elsewhere, or have ended.
 void report_deadlock() {
     Finding f = waiting_thread(Kind::divergent_collective, State::in_collective);
     const Thread &waiting = now.threads[f.thread];
     const unsigned first = f.thread / warp_size * warp_size;
+    int together = 0, at_barrier = 0;  // the fewer are those that went astray
+    for (unsigned i = 0; i < lanes_of(first / warp_size); ++i) {
+        together += now.threads[first + i].state == State::in_collective;
+        at_barrier += now.threads[first + i].state == State::at_barrier;
+    }
     for (unsigned i = 0; i < lanes_of(first / warp_size); ++i) {
         const Thread &t = now.threads[first + i];
         if (!(waiting.mask >> i & 1) || t.state == State::exited) continue;
@@ -178,6 +174,13 @@ void report_deadlock() {
         f.other_thread = first + i;
         f.other_file = t.file;
         f.other_line = t.line;
+        if (t.state == State::at_barrier && at_barrier < together) {
+            std::swap(f.thread, f.other_thread);
+            std::swap(f.file, f.other_file);
+            std::swap(f.line, f.other_line);
+            f.kind = Kind::divergent_barrier;
+            f.text = "waits for other lanes of its warp";
+        }
         break;
     }
     report(f);
@@ -468,7 +471,6 @@ __attribute__((visibility("default"))) int mulfree_launch(const Kernel *kernel, 
     }
     restore_signals(former_stack);
     close_memory();
-    drop_guards();
     now.launch = nullptr;
     return now.interrupted ? -1 : finding_count;
 }
@@ -489,6 +491,10 @@ __attribute__((visibility("default"))) const Event *mulfree_events(int *count) {
 }
 
 __attribute__((visibility("default"))) const Finding *mulfree_findings() { return findings; }
+__attribute__((visibility("default"))) const uint32_t *mulfree_guards(int *count) {
+    *count = static_cast<int>(guards.size());
+    return guards.data();
+}
 __attribute__((visibility("default"))) const Region *mulfree_regions(int *count) {
     *count = static_cast<int>(regions.size());
     return regions.data();

@@ -18,6 +18,9 @@ extern __attribute__((visibility("hidden"))) Coordinates threadIdx, blockIdx, bl
 
 namespace mulfree_emulator {
 
+// Off the path of every access: small and compiled quickly rather than fast.
+#define MULFREE_RARE __attribute__((cold, noinline))
+
 constexpr unsigned max_threads = 1024, warp_size = 32, max_warps = max_threads / warp_size;
 
 enum class State : uint8_t { ready, yielded, at_barrier, in_collective, converging, exited };

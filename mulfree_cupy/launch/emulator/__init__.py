@@ -182,13 +182,19 @@ class RawKernel:
                 f"RawKernel: options must be a tuple of strings, got the string {options!r}"
             )
         self.code, self.name, self.options, self.backend = code, name, tuple(options), backend
-        self._largest_dynamic = limits.STATIC_SHARED
+        self._largest_dynamic: int | None = None  # what static memory leaves of 48 KiB
         self._compiled: dict[bool, tuple[Any, runtime.Kernel]] = {}
 
     @property
     def max_dynamic_shared_size_bytes(self) -> int:
-        """The most ``shared_mem`` a launch may ask for; beyond 48 KiB it must be set first."""
-        return self._largest_dynamic
+        """The most ``shared_mem`` a launch may ask for.
+
+        With the kernel's static shared memory it is 48 KiB at most unless it is set, and 227 KiB if
+        it is.
+        """
+        if self._largest_dynamic is not None:
+            return self._largest_dynamic
+        return limits.STATIC_SHARED - self._library(active())[0].shared_size
 
     @max_dynamic_shared_size_bytes.setter
     def max_dynamic_shared_size_bytes(self, size: int) -> None:
@@ -232,12 +238,8 @@ class RawKernel:
         block = _dimensions(self.name, "block", block, limits.BLOCK)
         if block[0] * block[1] * block[2] > limits.BLOCK_THREADS:
             raise ValueError(f"kernel {self.name!r}: a block has 1024 threads at most, got {block}")
-        if not 0 <= shared_mem <= self._largest_dynamic:
-            raise ValueError(
-                f"kernel {self.name!r}: shared_mem must be 0 to {self._largest_dynamic}, "
-                f"got {shared_mem}; set max_dynamic_shared_size_bytes for more than 48 KiB"
-            )
         library, kernel = self._library(settings)
+        self._check_shared(library.shared_size, shared_mem)
         # A name that could not be read is empty.
         names = [*library.parameter_names, *[""] * kernel.parameter_count][: kernel.parameter_count]
         arguments = convert(self.name, args, kernel.parameters[: kernel.parameter_count], names)
@@ -286,6 +288,27 @@ class RawKernel:
         (x, y, z), (width, height, depth) = settings.follow, grid
         inside = x < width and y < height and z < depth
         return (z * height + y) * width + x if inside else -1
+
+    def _check_shared(self, static: int, dynamic: int) -> None:
+        """Refuse more shared memory than a block can have."""
+        if static > limits.STATIC_SHARED:
+            raise ValueError(
+                f"kernel {self.name!r}: its __shared__ variables take {static} bytes, "
+                f"{limits.STATIC_SHARED} at most; use dynamic shared memory for more"
+            )
+        most = self.max_dynamic_shared_size_bytes
+        if not 0 <= dynamic <= most:
+            unset = self._largest_dynamic is None
+            raise ValueError(
+                f"kernel {self.name!r}: shared_mem must be 0 to {most}, got {dynamic}"
+                f"{f' beside {static} bytes of static shared memory' if static and unset else ''}; "
+                "set max_dynamic_shared_size_bytes for more than 48 KiB in all"
+            )
+        if static + dynamic > limits.DYNAMIC_SHARED:
+            raise ValueError(
+                f"kernel {self.name!r}: {static} bytes of static and {dynamic} of dynamic shared "
+                f"memory are more than a block can have, {limits.DYNAMIC_SHARED}"
+            )
 
     def _library(self, settings: Settings | None) -> tuple[Any, runtime.Kernel]:
         instrumented = settings is None or bool(settings.check or settings.trace)

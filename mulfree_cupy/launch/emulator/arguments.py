@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ class Arguments:
     pointers: ctypes.Array
     arrays: list[Array]
     descriptions: list[str]  # of the arrays, by their `name`
-    given: list[np.ndarray]  # the arrays, likewise
+    arrays_by_name: list[tuple[str, np.ndarray]]  # and what a kernel's text calls them
     values: list[Any]  # keeps alive what the pointers point to
 
 
@@ -44,7 +45,7 @@ def convert(
             f"kernel {kernel!r} takes {len(parameters)} arguments ({wanted}), "
             f"{len(args)} were given"
         )
-    buffers, arrays, descriptions, given = [], [], [], []
+    buffers, arrays, descriptions, by_name = [], [], [], []
 
     def note(value: Any, label: str, buffer: Any, offset: int = 0) -> None:
         """An array whose address stands in a buffer."""
@@ -56,7 +57,7 @@ def convert(
             where = value.ctypes.data, value.nbytes, _origin(value), pointer
             arrays.append(Array(*where, name, value.flags.writeable))
             descriptions.append(f"{label}, {value.dtype} of shape {value.shape}")
-            given.append(value)
+            by_name.append((re.sub(r"argument \d+ \((\w+)\)", r"\1", label), value))
 
     for i, (value, parameter) in enumerate(zip(args, parameters, strict=True)):
         name = f"argument {i}" + (f" ({names[i]})" if names[i] else "")
@@ -81,7 +82,7 @@ def convert(
             buffers.append(_scalar(label, value, parameter))
     pointers = (ctypes.c_void_p * max(1, len(buffers)))(*(ctypes.addressof(b) for b in buffers))
     arrays.sort(key=lambda a: a.base)
-    return Arguments(pointers, arrays, descriptions, given, [*args, buffers])
+    return Arguments(pointers, arrays, descriptions, by_name, [*args, buffers])
 
 
 def _pointer(label: str, value: Any, parameter: Parameter) -> int | None:
@@ -148,15 +149,17 @@ def _scalar(label: str, value: Any, parameter: Parameter) -> Any:
     kind, note = parameter.kind.decode(), ""
     if isinstance(value, bool):
         value = np.bool_(value)
-    elif isinstance(value, int):
-        value, note = (
-            np.int64(value),
-            "; a Python int is passed as long long, wrap it in numpy.int32 or such",
-        )
+    elif isinstance(value, int) and kind == "i":
+        # CuPy passes a long long, of which the kernel takes the lower bytes.
+        bits = 8 * parameter.size
+        if not -(1 << bits - 1) <= value < 1 << bits:
+            raise ValueError(f"{label}: {value} does not fit an integer of {parameter.size} bytes")
+        word = (value % (1 << bits)).to_bytes(parameter.size, "little")
+        return ctypes.create_string_buffer(word, parameter.size)
     elif isinstance(value, float):
         value, note = (
             np.float64(value),
-            "; a Python float is passed as double, wrap it in numpy.float32",
+            "; CuPy passes a Python float as double, wrap it in numpy.float32",
         )
     if not isinstance(value, np.generic):
         raise TypeError(

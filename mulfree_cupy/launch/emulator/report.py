@@ -45,6 +45,8 @@ class Finding:
         Bytes from its start.
     text : str
         The fault in a sentence.
+    calls : tuple of (str, int)
+        File and line of the calls that led there, up to the kernel's own.
     count : int
         How often it happened, when findings are collected.
     """
@@ -58,6 +60,7 @@ class Finding:
     array: str | None
     offset: int | None
     text: str
+    calls: tuple[tuple[str, int], ...] = ()
     count: int = 1
 
     @property
@@ -66,10 +69,11 @@ class Finding:
 
     def __str__(self) -> str:
         times = f" ({self.count} times)" if self.count > 1 else ""
+        called = "".join(f", called from {file}:{line}" for file, line in self.calls)
         note = "note: " if self.level == "note" else ""
         return (
             f"{self.file}:{self.line}: {note}kernel {self.kernel}, block {self.block}, "
-            f"thread {self.thread}: {self.text}{times}"
+            f"thread {self.thread}: {self.text}{called}{times}"
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mulfree_cupy.launch import limits
-from mulfree_cupy.launch.emulator.variables import read_variables
+from mulfree_cupy.launch.emulator.variables import read_variables, shared_size
 
 STACK_SIZE = 128 << 10
 
@@ -112,6 +112,9 @@ class Region(ctypes.Structure):
         ("writable", ctypes.c_int32),
         ("counted", ctypes.c_int32),
         ("shadow", ctypes.c_int32),
+        ("element", ctypes.c_size_t),
+        ("rank", ctypes.c_int),
+        ("extents", ctypes.c_size_t * 4),
     ]
 
 
@@ -133,7 +136,12 @@ class BarrierSite(ctypes.Structure):
     _fields_ = [("file", ctypes.c_char_p), ("line", ctypes.c_int64), ("count", ctypes.c_uint64)]
 
 
-_TABLES = {"regions": Region, "sites": Site, "barriers": BarrierSite}
+_TABLES = {
+    "regions": Region,
+    "sites": Site,
+    "barriers": BarrierSite,
+    "guards": ctypes.c_uint32,
+}
 _EVENT = np.dtype(
     [(name, np.uint32) for name in ("site", "warp", "interval", "lanes", "size")]
     + [("region", np.uint32, 32), ("address", np.int64, 32)],
@@ -150,7 +158,9 @@ def bind(library: ctypes.CDLL) -> Kernel:
         getattr(library, f"mulfree_{name}").restype = ctypes.POINTER(kind)
     library.parameter_names = _names(library, "mulfree_parameters")
     constants = set(_names(library, "mulfree_constants"))
-    found = read_variables(Path(library._name).read_bytes(), constants)
+    file = Path(library._name).read_bytes()
+    library.shared_size = shared_size(file)
+    found = read_variables(file, constants)
     library.variables = (Variable * len(found))(
         *(Variable(v.name and v.name.encode(), v.offset, v.size, v.writable) for v in found)
     )
@@ -163,7 +173,7 @@ def _names(library: ctypes.CDLL, symbol: str) -> list[str]:
 
 
 def table(library: ctypes.CDLL, name: str) -> list:
-    """The rows of one of the runtime's tables: regions, sites or barriers."""
+    """The rows of one of the runtime's tables: regions, sites, barriers or guards."""
     count = ctypes.c_int()
     rows = getattr(library, f"mulfree_{name}")(ctypes.byref(count))
     return rows[: count.value]

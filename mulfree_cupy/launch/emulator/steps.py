@@ -8,7 +8,7 @@ import numpy as np
 
 from mulfree_cupy.launch.emulator import runtime
 from mulfree_cupy.launch.emulator.arguments import Arguments
-from mulfree_cupy.launch.emulator.reading import source_lines
+from mulfree_cupy.launch.emulator.reading import source_frames
 from mulfree_cupy.launch.emulator.report import Memory, Step
 
 _KINDS = "load", "store", "atomic"
@@ -22,7 +22,7 @@ def read_steps(library: ctypes.CDLL, launch: runtime.Launch, arguments: Argument
     """
     events, sites = runtime.events(library), runtime.table(library, "sites")
     regions = runtime.table(library, "regions")
-    lines = source_lines(library, {site.pc for site in sites})
+    frames = source_frames(library, {site.pc for site in sites})
     threads, lanes = launch.block[0] * launch.block[1] * launch.block[2], np.arange(32)
     memories: dict[int, Memory] = {}
     offsets: dict[tuple, np.ndarray] = {}
@@ -47,7 +47,7 @@ def read_steps(library: ctypes.CDLL, launch: runtime.Launch, arguments: Argument
     steps = []
     for key in sorted(offsets, key=lambda key: (key[0], first[key])):
         interval, site, _, size, index = key
-        file, line = lines.get(sites[site - 1].pc, ("", 0))
+        file, line = next(iter(frames[sites[site - 1].pc]), ("", 0))
         kind, memory = _KINDS[sites[site - 1].kind], memories[index]
         steps.append(Step(interval, file, line, kind, memory, size, offsets[key]))
     return steps
@@ -58,7 +58,6 @@ def _memory(region: runtime.Region, arguments: Arguments) -> Memory:
         name = region.name.decode() if region.name else "constants"
         shared = bool(region.shared)
         return Memory(name, shared, (region.size // 4,), 4, region.base % (128 if shared else 32))
-    array, label = arguments.given[region.array], arguments.descriptions[region.array]
-    name = label.partition(",")[0].partition("(")[2].rstrip(")") or label
+    name, array = arguments.arrays_by_name[region.array]
     start = (region.base - region.origin) % 32
     return Memory(name, False, array.shape, array.itemsize, start)

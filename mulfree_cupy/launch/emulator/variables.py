@@ -78,6 +78,16 @@ def read_variables(library: bytes, constants: set[str]) -> list[Variable]:
     return found + [Variable(None, s.address, s.size, False) for s in rest]
 
 
+def shared_size(library: bytes) -> int:
+    """Bytes of all ``__shared__`` variables that the kernel uses."""
+    sections, total = _sections(library), 0
+    for name, section, address, _ in _symbols(library, sections):
+        if "mulfree_place_of_" in name:
+            place = sections[section].offset + address - sections[section].address
+            total += struct.unpack_from("<Q", library, place + 24)[0]  # launch.h: SharedVariable
+    return total
+
+
 def source_name(symbol: str) -> str:
     """The name that the text gives to a variable, out of its symbol's."""
     if not symbol.startswith("_Z"):
