@@ -48,6 +48,8 @@ def test_every_kind_of_argument():
     y = np.zeros(4, F32)
     kernel((1,), (8,), changed(1, y))
     np.testing.assert_array_equal(y, 8.75 + np.arange(4))
+    kernel((1,), (8,), (ARGS[0], y, *ARGS[2:6], -2, *ARGS[7:]))  # a Python int fits any integer
+    np.testing.assert_array_equal(y, 5.75 + np.arange(4))
     words = np.array([1, 0, 0, 0], np.uint8)  # four bytes are a word
     kernel(1, 8, (None, y, *ARGS[2:9], words))
     np.testing.assert_array_equal(y, 8.75 + np.arange(4))
@@ -85,7 +87,9 @@ def test_every_kind_of_argument():
         ),
         (changed(3, F32(1)), TypeError, r"argument 3 \(a\).*got float32 of 4 bytes"),
         (changed(5, 2.0), TypeError, r"argument 5 \(b\).*double, wrap it in numpy.float32"),
-        (changed(6, 1), TypeError, r"argument 6 \(c\).*long long, wrap it in numpy.int32"),
+        (changed(6, 2**32), ValueError, r"argument 6 \(c\): 4294967296 does not fit.* 4 bytes"),
+        (changed(6, -(2**31) - 1), ValueError, r"argument 6 \(c\): .* does not fit"),
+        (changed(3, 1), TypeError, r"argument 3 \(a\).*floating-point number of 8 bytes, got int"),
         (changed(6, F32(1)), TypeError, r"argument 6 \(c\).*integer of 4 bytes, got float32"),
         (changed(8, I32(1)), TypeError, r"argument 8 \(p\).*struct of 8 bytes"),
         (changed(6, "1"), TypeError, r"argument 6 \(c\).*got str"),
@@ -137,7 +141,10 @@ def test_a_struct_may_hold_arrays(check):
 def test_arrays_of_a_struct_are_checked():
     gather, to = RawKernel(TABLE, "gather"), np.zeros(6, F32)
     held = table(np.ones(2, F32), None, None, to)
-    with pytest.raises(EmulationFault, match=r"offset 8 of argument 0 \(t\)\.from\[0\], float32"):
+    with pytest.raises(
+        EmulationFault,
+        match=r"t\.from\[0\]\[2\], beyond the end of argument 0 \(t\)\.from\[0\], float32",
+    ):
         gather((3,), (2,), (held, I32(1)))
     to.flags.writeable = False
     with pytest.raises(EmulationFault, match=r"\(t\)\.to\[0\], .*, which is read-only"):

@@ -7,6 +7,7 @@ are linked with is compiled once. Everything lies in ``$MULFREE_CACHE_DIR``, els
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -16,21 +17,33 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from mulfree_cupy.launch import source
-from mulfree_cupy.launch.emulator.translation import translate
+from mulfree_cupy.launch.emulator.translation import Translation, refusal, translate
+from mulfree_cupy.launch.emulator.variables import linker_script
 
 _WARNINGS = ["-w", "-fno-diagnostics-show-caret", "-fdiagnostics-color=never"]
+# DWARF 5 has addr2line (of binutils 2.40) name wrong files where functions have their own sections.
 _KERNEL = [
-    "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing",
-    "-fno-exceptions", "-U_FORTIFY_SOURCE", "-fcf-protection=none",
+    "-O2", "-g1", "-gdwarf-4", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off",
+    "-fno-strict-aliasing", "-fno-exceptions", "-U_FORTIFY_SOURCE", "-fcf-protection=none",
+    "-fdata-sections", "-ffunction-sections", "-fno-builtin-printf", "-fstack-clash-protection",
 ]  # fmt: skip
+# The C library's functions that write through a pointer, which the runtime has them announce, and
+# those that end the process.
+_WRAPPED = (
+    "sincos", "sincosf", "modf", "modff", "frexp", "frexpf", "remquo", "remquof",
+    "exit", "_exit", "_Exit", "quick_exit", "abort",
+)  # fmt: skip
 # The calls of -fsanitize=thread reach the emulator's own functions. Without scalar replacement a
-# float4 stays one access, as it is on a GPU.
-_INSTRUMENTED = ["-fsanitize=thread", "-fno-optimize-sibling-calls"]
+# float4 stays one access, as it is on a GPU; without merging equal code each line keeps its own.
+_INSTRUMENTED = ["-fsanitize=thread", "-fno-optimize-sibling-calls", "-fstack-protector-strong"]
+_PLAIN = ["-fno-stack-protector"]
 _GCC = [
     "-fno-tree-sra", "-fno-ipa-sra", "-fno-tree-loop-distribute-patterns",
+    "-fno-crossjumping", "-fno-tree-tail-merge", "-fno-ipa-icf",
     "-fsanitize=bounds-strict",
     "--param=tsan-distinguish-volatile=1", "--param=tsan-instrument-func-entry-exit=0",
 ]  # fmt: skip
@@ -159,7 +172,7 @@ def _build(file, code, name, flags, instrumented, compiler) -> None:
             "-include",
             str(prepared.header()),
         ]
-        preprocessed = _run([*command, str(folder / "kernel.cpp")], name)
+        preprocessed = _run([*command, str(folder / "kernel.cpp")], name, folder)
         translation = translate(
             preprocessed.replace(str(folder / "kernel.cpp"), name),
             name,
@@ -170,26 +183,65 @@ def _build(file, code, name, flags, instrumented, compiler) -> None:
             f"{_EXPORT} const mulfree_emulator::Kernel *mulfree_kernel() "
             f"{{ return mulfree_emulator::describe(&{name}); }}\n"
             f'{_EXPORT} const char mulfree_parameters[] = "{",".join(translation.parameters)}";\n'
+            f'{_EXPORT} const char mulfree_constants[] = "{",".join(translation.constants)}";\n'
         )
         # Reports name the text's own files, wherever it and the headers were compiled.
         mapped = [
             f"-ffile-prefix-map={prepared.headers}={HEADERS}",
             *(f"-fdebug-prefix-map={f}=/mulfree" for f in (folder, prepared.cache)),
         ]
-        _run([*prepared.command, *mapped, "-c", "kernel.ii", "-o", "kernel.o"], name, folder)
+        with _refusals(translation):
+            _run([*prepared.command, *mapped, "-c", "kernel.ii", "-o", "kernel.o"], name, folder)
+        script = linker_script((folder / "kernel.o").read_bytes(), "kernel.o")
+        (folder / "variables.ld").write_text(script)
         link = [
             compiler,
             "-shared",
             "-Wl,-Bsymbolic",
+            "-Wl,--gc-sections,-z,defs",  # what is not used may stay undefined
+            *(f"-Wl,--wrap={function}" for function in _WRAPPED),
+            *(["-Wl,-T,variables.ld"] if script else []),
             "kernel.o",
             str(prepared.runtime()),
             "-o",
             "kernel.so",
             *(["-lrt"] if sys.platform == "linux" else []),  # timers, before glibc 2.34
         ]
-        _run(link, name, folder)
+        with _refusals(translation):
+            _run(link, name, folder)
         data = (folder / "kernel.so").read_bytes()
     _write(file, data + hashlib.sha256(data).digest())
+
+
+@contextlib.contextmanager
+def _refusals(translation: Translation) -> Iterator[None]:
+    """Say of a compiler's or linker's error if it comes from what the emulator does not run."""
+    try:
+        yield
+    except CompilationError as error:
+        message = str(error)
+        undefined = re.search(r"(\S+?):(\d+): undefined reference to `([^']*)'", message)
+        if undefined:
+            file, line, words = (
+                undefined[1].removeprefix("/mulfree/"),
+                int(undefined[2]),
+                undefined[3],
+            )
+            reason = refusal(words)
+        else:
+            places = [(file, int(line)) for file, line in re.findall(r"(\S+?):(\d+):", message)]
+            file, line = next((p for p in places if p in translation.refused), ("", 0))
+            words, reason = "", translation.refused.get((file, line))
+        if undefined and not reason:
+            raise CompilationError(
+                f"{file}:{line}: {words} is declared, and nowhere defined"
+            ) from error
+        if not reason:
+            raise
+        raise NotImplementedError(
+            f"{file}:{line}: {reason}{f' ({words})' if words else ''} does not run on the "
+            "emulator; put a plain C++ twin behind #ifdef MULFREE_EMULATOR"
+        ) from error
 
 
 class _Prepared:
@@ -201,6 +253,8 @@ class _Prepared:
         extra = [] if is_clang else ["-fno-gnu-unique"]
         if instrumented:
             extra += [*_INSTRUMENTED, *(_CLANG if is_clang else _GCC)]
+        else:
+            extra += _PLAIN
         include = ["-I", f"{self.headers}/include"]
         self.command = [compiler, standard, *_WARNINGS, *_KERNEL, *extra, *include]
         key = _hash(_version(compiler), _headers_hash(), *self.command)
@@ -215,6 +269,7 @@ class _Prepared:
             "-fPIC",
             "-fvisibility=hidden",
             "-U_FORTIFY_SOURCE",
+            "-fno-exceptions",
         ]
         self._start(self._runtime, [*runtime, *_WARNINGS, "-c", f"{self.headers}/runtime.cpp"])
         if not is_clang:
@@ -257,14 +312,14 @@ class _Prepared:
     def _finish(self, file: Path) -> None:
         if file not in self._jobs:
             return
-        process, scratch = self._jobs[file]
+        process, scratch = self._jobs.pop(file)
         _, errors = process.communicate()
         if process.returncode:
+            os.unlink(scratch)
             raise CompilationError(
                 f"the emulator's own {file.suffix} file does not compile:\n{errors}"
             )
         os.replace(scratch, file)
-        del self._jobs[file]
 
 
 def _write(file: Path, data: bytes) -> None:
@@ -274,8 +329,15 @@ def _write(file: Path, data: bytes) -> None:
     os.replace(scratch.name, file)
 
 
-def _run(command: list[str], name: str, cwd: Path | None = None) -> str:
+def _run(command: list[str], name: str, cwd: Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+    missing = re.search(r"(\S+?):(\d+):\d+: fatal error: (\S+): No such file", done.stderr)
+    if done.returncode and missing:
+        file, line, header = missing.groups()
+        raise CompilationError(
+            f"{file.removeprefix(f'{cwd}/')}:{line}: there is no header {header}: it is not among "
+            "the emulator's; give the folder of your own with -I"
+        )
     if done.returncode:
         raise CompilationError(f"kernel {name!r} does not compile:\n{done.stderr.strip()}")
     return done.stdout
