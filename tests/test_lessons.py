@@ -1,5 +1,11 @@
 """The kernels one at a time: each on its case, traced, and as an exercise."""
 
+import base64
+import json
+import re
+import shutil
+import subprocess
+
 import numpy as np
 import pytest
 
@@ -146,3 +152,89 @@ def test_commands(tmp_path, monkeypatch, capsys):
     (tmp_path / "text.cu").write_text(asm)
     status, printed = run("check", "text.cu", "--as", "adder")
     assert status == 1 and "text.cu:25: inline PTX" in printed.err
+
+
+def stepped(page, folder, script):
+    """What Chromium says of a page on which a script ran, as attributes of its body."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium")
+    watch = "<script>addEventListener('error', e => document.documentElement.title = e.message)"
+    text = page.read_text().replace("<script id", f"{watch}</script><script id", 1)
+    text += f"<script>{script}</script>"
+    (folder / "watched.html").write_text(text)
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder}"]
+    command += ["--virtual-time-budget=5000", "--dump-dom", (folder / "watched.html").as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    assert 'data-ready="yes"' in shown, shown[:1000]
+    assert "<html lang" in shown and 'title="' not in shown.partition("<head>")[0]
+    return dict(
+        re.findall(r'data-([\w-]+)="([^"]*)"', shown.partition("<body")[2].partition(">")[0])
+    )
+
+
+def test_a_page_is_stepped_through_by_keys(tmp_path):
+    page = lessons.page("adder/2", tmp_path / "page.html")
+    seen = stepped(
+        page,
+        tmp_path,
+        """
+        const d = document.body.dataset;
+        const key = k => dispatchEvent(new KeyboardEvent("keydown", {key: k}));
+        const picture = () => ["threads", "shared", "timeline"].map(i => $(i).toDataURL()).join();
+        const first = picture();
+        d.start = now;
+        key("ArrowRight"); d.right = now; d.changed = picture() !== first;
+        key("ArrowLeft"); d.same = picture() === first;
+        key("PageDown"); d.interval = steps[now].interval;
+        key("End"); d.last = steps.length - 1 - now;
+        key("Home"); d.home = now;
+        d.conflicts = steps.filter(s => memories[s.memory].shared && conflicts(s).extra).length;
+        d.sectors = sectors(steps[0]);
+        d.line = $("said").textContent;
+        $("threads").dispatchEvent(new MouseEvent("mousemove"));
+        """,
+    )
+    assert seen["start"] == seen["home"] == seen["last"] == "0" and seen["right"] == "1"
+    assert seen["changed"] == seen["same"] == "true" and seen["interval"] == "1"
+    # Rows of 648 bytes, 16 floats of each: 2 sectors of every fourth row, else 3; a warp has 2.
+    assert seen["conflicts"] == "0" and float(seen["sectors"]) == 5.5
+    assert "line 28 loads a" in seen["line"]
+
+
+def test_a_bank_conflict_shows_on_the_page(tmp_path):
+    text = SHARED_TILE.read_text()
+    for given, instead in (
+        ("b_tile[l][tx]", "b_tile[tx][l]"),
+        ("b_tile[ty][tx] =", "b_tile[tx][ty] ="),
+    ):
+        text = text.replace(given, instead)
+    (tmp_path / "mine.cu").write_text(text)
+    page = lessons.page("adder/2", tmp_path / "page.html", file=tmp_path / "mine.cu")
+    counts = lessons.trace("adder/2", file=tmp_path / "mine.cu").trial.total
+    seen = stepped(
+        page, tmp_path, """show(5); document.body.dataset.said = $("shared-said").textContent;"""
+    )
+    assert counts.bank_conflicts and "56 bank conflicts in this step" in seen["said"]
+
+
+def test_a_page_is_one_file_of_real_steps(tmp_path, capsys):
+    page = lessons.page("shift/1", tmp_path / "page.html")
+    text = page.read_text()
+    assert not re.search(r"(src|href)=|https?://|@import", text)
+    described = json.loads(re.search(r'type="application/json">(.*?)</script>', text, re.S)[1])
+    names = [m["name"] for m in described["memories"]]
+    assert names == ["tile", "x", "y"] and described["block"] == [256, 1, 1]
+    kinds = [(s["kind"], names[s["memory"]]) for s in described["steps"]]
+    assert kinds[1:] == [("load", "x"), ("store", "tile"), ("load", "tile"), ("store", "y")]
+    stored = np.frombuffer(base64.b64decode(described["steps"][-1]["offsets"]), np.int32)
+    assert sorted(stored[stored >= 0] // 4) == list(range(144))
+    with pytest.raises(ValueError, match="block must lie in the grid"):
+        lessons.page("shift/1", tmp_path / "page.html", (1000,))
+    for words, message in (
+        (("--block", "1"), "--block is a block on the page of --html"),
+        (("--html", str(tmp_path / "p.html"), "--block", "9999"), "block must lie in the grid"),
+    ):
+        assert cli.main(["kernels", "trace", "shift", "1", *words]) == 1
+        assert message in capsys.readouterr().err
+    assert cli.main(["kernels", "trace", "shift", "1", "--html", str(tmp_path / "p.html")]) == 0

@@ -130,7 +130,9 @@ def test_other_networks_and_images_are_refused(digits, tmp_path):
     with pytest.raises(ValueError, match="trained on other classes than those of digits"):
         Training.resume(path, renamed, test)
     wider = replace(train, images=np.repeat(np.repeat(train.images, 2, 2), 2, 3))
-    with pytest.raises(ValueError, match=r"trained on images of 1 x 8 x 8 in 10 classes, digits has 1 x 16"):
+    with pytest.raises(
+        ValueError, match=r"trained on images of 1 x 8 x 8 in 10 classes, digits has 1 x 16"
+    ):
         Training.resume(path, wider, test)
 
 

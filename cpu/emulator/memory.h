@@ -496,7 +496,7 @@ inline void on_access(uintptr_t address, size_t size, size_t align, Access acces
     // A GPU moves 16 bytes at a time at most.
     for (size_t done = 0; done < size; done += 16) {
         const size_t piece = size - done < 16 ? size - done : 16;
-        record(address - region.origin + done, piece, access, region.shared, pc - module_base());
+        record(address - region.origin + done, piece, access, index, region.shared, pc - module_base());
     }
 }
 

@@ -149,6 +149,7 @@ void release_barrier() {
     }
     now.barrier_result = sum;
     now.waiting = 0;
+    ++now.interval;
     now.barrier_diverged = false;
     now.busy = true;  // it may allocate: no signal may leave from here
     pass_block_barrier();
@@ -223,7 +224,7 @@ bool run_warps() {
                 resume(i);
                 again = ran = true;
             }
-            if (again && now.launch->trace) count_requests();
+            if (again && now.launch->trace) count_requests(warp);
             for (unsigned i = first; !again && i < last; ++i)
                 if (now.threads[i].state == State::converging) again = converge(warp);
         }
@@ -238,7 +239,7 @@ bool run_warps() {
 
 void run_block() {
     const uint32_t *dim = now.launch->block;
-    now.exited = now.waiting = 0;
+    now.exited = now.waiting = now.interval = 0;
     now.barrier_diverged = false;
     unsigned i = 0;
     for (unsigned z = 0; z < dim[2]; ++z)
@@ -483,6 +484,11 @@ __attribute__((visibility("default"))) const Site *mulfree_sites(int *count) {
 __attribute__((visibility("default"))) const BarrierSite *mulfree_barriers(int *count) {
     *count = static_cast<int>(trace->barrier_count);
     return trace->barriers;
+}
+
+__attribute__((visibility("default"))) const Event *mulfree_events(int *count) {
+    *count = static_cast<int>(events.size());
+    return events.data();
 }
 
 __attribute__((visibility("default"))) const Finding *mulfree_findings() { return findings; }

@@ -95,6 +95,7 @@ struct Launch {
     uint32_t dynamic_shared;
     int check;          // 0 no, 1 stop at the first finding, 2 collect
     int trace;
+    int64_t followed;   // the block whose requests are kept, -1 for none
     char *stacks;       // max_threads stacks of stack_size bytes
     size_t stack_size;
     void **arguments;
@@ -118,6 +119,7 @@ struct Launcher {
     uint32_t block_x, block_y, block_z;
     char *stack;                  // of the current thread
     unsigned exited, waiting;     // threads of the block
+    uint32_t interval;            // barriers that the block has passed
     bool barrier_diverged;        // a thread waits at another line than the first that came
     const char *barrier_file;
     int barrier_line;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import textwrap
 
+from mulfree_cupy.cli import options
 from mulfree_cupy.launch.source import cuda_directory, kernels
 
 _NAME = "such as adder/2_shared_tile, or adder 2; an operation alone is its first kernel"
@@ -36,6 +37,19 @@ def add(commands) -> None:
         lessons, "trace", _trace, "count what a kernel does to memory, beside the rung before it"
     )
     _add_name(trace)
+    trace.add_argument("--file", help="CUDA C++ of one's own in the place of the kernel's")
+    trace.add_argument(
+        "--html",
+        metavar="FILE",
+        help="write a page that shows a block at work, step by step: threads, lines, memory",
+    )
+    trace.add_argument(
+        "--block",
+        type=options.whole(0),
+        nargs="+",
+        metavar="INDEX",
+        help="x, y and z of the block on the page (default: 0)",
+    )
 
     check = _add(
         lessons,
@@ -134,7 +148,13 @@ def _run(chosen: argparse.Namespace) -> int:
 def _trace(chosen: argparse.Namespace) -> int:
     from mulfree_cupy import lessons
 
-    print(lessons.trace(" ".join(chosen.name)))
+    name = " ".join(chosen.name)
+    if chosen.html:
+        print(lessons.page(name, chosen.html, tuple(chosen.block or (0,)), file=chosen.file))
+    elif chosen.block:
+        raise ValueError("--block is a block on the page of --html")
+    else:
+        print(lessons.trace(name, file=chosen.file))
     return 0
 
 

@@ -4,7 +4,8 @@
 """
 
 from mulfree_cupy.lessons.exercises import Verdict, check, exercise
+from mulfree_cupy.lessons.page import page
 from mulfree_cupy.lessons.tracing import Trace, trace
 from mulfree_cupy.lessons.trials import Trial, attempt, find
 
-__all__ = ["Trace", "Trial", "Verdict", "attempt", "check", "exercise", "find", "trace"]
+__all__ = ["Trace", "Trial", "Verdict", "attempt", "check", "exercise", "find", "page", "trace"]

@@ -104,7 +104,7 @@ class Verdict:
         lines = [str(finding) for finding in trial.report.findings]
         if trial.wrong:
             lines.append(f"{trial.case.call}: {trial.wrong}")
-        if lines:
+        if not trial.passed:
             return "\n".join(lines)
         head = "solved" if self.solved else "right, but it takes more than the kernel: "
         return f"{head}{', '.join(self.short)}\n\n{counts.table({'yours': trial, **self.rungs})}"

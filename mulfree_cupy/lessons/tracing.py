@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import html
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from mulfree_cupy.launch.emulator import table_of
 from mulfree_cupy.launch.source import Kernel, kernels
@@ -41,13 +43,15 @@ class Trace:
         return f"<pre>{html.escape(str(self))}</pre>"
 
 
-def trace(name: str) -> Trace:
+def trace(name: str, *, file: str | os.PathLike | None = None) -> Trace:
     """Run a kernel in the emulator and count what it does to memory.
 
     Parameters
     ----------
     name : str
         As in `find`.
+    file : path, optional
+        CUDA C++ that stands in for the kernel, as in `check`.
 
     Raises
     ------
@@ -64,7 +68,7 @@ def trace(name: str) -> Trace:
     kernel = find(name)
     before = rung_before(kernel)
     return Trace(
-        attempt(kernel, check=True, trace=True),
+        attempt(kernel, file=file and Path(file), check=True, trace=True),
         attempt(before, check=True, trace=True) if before else None,
     )
 

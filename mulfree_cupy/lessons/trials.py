@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mulfree_cupy.launch.emulator import Counts, Report, emulated_cuda
+from mulfree_cupy.launch.emulator import Counts, Finding, Report, emulated_cuda
 from mulfree_cupy.launch.source import Kernel, kernels, stand_in
 from mulfree_cupy.lessons.cases import Case, case_of
 
@@ -47,8 +47,13 @@ class Trial:
 
     @property
     def passed(self) -> bool:
-        """Whether the answer is right and nothing was found."""
-        return not self.wrong and not self.report.findings
+        """Whether the answer is right and no fault was found."""
+        return not self.wrong and not self.faults
+
+    @property
+    def faults(self) -> list[Finding]:
+        """What was found, but for notes."""
+        return [finding for finding in self.report.findings if finding.level == "error"]
 
     @property
     def total(self) -> Counts:
@@ -112,6 +117,7 @@ def attempt(
     device: str = "emulator",
     check: bool | str = "collect",
     trace: bool = False,
+    follow: Sequence[int] | None = None,
 ) -> Trial:
     """Run a kernel on its case.
 
@@ -121,7 +127,7 @@ def attempt(
     file : Path, optional
         CUDA C++ that stands in for it, with the same functions.
     device : {"emulator", "cuda"}
-    check, trace
+    check, trace, follow
         As in `emulated_cuda`.
 
     Raises
@@ -132,7 +138,11 @@ def attempt(
         If the text is no CUDA C++, or needs what the emulator has not.
     """
     case = case_of(kernel.path)
-    block = emulated_cuda(check, trace) if device == "emulator" else nullcontext(Report())
+    block = (
+        emulated_cuda(check, trace, follow=follow)
+        if device == "emulator"
+        else nullcontext(Report())
+    )
     start = time.perf_counter()
     replaced = stand_in(kernel.path, file) if file else nullcontext()
     with block as report, replaced, _marked_memory(device):

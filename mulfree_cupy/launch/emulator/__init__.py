@@ -27,9 +27,12 @@ from mulfree_cupy.launch.emulator.report import (
     Finding,
     KernelCounts,
     Launch,
+    Memory,
     Report,
+    Step,
     table_of,
 )
+from mulfree_cupy.launch.emulator.steps import read_steps
 
 __all__ = [
     "CompilationError",
@@ -39,8 +42,10 @@ __all__ = [
     "Finding",
     "KernelCounts",
     "Launch",
+    "Memory",
     "RawKernel",
     "Report",
+    "Step",
     "active",
     "device",
     "emulated_cuda",
@@ -56,6 +61,7 @@ class Settings:
     trace: bool
     report: Report
     guide: bool = True  # a barrier is one for all threads, as the programming guide asks
+    follow: tuple[int, int, int] | None = None  # the block whose accesses are kept
 
 
 _settings: contextvars.ContextVar[Settings | None] = contextvars.ContextVar(
@@ -74,6 +80,7 @@ def emulated_cuda(
     check: bool | Literal["collect"] = True,
     trace: bool = False,
     barriers: Literal["guide", "hardware"] = "guide",
+    follow: Sequence[int] | None = None,
 ) -> Iterator[Report]:
     """Run NumPy arrays through the CUDA kernels, on the CPU.
 
@@ -88,6 +95,8 @@ def emulated_cuda(
         ``"guide"``: threads that wait at another barrier, or have returned, are a fault, as the
         programming guide has it. ``"hardware"``: a barrier opens when all threads that have not
         returned wait at some barrier, as on GPUs since Volta.
+    follow : tuple of 1 to 3 int, optional
+        A block of whose threads every access is kept in ``report.steps``; it needs ``trace=True``.
 
     Yields
     ------
@@ -97,7 +106,7 @@ def emulated_cuda(
     Raises
     ------
     ValueError
-        If `check` or `barriers` is none of these.
+        If `check` or `barriers` is none of these, or `follow` no block, or given without `trace`.
 
     Examples
     --------
@@ -116,8 +125,11 @@ def emulated_cuda(
         raise ValueError(f"emulated_cuda: check must be True, False or 'collect', got {check!r}")
     if barriers not in ("guide", "hardware"):
         raise ValueError(f"emulated_cuda: barriers must be 'guide' or 'hardware', got {barriers!r}")
+    if follow is not None and not trace:
+        raise ValueError("emulated_cuda: follow needs trace=True")
+    block = None if follow is None else _block("emulated_cuda", follow)
     report = Report()
-    token = _settings.set(Settings(check, bool(trace), report, barriers == "guide"))
+    token = _settings.set(Settings(check, bool(trace), report, barriers == "guide", block))
     try:
         yield report
     finally:
@@ -237,6 +249,7 @@ class RawKernel:
             dynamic_shared=shared_mem,
             check={False: 0, True: 1, "collect": 2}[settings.check],
             trace=settings.trace,
+            followed=self._followed(settings, grid),
             stacks=runtime.stacks(),
             stack_size=runtime.STACK_SIZE,
             arguments=arguments.pointers,
@@ -254,6 +267,8 @@ class RawKernel:
             findings = read_findings(library, found, self.name, launch, arguments)
             if settings.trace:
                 read_counts(library, self.name, launch, settings.report)
+            if launch.followed >= 0:
+                settings.report.steps[self.name] = read_steps(library, launch, arguments)
         errors = [f for f in findings if f.level == "error"]
         settings.report.findings.extend(
             f for f in findings if settings.check == "collect" or f.level == "note"
@@ -265,6 +280,14 @@ class RawKernel:
             kinds = [f.kind for f in errors]
             found = next((kinds.index(kind) for kind in causes if kind in kinds), 0)
             raise EmulationFault(errors[found] if kinds[-1] in causes else errors[-1])
+
+    def _followed(self, settings: Settings, grid: tuple[int, int, int]) -> int:
+        """The number of the block to follow, -1 for none."""
+        if settings.follow is None or self.name in settings.report.steps:
+            return -1
+        (x, y, z), (width, height, depth) = settings.follow, grid
+        inside = x < width and y < height and z < depth
+        return (z * height + y) * width + x if inside else -1
 
     def _check_shared(self, static: int, dynamic: int) -> None:
         """Refuse more shared memory than a block can have."""
@@ -293,6 +316,14 @@ class RawKernel:
             library = compile_kernel(self.code, self.name, self.options, instrumented)
             self._compiled[instrumented] = library, runtime.bind(library)
         return self._compiled[instrumented]
+
+
+def _block(function: str, given: Sequence[int]) -> tuple[int, int, int]:
+    block = tuple(given) if isinstance(given, Sequence) else (given,)
+    whole = all(isinstance(i, int | np.integer) and i >= 0 for i in block)
+    if not (whole and 1 <= len(block) <= 3):
+        raise ValueError(f"{function}: follow must be 1 to 3 indices of a block, got {given!r}")
+    return (*(int(i) for i in block), 0, 0)[:3]
 
 
 def _dimensions(

@@ -34,7 +34,7 @@ def read_findings(
     regions = runtime.table(library, "regions")
     guards = runtime.table(library, "guards")
     pcs = {pc for r in rows for pc in (r.pc, r.other_pc, *r.calls[: r.call_count]) if pc}
-    frames = _source_frames(library, pcs.union(guards))
+    frames = source_frames(library, pcs.union(guards))
     # A plain read beside an atomic access is no fault on a line that guards one.
     guarded = [frames[pc][:1] for pc in guards]
     found = []
@@ -214,7 +214,7 @@ def _coordinates(index: int, sizes) -> tuple[int, int, int]:
 def read_counts(library: ctypes.CDLL, kernel: str, launch: runtime.Launch, report: Report) -> None:
     """Add the counts of the last launch to the report."""
     sites = runtime.table(library, "sites")
-    frames = _source_frames(library, {s.pc for s in sites})
+    frames = source_frames(library, {s.pc for s in sites})
     total = report.counts.setdefault(kernel, KernelCounts())
     total.launches += 1
     g, b = launch.grid, launch.block
@@ -240,7 +240,7 @@ def _counts(site: runtime.Site) -> Counts:
     return counts
 
 
-def _source_frames(library: ctypes.CDLL, offsets: set[int]) -> dict[int, list[Place]]:
+def source_frames(library: ctypes.CDLL, offsets: set[int]) -> dict[int, list[Place]]:
     """The user's lines by offset in the module, from the innermost inlined function outwards.
 
     Offsets are return addresses, one past the call.

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 
+import numpy as np
+
 
 class EmulationFault(RuntimeError):
     """A kernel did what it must not do.
@@ -151,6 +153,57 @@ class Launch:
         return math.prod(self.grid)
 
 
+@dataclass(frozen=True)
+class Memory:
+    """An array that a kernel was given, or shared memory of its block.
+
+    Attributes
+    ----------
+    name : str
+        Of the kernel's parameter or variable.
+    shared : bool
+    shape : tuple of int
+        Of shared memory the number of its words.
+    itemsize : int
+        Bytes of an element, of shared memory 4.
+    start : int
+        Bytes from the first bank, or from a 32-byte sector's start.
+    """
+
+    name: str
+    shared: bool
+    shape: tuple[int, ...]
+    itemsize: int
+    start: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One access of the threads of a block: of each the n-th at an instruction since a barrier.
+
+    Attributes
+    ----------
+    interval : int
+        Barriers that the block had passed.
+    file, line : str, int
+    kind : str
+        ``"load"``, ``"store"`` or ``"atomic"``.
+    memory : Memory
+    size : int
+        Bytes that a thread accesses.
+    offsets : ndarray of int64
+        Of each thread, in bytes from the start of the memory; -1 of one that takes no part.
+    """
+
+    interval: int
+    file: str
+    line: int
+    kind: str
+    memory: Memory
+    size: int
+    offsets: np.ndarray
+
+
 @dataclass
 class Report:
     """What the emulator saw while an `emulated_cuda` block was active.
@@ -163,11 +216,14 @@ class Report:
         By kernel name, with ``trace=True``.
     launches : list of Launch
         Of the package's own kernels, in order, with ``trace=True``.
+    steps : dict of str to list of Step
+        Every access of the block that is followed, in the first launch of each kernel.
     """
 
     findings: list[Finding] = field(default_factory=list)
     counts: dict[str, KernelCounts] = field(default_factory=dict)
     launches: list[Launch] = field(default_factory=list)
+    steps: dict[str, list[Step]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         parts = [table_of(name, counts) for name, counts in self.counts.items()]

@@ -7,6 +7,8 @@ import functools
 import mmap
 from pathlib import Path
 
+import numpy as np
+
 from mulfree_cupy.launch import limits
 from mulfree_cupy.launch.emulator.variables import read_variables, shared_size
 
@@ -58,6 +60,7 @@ class Launch(ctypes.Structure):
         ("dynamic_shared", ctypes.c_uint32),
         ("check", ctypes.c_int),
         ("trace", ctypes.c_int),
+        ("followed", ctypes.c_int64),
         ("stacks", ctypes.c_void_p),
         ("stack_size", ctypes.c_size_t),
         ("arguments", ctypes.POINTER(ctypes.c_void_p)),
@@ -133,13 +136,25 @@ class BarrierSite(ctypes.Structure):
     _fields_ = [("file", ctypes.c_char_p), ("line", ctypes.c_int64), ("count", ctypes.c_uint64)]
 
 
+_TABLES = {
+    "regions": Region,
+    "sites": Site,
+    "barriers": BarrierSite,
+    "guards": ctypes.c_uint32,
+}
+_EVENT = np.dtype(
+    [(name, np.uint32) for name in ("site", "warp", "interval", "lanes", "size")]
+    + [("region", np.uint32, 32), ("address", np.int64, 32)],
+    align=True,
+)
+
+
 def bind(library: ctypes.CDLL) -> Kernel:
     """Give the library's functions their types; return the kernel's description."""
     library.mulfree_kernel.restype = ctypes.POINTER(Kernel)
     library.mulfree_launch.argtypes = [ctypes.POINTER(Kernel), ctypes.POINTER(Launch)]
     library.mulfree_findings.restype = ctypes.POINTER(Finding)
-    tables = {"regions": Region, "sites": Site, "barriers": BarrierSite, "guards": ctypes.c_uint32}
-    for name, kind in tables.items():
+    for name, kind in _TABLES.items():
         getattr(library, f"mulfree_{name}").restype = ctypes.POINTER(kind)
     library.parameter_names = _names(library, "mulfree_parameters")
     constants = set(_names(library, "mulfree_constants"))
@@ -162,6 +177,14 @@ def table(library: ctypes.CDLL, name: str) -> list:
     count = ctypes.c_int()
     rows = getattr(library, f"mulfree_{name}")(ctypes.byref(count))
     return rows[: count.value]
+
+
+def events(library: ctypes.CDLL) -> np.ndarray:
+    """The requests of the block that was followed, in the order of each warp."""
+    count = ctypes.c_int()
+    library.mulfree_events.restype = ctypes.c_void_p
+    first = library.mulfree_events(ctypes.byref(count))
+    return np.frombuffer(ctypes.string_at(first, count.value * _EVENT.itemsize), _EVENT)
 
 
 @functools.cache
