@@ -487,8 +487,8 @@ __attribute__((visibility("default"))) const BarrierSite *mulfree_barriers(int *
 }
 
 __attribute__((visibility("default"))) const Event *mulfree_events(int *count) {
-    *count = static_cast<int>(events.size());
-    return events.data();
+    *count = static_cast<int>(events.count);
+    return events.data;
 }
 
 __attribute__((visibility("default"))) const Finding *mulfree_findings() { return findings; }

@@ -5,8 +5,8 @@
 
 #include <cstdlib>
 #include <cstring>
-#include <vector>
 
+#include "rows.h"
 #include "state.h"
 
 namespace mulfree_emulator {
@@ -63,7 +63,7 @@ struct Trace {
 };
 
 inline Trace *trace;
-inline std::vector<Event> events;
+inline Rows<Event> events;
 
 inline void open_trace() {
     events.clear();
@@ -145,14 +145,14 @@ inline void count_request(const Request &r, Site &site) {
 }
 
 inline void keep_request(const Request &r, unsigned warp) {
-    if (events.size() == max_events) return;
+    if (events.count == max_events) return;
     Event e{r.site, warp, now.interval, r.lanes, r.size, {}, {}};
     for (unsigned lane = 0; lane < warp_size; ++lane) {
         if (!(r.lanes >> lane & 1)) continue;
         e.region[lane] = r.region[lane];
         e.address[lane] = r.address[lane];
     }
-    events.push_back(e);
+    events.add(e);
 }
 
 // Called when the lanes of a warp have all come to a stop.
