@@ -476,6 +476,8 @@ __attribute__((visibility("default"))) int mulfree_launch(const Kernel *kernel, 
     return now.interrupted ? -1 : finding_count;
 }
 
+__attribute__((visibility("default"))) uintptr_t mulfree_base() { return module_base(); }
+
 __attribute__((visibility("default"))) const Site *mulfree_sites(int *count) {
     *count = static_cast<int>(trace->site_count);
     return trace->sites + 1;

@@ -66,8 +66,7 @@ def compile_kernel(
     compiler = find_compiler()
     flags = tuple(_flags(options))
     mode = "instrumented" if instrumented else "plain"
-    key = _hash(code, name, *flags, mode, _version(compiler), _headers_hash(), _included(flags))
-    file = cache_directory() / f"{key}.so"
+    file = cache_directory() / f"{_key(code, name, flags, mode, compiler)}.so"
     library = _load(file)
     if library is None:
         _build(file, code, name, flags, instrumented, compiler)
@@ -75,6 +74,22 @@ def compile_kernel(
     if library is None:
         raise RuntimeError(f"the emulator cannot load the kernel it has just compiled, {file}")
     return library
+
+
+def compile_variables(code: str, options: tuple[str, ...]) -> bytes:
+    """An object file with all variables of the text, from the cache or compiled now."""
+    compiler = find_compiler()
+    flags = tuple(_flags(options))
+    file = cache_directory() / f"{_key(code, '', flags, 'variables', compiler)}.variables"
+    data = _read(file)
+    if data is None:
+        with tempfile.TemporaryDirectory(prefix="mulfree") as scratch:
+            folder, standard = Path(scratch), _standard(flags)
+            with _Prepared(compiler, standard, instrumented=True) as prepared:
+                _compile(folder, code, None, flags, prepared)
+            data = (folder / "kernel.o").read_bytes()
+        _write(file, data + hashlib.sha256(data).digest())
+    return data
 
 
 def cache_directory() -> Path:
@@ -125,6 +140,14 @@ def _hash(*parts: str | bytes) -> str:
     return digest.hexdigest()[:40]
 
 
+def _key(code: str, name: str, flags: tuple[str, ...], mode: str, compiler: str) -> str:
+    return _hash(code, name, *flags, mode, _version(compiler), _headers_hash(), _included(flags))
+
+
+def _standard(flags: tuple[str, ...]) -> str:
+    return next(f for f in flags if f.startswith("-std"))
+
+
 def _flags(options: tuple[str, ...]):
     """Of CUDA's options those that a host compiler knows: macros, include folders, the standard."""
     standard, rest = "-std=c++17", iter(options)
@@ -143,11 +166,19 @@ def _flags(options: tuple[str, ...]):
 
 
 def _load(file: Path) -> ctypes.CDLL | None:
-    """The library, if it is there and whole: its SHA-256 stands behind its end."""
+    """The library, if it is there and whole."""
+    if _read(file) is not None:
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(str(file))
+    return None
+
+
+def _read(file: Path) -> bytes | None:
+    """What was kept, if it is there and whole: its SHA-256 stands behind its end."""
     try:
         data = file.read_bytes()
         if hashlib.sha256(data[:-32]).digest() == data[-32:]:
-            return ctypes.CDLL(str(file))
+            return data[:-32]
         file.unlink()
     except OSError:
         pass
@@ -157,41 +188,10 @@ def _load(file: Path) -> ctypes.CDLL | None:
 def _build(file, code, name, flags, instrumented, compiler) -> None:
     with (
         tempfile.TemporaryDirectory(prefix="mulfree") as scratch,
-        _Prepared(
-            compiler, next(f for f in flags if f.startswith("-std")), instrumented
-        ) as prepared,
+        _Prepared(compiler, _standard(flags), instrumented) as prepared,
     ):
         folder = Path(scratch)
-        (folder / "kernel.cpp").write_text(f'#line 1 "{name}"\n{code}\n')
-        command = [
-            *prepared.command,
-            "-E",
-            "-fpch-preprocess",
-            "-fno-working-directory",
-            *flags,
-            "-include",
-            str(prepared.header()),
-        ]
-        preprocessed = _run([*command, str(folder / "kernel.cpp")], name, folder)
-        translation = translate(
-            preprocessed.replace(str(folder / "kernel.cpp"), name),
-            name,
-            (prepared.headers, prepared.cache),
-        )
-        (folder / "kernel.ii").write_text(
-            f"{translation.text}\n"
-            f"{_EXPORT} const mulfree_emulator::Kernel *mulfree_kernel() "
-            f"{{ return mulfree_emulator::describe(&{name}); }}\n"
-            f'{_EXPORT} const char mulfree_parameters[] = "{",".join(translation.parameters)}";\n'
-            f'{_EXPORT} const char mulfree_constants[] = "{",".join(translation.constants)}";\n'
-        )
-        # Reports name the text's own files, wherever it and the headers were compiled.
-        mapped = [
-            f"-ffile-prefix-map={prepared.headers}={HEADERS}",
-            *(f"-fdebug-prefix-map={f}=/mulfree" for f in (folder, prepared.cache)),
-        ]
-        with _refusals(translation):
-            _run([*prepared.command, *mapped, "-c", "kernel.ii", "-o", "kernel.o"], name, folder)
+        translation = _compile(folder, code, name, flags, prepared)
         script = linker_script((folder / "kernel.o").read_bytes(), "kernel.o")
         (folder / "variables.ld").write_text(script)
         link = [
@@ -211,6 +211,44 @@ def _build(file, code, name, flags, instrumented, compiler) -> None:
             _run(link, name, folder)
         data = (folder / "kernel.so").read_bytes()
     _write(file, data + hashlib.sha256(data).digest())
+
+
+def _compile(
+    folder: Path, code: str, name: str | None, flags: tuple[str, ...], prepared: _Prepared
+) -> Translation:
+    """Write ``kernel.o``: the text, and the description of a kernel if one is named."""
+    title = name or "module"
+    (folder / "kernel.cpp").write_text(f'#line 1 "{title}"\n{code}\n')
+    command = [
+        *prepared.command,
+        "-E",
+        "-fpch-preprocess",
+        "-fno-working-directory",
+        *flags,
+        "-include",
+        str(prepared.header()),
+    ]
+    preprocessed = _run([*command, str(folder / "kernel.cpp")], title, folder)
+    translation = translate(
+        preprocessed.replace(str(folder / "kernel.cpp"), title),
+        name,
+        (prepared.headers, prepared.cache),
+    )
+    described = (
+        f"{_EXPORT} const mulfree_emulator::Kernel *mulfree_kernel() "
+        f"{{ return mulfree_emulator::describe(&{name}); }}\n"
+        f'{_EXPORT} const char mulfree_parameters[] = "{",".join(translation.parameters)}";\n'
+        f'{_EXPORT} const char mulfree_constants[] = "{",".join(translation.constants)}";\n'
+    )
+    (folder / "kernel.ii").write_text(f"{translation.text}\n{described if name else ''}")
+    # Reports name the text's own files, wherever it and the headers were compiled.
+    mapped = [
+        f"-ffile-prefix-map={prepared.headers}={HEADERS}",
+        *(f"-fdebug-prefix-map={f}=/mulfree" for f in (folder, prepared.cache)),
+    ]
+    with _refusals(translation):
+        _run([*prepared.command, *mapped, "-c", "kernel.ii", "-o", "kernel.o"], title, folder)
+    return translation
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ _ATTRIBUTES = {
     "__noinline__": "__attribute__((noinline))",
     "__forceinline__": "__attribute__((always_inline)) inline",
     "__inline_hint__": "inline",
-    "__constant__": "",
+    "__constant__": "__attribute__((used))",  # the host may fill it
 }
 _INLINE_TWICE = re.compile(
     r"\b(?:__forceinline__\s+(?:static\s+)?inline|inline\s+__forceinline__)\b"
@@ -68,7 +68,7 @@ class Translation:
     refused: dict[tuple[str, int], str]  # by file and line, what the emulator does not run
 
 
-def translate(preprocessed: str, name: str, headers: tuple[str, ...]) -> Translation:
+def translate(preprocessed: str, name: str | None, headers: tuple[str, ...]) -> Translation:
     """The C++ text of a preprocessed CUDA text.
 
     Parameters
@@ -76,7 +76,8 @@ def translate(preprocessed: str, name: str, headers: tuple[str, ...]) -> Transla
     preprocessed : str
         What ``g++ -E`` wrote, with its line markers.
     name : str
-        The kernel, perhaps with template arguments: ``"scale<float, 4>"``.
+        The kernel, perhaps with template arguments: ``"scale<float, 4>"``. None: no kernel is asked
+        for.
     headers : tuple of str
         The folders of the emulator's headers; what comes from there is left alone.
 
@@ -96,7 +97,8 @@ def translate(preprocessed: str, name: str, headers: tuple[str, ...]) -> Transla
             text = _rewrite(text, blank, file, line)
         parts.append(text)
     whole = "".join(code)
-    return Translation("".join(parts), _parameters(whole, name), _constants(whole), refused)
+    parameters = () if name is None else _parameters(whole, name)
+    return Translation("".join(parts), parameters, _constants(whole), refused)
 
 
 def _segments(preprocessed: str, headers: tuple[str, ...]):
