@@ -64,7 +64,7 @@ extern "C" __global__ void where(int* x) {
 
 UNUSED = """
 #include <mma.h>
-#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cooperative_groups.h>
 namespace cg = cooperative_groups;
 template <class T> __device__ T by_ptx(T x) {
@@ -85,9 +85,9 @@ template <class T> __device__ void over_the_grid(T* x) {
     grid.sync();
     x[grid.thread_rank()] = grid.size();
 }
-template <class T> __device__ float narrow(T x) {
-    __nv_bfloat16 v = __float2bfloat16(x);                          // 25
-    return __bfloat162float(v) + (float)v;
+template <class T> __device__ T over_the_cluster(T x) {
+    cg::cluster_group cluster = cg::this_cluster();                 // 25
+    return x + cluster.thread_rank();
 }
 __device__ void plain(float* x) { asm("bar.sync 0;"); }             // 28
 __global__ void child(float* x) { x[0] = 1; }
@@ -117,7 +117,7 @@ def test_what_is_not_used_is_not_refused():
         ("x[0] = by_ptx(n)", 7, "inline PTX"),
         ("by_fragments<16>(nullptr, x)", 12, "tensor-core"),
         ("over_the_grid(x)", 20, "grid-wide"),
-        ("x[0] = narrow(x[1])", 25, "bfloat16"),
+        ("x[0] = over_the_cluster(x[1])", 25, "thread block clusters"),
         ("plain(x)", 28, "inline PTX"),
         ("if (n > 100) plain(x)", 28, "inline PTX"),
     ],

@@ -24,25 +24,6 @@ MULFREE_TEXTURES(surf2Dread)
 MULFREE_TEXTURES(surf3Dread)
 #undef MULFREE_TEXTURES
 
-struct alignas(2) __nv_bfloat16 {
-    unsigned short __x;
-    __nv_bfloat16() = default;
-    template <class T>
-    __nv_bfloat16(T);
-    operator float() const;
-};
-struct alignas(4) __nv_bfloat162 {
-    __nv_bfloat16 x, y;
-};
-using nv_bfloat16 = __nv_bfloat16;
-using nv_bfloat162 = __nv_bfloat162;
-__nv_bfloat16 __float2bfloat16(float);
-__nv_bfloat16 __float2bfloat16_rn(float);
-float __bfloat162float(__nv_bfloat16);
-__nv_bfloat162 __float22bfloat162_rn(float2);
-__nv_bfloat162 __floats2bfloat162_rn(float, float);
-float2 __bfloat1622float2(__nv_bfloat162);
-
 namespace nvcuda {
 namespace wmma {
 struct matrix_a;

@@ -48,7 +48,6 @@ _REFUSED = [
     (r"\bthis_cluster\b|\bcluster_group\b", "thread block clusters"),
     (r"\bthis_grid\b|\bgrid_group\b", "grid-wide synchronisation"),
     (r"<<<|mulfree_refused_launch", "a kernel launch inside a kernel"),
-    (r"\b__nv_bfloat162?\b|bfloat16", "bfloat16"),
 ]
 _ASM = re.compile(r"\b(?:asm|__asm__|__asm)\b(?:\s*(?:volatile|__volatile__))?\s*\(")
 
