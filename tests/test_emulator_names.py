@@ -135,6 +135,6 @@ def test_other_kernels_of_the_text_are_refused_when_they_run(name, line):
 
 
 def test_a_missing_header_is_named():
-    code = '#include <cub/block/block_reduce.cuh>\nextern "C" __global__ void f() {}'
-    with pytest.raises(CompilationError, match=r"f:1: .*no header cub/block/block_reduce\.cuh.*-I"):
+    code = '#include <cub/device/device_scan.cuh>\nextern "C" __global__ void f() {}'
+    with pytest.raises(CompilationError, match=r"f:1: .*no header cub/device/device_scan\.cuh.*-I"):
         RawKernel(code, "f")((1,), (1,), ())
