@@ -69,6 +69,7 @@ int mulfree_lane();
 void mulfree_fence(bool device);
 void mulfree_atomic(void *address, int size);  // announces an atomic access by the caller
 void mulfree_spin();  // the caller may be waiting for another thread: now and then that one runs
+void mulfree_xorwow_skip(unsigned *v, unsigned long long n, int power);  // n * 2^power steps of five words
 void mulfree_trap(const char *what, const char *file, int line) __attribute__((noreturn));
 int mulfree_printf(const char *format, ...) __attribute__((format(__printf__, 1, 2)));
 }

@@ -13,6 +13,7 @@
 #include "collectives.h"
 #include "instrumentation.h"
 #include "signals.h"
+#include "xorwow.h"
 
 namespace mulfree_emulator {
 
@@ -428,6 +429,11 @@ void mulfree_trap(const char *what, const char *file, int line) {
     report(f);
     leave_thread();
     __builtin_unreachable();
+}
+
+void mulfree_xorwow_skip(unsigned *v, unsigned long long n, int power) {
+    for (; n; n >>= 1, ++power)
+        if (n & 1) xorwow_matrix(power).apply(v);
 }
 
 int mulfree_printf(const char *format, ...) {
