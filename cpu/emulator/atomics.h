@@ -51,11 +51,15 @@ MULFREE_ATOMIC(atomicDec, old == 0 || old > v ? v : old - 1)
 MULFREE_ATOMIC(atomicExch, v)
 #undef MULFREE_ATOMIC
 
-template <class T>
-MULFREE_INLINE T atomicCAS(T *address, mulfree_emulator::Same<T> compare,
-                           mulfree_emulator::Same<T> v) {
-    return mulfree_emulator::atomic(address, [=](T old) { return old == compare ? T(v) : old; });
-}
+#define MULFREE_COMPARE_AND_SWAP(name)                                                                   \
+    template <class T>                                                                                   \
+    MULFREE_INLINE T name(T *address, mulfree_emulator::Same<T> compare, mulfree_emulator::Same<T> v) {  \
+        return mulfree_emulator::atomic(address, [=](T old) { return old == compare ? T(v) : old; });    \
+    }
+MULFREE_COMPARE_AND_SWAP(atomicCAS)
+MULFREE_COMPARE_AND_SWAP(atomicCAS_block)
+MULFREE_COMPARE_AND_SWAP(atomicCAS_system)
+#undef MULFREE_COMPARE_AND_SWAP
 
 inline void __threadfence() { mulfree_fence(true); }
 inline void __threadfence_block() { mulfree_fence(false); }

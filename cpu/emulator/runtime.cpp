@@ -5,6 +5,7 @@
 
 #include <unwind.h>
 
+#include <cfenv>
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
@@ -477,6 +478,7 @@ __attribute__((visibility("default"))) int mulfree_launch(const Kernel *kernel, 
         run_grid();
     }
     restore_signals(former_stack);
+    std::fesetround(FE_TONEAREST);  // a signal may leave from an operation in another mode
     close_memory();
     now.launch = nullptr;
     return now.interrupted ? -1 : finding_count;
