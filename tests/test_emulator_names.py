@@ -89,7 +89,7 @@ template <class T> __device__ T over_the_cluster(T x) {
     cg::cluster_group cluster = cg::this_cluster();                 // 25
     return x + cluster.thread_rank();
 }
-__device__ void plain(float* x) { asm("bar.sync 0;"); }             // 28
+__device__ void plain(float* x) { asm("bar.sync 1;"); }             // 28
 __global__ void child(float* x) { x[0] = 1; }
 extern "C" __global__ void parent(float* x) { child<<<1, 1>>>(x); } // 30
 extern "C" __global__ void texture(float* x, cudaTextureObject_t t) {

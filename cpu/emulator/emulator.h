@@ -76,5 +76,6 @@ constexpr int warpSize = 32;
 #include "warp.h"
 #include "half.h"
 #include "groups.h"
+#include "ptx.h"
 #include "refused.h"
 #include "entry.h"

@@ -60,6 +60,7 @@ struct Kernel {
 extern "C" {
 void *mulfree_shared(mulfree_emulator::SharedVariable *variable);
 void *mulfree_dynamic_shared() __attribute__((const));
+char *mulfree_shared_window() __attribute__((const));  // shared memory lies behind it
 unsigned mulfree_dynamic_shared_size();
 int mulfree_barrier(int predicate, const char *file, int line);  // the number of true predicates
 uint64_t mulfree_collective(mulfree_emulator::Collective what, unsigned mask, uint64_t value, int source,

@@ -3,7 +3,7 @@
 #pragma once
 
 extern "C" {
-void mulfree_refused_ptx();      // in the place of an asm statement
+void mulfree_refused_ptx();      // in the place of an asm statement that ptx.py does not know
 int mulfree_refused_launch(...);  // of a <<<grid, block>>>
 }
 

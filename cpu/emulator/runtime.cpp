@@ -420,6 +420,8 @@ void *mulfree_shared(SharedVariable *variable) {
 
 void *mulfree_dynamic_shared() { return dynamic_shared(); }
 
+char *mulfree_shared_window() { return arena(); }
+
 unsigned mulfree_dynamic_shared_size() { return now.launch->dynamic_shared; }
 
 void mulfree_trap(const char *what, const char *file, int line) {

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from mulfree_cupy.launch.emulator import ptx
+
 _LINE_MARKER = re.compile(r'# (\d+) "((?:[^"\\]|\\.)*)"((?: \d)*)$')
 # Numbers come first, for the sake of 1'000.
 _STRING = re.compile(
@@ -37,7 +39,7 @@ _NOT_A_NAME = ("__attribute__", "alignas", "decltype")  # before the parenthesis
 
 # What is refused, as the text writes it and as the linker names what refused.h does not define.
 _REFUSED = [
-    (r"\b(?:asm|__asm__|__asm)\b|mulfree_refused_ptx", "inline PTX"),
+    (r"mulfree_refused_ptx", "inline PTX with such an instruction"),
     (r"\bwmma\s*::|\bnvcuda\s*::", "tensor-core fragments (wmma)"),
     (
         r"\bCUtensorMap\b|\bcuda\s*::\s*ptx\b|\bcuda\s*::\s*barrier\b",
@@ -155,7 +157,9 @@ def _rewrite(text: str, blank: str, file: str, line: int) -> str:
             new = ", mulfree_refused_launch "
         else:
             stop = _closing(blank, found.end()) + 1
-            new = "mulfree_refused_ptx()"
+            inside = slice(found.end(), stop - 1)
+            new = ptx.statement(text[inside], blank[inside]) or "mulfree_refused_ptx()"
+            new = new.replace("\n", " ")
         if found[0] != "__shared__":
             new += "\n" * blank.count("\n", start, stop)
         out += [_attributes(text[end:start]), new]
