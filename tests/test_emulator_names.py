@@ -81,8 +81,8 @@ template <int N> __device__ void by_fragments(const half* a, float* c) {
     wmma::store_matrix_sync(c, acc, 16, wmma::mem_row_major);
 }
 template <class T> __device__ void over_the_grid(T* x) {
-    cg::grid_group grid = cg::this_grid();                          // 20
-    grid.sync();
+    cg::grid_group grid = cg::this_grid();
+    grid.sync();                                                    // 21
     x[grid.thread_rank()] = grid.size();
 }
 template <class T> __device__ T over_the_cluster(T x) {
@@ -116,7 +116,7 @@ def test_what_is_not_used_is_not_refused():
     [
         ("x[0] = by_ptx(n)", 7, "inline PTX"),
         ("by_fragments<16>(nullptr, x)", 12, "tensor-core"),
-        ("over_the_grid(x)", 20, "grid-wide"),
+        ("over_the_grid(x)", 21, "grid-wide"),
         ("x[0] = over_the_cluster(x[1])", 25, "thread block clusters"),
         ("plain(x)", 28, "inline PTX"),
         ("if (n > 100) plain(x)", 28, "inline PTX"),

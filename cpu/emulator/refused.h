@@ -55,14 +55,6 @@ float __float_to_tf32(float);
 }  // namespace nvcuda
 
 namespace cooperative_groups {
-struct grid_group {
-    void sync() const;
-    bool is_valid() const;
-    unsigned long long thread_rank() const, size() const, num_threads() const, num_blocks() const;
-    unsigned block_rank() const;
-    dim3 group_dim() const;
-};
-grid_group this_grid();
 struct cluster_group {
     void sync() const;
     unsigned thread_rank() const, num_threads() const, size() const, block_rank() const, num_blocks() const;

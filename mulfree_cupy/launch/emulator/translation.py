@@ -48,7 +48,7 @@ _REFUSED = [
     (r"\bcuda\s*::\s*pipeline\b|\bcuda\s*::\s*memcpy_async\b", "cuda::pipeline"),
     (r"\btex[123]D\w*|\bsurf[123]D\w*|\btexture\s*<", "textures and surfaces"),
     (r"\bthis_cluster\b|\bcluster_group\b", "thread block clusters"),
-    (r"\bthis_grid\b|\bgrid_group\b", "grid-wide synchronisation"),
+    (r"\bgrid_group::sync\b", "grid-wide synchronisation"),
     (r"<<<|mulfree_refused_launch", "a kernel launch inside a kernel"),
 ]
 _ASM = re.compile(r"\b(?:asm|__asm__|__asm)\b(?:\s*(?:volatile|__volatile__))?\s*\(")
