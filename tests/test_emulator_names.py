@@ -138,3 +138,14 @@ def test_a_missing_header_is_named():
     code = '#include <cub/device/device_scan.cuh>\nextern "C" __global__ void f() {}'
     with pytest.raises(CompilationError, match=r"f:1: .*no header cub/device/device_scan\.cuh.*-I"):
         RawKernel(code, "f")((1,), (1,), ())
+
+
+def test_macros_of_any_name_from_the_options():
+    code = """
+#include <cuda_fp16.h>
+extern "C" __global__ void f(T* x) { x[threadIdx.x] = max(N, (int)threadIdx.x) + op(H) + UNSET; }
+"""
+    x = np.zeros(4, F32)
+    options = "-DT=float", "-DN=2", "-DH", "-Dop(a)=(a + 1)", "-DUNSET=x", "-UUNSET", "-DUNSET=10"
+    RawKernel(code, "f", options)((1,), (4,), (x,))
+    assert x.tolist() == [14, 14, 14, 15]

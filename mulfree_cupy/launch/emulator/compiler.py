@@ -144,6 +144,14 @@ def _key(code: str, name: str, flags: tuple[str, ...], mode: str, compiler: str)
     return _hash(code, name, *flags, mode, _version(compiler), _headers_hash(), _included(flags))
 
 
+def _directive(flag: str) -> str:
+    """What a -D or -U says, behind the emulator's headers: a text may call a macro T or N."""
+    name, _, value = flag[2:].partition("=")
+    if flag.startswith("-U"):
+        return f"#undef {name}\n"
+    return f"#define {name} {value if '=' in flag else 1}\n"
+
+
 def _standard(flags: tuple[str, ...]) -> str:
     return next(f for f in flags if f.startswith("-std"))
 
@@ -218,13 +226,14 @@ def _compile(
 ) -> Translation:
     """Write ``kernel.o``: the text, and the description of a kernel if one is named."""
     title = name or "module"
-    (folder / "kernel.cpp").write_text(f'#line 1 "{title}"\n{code}\n')
+    macros = "".join(_directive(flag) for flag in flags if flag[:2] in ("-D", "-U"))
+    (folder / "kernel.cpp").write_text(f'{macros}#line 1 "{title}"\n{code}\n')
     command = [
         *prepared.command,
         "-E",
         "-fpch-preprocess",
         "-fno-working-directory",
-        *flags,
+        *(flag for flag in flags if flag[:2] not in ("-D", "-U")),
         "-include",
         str(prepared.header()),
     ]
@@ -242,10 +251,7 @@ def _compile(
     )
     (folder / "kernel.ii").write_text(f"{translation.text}\n{described if name else ''}")
     # Reports name the text's own files, wherever it and the headers were compiled.
-    mapped = [
-        f"-ffile-prefix-map={prepared.headers}={HEADERS}",
-        *(f"-fdebug-prefix-map={f}=/mulfree" for f in (folder, prepared.cache)),
-    ]
+    mapped = [f"-fdebug-prefix-map={f}=/mulfree" for f in (folder, prepared.cache)]
     with _refusals(translation):
         _run([*prepared.command, *mapped, "-c", "kernel.ii", "-o", "kernel.o"], title, folder)
     return translation
@@ -293,7 +299,7 @@ class _Prepared:
             extra += [*_INSTRUMENTED, *(_CLANG if is_clang else _GCC)]
         else:
             extra += _PLAIN
-        include = ["-I", f"{self.headers}/include"]
+        include = ["-I", f"{self.headers}/include", f"-ffile-prefix-map={self.headers}={HEADERS}"]
         self.command = [compiler, standard, *_WARNINGS, *_KERNEL, *extra, *include]
         key = _hash(_version(compiler), _headers_hash(), *self.command)
         self._header = Path(self.cache, f"{key}.h")
