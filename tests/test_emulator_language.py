@@ -338,7 +338,7 @@ extern "C" __global__ void math(const float* x, float* out, cuda::std::int32_t n
     ("line", "named"),
     [
         ('asm volatile("bar.sync 1, 64;");', "inline PTX"),
-        ("nvcuda::wmma::fragment<int> f;", "tensor-core"),
+        ("nvcuda::wmma::experimental::bmma_sync(x, x, x, x);", "tensor-core fragments of bits"),
         ("float v = tex2D<float>(t, 0, 0);", "textures"),
         ("child<<<1, 1>>>();", "a kernel launch inside a kernel"),
         ("cooperative_groups::this_grid().sync();", "grid-wide"),

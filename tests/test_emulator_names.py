@@ -72,14 +72,14 @@ template <class T> __device__ T by_ptx(T x) {
     return x;
 }
 template <int N> __device__ void by_fragments(const half* a, float* c) {
-    using namespace nvcuda;
-    wmma::fragment<wmma::matrix_a, 16, 16, N, half, wmma::row_major> f;  // 12
-    wmma::fragment<wmma::accumulator, 16, 16, N, float> acc;
-    wmma::fill_fragment(acc, 0.0f);
-    wmma::load_matrix_sync(f, a, 16);
-    wmma::mma_sync(acc, f, f, acc);
-    wmma::store_matrix_sync(c, acc, 16, wmma::mem_row_major);
+    using namespace nvcuda::wmma;
+    experimental::bmma_sync(a, a, a, c);                            // 12
 }
+
+
+
+
+
 template <class T> __device__ void over_the_grid(T* x) {
     cg::grid_group grid = cg::this_grid();
     grid.sync();                                                    // 21

@@ -65,6 +65,8 @@ unsigned mulfree_dynamic_shared_size();
 int mulfree_barrier(int predicate, const char *file, int line);  // the number of true predicates
 uint64_t mulfree_collective(mulfree_emulator::Collective what, unsigned mask, uint64_t value, int source,
                             const char *file, int line);
+// What each lane of a whole warp passes, to all of them; of at most 128 bytes.
+void mulfree_exchange(const void *mine, size_t size, void *all, const char *file, int line);
 unsigned mulfree_active_mask(const char *file, int line);
 int mulfree_lane();
 void mulfree_fence(bool device);

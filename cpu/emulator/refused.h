@@ -24,36 +24,6 @@ MULFREE_TEXTURES(surf2Dread)
 MULFREE_TEXTURES(surf3Dread)
 #undef MULFREE_TEXTURES
 
-namespace nvcuda {
-namespace wmma {
-struct matrix_a;
-struct matrix_b;
-struct accumulator;
-struct row_major;
-struct col_major;
-namespace precision {
-struct tf32;
-}
-enum layout_t { mem_row_major, mem_col_major };
-
-template <class Use, int M, int N, int K, class T, class Layout = void>
-struct fragment {
-    fragment();
-    static constexpr int num_elements = 16;
-    T x[num_elements];
-};
-template <class Fragment, class T>
-void load_matrix_sync(Fragment &, const T *, unsigned, layout_t = mem_row_major);
-template <class T, class Fragment>
-void store_matrix_sync(T *, const Fragment &, unsigned, layout_t);
-template <class Fragment, class T>
-void fill_fragment(Fragment &, T);
-template <class D, class A, class B, class C>
-void mma_sync(D &, const A &, const B &, const C &, bool = false);
-float __float_to_tf32(float);
-}  // namespace wmma
-}  // namespace nvcuda
-
 namespace cooperative_groups {
 struct cluster_group {
     void sync() const;

@@ -379,6 +379,16 @@ uint64_t mulfree_collective(Collective what, unsigned mask, uint64_t value, int 
     return me.result;
 }
 
+void mulfree_exchange(const void *mine, size_t size, void *all, const char *file, int line) {
+    static char slots[max_warps][warp_size * 128];
+    char *slot = slots[now.current / warp_size];
+    std::memcpy(slot + now.current % warp_size * size, mine, size);
+    if (mulfree_collective(Collective::ballot, ~0u, 1, 0, file, line) != ~0u)
+        mulfree_trap("a matrix operation needs all 32 lanes of the warp", file, line);
+    std::memcpy(all, slot, warp_size * size);
+    mulfree_collective(Collective::ballot, ~0u, 1, 0, file, line);  // before the next exchange
+}
+
 unsigned mulfree_active_mask(const char *file, int line) {
     Thread &me = now.threads[now.current];
     me.file = file;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 _OWN = "mulfree_emulator::ptx::"
 _LANE, _BELOW = f"{_OWN}lane_bit()", f"{_OWN}lane_mask_below()"
@@ -31,7 +32,36 @@ _SPECIAL = {
     )
     for axis in "xyz"
 }
-# An instruction, the number of its operands, and what it is in C++.
+_MMA = r"mma\.sync\.aligned\.m16n8"
+_ELEMENTS = {
+    "f32.f16.f16.f32": "Shorts<mulfree_emulator::Half>",
+    "f32.bf16.bf16.f32": "Shorts<mulfree_emulator::Bfloat>",
+    "s32.s8.s8.s32": "Bytes<signed char, signed char>",
+    "s32.u8.u8.s32": "Bytes<unsigned char, unsigned char>",
+    "s32.b1.b1.s32.and.popc": "BitsAnd",
+    "s32.b1.b1.s32.xor.popc": "BitsXor",
+}
+# How long k is where A has four registers, and two.
+_K = {"f16": (16, 8), "bf16": (16, 8), "s8": (32, 16), "u8": (32, 16), "b1": (256, 128)}
+
+
+def _matrix_instructions() -> Iterator[tuple[str, int, str]]:
+    for types, elements in _ELEMENTS.items():
+        whole, half = _K[types.split(".")[1]]
+        name, call = types.replace(".", r"\."), f"{_OWN}mma<{_OWN}{elements}>"
+        yield rf"{_MMA}k{whole}\.row\.col\.{name}", 14, f"{call}({{operands}})"
+        of_half = "({0}, {1}, {2}, {3}, {4}, {5}, 0, 0, {6}, 0, {7}, {8}, {9}, {10})"
+        yield rf"{_MMA}k{half}\.row\.col\.{name}", 11, call + of_half
+    halves = rf"{_MMA}k16\.row\.col\.f16\.f16\.f16\.f16"
+    yield halves, 10, f"{_OWN}mma_half({{operands}})"
+    for n, words in ((1, "{0}"), (2, "{0}, {1}"), (4, "{0}, {1}, {2}, {3}")):
+        for order, transposed in (("", "false"), (r"\.trans", "true")):
+            load = rf"ldmatrix\.sync\.aligned\.m8n8\.x{n}{order}\.shared(::cta)?\.b16"
+            here = "__builtin_FILE(), __builtin_LINE()"
+            yield load, n + 1, f"{_OWN}load_matrices<{transposed}>({here}, {{{n}}}, {words})"
+
+
+# An instruction, the number of its operands (of a list each one counts), and what it is in C++.
 _INSTRUCTIONS = [
     (r"mov\.[busf](16|32|64)|cvt\.u(32\.u64|64\.u32)", 2, f"{_OWN}move({{0}}, {{1}})"),
     (r"cvta\.to\.shared\.u64", 2, f"{_OWN}move({{0}}, __cvta_generic_to_shared((void *){{1}}))"),
@@ -59,6 +89,7 @@ _INSTRUCTIONS = [
     (r"rsqrt\.approx(\.ftz)?\.f32", 2, "{0} = rsqrtf({1})"),
     (r"sqrt\.approx(\.ftz)?\.f32", 2, "{0} = sqrtf({1})"),
     (r"tanh\.approx\.f32", 2, "{0} = tanhf({1})"),
+    *_matrix_instructions(),
 ]
 _TYPES = {"pred": "bool", "f32": "float", "f64": "double"} | {
     f"{kind}{bits}": f"uint{bits}_t" for kind in "bus" for bits in (16, 32, 64)
@@ -126,12 +157,14 @@ def _instructions(assembly: str) -> str:
 
 
 def _instruction(opcode: str, operands: list[str], registers: set[str]) -> str:
-    operands = [o.strip() for o in operands if o.strip()]
+    lists = [o.strip().removeprefix("{").removesuffix("}").split(",") for o in operands]
+    operands = [o.strip() for row in lists for o in row if o.strip()]
     if re.fullmatch(r"bar(rier)?\.sync(\.aligned)?", opcode) and operands == ["0"]:
         return "__syncthreads()"
     for pattern, count, cpp in _INSTRUCTIONS:
         if count == len(operands) and re.fullmatch(pattern, opcode):
-            return cpp.format(*(_operand(o, registers) for o in operands))
+            values = [_operand(o, registers) for o in operands]
+            return cpp.format(*values, operands=", ".join(values))
     raise _UnknownError
 
 

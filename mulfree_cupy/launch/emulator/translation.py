@@ -40,7 +40,7 @@ _NOT_A_NAME = ("__attribute__", "alignas", "decltype")  # before the parenthesis
 # What is refused, as the text writes it and as the linker names what refused.h does not define.
 _REFUSED = [
     (r"mulfree_refused_ptx", "inline PTX with such an instruction"),
-    (r"\bwmma\s*::|\bnvcuda\s*::", "tensor-core fragments (wmma)"),
+    (r"\bbmma_sync\b", "tensor-core fragments of bits"),
     (
         r"\bCUtensorMap\b|\bcuda\s*::\s*ptx\b|\bcuda\s*::\s*barrier\b",
         "the tensor memory accelerator",
