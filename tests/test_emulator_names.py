@@ -149,3 +149,36 @@ extern "C" __global__ void f(T* x) { x[threadIdx.x] = max(N, (int)threadIdx.x) +
     options = "-DT=float", "-DN=2", "-DH", "-Dop(a)=(a + 1)", "-DUNSET=x", "-UUNSET", "-DUNSET=10"
     RawKernel(code, "f", options)((1,), (4,), (x,))
     assert x.tolist() == [14, 14, 14, 15]
+
+
+@pytest.mark.parametrize("defined", ["before", "by options"])
+def test_macros_of_one_letter_leave_headers_alone(defined):
+    headers = (
+        "cub/cub.cuh", "cuComplex.h", "thrust/complex.h", "cupy/complex.cuh", "mma.h",
+        "curand_kernel.h", "cuda_bf16.h", "cuda/functional", "cooperative_groups.h",
+    )  # fmt: skip
+    macros = {
+        "T": "float",
+        "N": "32",
+        "M": "nothing",
+        "C": "D",
+        "X": "(",
+        "S": "",
+        "A": "1",
+        "Z": "2",
+    }
+    lines = [f"#define {name} {value}" for name, value in macros.items()] * (defined == "before")
+    lines += [f"#include <{header}>" for header in headers]
+    options = [f"-D{name}={value}" for name, value in macros.items()] * (defined != "before")
+    code = (
+        "\n".join(lines)
+        + """
+extern "C" __global__ void f(T* x) {
+    __shared__ cub::BlockReduce<T, N>::TempStorage temp;
+    T sum = cub::BlockReduce<T, N>(temp).Sum(x[threadIdx.x] + A + Z);
+    if (threadIdx.x == 0) x[0] = sum;
+}"""
+    )
+    x = np.ones(32, F32)
+    RawKernel(code, "f", tuple(options))((1,), (32,), (x,))
+    assert x[0] == 4 * 32

@@ -1,5 +1,6 @@
 // The complex numbers of cuComplex.h: two floats or doubles.
 #pragma once
+#include <mulfree/push_letters.h>
 
 using cuFloatComplex = float2;
 using cuDoubleComplex = double2;
@@ -36,3 +37,5 @@ inline cuDoubleComplex cuComplexFloatToDouble(cuFloatComplex a) { return {a.x, a
 inline cuFloatComplex cuComplexDoubleToFloat(cuDoubleComplex a) {
     return {static_cast<float>(a.x), static_cast<float>(a.y)};
 }
+
+#include <mulfree/pop_letters.h>

@@ -1,6 +1,7 @@
 // Of curand_kernel.h the XORWOW (the default) and Philox4_32_10 generators: the same words as on a GPU,
 // the same uniform numbers, and normal ones up to the rounding of logf and sincosf.
 #pragma once
+#include <mulfree/push_letters.h>
 
 struct curandStateXORWOW {
     unsigned d, v[5];
@@ -202,3 +203,5 @@ template <class State>
 double curand_log_normal_double(State *s, double mean, double deviation) {
     return exp(mean + deviation * curand_normal_double(s));
 }
+
+#include <mulfree/pop_letters.h>

@@ -1,6 +1,7 @@
 // nvcuda::wmma by a host twin. CUDA does not say which lane holds which element, and here it is another
 // one than on a GPU. Sums are exact but for the last rounding, where a GPU rounds in between.
 #pragma once
+#include <mulfree/push_letters.h>
 
 namespace nvcuda {
 namespace wmma {
@@ -129,3 +130,5 @@ void bmma_sync(D &, const A &, const B &, const C &, bmmaBitOp = bmmaBitOpXOR); 
 
 }  // namespace wmma
 }  // namespace nvcuda
+
+#include <mulfree/pop_letters.h>

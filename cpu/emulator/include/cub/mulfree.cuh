@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cub/thread/thread_operators.cuh>
+#include <mulfree/push_letters.h>
 
 namespace cub {
 namespace mulfree {
@@ -90,3 +91,5 @@ Storage &own_storage() {
 
 }  // namespace mulfree
 }  // namespace cub
+
+#include <mulfree/pop_letters.h>

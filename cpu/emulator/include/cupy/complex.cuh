@@ -1,6 +1,7 @@
 // CuPy's <cupy/complex.cuh>: thrust::complex under its bare name.
 #pragma once
 #include <thrust/complex.h>
+#include <mulfree/push_letters.h>
 
 using thrust::acos, thrust::acosh, thrust::arg, thrust::asin, thrust::asinh, thrust::atan, thrust::atanh;
 using thrust::complex, thrust::conj, thrust::cos, thrust::cosh, thrust::exp, thrust::imag, thrust::log;
@@ -23,3 +24,5 @@ template <class T>
 complex<T> min(complex<T> a, complex<T> b) { return isnan(a) ? b : isnan(b) || mulfree_less(a, b) ? a : b; }
 template <class T>
 complex<T> max(complex<T> a, complex<T> b) { return isnan(a) ? b : isnan(b) || !mulfree_less(a, b) ? a : b; }
+
+#include <mulfree/pop_letters.h>

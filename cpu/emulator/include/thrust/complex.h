@@ -1,5 +1,6 @@
 // thrust::complex. The transcendental functions are the C library's.
 #pragma once
+#include <mulfree/push_letters.h>
 
 namespace thrust {
 
@@ -137,3 +138,5 @@ template <class T>
 complex<T> log10(const complex<T> &z) { return log(z) / ::log(T(10)); }
 
 }  // namespace thrust
+
+#include <mulfree/pop_letters.h>

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cub/mulfree.cuh>
+#include <mulfree/push_letters.h>
 
 namespace cub {
 
@@ -52,3 +53,5 @@ class BlockReduce {
 };
 
 }  // namespace cub
+
+#include <mulfree/pop_letters.h>

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cub/mulfree.cuh>
+#include <mulfree/push_letters.h>
 
 namespace cub {
 
@@ -161,3 +162,5 @@ class BlockScan {
 };
 
 }  // namespace cub
+
+#include <mulfree/pop_letters.h>

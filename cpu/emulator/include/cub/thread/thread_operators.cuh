@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cuda/functional>
+#include <mulfree/push_letters.h>
 
 namespace cub {
 
@@ -34,3 +35,5 @@ struct ArgMin {
 };
 
 }  // namespace cub
+
+#include <mulfree/pop_letters.h>

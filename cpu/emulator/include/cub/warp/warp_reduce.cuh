@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cub/mulfree.cuh>
+#include <mulfree/push_letters.h>
 
 namespace cub {
 
@@ -49,3 +50,5 @@ class WarpReduce {
 };
 
 }  // namespace cub
+
+#include <mulfree/pop_letters.h>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cub/mulfree.cuh>
+#include <mulfree/push_letters.h>
 
 namespace cub {
 
@@ -71,3 +72,5 @@ class WarpScan {
 };
 
 }  // namespace cub
+
+#include <mulfree/pop_letters.h>
