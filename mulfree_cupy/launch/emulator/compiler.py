@@ -52,6 +52,7 @@ _CLANG = [
     "-mllvm", "-tsan-instrument-func-entry-exit=0",
 ]  # fmt: skip
 _EXPORT = 'extern "C" __attribute__((visibility("default")))'
+MOST_KEPT = 512 << 20  # bytes of compiled kernels in the cache
 HEADERS = "/mulfree_emulator"  # what the headers' folder is called in a compiled kernel
 
 
@@ -66,11 +67,15 @@ def compile_kernel(
     compiler = find_compiler()
     flags = tuple(_flags(options))
     mode = "instrumented" if instrumented else "plain"
-    key = _hash(code, name, *flags, mode, _version(compiler), _headers_hash(), _included(flags))
-    file = cache_directory() / f"{key}.so"
+    facts = [code, name, *flags, mode, _version(compiler), _headers_hash()]
+    if any(flag.startswith("-I") for flag in flags):  # so that an edited header is noticed
+        with _prepared(flags, instrumented, compiler) as (prepared, folder):
+            facts.append(_preprocess(prepared, folder, code, name, flags))
+    file = cache_directory() / f"{_hash(*facts)}.so"
     library = _load(file)
     if library is None:
         _build(file, code, name, flags, instrumented, compiler)
+        _prune(file.parent)
         library = _load(file)
     if library is None:
         raise RuntimeError(f"the emulator cannot load the kernel it has just compiled, {file}")
@@ -110,13 +115,6 @@ def _headers_hash() -> str:
     return _hash(*(f.read_bytes() for f in files), Path(__file__).read_bytes())
 
 
-def _included(flags: tuple[str, ...]) -> str:
-    """What lies in the user's include folders, so that an edited header is noticed."""
-    files = [f for flag in flags if flag.startswith("-I") for f in Path(flag[2:]).rglob("*")]
-    stats = [(str(f), f.stat()) for f in sorted(files) if f.is_file()]
-    return repr([(name, s.st_mtime_ns, s.st_size) for name, s in stats])
-
-
 def _hash(*parts: str | bytes) -> str:
     digest = hashlib.sha256()
     for part in parts:
@@ -147,6 +145,7 @@ def _load(file: Path) -> ctypes.CDLL | None:
     try:
         data = file.read_bytes()
         if hashlib.sha256(data[:-32]).digest() == data[-32:]:
+            os.utime(file)
             return ctypes.CDLL(str(file))
         file.unlink()
     except OSError:
@@ -154,30 +153,48 @@ def _load(file: Path) -> ctypes.CDLL | None:
     return None
 
 
-def _build(file, code, name, flags, instrumented, compiler) -> None:
+def _prune(folder: Path) -> None:
+    """Drop the compiled kernels that were not used for longest, if there are too many."""
+    kernels = []
+    for file in folder.glob("*.so"):
+        with contextlib.suppress(OSError):  # another process drops them too
+            kernels.append((file.stat().st_mtime, file.stat().st_size, file))
+    excess = sum(size for _, size, _ in kernels) - MOST_KEPT
+    for _, size, file in sorted(kernels):
+        if excess <= 0:
+            return
+        file.unlink(missing_ok=True)
+        excess -= size
+
+
+@contextlib.contextmanager
+def _prepared(
+    flags: tuple[str, ...], instrumented: bool, compiler: str
+) -> Iterator[tuple[_Prepared, Path]]:
+    """What every kernel needs, and a folder to work in."""
+    standard = next(flag for flag in flags if flag.startswith("-std"))
     with (
         tempfile.TemporaryDirectory(prefix="mulfree") as scratch,
-        _Prepared(
-            compiler, next(f for f in flags if f.startswith("-std")), instrumented
-        ) as prepared,
+        _Prepared(compiler, standard, instrumented) as prepared,
     ):
-        folder = Path(scratch)
-        (folder / "kernel.cpp").write_text(f'#line 1 "{name}"\n{code}\n')
-        command = [
-            *prepared.command,
-            "-E",
-            "-fpch-preprocess",
-            "-fno-working-directory",
-            *flags,
-            "-include",
-            str(prepared.header()),
-        ]
-        preprocessed = _run([*command, str(folder / "kernel.cpp")], name, folder)
-        translation = translate(
-            preprocessed.replace(str(folder / "kernel.cpp"), name),
-            name,
-            (prepared.headers, prepared.cache),
-        )
+        yield prepared, Path(scratch)
+
+
+def _preprocess(
+    prepared: _Prepared, folder: Path, code: str, name: str, flags: tuple[str, ...]
+) -> str:
+    """The text with its includes and macros expanded, each line with its file."""
+    file = folder / "kernel.cpp"
+    file.write_text(f'#line 1 "{name}"\n{code}\n')
+    command = [*prepared.command, "-E", "-fpch-preprocess", "-fno-working-directory", *flags]
+    text = _run([*command, "-include", str(prepared.header()), str(file)], name, folder)
+    return text.replace(str(file), name)
+
+
+def _build(file, code, name, flags, instrumented, compiler) -> None:
+    with _prepared(flags, instrumented, compiler) as (prepared, folder):
+        preprocessed = _preprocess(prepared, folder, code, name, flags)
+        translation = translate(preprocessed, name, (prepared.headers, prepared.cache))
         (folder / "kernel.ii").write_text(
             f"{translation.text}\n"
             f"{_EXPORT} const mulfree_emulator::Kernel *mulfree_kernel() "
