@@ -210,9 +210,9 @@ def parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser(
         "report",
-        help="put the newest results into README.md and docs/*.md",
+        help="put the newest results into the pages of docs/",
         description="Rewrites what stands between <!-- benchmark:NAME --> and "
-        "<!-- /benchmark:NAME --> in README.md and docs/*.md from the newest JSON of each kind in "
+        "<!-- /benchmark:NAME --> in the pages of docs/ from the newest JSON of each kind in "
         "benchmarks/results/. NAME is adder-SET, adder-beside-SET, batch1-SET, binary-SET, "
         "inference-SET, shift-SET, shift-beside-SET or winograd-SET, where SET is an instruction "
         "set, training, errors, curves-NAME, pruning-NAME, comparison-NAME, recipe-NAME, emulator, "

@@ -14,7 +14,11 @@ from benchmarks.goals import Column, Mean
 from benchmarks.layers import Layer
 from mulfree_cupy import launch
 
-SPEED, UINT8, CONV = "speed, conv2d = 1", "uint8, conv2d float32 = 1", "our conv, conv2d = 1"
+SPEED, UINT8, CONV = (
+    "speed relative to conv2d",
+    "uint8 relative to conv2d float32",
+    "our conv relative to conv2d",
+)
 
 
 def is_3x3(name: str) -> bool:
@@ -50,7 +54,7 @@ BESIDE = [
     Column("times scipy cdist", "scipy cdist", "adder_conv", ".0f"),
     Column("times FAISS L1", "faiss", "adder_conv", ".1f"),
     Column("uint8 of max/dot peak", "max/dot peak", "adder_conv uint8", ".0%"),
-    Column("conv2d int8, conv2d = 1", "conv2d", "conv2d int8"),
+    Column("conv2d int8 relative to conv2d", "conv2d", "conv2d int8"),
 ]
 NOTES = """\
 A term is one abs(x - w). Each ratio is taken within a round; the median over the rounds is shown.
@@ -228,7 +232,7 @@ def plot(record: dict, file: Path) -> None:
             axes.axhline(mean.goal[features], color=colour, linestyle="--", linewidth=0.8)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set_xticks(at, [r["name"].replace(" ", "\n", 1) for r in rows], fontsize=7)
-    axes.set_ylabel("speed, conv2d float32 = 1")
+    axes.set_ylabel("speed relative to conv2d float32")
     axes.set_title(f"adder_conv beside torch conv2d, {features} (dashed: goals of the means)")
     axes.legend()
     figure.savefig(file, dpi=100)

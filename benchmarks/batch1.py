@@ -25,7 +25,7 @@ LAYERS = [
     Layer(1, 64, 64, 8),
 ]
 COLUMNS = [
-    Column("conv, time of conv2d = 1", "conv", "conv2d", ".2f", 1.3, at_most=True),
+    Column("conv, time relative to conv2d", "conv", "conv2d", ".2f", 1.3, at_most=True),
     Column("adder_conv", "adder_conv", "conv2d"),
     Column("adder_conv uint8", "adder_conv uint8", "conv2d"),
     Column("conv, packed in the call", "conv of w", "conv2d"),

@@ -30,18 +30,18 @@ def is_wide(name: str) -> bool:
 
 
 COLUMNS = [
-    Column("speed, conv2d = 1", "conv2d", "binary_conv", ".1f", 6, 12, where=is_wide),
+    Column("speed relative to conv2d", "conv2d", "binary_conv", ".1f", 6, 12, where=is_wide),
     Column("packed before", "conv2d", "packed", ".1f", 6, 12, where=is_wide),
-    Column("our conv = 1", "conv", "binary_conv", ".1f"),
-    Column("uint8 adder = 1", "uint8", "binary_conv", ".1f"),
+    Column("relative to our conv", "conv", "binary_conv", ".1f"),
+    Column("relative to uint8 adder", "uint8", "binary_conv", ".1f"),
     Column("of popcount peak", "popcount peak", "packed", ".0%"),
 ]
 LOW_BIT = [
-    Column("1 bit, uint8 = 1", "uint8", "1 bit"),
-    Column("2 bits, uint8 = 1", "uint8", "2 bits", goal=2, where=is_wide),
+    Column("1 bit relative to uint8", "uint8", "1 bit"),
+    Column("2 bits relative to uint8", "uint8", "2 bits", goal=2, where=is_wide),
     Column("3 bits", "uint8", "3 bits"),
     Column("4 bits", "uint8", "4 bits"),
-    Column("2 bits, 92 G terms/s a thread = 1", "92 G terms/s", "2 bits", goal=1, aim=3),
+    Column("2 bits relative to 92 G terms/s a thread", "92 G terms/s", "2 bits", goal=1, aim=3),
     Column("2 bits, of popcount peak", "popcount peak of 2 bits", "2 bits", ".0%"),
     Column("uint8, of its peak", "max/dot peak", "uint8", ".0%"),
 ]

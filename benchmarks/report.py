@@ -14,11 +14,10 @@ NOT_RUN = "not yet run on a GPU"
 
 
 def run(check: bool) -> int:
-    """Rewrite README.md and docs/*.md; with `check` only say which would change."""
+    """Rewrite the pages of docs/; with `check` only say which would change."""
     sections = current_sections()
-    files = [timing.ROOT / "README.md", *sorted((timing.ROOT / "docs").glob("*.md"))]
     stale = []
-    for file in (f for f in files if f.is_file()):
+    for file in sorted((timing.ROOT / "docs").rglob("*.md")):
         text = file.read_text(encoding="utf-8")
         if (new := fill(text, sections)) != text:
             stale.append(str(file.relative_to(timing.ROOT)))

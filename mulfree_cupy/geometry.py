@@ -152,8 +152,10 @@ def check_rank(function: str, argument: str, shape: tuple, axes: str) -> None:
 
 def check_shape(function: str, argument: str, shape: tuple, expected: tuple, why: str) -> None:
     if tuple(shape) != tuple(expected):
+        hint = "" if shape else ", a number; stride, padding and other options are keywords"
         raise ValueError(
             f"{function}: {argument} must have shape {tuple(expected)} {why}, got {tuple(shape)}"
+            + hint
         )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))  # spec.py, problems.py and rehearsal/
+sys.path.insert(0, str(Path(__file__).parent))  # problems.py and rehearsal/
 
 import rehearsal
 from rehearsal import shapes

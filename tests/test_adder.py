@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
@@ -8,6 +7,7 @@ from problems import WAYS, lay_out, problems, run
 from test_convolution import assert_close
 
 import mulfree_cupy as mf
+from mulfree_cupy import formulas as spec
 from mulfree_cupy.ops.adder import adder_conv_sign_backward
 
 RTOL = {np.dtype("float32"): 1e-5, np.dtype("float64"): 1e-12}

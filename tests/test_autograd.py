@@ -416,6 +416,25 @@ def test_no_grad_records_nothing():
     assert (x * 2).requires_grad
 
 
+def test_a_tensor_is_a_numpy_array_where_no_gradient_is_lost():
+    data = np.arange(6.0).reshape(2, 3)
+    tensor = Tensor(data)
+    assert np.asarray(tensor) is data or np.shares_memory(np.asarray(tensor), data)
+    assert not np.shares_memory(np.array(tensor), data)
+    np.testing.assert_array_equal(np.asarray(tensor, np.float32), data.astype(np.float32))
+    with pytest.raises(ValueError, match="copy"):
+        np.array(tensor, np.float32, copy=False)
+    answer = Tensor(data, requires_grad=True) * 2
+    with pytest.raises(TypeError, match=r"shape \(2, 3\) that requires a gradient would lose it"):
+        np.asarray(answer)
+    with no_grad():
+        np.testing.assert_array_equal(np.asarray(Tensor(data, requires_grad=True) * 2), 2 * data)
+    x, w = np.ones((1, 2, 4, 4)), np.ones((3, 2, 3, 3))
+    with pytest.raises(TypeError, match="requires a gradient would lose it"):
+        mf.adder_conv(Tensor(x, requires_grad=True), w)
+    np.testing.assert_array_equal(mf.adder_conv(Tensor(x), w), mf.adder_conv(x, w))
+
+
 def test_the_graph_is_freed_as_it_is_walked():
     x = Tensor(A, requires_grad=True)
     y = x * 2

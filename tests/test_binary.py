@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
@@ -10,6 +9,7 @@ from problems import LAYOUTS, WAYS, lay_out, problems, run
 from test_convolution import assert_close
 
 import mulfree_cupy as mf
+from mulfree_cupy import formulas as spec
 
 RNG = np.random.default_rng(16)
 CHANNELS = [1, 3, 16, 31, 63, 64, 65, 130]

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import spec
 from numpy.testing import assert_allclose, assert_array_equal
 
 import mulfree_cupy as mf
 from mulfree_cupy import cli, data, models, nn
+from mulfree_cupy import formulas as spec
 from mulfree_cupy.train import (
     Recipe,
     Training,

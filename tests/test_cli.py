@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mulfree_cupy as mf
-from mulfree_cupy import cli, data
+from mulfree_cupy import cli, data, models
 from mulfree_cupy.report import curves
 from mulfree_cupy.train import Recipe, Training
 
@@ -50,6 +50,17 @@ def test_help_helps(arguments, capsys):
         cli.main(arguments)
     assert stop.value.code == 0
     assert "mulfree" in capsys.readouterr().out
+
+
+def test_networks_are_listed(capsys):
+    assert cli.main(["models", "resnet20"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split()[0] for line in lines} == {n for n in models.MODELS if "resnet20" in n}
+    assert all(line.endswith("3x32x32, 10 classes") for line in lines)
+    assert cli.main(["models"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(models.MODELS)
+    assert cli.main(["models", "alexnet"]) == 1
+    assert "no network's name holds 'alexnet'" in capsys.readouterr().err
 
 
 def test_a_command_is_required(capsys):

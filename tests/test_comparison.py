@@ -56,6 +56,28 @@ def test_a_network_that_is_pruned_trains_as_long_as_the_others(few, tmp_path):
     assert len(run.history.test_accuracy) == 6 and run.prunings == (4, 5)
 
 
+def test_a_network_is_taught_by_one_before_it(few, tmp_path):
+    taught = "adder-lenet@conv-lenet"
+    options = {"out": tmp_path, "progress": False, "seeds": 2}
+    runs = compare(["conv-lenet", "adder-lenet", taught], RECIPE, *few, **options)
+    assert [(run.model, run.seed) for run in runs[-2:]] == [(taught, 0), (taught, 1)]
+    teachers, alone, pupils = runs[:2], runs[2:4], runs[4:]
+    for teacher, single, pupil in zip(teachers, alone, pupils, strict=True):
+        saved = checkpoint.load(pupil.path)
+        assert (saved.recipe.model, saved.recipe.teacher) == ("adder-lenet", "conv-lenet")
+        state = checkpoint.load(teacher.path).model.state_dict()
+        for name, array in saved.teacher.state_dict().items():
+            np.testing.assert_array_equal(array, state[name])
+        assert pupil.history.train_loss != single.history.train_loss
+    before = stamps(tmp_path)
+    assert compare([*("conv-lenet", "adder-lenet"), taught], RECIPE, *few, **options) == runs
+    assert stamps(tmp_path) == before
+    assert comparison.measure(runs, few[1])[-1].title == "adder-lenet, taught by conv-lenet"
+    for names in ([taught], [taught, "conv-lenet"]):
+        with pytest.raises(ValueError, match="the teacher of adder-lenet@conv-lenet must stand"):
+            compare(names, RECIPE, *few, out=tmp_path / "other", progress=False)
+
+
 def test_another_comparison_in_the_folder_is_refused(few, tmp_path):
     options = {"out": tmp_path, "progress": False}
     with pytest.raises(ValueError, match="no model named 'conv-alexnet'"):
@@ -115,7 +137,7 @@ class TestCommand:
         assert float(conv["joules"]) > 2 * float(adder["joules"]) > 0
         assert int(winograd["epochs"]) == 3 and float(winograd["seconds"]) > 0
         text = (out / "comparison.md").read_text()
-        assert "| conv-lenet " in text and "1442 training and 355 test images. 1 epochs" in text
+        assert "| conv-lenet " in text and "1442 training and 355 test images. 1 epoch in" in text
 
     def test_its_page_is_one_file(self, out):
         page = (out / "comparison.html").read_text()

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-import spec
 from hypothesis import given, settings
 from numpy.testing import assert_allclose, assert_array_equal
 from problems import WAYS, problems, run
 
 import mulfree_cupy as mf
+from mulfree_cupy import formulas as spec
 from mulfree_cupy.ops import convolution
 
 TOLERANCE = {np.dtype("float32"): 3e-5, np.dtype("float64"): 1e-12}

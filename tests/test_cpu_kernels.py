@@ -6,8 +6,9 @@ import sys
 
 import numpy as np
 import pytest
-import spec
 from problems import unaligned
+
+from mulfree_cupy import formulas as spec
 
 _cpu = pytest.importorskip("mulfree_cupy._cpu")
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
@@ -10,6 +9,7 @@ from problems import LAYOUTS, lay_out, run
 from test_cuda_optim import entered, numbers, ways
 
 import mulfree_cupy as mf
+from mulfree_cupy import formulas as spec
 from mulfree_cupy.autograd import Tensor, apply
 from mulfree_cupy.launch import cross_entropy as launchers
 from mulfree_cupy.launch import emulator

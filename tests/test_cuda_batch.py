@@ -4,13 +4,13 @@ import contextlib
 
 import numpy as np
 import pytest
-import spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 import mulfree_cupy as mf
 from mulfree_cupy import data
+from mulfree_cupy import formulas as spec
 from mulfree_cupy.data.augment import Moves
 from mulfree_cupy.data.feed import Progress
 

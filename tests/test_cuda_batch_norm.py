@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-import spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from problems import LAYOUTS, lay_out, run
 
 import mulfree_cupy as mf
+from mulfree_cupy import formulas as spec
 from mulfree_cupy import launch, nn
 from mulfree_cupy.autograd import Tensor
 from mulfree_cupy.launch import emulator, limits, select

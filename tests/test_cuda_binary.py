@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-import spec
 from numpy.testing import assert_allclose, assert_array_equal
 from test_cuda_kernels import Emulated, Gpu, options, unwritten
 
 import mulfree_cupy as mf
+from mulfree_cupy import formulas as spec
 from mulfree_cupy.geometry import ConvGeometry
 from mulfree_cupy.launch import binary, emulator, limits, select
 

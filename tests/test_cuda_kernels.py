@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import pytest
-import spec
 from numpy.testing import assert_allclose, assert_array_equal
 from problems import on_gpu
 from test_adder import assert_within_the_bound_of_halves
 
 import mulfree_cupy as mf
+from mulfree_cupy import formulas as spec
 from mulfree_cupy import launch as launch_room
 from mulfree_cupy import ops
 from mulfree_cupy.geometry import ConvGeometry

@@ -4,12 +4,12 @@ import contextlib
 
 import numpy as np
 import pytest
-import spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 import mulfree_cupy as mf
+from mulfree_cupy import formulas as spec
 from mulfree_cupy import nn, optim
 from mulfree_cupy.autograd import Tensor
 from mulfree_cupy.launch.sgd import TENSORS

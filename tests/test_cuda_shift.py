@@ -7,7 +7,6 @@ import types
 
 import numpy as np
 import pytest
-import spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
@@ -15,6 +14,7 @@ from problems import LAYOUTS, lay_out, namespace, run, shift_problems
 from test_convolution import assert_close
 
 import mulfree_cupy as mf
+from mulfree_cupy import formulas as spec
 from mulfree_cupy.launch import cuda, emulator, limits, select
 from mulfree_cupy.launch import shift as launchers
 

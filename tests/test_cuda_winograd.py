@@ -4,13 +4,13 @@ import re
 
 import numpy as np
 import pytest
-import spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import run
 from test_winograd import Problem, assert_close, problems
 
 import mulfree_cupy as mf
+from mulfree_cupy import formulas as spec
 from mulfree_cupy.geometry import ConvGeometry
 from mulfree_cupy.launch import emulator, limits, select, tiling, winograd
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import spec
 from numpy.testing import assert_allclose, assert_array_equal
 
 import mulfree_cupy as mf
 from mulfree_cupy import cli, data, models, nn
+from mulfree_cupy import formulas as spec
 from mulfree_cupy.autograd import Tensor
 from mulfree_cupy.data.feed import Progress
 from mulfree_cupy.ops.cross_entropy import cross_entropy, softmax

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-import spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from problems import WAYS, problems, run, shift_problems
 
 import mulfree_cupy as mf
+from mulfree_cupy import formulas as spec
 from mulfree_cupy.ops.adder import adder_conv_sign_backward
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the specs

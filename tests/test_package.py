@@ -132,7 +132,7 @@ def test_the_links_of_the_source_distribution_lead_to_its_files(tmp_path):
     with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
         archive.extractall(tmp_path / "sdist", filter="data")
     (folder,) = (tmp_path / "sdist").iterdir()
-    pages = [folder / "README.md", *folder.glob("docs/*.md")]
+    pages = [folder / "README.md", *folder.glob("docs/**/*.md")]
     links = [
         (page, link)
         for page in pages

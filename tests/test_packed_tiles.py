@@ -4,13 +4,13 @@ import contextlib
 
 import numpy as np
 import pytest
-import spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from test_convolution import assert_close
 
 import mulfree_cupy as mf
+from mulfree_cupy import formulas as spec
 from mulfree_cupy import launch
 
 pytest.importorskip("mulfree_cupy._cpu")

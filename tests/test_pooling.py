@@ -5,12 +5,12 @@ from unittest import mock
 
 import numpy as np
 import pytest
-import spec
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from problems import LAYOUTS, lay_out, run
 
+from mulfree_cupy import formulas as spec
 from mulfree_cupy import launch
 from mulfree_cupy.ops.pooling import avg_pool, global_average_pool, max_pool
 

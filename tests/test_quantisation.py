@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import spec
 from numpy.testing import assert_allclose, assert_array_equal
 from test_inference import MEAN, STD, settled
 
 import mulfree_cupy as mf
 from mulfree_cupy import cli, data, inference, train
+from mulfree_cupy import formulas as spec
 from mulfree_cupy.inference import Layer, Network, Predictor, quantisation
 from mulfree_cupy.inference.quantisation import Grid, quantize
 from mulfree_cupy.nn.description import network_of

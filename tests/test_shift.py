@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
@@ -8,6 +7,7 @@ from problems import LAYOUTS, lay_out, run, shift_problems
 from test_convolution import assert_close
 
 import mulfree_cupy as mf
+from mulfree_cupy import formulas as spec
 
 WAYS = ["cpu", "numpy"]
 DTYPES = [

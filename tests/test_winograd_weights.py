@@ -7,13 +7,13 @@ import zipfile
 
 import numpy as np
 import pytest
-import spec
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import sparse
 
 import mulfree_cupy as mf
+from mulfree_cupy import formulas as spec
 from mulfree_cupy.ops.winograd import importance, initial_variance, precondition, prune_spatial
 
 TRANSFORMS = [(2, "lavin"), (4, "lavin"), (4, "barabasz")]

@@ -14,8 +14,9 @@ MULFREE_UNSEEN void poke(T *address, T value) { *address = value; }
 template <class T, class Function>
 MULFREE_INLINE T atomic(T *address, Function f) {
     mulfree_atomic(address, sizeof(T));
-    const T old = peek(address);
-    poke(address, f(old));
+    const T old = peek(address), changed = f(old);
+    poke(address, changed);
+    if (__builtin_memcmp(&changed, &old, sizeof old) == 0) mulfree_spin();  // it may be waiting
     return old;
 }
 
@@ -47,27 +48,19 @@ MULFREE_ATOMIC(atomicOr, old | v)
 MULFREE_ATOMIC(atomicXor, old ^ v)
 MULFREE_ATOMIC(atomicInc, old >= v ? 0 : old + 1)
 MULFREE_ATOMIC(atomicDec, old == 0 || old > v ? v : old - 1)
+MULFREE_ATOMIC(atomicExch, v)
 #undef MULFREE_ATOMIC
 
-// These two make locks: one that changes nothing may be waiting.
-template <class T>
-MULFREE_INLINE T atomicExch(T *address, mulfree_emulator::Same<T> v) {
-    const T old = mulfree_emulator::atomic(address, [=](T) { return v; });
-    if (old == v) mulfree_spin();
-    return old;
-}
 template <class T>
 MULFREE_INLINE T atomicCAS(T *address, mulfree_emulator::Same<T> compare,
                            mulfree_emulator::Same<T> v) {
-    const T old = mulfree_emulator::atomic(address, [=](T old) { return old == compare ? T(v) : old; });
-    if (old != compare) mulfree_spin();
-    return old;
+    return mulfree_emulator::atomic(address, [=](T old) { return old == compare ? T(v) : old; });
 }
 
-inline void __threadfence() { mulfree_fence(); }
-inline void __threadfence_block() {}
-inline void __threadfence_system() { mulfree_fence(); }
-inline void __nanosleep(unsigned int) {}
+inline void __threadfence() { mulfree_fence(true); }
+inline void __threadfence_block() { mulfree_fence(false); }
+inline void __threadfence_system() { mulfree_fence(true); }
+MULFREE_INLINE void __nanosleep(unsigned int) { mulfree_spin(); }
 
 #define MULFREE_LOAD(name) \
     template <class T> MULFREE_INLINE T name(const T *address) { return *address; }

@@ -1,7 +1,7 @@
 // What the lanes of a warp do together: the last one that arrives computes everybody's result.
 #pragma once
 
-#include "state.h"
+#include "ordering.h"
 
 namespace mulfree_emulator {
 
@@ -10,7 +10,7 @@ inline unsigned lanes_of(unsigned warp) {
     return left < warp_size ? left : warp_size;
 }
 
-inline uint64_t fold(Collective what, unsigned mask, Thread *lanes) {
+MULFREE_RARE inline uint64_t fold(Collective what, unsigned mask, Thread *lanes) {
     bool first = true;
     uint32_t r = 0;
     for (unsigned i = 0; i < warp_size; ++i) {
@@ -33,6 +33,10 @@ inline uint64_t fold(Collective what, unsigned mask, Thread *lanes) {
     return r;
 }
 
+// What a lane reads from one that takes no part is undefined on a GPU. Here it is not a number as a
+// float, a double or two halves, and as an integer a large one, so that it shows in the results.
+constexpr uint64_t from_nowhere = 0x7fff7fff7fff7fff;
+
 inline uint64_t collective_result(const Thread &lane, unsigned present, Thread *lanes) {
     unsigned equal = 0, truth = 0;
     for (unsigned i = 0; i < warp_size; ++i) {
@@ -43,7 +47,8 @@ inline uint64_t collective_result(const Thread &lane, unsigned present, Thread *
     switch (lane.what) {
         case Collective::sync: return 0;
         case Collective::shuffle:
-            return present >> lane.source & 1 ? lanes[lane.source].value : lane.value;
+        case Collective::shift:
+            return present >> lane.source & 1 ? lanes[lane.source].value : from_nowhere;
         case Collective::ballot: return truth;
         case Collective::any: return truth != 0;
         case Collective::all: return truth == present;
@@ -51,6 +56,21 @@ inline uint64_t collective_result(const Thread &lane, unsigned present, Thread *
         case Collective::match_all: return equal == present ? present : 0;
         default: return fold(lane.what, present, lanes);
     }
+}
+
+// Says if of all lanes that shuffle none reads from one of them: for some to reach beyond is usual.
+inline void check_sources(const Thread *lanes, unsigned arrived) {
+    const Thread &first = lanes[__builtin_ctz(arrived)];
+    if (first.what != Collective::shuffle && first.what != Collective::shift) return;
+    for (unsigned i = 0; i < warp_size; ++i)
+        if (arrived >> i & 1 && arrived >> lanes[i].source & 1) return;
+    Finding f = here(Kind::divergent_collective);
+    f.text = "no lane reads from a lane that takes part in the shuffle: the others are not in the mask, have "
+             "returned, or the block has not got them";
+    f.thread = static_cast<uint32_t>(&first - now.threads);
+    f.file = first.file;
+    f.line = first.line;
+    report(f);
 }
 
 // Lets go the lanes of every collective of the warp for which all lanes still alive have arrived.
@@ -72,14 +92,18 @@ inline void finish_collectives(unsigned warp) {
         waiting &= ~arrived;
         if (arrived != mask) continue;
         const bool orders = lanes[first].what == Collective::sync;
-        if (orders) ++now.warp_phase[warp];
+        if (orders) {
+            now.busy = true;  // it may allocate: no signal may leave from here
+            pass_warp_barrier(warp, arrived, arrived == alive);
+            now.busy = false;
+        }
         for (unsigned i = 0; i < warp_size; ++i) {
             if (!(arrived >> i & 1)) continue;
             lanes[i].result = collective_result(lanes[i], arrived, lanes);
             lanes[i].state = State::ready;
-            if (orders) lanes[i].warp_phase = now.warp_phase[warp];
             lanes[i].steps = arrived == alive ? 0 : lanes[i].steps + 1;
         }
+        if (now.launch->check) check_sources(lanes, arrived);
     }
 }
 

@@ -4,24 +4,34 @@
 // no macro can express (__shared__ declarations), and compiles the result.
 #pragma once
 
+#include <stddef.h>
+
+// The C library's own would pass the checks by; its heap has no bounds that a check could know.
+extern "C" {
+void *memcpy(void *, const void *, size_t) noexcept __asm__("mulfree_memcpy");
+void *memmove(void *, const void *, size_t) noexcept __asm__("mulfree_memmove");
+void *memset(void *, int, size_t) noexcept __asm__("mulfree_memset");
+void *malloc(size_t) noexcept __asm__("mulfree_malloc");
+void free(void *) noexcept __asm__("mulfree_free");
+int printf(const char *, ...) __asm__("mulfree_printf");
+long clock() noexcept;
+}
+void *operator new(size_t) __asm__("mulfree_malloc");
+void *operator new[](size_t) __asm__("mulfree_malloc");
+void operator delete(void *) noexcept __asm__("mulfree_free");
+void operator delete[](void *) noexcept __asm__("mulfree_free");
+void operator delete(void *, size_t) noexcept __asm__("mulfree_free");
+void operator delete[](void *, size_t) noexcept __asm__("mulfree_free");
+
+// Headers that leave the text the names a GPU leaves it: no <string.h> with its index, no <time.h>.
 #include <limits.h>
 #include <math.h>
-#include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
 
-#include <cstdint>
 #include <limits>
+#include <new>
 #include <type_traits>
 #include <utility>
-
-// The C library's own would pass the checks by.
-extern "C" void *memcpy(void *, const void *, size_t) noexcept __asm__("mulfree_memcpy");
-extern "C" void *memmove(void *, const void *, size_t) noexcept __asm__("mulfree_memmove");
-extern "C" void *memset(void *, int, size_t) noexcept __asm__("mulfree_memset");
 
 #define MULFREE_EMULATOR 1
 #define __CUDACC__ 1
@@ -31,14 +41,12 @@ extern "C" void *memset(void *, int, size_t) noexcept __asm__("mulfree_memset");
 
 #define __device__
 #define __host__
-#define __constant__
 #define __managed__
 #define __grid_constant__
 #define __launch_bounds__(...)
 #define __cluster_dims__(...)
 #define __align__(n) __attribute__((aligned(n)))
 #define __builtin_assume(condition) ((void)0)
-#define printf mulfree_printf
 #undef assert
 #define assert(condition) \
     ((condition) ? (void)0 : mulfree_trap("assertion failed: " #condition, __FILE__, __LINE__))
@@ -54,17 +62,12 @@ extern "C" void *memset(void *, int, size_t) noexcept __asm__("mulfree_memset");
 #include "launch.h"
 #include "types.h"
 
-#define threadIdx (mulfree_emulator::coordinates(mulfree_emulator::thread_x))
-#define blockIdx (mulfree_emulator::coordinates(mulfree_emulator::block_x))
-#define blockDim (dim3(mulfree_emulator::coordinates(mulfree_emulator::block_dim_x)))
-#define gridDim (dim3(mulfree_emulator::coordinates(mulfree_emulator::grid_dim_x)))
-constexpr int warpSize = 32;
-
-namespace mulfree_emulator {
-MULFREE_INLINE uint3 coordinates(int first) {
-    return {mulfree_coordinate(first), mulfree_coordinate(first + 1), mulfree_coordinate(first + 2)};
+// The runtime sets them when it changes threads; to a thread they are constant.
+extern "C" {
+extern __attribute__((visibility("hidden"))) const uint3 threadIdx, blockIdx;
+extern __attribute__((visibility("hidden"))) const dim3 blockDim, gridDim;
 }
-}  // namespace mulfree_emulator
+constexpr int warpSize = 32;
 
 #include "arithmetic.h"
 #include "integers.h"
@@ -72,4 +75,5 @@ MULFREE_INLINE uint3 coordinates(int first) {
 #include "warp.h"
 #include "half.h"
 #include "groups.h"
+#include "refused.h"
 #include "entry.h"

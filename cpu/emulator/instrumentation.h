@@ -20,14 +20,20 @@ extern "C" {
     void __tsan_unaligned_volatile_read##size(void *p) { on_volatile(p, size, Access::read, MULFREE_CALLER); }      \
     void __tsan_unaligned_volatile_write##size(void *p) { on_volatile(p, size, Access::write, MULFREE_CALLER); }
 
+static void spin(uintptr_t pc) {
+    if ((++now.spins & 63) != 0) return;
+    now.threads[now.current].spin = pc;
+    yield();
+}
+
 // A volatile access to global memory is how a block waits for another: it counts as atomic. In shared
 // memory it is no substitute for __syncwarp and counts as the plain access it is.
 static void on_volatile(void *p, size_t size, Access access, uintptr_t pc) {
+    if (access == Access::read) spin(pc);
     const uintptr_t address = uintptr_t(p);
     const int index = region_at(address, pc);
-    const bool global = index >= 0 && !region_table[index].shared;
+    const bool global = index >= 0 && !regions[index].shared;
     on_access(address, size, size, global ? Access::atomic : access, pc, access == Access::write);
-    if (global && access == Access::read) mulfree_spin();
 }
 
 MULFREE_CALLBACKS(1)
@@ -51,9 +57,7 @@ void mulfree_atomic(void *p, int size) {
         on_access(uintptr_t(p), size_t(size), size_t(size), Access::atomic, MULFREE_CALLER);
 }
 
-void mulfree_spin() {
-    if ((++now.spins & 63) == 0) yield();
-}
+void mulfree_spin() { spin(MULFREE_CALLER); }
 
 static void on_copy(const void *p, size_t size, Access access, uintptr_t pc) {
     if (size && now.launch && (now.launch->check || now.launch->trace)) on_access(uintptr_t(p), size, 1, access, pc);
@@ -74,6 +78,63 @@ void *mulfree_memmove(void *to, const void *from, size_t size) {
 void *mulfree_memset(void *to, int value, size_t size) {
     on_copy(to, size, Access::write, MULFREE_CALLER);
     return std::memset(to, value, size);
+}
+
+// The linker leads the C library's functions that write through a pointer here (compiler.py).
+static void on_result(void *p, size_t size, uintptr_t pc) {
+    if (now.launch && (now.launch->check || now.launch->trace)) on_access(uintptr_t(p), size, size, Access::write, pc);
+}
+
+#define MULFREE_WRAP(T)                                                \
+    void MULFREE_NAME(__real_sincos)(T, T *, T *);                     \
+    T MULFREE_NAME(__real_modf)(T, T *);                               \
+    T MULFREE_NAME(__real_frexp)(T, int *);                            \
+    T MULFREE_NAME(__real_remquo)(T, T, int *);                        \
+    void MULFREE_NAME(__wrap_sincos)(T x, T *s, T *c) {                \
+        on_result(s, sizeof *s, MULFREE_CALLER);                       \
+        on_result(c, sizeof *c, MULFREE_CALLER);                       \
+        MULFREE_NAME(__real_sincos)(x, s, c);                          \
+    }                                                                  \
+    T MULFREE_NAME(__wrap_modf)(T x, T *whole) {                       \
+        on_result(whole, sizeof *whole, MULFREE_CALLER);               \
+        return MULFREE_NAME(__real_modf)(x, whole);                    \
+    }                                                                  \
+    T MULFREE_NAME(__wrap_frexp)(T x, int *exponent) {                 \
+        on_result(exponent, sizeof *exponent, MULFREE_CALLER);         \
+        return MULFREE_NAME(__real_frexp)(x, exponent);                \
+    }                                                                  \
+    T MULFREE_NAME(__wrap_remquo)(T x, T y, int *quotient) {           \
+        on_result(quotient, sizeof *quotient, MULFREE_CALLER);         \
+        return MULFREE_NAME(__real_remquo)(x, y, quotient);            \
+    }
+#define MULFREE_NAME(name) name
+MULFREE_WRAP(double)
+#undef MULFREE_NAME
+#define MULFREE_NAME(name) name##f
+MULFREE_WRAP(float)
+#undef MULFREE_NAME
+#undef MULFREE_WRAP
+
+static void leave_by(const char *text, Kind kind, uintptr_t pc) {
+    Finding f = here(kind);
+    f.text = text;
+    f.pc = pc - module_base();
+    report(f);
+    leave_thread();
+}
+
+#define MULFREE_ENDS(name) \
+    void __wrap_##name(int) { leave_by("calls " #name "(), which a GPU has not", Kind::trap, MULFREE_CALLER); }
+MULFREE_ENDS(exit)
+MULFREE_ENDS(_exit)
+MULFREE_ENDS(_Exit)
+MULFREE_ENDS(quick_exit)
+MULFREE_ENDS(abort)
+#undef MULFREE_ENDS
+
+// A function of an instrumented kernel finds on its return what lies above its local arrays changed.
+void __stack_chk_fail() {
+    leave_by("has written beyond the end of a local array of the function", Kind::out_of_bounds, MULFREE_CALLER);
 }
 
 struct SourceLocation { const char *file; uint32_t line, column; };

@@ -6,23 +6,38 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 namespace mulfree_emulator {
 
-enum Coordinate { thread_x, thread_y, thread_z, block_x, block_y, block_z,
-                  block_dim_x, block_dim_y, block_dim_z, grid_dim_x, grid_dim_y, grid_dim_z };
-
-enum class Collective { sync, shuffle, ballot, any, all, match_any, match_all,
+enum class Collective { sync, shuffle, shift, ballot, any, all, match_any, match_all,
                         add, min_signed, min_unsigned, max_signed, max_unsigned, bit_and, bit_or, bit_xor };
+
+// Of an array: the size of an element, and how many there are along each dimension.
+struct Shape {
+    size_t element;
+    int rank;
+    size_t extents[4];
+
+    template <class T>
+    static constexpr Shape of() {
+        using Element = std::remove_all_extents_t<T>;
+        return {sizeof(Element), int(std::rank_v<T>),
+                {std::extent_v<T, 0>, std::extent_v<T, 1>, std::extent_v<T, 2>, std::extent_v<T, 3>}};
+    }
+};
 
 // One __shared__ declaration; the runtime gives it a place when the first thread of a launch meets it.
 struct SharedVariable {
     const char *name, *file;
     int line;
-    size_t size, align;
+    size_t size, align;  // the launcher reads the size in the file: variables.py
+    Shape shape;
     unsigned long launch;  // of the launch that placed it
     void *place;
 };
+
+static_assert(offsetof(SharedVariable, size) == 24, "variables.py reads it there");
 
 // One kernel parameter: what it is and how wide, for the checks made before a launch.
 struct Parameter {
@@ -43,8 +58,6 @@ struct Kernel {
 }  // namespace mulfree_emulator
 
 extern "C" {
-// Constant as long as a thread lives, hence the attribute: the compiler may keep it in a register.
-unsigned mulfree_coordinate(int which) __attribute__((const));
 void *mulfree_shared(mulfree_emulator::SharedVariable *variable);
 void *mulfree_dynamic_shared() __attribute__((const));
 unsigned mulfree_dynamic_shared_size();
@@ -53,7 +66,7 @@ uint64_t mulfree_collective(mulfree_emulator::Collective what, unsigned mask, ui
                             const char *file, int line);
 unsigned mulfree_active_mask(const char *file, int line);
 int mulfree_lane();
-void mulfree_fence();
+void mulfree_fence(bool device);
 void mulfree_atomic(void *address, int size);  // announces an atomic access by the caller
 void mulfree_spin();  // the caller may be waiting for another thread: now and then that one runs
 void mulfree_trap(const char *what, const char *file, int line) __attribute__((noreturn));

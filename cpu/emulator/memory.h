@@ -1,36 +1,23 @@
 // Which memory a kernel may touch, and who touched it last.
 //
-// Every array passed, every __shared__ variable and the module's own variables are a Region. A region
-// has a shadow: for each of its cells (a word, or less once a kernel goes below words) the last write
-// and the last read, each stamped with thread and phase. A phase is the interval between two barriers
-// of a block; phases are numbered through the launch, so that a stamp also tells its block.
+// Every array passed, every __shared__ variable and every variable of the kernel's text is a Region;
+// nothing else may be touched, least of all the emulator's own state. A region has a shadow: for each
+// of its cells (a word, or less once a kernel goes below words) the last write and the last read, each
+// stamped with thread and time (ordering.h).
 #pragma once
 
 #include <sys/mman.h>
 
-#include <vector>
-
-#include "state.h"
+#include "ordering.h"
 #include "trace.h"
 
 extern "C" {
-// The module's own image, from the linker: __device__ and __constant__ variables lie in it.
+// The module's image, from the linker.
 extern char __ehdr_start __attribute__((visibility("hidden")));
 extern char _end __attribute__((visibility("hidden")));
 }
 
 namespace mulfree_emulator {
-
-enum class Spread : uint8_t { thread, warp, block, grid };  // who has read the cell
-
-struct Stamp {
-    uint32_t phase;  // 0: never
-    uint32_t pc;
-    uint32_t warp_phase;
-    uint16_t thread;
-    uint8_t kind;    // Access
-    uint8_t detail;  // of a read: Spread; of an atomic access: whether a __threadfence came before
-};
 
 struct Cell {
     Stamp write, read;
@@ -41,9 +28,11 @@ struct Region {
     uintptr_t base;
     size_t size;
     uintptr_t origin;         // of the allocation that it is part of
-    const char *name, *file;  // of a __shared__ variable
+    const char *name, *file;  // of a variable
     int32_t line, array;      // of an array passed: the launcher's number for it, else -1
-    int32_t shared, shadow;   // shadow: index of its shadow
+    int32_t shared, writable;
+    int32_t counted, shadow;  // in a trace; index of its shadow
+    Shape shape;              // of a __shared__ variable
 };
 
 struct Shadow {
@@ -53,24 +42,23 @@ struct Shadow {
     Cell *cells;
 };
 
-constexpr unsigned max_regions = 1024, max_shadows = max_regions;
 constexpr size_t red_zone = 256;  // between __shared__ variables; keeps their banks as they are
-constexpr size_t static_limit = 48 << 10;
-constexpr size_t arena_size = 1 << 20;  // 227 KiB of dynamic and 48 KiB of static memory, far apart
+constexpr size_t arena_size = 4 << 20;  // 227 KiB at most, as a thousand variables far apart
 
-inline Region region_table[max_regions];
-inline int regions_used;
-inline Shadow shadows[max_shadows];
-inline int shadows_used;
-inline uint16_t hint_of_pc[1024];
+inline Rows<Region> regions;
+inline Rows<Shadow> shadows;
+inline uint32_t hint_of_pc[1024];
 inline char *arena_end;
-inline size_t static_used;
-inline std::vector<uint32_t> first_phase;  // of each block so far
+
+// Zeros that take memory only where they are touched; null if there is none.
+inline char *map_zeros(size_t size) {
+    void *p = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return p == MAP_FAILED ? nullptr : static_cast<char *>(p);
+}
 
 // Where the __shared__ variables of a block lie; dynamic shared memory comes first.
 inline char *arena() {
-    static char *const memory = static_cast<char *>(mmap(nullptr, arena_size, PROT_READ | PROT_WRITE,
-                                                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    static char *const memory = map_zeros(arena_size);
     return memory;
 }
 
@@ -81,9 +69,7 @@ inline uintptr_t module_base() { return reinterpret_cast<uintptr_t>(&__ehdr_star
 // ---- regions ------------------------------------------------------------------------------------
 
 inline Cell *new_cells(size_t bytes, unsigned shift) {
-    void *p = mmap(nullptr, ((bytes >> shift) + 1) * sizeof(Cell), PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return p == MAP_FAILED ? nullptr : static_cast<Cell *>(p);
+    return reinterpret_cast<Cell *>(map_zeros(((bytes >> shift) + 1) * sizeof(Cell)));
 }
 
 inline void free_cells(Shadow &s) {
@@ -92,32 +78,27 @@ inline void free_cells(Shadow &s) {
 }
 
 // Arrays that overlap share one shadow, so that a race through two views of one array is seen.
-inline int shadow_for(uintptr_t base, size_t size) {
-    for (int i = 0; i < shadows_used; ++i) {
+MULFREE_RARE inline int shadow_for(uintptr_t base, size_t size) {
+    for (size_t i = 0; i < shadows.count; ++i) {
         Shadow &s = shadows[i];
         if (base >= s.base + s.size || s.base >= base + size) continue;
         const uintptr_t end = s.base + s.size > base + size ? s.base + s.size : base + size;
         s.base = (s.base < base ? s.base : base) & ~uintptr_t(3);
         s.size = end - s.base;
-        return i;
+        return static_cast<int>(i);
     }
-    shadows[shadows_used] = {base & ~uintptr_t(3), size + (base & 3), 2, nullptr};
-    return shadows_used++;
+    shadows.add({base & ~uintptr_t(3), size + (base & 3), 2, nullptr});
+    return static_cast<int>(shadows.count - 1);
 }
 
-inline void add_region(Region r) {
-    if (regions_used == int(max_regions))
-        mulfree_trap("has too many __shared__ variables for the emulator", r.file, r.line);
+MULFREE_RARE inline void add_region(Region r) {
     r.shadow = shadow_for(r.base, r.size);
-    region_table[regions_used++] = r;
+    regions.add(r);
 }
 
-inline void add_shared(const char *place, size_t size, const char *name, const char *file, int line) {
-    static_used += file ? size : 0;
-    if (static_used > static_limit)
-        mulfree_trap("uses too much static shared memory (48 KiB at most)", file, line);
+MULFREE_RARE inline void add_shared(const char *place, const SharedVariable &v) {
     const uintptr_t base = reinterpret_cast<uintptr_t>(place);
-    add_region({base, size, base, name, file, line, -1, true, -1});
+    add_region({base, v.size, base, v.name, v.file, v.line, -1, true, true, true, -1, v.shape});
 }
 
 inline char *after(const char *end, size_t align) {
@@ -125,10 +106,10 @@ inline char *after(const char *end, size_t align) {
     return reinterpret_cast<char *>((reinterpret_cast<uintptr_t>(end) + red_zone + align - 1) / align * align);
 }
 
-inline void *place_shared(const SharedVariable &v) {
+MULFREE_RARE inline void *place_shared(const SharedVariable &v) {
     char *place = after(arena_end, v.align);
     arena_end = place + v.size;
-    add_shared(place, v.size, v.name, v.file, v.line);
+    add_shared(place, v);
     return place;
 }
 
@@ -137,7 +118,7 @@ constexpr int max_file_scope = 64;
 inline SharedVariable file_scope[max_file_scope];
 inline int file_scope_count;
 
-inline void *place_for_good(SharedVariable v) {
+MULFREE_RARE inline void *place_for_good(SharedVariable v) {
     if (file_scope_count == max_file_scope) return nullptr;
     const char *end = arena() + arena_size / 2;
     if (file_scope_count) {
@@ -149,6 +130,74 @@ inline void *place_for_good(SharedVariable v) {
     return v.place;
 }
 
+// ---- the heap -----------------------------------------------------------------------------------
+
+// What malloc and new give: pieces with gaps between them. Nothing is given twice in a launch, so that
+// a pointer kept too long is found; all of it goes back when the launch ends.
+constexpr size_t heap_size = 64 << 20, heap_limit = 8 << 20;  // the limit is a GPU's, for what is in use
+constexpr size_t granule = 16, heap_gap = 64;
+
+struct Heap {
+    char *memory;
+    uint8_t *valid;  // bytes of each granule that belong to a piece
+    size_t used, in_use;
+    int region;      // -1: nothing was asked for
+};
+inline Heap heap = {nullptr, nullptr, 0, 0, -1};
+
+MULFREE_RARE inline void *heap_allocate(size_t size) {
+    if (heap.region < 0) {
+        heap.memory = map_zeros(heap_size);
+        heap.valid = reinterpret_cast<uint8_t *>(map_zeros(heap_size / granule));
+        heap.region = static_cast<int>(regions.count);
+        const uintptr_t base = reinterpret_cast<uintptr_t>(heap.memory);
+        now.busy = true;  // it may allocate: no signal may leave from here
+        add_region({base, heap_size, base, "the heap of malloc and new", nullptr, 0, -1, false, true, true, -1});
+        now.busy = false;
+    }
+    if (!size) size = 1;
+    if (size > heap_limit - heap.in_use || heap.used + size + 2 * heap_gap > heap_size) return nullptr;
+    const size_t start = heap.used + heap_gap;
+    std::memcpy(heap.memory + start - sizeof size, &size, sizeof size);
+    for (size_t done = 0; done < size; done += granule)
+        heap.valid[(start + done) / granule] = static_cast<uint8_t>(size - done < granule ? size - done : granule);
+    heap.used = (start + size + granule - 1) / granule * granule;
+    heap.in_use += size;
+    return heap.memory + start;
+}
+
+// Bytes from `offset` on that belong to one piece, at most `size`.
+inline size_t heap_valid(size_t offset, size_t size) {
+    size_t valid = 0;
+    while (valid < size) {
+        const size_t at = offset + valid, in_granule = at % granule;
+        const size_t here = heap.valid[at / granule];
+        if (here <= in_granule) break;
+        valid += here - in_granule;
+        if (here < granule) break;
+    }
+    return valid;
+}
+
+MULFREE_RARE inline bool heap_free(void *p) {
+    const size_t start = static_cast<size_t>(static_cast<char *>(p) - heap.memory);
+    if (heap.region < 0 || start >= heap.used || start % granule || start < heap_gap || !heap.valid[start / granule] ||
+        heap.valid[start / granule - 1])
+        return false;
+    size_t size;
+    std::memcpy(&size, heap.memory + start - sizeof size, sizeof size);
+    std::memset(heap.valid + start / granule, 0, (size + granule - 1) / granule);
+    heap.in_use -= size;
+    return true;
+}
+
+MULFREE_RARE inline void close_heap() {
+    if (heap.region < 0) return;
+    munmap(heap.memory, heap_size);
+    munmap(heap.valid, heap_size / granule);
+    heap = {nullptr, nullptr, 0, 0, -1};
+}
+
 // Checked kernels work on copies of the arrays that lie far apart and begin as CuPy's allocations do:
 // an overrun lands in no other array, and alignment is what it would be on a GPU. Arrays that overlap
 // are one copy.
@@ -158,37 +207,34 @@ struct Copy {
     uintptr_t low, high, start;  // what was copied, and whereto
 };
 
-inline Copy copies[max_regions];
-inline int copies_used;
+inline Rows<Copy> copies;
 constexpr size_t gap = 1 << 20;
 
-inline void copy_array(const Array &a) {
+MULFREE_RARE inline void place_copy(const Array &a) {
     const uintptr_t base = reinterpret_cast<uintptr_t>(a.base);
-    Copy *c = copies_used ? &copies[copies_used - 1] : nullptr;
-    if (!c || base >= c->high) {
+    if (!copies.count || base >= copies[copies.count - 1].high) {
         uintptr_t high = base + a.size;
         for (const Array *b = &a; b != now.launch->arrays + now.launch->array_count; ++b) {
             const uintptr_t start = reinterpret_cast<uintptr_t>(b->base);
             if (start >= high) break;
             if (start + b->size > high) high = start + b->size;
         }
-        c = &copies[copies_used++];
-        *c = {nullptr, 2 * gap + 256 + (high - base), base, high, 0};
-        c->memory = static_cast<char *>(mmap(nullptr, c->mapped, PROT_READ | PROT_WRITE,
-                                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-        c->start = reinterpret_cast<uintptr_t>(c->memory) + gap + ((base - reinterpret_cast<uintptr_t>(a.origin)) & 255);
-        std::memcpy(reinterpret_cast<void *>(c->start), a.base, high - base);
+        Copy c = {nullptr, 2 * gap + 256 + (high - base), base, high, 0};
+        c.memory = map_zeros(c.mapped);
+        c.start = reinterpret_cast<uintptr_t>(c.memory) + gap + ((base - reinterpret_cast<uintptr_t>(a.origin)) & 255);
+        copies.add(c);
     }
-    *a.pointer = c->start + (base - c->low);
+    const Copy &c = copies[copies.count - 1];
+    *a.pointer = c.start + (base - c.low);
 }
 
-inline void write_back() {
-    for (int i = 0; i < now.launch->array_count && copies_used; ++i) {
+MULFREE_RARE inline void write_back() {
+    for (int i = 0; i < now.launch->array_count && copies.count; ++i) {
         const Array &a = now.launch->arrays[i];
         if (a.writable) std::memcpy(a.base, reinterpret_cast<void *>(*a.pointer), a.size);
     }
-    for (int i = 0; i < copies_used; ++i) munmap(copies[i].memory, copies[i].mapped);
-    copies_used = 0;
+    for (const Copy &c : copies) munmap(c.memory, c.mapped);
+    copies.clear();
 }
 
 // Unchecked kernels have copies if one of the arrays is read-only: they may cast its const away.
@@ -198,86 +244,85 @@ inline bool needs_copies() {
     return needed;
 }
 
-inline void open_memory() {
-    regions_used = shadows_used = 0;
-    const bool copied = needs_copies();
-    static_used = 0;
+MULFREE_RARE inline void open_memory() {
+    regions.clear();
+    shadows.clear();
     std::memset(hint_of_pc, 0, sizeof hint_of_pc);
-    for (int i = 0; i < now.launch->array_count; ++i) {
-        const Array &a = now.launch->arrays[i];
-        if (copied) copy_array(a);
-        const uintptr_t base = *a.pointer;
-        const uintptr_t before = reinterpret_cast<uintptr_t>(a.base) - reinterpret_cast<uintptr_t>(a.origin);
-        add_region({base, a.size, base - before, nullptr, nullptr, 0, a.name, false, -1});
+    const Array *arrays = now.launch->arrays, *end = arrays + now.launch->array_count;
+    if (needs_copies()) {
+        for (const Array *a = arrays; a != end; ++a) place_copy(*a);
+        // Now that every pointer is what the kernel shall find, also those in an array of pointers.
+        for (const Copy &c : copies)
+            std::memcpy(reinterpret_cast<void *>(c.start), reinterpret_cast<void *>(c.low), c.high - c.low);
     }
-    const size_t module_size = static_cast<size_t>(&_end - &__ehdr_start);
-    add_region({module_base(), module_size, module_base(), nullptr, nullptr, 0, -1, false, -1});
+    for (const Array *a = arrays; a != end; ++a) {
+        const uintptr_t base = *a->pointer;
+        const uintptr_t before = reinterpret_cast<uintptr_t>(a->base) - reinterpret_cast<uintptr_t>(a->origin);
+        add_region({base, a->size, base - before, nullptr, nullptr, 0, a->name, false, a->writable, true, -1});
+    }
+    for (int i = 0; i < now.launch->variable_count; ++i) {
+        const Variable &v = now.launch->variables[i];
+        const uintptr_t base = module_base() + v.offset;
+        add_region({base, v.size, base, v.name, nullptr, 0, -1, false, v.writable, false, -1});
+    }
+    for (int i = 0; i < now.kernel->parameter_count; ++i) {  // a large struct is copied from there
+        const Parameter &p = now.kernel->parameters[i];
+        const uintptr_t base = reinterpret_cast<uintptr_t>(now.launch->arguments[i]);
+        if (p.kind == 's') add_region({base, size_t(p.size), base, "a parameter", nullptr, 0, -1, false, false, false, -1});
+    }
+    const Coordinates *built_in[] = {&threadIdx, &blockIdx, &blockDim, &gridDim};
+    for (const Coordinates *c : built_in) {
+        const uintptr_t base = reinterpret_cast<uintptr_t>(c);
+        add_region({base, sizeof *c, base, "a built-in variable", nullptr, 0, -1, false, false, false, -1});
+    }
     const size_t dynamic_size = now.launch->dynamic_shared;
-    add_shared(dynamic_shared(), dynamic_size, "dynamic shared memory", nullptr, 0);
+    add_shared(dynamic_shared(), {"dynamic shared memory", nullptr, 0, dynamic_size, 0, {}, 0, nullptr});
     arena_end = dynamic_shared() + dynamic_size;
     for (int i = 0; i < file_scope_count; ++i) {
         const SharedVariable &v = file_scope[i];
-        add_shared(static_cast<char *>(v.place), v.size, v.name, v.file, v.line);
+        add_shared(static_cast<char *>(v.place), v);
     }
-    first_phase.clear();
 }
 
-inline void close_memory() {
+MULFREE_RARE inline void close_memory() {
     write_back();
-    for (int i = 0; i < shadows_used; ++i) free_cells(shadows[i]);
-}
-
-inline void begin_block() {
-    now.block_phase = now.phase;
-    if (!now.launch->check) return;
-    now.busy = true;  // it may allocate: no signal may leave from here
-    first_phase.push_back(now.phase);
-    now.busy = false;
-    if (now.interrupted) abandon_launch();
-}
-
-inline uint64_t block_of(uint32_t phase) {
-    size_t low = 0, high = first_phase.size();
-    while (high - low > 1) {
-        const size_t middle = (low + high) / 2;
-        (first_phase[middle] <= phase ? low : high) = middle;
-    }
-    return low;
+    close_heap();
+    for (Shadow &s : shadows) free_cells(s);
 }
 
 inline int region_at(uintptr_t address, uintptr_t pc) {
-    uint16_t &hint = hint_of_pc[(pc ^ pc >> 10) & 1023];
-    const Region &hinted = region_table[hint];
-    if (address - hinted.base < hinted.size) return hint;
-    for (int i = 0; i < regions_used; ++i)
-        if (address - region_table[i].base < region_table[i].size) {
-            hint = static_cast<uint16_t>(i);
-            return i;
+    uint32_t &hint = hint_of_pc[(pc ^ pc >> 10) & 1023];
+    const Region &hinted = regions[hint];
+    if (address - hinted.base < hinted.size) return static_cast<int>(hint);
+    for (size_t i = 0; i < regions.count; ++i)
+        if (address - regions[i].base < regions[i].size) {
+            hint = static_cast<uint32_t>(i);
+            return static_cast<int>(i);
         }
     return -1;
 }
 
 // ---- findings -----------------------------------------------------------------------------------
 
-inline Finding access_finding(Kind kind, uintptr_t address, size_t size, Access access, uintptr_t pc, int region) {
+MULFREE_RARE inline Finding access_finding(Kind kind, uintptr_t address, size_t size, Access access, uintptr_t pc, int region) {
     Finding f = here(kind);
     f.access = access;
     f.size = static_cast<int>(size);
     f.pc = pc - module_base();
     f.region = region;
-    f.offset = static_cast<int64_t>(address - (region < 0 ? 0 : region_table[region].base));
+    f.offset = static_cast<int64_t>(address - (region < 0 ? 0 : regions[region].base));
     return f;
 }
 
 // An access that must not be executed: this thread ends here.
-inline void refuse_access(Kind kind, uintptr_t address, size_t size, Access access, uintptr_t pc, int region) {
+MULFREE_RARE inline void refuse_access(Kind kind, uintptr_t address, size_t size, Access access, uintptr_t pc, int region) {
     if (region < 0) {
         // The nearest array is the one most likely meant; beyond a megabyte none is.
         uintptr_t nearest = 1 << 20;
-        for (int i = 0; i < regions_used; ++i) {
-            const Region &r = region_table[i];
+        for (int i = 0; i < static_cast<int>(regions.count); ++i) {
+            const Region &r = regions[i];
             const uintptr_t distance = address < r.base ? r.base - address : address - (r.base + r.size);
-            if (distance < nearest && r.size) {
+            if (distance < nearest) {
                 nearest = distance;
                 region = i;
             }
@@ -287,69 +332,80 @@ inline void refuse_access(Kind kind, uintptr_t address, size_t size, Access acce
     leave_thread();
 }
 
-inline void report_race(const Stamp &other, uintptr_t address, size_t size, Access access, uintptr_t pc,
-                        int region) {
+MULFREE_RARE inline Finding race_finding(const Stamp &other, uintptr_t address, size_t size, Access access, uintptr_t pc,
+                            int region) {
     Finding f = access_finding(Kind::race, address, size, access, pc, region);
     f.other_pc = other.pc;
     f.other_access = static_cast<Access>(other.kind);
     f.other_thread = other.thread;
-    f.other_block = block_of(other.phase);
-    report(f);
+    f.other_block = block_of(other.time);
+    return f;
+}
+
+// Two writes of one instruction to one place that nothing orders: harmless if the value is the same,
+// which shows once the second is done, when its thread next calls the runtime.
+struct Pending {
+    Finding finding;
+    size_t size;  // 0: none
+    uintptr_t address;
+    char before[16];
+};
+inline Pending pending;
+
+MULFREE_RARE inline void settle_pending() {
+    const bool same = std::memcmp(reinterpret_cast<void *>(pending.address), pending.before, pending.size) == 0;
+    pending.size = 0;
+    if (same) pending.finding.kind = Kind::same_value;
+    report(pending.finding);
+}
+
+// Plain reads that guard an atomic access, as in `if (*d > v) atomicMin(d, v)` or before a loop around
+// atomicCAS: what they read is a hint, and the atomic access decides. Findings with reads of such a
+// line are dropped in the end (reading.py).
+inline Rows<uint32_t> guards;
+
+MULFREE_RARE inline bool is_guard(uint32_t pc) {
+    for (uint32_t guard : guards)
+        if (guard == pc) return true;
+    return false;
 }
 
 // ---- the shadow ---------------------------------------------------------------------------------
 
 // Halves the cells as long as an access is smaller than one.
-inline void refine(Shadow &s, unsigned shift) {
+MULFREE_RARE inline void refine(Shadow &s, unsigned shift) {
     Shadow fine = s;
     fine.shift = shift;
     fine.cells = new_cells(s.size, shift);
     if (s.cells && fine.cells)
         for (size_t i = 0; i <= s.size >> shift; ++i) {
             const Cell &old = s.cells[i >> (s.shift - shift)];
-            if (old.write.phase | old.read.phase) fine.cells[i] = old;
+            if (old.write.time | old.read.time) fine.cells[i] = old;
         }
     free_cells(s);
     s = fine;
 }
 
-inline Stamp stamp(const Thread &me, uint32_t pc, Access kind, uint8_t detail) {
-    return {now.phase, pc, me.warp_phase, static_cast<uint16_t>(now.current), uint8_t(kind), detail};
-}
-
-// Whether an earlier access may run at the same time as one by the current thread.
-inline bool concurrent(const Stamp &other, const Thread &me, bool shared) {
-    if (other.phase < now.block_phase) return other.phase && !shared && !now.acquired;
-    if (other.phase != now.phase || other.thread == now.current) return false;
-    return other.thread / warp_size != now.current / warp_size || other.warp_phase >= me.warp_phase;
-}
-
-inline bool read_by_others(const Stamp &read, const Thread &me, bool shared) {
-    if (!read.phase) return false;
-    if (read.detail == uint8_t(Spread::grid)) return !now.acquired;
-    if (read.phase == now.phase && read.detail == uint8_t(Spread::block)) return true;
-    if (read.phase == now.phase && read.detail == uint8_t(Spread::warp))
-        return read.thread / warp_size != now.current / warp_size || read.warp_phase >= me.warp_phase;
-    return concurrent(read, me, shared);
-}
-
-inline void note_read(Stamp &read, const Thread &me, uint32_t pc, bool shared) {
-    Spread spread = Spread::thread;
-    if (read.phase && read.phase < now.block_phase && !shared) {
-        spread = Spread::grid;
-    } else if (read.phase >= now.block_phase && read.detail == uint8_t(Spread::grid)) {
-        spread = Spread::grid;
-    } else if (read.phase == now.phase) {
-        spread = static_cast<Spread>(read.detail);
-        if (read.thread / warp_size != now.current / warp_size) spread = Spread::block;
-        else if (spread != Spread::block && read.warp_phase < me.warp_phase) spread = Spread::thread;
-        else if (spread == Spread::thread && read.thread != now.current) spread = Spread::warp;
+// Says that nothing orders an access after an earlier one.
+MULFREE_RARE inline void report_conflict(const Stamp &other, uintptr_t address, size_t size, Access access, uintptr_t pc,
+                            int region) {
+    const Access earlier = static_cast<Access>(other.kind);
+    Finding f = race_finding(other, address, size, access, pc, region);
+    if (access == Access::write && earlier == Access::write && f.pc == f.other_pc && size <= sizeof pending.before) {
+        pending.finding = f;
+        pending.size = size;
+        pending.address = address;
+        std::memcpy(pending.before, reinterpret_cast<void *>(address), size);
+        return;
     }
-    read = stamp(me, pc, Access::read, uint8_t(spread));
+    f.guard = access == Access::read && earlier == Access::atomic ? 1
+              : access == Access::atomic && earlier == Access::read ? 2 : 0;
+    if (f.guard) add_finding(f);  // until the end may show that the read is a guard
+    else report(f);
 }
 
-inline void check_cells(int index, uintptr_t address, size_t size, Access access, uintptr_t pc) {
-    const Region &region = region_table[index];
+inline void check_cells(int index, uintptr_t address, size_t size, Access access, uintptr_t pc, bool writes) {
+    const Region &region = regions[index];
     Shadow &s = shadows[region.shadow];
     const Thread &me = now.threads[now.current];
     if (size < size_t(1) << s.shift || address & ((size_t(1) << s.shift) - 1))
@@ -362,30 +418,50 @@ inline void check_cells(int index, uintptr_t address, size_t size, Access access
     for (; cell <= end; ++cell) {
         const Stamp &write = cell->write;
         const bool both_atomic = access == Access::atomic && write.kind == uint8_t(Access::atomic);
-        if (region.shared && access != Access::write && write.phase < now.block_phase) {
+        if (region.shared && access != Access::write && write.time < now.block_start) {
             report(access_finding(Kind::uninitialised, address, size, access, pc, index));
-        } else if (both_atomic) {
-            if (!region.shared && write.phase < now.block_phase && write.detail) now.acquired = true;
-        } else if (concurrent(write, me, region.shared)) {
-            report_race(write, address, size, access, pc, index);
+        } else if (!both_atomic && !follows(me, write, region.shared)) {
+            report_conflict(write, address, size, access, pc, index);
         }
-        if (access == Access::read) {
-            note_read(cell->read, me, offset, region.shared);
-            continue;
+        Stamp &read = cell->read;
+        if (writes) {
+            const bool mine = read.thread == now.current && read.time >= now.floor;
+            if (access == Access::atomic && mine && !is_guard(read.pc)) guards.add(read.pc);
+            if (!(access == Access::atomic && read.kind == uint8_t(Access::atomic)) &&
+                !follows_reads(me, read, region.shared))
+                report_conflict(read, address, size, access, pc, index);
+            // A plain write is not made up for by an atomic one of the same thread.
+            const bool plain = access == Access::atomic && write.kind == uint8_t(Access::write) &&
+                               write.thread == now.current && write.time >= now.floor;
+            if (plain) continue;
+            cell->write = {now.time, offset, static_cast<uint16_t>(now.current), uint8_t(access), 0, 0};
+        } else {
+            add_reader(read, me, region.shared);
+            // A plain reader is remembered rather than an atomic one: more conflicts with it.
+            const bool alone = read.spread == uint8_t(Spread::thread);
+            read.time = now.time;
+            if (access == Access::atomic && !alone && read.kind == uint8_t(Access::read)) continue;
+            read.pc = offset;
+            read.thread = static_cast<uint16_t>(now.current);
+            read.kind = uint8_t(access);
         }
-        if (read_by_others(cell->read, me, region.shared))
-            report_race(cell->read, address, size, access, pc, index);
-        const bool released = access == Access::atomic && (now.fenced || (both_atomic && write.detail));
-        cell->write = stamp(me, offset, access, released);
     }
+}
+
+// An atomic access acquires, and releases if it writes.
+inline void order_atomic(uintptr_t address, bool shared, bool writes) {
+    now.busy = true;  // it may allocate: no signal may leave from here
+    acquire(address);
+    if (writes) release(address, shared);
+    now.busy = false;
+    if (now.interrupted) abandon_launch();
 }
 
 // Of arrays that overlap one may be writable; the arrays are the first regions.
 inline bool is_writable(int index, uintptr_t address) {
-    const int count = now.launch->array_count;
-    if (index >= count || now.launch->arrays[index].writable) return true;
-    for (int i = 0; i < count; ++i)
-        if (address - region_table[i].base < region_table[i].size && now.launch->arrays[i].writable) return true;
+    if (regions[index].writable) return true;
+    for (int i = 0; i < now.launch->array_count; ++i)
+        if (regions[i].writable && address - regions[i].base < regions[i].size) return true;
     return false;
 }
 
@@ -393,27 +469,34 @@ inline bool is_writable(int index, uintptr_t address) {
 inline void on_access(uintptr_t address, size_t size, size_t align, Access access, uintptr_t pc, bool writes) {
     if (!now.launch) return;  // an initialiser, while the module is loaded
     if (address - reinterpret_cast<uintptr_t>(now.stack) < now.launch->stack_size) return;  // local memory
-    if ((++now.accesses & 0xfffff) == 0) stop_if_out_of_time();
+    if (pending.size) settle_pending();
+    if (now.launch->trace && trace->run[now.current % warp_size] == run_length) yield();
+    if ((++now.accesses & 0xfffff) == 0) stop_if_out_of_time(pc);
     const int index = region_at(address, pc);
-    if (index < 0 || address + size > region_table[index].base + region_table[index].size) {
+    if (index < 0 || address + size > regions[index].base + regions[index].size) {
         if (now.launch->check) refuse_access(Kind::out_of_bounds, address, size, access, pc, index);
         return;
     }
+    if (index == heap.region && heap_valid(address - regions[index].base, size) < size && now.launch->check)
+        refuse_access(Kind::out_of_bounds, address, size, access, pc, index);
     if (now.launch->check) {
+        const bool shared = regions[index].shared;
+        Thread &me = now.threads[now.current];
         if (address & (align - 1)) refuse_access(Kind::misaligned, address, size, access, pc, index);
         if (writes) {
             if (!is_writable(index, address)) refuse_access(Kind::read_only, address, size, access, pc, index);
-            ++now.threads[now.current].steps;
+            ++me.steps;
+            if (!shared) me.global_write = now.time;
         }
-        check_cells(index, address, size, access, pc);
+        if (access == Access::atomic) order_atomic(address, shared, writes);
+        check_cells(index, address, size, access, pc, writes);
     }
-    const bool is_module = index == now.launch->array_count;  // added right after the arrays
-    const Region &region = region_table[index];
-    if (!now.launch->trace || is_module) return;
+    const Region &region = regions[index];
+    if (!now.launch->trace || !region.counted) return;
     // A GPU moves 16 bytes at a time at most.
     for (size_t done = 0; done < size; done += 16) {
         const size_t piece = size - done < 16 ? size - done : 16;
-        record(address - region.origin + done, piece, access, region.shared, pc - module_base());
+        record(address - region.origin + done, piece, access, index, region.shared, pc - module_base());
     }
 }
 

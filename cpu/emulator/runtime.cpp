@@ -3,6 +3,8 @@
 // A thread runs until it waits (at a barrier, for its warp) or ends; then the next one runs.
 #include "state.h"
 
+#include <unwind.h>
+
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
@@ -20,18 +22,24 @@ constexpr int max_findings = 256;
 static Finding findings[max_findings];
 static int finding_count;
 
-void add_finding(const Finding &finding) {
+// The same finding made before; null if there is none.
+static Finding *find_finding(const Finding &finding) {
     for (int i = 0; i < finding_count; ++i) {
         Finding &f = findings[i];
-        if (f.kind != finding.kind || f.pc != finding.pc || f.other_pc != finding.other_pc ||
-            f.line != finding.line || f.other_line != finding.other_line)
-            continue;
-        ++f.count;
-        return;
+        if (f.kind == finding.kind && f.pc == finding.pc && f.other_pc == finding.other_pc &&
+            f.line == finding.line && f.other_line == finding.other_line && f.guard == finding.guard)
+            return &f;
     }
-    if (finding_count == max_findings) return;
-    findings[finding_count] = finding;
-    findings[finding_count++].count = 1;
+    return nullptr;
+}
+
+void add_finding(const Finding &finding) {
+    if (Finding *same = find_finding(finding)) {
+        ++same->count;
+    } else if (finding_count < max_findings) {
+        findings[finding_count] = finding;
+        findings[finding_count++].count = 1;
+    }
 }
 
 namespace {
@@ -44,10 +52,23 @@ double clock_seconds() {
 
 // ---- threads ----------------------------------------------------------------------------------
 
+// Leaves the current thread for the scheduler.
+void leave() {
+    if (pending.size) settle_pending();
+    switch_fiber(now.threads[now.current].fiber, now.scheduler);
+}
+
 void wait(State state) {
     Thread &me = now.threads[now.current];
     me.state = state;
-    switch_fiber(me.fiber, now.scheduler);
+    leave();
+}
+
+void end_thread() {
+    ++now.exited;
+    now.threads[now.current].state = State::exited;
+    finish_collectives(now.current / warp_size);
+    leave();
 }
 
 // Says if other lanes still wait for the current thread, which ends.
@@ -65,14 +86,12 @@ void check_deserted() {
 void run_thread() {
     now.kernel->run(now.launch->arguments);
     if (now.launch->check) check_deserted();
-    ++now.exited;
-    now.threads[now.current].state = State::exited;
-    finish_collectives(now.current / warp_size);
-    switch_fiber(now.threads[now.current].fiber, now.scheduler);
+    end_thread();
 }
 
 void resume(unsigned index) {
     now.current = index;
+    threadIdx = {now.threads[index].x, now.threads[index].y, now.threads[index].z};
     now.stack = now.launch->stacks + index * now.launch->stack_size;
     switch_fiber(now.scheduler, now.threads[index].fiber);
 }
@@ -117,7 +136,7 @@ void check_barrier() {
 }
 
 void release_barrier() {
-    if (now.launch->check && (now.exited || now.barrier_diverged)) check_barrier();
+    if (now.launch->check && now.launch->guide && (now.exited || now.barrier_diverged)) check_barrier();
     if (now.stopping) abandon_launch();
     if (now.launch->trace) count_barrier(now.threads[waiting_thread(Kind::trap, State::at_barrier).thread]);
     int sum = 0;
@@ -130,21 +149,39 @@ void release_barrier() {
     }
     now.barrier_result = sum;
     now.waiting = 0;
+    ++now.interval;
     now.barrier_diverged = false;
-    ++now.phase;
+    now.busy = true;  // it may allocate: no signal may leave from here
+    pass_block_barrier();
+    now.busy = false;
 }
 
+// No thread can go on: some lanes of a warp wait for others that wait elsewhere, or have ended.
 void report_deadlock() {
     Finding f = waiting_thread(Kind::divergent_collective, State::in_collective);
     const Thread &waiting = now.threads[f.thread];
     const unsigned first = f.thread / warp_size * warp_size;
+    int together = 0, at_barrier = 0;  // the fewer are those that went astray
+    for (unsigned i = 0; i < lanes_of(first / warp_size); ++i) {
+        together += now.threads[first + i].state == State::in_collective;
+        at_barrier += now.threads[first + i].state == State::at_barrier;
+    }
     for (unsigned i = 0; i < lanes_of(first / warp_size); ++i) {
         const Thread &t = now.threads[first + i];
         if (!(waiting.mask >> i & 1) || t.state == State::exited) continue;
         if (t.state == State::in_collective && t.mask == waiting.mask && t.what == waiting.what) continue;
-        f.other_thread = first + i;
-        f.other_file = t.file;
-        f.other_line = t.line;
+        const bool astray = t.state == State::at_barrier && at_barrier < together;
+        const Thread &here = astray ? t : waiting, &there = astray ? waiting : t;
+        f.thread = static_cast<uint32_t>(&here - now.threads);
+        f.file = here.file;
+        f.line = here.line;
+        f.other_thread = static_cast<uint32_t>(&there - now.threads);
+        f.other_file = there.file;
+        f.other_line = there.line;
+        if (astray) {
+            f.kind = Kind::divergent_barrier;
+            f.text = "waits for other lanes of its warp";
+        }
         break;
     }
     report(f);
@@ -153,9 +190,23 @@ void report_deadlock() {
 
 }  // namespace
 
-void stop_if_out_of_time() {
+// Says that the time is up, and where: at `pc`, where the calls come from, where a thread waits.
+void add_timeout(uintptr_t pc) {
+    unsigned i = now.current;
+    for (unsigned k = 0; k < now.thread_count && now.threads[i].state == State::exited; ++k) i = k;
+    const Thread &t = now.threads[i];
+    Finding f = here(Kind::timeout);
+    f.thread = i;
+    f.pc = pc ? pc - module_base() : 0;
+    add_calls(f);
+    if (t.state == State::yielded || t.state == State::ready) f.other_pc = t.spin ? t.spin - module_base() : 0;
+    else f.other_file = t.file, f.other_line = t.line;
+    add_finding(f);
+}
+
+void stop_if_out_of_time(uintptr_t pc) {
     if (!now.interrupted && clock_seconds() < now.deadline) return;
-    if (!now.interrupted) add_finding(here(Kind::timeout));
+    if (!now.interrupted) add_timeout(pc);
     abandon_launch();
 }
 
@@ -173,7 +224,7 @@ bool run_warps() {
                 resume(i);
                 again = ran = true;
             }
-            if (again && now.launch->trace) count_requests();
+            if (again && now.launch->trace) count_requests(warp);
             for (unsigned i = first; !again && i < last; ++i)
                 if (now.threads[i].state == State::converging) again = converge(warp);
         }
@@ -188,9 +239,8 @@ bool run_warps() {
 
 void run_block() {
     const uint32_t *dim = now.launch->block;
-    now.exited = now.waiting = 0;
-    now.barrier_diverged = now.fenced = now.acquired = false;
-    std::memset(now.warp_phase, 0, sizeof now.warp_phase);
+    now.exited = now.waiting = now.interval = 0;
+    now.barrier_diverged = false;
     unsigned i = 0;
     for (unsigned z = 0; z < dim[2]; ++z)
         for (unsigned y = 0; y < dim[1]; ++y)
@@ -198,12 +248,14 @@ void run_block() {
                 Thread &t = now.threads[i];
                 t.state = State::ready;
                 t.stopped = false;
-                t.warp_phase = t.steps = 0;
+                t.steps = 0;
                 t.x = x; t.y = y; t.z = z;
                 prepare_fiber(t.fiber, now.launch->stacks + i * now.launch->stack_size,
                               now.launch->stack_size, run_thread);
             }
-    begin_block();
+    now.busy = true;  // it may allocate: no signal may leave from here
+    begin_block_of_time();
+    now.busy = false;
     unsigned rounds = 0;
     while (now.exited < now.thread_count) {
         const bool ran = run_warps();
@@ -212,7 +264,6 @@ void run_block() {
         if ((++rounds & 255) == 0) stop_if_out_of_time();
     }
     if (now.stopping) abandon_launch();
-    ++now.phase;
 }
 
 void run_grid() {
@@ -221,6 +272,7 @@ void run_grid() {
         for (now.block_y = 0; now.block_y < grid[1]; ++now.block_y)
             for (now.block_x = 0; now.block_x < grid[0]; ++now.block_x) {
                 if (now.interrupted) return;
+                blockIdx = {now.block_x, now.block_y, now.block_z};
                 run_block();
                 if ((++now.block & 255) == 0) stop_if_out_of_time();
             }
@@ -231,12 +283,8 @@ void run_grid() {
 void abandon_launch() { siglongjmp(now.abandon, 1); }
 
 void leave_thread() {
-    Thread &me = now.threads[now.current];
-    me.stopped = true;
-    ++now.exited;
-    me.state = State::exited;
-    finish_collectives(now.current / warp_size);
-    switch_fiber(me.fiber, now.scheduler);
+    now.threads[now.current].stopped = true;
+    end_thread();
 }
 
 void yield() {
@@ -253,12 +301,26 @@ Finding here(Kind kind) {
     return f;
 }
 
+static _Unwind_Reason_Code add_call(_Unwind_Context *context, void *finding) {
+    Finding &f = *static_cast<Finding *>(finding);
+    const uintptr_t offset = _Unwind_GetIP(context) - module_base();
+    if (offset < static_cast<uintptr_t>(&_end - &__ehdr_start)) f.calls[f.call_count++] = offset;
+    return f.call_count < max_calls ? _URC_NO_REASON : _URC_END_OF_STACK;
+}
+
+void add_calls(Finding &finding) {
+    if (!finding.call_count) _Unwind_Backtrace(add_call, &finding);
+}
+
 void report(const Finding &finding) {
-    add_finding(finding);
+    Finding f = finding;
+    if (!find_finding(f)) add_calls(f);
+    add_finding(f);
     if (now.launch->check == 2) return;
     const Kind kind = finding.kind;
-    now.stopping = kind == Kind::race || kind == Kind::uninitialised;
-    if (!now.stopping) abandon_launch();
+    if (kind == Kind::same_value) return;
+    now.stopping |= kind == Kind::race || kind == Kind::uninitialised;
+    if (kind != Kind::race && kind != Kind::uninitialised) abandon_launch();
 }
 
 }  // namespace mulfree_emulator
@@ -269,19 +331,7 @@ using namespace mulfree_emulator;
 
 extern "C" {
 
-unsigned mulfree_coordinate(int which) {
-    const Thread &t = now.threads[now.current];
-    const uint32_t *block = now.launch->block, *grid = now.launch->grid;
-    switch (which) {
-        case thread_x: return t.x;
-        case thread_y: return t.y;
-        case thread_z: return t.z;
-        case block_x: return now.block_x;
-        case block_y: return now.block_y;
-        case block_z: return now.block_z;
-        default: return which < grid_dim_x ? block[which - block_dim_x] : grid[which - grid_dim_x];
-    }
-}
+Coordinates threadIdx, blockIdx, blockDim, gridDim;
 
 int mulfree_barrier(int predicate, const char *file, int line) {
     Thread &me = now.threads[now.current];
@@ -323,7 +373,7 @@ uint64_t mulfree_collective(Collective what, unsigned mask, uint64_t value, int 
     }
     me.state = State::in_collective;
     finish_collectives(now.current / warp_size);
-    if (me.state == State::in_collective) switch_fiber(me.fiber, now.scheduler);
+    if (me.state == State::in_collective) leave();
     return me.result;
 }
 
@@ -337,7 +387,25 @@ unsigned mulfree_active_mask(const char *file, int line) {
 
 int mulfree_lane() { return static_cast<int>(now.current % warp_size); }
 
-void mulfree_fence() { now.fenced = true; }
+void *mulfree_malloc(size_t size) {
+    if (!now.launch) return std::malloc(size);  // an initialiser, while the module is loaded
+    if (pending.size) settle_pending();
+    return heap_allocate(size);
+}
+
+void mulfree_free(void *p) {
+    if (!p) return;
+    if (!now.launch) return std::free(p);
+    if (pending.size) settle_pending();
+    if (heap_free(p)) return;
+    Finding f = here(Kind::trap);
+    f.text = "frees what malloc has not given, or has got back";
+    f.pc = reinterpret_cast<uintptr_t>(__builtin_return_address(0)) - module_base();
+    report(f);
+    leave_thread();
+}
+
+void mulfree_fence(bool device) { fence(device); }
 
 void *mulfree_shared(SharedVariable *variable) {
     if (!now.launch) return place_for_good(*variable);
@@ -379,17 +447,21 @@ __attribute__((visibility("default"))) int mulfree_launch(const Kernel *kernel, 
     static unsigned long launches;
     now.launch = launch;
     now.kernel = kernel;
+    blockDim = {launch->block[0], launch->block[1], launch->block[2]};
+    gridDim = {launch->grid[0], launch->grid[1], launch->grid[2]};
     now.number = ++launches;
     now.thread_count = launch->block[0] * launch->block[1] * launch->block[2];
     now.warp_count = (now.thread_count + warp_size - 1) / warp_size;
     now.block = 0;
     now.current = 0;
-    now.phase = 1;
     now.interrupted = now.stopping = false;
     now.busy = true;
     now.accesses = 0;
     now.deadline = clock_seconds() + launch->seconds;
     finding_count = 0;
+    pending.size = 0;
+    guards.clear();
+    open_ordering();
     open_memory();
     if (launch->trace) open_trace();
     stack_t former_stack;
@@ -414,10 +486,19 @@ __attribute__((visibility("default"))) const BarrierSite *mulfree_barriers(int *
     return trace->barriers;
 }
 
+__attribute__((visibility("default"))) const Event *mulfree_events(int *count) {
+    *count = static_cast<int>(events.count);
+    return events.data;
+}
+
 __attribute__((visibility("default"))) const Finding *mulfree_findings() { return findings; }
+__attribute__((visibility("default"))) const uint32_t *mulfree_guards(int *count) {
+    *count = static_cast<int>(guards.count);
+    return guards.data;
+}
 __attribute__((visibility("default"))) const Region *mulfree_regions(int *count) {
-    *count = regions_used;
-    return region_table;
+    *count = static_cast<int>(regions.count);
+    return regions.data;
 }
 
 }  // extern "C"

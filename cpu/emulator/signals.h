@@ -17,8 +17,10 @@
 
 namespace mulfree_emulator {
 
-constexpr int caught[] = {SIGSEGV, SIGBUS, SIGFPE, SIGINT};
-inline struct sigaction former[4];
+constexpr uintptr_t guard_size = 4096;  // at the low end of every stack, at least (runtime.py)
+constexpr int caught[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGINT};
+constexpr int caught_count = sizeof caught / sizeof caught[0];
+inline struct sigaction former[caught_count];
 inline pthread_t launching;
 alignas(16) inline char signal_stack[32768];
 
@@ -47,7 +49,11 @@ inline void on_signal(int number, siginfo_t *info, void *context) {
         if (number != SIGINT || !ours || now.busy) return;
     } else {
         Finding f = here(Kind::crash);
-        f.text = number == SIGFPE ? "an integer division by zero" : "an access outside of all memory";
+        const uintptr_t above_guard = reinterpret_cast<uintptr_t>(info->si_addr) - reinterpret_cast<uintptr_t>(now.stack);
+        f.text = number == SIGFPE                          ? "an integer division by zero"
+                 : number == SIGILL || number == SIGTRAP ? "an instruction that is none"
+                 : above_guard < guard_size              ? "a stack overflow: its local variables take too much"
+                                                         : "an access outside of all memory";
         f.pc = faulting_pc(context);
         add_finding(f);
     }
@@ -68,9 +74,8 @@ inline int timer_signal() { return SIGRTMAX - 2; }
 
 inline void on_timer(int, siginfo_t *info, void *context) {
     if (info->si_code != SI_TIMER || now.busy) return;  // the timer comes again
-    Finding f = here(Kind::timeout);
-    f.pc = faulting_pc(context);
-    add_finding(f);
+    const uint64_t pc = faulting_pc(context);
+    add_timeout(pc ? pc + module_base() : 0);
     siglongjmp(now.abandon, 1);
 }
 
@@ -113,14 +118,14 @@ inline void catch_signals(stack_t &former_stack) {
     action.sa_sigaction = on_signal;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     sigemptyset(&action.sa_mask);
-    for (int i = 0; i < 4; ++i) sigaction(caught[i], &action, &former[i]);
+    for (int i = 0; i < caught_count; ++i) sigaction(caught[i], &action, &former[i]);
     start_timer();
 }
 
 inline void restore_signals(const stack_t &former_stack) {
     now.busy = true;  // no signal may leave from here
     stop_timer();
-    for (int i = 0; i < 4; ++i) sigaction(caught[i], &former[i], nullptr);
+    for (int i = 0; i < caught_count; ++i) sigaction(caught[i], &former[i], nullptr);
     sigaltstack(&former_stack, nullptr);
 }
 

@@ -1,4 +1,4 @@
-// The state of the launch that is running: its threads, its phases, its findings.
+// The state of the launch that is running: its threads, its clock, its findings.
 //
 // One launch runs at a time in a process, on one thread of the CPU: the launcher holds a lock.
 #pragma once
@@ -8,7 +8,18 @@
 #include "fibers.h"
 #include "launch.h"
 
+// The kernel's built-in variables; it sees them as constants of its own types.
+extern "C" {
+struct Coordinates {
+    unsigned x, y, z;
+};
+extern __attribute__((visibility("hidden"))) Coordinates threadIdx, blockIdx, blockDim, gridDim;
+}
+
 namespace mulfree_emulator {
+
+// Off the path of every access: small and compiled quickly rather than fast.
+#define MULFREE_RARE __attribute__((cold, noinline))
 
 constexpr unsigned max_threads = 1024, warp_size = 32, max_warps = max_threads / warp_size;
 
@@ -18,8 +29,11 @@ struct Thread {
     Fiber fiber;
     State state;
     bool stopped;         // by a finding: its absence from a barrier is no second finding
-    uint32_t warp_phase;  // of the last __syncwarp it took part in
     uint32_t steps;       // writes and partial collectives since its whole warp or block met
+    uint32_t fence, device_fence;   // when it last ran __threadfence_block, __threadfence
+    uint32_t global_write;          // when it last wrote to global memory
+    uint32_t acquired;              // when it last learned of others by an atomic access; 0: never
+    uint32_t lane_seen[warp_size];  // what of its warp's lanes came before it: all before this time
     unsigned x, y, z;
     // What it waits for: a barrier's predicate or a collective's operands, and where.
     Collective what;
@@ -28,14 +42,17 @@ struct Thread {
     uint64_t value, result;
     const char *file;
     int line;
+    uintptr_t spin;  // where it last may have waited for another thread in a loop
 };
 
 enum class Access : int { read, write, atomic };
 
 enum class Kind : int {
     out_of_bounds, misaligned, race, uninitialised, divergent_barrier, divergent_collective,
-    out_of_row, trap, crash, timeout, read_only
+    out_of_row, trap, crash, timeout, read_only, same_value
 };
+
+constexpr int max_calls = 16;
 
 // A fault as the launcher reads it (emulator/runtime.py holds the same layout).
 struct Finding {
@@ -50,6 +67,9 @@ struct Finding {
     int64_t offset;               // bytes from the start of the array
     int region;                   // -1: no array is near
     int count;
+    int guard;                    // a plain read beside an atomic access: 1 the read is pc, 2 other_pc
+    int call_count;
+    uint64_t calls[max_calls];    // return addresses up to the kernel, from the innermost
 };
 
 // What the launcher passes in (the same layout in emulator/runtime.py).
@@ -62,16 +82,28 @@ struct Array {
     int writable;
 };
 
+// A variable of the kernel's text.
+struct Variable {
+    const char *name;  // null: the string literals
+    uint64_t offset;   // from the start of the module
+    size_t size;
+    int writable;
+};
+
 struct Launch {
     uint32_t grid[3], block[3];
     uint32_t dynamic_shared;
     int check;          // 0 no, 1 stop at the first finding, 2 collect
     int trace;
+    int64_t followed;   // the block whose requests are kept, -1 for none
     char *stacks;       // max_threads stacks of stack_size bytes
     size_t stack_size;
     void **arguments;
     const Array *arrays;  // by ascending address
     int array_count;
+    const Variable *variables;
+    int variable_count;
+    int guide;          // a barrier is one for all threads, as the programming guide asks
     double seconds;     // the time limit
 };
 
@@ -87,13 +119,15 @@ struct Launcher {
     uint32_t block_x, block_y, block_z;
     char *stack;                  // of the current thread
     unsigned exited, waiting;     // threads of the block
+    uint32_t interval;            // barriers that the block has passed
     bool barrier_diverged;        // a thread waits at another line than the first that came
     const char *barrier_file;
     int barrier_line;
     int barrier_result;
-    uint32_t phase, block_phase;  // barrier intervals counted through the launch; the block's first
-    uint32_t warp_phase[max_warps];
-    bool fenced, acquired;        // the block ran __threadfence; it is ordered after earlier blocks
+    uint32_t time;                // counts barriers, warp barriers and fences through the launch
+    uint32_t block_start, floor;  // times: of the block's start, of its last barrier
+    uint32_t warp_floor[max_warps];  // of the last barrier of the whole warp
+    uint32_t published;           // what of the block came before this is fenced towards other blocks
     unsigned long number;         // of this launch
     bool stopping;                // a fault was found; the launch ends at the next barrier
     volatile bool interrupted, busy;
@@ -107,11 +141,13 @@ extern Launcher now;
 [[noreturn]] void abandon_launch();
 void leave_thread();             // stop the current thread, let the others go on
 void yield();
-void stop_if_out_of_time();
+void add_timeout(uintptr_t pc);
+void stop_if_out_of_time(uintptr_t pc = 0);
 // Unless findings are collected, a finding stops the launch: at once, or, where the thread can go on,
 // at the next barrier, for a divergent barrier explains the races that follow from it.
 void report(const Finding &finding);
 void add_finding(const Finding &finding);
 Finding here(Kind kind);  // of the current thread
+void add_calls(Finding &finding);  // that led here
 
 }  // namespace mulfree_emulator

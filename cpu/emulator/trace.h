@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "rows.h"
 #include "state.h"
 
 namespace mulfree_emulator {
@@ -27,6 +28,16 @@ struct BarrierSite {
     uint64_t count;
 };
 
+// A request of the block that the launch follows (the same layout in emulator/runtime.py).
+struct Event {
+    uint32_t site, warp;
+    uint32_t interval;  // the barriers that the block had passed
+    uint32_t lanes, size;
+    uint32_t region[32];   // of each lane's access,
+    uint64_t address[32];  // and where, from the origin of the region
+};
+
+constexpr size_t max_events = 100000;
 constexpr unsigned max_sites = 4096, max_barrier_sites = 256;
 constexpr unsigned run_length = 256;  // accesses of a lane before it waits for its warp
 
@@ -34,6 +45,7 @@ struct Request {
     unsigned site;
     uint32_t lanes;
     unsigned size;
+    uint32_t region[warp_size];
     uintptr_t address[warp_size];
 };
 
@@ -51,8 +63,10 @@ struct Trace {
 };
 
 inline Trace *trace;
+inline Rows<Event> events;
 
 inline void open_trace() {
+    events.clear();
     std::free(trace);
     trace = static_cast<Trace *>(std::calloc(1, sizeof(Trace)));
 }
@@ -73,8 +87,9 @@ inline unsigned site_index(uintptr_t pc, Access kind, bool shared) {
     }
 }
 
-inline void record(uintptr_t address, size_t size, Access kind, bool shared, uintptr_t pc) {
+inline void record(uintptr_t address, size_t size, Access kind, int region, bool shared, uintptr_t pc) {
     const unsigned lane = now.current % warp_size;
+    if (trace->run[lane] == run_length) yield();
     const unsigned index = site_index(pc, kind, shared);
     uint16_t &request = trace->request_of[index][trace->occurrence[index][lane]++];
     if (!request) {
@@ -85,8 +100,9 @@ inline void record(uintptr_t address, size_t size, Access kind, bool shared, uin
     Request &r = trace->requests[request];
     r.lanes |= 1u << lane;
     r.size = static_cast<unsigned>(size);
+    r.region[lane] = static_cast<uint32_t>(region);
     r.address[lane] = address;
-    if (++trace->run[lane] == run_length) yield();
+    ++trace->run[lane];
 }
 
 // Distinct pieces of `grain` bytes that the lanes first .. last touch.
@@ -128,11 +144,24 @@ inline void count_request(const Request &r, Site &site) {
     }
 }
 
+inline void keep_request(const Request &r, unsigned warp) {
+    if (events.count == max_events) return;
+    Event e{r.site, warp, now.interval, r.lanes, r.size, {}, {}};
+    for (unsigned lane = 0; lane < warp_size; ++lane) {
+        if (!(r.lanes >> lane & 1)) continue;
+        e.region[lane] = r.region[lane];
+        e.address[lane] = r.address[lane];
+    }
+    events.add(e);
+}
+
 // Called when the lanes of a warp have all come to a stop.
-inline void count_requests() {
+inline void count_requests(unsigned warp) {
+    const bool followed = int64_t(now.block) == now.launch->followed;
     for (unsigned i = 1; i <= trace->request_count; ++i) {
         const Request &r = trace->requests[i];
         count_request(r, trace->sites[r.site]);
+        if (followed) keep_request(r, warp);
         std::memset(trace->occurrence[r.site], 0, sizeof trace->occurrence[r.site]);
     }
     for (unsigned i = 1; i <= trace->request_count; ++i) {

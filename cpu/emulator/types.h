@@ -13,13 +13,6 @@
     inline name##3 make_##name##3(T x, T y, T z) { return {x, y, z}; }                        \
     inline name##4 make_##name##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 
-using uchar = unsigned char;
-using ushort = unsigned short;
-using uint = unsigned int;
-using ulong = unsigned long;
-using longlong = long long;
-using ulonglong = unsigned long long;
-
 MULFREE_VECTORS(char, signed char, 2, 4)
 MULFREE_VECTORS(uchar, unsigned char, 2, 4)
 MULFREE_VECTORS(short, short, 4, 8)

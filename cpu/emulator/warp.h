@@ -23,8 +23,9 @@ inline uint64_t word_of(T value) {
 }
 
 template <class T>
-inline T shuffle(unsigned mask, T value, int source, const char *file, int line) {
-    const uint64_t word = mulfree_collective(Collective::shuffle, mask, word_of(value), source, file, line);
+inline T shuffle(unsigned mask, T value, int source, const char *file, int line,
+                 Collective what = Collective::shuffle) {
+    const uint64_t word = mulfree_collective(what, mask, word_of(value), source, file, line);
     T result;
     memcpy(&result, &word, sizeof result);
     return result;
@@ -36,8 +37,8 @@ inline void __syncwarp(unsigned mask = 0xffffffff, MULFREE_HERE) {
     mulfree_emulator::together(mulfree_emulator::Collective::sync, mask, 0, file, line);
 }
 
-// A lane that would read beyond its segment of `width` lanes keeps its own value. So does one whose
-// source, up or down, is not in the mask: at a group's edge that is usual, and nobody uses the value.
+// A lane that would read beyond its segment of `width` lanes keeps its own value. That a shift up or
+// down reaches beyond the mask at a group's edge is usual, and nobody uses what the lane gets there.
 template <class T>
 inline T __shfl_sync(unsigned mask, T v, int source, int width = 32, MULFREE_HERE) {
     const int lane = mulfree_lane();
@@ -46,14 +47,16 @@ inline T __shfl_sync(unsigned mask, T v, int source, int width = 32, MULFREE_HER
 template <class T>
 inline T __shfl_up_sync(unsigned mask, T v, unsigned delta, int width = 32, MULFREE_HERE) {
     const int lane = mulfree_lane(), source = lane - static_cast<int>(delta);
-    const bool outside = source < (lane & ~(width - 1)) || !(mask >> source & 1);
-    return mulfree_emulator::shuffle(mask, v, outside ? lane : source, file, line);
+    const bool outside = source < (lane & ~(width - 1));
+    return mulfree_emulator::shuffle(mask, v, outside ? lane : source, file, line,
+                                     mulfree_emulator::Collective::shift);
 }
 template <class T>
 inline T __shfl_down_sync(unsigned mask, T v, unsigned delta, int width = 32, MULFREE_HERE) {
     const int lane = mulfree_lane(), source = lane + static_cast<int>(delta);
-    const bool outside = source > (lane | (width - 1)) || !(mask >> source & 1);
-    return mulfree_emulator::shuffle(mask, v, outside ? lane : source, file, line);
+    const bool outside = source > (lane | (width - 1));
+    return mulfree_emulator::shuffle(mask, v, outside ? lane : source, file, line,
+                                     mulfree_emulator::Collective::shift);
 }
 template <class T>
 inline T __shfl_xor_sync(unsigned mask, T v, int lane_mask, int width = 32, MULFREE_HERE) {

@@ -58,8 +58,8 @@ inline void store_lanes(T* p, V v) {
     __builtin_memcpy(p, &v, sizeof v);
 }
 
-// Makes the compiler believe that v has changed; then it also keeps v in a register and does not load it
-// anew for every use.
+// Optimisation barrier: to the compiler v has changed, so it keeps v in a register and does not load it anew
+// for every use.
 template <class V>
 inline void touch(V& v) {
 #if defined(__AVX512F__)

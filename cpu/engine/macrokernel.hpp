@@ -35,7 +35,7 @@ struct PackedTile {
     const index* place;  // where in the packed block the vectors start
     Accumulator* total;  // [filter][pixel]: the sums,
     X* rows;             // and values the operation wants to keep
-    bool redo[CHUNK_FILTERS<Op> / MR];  // tiles to be summed once more, with more care
+    bool redo[CHUNK_FILTERS<Op> / MR];  // tiles to recompute exactly: the fast form cancelled
     index group, filter, filters;
 
     index tile_filters(index f) const { return smaller(MR, filters - f); }

@@ -210,6 +210,18 @@ class Tensor:
         """The same values with no history."""
         return Tensor(self.data)
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if self.requires_grad:
+            raise TypeError(
+                f"a Tensor of shape {self.shape} that requires a gradient would lose it as a NumPy "
+                "array: take its .data, or compute it inside no_grad()"
+            )
+        if not isinstance(self.data, np.ndarray):
+            raise TypeError(
+                f"a Tensor of shape {self.shape} on a GPU is not copied silently: take .data.get()"
+            )
+        return np.array(self.data, dtype, copy=copy)
+
     def __len__(self) -> int:
         return len(self.data)
 

@@ -20,7 +20,9 @@ from mulfree_cupy.cli import (
     training,
 )
 from mulfree_cupy.config import keep_freed_memory
+from mulfree_cupy.data.dataset import OtherData
 from mulfree_cupy.files import reason
+from mulfree_cupy.launch import emulator
 from mulfree_cupy.version import __version__
 
 
@@ -41,7 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         print(f"mulfree: there is not enough memory: {error}", file=sys.stderr)
         return 1
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+    except OtherData as error:
+        print(f"mulfree: {error}; --data says which data set it is", file=sys.stderr)
+        return 1
+    except (
+        *(ValueError, OSError, ImportError, FloatingPointError),
+        *(emulator.CompilationError, emulator.EmulationFault, NotImplementedError),
+    ) as error:
         print(f"mulfree: {error}", file=sys.stderr)
         return 1
 
@@ -68,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     kernels.add(commands)
     training.add_train(commands)
     pruning.add(commands)
+    networks.add_models(commands)
     networks.add_evaluate(commands)
     checkpoints.add_calibrate(commands)
     quantisation.add(commands)

@@ -21,7 +21,8 @@ def add(commands) -> None:
     command.add_argument(
         "--models",
         metavar="NAMES",
-        help="networks to compare, with commas between them (default: the five forms of ResNet-20)",
+        help="networks to compare, with commas between them; adder-resnet20@conv-resnet20 is "
+        "taught by the CNN before it (default: the five forms of ResNet-20)",
     )
     options.add_data(command)
     options.add_recipe(command)
@@ -73,9 +74,10 @@ def _notes(recipe, seeds: int, pair) -> list[str]:
     train, test = pair
     runs = f"{seeds} runs each, mean ± standard deviation" if seeds > 1 else "one run each"
     return [
-        f"{train.name}: {len(train)} training and {len(test)} test images. {recipe.epochs} epochs "
-        f"in batches of {recipe.batch_size}, rate {recipe.rate:g}, augmentation: {recipe.augment}; "
-        f"{runs}.",
+        f"{train.name}: {len(train)} training and {len(test)} test images. "
+        f"{options.counted(recipe.epochs, 'epoch')} in batches of {recipe.batch_size}, rate "
+        f"{recipe.rate:g}, {'Nesterov ' * recipe.nesterov}momentum {recipe.momentum:g}, "
+        f"augmentation: {recipe.augment}; {runs}.",
         "Of one image, with normalisations, biases and the ordinary first and last layers. Energy: "
         "of the arithmetic alone, by Horowitz's 45 nm table (ISSCC 2014); XNOR and its sum, which "
         "it lacks, are assumed to take an eighth of an 8-bit addition. Moves: numbers that shifts "

@@ -1,4 +1,4 @@
-"""``mulfree evaluate`` and ``profile``: what a network is worth, and where its time goes."""
+"""``mulfree models``, ``evaluate`` and ``profile``: which networks, what one is worth, its time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,33 @@ import argparse
 from pathlib import Path
 
 from mulfree_cupy.cli import options
+
+
+def add_models(commands) -> None:
+    command = commands.add_parser(
+        "models",
+        help="list the networks",
+        description="List the networks that other commands take, with the images that each is "
+        "built for unless the data say otherwise.",
+    )
+    command.add_argument(
+        "text", nargs="?", default="", metavar="TEXT", help="only names that hold it: resnet20"
+    )
+    command.set_defaults(run=_models)
+
+
+def _models(chosen: argparse.Namespace) -> int:
+    from mulfree_cupy import models
+
+    names = [name for name in models.MODELS if chosen.text in name]
+    if not names:
+        raise ValueError(f"no network's name holds {chosen.text!r}")
+    width = max(map(len, names))
+    for name in names:
+        shape = models.default_shape(name)
+        images = "{channels}x{size}x{size}".format(**shape)
+        print(f"{name.ljust(width)}  {images}, {shape['classes']} classes")
+    return 0
 
 
 def add_evaluate(commands) -> None:

@@ -85,7 +85,7 @@ def add_recipe(command: argparse.ArgumentParser) -> None:
         "--recipe",
         choices=["paper", "fast"],
         help="what other options change: AdderNet's, for hundreds of epochs, or one for few, in "
-        "smaller batches (default: paper)",
+        "smaller batches and with Nesterov momentum (default: paper)",
     )
     command.add_argument(
         "--batch-size",
@@ -111,6 +111,11 @@ def add_image_size(command: argparse.ArgumentParser) -> None:
 
 def add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+
+
+def counted(number: int, what: str) -> str:
+    """As in "1 epoch", "20 epochs"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def load_data(chosen: argparse.Namespace):

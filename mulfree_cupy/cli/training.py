@@ -123,10 +123,11 @@ def _train(chosen: argparse.Namespace) -> int:
         name = run.recipe.model
         curves.write(picture, {name: history}, title=f"{name} on {pair[0].name}")
     print(f"Checkpoint {run.path}, learning curve {picture}")
+    epochs = options.counted(len(history.test_accuracy), "epoch")
     gathered = f" ({history.running_accuracy[-1]:.2%} with the running statistics)"
     print(
         f"Test accuracy {history.test_accuracy[-1]:.2%}{gathered if run.recipe.calibration else ''}"
-        f" after {len(history.test_accuracy)} epochs, {time.perf_counter() - start:.1f} s"
+        f" after {epochs}, {time.perf_counter() - start:.1f} s"
     )
     return 0
 
@@ -185,13 +186,13 @@ def _describe(run: Training, pair) -> str:
     train, test = pair
     recipe, done = run.recipe, run.epoch
     count = sum(p.size for p in run.model.parameters())
-    epochs = f"{recipe.epochs} epochs"
+    epochs = options.counted(recipe.epochs, "epoch")
     if done or run.step:
         rate = f"; rate {recipe.rate_in(done):.3g}" if done < recipe.epochs else ""
         epochs = f"from epoch {done + 1}, {recipe.epochs - done} more, {recipe.epochs} in all{rate}"
     return (
         f"{recipe.model}, {count:,} parameters, on {train.name}: {len(train)} training and "
-        f"{len(test)} test images; batches of {recipe.batch_size}; {epochs}"
+        f"{len(test)} test images; batches of {min(recipe.batch_size, len(train))}; {epochs}"
     )
 
 

@@ -13,7 +13,7 @@ from mulfree_cupy import geometry
 from mulfree_cupy.data import archives, cifar, folders, idx
 from mulfree_cupy.data.augment import Compose, RandomCrop, RandomFlip
 from mulfree_cupy.data.cache import cached
-from mulfree_cupy.data.dataset import Dataset, digest, sample, split, statistics
+from mulfree_cupy.data.dataset import Dataset, OtherData, digest, sample, split, statistics
 from mulfree_cupy.data.digits import load_digits
 from mulfree_cupy.data.feed import Feed
 from mulfree_cupy.data.loader import Loader
@@ -25,6 +25,7 @@ __all__ = [
     "Dataset",
     "Feed",
     "Loader",
+    "OtherData",
     "RandomCrop",
     "RandomFlip",
     "digest",

@@ -8,6 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 
+class OtherData(ValueError):
+    """A network was trained on other images or classes than those of a data set."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Labelled images of one size.

@@ -7,14 +7,21 @@ report, from NVRTC's or from the emulator's, on the line of the file that a read
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 _LOCAL_INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 _HEADER_LINE = re.compile(r"^// ?(.*)$")
+
+_stand_ins: contextvars.ContextVar[Mapping[str, Path]] = contextvars.ContextVar(
+    "stand_ins", default=MappingProxyType({})
+)
 
 
 def cuda_directory() -> Path:
@@ -49,24 +56,43 @@ def read(path: str, defines: Mapping[str, object] | None = None) -> str:
         If there is no such file; the message lists those that exist.
     """
     lines = [f"#define {name} {value}" for name, value in (defines or {}).items()]
-    return "\n".join([*lines, _expand(path)]) + "\n"
+    other = _stand_ins.get().get(path)
+    text = _expanded(path) if other is None else _with_includes(other, str(other), path)
+    return "\n".join([*lines, text]) + "\n"
+
+
+@contextlib.contextmanager
+def stand_in(path: str, file: Path) -> Iterator[None]:
+    """Within the block, `read` gives the text of another file in the place of ``cuda/<path>``.
+
+    Its local includes are those of the folder of ``cuda/<path>``.
+    """
+    token = _stand_ins.set({**_stand_ins.get(), path: file})
+    try:
+        yield
+    finally:
+        _stand_ins.reset(token)
 
 
 @functools.cache
-def _expand(path: str) -> str:
+def _expanded(path: str) -> str:
     root = cuda_directory()
-    file = root / path
-    if not file.is_file():
+    if not (root / path).is_file():
         known = ", ".join(sorted(str(f.relative_to(root)) for f in root.rglob("*.cu*")))
         raise FileNotFoundError(f"no CUDA source named {path!r}; there are: {known}")
+    return _with_includes(root / path, f"cuda/{path}", path)
 
-    parts = [f'#line 1 "cuda/{path}"\n']
+
+def _with_includes(file: Path, label: str, path: str) -> str:
+    """The text of a file, called `label` in reports, that stands at ``cuda/<path>``."""
+    root = cuda_directory()
+    parts = [f'#line 1 "{label}"\n']
     text, end = file.read_text(encoding="utf-8"), 0
     for include in _LOCAL_INCLUDE.finditer(text):
-        found = (file.parent / include[1]).resolve().relative_to(root.resolve())
+        found = (root / path).parent.joinpath(include[1]).resolve().relative_to(root.resolve())
         following = text.count("\n", 0, include.end()) + 1
-        parts += [text[end : include.start()], "\n", _expand(found.as_posix())]
-        parts += [f'\n#line {following} "cuda/{path}"']
+        parts += [text[end : include.start()], "\n", _expanded(found.as_posix())]
+        parts += [f'\n#line {following} "{label}"']
         end = include.end()
     return "".join([*parts, text[end:]])
 
@@ -93,6 +119,12 @@ class Kernel:
     idea: str
     fixes: str
     cost: str
+
+    @property
+    def rung(self) -> int:
+        """Its number in the operation's ladder, 0 for a kernel beside it."""
+        number, separator, _ = self.name.partition("_")
+        return int(number) if separator and number.isdigit() else 0
 
 
 def kernels() -> list[Kernel]:

@@ -145,6 +145,7 @@ def _constructor(name: str):
     if name not in MODELS:
         alike = difflib.get_close_matches(name, MODELS, 5, 0)
         raise ValueError(
-            f"no model named {name!r}; the nearest of {len(MODELS)} are {', '.join(alike)}"
+            f"no model named {name!r}; the nearest of {len(MODELS)} are {', '.join(alike)}; "
+            "`mulfree models` lists all"
         )
     return MODELS[name]

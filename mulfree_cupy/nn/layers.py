@@ -114,7 +114,7 @@ class Conv(_Windowed):
 
     Attributes
     ----------
-    weight : Parameter, shape (filters, channels/groups, *kernel_size)
+    weight : Parameter, shape (filters, channels/groups, kh, kw)
         Packed for evaluation on the CPU, and then an array of the layer's own, read-only until
         `train`: assign to ``weight.data`` to change it.
     """
@@ -147,7 +147,7 @@ class AdderConv(_Windowed):
 
     Attributes
     ----------
-    weight : Parameter, shape (filters, channels/groups, *kernel_size)
+    weight : Parameter, shape (filters, channels/groups, kh, kw)
         As `Conv` has it.
     """
 
@@ -180,7 +180,7 @@ class BinaryConv(_Windowed):
 
     Attributes
     ----------
-    weight : Parameter, shape (filters, channels/groups, *kernel_size)
+    weight : Parameter, shape (filters, channels/groups, kh, kw)
         As `Conv` has it.
     """
 

@@ -63,7 +63,7 @@ def measure(runs: Sequence[Run], test: Dataset) -> list[Row]:
         accuracies = _accuracies(each)
         rows.append(
             Row(
-                _TITLES.get(model, model),
+                _title(model),
                 model,
                 len(each[0].history.test_accuracy),
                 len(each),
@@ -80,6 +80,13 @@ def measure(runs: Sequence[Run], test: Dataset) -> list[Row]:
             )
         )
     return rows
+
+
+def _title(model: str) -> str:
+    """What a network is called, which may have a teacher."""
+    name, _, teacher = model.partition("@")
+    taught = f", taught by {_TITLES.get(teacher, teacher)}" if teacher else ""
+    return _TITLES.get(name, name) + taught
 
 
 def _accuracies(runs: Sequence[Run]) -> list[float]:
@@ -160,7 +167,7 @@ def _draw(
     out: Path, rows: Sequence[Row], runs: Sequence[Run], plane: Sequence[Run], test: Dataset
 ) -> dict[str, str]:
     """Draw all pictures; their files, with what to say of each."""
-    by_title = {_TITLES.get(model, model): each for model, each in _by_model(runs).items()}
+    by_title = {_title(model): each for model, each in _by_model(runs).items()}
     networks = {title: file.read(each[0].path) for title, each in by_title.items()}
     points = {row.title: (row.joules, _accuracies(by_title[row.title])) for row in rows}
     figures.accuracy_over_energy(

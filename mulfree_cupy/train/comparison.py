@@ -11,7 +11,7 @@ from pathlib import Path
 from mulfree_cupy import data, files, models
 from mulfree_cupy.progress import progress as progress_bar
 from mulfree_cupy.train import checkpoint, folder
-from mulfree_cupy.train.evaluation import shape_of
+from mulfree_cupy.train.evaluation import load_teacher, shape_of
 from mulfree_cupy.train.pruning import RECORD as PLAN
 from mulfree_cupy.train.pruning import Plan, check_record, prune
 from mulfree_cupy.train.recipe import History, Recipe
@@ -31,6 +31,7 @@ class Run:
     Parameters
     ----------
     model : str
+        As `compare` was given it, with its teacher.
     seed : int
     path : Path
         Of its last checkpoint.
@@ -64,7 +65,9 @@ def compare(
     ----------
     names : sequence of str
         Of the networks. One with layers that can be pruned is trained for fewer epochs, pruned to
-        each of `DENSITIES` and trained again after each, for as many epochs in all.
+        each of `DENSITIES` and trained again after each, for as many epochs in all. With
+        ``"adder-resnet20@conv-resnet20"`` the former is taught by the latter, which must stand
+        before it: by that of the same seed.
     recipe : Recipe
         Its model and seed are replaced.
     train, test : data.Dataset
@@ -84,17 +87,22 @@ def compare(
     Raises
     ------
     ValueError
-        If there is no such network, or `out` holds another run, or a comparison by another recipe
-        or on other data.
+        If there is no such network or no such teacher before it, or `out` holds another run, or a
+        comparison by another recipe or on other data.
     Interrupted
         At Ctrl-C, after the step under way and the checkpoint.
     """
     shape = shape_of(train)
     pruned = {}
-    for name in names:  # all, before the first is trained
-        network = models.build(name, **shape)
+    for i, name in enumerate(names):  # all, before the first is trained
+        model, _, teacher = name.partition("@")
+        network = models.build(model, **shape)
         pruned[name] = any(hasattr(module, "prune") for _, module in network.modules())
-    runs = []
+        if teacher and teacher not in names[:i]:
+            raise ValueError(
+                f"compare: the teacher of {name} must stand before it, got {', '.join(names[:i])}"
+            )
+    runs: list[Run] = []
     with folder.taken(out, resumed=RECORD) as out:
         record, ours = out / RECORD, _described(recipe, train, test)
         if record.exists():
@@ -104,10 +112,13 @@ def compare(
                 file.write(json.dumps(ours, indent=1).encode())
         each = [(name, seed) for name in names for seed in range(seeds)]
         for name, seed in progress_bar(each, "networks", "network") if progress else each:
-            changed = replace(recipe, model=name, seed=seed)
+            model, _, teacher = name.partition("@")
+            changed = replace(recipe, model=model, seed=seed, teacher=teacher.partition("@")[0])
+            taught = next((r.path for r in runs if (r.model, r.seed) == (teacher, seed)), None)
             where = out / f"{name}-seed{seed}"
             trained = _pruned if pruned[name] else _trained
-            runs.append(trained(changed, train, test, where, device, progress))
+            run = trained(changed, train, test, where, device, progress, taught)
+            runs.append(replace(run, model=name))
     return runs
 
 
@@ -118,6 +129,7 @@ def _trained(
     where: Path,
     device: str,
     progress: bool,
+    teacher: Path | None,
 ) -> Run:
     path = where / _CHECKPOINT
     with folder.taken(where, resumed=_CHECKPOINT):
@@ -125,7 +137,8 @@ def _trained(
         if path.exists():
             run = Training.resume(path, train, test, **options)
         else:
-            run = Training(recipe, train, test, **options)
+            network = load_teacher(teacher, train)[1] if teacher else None
+            run = Training(recipe, train, test, teacher=network, **options)
         if run.epoch < recipe.epochs:
             run.run(progress=progress)
     return Run(recipe.model, recipe.seed, path, run.history)
@@ -138,10 +151,12 @@ def _pruned(
     where: Path,
     device: str,
     progress: bool,
+    teacher: Path | None,
 ) -> Run:
     after = max(1, recipe.epochs // _SHARE)
     before = max(1, recipe.epochs - after * len(DENSITIES))
-    dense = _trained(replace(recipe, epochs=before), train, test, where / "dense", device, progress)
+    shorter = replace(recipe, epochs=before)
+    dense = _trained(shorter, train, test, where / "dense", device, progress, teacher)
     options = {"out": where, "device": device, "progress": progress}
     options["resume"] = (where / PLAN).exists()
     steps = prune(dense.path, Plan(DENSITIES, epochs=after), train, test, **options)

@@ -129,14 +129,15 @@ def namespace_of(device: str) -> Any:
 
 
 def check_data(source: str | os.PathLike, saved: Checkpoint, dataset: data.Dataset) -> None:
-    """Raise a ValueError unless a checkpoint's network is for images and classes like these."""
+    """Raise `data.OtherData` unless a checkpoint's network is for images and classes like these."""
     if saved.shape != shape_of(dataset):
-        raise ValueError(
-            f"{source} was trained on images of {saved.shape}, {dataset.name} has "
-            f"{shape_of(dataset)}"
+        sizes = "{channels} x {size} x {size} in {classes} classes"
+        raise data.OtherData(
+            f"{source} was trained on images of {sizes.format(**saved.shape)}, {dataset.name} has "
+            f"{sizes.format(**shape_of(dataset))}"
         )
     if saved.classes != tuple(dataset.classes):
-        raise ValueError(f"{source} was trained on other classes than those of {dataset.name}")
+        raise data.OtherData(f"{source} was trained on other classes than those of {dataset.name}")
 
 
 def shape_of(dataset: data.Dataset) -> dict[str, int]:

@@ -17,7 +17,10 @@ AUGMENTATIONS = {
 IMAGES = 2560  # from which statistics are gathered: with more, no network tests better
 
 # Entries of a `Recipe` by name: AdderNet's own, for hundreds of epochs, and for few.
-RECIPES: dict[str, dict[str, Any]] = {"paper": {}, "fast": {"batch_size": 64}}
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "fast": {"batch_size": 64, "nesterov": True},
+}
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,13 @@ from mulfree_cupy.launch.emulator.report import (
     EmulationFault,
     Finding,
     KernelCounts,
+    Launch,
+    Memory,
     Report,
+    Step,
+    table_of,
 )
+from mulfree_cupy.launch.emulator.steps import read_steps
 
 __all__ = [
     "CompilationError",
@@ -36,11 +41,15 @@ __all__ = [
     "EmulationFault",
     "Finding",
     "KernelCounts",
+    "Launch",
+    "Memory",
     "RawKernel",
     "Report",
+    "Step",
     "active",
     "device",
     "emulated_cuda",
+    "table_of",
 ]
 
 
@@ -51,6 +60,8 @@ class Settings:
     check: bool | Literal["collect"]
     trace: bool
     report: Report
+    guide: bool = True  # a barrier is one for all threads, as the programming guide asks
+    follow: tuple[int, int, int] | None = None  # the block whose accesses are kept
 
 
 _settings: contextvars.ContextVar[Settings | None] = contextvars.ContextVar(
@@ -65,7 +76,12 @@ def active() -> Settings | None:
 
 
 @contextlib.contextmanager
-def emulated_cuda(check: bool | Literal["collect"] = True, trace: bool = False) -> Iterator[Report]:
+def emulated_cuda(
+    check: bool | Literal["collect"] = True,
+    trace: bool = False,
+    barriers: Literal["guide", "hardware"] = "guide",
+    follow: Sequence[int] | None = None,
+) -> Iterator[Report]:
     """Run NumPy arrays through the CUDA kernels, on the CPU.
 
     Parameters
@@ -75,6 +91,12 @@ def emulated_cuda(check: bool | Literal["collect"] = True, trace: bool = False) 
         in ``report.findings`` and goes on; False checks nothing and is several times faster.
     trace : bool
         Count loads, stores, sectors, bank conflicts and barriers into ``report.counts``.
+    barriers : {"guide", "hardware"}
+        ``"guide"``: threads that wait at another barrier, or have returned, are a fault, as the
+        programming guide has it. ``"hardware"``: a barrier opens when all threads that have not
+        returned wait at some barrier, as on GPUs since Volta.
+    follow : tuple of 1 to 3 int, optional
+        A block of whose threads every access is kept in ``report.steps``; it needs ``trace=True``.
 
     Yields
     ------
@@ -84,7 +106,7 @@ def emulated_cuda(check: bool | Literal["collect"] = True, trace: bool = False) 
     Raises
     ------
     ValueError
-        If `check` is none of these.
+        If `check` or `barriers` is none of these, or `follow` no block, or given without `trace`.
 
     Examples
     --------
@@ -101,8 +123,13 @@ def emulated_cuda(check: bool | Literal["collect"] = True, trace: bool = False) 
     """
     if not (check is True or check is False or check == "collect"):
         raise ValueError(f"emulated_cuda: check must be True, False or 'collect', got {check!r}")
+    if barriers not in ("guide", "hardware"):
+        raise ValueError(f"emulated_cuda: barriers must be 'guide' or 'hardware', got {barriers!r}")
+    if follow is not None and not trace:
+        raise ValueError("emulated_cuda: follow needs trace=True")
+    block = None if follow is None else _block("emulated_cuda", follow)
     report = Report()
-    token = _settings.set(Settings(check, bool(trace), report))
+    token = _settings.set(Settings(check, bool(trace), report, barriers == "guide", block))
     try:
         yield report
     finally:
@@ -155,13 +182,19 @@ class RawKernel:
                 f"RawKernel: options must be a tuple of strings, got the string {options!r}"
             )
         self.code, self.name, self.options, self.backend = code, name, tuple(options), backend
-        self._largest_dynamic = limits.STATIC_SHARED
+        self._largest_dynamic: int | None = None  # what static memory leaves of 48 KiB
         self._compiled: dict[bool, tuple[Any, runtime.Kernel]] = {}
 
     @property
     def max_dynamic_shared_size_bytes(self) -> int:
-        """The most ``shared_mem`` a launch may ask for; beyond 48 KiB it must be set first."""
-        return self._largest_dynamic
+        """The most ``shared_mem`` a launch may ask for.
+
+        With the kernel's static shared memory it is 48 KiB at most unless it is set, and 227 KiB if
+        it is.
+        """
+        if self._largest_dynamic is not None:
+            return self._largest_dynamic
+        return limits.STATIC_SHARED - self._library(active())[0].shared_size
 
     @max_dynamic_shared_size_bytes.setter
     def max_dynamic_shared_size_bytes(self, size: int) -> None:
@@ -205,12 +238,8 @@ class RawKernel:
         block = _dimensions(self.name, "block", block, limits.BLOCK)
         if block[0] * block[1] * block[2] > limits.BLOCK_THREADS:
             raise ValueError(f"kernel {self.name!r}: a block has 1024 threads at most, got {block}")
-        if not 0 <= shared_mem <= self._largest_dynamic:
-            raise ValueError(
-                f"kernel {self.name!r}: shared_mem must be 0 to {self._largest_dynamic}, "
-                f"got {shared_mem}; set max_dynamic_shared_size_bytes for more than 48 KiB"
-            )
         library, kernel = self._library(settings)
+        self._check_shared(library.shared_size, shared_mem)
         # A name that could not be read is empty.
         names = [*library.parameter_names, *[""] * kernel.parameter_count][: kernel.parameter_count]
         arguments = convert(self.name, args, kernel.parameters[: kernel.parameter_count], names)
@@ -220,12 +249,16 @@ class RawKernel:
             dynamic_shared=shared_mem,
             check={False: 0, True: 1, "collect": 2}[settings.check],
             trace=settings.trace,
+            followed=self._followed(settings, grid),
             stacks=runtime.stacks(),
             stack_size=runtime.STACK_SIZE,
             arguments=arguments.pointers,
             arrays=(runtime.Array * len(arguments.arrays))(*arguments.arrays),
             array_count=len(arguments.arrays),
-            seconds=float(os.environ.get("MULFREE_EMULATOR_SECONDS", 3600)),
+            variables=library.variables,
+            variable_count=len(library.variables),
+            guide=settings.guide,
+            seconds=float(os.environ.get("MULFREE_EMULATOR_SECONDS", 60)),
         )
         with _one_launch:
             found = library.mulfree_launch(kernel, launch)
@@ -234,14 +267,48 @@ class RawKernel:
             findings = read_findings(library, found, self.name, launch, arguments)
             if settings.trace:
                 read_counts(library, self.name, launch, settings.report)
-        settings.report.findings.extend(findings)
-        if findings and settings.check != "collect":
+            if launch.followed >= 0:
+                settings.report.steps[self.name] = read_steps(library, launch, arguments)
+        errors = [f for f in findings if f.level == "error"]
+        settings.report.findings.extend(
+            f for f in findings if settings.check == "collect" or f.level == "note"
+        )
+        if errors and settings.check != "collect":
             # What explains the others first: behind a divergent barrier threads race, and a racing
             # thread may read what is not written yet.
             causes = ("divergent_barrier", "race", "uninitialised")
-            kinds = [f.kind for f in findings]
+            kinds = [f.kind for f in errors]
             found = next((kinds.index(kind) for kind in causes if kind in kinds), 0)
-            raise EmulationFault(findings[found] if kinds[-1] in causes else findings[-1])
+            raise EmulationFault(errors[found] if kinds[-1] in causes else errors[-1])
+
+    def _followed(self, settings: Settings, grid: tuple[int, int, int]) -> int:
+        """The number of the block to follow, -1 for none."""
+        if settings.follow is None or self.name in settings.report.steps:
+            return -1
+        (x, y, z), (width, height, depth) = settings.follow, grid
+        inside = x < width and y < height and z < depth
+        return (z * height + y) * width + x if inside else -1
+
+    def _check_shared(self, static: int, dynamic: int) -> None:
+        """Refuse more shared memory than a block can have."""
+        if static > limits.STATIC_SHARED:
+            raise ValueError(
+                f"kernel {self.name!r}: its __shared__ variables take {static} bytes, "
+                f"{limits.STATIC_SHARED} at most; use dynamic shared memory for more"
+            )
+        most = self.max_dynamic_shared_size_bytes
+        if not 0 <= dynamic <= most:
+            unset = self._largest_dynamic is None
+            raise ValueError(
+                f"kernel {self.name!r}: shared_mem must be 0 to {most}, got {dynamic}"
+                f"{f' beside {static} bytes of static shared memory' if static and unset else ''}; "
+                "set max_dynamic_shared_size_bytes for more than 48 KiB in all"
+            )
+        if static + dynamic > limits.DYNAMIC_SHARED:
+            raise ValueError(
+                f"kernel {self.name!r}: {static} bytes of static and {dynamic} of dynamic shared "
+                f"memory are more than a block can have, {limits.DYNAMIC_SHARED}"
+            )
 
     def _library(self, settings: Settings | None) -> tuple[Any, runtime.Kernel]:
         instrumented = settings is None or bool(settings.check or settings.trace)
@@ -249,6 +316,14 @@ class RawKernel:
             library = compile_kernel(self.code, self.name, self.options, instrumented)
             self._compiled[instrumented] = library, runtime.bind(library)
         return self._compiled[instrumented]
+
+
+def _block(function: str, given: Sequence[int]) -> tuple[int, int, int]:
+    block = tuple(given) if isinstance(given, Sequence) else (given,)
+    whole = all(isinstance(i, int | np.integer) and i >= 0 for i in block)
+    if not (whole and 1 <= len(block) <= 3):
+        raise ValueError(f"{function}: follow must be 1 to 3 indices of a block, got {given!r}")
+    return (*(int(i) for i in block), 0, 0)[:3]
 
 
 def _dimensions(
@@ -294,6 +369,9 @@ class Device:
         if kernel is None:
             kernel = self._kernels[code, entry] = RawKernel(code, entry)
             kernel.max_dynamic_shared_size_bytes = limits.DYNAMIC_SHARED
+        if (settings := active()) and settings.trace:
+            launch = Launch(path, entry, dict(defines), tuple(grid), tuple(block))
+            settings.report.launches.append(launch)
         kernel(grid, block, args, shared_mem=shared_mem)
 
 

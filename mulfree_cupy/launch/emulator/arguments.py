@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ class Arguments:
     pointers: ctypes.Array
     arrays: list[Array]
     descriptions: list[str]  # of the arrays, by their `name`
+    arrays_by_name: list[tuple[str, np.ndarray]]  # and what a kernel's text calls them
     values: list[Any]  # keeps alive what the pointers point to
 
 
@@ -43,20 +45,30 @@ def convert(
             f"kernel {kernel!r} takes {len(parameters)} arguments ({wanted}), "
             f"{len(args)} were given"
         )
-    buffers, arrays, descriptions = [], [], []
+    buffers, arrays, descriptions, by_name = [], [], [], []
 
     def note(value: Any, label: str, buffer: Any, offset: int = 0) -> None:
         """An array whose address stands in a buffer."""
         if isinstance(value, np.ndarray) and value.nbytes:
-            pointer, name = ctypes.addressof(buffer) + offset, len(descriptions)
+            start = (
+                buffer.ctypes.data if isinstance(buffer, np.ndarray) else ctypes.addressof(buffer)
+            )
+            pointer, name = start + offset, len(descriptions)
             where = value.ctypes.data, value.nbytes, _origin(value), pointer
             arrays.append(Array(*where, name, value.flags.writeable))
             descriptions.append(f"{label}, {value.dtype} of shape {value.shape}")
+            by_name.append((re.sub(r"argument \d+ \((\w+)\)", r"\1", label), value))
 
     for i, (value, parameter) in enumerate(zip(args, parameters, strict=True)):
         name = f"argument {i}" + (f" ({names[i]})" if names[i] else "")
         label = f"kernel {kernel!r}, {name}"
-        if parameter.kind == b"p":
+        if parameter.kind == b"p" and parameter.pointee_kind == b"p" and value is not None:
+            table = _table(label, value)
+            buffers.append(ctypes.c_void_p(table.ctypes.data))
+            note(table, name, buffers[-1])
+            for index, array in enumerate(value.flat):
+                note(array, f"{name}[{index}]", table, 8 * index)
+        elif parameter.kind == b"p":
             buffers.append(ctypes.c_void_p(_pointer(label, value, parameter)))
             note(value, name, buffers[-1])
         elif arguments.is_struct(value):
@@ -70,7 +82,7 @@ def convert(
             buffers.append(_scalar(label, value, parameter))
     pointers = (ctypes.c_void_p * max(1, len(buffers)))(*(ctypes.addressof(b) for b in buffers))
     arrays.sort(key=lambda a: a.base)
-    return Arguments(pointers, arrays, descriptions, [*args, buffers])
+    return Arguments(pointers, arrays, descriptions, by_name, [*args, buffers])
 
 
 def _pointer(label: str, value: Any, parameter: Parameter) -> int | None:
@@ -90,6 +102,23 @@ def _pointer(label: str, value: Any, parameter: Parameter) -> int | None:
             f"got an array of {dtype}"
         )
     return value.ctypes.data
+
+
+def _table(label: str, value: Any) -> np.ndarray:
+    """The addresses of arrays, for a pointer to pointers; the kernel may only read it."""
+    if not isinstance(value, np.ndarray) or value.dtype != object:
+        given = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+        raise TypeError(
+            f"{label}: the kernel takes an array of pointers; expected an array of dtype object "
+            f"that holds the arrays or None, got {given}: the emulator must know the memory "
+            "behind an address"
+        )
+    for index, array in enumerate(value.flat):
+        _check_array(f"{label}[{index}]", array)
+    addresses = [0 if array is None else array.ctypes.data for array in value.flat]
+    table = np.array(addresses, np.uint64).reshape(value.shape)
+    table.flags.writeable = False
+    return table
 
 
 def _check_array(label: str, value: Any) -> None:
@@ -120,15 +149,17 @@ def _scalar(label: str, value: Any, parameter: Parameter) -> Any:
     kind, note = parameter.kind.decode(), ""
     if isinstance(value, bool):
         value = np.bool_(value)
-    elif isinstance(value, int):
-        value, note = (
-            np.int64(value),
-            "; a Python int is passed as long long, wrap it in numpy.int32 or such",
-        )
+    elif isinstance(value, int) and kind == "i":
+        # CuPy passes a long long, of which the kernel takes the lower bytes.
+        bits = 8 * parameter.size
+        if not -(1 << bits - 1) <= value < 1 << bits:
+            raise ValueError(f"{label}: {value} does not fit an integer of {parameter.size} bytes")
+        word = (value % (1 << bits)).to_bytes(parameter.size, "little")
+        return ctypes.create_string_buffer(word, parameter.size)
     elif isinstance(value, float):
         value, note = (
             np.float64(value),
-            "; a Python float is passed as double, wrap it in numpy.float32",
+            "; CuPy passes a Python float as double, wrap it in numpy.float32",
         )
     if not isinstance(value, np.generic):
         raise TypeError(

@@ -7,6 +7,7 @@ are linked with is compiled once. Everything lies in ``$MULFREE_CACHE_DIR``, els
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -16,21 +17,33 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from mulfree_cupy.launch import source
-from mulfree_cupy.launch.emulator.translation import translate
+from mulfree_cupy.launch.emulator.translation import Translation, refusal, translate
+from mulfree_cupy.launch.emulator.variables import linker_script
 
 _WARNINGS = ["-w", "-fno-diagnostics-show-caret", "-fdiagnostics-color=never"]
+# DWARF 5 has addr2line (of binutils 2.40) name wrong files where functions have their own sections.
 _KERNEL = [
-    "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-strict-aliasing",
-    "-fno-exceptions", "-U_FORTIFY_SOURCE", "-fcf-protection=none",
+    "-O2", "-g1", "-gdwarf-4", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off",
+    "-fno-strict-aliasing", "-fno-exceptions", "-U_FORTIFY_SOURCE", "-fcf-protection=none",
+    "-fdata-sections", "-ffunction-sections", "-fno-builtin-printf", "-fstack-clash-protection",
 ]  # fmt: skip
+# The C library's functions that write through a pointer, which the runtime has them announce, and
+# those that end the process.
+_WRAPPED = (
+    "sincos", "sincosf", "modf", "modff", "frexp", "frexpf", "remquo", "remquof",
+    "exit", "_exit", "_Exit", "quick_exit", "abort",
+)  # fmt: skip
 # The calls of -fsanitize=thread reach the emulator's own functions. Without scalar replacement a
-# float4 stays one access, as it is on a GPU.
-_INSTRUMENTED = ["-fsanitize=thread", "-fno-optimize-sibling-calls"]
+# float4 stays one access, as it is on a GPU; without merging equal code each line keeps its own.
+_INSTRUMENTED = ["-fsanitize=thread", "-fno-optimize-sibling-calls", "-fstack-protector-strong"]
+_PLAIN = ["-fno-stack-protector"]
 _GCC = [
     "-fno-tree-sra", "-fno-ipa-sra", "-fno-tree-loop-distribute-patterns",
+    "-fno-crossjumping", "-fno-tree-tail-merge", "-fno-ipa-icf",
     "-fsanitize=bounds-strict",
     "--param=tsan-distinguish-volatile=1", "--param=tsan-instrument-func-entry-exit=0",
 ]  # fmt: skip
@@ -39,6 +52,7 @@ _CLANG = [
     "-mllvm", "-tsan-instrument-func-entry-exit=0",
 ]  # fmt: skip
 _EXPORT = 'extern "C" __attribute__((visibility("default")))'
+MOST_KEPT = 512 << 20  # bytes of compiled kernels in the cache
 HEADERS = "/mulfree_emulator"  # what the headers' folder is called in a compiled kernel
 
 
@@ -53,11 +67,15 @@ def compile_kernel(
     compiler = find_compiler()
     flags = tuple(_flags(options))
     mode = "instrumented" if instrumented else "plain"
-    key = _hash(code, name, *flags, mode, _version(compiler), _headers_hash(), _included(flags))
-    file = cache_directory() / f"{key}.so"
+    facts = [code, name, *flags, mode, _version(compiler), _headers_hash()]
+    if any(flag.startswith("-I") for flag in flags):  # so that an edited header is noticed
+        with _prepared(flags, instrumented, compiler) as (prepared, folder):
+            facts.append(_preprocess(prepared, folder, code, name, flags))
+    file = cache_directory() / f"{_hash(*facts)}.so"
     library = _load(file)
     if library is None:
         _build(file, code, name, flags, instrumented, compiler)
+        _prune(file.parent)
         library = _load(file)
     if library is None:
         raise RuntimeError(f"the emulator cannot load the kernel it has just compiled, {file}")
@@ -97,13 +115,6 @@ def _headers_hash() -> str:
     return _hash(*(f.read_bytes() for f in files), Path(__file__).read_bytes())
 
 
-def _included(flags: tuple[str, ...]) -> str:
-    """What lies in the user's include folders, so that an edited header is noticed."""
-    files = [f for flag in flags if flag.startswith("-I") for f in Path(flag[2:]).rglob("*")]
-    stats = [(str(f), f.stat()) for f in sorted(files) if f.is_file()]
-    return repr([(name, s.st_mtime_ns, s.st_size) for name, s in stats])
-
-
 def _hash(*parts: str | bytes) -> str:
     digest = hashlib.sha256()
     for part in parts:
@@ -134,6 +145,7 @@ def _load(file: Path) -> ctypes.CDLL | None:
     try:
         data = file.read_bytes()
         if hashlib.sha256(data[:-32]).digest() == data[-32:]:
+            os.utime(file)
             return ctypes.CDLL(str(file))
         file.unlink()
     except OSError:
@@ -141,55 +153,112 @@ def _load(file: Path) -> ctypes.CDLL | None:
     return None
 
 
-def _build(file, code, name, flags, instrumented, compiler) -> None:
+def _prune(folder: Path) -> None:
+    """Drop the compiled kernels that were not used for longest, if there are too many."""
+    kernels = []
+    for file in folder.glob("*.so"):
+        with contextlib.suppress(OSError):  # another process drops them too
+            kernels.append((file.stat().st_mtime, file.stat().st_size, file))
+    excess = sum(size for _, size, _ in kernels) - MOST_KEPT
+    for _, size, file in sorted(kernels):
+        if excess <= 0:
+            return
+        file.unlink(missing_ok=True)
+        excess -= size
+
+
+@contextlib.contextmanager
+def _prepared(
+    flags: tuple[str, ...], instrumented: bool, compiler: str
+) -> Iterator[tuple[_Prepared, Path]]:
+    """What every kernel needs, and a folder to work in."""
+    standard = next(flag for flag in flags if flag.startswith("-std"))
     with (
         tempfile.TemporaryDirectory(prefix="mulfree") as scratch,
-        _Prepared(
-            compiler, next(f for f in flags if f.startswith("-std")), instrumented
-        ) as prepared,
+        _Prepared(compiler, standard, instrumented) as prepared,
     ):
-        folder = Path(scratch)
-        (folder / "kernel.cpp").write_text(f'#line 1 "{name}"\n{code}\n')
-        command = [
-            *prepared.command,
-            "-E",
-            "-fpch-preprocess",
-            "-fno-working-directory",
-            *flags,
-            "-include",
-            str(prepared.header()),
-        ]
-        preprocessed = _run([*command, str(folder / "kernel.cpp")], name)
-        translation = translate(
-            preprocessed.replace(str(folder / "kernel.cpp"), name),
-            name,
-            (prepared.headers, prepared.cache),
-        )
+        yield prepared, Path(scratch)
+
+
+def _preprocess(
+    prepared: _Prepared, folder: Path, code: str, name: str, flags: tuple[str, ...]
+) -> str:
+    """The text with its includes and macros expanded, each line with its file."""
+    file = folder / "kernel.cpp"
+    file.write_text(f'#line 1 "{name}"\n{code}\n')
+    command = [*prepared.command, "-E", "-fpch-preprocess", "-fno-working-directory", *flags]
+    text = _run([*command, "-include", str(prepared.header()), str(file)], name, folder)
+    return text.replace(str(file), name)
+
+
+def _build(file, code, name, flags, instrumented, compiler) -> None:
+    with _prepared(flags, instrumented, compiler) as (prepared, folder):
+        preprocessed = _preprocess(prepared, folder, code, name, flags)
+        translation = translate(preprocessed, name, (prepared.headers, prepared.cache))
         (folder / "kernel.ii").write_text(
             f"{translation.text}\n"
             f"{_EXPORT} const mulfree_emulator::Kernel *mulfree_kernel() "
             f"{{ return mulfree_emulator::describe(&{name}); }}\n"
             f'{_EXPORT} const char mulfree_parameters[] = "{",".join(translation.parameters)}";\n'
+            f'{_EXPORT} const char mulfree_constants[] = "{",".join(translation.constants)}";\n'
         )
         # Reports name the text's own files, wherever it and the headers were compiled.
         mapped = [
             f"-ffile-prefix-map={prepared.headers}={HEADERS}",
             *(f"-fdebug-prefix-map={f}=/mulfree" for f in (folder, prepared.cache)),
         ]
-        _run([*prepared.command, *mapped, "-c", "kernel.ii", "-o", "kernel.o"], name, folder)
+        with _refusals(translation):
+            _run([*prepared.command, *mapped, "-c", "kernel.ii", "-o", "kernel.o"], name, folder)
+        script = linker_script((folder / "kernel.o").read_bytes(), "kernel.o")
+        (folder / "variables.ld").write_text(script)
         link = [
             compiler,
             "-shared",
             "-Wl,-Bsymbolic",
+            "-Wl,--gc-sections,-z,defs",  # what is not used may stay undefined
+            *(f"-Wl,--wrap={function}" for function in _WRAPPED),
+            *(["-Wl,-T,variables.ld"] if script else []),
             "kernel.o",
             str(prepared.runtime()),
             "-o",
             "kernel.so",
             *(["-lrt"] if sys.platform == "linux" else []),  # timers, before glibc 2.34
         ]
-        _run(link, name, folder)
+        with _refusals(translation):
+            _run(link, name, folder)
         data = (folder / "kernel.so").read_bytes()
     _write(file, data + hashlib.sha256(data).digest())
+
+
+@contextlib.contextmanager
+def _refusals(translation: Translation) -> Iterator[None]:
+    """Say of a compiler's or linker's error if it comes from what the emulator does not run."""
+    try:
+        yield
+    except CompilationError as error:
+        message = str(error)
+        undefined = re.search(r"(\S+?):(\d+): undefined reference to `([^']*)'", message)
+        if undefined:
+            file, line, words = (
+                undefined[1].removeprefix("/mulfree/"),
+                int(undefined[2]),
+                undefined[3],
+            )
+            reason = refusal(words)
+        else:
+            places = [(file, int(line)) for file, line in re.findall(r"(\S+?):(\d+):", message)]
+            file, line = next((p for p in places if p in translation.refused), ("", 0))
+            words, reason = "", translation.refused.get((file, line))
+        if undefined and not reason:
+            raise CompilationError(
+                f"{file}:{line}: {words} is declared, and nowhere defined"
+            ) from error
+        if not reason:
+            raise
+        raise NotImplementedError(
+            f"{file}:{line}: {reason}{f' ({words})' if words else ''} does not run on the "
+            "emulator; put a plain C++ twin behind #ifdef MULFREE_EMULATOR"
+        ) from error
 
 
 class _Prepared:
@@ -201,6 +270,8 @@ class _Prepared:
         extra = [] if is_clang else ["-fno-gnu-unique"]
         if instrumented:
             extra += [*_INSTRUMENTED, *(_CLANG if is_clang else _GCC)]
+        else:
+            extra += _PLAIN
         include = ["-I", f"{self.headers}/include"]
         self.command = [compiler, standard, *_WARNINGS, *_KERNEL, *extra, *include]
         key = _hash(_version(compiler), _headers_hash(), *self.command)
@@ -215,6 +286,7 @@ class _Prepared:
             "-fPIC",
             "-fvisibility=hidden",
             "-U_FORTIFY_SOURCE",
+            "-fno-exceptions",
         ]
         self._start(self._runtime, [*runtime, *_WARNINGS, "-c", f"{self.headers}/runtime.cpp"])
         if not is_clang:
@@ -257,14 +329,14 @@ class _Prepared:
     def _finish(self, file: Path) -> None:
         if file not in self._jobs:
             return
-        process, scratch = self._jobs[file]
+        process, scratch = self._jobs.pop(file)
         _, errors = process.communicate()
         if process.returncode:
+            os.unlink(scratch)
             raise CompilationError(
                 f"the emulator's own {file.suffix} file does not compile:\n{errors}"
             )
         os.replace(scratch, file)
-        del self._jobs[file]
 
 
 def _write(file: Path, data: bytes) -> None:
@@ -274,8 +346,15 @@ def _write(file: Path, data: bytes) -> None:
     os.replace(scratch.name, file)
 
 
-def _run(command: list[str], name: str, cwd: Path | None = None) -> str:
+def _run(command: list[str], name: str, cwd: Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+    missing = re.search(r"(\S+?):(\d+):\d+: fatal error: (\S+): No such file", done.stderr)
+    if done.returncode and missing:
+        file, line, header = missing.groups()
+        raise CompilationError(
+            f"{file.removeprefix(f'{cwd}/')}:{line}: there is no header {header}: it is not among "
+            "the emulator's; give the folder of your own with -I"
+        )
     if done.returncode:
         raise CompilationError(f"kernel {name!r} does not compile:\n{done.stderr.strip()}")
     return done.stdout

@@ -13,7 +13,7 @@ from mulfree_cupy.launch.emulator.report import Counts, Finding, KernelCounts, R
 
 _KINDS = (
     "out_of_bounds", "misaligned", "race", "uninitialised", "divergent_barrier",
-    "divergent_collective", "out_of_row", "trap", "crash", "timeout", "read_only",
+    "divergent_collective", "out_of_row", "trap", "crash", "timeout", "read_only", "same_value",
 )  # fmt: skip
 _READ, _WRITE, _ATOMIC = range(3)
 _VERBS = ("reads", "writes", "updates atomically")
@@ -32,57 +32,99 @@ def read_findings(
         return []
     rows = library.mulfree_findings()[:count]
     regions = runtime.table(library, "regions")
-    lines = _source_lines(library, {pc for r in rows for pc in (r.pc, r.other_pc) if pc})
+    guards = runtime.table(library, "guards")
+    pcs = {pc for r in rows for pc in (r.pc, r.other_pc, *r.calls[: r.call_count]) if pc}
+    frames = source_frames(library, pcs.union(guards))
+    # A plain read beside an atomic access is no fault on a line that guards one.
+    guarded = [frames[pc][:1] for pc in guards]
     found = []
     for row in rows:
-        file, line = (row.file.decode(), row.line) if row.file else lines.get(row.pc, (kernel, 0))
+        if row.guard and frames[row.pc if row.guard == 1 else row.other_pc][:1] in guarded:
+            continue
         region = regions[row.region] if row.region >= 0 else None
         array = _array(region, arguments)
+        place, *calls = _places(row, frames) or [(kernel, 0)]
         found.append(
             Finding(
                 kind=_KINDS[row.kind],
                 kernel=kernel,
-                file=file,
-                line=line,
+                file=place[0],
+                line=place[1],
                 block=_coordinates(row.block, launch.grid),
                 thread=_coordinates(row.thread, launch.block),
                 array=array,
                 offset=row.offset if region is not None else None,
-                text=_sentence(row, region, array, launch, lines),
+                text=_sentence(row, place, region, array, launch, arguments, frames),
+                calls=tuple(calls),
                 count=max(1, row.count),
             )
         )
     return found
 
 
-def _sentence(row, region, array, launch, lines) -> str:
+Place = tuple[str, int]  # a file and a line
+
+
+def _places(row: runtime.Finding, frames: dict[int, list[Place]]) -> list[Place]:
+    """Where a finding is, and where that was called from, up to the kernel."""
+    calls = [place for pc in row.calls[: row.call_count] for place in frames[pc]]
+    if row.file:
+        first = [(row.file.decode(), row.line)]
+    elif _KINDS[row.kind] == "timeout" and not frames.get(row.pc):
+        # In the runtime: where that was called, or where a thread waits.
+        waits = [(row.other_file.decode(), row.other_line)] if row.other_file else []
+        first = (calls or frames.get(row.other_pc) or waits)[:1]
+    else:
+        first = frames.get(row.pc, [])
+    known = [place for i, place in enumerate(calls) if i == 0 or place != calls[i - 1]]
+    if first and first[0] in known:
+        return known[known.index(first[0]) :]
+    return first
+
+
+def _sentence(row, place, region, array, launch, arguments, frames) -> str:
     kind = _KINDS[row.kind]
     access = f"{_VERBS[row.access]} {row.size} bytes"
     other = f"thread {_coordinates(row.other_thread, launch.block)}"
     text = (row.text or b"").decode()
+    where = _element(row, region, arguments)
     if kind == "out_of_bounds":
-        return f"{access} {_whereabouts(row, region, array)}"
+        if text:
+            return text
+        if region is None:
+            return f"{access} at address {row.offset:#x}, in no array"
+        side = "before the start" if row.offset < 0 else "beyond the end"
+        if 0 <= row.offset < region.size:  # within, at the end or between pieces of the heap
+            side = "partly " + side if array != _HEAP else "outside of what was given out"
+        return f"{access} at {where}, {side} of {array}"
     if kind == "read_only":
-        return f"{access} at offset {row.offset} of {array}, which is read-only"
+        return f"{access} at {where} of {array}, which is read-only"
     if kind == "misaligned":
-        return f"{access} at offset {row.offset} of {array}, which is no multiple of {row.size}"
-    if kind == "uninitialised":
         return (
-            f"{access} at offset {row.offset} of {array}, which no thread of the block has written"
+            f"{access} at {where} of {array}, offset {row.offset}, which is no multiple of "
+            f"{row.size}"
         )
+    if kind == "uninitialised":
+        return f"{access} at {where} of {array}, which no thread of the block has written"
+    if kind == "same_value":
+        return f"writes the same value to {where} of {array} as {other} by the same instruction"
     if kind == "race":
-        file, line = lines.get(row.other_pc, ("?", 0))
+        earlier = next(iter(frames.get(row.other_pc, [])), ("?", 0))
         # A cell remembers its last reader, which may be the writer itself.
         who = other if row.other_thread != row.thread else "other threads too"
         if row.other_block != row.block:
             who = f"block {_coordinates(row.other_block, launch.grid)}, {other}"
         return (
-            f"data race: {access} at offset {row.offset} of {array}, "
-            f"{_PAST[row.other_access]} by {who} at {file}:{line} with no barrier between them"
+            f"data race: {access} at {where} of {array}, {_PAST[row.other_access]} by {who} at "
+            f"{earlier[0]}:{earlier[1]} with no barrier between them: "
+            f"{_remedy(row, place, earlier)}"
         )
     if kind == "divergent_barrier":
         where = f" at {row.other_file.decode()}:{row.other_line}" if row.other_file else ""
-        return f"waits at a barrier while {other} {text}{where}"
+        return (
+            f"waits at a barrier while {other} {text}{where}: the programming guide asks for one "
+            "barrier that all threads reach (emulated_cuda(barriers='hardware') counts them only)"
+        )
     if kind == "divergent_collective":
         if text:
             return text
@@ -97,16 +139,59 @@ def _sentence(row, region, array, launch, lines) -> str:
     if kind == "crash":
         return f"stopped by {text}"
     if kind == "timeout":
-        return "still running when the time was up (MULFREE_EMULATOR_SECONDS)"
+        return (
+            f"still running after {launch.seconds:g} seconds, the limit that "
+            "MULFREE_EMULATOR_SECONDS sets"
+        )
     return text
 
 
-def _whereabouts(row, region, array) -> str:
+def _remedy(row: runtime.Finding, place: Place, earlier: Place) -> str:
+    """What would order the two accesses of a race."""
+    if row.other_block != row.block:
+        return (
+            "blocks run in any order; let one block write, use an atomic function, or launch twice"
+        )
+    if row.pc == row.other_pc and row.access == _WRITE:
+        return "let one thread write, or each its own element, or use an atomic function"
+    barrier = "__syncthreads()"
+    if row.thread // 32 == row.other_thread // 32:
+        barrier += " or __syncwarp()"
+    (low, first), (high, last) = sorted([earlier, place], key=lambda p: p[1])
+    if (low, first) == (high, last):
+        return f"a barrier, {barrier}, is needed between the two accesses of line {first}"
+    if low == high:
+        return f"a barrier, {barrier}, is needed between lines {first} and {last}"
+    return f"a barrier, {barrier}, is needed between {low}:{first} and {high}:{last}"
+
+
+_HEAP = "the heap of malloc and new"
+
+
+def _element(row, region, arguments: Arguments) -> str:
+    """The element that was accessed, as a kernel's text might write it."""
     if region is None:
-        return f"at address {row.offset:#x}, in no array"
-    if row.offset < 0:
-        return f"{-row.offset} bytes before the start of {array}"
-    return f"at offset {row.offset} of {array}, which ends at {region.size}"
+        return ""
+    if region.array >= 0:
+        name, array = arguments.arrays_by_name[region.array]
+        size, shape = array.itemsize, array.shape
+    elif region.rank:
+        name, size, shape = region.name.decode(), region.element, region.extents[: region.rank]
+    elif region.element and row.offset == 0:
+        return region.name.decode()  # no array
+    else:
+        return f"byte {row.offset}"
+    index, rest = divmod(row.offset, size)
+    position = [index]
+    if 0 <= row.offset < region.size:
+        position = []
+        for extent in reversed(shape):
+            index, i = divmod(index, extent)
+            position.insert(0, i)
+    brackets = ", ".join(map(str, position))
+    if region.array < 0:
+        brackets = "][".join(map(str, position))
+    return f"{name}[{brackets}]{f' + {rest} bytes' if rest else ''}"
 
 
 def _array(region, arguments: Arguments) -> str | None:
@@ -114,9 +199,11 @@ def _array(region, arguments: Arguments) -> str | None:
         return None
     if region.array >= 0:
         return arguments.descriptions[region.array]
+    name = region.name.decode() if region.name else "the text's constants"
     if region.shared and region.line:
-        return f"__shared__ {region.name.decode()} ({region.size} bytes, line {region.line})"
-    return region.name.decode() if region.name else "the module's own variables"
+        shape = "".join(f"[{n}]" for n in region.extents[: region.rank])
+        return f"__shared__ {name}{shape} ({region.size} bytes, line {region.line})"
+    return name if region.shared else f"{name} ({region.size} bytes)"
 
 
 def _coordinates(index: int, sizes) -> tuple[int, int, int]:
@@ -127,13 +214,13 @@ def _coordinates(index: int, sizes) -> tuple[int, int, int]:
 def read_counts(library: ctypes.CDLL, kernel: str, launch: runtime.Launch, report: Report) -> None:
     """Add the counts of the last launch to the report."""
     sites = runtime.table(library, "sites")
-    lines = _source_lines(library, {s.pc for s in sites})
+    frames = source_frames(library, {s.pc for s in sites})
     total = report.counts.setdefault(kernel, KernelCounts())
     total.launches += 1
     g, b = launch.grid, launch.block
     total.threads += g[0] * g[1] * g[2] * b[0] * b[1] * b[2]
     for site in sites:
-        _add(total, lines.get(site.pc, (kernel, 0)), _counts(site))
+        _add(total, next(iter(frames[site.pc]), (kernel, 0)), _counts(site))
     for barrier in runtime.table(library, "barriers"):
         _add(total, (barrier.file.decode(), barrier.line), Counts(barriers=barrier.count))
 
@@ -153,11 +240,15 @@ def _counts(site: runtime.Site) -> Counts:
     return counts
 
 
-def _source_lines(library: ctypes.CDLL, offsets: set[int]) -> dict[int, tuple[str, int]]:
-    """File and line by offset in the module; offsets are return addresses, one past the call."""
+def source_frames(library: ctypes.CDLL, offsets: set[int]) -> dict[int, list[Place]]:
+    """The user's lines by offset in the module, from the innermost inlined function outwards.
+
+    Offsets are return addresses, one past the call.
+    """
     tool = shutil.which("addr2line") or shutil.which("llvm-addr2line")
-    known = library.__dict__.setdefault("known_lines", {})
+    known = library.__dict__.setdefault("known_frames", {})
     wanted = sorted(offsets - known.keys())
+    known.update((offset, []) for offset in wanted)
     if not wanted or tool is None:
         return known
     command = [tool, "-a", "-i", "-e", library._name]
@@ -172,8 +263,7 @@ def _source_lines(library: ctypes.CDLL, offsets: set[int]) -> dict[int, tuple[st
         if row.startswith("0x"):
             offset = int(row, 16) + 1
             continue
-        # The frames of inlined functions follow one another, innermost first.
         file, _, line = row.partition(" (")[0].rpartition(":")
-        if offset not in known and file != "??" and not file.startswith(HEADERS) and line.isdigit():
-            known[offset] = file.removeprefix("/mulfree/"), int(line)
+        if file != "??" and not file.startswith(HEADERS) and line.isdigit():
+            known[offset].append((file.removeprefix("/mulfree/"), int(line)))
     return known

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+
+import numpy as np
 
 
 class EmulationFault(RuntimeError):
@@ -28,8 +31,10 @@ class Finding:
     ----------
     kind : str
         ``out_of_bounds``, ``misaligned``, ``race``, ``uninitialised``, ``divergent_barrier``,
-        ``divergent_collective``, ``out_of_row``, ``read_only``, ``trap``, ``crash`` or
-        ``timeout``.
+        ``divergent_collective``, ``out_of_row``, ``read_only``, ``trap``, ``crash``,
+        ``timeout`` or ``same_value``.
+    level : str
+        ``"error"``; ``"note"`` for ``same_value``, which no launch raises.
     kernel, file, line
         Where; line 0 if it is not known.
     block, thread : tuple of int
@@ -40,6 +45,8 @@ class Finding:
         Bytes from its start.
     text : str
         The fault in a sentence.
+    calls : tuple of (str, int)
+        File and line of the calls that led there, up to the kernel's own.
     count : int
         How often it happened, when findings are collected.
     """
@@ -53,13 +60,20 @@ class Finding:
     array: str | None
     offset: int | None
     text: str
+    calls: tuple[tuple[str, int], ...] = ()
     count: int = 1
+
+    @property
+    def level(self) -> str:
+        return "note" if self.kind == "same_value" else "error"
 
     def __str__(self) -> str:
         times = f" ({self.count} times)" if self.count > 1 else ""
+        called = "".join(f", called from {file}:{line}" for file, line in self.calls)
+        note = "note: " if self.level == "note" else ""
         return (
-            f"{self.file}:{self.line}: kernel {self.kernel}, block {self.block}, "
-            f"thread {self.thread}: {self.text}{times}"
+            f"{self.file}:{self.line}: {note}kernel {self.kernel}, block {self.block}, "
+            f"thread {self.thread}: {self.text}{called}{times}"
         )
 
 
@@ -114,6 +128,82 @@ class KernelCounts(Counts):
         return total
 
 
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a kernel of the package.
+
+    Attributes
+    ----------
+    path, kernel : str
+        The file below ``cuda/``, and its function.
+    defines : dict
+        The macros it was compiled with.
+    grid, block : tuple of int
+    """
+
+    path: str
+    kernel: str
+    defines: dict[str, object]
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+
+    @property
+    def blocks(self) -> int:
+        """Of the grid."""
+        return math.prod(self.grid)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """An array that a kernel was given, or shared memory of its block.
+
+    Attributes
+    ----------
+    name : str
+        Of the kernel's parameter or variable.
+    shared : bool
+    shape : tuple of int
+        Of shared memory the number of its words.
+    itemsize : int
+        Bytes of an element, of shared memory 4.
+    start : int
+        Bytes from the first bank, or from a 32-byte sector's start.
+    """
+
+    name: str
+    shared: bool
+    shape: tuple[int, ...]
+    itemsize: int
+    start: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One access of the threads of a block: of each the n-th at an instruction since a barrier.
+
+    Attributes
+    ----------
+    interval : int
+        Barriers that the block had passed.
+    file, line : str, int
+    kind : str
+        ``"load"``, ``"store"`` or ``"atomic"``.
+    memory : Memory
+    size : int
+        Bytes that a thread accesses.
+    offsets : ndarray of int64
+        Of each thread, in bytes from the start of the memory; -1 of one that takes no part.
+    """
+
+    interval: int
+    file: str
+    line: int
+    kind: str
+    memory: Memory
+    size: int
+    offsets: np.ndarray
+
+
 @dataclass
 class Report:
     """What the emulator saw while an `emulated_cuda` block was active.
@@ -121,16 +211,22 @@ class Report:
     Attributes
     ----------
     findings : list of Finding
-        Gathered with ``check="collect"``.
+        The notes, and with ``check="collect"`` the errors too.
     counts : dict of str to KernelCounts
         By kernel name, with ``trace=True``.
+    launches : list of Launch
+        Of the package's own kernels, in order, with ``trace=True``.
+    steps : dict of str to list of Step
+        Every access of the block that is followed, in the first launch of each kernel.
     """
 
     findings: list[Finding] = field(default_factory=list)
     counts: dict[str, KernelCounts] = field(default_factory=dict)
+    launches: list[Launch] = field(default_factory=list)
+    steps: dict[str, list[Step]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        parts = [_table(name, counts) for name, counts in self.counts.items()]
+        parts = [table_of(name, counts) for name, counts in self.counts.items()]
         parts += (
             ["\n".join(["findings:", *(f"  {f}" for f in self.findings)])] if self.findings else []
         )
@@ -152,7 +248,8 @@ _HEADINGS = (
 )
 
 
-def _table(name: str, counts: KernelCounts) -> str:
+def table_of(name: str, counts: KernelCounts) -> str:
+    """The counts of a kernel by line, as text."""
     rows = [_HEADINGS]
     rows += [_row(f"{file}:{line}", c) for (file, line), c in sorted(counts.lines.items())]
     rows.append(_row("total", counts))

@@ -5,8 +5,12 @@ from __future__ import annotations
 import ctypes
 import functools
 import mmap
+from pathlib import Path
+
+import numpy as np
 
 from mulfree_cupy.launch import limits
+from mulfree_cupy.launch.emulator.variables import read_variables, shared_size
 
 STACK_SIZE = 128 << 10
 
@@ -40,6 +44,15 @@ class Array(ctypes.Structure):
     ]
 
 
+class Variable(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("offset", ctypes.c_uint64),
+        ("size", ctypes.c_size_t),
+        ("writable", ctypes.c_int),
+    ]
+
+
 class Launch(ctypes.Structure):
     _fields_ = [
         ("grid", ctypes.c_uint32 * 3),
@@ -47,11 +60,15 @@ class Launch(ctypes.Structure):
         ("dynamic_shared", ctypes.c_uint32),
         ("check", ctypes.c_int),
         ("trace", ctypes.c_int),
+        ("followed", ctypes.c_int64),
         ("stacks", ctypes.c_void_p),
         ("stack_size", ctypes.c_size_t),
         ("arguments", ctypes.POINTER(ctypes.c_void_p)),
         ("arrays", ctypes.POINTER(Array)),
         ("array_count", ctypes.c_int),
+        ("variables", ctypes.POINTER(Variable)),
+        ("variable_count", ctypes.c_int),
+        ("guide", ctypes.c_int),
         ("seconds", ctypes.c_double),
     ]
 
@@ -76,6 +93,9 @@ class Finding(ctypes.Structure):
         ("offset", ctypes.c_int64),
         ("region", ctypes.c_int),
         ("count", ctypes.c_int),
+        ("guard", ctypes.c_int),
+        ("call_count", ctypes.c_int),
+        ("calls", ctypes.c_uint64 * 16),
     ]
 
 
@@ -89,7 +109,12 @@ class Region(ctypes.Structure):
         ("line", ctypes.c_int32),
         ("array", ctypes.c_int32),
         ("shared", ctypes.c_int32),
+        ("writable", ctypes.c_int32),
+        ("counted", ctypes.c_int32),
         ("shadow", ctypes.c_int32),
+        ("element", ctypes.c_size_t),
+        ("rank", ctypes.c_int),
+        ("extents", ctypes.c_size_t * 4),
     ]
 
 
@@ -111,25 +136,55 @@ class BarrierSite(ctypes.Structure):
     _fields_ = [("file", ctypes.c_char_p), ("line", ctypes.c_int64), ("count", ctypes.c_uint64)]
 
 
+_TABLES = {
+    "regions": Region,
+    "sites": Site,
+    "barriers": BarrierSite,
+    "guards": ctypes.c_uint32,
+}
+_EVENT = np.dtype(
+    [(name, np.uint32) for name in ("site", "warp", "interval", "lanes", "size")]
+    + [("region", np.uint32, 32), ("address", np.int64, 32)],
+    align=True,
+)
+
+
 def bind(library: ctypes.CDLL) -> Kernel:
     """Give the library's functions their types; return the kernel's description."""
     library.mulfree_kernel.restype = ctypes.POINTER(Kernel)
     library.mulfree_launch.argtypes = [ctypes.POINTER(Kernel), ctypes.POINTER(Launch)]
     library.mulfree_findings.restype = ctypes.POINTER(Finding)
-    for name, kind in (("regions", Region), ("sites", Site), ("barriers", BarrierSite)):
+    for name, kind in _TABLES.items():
         getattr(library, f"mulfree_{name}").restype = ctypes.POINTER(kind)
-    names = ctypes.c_char * 4096
-    library.parameter_names = (
-        ctypes.string_at(names.in_dll(library, "mulfree_parameters")).decode().split(",")
+    library.parameter_names = _names(library, "mulfree_parameters")
+    constants = set(_names(library, "mulfree_constants"))
+    file = Path(library._name).read_bytes()
+    library.shared_size = shared_size(file)
+    found = read_variables(file, constants)
+    library.variables = (Variable * len(found))(
+        *(Variable(v.name and v.name.encode(), v.offset, v.size, v.writable) for v in found)
     )
     return library.mulfree_kernel().contents
 
 
+def _names(library: ctypes.CDLL, symbol: str) -> list[str]:
+    text = ctypes.string_at(ctypes.addressof(ctypes.c_char.in_dll(library, symbol)))
+    return text.decode().split(",")
+
+
 def table(library: ctypes.CDLL, name: str) -> list:
-    """The rows of one of the runtime's tables: regions, sites or barriers."""
+    """The rows of one of the runtime's tables: regions, sites, barriers or guards."""
     count = ctypes.c_int()
     rows = getattr(library, f"mulfree_{name}")(ctypes.byref(count))
     return rows[: count.value]
+
+
+def events(library: ctypes.CDLL) -> np.ndarray:
+    """The requests of the block that was followed, in the order of each warp."""
+    count = ctypes.c_int()
+    library.mulfree_events.restype = ctypes.c_void_p
+    first = library.mulfree_events(ctypes.byref(count))
+    return np.frombuffer(ctypes.string_at(first, count.value * _EVENT.itemsize), _EVENT)
 
 
 @functools.cache

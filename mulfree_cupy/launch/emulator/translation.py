@@ -1,8 +1,8 @@
 """From the text of a CUDA file to C++: the few things that a header cannot express.
 
 The text is preprocessed first, with the emulator's headers in front, so that macros and ``#ifdef``
-are settled. What is left to rewrite are ``__shared__`` declarations and three function attributes;
-what is left to refuse is what has no meaning on a CPU.
+are settled. What is left to rewrite are ``__shared__`` declarations, three function attributes, and
+what has no meaning on a CPU: that becomes a call which the linker finds undefined if it is used.
 """
 
 from __future__ import annotations
@@ -11,12 +11,19 @@ import re
 from dataclasses import dataclass
 
 _LINE_MARKER = re.compile(r'# (\d+) "((?:[^"\\]|\\.)*)"((?: \d)*)$')
-_STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"|\'(?:[^\'\\\n]|\\.)*\'')
+# Numbers come first, for the sake of 1'000.
+_STRING = re.compile(
+    r"(?<!\w)\.?\d(?:'?[\w.])*"
+    r'|(?<!\w)R"([^()\\\s]*)\((?:.|\n)*?\)\1"'
+    r'|"(?:[^"\\\n]|\\.)*"'
+    r"|'(?:[^'\\\n]|\\.)*'"
+)
 _ATTRIBUTES = {
     "__global__": "__attribute__((noinline))",
     "__noinline__": "__attribute__((noinline))",
     "__forceinline__": "__attribute__((always_inline)) inline",
     "__inline_hint__": "inline",
+    "__constant__": "",
 }
 _INLINE_TWICE = re.compile(
     r"\b(?:__forceinline__\s+(?:static\s+)?inline|inline\s+__forceinline__)\b"
@@ -28,31 +35,37 @@ _ALIGNMENT = re.compile(
 
 _NOT_A_NAME = ("__attribute__", "alignas", "decltype")  # before the parenthesis of a function
 
+# What is refused, as the text writes it and as the linker names what refused.h does not define.
 _REFUSED = [
-    (r"\b(?:asm|__asm__|__asm)\b", "inline PTX"),
+    (r"\b(?:asm|__asm__|__asm)\b|mulfree_refused_ptx", "inline PTX"),
     (r"\bwmma\s*::|\bnvcuda\s*::", "tensor-core fragments (wmma)"),
     (
         r"\bCUtensorMap\b|\bcuda\s*::\s*ptx\b|\bcuda\s*::\s*barrier\b",
         "the tensor memory accelerator",
     ),
     (r"\bcuda\s*::\s*pipeline\b|\bcuda\s*::\s*memcpy_async\b", "cuda::pipeline"),
-    (
-        r"\bcudaTextureObject_t\b|\btex[123]D\w*|\bsurf[123]D\w*|\btexture\s*<",
-        "textures and surfaces",
-    ),
+    (r"\btex[123]D\w*|\bsurf[123]D\w*|\btexture\s*<", "textures and surfaces"),
     (r"\bthis_cluster\b|\bcluster_group\b", "thread block clusters"),
     (r"\bthis_grid\b|\bgrid_group\b", "grid-wide synchronisation"),
-    (r"<<<", "a kernel launch inside a kernel"),
-    (r"\b__nv_bfloat162?\b", "bfloat16"),
+    (r"<<<|mulfree_refused_launch", "a kernel launch inside a kernel"),
+    (r"\b__nv_bfloat162?\b|bfloat16", "bfloat16"),
 ]
+_ASM = re.compile(r"\b(?:asm|__asm__|__asm)\b(?:\s*(?:volatile|__volatile__))?\s*\(")
+
+
+def refusal(words: str) -> str | None:
+    """What of these words the emulator does not run, None if it knows no reason."""
+    return next((what for pattern, what in _REFUSED if re.search(pattern, words)), None)
 
 
 @dataclass(frozen=True)
 class Translation:
-    """C++ text, and the names of the kernel's parameters as far as they can be read."""
+    """C++ text, and names in it as far as they can be read."""
 
     text: str
-    parameters: tuple[str, ...]
+    parameters: tuple[str, ...]  # of the kernel
+    constants: tuple[str, ...]  # the __constant__ variables
+    refused: dict[tuple[str, int], str]  # by file and line, what the emulator does not run
 
 
 def translate(preprocessed: str, name: str, headers: tuple[str, ...]) -> Translation:
@@ -69,20 +82,21 @@ def translate(preprocessed: str, name: str, headers: tuple[str, ...]) -> Transla
 
     Raises
     ------
-    NotImplementedError
-        If the text needs what a CPU cannot do.
     ValueError
         If the text has no such kernel.
     """
-    parts, code = [], []
+    parts, code, refused = [], [], {}
     for is_user, file, line, text in _segments(preprocessed, headers):
         if is_user:
             blank = _blank(text)
-            _refuse(blank, file, line)
+            for pattern, what in _REFUSED:
+                for found in re.finditer(pattern, blank):
+                    refused[file, _line_at(blank, found.start(), line)] = what
             code.append(blank)
             text = _rewrite(text, blank, file, line)
         parts.append(text)
-    return Translation("".join(parts), _parameters("".join(code), name))
+    whole = "".join(code)
+    return Translation("".join(parts), _parameters(whole, name), _constants(whole), refused)
 
 
 def _segments(preprocessed: str, headers: tuple[str, ...]):
@@ -108,7 +122,13 @@ def _segments(preprocessed: str, headers: tuple[str, ...]):
 
 def _blank(text: str) -> str:
     """The text with the insides of strings and pragmas blanked out, in the same length."""
-    text = _STRING.sub(lambda m: m[0][0] + " " * (len(m[0]) - 2) + m[0][0], text)
+
+    def blank(m: re.Match[str]) -> str:
+        if m[0][0] not in "\"'R":
+            return m[0]
+        return '"' + re.sub(r"[^\n]", " ", m[0][1:-1]) + '"'
+
+    text = _STRING.sub(blank, text)
     return re.sub(r"^[ \t]*#.*$", lambda m: " " * (len(m[0]) - 1) + ";", text, flags=re.MULTILINE)
 
 
@@ -116,28 +136,29 @@ def _line_at(text: str, position: int, first: int) -> int:
     return first + text.count("\n", 0, position)
 
 
-def _refuse(blank: str, file: str, line: int) -> None:
-    for pattern, what in _REFUSED:
-        found = re.search(pattern, blank)
-        if found:
-            raise NotImplementedError(
-                f"{file}:{_line_at(blank, found.start(), line)}: {what} ({found[0].strip()}) does "
-                "not run on the emulator; put a plain C++ twin behind #ifdef MULFREE_EMULATOR"
-            )
-
-
 def _rewrite(text: str, blank: str, file: str, line: int) -> str:
     out, end = [], 0
-    for found in re.finditer(r"\b__shared__\b", blank):
+    for found in re.finditer(r"\b__shared__\b|<<<|" + _ASM.pattern, blank):
         if found.start() < end:
             continue  # a second __shared__ in one declaration
-        start = max((blank.rfind(c, end, found.start()) for c in ";{}"), default=-1) + 1
-        start = max(start, end)
-        stop = _end_of_statement(blank, found.end())
-        out.append(_attributes(text[end:start]))
-        place = f'"{file}", {_line_at(blank, found.start(), line)}'
-        out.append(_shared(blank[start:stop], place))
-        end = stop + 1
+        start = found.start()
+        if found[0] == "__shared__":
+            start = max((blank.rfind(c, end, start) for c in ";{}"), default=-1) + 1
+            start = max(start, end)
+            stop = _end_of_statement(blank, found.end())
+            place = f'"{file}", {_line_at(blank, found.start(), line)}'
+            new = _shared(blank[start:stop], place)
+            stop += 1
+        elif found[0] == "<<<":
+            stop = blank.find(">>>", start) + 3
+            new = ", mulfree_refused_launch "
+        else:
+            stop = _closing(blank, found.end()) + 1
+            new = "mulfree_refused_ptx()"
+        if found[0] != "__shared__":
+            new += "\n" * blank.count("\n", start, stop)
+        out += [_attributes(text[end:start]), new]
+        end = stop
     out.append(_attributes(text[end:]))
     return "".join(out)
 
@@ -196,7 +217,8 @@ def _shared(declaration: str, place: str) -> str:
             out.append(
                 f"typedef {specifier} {stars} {kind} {dims} {' '.join(alignments)}; "
                 f"static mulfree_emulator::SharedVariable {slot} = "
-                f'{{"{name}", {place}, sizeof({kind}), alignof({kind}), 0, nullptr}}; '
+                f'{{"{name}", {place}, sizeof({kind}), alignof({kind}), '
+                f"mulfree_emulator::Shape::of<{kind}>(), 0, nullptr}}; "
                 f"{kind} &{name} = *({kind} *)mulfree_shared(&{slot});"
             )
     return " ".join(out).replace("\n", " ") + newlines
@@ -211,6 +233,17 @@ def _split(text: str) -> list[str]:
             pieces.append(text[start:i])
             start = i + 1
     return [*pieces, text[start:]]
+
+
+def _constants(code: str) -> tuple[str, ...]:
+    """The names of the ``__constant__`` variables."""
+    names = []
+    for found in re.finditer(r"\b__constant__\b", code):
+        declaration = _ALIGNMENT.sub(" ", code[found.end() : _end_of_statement(code, found.end())])
+        for declarator in _split(declaration):
+            before = re.split(r"[=\[{(]", declarator, maxsplit=1)[0]
+            names += re.findall(r"\w+", before)[-1:]
+    return tuple(names)
 
 
 def _parameters(code: str, name: str) -> tuple[str, ...]:

@@ -281,7 +281,7 @@ class WinogradWeights:
         return converted.freeze() if self.frozen else converted
 
     def freeze(self) -> WinogradWeights:
-        """The same weights, with leave to compile a GPU kernel for their mask.
+        """The same weights, for whose mask a GPU kernel may be compiled.
 
         Returns
         -------

@@ -23,16 +23,18 @@ def _windows(x, kernel, stride, padding, dilation):
             yield i, j, padded[:, :, rows[:, None], columns]
 
 
-def im2col(x, kernel, *, stride=1, padding=0, dilation=1):
-    views = np.stack([v for _, _, v in _windows(x, kernel, stride, padding, dilation)], axis=2)
+def im2col(x, kernel_size, *, stride=1, padding=0, dilation=1):
+    views = np.stack([v for _, _, v in _windows(x, kernel_size, stride, padding, dilation)], axis=2)
     n, c, taps, oh, ow = views.shape
     return views.reshape(n, c * taps, oh * ow)
 
 
-def col2im(cols, x_shape, kernel, *, stride=1, padding=0, dilation=1):
+def col2im(cols, x_shape, kernel_size, *, stride=1, padding=0, dilation=1):
     """The transpose of the 0/1 matrix that im2col is, applied entry by entry."""
     index = np.arange(1, np.prod(x_shape) + 1).reshape(x_shape)
-    source = im2col(index, kernel, stride=stride, padding=padding, dilation=dilation).astype(int)
+    source = im2col(index, kernel_size, stride=stride, padding=padding, dilation=dilation).astype(
+        int
+    )
     image = np.zeros(np.prod(x_shape) + 1)
     np.add.at(image, source.ravel(), np.asarray(cols, np.float64).ravel())
     return image[1:].reshape(x_shape)

@@ -1,0 +1,1 @@
+// Nothing to add: emulator.h stands in front of every kernel.

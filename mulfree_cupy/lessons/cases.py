@@ -1,0 +1,262 @@
+"""What each CUDA kernel is tried on: a call that launches it, and the formula of its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+import mulfree_cupy as mf
+from mulfree_cupy import data, formulas, nn, optim
+from mulfree_cupy.arrays import namespace
+from mulfree_cupy.ops.adder import adder_conv_sign_backward
+from mulfree_cupy.ops.batch_norm import batch_norm, batch_norm_backward
+from mulfree_cupy.ops.cross_entropy import cross_entropy
+
+_IMAGES, _CHANNELS, _FILTERS, _SIZE = 2, 18, 20, 12  # no multiples of any tile
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call that launches a kernel.
+
+    Attributes
+    ----------
+    call : str
+        As one would write it, with shapes in the place of arrays.
+    arrays : tuple of ndarray
+        Its inputs.
+    solve : callable
+        Of these arrays, on a device: what the kernels answer, an array or several.
+    expect : callable
+        Of these arrays: the same by the formulas, in float64.
+    tolerance : float
+        Of an error, relative to the largest number expected; 0 where every sum is exact.
+    """
+
+    call: str
+    arrays: tuple[np.ndarray, ...]
+    solve: Callable[..., Any]
+    expect: Callable[..., Any]
+    tolerance: float = 0.0
+
+
+def case_of(path: str) -> Case:
+    """The case of ``cuda/<path>``, of which every kernel has one."""
+    return _CASES[path.removesuffix(".cu")]()
+
+
+def _case(function: Callable, expect: Callable, *arrays: np.ndarray, **options: Any) -> Case:
+    """A call of a function with options; the formula takes the same but for `kernel`."""
+    named = [f"{name}={value!r}" for name, value in options.items() if np.ndim(value) == 0]
+    call = f"{function.__name__}({', '.join([*(str(a.shape) for a in arrays), *named])})"
+    common = {name: value for name, value in options.items() if name != "kernel"}
+    return Case(call, arrays, partial(function, **options), partial(expect, **common))
+
+
+def _integers(*shape: int, dtype: Any = np.float32) -> np.ndarray:
+    """Whole numbers from -4 to 4, which any order of additions sums up exactly; of bytes 0 to 8."""
+    numbers = np.random.default_rng(shape).integers(-4, 5, shape)
+    return (numbers + 4 * (np.dtype(dtype).kind == "u")).astype(dtype)
+
+
+_image = partial(_integers, _IMAGES, _CHANNELS, _SIZE, _SIZE)
+_grad = partial(_integers, _IMAGES, _FILTERS, _SIZE, _SIZE)
+_filters = partial(_integers, _FILTERS, _CHANNELS, 3, 3)
+
+
+def _conv(name: str, dtype: Any = np.float32, **options: Any) -> Case:
+    arrays = _image(dtype=dtype), _filters(dtype=dtype)
+    return _case(getattr(mf, name), getattr(formulas, name), *arrays, padding=1, **options)
+
+
+def _depthwise(name: str) -> Case:
+    arrays, options = (_image(), _integers(_CHANNELS, 1, 3, 3)), {"groups": _CHANNELS}
+    return _case(getattr(mf, name), getattr(formulas, name), *arrays, padding=1, **options)
+
+
+def _gradients(function: Callable) -> Case:
+    formula = getattr(formulas, function.__name__)
+    return _case(function, formula, _grad(), _image(), _filters(), padding=1)
+
+
+def _columns(name: str) -> Case:
+    cols = formulas.im2col(_image(), 3, padding=1).astype(np.float32)
+    if name == "im2col":
+        return _case(mf.im2col, formulas.im2col, _image(), kernel_size=3, padding=1)
+    options = {"x_shape": _image().shape, "kernel_size": 3, "padding": 1}
+    return _case(mf.col2im, formulas.col2im, cols, **options)
+
+
+def _shift(kernel: str, stride: int = 1) -> Case:
+    options = {"shifts": mf.modulo_shifts(_CHANNELS), "stride": stride, "kernel": kernel}
+    return _case(mf.shift, formulas.shift, _image(), **options)
+
+
+def _shift_conv(name: str) -> Case:
+    arrays = [_image(), _integers(_FILTERS, _CHANNELS)]
+    if name.endswith("backward"):
+        arrays.insert(0, _grad())
+    options = {"shifts": mf.group_shifts(_CHANNELS)}
+    return _case(getattr(mf, name), getattr(formulas, name), *arrays, **options)
+
+
+def _winograd(kernel: str) -> Case:
+    u = _integers(4, 4, _FILTERS, _CHANNELS)
+    u *= np.random.default_rng(0).random(u.shape) < 0.3  # pruned
+
+    def winograd_conv(x, u, kernel):
+        weights = mf.WinogradWeights.from_dense(u)
+        weights = weights.freeze() if kernel == "4_frozen" else weights
+        return mf.winograd_conv(x, weights, kernel=kernel)
+
+    formula = partial(formulas.winograd_conv, matrices=formulas.WINOGRAD[2])
+    return _case(winograd_conv, formula, _image(), u, kernel=kernel)
+
+
+def _batch_norm(kernel: str | None) -> Case:
+    weight = np.linspace(0.5, 2, _CHANNELS, dtype=np.float32)
+    given = [weight, _integers(_CHANNELS)]
+    if kernel is None:
+        given += [_integers(_CHANNELS), weight]
+
+    def call(x, weight, bias, mean=None, variance=None):
+        return batch_norm(x, weight, bias, mean=mean, variance=variance, kernel=kernel)[0]
+
+    return Case(
+        f"batch_norm({_image().shape}, kernel={kernel!r})",
+        (_image(), *given),
+        call,
+        lambda x, weight, bias, *given: formulas.batch_norm(
+            x, weight, bias, **dict(zip(("mean", "variance"), given, strict=bool(given)))
+        ),
+        1e-5,
+    )
+
+
+def _batch_norm_gradients(*shape: int) -> Case:
+    x, grad = _integers(*shape), _integers(*shape)[::-1].copy()
+    weight = np.linspace(0.5, 2, shape[1], dtype=np.float32)
+    moments = (a.astype(np.float32) for a in formulas.moments(x))
+    return Case(
+        f"batch_norm_backward({shape}, {shape})",
+        (grad, x, x, weight, *moments),
+        lambda *arrays: batch_norm_backward(*arrays)[:3],
+        lambda *arrays: formulas.batch_norm_backward(*arrays)[:3],
+        1e-4,
+    )
+
+
+def _cross_entropy() -> Case:
+    logits, labels = _integers(40, 10), np.arange(40) % 10
+    call = f"cross_entropy({logits.shape}, {labels.shape})"
+    return Case(call, (logits, labels), cross_entropy, formulas.cross_entropy, 1e-5)
+
+
+def _step() -> Case:
+    w, grad = _integers(_FILTERS, _CHANNELS, 3, 3), _integers(_FILTERS, _CHANNELS, 3, 3)[::-1]
+
+    def step(w, grad):
+        parameter = nn.Parameter(w.copy(), adder=True)
+        parameter.grad = grad
+        optim.SGD([parameter], rate=0.1, momentum=0.9, weight_decay=1e-3).step()
+        return parameter.data
+
+    def expect(w, grad):
+        options = {"rate": 0.1, "momentum": 0.9, "decay": 1e-3, "adaptive": True}
+        return formulas.sgd(w, grad, np.zeros_like(w), **options)[0]
+
+    return Case(f"SGD.step() of {w.shape}", (w, grad.copy()), step, expect, 1e-5)
+
+
+def _batches() -> Case:
+    images = np.random.default_rng(0).integers(0, 256, (9, 3, 8, 8), np.uint8)
+    dataset = data.Dataset(images, np.arange(9) % 3, ("a", "b", "c"), "toy")
+    moves = data.Compose(data.RandomCrop(2), data.RandomFlip())
+    mean, std = np.full(3, 120.0), np.full(3, 60.0)
+    options = {"shuffle": True, "augment": moves, "mean": mean, "std": std, "seed": 0}
+    loader = data.Loader(dataset, 5, **options)
+
+    def batches(images):
+        """Those of an epoch, and what the device counted of them."""
+        xp = namespace(images)
+        feed = data.Feed(loader, xp)
+        feed.start(0)
+        taken = []
+        for size in (5, 4):
+            taken.append(feed.take(size)[0])
+            feed.tally(xp.full((), 0.5), xp.full((), 2), size)
+        return xp.concatenate(taken), feed.progress[:3]
+
+    def expect(images):
+        shown = formulas.batch(images, loader.plan(0), mean[:, None, None], std[:, None, None])
+        return shown, np.array([4.5, 4, 2])
+
+    call = f"Feed.take and Feed.tally of {images.shape} in batches of 5"
+    return Case(call, (images,), batches, expect, 1e-6)
+
+
+def _distances_of_bits(kernel: str | None) -> Case:
+    return _case(
+        *(mf.adder_conv, formulas.low_bit_adder_conv),
+        *(a(dtype=np.uint8) % 4 for a in (_image, _filters)),
+        **{"padding": 1, "bits": 2, "kernel": kernel},
+    )
+
+
+_ADDERS = ("1_naive", "2_shared_tile", "3_register_tile", "4_vectorised_loads", "5_implicit_conv")
+_CASES: dict[str, Callable[[], Case]] = {
+    **{f"adder/{name}": partial(_conv, "adder_conv", kernel=name) for name in _ADDERS},
+    "adder/6_uint8": partial(_conv, "adder_conv", np.uint8),
+    "adder/7_half2": partial(_conv, "adder_conv", np.float16, kernel="7_half2"),
+    "adder/pack_channels": partial(_conv, "adder_conv", np.uint8),
+    "adder/depthwise": partial(_depthwise, "adder_conv"),
+    "adder/grad_x": partial(_gradients, mf.adder_conv_backward),
+    "adder/grad_w": partial(_gradients, mf.adder_conv_backward),
+    "adder/add_parts": partial(_gradients, mf.adder_conv_backward),
+    "adder/sign_grad_w": partial(_gradients, adder_conv_sign_backward),
+    "convolution/im2col": partial(_columns, "im2col"),
+    "convolution/col2im": partial(_columns, "col2im"),
+    "convolution/2_implicit_conv": partial(_conv, "conv"),
+    "convolution/depthwise": partial(_depthwise, "conv"),
+    "convolution/grad_x": partial(_gradients, mf.conv_backward),
+    "convolution/grad_w": partial(_gradients, mf.conv_backward),
+    **{
+        f"shift/{name}": partial(_shift, name)
+        for name in ("1_tiled_modulo", "2_tiled_generic", "3_table")
+    },
+    "shift/strided": partial(_shift, "3_table", stride=2),
+    "shift/4_fused_conv": partial(_shift_conv, "shift_conv"),
+    "shift/fused_adder_conv": partial(_shift_conv, "shift_adder_conv"),
+    "shift/fused_grad_x": partial(_shift_conv, "shift_conv_backward"),
+    "shift/fused_grad_w": partial(_shift_conv, "shift_conv_backward"),
+    "winograd/1_input_transform": partial(_winograd, "1_dense"),
+    "winograd/1_output_transform": partial(_winograd, "1_dense"),
+    **{
+        f"winograd/{name}": partial(_winograd, name) for name in ("2_sparse", "3_fused", "4_frozen")
+    },
+    **{
+        f"binary/{name}": partial(_conv, "binary_conv", scale=False, kernel=name)
+        for name in ("1_naive", "2_register_tile", "3_tensor_cores")
+    },
+    "binary/pack": partial(_conv, "binary_conv", scale=False, kernel="1_naive"),
+    "binary/ones": partial(_distances_of_bits, "2_register_tile"),
+    "binary/fragments": partial(_distances_of_bits, "3_tensor_cores"),
+    "batch_norm/1_three_passes": partial(_batch_norm, "1_three_passes"),
+    "batch_norm/2_moments": partial(_batch_norm, "2_parts"),
+    "batch_norm/2_normalise": partial(_batch_norm, "2_parts"),
+    "batch_norm/3_registers": partial(_batch_norm, "3_registers"),
+    "batch_norm/given": partial(_batch_norm, None),
+    "batch_norm/grad_registers": partial(_batch_norm_gradients, *_image().shape),
+    "batch_norm/grad_sums": partial(_batch_norm_gradients, 2, 3, 256, 256),
+    "batch_norm/grad_x": partial(_batch_norm_gradients, 2, 3, 256, 256),
+    "cross_entropy/rows": _cross_entropy,
+    "cross_entropy/mean": _cross_entropy,
+    "sgd/square_sums": _step,
+    "sgd/update": _step,
+    "batch/take": _batches,
+    "batch/tally": _batches,
+}

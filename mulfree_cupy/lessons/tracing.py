@@ -1,0 +1,82 @@
+"""A kernel's accesses line by line, and in all beside those of the rung before it."""
+
+from __future__ import annotations
+
+import html
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from mulfree_cupy.launch.emulator import table_of
+from mulfree_cupy.launch.source import Kernel, kernels
+from mulfree_cupy.lessons import counts
+from mulfree_cupy.lessons.trials import Trial, attempt, find
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a kernel and the one before it did to memory; prints as tables.
+
+    Attributes
+    ----------
+    trial : Trial
+    before : Trial or None
+        Of the rung before it, if it is not the first.
+    """
+
+    trial: Trial
+    before: Trial | None
+
+    def __str__(self) -> str:
+        kernel, trials = self.trial.kernel, [t for t in (self.before, self.trial) if t]
+        parts = [
+            f"{kernel.operation}/{kernel.name}: {kernel.idea}",
+            self.trial.case.call,
+            counts.table({t.kernel.name: t for t in trials}),
+        ]
+        names = {t.kernel.name: ", ".join(t.report.counts) for t in trials}
+        parts.append("\n".join(f"{name} launches {called}" for name, called in names.items()))
+        parts += [table_of(name, self.trial.report.counts[name]) for name in self.trial.own]
+        return "\n\n".join(parts)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def trace(name: str, *, file: str | os.PathLike | None = None) -> Trace:
+    """Run a kernel in the emulator and count what it does to memory.
+
+    Parameters
+    ----------
+    name : str
+        As in `find`.
+    file : path, optional
+        CUDA C++ that stands in for the kernel, as in `check`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such kernel.
+
+    Examples
+    --------
+    >>> from mulfree_cupy import lessons
+    >>> answer = lessons.trace("adder/2")
+    >>> answer.before.total.global_loads > 10 * answer.trial.total.global_loads
+    True
+    """
+    kernel = find(name)
+    before = rung_before(kernel)
+    return Trace(
+        attempt(kernel, file=file and Path(file), check=True, trace=True),
+        attempt(before, check=True, trace=True) if before else None,
+    )
+
+
+def rung_before(kernel: Kernel) -> Kernel | None:
+    """The last of the operation with a lower number, if the kernel has one itself."""
+    number = kernel.rung
+    if not number:
+        return None
+    lower = [k for k in kernels() if k.operation == kernel.operation and 0 < k.rung < number]
+    return max(lower, key=lambda k: k.rung, default=None)

@@ -1,0 +1,132 @@
+"""The words of findings: the element, the way there, and what would mend it."""
+
+import re
+
+import numpy as np
+import pytest
+
+from mulfree_cupy.launch.emulator import EmulationFault, RawKernel, emulated_cuda
+
+F32, I32 = np.float32, np.int32
+
+CODE = """
+__device__ __noinline__ float at(const float* x, int i) {
+    return x[i];                                          // 3
+}
+__device__ float twice(const float* x, int i) {
+    return 2 * at(x, i);                                  // 6
+}
+extern "C" __global__ void words(int which, int n, float* x, double* grid, float* y) {
+    __shared__ float tile[4][8], one;
+    extern __shared__ float rest[];
+    int t = threadIdx.x;
+    switch (which) {
+        case 0: x[n] = 1; break;                          // 13
+        case 1: grid[n] = t; break;                       // 14
+        case 2: ((float*)tile)[n] = 1; break;             // 15
+        case 3: tile[1][t % 8] = t; break;                // 16
+        case 4: y[t] = one; break;                        // 17
+        case 5: rest[n] = 1; break;                       // 18
+        case 6: y[t] = twice(x, n); break;                // 19
+        case 7: *(double*)((char*)x + n) = 1; break;      // 20
+        case 8:
+            tile[t / 8 % 4][t % 8] = t;                   // 22
+            y[t] = tile[3 - t / 8 % 4][t % 8];            // 23
+            break;
+        case 9: x[t] += x[(t + 1) % 40]; break;           // 25
+        case 10: x[blockIdx.x] = x[1 - blockIdx.x]; break;  // 26
+    }
+}"""
+words = RawKernel(CODE, "words")
+
+
+def message(which, n=0, block=1, grid=1):
+    x, table, y = np.zeros((5, 8), F32), np.zeros((2, 3, 4)), np.zeros(64, F32)
+    with pytest.raises(EmulationFault) as caught:
+        args = (I32(which), I32(n), x, table, y)
+        words((grid,), (block,), args, shared_mem=32)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("which", "n", "block", "expected"),
+    [
+        (0, 40, 1, "words:13: .* writes 4 bytes at x[40], beyond the end of argument 2 (x), "
+                   "float32 of shape (5, 8)"),
+        (0, -1, 1, "x[-1], before the start of argument 2 (x), float32 of shape (5, 8)"),
+        (1, 23, 2, "data race: writes 8 bytes at grid[1, 2, 3] of argument 3 (grid), float64"),
+        (2, 32, 1, "tile[32], beyond the end of __shared__ tile[4][8] (128 bytes, line 9)"),
+        (3, 0, 9, "writes 4 bytes at tile[1][0] of __shared__ tile[4][8]"),
+        (4, 0, 1, "at one of __shared__ one (4 bytes, line 9), which no thread of the block has"),
+        (5, 8, 1, "at byte 32, beyond the end of dynamic shared memory"),
+        (7, 2, 1, "8 bytes at x[0, 0] + 2 bytes of argument 2 (x)"),
+        (7, 156, 1, "8 bytes at x[4, 7], partly beyond the end of argument 2 (x)"),
+    ],
+)  # fmt: skip
+def test_the_element_is_named(which, n, block, expected):
+    expected = re.escape(expected).replace(r"\ \.\*\ ", " .* ").replace(r"\.\*", ".*")
+    assert re.search(expected, message(which, n, block)), message(which, n, block)
+
+
+def test_the_calls_that_led_there():
+    with pytest.raises(EmulationFault) as caught:
+        words((1,), (1,), (I32(6), I32(40), np.zeros((5, 8), F32), np.zeros(2), np.zeros(4, F32)))
+    found = caught.value.finding
+    assert (found.file, found.line) == ("words", 3)
+    assert found.calls == (("words", 6), ("words", 19))
+    assert ", called from words:6, called from words:19" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("which", "block", "grid", "expected"),
+    [
+        (8, 32, 1, "__syncthreads() or __syncwarp(), is needed between lines 22 and 23"),
+        (8, 64, 1, "a barrier, __syncthreads()"),
+        (9, 32, 1, "needed between the two accesses of line 25"),
+        (10, 1, 2, "blocks run in any order"),
+        (1, 32, 1, "let one thread write, or each its own element, or use an atomic function"),
+    ],
+)
+def test_what_would_mend_a_race(which, block, grid, expected):
+    assert expected in message(which, 0, block, grid)
+
+
+def test_the_time_limit_is_named(monkeypatch):
+    monkeypatch.setenv("MULFREE_EMULATOR_SECONDS", "0.25")
+    code = "__global__ void ends(volatile int* x) { while (*x == 0) {} }"
+    with pytest.raises(EmulationFault, match="after 0.25 seconds, the limit that MULFREE_EMUL"):
+        RawKernel(code, "ends")((1,), (1,), (np.zeros(1, I32),))
+
+
+SHARED = """
+extern "C" __global__ void shared(int* x) {
+    __shared__ char s[SIZE];
+    extern __shared__ char d[];
+    s[threadIdx.x] = 1;
+    if (SIZE < 40000) d[threadIdx.x] = 1;
+    x[threadIdx.x] = s[threadIdx.x];
+}"""
+
+
+def test_static_and_dynamic_shared_memory_together():
+    x = np.zeros(1, I32)
+
+    def kernel(size):
+        return RawKernel(SHARED, "shared", (f"-DSIZE={size}",))
+
+    half = kernel(24 << 10)
+    assert half.max_dynamic_shared_size_bytes == 24 << 10
+    half((1,), (1,), (x,), shared_mem=24 << 10)
+    with pytest.raises(ValueError, match="0 to 24576, got 24577 beside 24576 bytes of static"):
+        half((1,), (1,), (x,), shared_mem=(24 << 10) + 1)
+    half.max_dynamic_shared_size_bytes = 227 << 10
+    half((1,), (1,), (x,), shared_mem=203 << 10)
+    with pytest.raises(ValueError, match="24576 bytes of static and 207873 of dynamic shared"):
+        half((1,), (1,), (x,), shared_mem=(203 << 10) + 1)
+    kernel(48 << 10)((1,), (1,), (x,))
+    with pytest.raises(EmulationFault, match=r"byte 0, beyond the end of dynamic shared memory"):
+        kernel(100)((1,), (1,), (x,))
+    with pytest.raises(ValueError, match="__shared__ variables take 49153 bytes, 49152 at most"):
+        kernel((48 << 10) + 1)((1,), (1,), (x,))
+    with emulated_cuda(check=False), pytest.raises(ValueError, match="take 60000 bytes"):
+        kernel(60000)((1,), (1,), (x,))

@@ -1,0 +1,140 @@
+"""Names that a GPU leaves to the text, and texts with more in them than the kernel that runs."""
+
+import numpy as np
+import pytest
+
+from mulfree_cupy.launch.emulator import CompilationError, RawKernel, emulated_cuda
+
+F32, I32 = np.float32, np.int32
+
+NAMES = r"""
+struct Config { dim3 blockDim; int threadIdx; int printf; };
+typedef unsigned char uchar;
+typedef unsigned long long longlong;
+__device__ int index, time[3], remove, signal, rindex, write;
+__device__ int read(int x) { return x; }
+namespace my { struct Grid { uint3 gridDim; }; __device__ int blockIdx(int x) { return x + 1; } }
+__device__ unsigned take(const dim3& d, const uint3* at = nullptr) { return d.x; }
+template <class T> __device__ T larger(const T& a, const T& b) { return a < b ? b : a; }
+extern "C" __global__ void names(int* x, int dim3, Config c) {
+    int i = threadIdx.x, million = 1'000'000, bits = 0b1'0000;
+    const char* text = R"(a 'raw' "string" of __shared__ int asm[3]; { ;)";
+    char quote = '\'', tick = '"';
+    __shared__ int s[1'00];
+    s[i] = c.blockDim.y + c.threadIdx + c.printf;
+    my::Grid grid = {{7, 8, 9}};
+    const int first = my::blockIdx(3);
+    auto columns = blockDim.x;
+    unsigned int y = larger(threadIdx.y, 3u) + take(blockDim);
+    index = dim3 + read(first);
+    __syncthreads();
+    {
+        int blockDim = 5, threadIdx = 6;
+        x[i] = s[i] + grid.gridDim.x + blockDim + threadIdx + columns + y;
+        x[i] += (million == 1000000) + bits;
+    }
+    x[i] += quote == '\'' && tick == '"' && text[0] == 'a' && text[2] == '\'';
+}"""
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_names_that_are_free_on_a_gpu(check):
+    config = np.dtype([("blockDim", I32, 3), ("threadIdx", I32), ("printf", I32)])
+    x = np.zeros(4, I32)
+    with emulated_cuda(check=check):
+        values = np.array(((0, 10, 0), 20, 30), config)[()]
+        RawKernel(NAMES, "names")((1,), (4,), (x, I32(3), values))
+    np.testing.assert_array_equal(x, 60 + 7 + 5 + 6 + 4 + (3 + 4) + 1 + 16 + 1)
+
+
+def test_the_built_in_variables_in_three_dimensions():
+    code = """
+extern "C" __global__ void where(int* x) {
+    int block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
+    int thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    __syncthreads();
+    int n = blockDim.x * blockDim.y * blockDim.z;
+    int again = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    x[block * n + again] = block * n + thread;
+}"""
+    x = np.zeros(2 * 3 * 4 * 5 * 6 * 7, I32)
+    RawKernel(code, "where")((2, 3, 4), (5, 6, 7), (x,))
+    np.testing.assert_array_equal(x, np.arange(x.size))
+
+
+UNUSED = """
+#include <mma.h>
+#include <cuda_bf16.h>
+#include <cooperative_groups.h>
+namespace cg = cooperative_groups;
+template <class T> __device__ T by_ptx(T x) {
+    asm volatile("add.s32 %0, %0, 1;" : "+r"(x));                   // 7
+    return x;
+}
+template <int N> __device__ void by_fragments(const half* a, float* c) {
+    using namespace nvcuda;
+    wmma::fragment<wmma::matrix_a, 16, 16, N, half, wmma::row_major> f;  // 12
+    wmma::fragment<wmma::accumulator, 16, 16, N, float> acc;
+    wmma::fill_fragment(acc, 0.0f);
+    wmma::load_matrix_sync(f, a, 16);
+    wmma::mma_sync(acc, f, f, acc);
+    wmma::store_matrix_sync(c, acc, 16, wmma::mem_row_major);
+}
+template <class T> __device__ void over_the_grid(T* x) {
+    cg::grid_group grid = cg::this_grid();                          // 20
+    grid.sync();
+    x[grid.thread_rank()] = grid.size();
+}
+template <class T> __device__ float narrow(T x) {
+    __nv_bfloat16 v = __float2bfloat16(x);                          // 25
+    return __bfloat162float(v) + (float)v;
+}
+__device__ void plain(float* x) { asm("bar.sync 0;"); }             // 28
+__global__ void child(float* x) { x[0] = 1; }
+extern "C" __global__ void parent(float* x) { child<<<1, 1>>>(x); } // 30
+extern "C" __global__ void texture(float* x, cudaTextureObject_t t) {
+    x[0] = tex2D<float>(t, 0.0f, 1.0f);                             // 32
+}
+extern "C" __global__ void simple(float* x, int n) {
+    x[threadIdx.x] = n;
+#ifdef CALL
+    CALL;
+#endif
+}"""
+
+
+def test_what_is_not_used_is_not_refused():
+    for check in (True, False):
+        x = np.zeros(4, F32)
+        with emulated_cuda(check=check):
+            RawKernel(UNUSED, "simple")((1,), (4,), (x, I32(3)))
+        np.testing.assert_array_equal(x, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "line", "named"),
+    [
+        ("x[0] = by_ptx(n)", 7, "inline PTX"),
+        ("by_fragments<16>(nullptr, x)", 12, "tensor-core"),
+        ("over_the_grid(x)", 20, "grid-wide"),
+        ("x[0] = narrow(x[1])", 25, "bfloat16"),
+        ("plain(x)", 28, "inline PTX"),
+        ("if (n > 100) plain(x)", 28, "inline PTX"),
+    ],
+)
+def test_what_is_used_is_refused_on_its_line(call, line, named):
+    kernel = RawKernel(UNUSED, "simple", (f"-DCALL={call}",))
+    with pytest.raises(NotImplementedError, match=rf"simple:{line}: {named}.*#ifdef MULFREE_EMUL"):
+        kernel((1,), (4,), (np.zeros(4, F32), I32(3)))
+
+
+@pytest.mark.parametrize(("name", "line"), [("parent", 30), ("texture", 32)])
+def test_other_kernels_of_the_text_are_refused_when_they_run(name, line):
+    with pytest.raises(NotImplementedError, match=f"{name}:{line}: "):
+        RawKernel(UNUSED, name)((1,), (4,), (np.zeros(4, F32), None)[: 1 + (name != "parent")])
+
+
+def test_a_missing_header_is_named():
+    code = '#include <cub/block/block_reduce.cuh>\nextern "C" __global__ void f() {}'
+    with pytest.raises(CompilationError, match=r"f:1: .*no header cub/block/block_reduce\.cuh.*-I"):
+        RawKernel(code, "f")((1,), (1,), ())
