@@ -122,10 +122,11 @@ inline void pack_bits(const typename Code::Element* x, index channel_stride, ind
         const index end = smaller(pixels, PIECE), whole = stride == 1 && end >= LANES<W> ? end : 0;
         for (index k = 0; whole && k < count; k += Bits::MOST) {
             const Bits some = some_bits(k);
-            for (index i = 0; i < whole; i += LANES<W>) {
-                const index at = smaller(i, end - LANES<W>);  // the last ones meet words that have their bits already
-                store(to + at, some.set(k ? load(to + at) : Vec<W>{}, [=](const auto* c) { return Code::read(c + at); }));
-            }
+            const auto pack = [&](index i) __attribute__((always_inline)) {
+                store(to + i, some.set(k ? load(to + i) : Vec<W>{}, [=](const auto* c) { return Code::read(c + i); }));
+            };
+            for (index i = 0; i + LANES<W> <= whole; i += LANES<W>) pack(i);
+            if (whole % LANES<W>) pack(whole - LANES<W>);  // also words that have these bits already
         }
         for (index i = whole; i < end; i += LANES<W>) {
             const index lanes = smaller(LANES<W>, end - i);

@@ -39,7 +39,8 @@ inline void tile_of_terms(const Operand* x, Tap tap, index apart, const index* p
 
 // The same by the operation's own tile, if it has one; then v counts vectors of sums.
 template <class Op, int FILTERS, int VECTORS, class Operand, class Tap, class Put>
-inline void tile(const Operand* x, Tap tap, index apart, const index* place, const Operand* w, index terms, Put put) {
+__attribute__((always_inline)) inline void tile(const Operand* x, Tap tap, index apart, const index* place,
+                                               const Operand* w, index terms, Put put) {
     if constexpr (Op::HAS_TILE) Op::template tile<FILTERS, VECTORS>(x, tap, place, w, terms, put);
     else tile_of_terms<Op, FILTERS, VECTORS>(x, tap, apart, place, w, terms, put);
 }

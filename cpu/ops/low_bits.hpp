@@ -93,10 +93,10 @@ struct SignProduct : Distance {
     static constexpr bool HAS_BORDERS = true;
     static constexpr T NO_BIAS = 1;
     static auto answer(T scale, const typename Distance::Constant& c, Border<W> border) {
-        return [s = broadcast(scale), of_filter = broadcast<W>(2 * Distance::of_filter(c)), border](
-                   V total, const auto& x, NoDoubt) {
+        return [s = broadcast(scale), border, of_filter = W(2 * Distance::of_filter(c))](V total, const auto& x, NoDoubt) {
             const V differ = Distance::of_pixel(total, x);
-            const V sum = border.number_of(x.kind()) - of_filter - differ - differ;
+            V sum = border.number_of(x.kind()) - differ - differ;
+            if constexpr (Distance::HAS_CONSTANT) sum -= broadcast(of_filter);
             Vec<T> y = __builtin_convertvector((Whole)sum, Vec<T>) * s;
             touch(y);  // rounded before an epilogue takes anything off
             return y;
