@@ -337,7 +337,7 @@ extern "C" __global__ void math(const float* x, float* out, cuda::std::int32_t n
 @pytest.mark.parametrize(
     ("line", "named"),
     [
-        ('asm volatile("bar.sync 0;");', "inline PTX"),
+        ('asm volatile("bar.sync 1, 64;");', "inline PTX"),
         ("nvcuda::wmma::fragment<int> f;", "tensor-core"),
         ("float v = tex2D<float>(t, 0, 0);", "textures"),
         ("child<<<1, 1>>>();", "a kernel launch inside a kernel"),

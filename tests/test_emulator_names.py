@@ -64,7 +64,7 @@ extern "C" __global__ void where(int* x) {
 
 UNUSED = """
 #include <mma.h>
-#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cooperative_groups.h>
 namespace cg = cooperative_groups;
 template <class T> __device__ T by_ptx(T x) {
@@ -81,15 +81,15 @@ template <int N> __device__ void by_fragments(const half* a, float* c) {
     wmma::store_matrix_sync(c, acc, 16, wmma::mem_row_major);
 }
 template <class T> __device__ void over_the_grid(T* x) {
-    cg::grid_group grid = cg::this_grid();                          // 20
-    grid.sync();
+    cg::grid_group grid = cg::this_grid();
+    grid.sync();                                                    // 21
     x[grid.thread_rank()] = grid.size();
 }
-template <class T> __device__ float narrow(T x) {
-    __nv_bfloat16 v = __float2bfloat16(x);                          // 25
-    return __bfloat162float(v) + (float)v;
+template <class T> __device__ T over_the_cluster(T x) {
+    cg::cluster_group cluster = cg::this_cluster();                 // 25
+    return x + cluster.thread_rank();
 }
-__device__ void plain(float* x) { asm("bar.sync 0;"); }             // 28
+__device__ void plain(float* x) { asm("bar.sync 1;"); }             // 28
 __global__ void child(float* x) { x[0] = 1; }
 extern "C" __global__ void parent(float* x) { child<<<1, 1>>>(x); } // 30
 extern "C" __global__ void texture(float* x, cudaTextureObject_t t) {
@@ -116,8 +116,8 @@ def test_what_is_not_used_is_not_refused():
     [
         ("x[0] = by_ptx(n)", 7, "inline PTX"),
         ("by_fragments<16>(nullptr, x)", 12, "tensor-core"),
-        ("over_the_grid(x)", 20, "grid-wide"),
-        ("x[0] = narrow(x[1])", 25, "bfloat16"),
+        ("over_the_grid(x)", 21, "grid-wide"),
+        ("x[0] = over_the_cluster(x[1])", 25, "thread block clusters"),
         ("plain(x)", 28, "inline PTX"),
         ("if (n > 100) plain(x)", 28, "inline PTX"),
     ],
@@ -135,6 +135,6 @@ def test_other_kernels_of_the_text_are_refused_when_they_run(name, line):
 
 
 def test_a_missing_header_is_named():
-    code = '#include <cub/block/block_reduce.cuh>\nextern "C" __global__ void f() {}'
-    with pytest.raises(CompilationError, match=r"f:1: .*no header cub/block/block_reduce\.cuh.*-I"):
+    code = '#include <cub/device/device_scan.cuh>\nextern "C" __global__ void f() {}'
+    with pytest.raises(CompilationError, match=r"f:1: .*no header cub/device/device_scan\.cuh.*-I"):
         RawKernel(code, "f")((1,), (1,), ())

@@ -51,11 +51,15 @@ MULFREE_ATOMIC(atomicDec, old == 0 || old > v ? v : old - 1)
 MULFREE_ATOMIC(atomicExch, v)
 #undef MULFREE_ATOMIC
 
-template <class T>
-MULFREE_INLINE T atomicCAS(T *address, mulfree_emulator::Same<T> compare,
-                           mulfree_emulator::Same<T> v) {
-    return mulfree_emulator::atomic(address, [=](T old) { return old == compare ? T(v) : old; });
-}
+#define MULFREE_COMPARE_AND_SWAP(name)                                                                   \
+    template <class T>                                                                                   \
+    MULFREE_INLINE T name(T *address, mulfree_emulator::Same<T> compare, mulfree_emulator::Same<T> v) {  \
+        return mulfree_emulator::atomic(address, [=](T old) { return old == compare ? T(v) : old; });    \
+    }
+MULFREE_COMPARE_AND_SWAP(atomicCAS)
+MULFREE_COMPARE_AND_SWAP(atomicCAS_block)
+MULFREE_COMPARE_AND_SWAP(atomicCAS_system)
+#undef MULFREE_COMPARE_AND_SWAP
 
 inline void __threadfence() { mulfree_fence(true); }
 inline void __threadfence_block() { mulfree_fence(false); }
@@ -94,5 +98,11 @@ inline void __pipeline_memcpy_async(void *to, const void *from, size_t size, siz
 }
 inline void __pipeline_commit() {}
 inline void __pipeline_wait_prior(size_t) {}
-inline size_t __cvta_generic_to_shared(const void *p) { return reinterpret_cast<size_t>(p); }
+
+// As on a GPU an address in shared memory fits 32 bits: it counts from where that memory begins.
+inline size_t __cvta_generic_to_shared(const void *p) {
+    return static_cast<size_t>(static_cast<const char *>(p) - mulfree_shared_window());
+}
+inline void *__cvta_shared_to_generic(size_t address) { return mulfree_shared_window() + address; }
 inline size_t __cvta_generic_to_global(const void *p) { return reinterpret_cast<size_t>(p); }
+inline void *__cvta_global_to_generic(size_t address) { return reinterpret_cast<void *>(address); }

@@ -24,6 +24,7 @@ void operator delete(void *, size_t) noexcept __asm__("mulfree_free");
 void operator delete[](void *, size_t) noexcept __asm__("mulfree_free");
 
 // Headers that leave the text the names a GPU leaves it: no <string.h> with its index, no <time.h>.
+#include <fenv.h>
 #include <limits.h>
 #include <math.h>
 #include <stdint.h>
@@ -75,5 +76,6 @@ constexpr int warpSize = 32;
 #include "warp.h"
 #include "half.h"
 #include "groups.h"
+#include "ptx.h"
 #include "refused.h"
 #include "entry.h"

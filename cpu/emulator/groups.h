@@ -1,4 +1,5 @@
-// cooperative_groups: the block, tiles of a warp, and the threads that are active together.
+// cooperative_groups: the block, tiles of a warp, threads that are active together, and partitions of
+// these; of the grid what can be asked, but no barrier.
 #pragma once
 
 namespace cooperative_groups {
@@ -13,6 +14,8 @@ class thread_block {
     static dim3 thread_index() { return threadIdx; }
     static dim3 group_dim() { return blockDim; }
     static dim3 dim_threads() { return blockDim; }
+    static unsigned meta_group_rank() { return 0; }
+    static unsigned meta_group_size() { return 1; }
 };
 
 inline thread_block this_thread_block() { return {}; }
@@ -21,6 +24,7 @@ inline thread_block this_thread_block() { return {}; }
 class lanes {
   public:
     explicit lanes(unsigned mask) : mask_(mask) {}
+    unsigned mask() const { return mask_; }
     unsigned thread_rank() const { return __popc(mask_ & ((1u << mulfree_lane()) - 1)); }
     unsigned num_threads() const { return __popc(mask_); }
     unsigned size() const { return num_threads(); }
@@ -30,6 +34,10 @@ class lanes {
     unsigned ballot(int p, MULFREE_HERE) const { return packed(__ballot_sync(mask_, p, file, line)); }
     template <class T>
     unsigned match_any(T v, MULFREE_HERE) const { return packed(__match_any_sync(mask_, v, file, line)); }
+    template <class T>
+    unsigned match_all(T v, int &all, MULFREE_HERE) const {
+        return packed(__match_all_sync(mask_, v, &all, file, line));
+    }
     template <class T>
     T shfl(T v, int rank, MULFREE_HERE) const { return from(v, rank, file, line); }
     template <class T>
@@ -73,17 +81,86 @@ class thread_block_tile : public lanes {
         : lanes((Size == 32 ? ~0u : (1u << Size % 32) - 1) << (mulfree_lane() & ~int(Size - 1))) {}
     static constexpr unsigned num_threads() { return Size; }
     static constexpr unsigned size() { return Size; }
-    static unsigned meta_group_rank() { return thread_block::thread_rank() / Size; }
-    static unsigned meta_group_size() { return (thread_block::size() + Size - 1) / Size; }
+    static unsigned meta_group_rank() { return Parent().thread_rank() / Size; }
+    static unsigned meta_group_size() { return (Parent().size() + Size - 1) / Size; }
 };
 
 class coalesced_group : public lanes {
   public:
-    using lanes::lanes;
+    explicit coalesced_group(unsigned mask, unsigned rank = 0, unsigned count = 1)
+        : lanes(mask), rank_(rank), count_(count) {}
+    unsigned meta_group_rank() const { return rank_; }
+    unsigned meta_group_size() const { return count_; }
+
+  private:
+    unsigned rank_, count_;  // among the parts of what it is a part of
 };
+
+// Any of these groups.
+class thread_group {
+  public:
+    thread_group(const thread_block &) : mask_(0) {}
+    thread_group(const lanes &group) : mask_(group.mask()) {}
+    unsigned thread_rank() const { return mask_ ? lanes(mask_).thread_rank() : thread_block::thread_rank(); }
+    unsigned num_threads() const { return mask_ ? lanes(mask_).num_threads() : thread_block::num_threads(); }
+    unsigned size() const { return num_threads(); }
+    void sync(MULFREE_HERE) const { mask_ ? __syncwarp(mask_, file, line) : __syncthreads(file, line); }
+    unsigned mask() const { return mask_; }
+
+  private:
+    unsigned mask_;  // 0: the block
+};
+
+class grid_group {
+  public:
+    void sync() const;  // refused
+    static bool is_valid() { return false; }
+    static unsigned long long block_rank() { return (1ull * blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x; }
+    static unsigned long long num_blocks() { return 1ull * gridDim.x * gridDim.y * gridDim.z; }
+    static unsigned long long thread_rank() { return block_rank() * thread_block::size() + thread_block::thread_rank(); }
+    static unsigned long long num_threads() { return num_blocks() * thread_block::size(); }
+    static unsigned long long size() { return num_threads(); }
+    static dim3 block_index() { return blockIdx; }
+    static dim3 dim_blocks() { return gridDim; }
+    static dim3 group_dim() { return gridDim; }
+};
+
+inline grid_group this_grid() { return {}; }
 
 template <unsigned Size, class Parent>
 inline thread_block_tile<Size, Parent> tiled_partition(const Parent &) { return {}; }
+
+// Lanes of the group by `size` ranks each.
+inline coalesced_group tiled_partition(const lanes &group, unsigned size) {
+    const unsigned part = group.thread_rank() / size;
+    unsigned mask = 0, rank = 0;
+    for (int lane = 0; lane < 32; ++lane)
+        if (group.mask() >> lane & 1) mask |= unsigned(rank++ / size == part) << lane;
+    return coalesced_group(mask, part, (group.size() + size - 1) / size);
+}
+inline coalesced_group tiled_partition(const thread_block &block, unsigned size) {
+    const unsigned lane = mulfree_lane(), first = lane / size * size;
+    return coalesced_group((size < 32 ? (1u << size) - 1 : ~0u) << first, block.thread_rank() / size,
+                           (block.size() + size - 1) / size);
+}
+inline thread_group tiled_partition(const thread_group &group, unsigned size) {
+    if (group.mask()) return tiled_partition(lanes(group.mask()), size);
+    return tiled_partition(thread_block(), size);
+}
+
+// Lanes of the group with one label, in the order of the parts' first lanes.
+template <class Label>
+inline coalesced_group labeled_partition(const lanes &group, Label label, MULFREE_HERE) {
+    const unsigned mask = __match_any_sync(group.mask(), label, file, line);
+    const unsigned firsts = __ballot_sync(group.mask(), mulfree_lane() == __builtin_ctz(mask), file, line);
+    const unsigned before = firsts & ((1u << __builtin_ctz(mask)) - 1);
+    return coalesced_group(mask, __popc(before), __popc(firsts));
+}
+inline coalesced_group binary_partition(const lanes &group, bool predicate, MULFREE_HERE) {
+    const unsigned yes = __ballot_sync(group.mask(), predicate, file, line), no = group.mask() & ~yes;
+    return coalesced_group(predicate ? yes : no, predicate && no, (yes != 0) + (no != 0));
+}
+
 inline coalesced_group coalesced_threads(MULFREE_HERE) { return coalesced_group(__activemask(file, line)); }
 template <class Group>
 inline void sync(const Group &group, MULFREE_HERE) { group.sync(file, line); }

@@ -60,6 +60,7 @@ struct Kernel {
 extern "C" {
 void *mulfree_shared(mulfree_emulator::SharedVariable *variable);
 void *mulfree_dynamic_shared() __attribute__((const));
+char *mulfree_shared_window() __attribute__((const));  // shared memory lies behind it
 unsigned mulfree_dynamic_shared_size();
 int mulfree_barrier(int predicate, const char *file, int line);  // the number of true predicates
 uint64_t mulfree_collective(mulfree_emulator::Collective what, unsigned mask, uint64_t value, int source,
@@ -69,6 +70,7 @@ int mulfree_lane();
 void mulfree_fence(bool device);
 void mulfree_atomic(void *address, int size);  // announces an atomic access by the caller
 void mulfree_spin();  // the caller may be waiting for another thread: now and then that one runs
+void mulfree_xorwow_skip(unsigned *v, unsigned long long n, int power);  // n * 2^power steps of five words
 void mulfree_trap(const char *what, const char *file, int line) __attribute__((noreturn));
 int mulfree_printf(const char *format, ...) __attribute__((format(__printf__, 1, 2)));
 }

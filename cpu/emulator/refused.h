@@ -3,7 +3,7 @@
 #pragma once
 
 extern "C" {
-void mulfree_refused_ptx();      // in the place of an asm statement
+void mulfree_refused_ptx();      // in the place of an asm statement that ptx.py does not know
 int mulfree_refused_launch(...);  // of a <<<grid, block>>>
 }
 
@@ -23,25 +23,6 @@ MULFREE_TEXTURES(surf1Dread)
 MULFREE_TEXTURES(surf2Dread)
 MULFREE_TEXTURES(surf3Dread)
 #undef MULFREE_TEXTURES
-
-struct alignas(2) __nv_bfloat16 {
-    unsigned short __x;
-    __nv_bfloat16() = default;
-    template <class T>
-    __nv_bfloat16(T);
-    operator float() const;
-};
-struct alignas(4) __nv_bfloat162 {
-    __nv_bfloat16 x, y;
-};
-using nv_bfloat16 = __nv_bfloat16;
-using nv_bfloat162 = __nv_bfloat162;
-__nv_bfloat16 __float2bfloat16(float);
-__nv_bfloat16 __float2bfloat16_rn(float);
-float __bfloat162float(__nv_bfloat16);
-__nv_bfloat162 __float22bfloat162_rn(float2);
-__nv_bfloat162 __floats2bfloat162_rn(float, float);
-float2 __bfloat1622float2(__nv_bfloat162);
 
 namespace nvcuda {
 namespace wmma {
@@ -74,14 +55,6 @@ float __float_to_tf32(float);
 }  // namespace nvcuda
 
 namespace cooperative_groups {
-struct grid_group {
-    void sync() const;
-    bool is_valid() const;
-    unsigned long long thread_rank() const, size() const, num_threads() const, num_blocks() const;
-    unsigned block_rank() const;
-    dim3 group_dim() const;
-};
-grid_group this_grid();
 struct cluster_group {
     void sync() const;
     unsigned thread_rank() const, num_threads() const, size() const, block_rank() const, num_blocks() const;

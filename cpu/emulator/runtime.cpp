@@ -5,6 +5,7 @@
 
 #include <unwind.h>
 
+#include <cfenv>
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
@@ -13,6 +14,7 @@
 #include "collectives.h"
 #include "instrumentation.h"
 #include "signals.h"
+#include "xorwow.h"
 
 namespace mulfree_emulator {
 
@@ -418,6 +420,8 @@ void *mulfree_shared(SharedVariable *variable) {
 
 void *mulfree_dynamic_shared() { return dynamic_shared(); }
 
+char *mulfree_shared_window() { return arena(); }
+
 unsigned mulfree_dynamic_shared_size() { return now.launch->dynamic_shared; }
 
 void mulfree_trap(const char *what, const char *file, int line) {
@@ -428,6 +432,11 @@ void mulfree_trap(const char *what, const char *file, int line) {
     report(f);
     leave_thread();
     __builtin_unreachable();
+}
+
+void mulfree_xorwow_skip(unsigned *v, unsigned long long n, int power) {
+    for (; n; n >>= 1, ++power)
+        if (n & 1) xorwow_matrix(power).apply(v);
 }
 
 int mulfree_printf(const char *format, ...) {
@@ -471,10 +480,13 @@ __attribute__((visibility("default"))) int mulfree_launch(const Kernel *kernel, 
         run_grid();
     }
     restore_signals(former_stack);
+    std::fesetround(FE_TONEAREST);  // a signal may leave from an operation in another mode
     close_memory();
     now.launch = nullptr;
     return now.interrupted ? -1 : finding_count;
 }
+
+__attribute__((visibility("default"))) uintptr_t mulfree_base() { return module_base(); }
 
 __attribute__((visibility("default"))) const Site *mulfree_sites(int *count) {
     *count = static_cast<int>(trace->site_count);

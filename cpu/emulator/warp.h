@@ -16,19 +16,21 @@ inline uint64_t together(Collective what, unsigned mask, uint64_t value, const c
 
 template <class T>
 inline uint64_t word_of(T value) {
-    static_assert(sizeof(T) <= 8, "warp functions take at most 8 bytes");
+    static_assert(sizeof(T) <= 8, "matches are of at most 8 bytes");
     uint64_t word = 0;
     memcpy(&word, &value, sizeof value);
     return word;
 }
 
+// What is wider than a word goes in several shuffles, as on a GPU.
 template <class T>
 inline T shuffle(unsigned mask, T value, int source, const char *file, int line,
                  Collective what = Collective::shuffle) {
-    const uint64_t word = mulfree_collective(what, mask, word_of(value), source, file, line);
-    T result;
-    memcpy(&result, &word, sizeof result);
-    return result;
+    uint64_t words[(sizeof(T) + 7) / 8] = {};
+    memcpy(words, &value, sizeof value);
+    for (uint64_t &word : words) word = mulfree_collective(what, mask, word, source, file, line);
+    memcpy(&value, words, sizeof value);
+    return value;
 }
 
 }  // namespace mulfree_emulator

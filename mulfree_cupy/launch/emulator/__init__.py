@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from mulfree_cupy.launch import limits, source
 from mulfree_cupy.launch.emulator import runtime
 from mulfree_cupy.launch.emulator.arguments import convert
 from mulfree_cupy.launch.emulator.compiler import CompilationError, compile_kernel
+from mulfree_cupy.launch.emulator.module import Globals
 from mulfree_cupy.launch.emulator.reading import read_counts, read_findings
 from mulfree_cupy.launch.emulator.report import (
     Counts,
@@ -44,6 +46,7 @@ __all__ = [
     "Launch",
     "Memory",
     "RawKernel",
+    "RawModule",
     "Report",
     "Step",
     "active",
@@ -175,15 +178,13 @@ class RawKernel:
     def __init__(
         self, code: str, name: str, options: Sequence[str] = (), backend: str = "nvrtc"
     ) -> None:
-        if not isinstance(code, str) or not isinstance(name, str):
-            raise TypeError("RawKernel: code and name must be strings")
-        if isinstance(options, str):
-            raise TypeError(
-                f"RawKernel: options must be a tuple of strings, got the string {options!r}"
-            )
+        _check_text("RawKernel", code, options)
+        if not isinstance(name, str):
+            raise TypeError(f"RawKernel: name must be a string, got {type(name).__name__}")
         self.code, self.name, self.options, self.backend = code, name, tuple(options), backend
         self._largest_dynamic: int | None = None  # what static memory leaves of 48 KiB
         self._compiled: dict[bool, tuple[Any, runtime.Kernel]] = {}
+        self._module: RawModule | None = None  # that it is a function of
 
     @property
     def max_dynamic_shared_size_bytes(self) -> int:
@@ -260,8 +261,12 @@ class RawKernel:
             guide=settings.guide,
             seconds=float(os.environ.get("MULFREE_EMULATOR_SECONDS", 60)),
         )
+        shared = contextlib.nullcontext()
+        if self._module:
+            shared = self._module.globals.lent(library.places)
         with _one_launch:
-            found = library.mulfree_launch(kernel, launch)
+            with shared:
+                found = library.mulfree_launch(kernel, launch)
             if found < 0:
                 raise KeyboardInterrupt
             findings = read_findings(library, found, self.name, launch, arguments)
@@ -316,6 +321,95 @@ class RawKernel:
             library = compile_kernel(self.code, self.name, self.options, instrumented)
             self._compiled[instrumented] = library, runtime.bind(library)
         return self._compiled[instrumented]
+
+
+class RawModule:
+    """Kernels and variables given as one text, as `cupy.RawModule` takes it, on NumPy arrays.
+
+    Parameters
+    ----------
+    code : str
+        CUDA C++.
+    options : tuple of str
+        As `RawKernel` takes them.
+    backend : str
+        Accepted for CuPy's sake.
+    name_expressions : sequence of str, optional
+        Accepted for CuPy's sake: any name expression can be asked for.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mulfree_cupy import emulator
+    >>> module = emulator.RawModule(code='''
+    ... __constant__ float weights[3];
+    ... extern "C" __global__ void dot(const float* x, float* y) {
+    ...     y[0] = weights[0] * x[0] + weights[1] * x[1] + weights[2] * x[2];
+    ... }''')
+    >>> weights = np.ndarray(3, np.float32, module.get_global("weights"))
+    >>> weights[:] = 1, 2, 3
+    >>> x, y = np.ones(3, np.float32), np.zeros(1, np.float32)
+    >>> module.get_function("dot")((1,), (1,), (x, y))
+    >>> float(y[0])
+    6.0
+    """
+
+    def __init__(
+        self,
+        *,
+        code: str,
+        options: Sequence[str] = (),
+        backend: str = "nvrtc",
+        name_expressions: Sequence[str] | None = None,
+    ) -> None:
+        _check_text("RawModule", code, options)
+        self.code, self.options, self.backend = code, tuple(options), backend
+        self.name_expressions = name_expressions
+        self._functions: dict[str, RawKernel] = {}
+
+    def get_function(self, name: str) -> RawKernel:
+        """The kernel of this name or name expression; it is compiled at its first call."""
+        if name not in self._functions:
+            kernel = RawKernel(self.code, name, self.options, self.backend)
+            kernel._module = self
+            self._functions[name] = kernel
+        return self._functions[name]
+
+    def get_global(self, name: str) -> np.ndarray:
+        """The memory of a ``__device__`` or ``__constant__`` variable.
+
+        Parameters
+        ----------
+        name : str
+            With its namespace: ``"weights"``, ``"ours::weights"``.
+
+        Returns
+        -------
+        ndarray of uint8
+            Its bytes: the next launch finds what is written to them, and they hold what it left.
+            ``numpy.ndarray(shape, dtype, module.get_global(name))`` is a view, as
+            ``cupy.ndarray(shape, dtype, pointer)`` is in CuPy.
+
+        Raises
+        ------
+        ValueError
+            If the module has no such variable.
+        """
+        return self.globals[name]
+
+    @functools.cached_property
+    def globals(self) -> Globals:
+        """Its variables; one compilation for all of them."""
+        return Globals(self.code, self.options)
+
+
+def _check_text(function: str, code: str, options: Sequence[str]) -> None:
+    if not isinstance(code, str):
+        raise TypeError(f"{function}: code must be a string, got {type(code).__name__}")
+    if isinstance(options, str):
+        raise TypeError(
+            f"{function}: options must be a tuple of strings, got the string {options!r}"
+        )
 
 
 def _block(function: str, given: Sequence[int]) -> tuple[int, int, int]:

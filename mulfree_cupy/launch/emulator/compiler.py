@@ -67,11 +67,7 @@ def compile_kernel(
     compiler = find_compiler()
     flags = tuple(_flags(options))
     mode = "instrumented" if instrumented else "plain"
-    facts = [code, name, *flags, mode, _version(compiler), _headers_hash()]
-    if any(flag.startswith("-I") for flag in flags):  # so that an edited header is noticed
-        with _prepared(flags, instrumented, compiler) as (prepared, folder):
-            facts.append(_preprocess(prepared, folder, code, name, flags))
-    file = cache_directory() / f"{_hash(*facts)}.so"
+    file = cache_directory() / f"{_key(code, name, flags, mode, compiler)}.so"
     library = _load(file)
     if library is None:
         _build(file, code, name, flags, instrumented, compiler)
@@ -80,6 +76,20 @@ def compile_kernel(
     if library is None:
         raise RuntimeError(f"the emulator cannot load the kernel it has just compiled, {file}")
     return library
+
+
+def compile_variables(code: str, options: tuple[str, ...]) -> bytes:
+    """An object file with all variables of the text, from the cache or compiled now."""
+    compiler = find_compiler()
+    flags = tuple(_flags(options))
+    file = cache_directory() / f"{_key(code, '', flags, 'variables', compiler)}.variables"
+    data = _read(file)
+    if data is None:
+        with _prepared(flags, True, compiler) as (prepared, folder):
+            _compile(folder, code, None, flags, prepared)
+            data = (folder / "kernel.o").read_bytes()
+        _write(file, data + hashlib.sha256(data).digest())
+    return data
 
 
 def cache_directory() -> Path:
@@ -123,6 +133,18 @@ def _hash(*parts: str | bytes) -> str:
     return digest.hexdigest()[:40]
 
 
+def _key(code: str, name: str, flags: tuple[str, ...], mode: str, compiler: str) -> str:
+    facts = [code, name, *flags, mode, _version(compiler), _headers_hash()]
+    if any(flag.startswith("-I") for flag in flags):  # so that an edited header is noticed
+        with _prepared(flags, mode != "plain", compiler) as (prepared, folder):
+            facts.append(_preprocess(prepared, folder, code, name or "module", flags))
+    return _hash(*facts)
+
+
+def _standard(flags: tuple[str, ...]) -> str:
+    return next(f for f in flags if f.startswith("-std"))
+
+
 def _flags(options: tuple[str, ...]):
     """Of CUDA's options those that a host compiler knows: macros, include folders, the standard."""
     standard, rest = "-std=c++17", iter(options)
@@ -141,12 +163,20 @@ def _flags(options: tuple[str, ...]):
 
 
 def _load(file: Path) -> ctypes.CDLL | None:
-    """The library, if it is there and whole: its SHA-256 stands behind its end."""
+    """The library, if it is there and whole."""
+    if _read(file) is not None:
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(str(file))
+    return None
+
+
+def _read(file: Path) -> bytes | None:
+    """What was kept, if it is there and whole: its SHA-256 stands behind its end."""
     try:
         data = file.read_bytes()
         if hashlib.sha256(data[:-32]).digest() == data[-32:]:
             os.utime(file)
-            return ctypes.CDLL(str(file))
+            return data[:-32]
         file.unlink()
     except OSError:
         pass
@@ -156,7 +186,7 @@ def _load(file: Path) -> ctypes.CDLL | None:
 def _prune(folder: Path) -> None:
     """Drop the compiled kernels that were not used for longest, if there are too many."""
     kernels = []
-    for file in folder.glob("*.so"):
+    for file in (*folder.glob("*.so"), *folder.glob("*.variables")):
         with contextlib.suppress(OSError):  # another process drops them too
             kernels.append((file.stat().st_mtime, file.stat().st_size, file))
     excess = sum(size for _, size, _ in kernels) - MOST_KEPT
@@ -172,43 +202,27 @@ def _prepared(
     flags: tuple[str, ...], instrumented: bool, compiler: str
 ) -> Iterator[tuple[_Prepared, Path]]:
     """What every kernel needs, and a folder to work in."""
-    standard = next(flag for flag in flags if flag.startswith("-std"))
     with (
         tempfile.TemporaryDirectory(prefix="mulfree") as scratch,
-        _Prepared(compiler, standard, instrumented) as prepared,
+        _Prepared(compiler, _standard(flags), instrumented) as prepared,
     ):
         yield prepared, Path(scratch)
 
 
 def _preprocess(
-    prepared: _Prepared, folder: Path, code: str, name: str, flags: tuple[str, ...]
+    prepared: _Prepared, folder: Path, code: str, title: str, flags: tuple[str, ...]
 ) -> str:
     """The text with its includes and macros expanded, each line with its file."""
     file = folder / "kernel.cpp"
-    file.write_text(f'#line 1 "{name}"\n{code}\n')
+    file.write_text(f'#line 1 "{title}"\n{code}\n')
     command = [*prepared.command, "-E", "-fpch-preprocess", "-fno-working-directory", *flags]
-    text = _run([*command, "-include", str(prepared.header()), str(file)], name, folder)
-    return text.replace(str(file), name)
+    text = _run([*command, "-include", str(prepared.header()), str(file)], title, folder)
+    return text.replace(str(file), title)
 
 
 def _build(file, code, name, flags, instrumented, compiler) -> None:
     with _prepared(flags, instrumented, compiler) as (prepared, folder):
-        preprocessed = _preprocess(prepared, folder, code, name, flags)
-        translation = translate(preprocessed, name, (prepared.headers, prepared.cache))
-        (folder / "kernel.ii").write_text(
-            f"{translation.text}\n"
-            f"{_EXPORT} const mulfree_emulator::Kernel *mulfree_kernel() "
-            f"{{ return mulfree_emulator::describe(&{name}); }}\n"
-            f'{_EXPORT} const char mulfree_parameters[] = "{",".join(translation.parameters)}";\n'
-            f'{_EXPORT} const char mulfree_constants[] = "{",".join(translation.constants)}";\n'
-        )
-        # Reports name the text's own files, wherever it and the headers were compiled.
-        mapped = [
-            f"-ffile-prefix-map={prepared.headers}={HEADERS}",
-            *(f"-fdebug-prefix-map={f}=/mulfree" for f in (folder, prepared.cache)),
-        ]
-        with _refusals(translation):
-            _run([*prepared.command, *mapped, "-c", "kernel.ii", "-o", "kernel.o"], name, folder)
+        translation = _compile(folder, code, name, flags, prepared)
         script = linker_script((folder / "kernel.o").read_bytes(), "kernel.o")
         (folder / "variables.ld").write_text(script)
         link = [
@@ -228,6 +242,30 @@ def _build(file, code, name, flags, instrumented, compiler) -> None:
             _run(link, name, folder)
         data = (folder / "kernel.so").read_bytes()
     _write(file, data + hashlib.sha256(data).digest())
+
+
+def _compile(
+    folder: Path, code: str, name: str | None, flags: tuple[str, ...], prepared: _Prepared
+) -> Translation:
+    """Write ``kernel.o``: the text, and the description of a kernel if one is named."""
+    title = name or "module"
+    preprocessed = _preprocess(prepared, folder, code, title, flags)
+    translation = translate(preprocessed, name, (prepared.headers, prepared.cache))
+    described = (
+        f"{_EXPORT} const mulfree_emulator::Kernel *mulfree_kernel() "
+        f"{{ return mulfree_emulator::describe(&{name}); }}\n"
+        f'{_EXPORT} const char mulfree_parameters[] = "{",".join(translation.parameters)}";\n'
+        f'{_EXPORT} const char mulfree_constants[] = "{",".join(translation.constants)}";\n'
+    )
+    (folder / "kernel.ii").write_text(f"{translation.text}\n{described if name else ''}")
+    # Reports name the text's own files, wherever it and the headers were compiled.
+    mapped = [
+        f"-ffile-prefix-map={prepared.headers}={HEADERS}",
+        *(f"-fdebug-prefix-map={f}=/mulfree" for f in (folder, prepared.cache)),
+    ]
+    with _refusals(translation):
+        _run([*prepared.command, *mapped, "-c", "kernel.ii", "-o", "kernel.o"], title, folder)
+    return translation
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ _KINDS = (
     "divergent_collective", "out_of_row", "trap", "crash", "timeout", "read_only", "same_value",
 )  # fmt: skip
 _READ, _WRITE, _ATOMIC = range(3)
+_CPP_LIBRARY = "/include/c++/"  # in the paths of its headers, whoever's it is
 _VERBS = ("reads", "writes", "updates atomically")
 _PAST = ("read", "written", "updated atomically")
 
@@ -264,6 +265,7 @@ def source_frames(library: ctypes.CDLL, offsets: set[int]) -> dict[int, list[Pla
             offset = int(row, 16) + 1
             continue
         file, _, line = row.partition(" (")[0].rpartition(":")
-        if file != "??" and not file.startswith(HEADERS) and line.isdigit():
+        own = file != "??" and not file.startswith(HEADERS) and _CPP_LIBRARY not in file
+        if own and line.isdigit():
             known[offset].append((file.removeprefix("/mulfree/"), int(line)))
     return known

@@ -161,6 +161,8 @@ def bind(library: ctypes.CDLL) -> Kernel:
     file = Path(library._name).read_bytes()
     library.shared_size = shared_size(file)
     found = read_variables(file, constants)
+    library.mulfree_base.restype = ctypes.c_size_t
+    library.places = {v.symbol: library.mulfree_base() + v.offset for v in found if not v.fixed}
     library.variables = (Variable * len(found))(
         *(Variable(v.name and v.name.encode(), v.offset, v.size, v.writable) for v in found)
     )

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from mulfree_cupy.launch.emulator import ptx
+
 _LINE_MARKER = re.compile(r'# (\d+) "((?:[^"\\]|\\.)*)"((?: \d)*)$')
 # Numbers come first, for the sake of 1'000.
 _STRING = re.compile(
@@ -23,7 +25,7 @@ _ATTRIBUTES = {
     "__noinline__": "__attribute__((noinline))",
     "__forceinline__": "__attribute__((always_inline)) inline",
     "__inline_hint__": "inline",
-    "__constant__": "",
+    "__constant__": "__attribute__((used))",  # the host may fill it
 }
 _INLINE_TWICE = re.compile(
     r"\b(?:__forceinline__\s+(?:static\s+)?inline|inline\s+__forceinline__)\b"
@@ -37,7 +39,7 @@ _NOT_A_NAME = ("__attribute__", "alignas", "decltype")  # before the parenthesis
 
 # What is refused, as the text writes it and as the linker names what refused.h does not define.
 _REFUSED = [
-    (r"\b(?:asm|__asm__|__asm)\b|mulfree_refused_ptx", "inline PTX"),
+    (r"mulfree_refused_ptx", "inline PTX with such an instruction"),
     (r"\bwmma\s*::|\bnvcuda\s*::", "tensor-core fragments (wmma)"),
     (
         r"\bCUtensorMap\b|\bcuda\s*::\s*ptx\b|\bcuda\s*::\s*barrier\b",
@@ -46,9 +48,8 @@ _REFUSED = [
     (r"\bcuda\s*::\s*pipeline\b|\bcuda\s*::\s*memcpy_async\b", "cuda::pipeline"),
     (r"\btex[123]D\w*|\bsurf[123]D\w*|\btexture\s*<", "textures and surfaces"),
     (r"\bthis_cluster\b|\bcluster_group\b", "thread block clusters"),
-    (r"\bthis_grid\b|\bgrid_group\b", "grid-wide synchronisation"),
+    (r"\bgrid_group::sync\b", "grid-wide synchronisation"),
     (r"<<<|mulfree_refused_launch", "a kernel launch inside a kernel"),
-    (r"\b__nv_bfloat162?\b|bfloat16", "bfloat16"),
 ]
 _ASM = re.compile(r"\b(?:asm|__asm__|__asm)\b(?:\s*(?:volatile|__volatile__))?\s*\(")
 
@@ -68,7 +69,7 @@ class Translation:
     refused: dict[tuple[str, int], str]  # by file and line, what the emulator does not run
 
 
-def translate(preprocessed: str, name: str, headers: tuple[str, ...]) -> Translation:
+def translate(preprocessed: str, name: str | None, headers: tuple[str, ...]) -> Translation:
     """The C++ text of a preprocessed CUDA text.
 
     Parameters
@@ -76,7 +77,8 @@ def translate(preprocessed: str, name: str, headers: tuple[str, ...]) -> Transla
     preprocessed : str
         What ``g++ -E`` wrote, with its line markers.
     name : str
-        The kernel, perhaps with template arguments: ``"scale<float, 4>"``.
+        The kernel, perhaps with template arguments: ``"scale<float, 4>"``. None: no kernel is asked
+        for.
     headers : tuple of str
         The folders of the emulator's headers; what comes from there is left alone.
 
@@ -96,7 +98,8 @@ def translate(preprocessed: str, name: str, headers: tuple[str, ...]) -> Transla
             text = _rewrite(text, blank, file, line)
         parts.append(text)
     whole = "".join(code)
-    return Translation("".join(parts), _parameters(whole, name), _constants(whole), refused)
+    parameters = () if name is None else _parameters(whole, name)
+    return Translation("".join(parts), parameters, _constants(whole), refused)
 
 
 def _segments(preprocessed: str, headers: tuple[str, ...]):
@@ -154,7 +157,9 @@ def _rewrite(text: str, blank: str, file: str, line: int) -> str:
             new = ", mulfree_refused_launch "
         else:
             stop = _closing(blank, found.end()) + 1
-            new = "mulfree_refused_ptx()"
+            inside = slice(found.end(), stop - 1)
+            new = ptx.statement(text[inside], blank[inside]) or "mulfree_refused_ptx()"
+            new = new.replace("\n", " ")
         if found[0] != "__shared__":
             new += "\n" * blank.count("\n", start, stop)
         out += [_attributes(text[end:start]), new]

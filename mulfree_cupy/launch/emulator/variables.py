@@ -28,12 +28,18 @@ _READ_ONLY = ("mulfree_rodata", "mulfree_relro")
 
 @dataclass(frozen=True)
 class Variable:
-    """A variable at file scope, or a static one of a function; `name` None: all other constants."""
+    """A variable at file scope, or a static one of a function; no `symbol`: all other constants."""
 
-    name: str | None
+    symbol: str | None
     offset: int  # from the start of the loaded library
     size: int
     writable: bool
+    fixed: bool = False  # in memory that nobody can write to
+
+    @property
+    def name(self) -> str | None:
+        """What the text calls it."""
+        return self.symbol and source_name(self.symbol)
 
 
 class _Section(NamedTuple):
@@ -68,14 +74,42 @@ def read_variables(library: bytes, constants: set[str]) -> list[Variable]:
     """The variables of a linked kernel; those named `constants` are read-only."""
     sections = _sections(library)
     found = []
-    for name, section, address, size in _symbols(library, sections):
+    for symbol, section, address, size in _symbols(library, sections):
         place = sections[section].name
         if place.startswith(_OWN) and size:
-            name = source_name(name)
-            writable = place not in _READ_ONLY and name not in constants
-            found.append(Variable(name, address, size, writable))
+            fixed = place in _READ_ONLY
+            writable = not fixed and source_name(symbol) not in constants
+            found.append(Variable(symbol, address, size, writable, fixed))
     rest = [s for s in sections if s.name in (".rodata", ".data.rel.ro")]
-    return found + [Variable(None, s.address, s.size, False) for s in rest]
+    return found + [Variable(None, s.address, s.size, False, True) for s in rest]
+
+
+def initial_values(object_file: bytes) -> dict[str, bytes]:
+    """What the variables of an object file hold before the first launch, by symbol.
+
+    Left out are those that are ``const`` and those that hold addresses.
+    """
+    sections = _sections(object_file)
+    found = {}
+    for symbol, section, start, size in _symbols(object_file, sections):
+        place = sections[section]
+        if _OWN in symbol or not size:
+            continue
+        if place.name.startswith(".bss."):
+            found[symbol] = bytes(size)
+        elif place.name.startswith(".data.") and not place.name.startswith(".data.rel."):
+            found[symbol] = object_file[place.offset + start : place.offset + start + size]
+    return found
+
+
+def symbols_of(name: str) -> tuple[str, ...]:
+    """The symbols that a variable of this name can have: ``"table"``, ``"ours::table"``."""
+    *scopes, last = name.split("::")
+    own = f"{len(last)}{last}"
+    if not scopes:
+        return name, f"_ZL{own}"
+    outer = "".join(f"{len(scope)}{scope}" for scope in scopes)
+    return f"_ZN{outer}{own}E", f"_ZN{outer}L{own}E"
 
 
 def shared_size(library: bytes) -> int:

@@ -1,0 +1,170 @@
+"""Inline PTX as C++: the few instructions that texts use where CUDA C++ has no name for them."""
+
+from __future__ import annotations
+
+import re
+
+_OWN = "mulfree_emulator::ptx::"
+_LANE, _BELOW = f"{_OWN}lane_bit()", f"{_OWN}lane_mask_below()"
+_SPECIAL = {
+    "laneid": "mulfree_lane()",
+    "warpid": f"{_OWN}warp_in_block()",
+    "nwarpid": f"{_OWN}warps_in_block()",
+    "lanemask_eq": _LANE,
+    "lanemask_lt": _BELOW,
+    "lanemask_le": f"({_BELOW} | {_LANE})",
+    "lanemask_gt": f"~({_BELOW} | {_LANE})",
+    "lanemask_ge": f"~{_BELOW}",
+    "smid": "0",
+    "nsmid": "1",
+    "clock": "(unsigned)clock64()",
+    "clock64": "clock64()",
+    "globaltimer": "clock64()",
+    "dynamic_smem_size": "mulfree_dynamic_shared_size()",
+} | {
+    f"{register}.{axis}": f"{variable}.{axis}"
+    for register, variable in (
+        ("tid", "threadIdx"),
+        ("ntid", "blockDim"),
+        ("ctaid", "blockIdx"),
+        ("nctaid", "gridDim"),
+    )
+    for axis in "xyz"
+}
+# An instruction, the number of its operands, and what it is in C++.
+_INSTRUCTIONS = [
+    (r"mov\.[busf](16|32|64)|cvt\.u(32\.u64|64\.u32)", 2, f"{_OWN}move({{0}}, {{1}})"),
+    (r"cvta\.to\.shared\.u64", 2, f"{_OWN}move({{0}}, __cvta_generic_to_shared((void *){{1}}))"),
+    (r"cvta\.to\.global\.u64", 2, f"{_OWN}move({{0}}, {{1}})"),
+    (r"setp\.ne\.[bus]32", 3, "{0} = {1} != {2}"),
+    (r"setp\.eq\.[bus]32", 3, "{0} = {1} == {2}"),
+    (
+        r"cp\.async\.(ca|cg)\.shared(::cta)?\.global(\.L2::\d+B)?",
+        3,
+        f"{_OWN}copy({{0}}, {{1}}, {{2}})",
+    ),
+    (
+        r"cp\.async\.(ca|cg)\.shared(::cta)?\.global(\.L2::\d+B)?",
+        4,
+        f"{_OWN}copy({{0}}, {{1}}, {{2}}, {{3}})",
+    ),
+    (r"cp\.async\.(commit_group|wait_all)", 0, ""),
+    (r"cp\.async\.wait_group", 1, ""),
+    (r"membar\.cta|fence\.(acq_rel|sc)\.cta", 0, "__threadfence_block()"),
+    (r"membar\.(gl|sys)|fence\.(acq_rel|sc)\.(gpu|sys)", 0, "__threadfence()"),
+    (r"bar\.warp\.sync", 1, "__syncwarp({0})"),
+    (r"ex2\.approx(\.ftz)?\.f32", 2, "{0} = exp2f({1})"),
+    (r"lg2\.approx(\.ftz)?\.f32", 2, "{0} = log2f({1})"),
+    (r"rcp\.approx(\.ftz)?\.f32", 2, "{0} = 1.0f / {1}"),
+    (r"rsqrt\.approx(\.ftz)?\.f32", 2, "{0} = rsqrtf({1})"),
+    (r"sqrt\.approx(\.ftz)?\.f32", 2, "{0} = sqrtf({1})"),
+    (r"tanh\.approx\.f32", 2, "{0} = tanhf({1})"),
+]
+_TYPES = {"pred": "bool", "f32": "float", "f64": "double"} | {
+    f"{kind}{bits}": f"uint{bits}_t" for kind in "bus" for bits in (16, 32, 64)
+}
+_LITERAL = re.compile(r'R"([^()\\\s]*)\((.*?)\)\1"|"((?:[^"\\\n]|\\.)*)"', re.DOTALL)
+_INTEGER = re.compile(r"-?(0[xX][0-9a-fA-F]+|\d+)U?")
+
+
+class _UnknownError(Exception):
+    """An instruction or operand that is not in the tables."""
+
+
+def statement(text: str, blank: str) -> str | None:
+    """What stands between the parentheses of an ``asm`` as a C++ statement.
+
+    Parameters
+    ----------
+    text, blank : str
+        The source, and the same with the insides of strings blanked out.
+
+    Returns
+    -------
+    str or None
+        None if the emulator does not know an instruction of it.
+    """
+    start, *operands = _split(text, blank, ":")
+    assembly = "".join(raw or _unescaped(plain) for _, raw, plain in _LITERAL.findall(start))
+    declarations = []
+    for is_output, group in zip((True, False), operands, strict=False):
+        for operand in _split(group, _blanked(group), ","):
+            if operand.strip():
+                kind = "auto &" if is_output else "const auto "
+                value = operand[_blanked(operand).index("(") :]
+                declarations.append(f"{kind}mulfree_{len(declarations)} = {value};")
+    try:
+        return f"do {{ {' '.join(declarations)} {_instructions(assembly)} }} while (0)"
+    except _UnknownError:
+        return None
+
+
+def _instructions(assembly: str) -> str:
+    plain = re.sub(r"//[^\n]*|/\*.*?\*/", " ", assembly, flags=re.DOTALL).strip()
+    if plain.startswith("{") and plain.endswith("}"):
+        plain = plain[1:-1]
+    out, registers = [], set()
+    for row in filter(None, map(str.strip, plain.split(";"))):
+        if declared := re.fullmatch(r"\.reg\s*\.(\w+)\s+([\w$%,\s]+)", row):
+            names = [name.strip() for name in declared[2].split(",")]
+            if declared[1] not in _TYPES or not all(
+                re.fullmatch(r"[A-Za-z_]\w*", n) for n in names
+            ):
+                raise _UnknownError
+            registers.update(names)
+            out.append(f"{_TYPES[declared[1]]} {', '.join(f'ptx_{name}' for name in names)};")
+            continue
+        condition, opcode, rest = re.fullmatch(
+            r"(?:@(!?\w+)\s+)?(\S+)\s*(.*)", row, re.DOTALL
+        ).groups()
+        guard = ""
+        if condition:
+            holds = _operand(condition.lstrip("!"), registers)
+            guard = f"if ({holds} == {'false' if condition[0] == '!' else 'true'}) "
+        out.append(f"{guard}{{ {_instruction(opcode, _split(rest, rest, ','), registers)}; }}")
+    return " ".join(out)
+
+
+def _instruction(opcode: str, operands: list[str], registers: set[str]) -> str:
+    operands = [o.strip() for o in operands if o.strip()]
+    if re.fullmatch(r"bar(rier)?\.sync(\.aligned)?", opcode) and operands == ["0"]:
+        return "__syncthreads()"
+    for pattern, count, cpp in _INSTRUCTIONS:
+        if count == len(operands) and re.fullmatch(pattern, opcode):
+            return cpp.format(*(_operand(o, registers) for o in operands))
+    raise _UnknownError
+
+
+def _operand(text: str, registers: set[str]) -> str:
+    if found := re.fullmatch(r"\[\s*([%\w]+)\s*(?:\+\s*(\d+)\s*)?\]", text):
+        base = _operand(found[1], registers)
+        return f"((size_t){base} + {found[2]})" if found[2] else base
+    if re.fullmatch(r"%\d+", text):
+        return f"mulfree_{text[1:]}"
+    if text.startswith("%") and text.lstrip("%") in _SPECIAL:
+        return _SPECIAL[text.lstrip("%")]
+    if text in registers:
+        return f"ptx_{text}"
+    if _INTEGER.fullmatch(text):
+        return text
+    raise _UnknownError
+
+
+def _split(text: str, blank: str, separator: str) -> list[str]:
+    """Split where the separator stands outside of all brackets."""
+    pieces, depth, start = [], 0, 0
+    for i, c in enumerate(blank):
+        depth += (c in "([{") - (c in ")]}")
+        if c == separator and depth == 0:
+            pieces.append(text[start:i])
+            start = i + 1
+    return [*pieces, text[start:]]
+
+
+def _blanked(text: str) -> str:
+    return _LITERAL.sub(lambda m: '"' + " " * (len(m[0]) - 2) + '"', text)
+
+
+def _unescaped(text: str) -> str:
+    """A string literal's text, as far as PTX has use for escapes."""
+    return re.sub(r"\\(.)", lambda m: {"n": "\n", "t": "\t"}.get(m[1], m[1]), text)
