@@ -48,10 +48,10 @@ LOW_BIT = [
 NOTES = """\
 Each ratio is taken within a round; the median over the rounds is shown. binary_conv: x and w are
 float32, whose signs are packed in the call; "packed before": w alone by `mulfree_cupy.pack`.
-popcount peak: the time the layer would take at the rate of its inner loop, logic, population counts
-and additions, on registers, of whole words, measured in the same rounds. conv2d: torch (oneDNN),
-float32, contiguous or channels_last, whichever is faster. The weights of the adders are packed
-before. Of more bits than it pays to count an adder is that of uint8."""
+popcount peak: the time the layer would take at the rate of its inner loop, measured in the same
+rounds: logic, population counts and additions on registers, with AVX2 tiles of look-ups in tables.
+conv2d: torch (oneDNN), float32, contiguous or channels_last, whichever is faster. The weights of
+the adders are packed before. Of more bits than it pays to take apart an adder is that of uint8."""
 
 STEADY = {"rounds": 7, "least": 0.05}
 QUICK = {"rounds": 2, "least": 0.001}

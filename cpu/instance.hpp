@@ -11,7 +11,7 @@
 #include "ops/peak.hpp"
 #include "ops/pool.hpp"
 #if !defined(__AVX512F__)  // kernels_avx512_popcount.cpp has these, for processors with VPOPCNTDQ; others take AVX2's
-#include "ops/popcount.hpp"
+#include "ops/low_bits.hpp"
 #define MULFREE_POPCOUNT_KERNELS MULFREE_ISA::popcount_kernels()
 #else
 #define MULFREE_POPCOUNT_KERNELS {}

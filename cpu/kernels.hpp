@@ -64,6 +64,18 @@ struct EpilogueOf<std::int32_t> {
     using type = Epilogue<float>;
 };
 
+// What the borders' numbers are of: an integer as wide as a number of y.
+template <class Y>
+struct BorderNumberOf {
+    using type = std::uint32_t;
+};
+template <>
+struct BorderNumberOf<double> {
+    using type = std::uint64_t;
+};
+template <class Y>
+using BorderNumber = typename BorderNumberOf<Y>::type;
+
 // What stands in an answer for the taps that lie outside of x: pixels at which the same taps do are of one kind, and
 // every filter has a number for each kind. `kind` lies as a plane of y would, `row` elements a row.
 template <class W>
@@ -89,7 +101,7 @@ struct Convolution {
     const Shifts *x_shifts = nullptr, *y_shifts = nullptr;
     const void* packed = nullptr;  // the weights as the kernel's pack() left them; then w may be null
     const typename EpilogueOf<Y>::type* epilogue = nullptr;
-    const Borders<X>* borders = nullptr;  // of an operation that asks for them
+    const Borders<BorderNumber<Y>>* borders = nullptr;  // of an operation that asks for them
 };
 
 // grad_x[c, pixel] = sum over filters and taps of clip(w - x, -1, 1) * grad. The axes are the forward

@@ -1,7 +1,7 @@
 // What AVX-512 has no instruction for without VPOPCNTDQ.
 #if defined(__x86_64__)
 #define MULFREE_ISA avx512_popcount
-#include "ops/popcount.hpp"
+#include "ops/low_bits.hpp"
 
 namespace mulfree {
 extern const PopcountKernels avx512_popcount_kernels = MULFREE_ISA::popcount_kernels();

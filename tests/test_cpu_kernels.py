@@ -169,6 +169,25 @@ def test_codes_at_their_farthest(features, taps):
         assert (out == -64 * taps * (2**bits - 1)).all()
 
 
+@pytest.mark.parametrize("times", [1, 8, 127, 600])
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+def test_every_pair_of_codes(features, bits, times):
+    """All numbers of four bits, in pixels and in filters, added up many times."""
+    numbers = np.arange(16) >> bits * np.arange(4 // bits)[:, None] & 2**bits - 1
+    x = np.tile(numbers, (times, 1)).astype(np.uint8)[None, :, None, :]
+    w = np.tile(numbers.T, times).astype(np.uint8, order="C")[:, :, None, None]
+    geometry = (1, 1), (0, 0), (1, 1), 1
+    distances = abs(numbers[:, None, :] - numbers[:, :, None]).sum(axis=0) * times
+    out = fresh((1, 16, 1, 16), np.int32)
+    getattr(_cpu, f"adder_conv_{bits}bit")(x, w, None, out, *geometry)
+    np.testing.assert_array_equal(out[0, :, 0], -distances)
+    if bits == 1:
+        for dtype in (np.float32, np.float64):
+            signs = fresh(out.shape, dtype)
+            _cpu.binary_conv(x - dtype(0.5), w - dtype(0.5), None, signs, *geometry)
+            np.testing.assert_array_equal(signs[0, :, 0], 4 * times - 2 * distances)
+
+
 @pytest.mark.parametrize("low, high", [(0, 0), (255, 255), (0, 255)])
 def test_uint8_extremes(features, low, high):
     x = np.full((1, 4096, 2, 2), low, np.uint8)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mulfree_cupy.launch import emulator, source
-from mulfree_cupy.launch.emulator import EmulationFault, RawKernel, emulated_cuda
+from mulfree_cupy.launch.emulator import EmulationFault, RawKernel, compiler, emulated_cuda
 
 F32, I32 = np.float32, np.int32
 CODE = """
@@ -24,6 +24,7 @@ extern "C" __global__ void all(const float* x, float* y, long long n, double a, 
 INCLUDING = """
 #include "value.h"
 extern "C" __global__ void f(int* x) { x[0] = VALUE + X + (__cplusplus > 202000); }"""
+STORE = 'extern "C" __global__ void store(int* x) { x[0] = %s; }'
 PAIR = np.array((3, 0.5), np.dtype([("a", I32), ("b", F32)]))[()]
 ARGS = (
     np.ones(4, F32),
@@ -270,9 +271,9 @@ def test_the_cache_is_used_and_mended(tmp_path, monkeypatch):
     monkeypatch.setenv("MULFREE_CACHE_DIR", str(tmp_path / "kernels"))
     assert run_tiny() == 7
     (library,) = (tmp_path / "kernels").glob("*.so")
-    before = library.stat().st_mtime_ns
+    before = library.stat().st_ino  # another file would take its place
     assert run_tiny() == 7
-    assert library.stat().st_mtime_ns == before
+    assert library.stat().st_ino == before
     whole = library.read_bytes()
     library.unlink()
     library.write_bytes(whole[: len(whole) // 2])
@@ -307,3 +308,43 @@ def test_installs_in_two_places_share_a_cache(tmp_path, monkeypatch):
         places.append((caught.value.finding.file, caught.value.finding.line))
     assert places == [("beyond", 3)] * 2
     assert len(list((tmp_path / "kernels").glob("*.so"))) == 1
+
+
+def test_what_a_text_includes_decides_alone(tmp_path, monkeypatch):
+    built, build = [], compiler._build
+    monkeypatch.setattr(compiler, "_build", lambda *args: (built.append(1), build(*args)))
+    (tmp_path / "ours.h").write_text("#define VALUE 1\n")
+    code = '#include "ours.h"\n' + STORE % "VALUE"
+
+    def stored():
+        x = np.zeros(1, np.int32)
+        RawKernel(code, "store", (f"-I{tmp_path}",))((1,), (1,), (x,))
+        return int(x[0])
+
+    assert stored() == 1 and len(built) <= 1
+    built.clear()
+    (tmp_path / "other.h").write_text("int other;\n")
+    assert stored() == 1 and not built
+    (tmp_path / "ours.h").write_text("#define VALUE 2\n")
+    assert stored() == 2 and len(built) == 1
+
+
+def test_the_cache_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setenv("MULFREE_CACHE_DIR", str(tmp_path))
+
+    def store(value):
+        x = np.zeros(1, np.int32)
+        RawKernel(STORE % value, "store")((1,), (1,), (x,))
+        assert x[0] == value
+        return {f: f.stat() for f in tmp_path.glob("*.so")}
+
+    ((first, stat),) = store(1).items()
+    monkeypatch.setattr(compiler, "MOST_KEPT", 2 * stat.st_size + stat.st_size // 2)
+    (second,) = store(2).keys() - {first}
+    for age, file in enumerate((second, first)):  # the first was used last
+        os.utime(file, (1e9 + age, 1e9 + age))
+    kept = store(3)
+    assert first in kept and second not in kept and len(kept) == 2
+    os.utime(first, (1e9, 1e9))
+    store(1)
+    assert first.stat().st_mtime > 1e9

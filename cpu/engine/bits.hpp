@@ -1,4 +1,4 @@
-// Numbers as bits, 32 or 64 of them in a word: an exclusive or and a population count sum up as many terms.
+// Numbers as a few bits each, as many as a word holds, so that one instruction sees as many terms.
 #pragma once
 
 #include "word_convolution.hpp"
@@ -16,8 +16,8 @@ inline Vec<W> set_bit(Vec<W> word, Mask mask, Vec<W> bit) {
 #endif
 }
 
-// What bits a number becomes: one in each of PLANES words, is_set(number, plane). A word of so many lanes is filled
-// from a vector of as many numbers.
+// What bits a number becomes, a code: WIDTH bits in each of PLANES words that hold NUMBERS numbers. set(word, x, plane,
+// field) brings numbers into the words of as many lanes, where `field` has their bits set, or none.
 
 // Its sign: of T, one bit, set where it is not negative.
 template <class T>
@@ -34,18 +34,17 @@ template <class T>
 struct Sign : IntegersOf<T> {
     using Element = T;
     using Word = typename IntegersOf<T>::Word;
-    static constexpr int PLANES = 1;
+    static constexpr index PLANES = 1, WIDTH = 1, NUMBERS = 8 * sizeof(Word);
 
-    static bool is_set(T x, index) { return x >= 0; }
     static Vec<T> read(const T* p) { return load(p); }
     static Vec<T> read_first(const T* p, index lanes) { return load_masked(p, bits(0, lanes)); }
-    static Vec<Word> set(Vec<Word> word, Vec<T> x, index, Vec<Word> bit) {
+    static Vec<Word> set(Vec<Word> word, Vec<T> x, index, Vec<Word> field) {
 #if defined(__AVX512F__)
         if constexpr (sizeof(T) == 4)
-            return set_bit<Word>(word, _mm512_cmp_ps_mask((__m512)x, _mm512_setzero_ps(), _CMP_GE_OQ), bit);
-        else return set_bit<Word>(word, _mm512_cmp_pd_mask((__m512d)x, _mm512_setzero_pd(), _CMP_GE_OQ), bit);
+            return set_bit<Word>(word, _mm512_cmp_ps_mask((__m512)x, _mm512_setzero_ps(), _CMP_GE_OQ), field);
+        else return set_bit<Word>(word, _mm512_cmp_pd_mask((__m512d)x, _mm512_setzero_pd(), _CMP_GE_OQ), field);
 #else
-        return set_bit<Word>(word, x >= Vec<T>{}, bit);
+        return set_bit<Word>(word, x >= Vec<T>{}, field);
 #endif
     }
 };
@@ -56,61 +55,61 @@ struct GrayCode {
     static_assert(BITS == 1 || BITS == 2, "each plane has its ones in one range");
     using Element = std::uint8_t;
     using Word = std::uint32_t;
-    static constexpr int PLANES = BITS;
+    static constexpr index PLANES = BITS, WIDTH = 1, NUMBERS = 8 * sizeof(Word);
     using Numbers = Vec<std::int32_t>;
 
     static constexpr std::int32_t first(index plane) { return plane + 1; }
     static constexpr std::int32_t last(index plane) { return plane + 1 < BITS ? 2 : 255; }
-    static bool is_set(std::uint8_t x, index plane) { return x >= first(plane) && x <= last(plane); }
     static Numbers read(const std::uint8_t* p) { return load_bytes<LANES<std::int32_t>>(p); }
     static Numbers read_first(const std::uint8_t* p, index lanes) {
         std::uint8_t byte[LANES<std::int32_t>] = {};
         for (index l = 0; l < lanes; ++l) byte[l] = p[l];
         return read(byte);
     }
-    static Vec<Word> set(Vec<Word> word, Numbers x, index plane, Vec<Word> bit) {
+    static Vec<Word> set(Vec<Word> word, Numbers x, index plane, Vec<Word> field) {
         const Numbers from = broadcast(first(plane));
 #if defined(__AVX512F__)
         const Numbers reach = broadcast(last(plane) - first(plane));
-        return set_bit<Word>(word, _mm512_cmple_epu32_mask((__m512i)(x - from), (__m512i)reach), bit);
+        return set_bit<Word>(word, _mm512_cmple_epu32_mask((__m512i)(x - from), (__m512i)reach), field);
 #else
-        return set_bit<Word>(word, (x >= from) & (x <= broadcast(last(plane))), bit);
+        return set_bit<Word>(word, (x >= from) & (x <= broadcast(last(plane))), field);
 #endif
     }
 };
 
-// The bits of a few successive channels of a pixel, in one plane.
+// The codes of a few successive channels of a pixel, in one plane.
 template <class Code, class W = typename Code::Word>
 class SomeBits {
     using Element = typename Code::Element;
 
 public:
-    static constexpr index MOST = 4;
+    static constexpr index MOST = smaller(4, Code::NUMBERS);
 
-    // That of the first channel, x, stands in bit k of a word.
+    // That of the first channel, x, is number k of a word.
     SomeBits(const Element* x, index channel_stride, index count, index plane, index k) : plane_(plane) {
-        for (index b = 0; b < MOST; ++b) {  // behind the last of them, the first without a bit
+        for (index b = 0; b < MOST; ++b) {  // behind the last of them, the first without a field
             channel_[b] = x + (b < count ? b * channel_stride : 0);
-            bit_[b] = broadcast(W(b < count ? W(1) << (k + b) : 0));
+            constexpr W ONES = (W(1) << Code::WIDTH) - 1;
+            field_[b] = broadcast(W(b < count ? ONES << (k + b) * Code::WIDTH : 0));
         }
     }
 
-    // word, and of the pixels that read(first of a channel) gives what bits are set.
+    // word, and the codes of the pixels that read(first of a channel) gives.
     template <class Read>
     __attribute__((always_inline)) Vec<W> set(Vec<W> word, Read read) const {
 #pragma GCC unroll 4
-        for (index b = 0; b < MOST; ++b) word = Code::set(word, read(channel_[b]), plane_, bit_[b]);
+        for (index b = 0; b < MOST; ++b) word = Code::set(word, read(channel_[b]), plane_, field_[b]);
         return word;
     }
 
 private:
     const index plane_;
     const Element* channel_[MOST];
-    Vec<W> bit_[MOST];
+    Vec<W> field_[MOST];
 };
 
-// to[i] = the bits of `count` channels of pixel i in a plane, the first of them in the least bit. Pixels lie `stride`
-// apart. A few bits are set in many words, and then the next: so channels are read in long pieces.
+// to[i] = the codes of `count` channels of pixel i in a plane, the first of them in the least bits. Pixels lie `stride`
+// apart. A few codes are set in many words, and then the next: so channels are read in long pieces.
 template <class Code, class W = typename Code::Word>
 inline void pack_bits(const typename Code::Element* x, index channel_stride, index stride, index count, index plane,
                       index pixels, W* to) {
@@ -120,11 +119,14 @@ inline void pack_bits(const typename Code::Element* x, index channel_stride, ind
         return Bits(x + k * channel_stride, channel_stride, smaller(Bits::MOST, count - k), plane, k);
     };
     for (; pixels > 0; pixels -= PIECE, x += PIECE * stride, to += PIECE) {
-        const index end = smaller(pixels, PIECE), whole = stride == 1 ? end / LANES<W> * LANES<W> : 0;
+        const index end = smaller(pixels, PIECE), whole = stride == 1 && end >= LANES<W> ? end : 0;
         for (index k = 0; whole && k < count; k += Bits::MOST) {
             const Bits some = some_bits(k);
-            for (index i = 0; i < whole; i += LANES<W>)
+            const auto pack = [&](index i) __attribute__((always_inline)) {
                 store(to + i, some.set(k ? load(to + i) : Vec<W>{}, [=](const auto* c) { return Code::read(c + i); }));
+            };
+            for (index i = 0; i + LANES<W> <= whole; i += LANES<W>) pack(i);
+            if (whole % LANES<W>) pack(whole - LANES<W>);  // also words that have these bits already
         }
         for (index i = whole; i < end; i += LANES<W>) {
             const index lanes = smaller(LANES<W>, end - i);
@@ -141,7 +143,7 @@ inline void pack_bits(const typename Code::Element* x, index channel_stride, ind
     }
 }
 
-// Words of bits: of one plane those of as many successive channels as fit a word, or with few channels those of a few
+// Words of codes: of one plane those of as many successive channels as a word holds, or with few channels those of a few
 // columns of the kernel beside one another; then those of the next plane. What lies outside of x, or of the kernel, has
 // no bit set.
 template <class Code, class Output_>
@@ -149,48 +151,54 @@ struct BitWords {
     using Element = typename Code::Element;
     using Output = Output_;
     using Word = typename Code::Word;
-    static constexpr index BITS = 8 * sizeof(Word), PLANES = Code::PLANES;
+    static constexpr index PLANES = Code::PLANES;
 
     const WordShape shape;  // of one plane
 
     explicit BitWords(const Convolution<Element, Output>& p)
-        : shape(p.channels, p.width.taps, BITS), filters_(p.groups * p.filters),
-          taps_(p.height.taps * p.width.taps), blocks_(shape.word_channels() / shape.starts) {}
+        : shape(p.channels, p.width.taps, Code::NUMBERS), filters_(p.groups * p.filters),
+          taps_(p.height.taps * p.width.taps), blocks_(shape.word_channels() / shape.starts),
+          block_codes_((AT_ONCE ? shape.across : PLANES) * taps_) {}
 
     index word_channels() const { return shape.word_channels() * PLANES; }
     index taps() const { return shape.taps(); }
     bool meets_padding() const { return shape.along > 1; }
 
-    // The codes of the weights: [filter][block of channels][plane][tap]. The taps of a channel follow one another.
-    index prepared_bytes() const { return filters_ * blocks_ * PLANES * taps_ * index(sizeof(Word)); }
+    // The codes of the weights: [filter][block of channels][plane][tap]. A filter's channels, and their taps, follow one
+    // another.
+    index prepared_bytes() const { return filters_ * blocks_ * block_codes_ * index(sizeof(Word)); }
     void prepare(const Convolution<Element, Output>& p, void* memory) {
         codes_ = static_cast<Word*>(memory);
         for_each_unit(filters_, MOVE * double(filters_ * p.channels * taps_), [&](index f) {
             const Element* w = p.w + f / p.filters * p.w_group + f % p.filters * p.w_filter;
-            Word* to = codes_ + f * blocks_ * PLANES * taps_;
-            for (index b = 0; b < blocks_; ++b, w += shape.across * p.w_channel)
-                for (index plane = 0; plane < PLANES; ++plane, to += taps_)
-                    pack_bits<Code>(w, p.w_channel, 1, count_of(b), plane, taps_, to);
+            const index whole = AT_ONCE ? p.channels / shape.across : 0;
+            if (whole)
+                pack_bits<Code>(w, p.w_channel, 1, shape.across, 0, (whole - 1) * block_codes_ + taps_, codes_of(f, 0));
+            for (index b = whole; b < blocks_; ++b)
+                for (index plane = 0; plane < PLANES; ++plane)
+                    pack_bits<Code>(w + b * shape.across * p.w_channel, p.w_channel, 1, count_of(b), plane, taps_,
+                                    codes_of(f, b, plane));
         });
     }
     // sums[filter][tap] = the weights whose bit is set less those whose is not.
-    void add_up(Word* sums) const {
-        static_assert(PLANES == 1);
+    template <class Sum>
+    void add_up(Sum* sums) const {
+        static_assert(PLANES * Code::WIDTH == 1);
         for (index f = 0; f < filters_; ++f)
             for (index b = 0; b < blocks_; ++b) {
-                const Word* codes = codes_ + (f * blocks_ + b) * taps_;
+                const Word* codes = codes_of(f, b);
                 for (index t = 0; t < taps_; ++t) {
-                    const Word difference = 2 * __builtin_popcountll(codes[t]) - count_of(b);
+                    const Sum difference = 2 * __builtin_popcountll(codes[t]) - count_of(b);
                     sums[f * taps_ + t] = (b ? sums[f * taps_ + t] : 0) + difference;
                 }
             }
     }
     Word weight(const Convolution<Element, Output>& p, index group, index filter, index word, index i, index tap) const {
         const index f = group * p.filters + filter, plane = word % PLANES, first = word / PLANES;
-        const Word* codes = codes_ + ((f * blocks_ + first / shape.starts) * PLANES + plane) * taps_ +
-                            i * p.width.taps + shape.column(first) + tap;
+        const index block = shape.starts == 1 ? first : first / shape.starts;  // mostly without a division
+        const Word* codes = codes_of(f, block, plane) + i * p.width.taps + shape.column(first) + tap;
         Word bits = 0;
-        for (index q = 0; q < columns_of(first); ++q) bits |= codes[q] << q * shape.across;
+        for (index q = 0; q < columns_of(first); ++q) bits |= codes[q] << q * shape.across * Code::WIDTH;
         return bits;
     }
 
@@ -238,8 +246,16 @@ struct BitWords {
     }
 
 private:
-    const index filters_, taps_, blocks_;
+    // Where a word has few numbers, words that begin with any channel are made at once, as they are quicker made than
+    // those that are wanted, a few taps at a time.
+    static constexpr bool AT_ONCE = Code::NUMBERS <= 4;
+    static_assert(!AT_ONCE || PLANES == 1);
+    const index filters_, taps_, blocks_, block_codes_;  // from a block's codes to those of the next
     Word* codes_ = nullptr;
+
+    Word* codes_of(index filter, index block, index plane = 0) const {
+        return codes_ + (filter * blocks_ + block) * block_codes_ + plane * taps_;
+    }
 
     // The channels of a block,
     index count_of(index block) const { return smaller(shape.across, shape.channels - block * shape.across); }
@@ -251,7 +267,7 @@ private:
     // The words s of a row, of the codes of all its places.
     void join(const Axis& a, const SourceAxis& w, const Word* codes, index s, Word* __restrict to) const {
         for (index q = 0; q < columns_of(s); ++q) {
-            const index place = w.from + (shape.column(s) + q) * a.tap_step, shift = q * shape.across;
+            const index place = w.from + (shape.column(s) + q) * a.tap_step, shift = q * shape.across * Code::WIDTH;
             const index from = smaller(w.size, ceil_div(larger(0, -place), w.every));
             const index end = larger(from, smaller(w.size, ceil_div(larger(0, a.size - place), w.every)));
             for (index i = 0; q == 0 && i < from; ++i) to[i] = 0;

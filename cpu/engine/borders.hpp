@@ -24,8 +24,15 @@ struct Border {
 #else
         if (!any(kind)) return broadcast(*number);  // most pixels are inside
 #if defined(__AVX2__)
-        if constexpr (sizeof(W) == 4) return (Vec<W>)_mm256_i32gather_epi32((const int*)number, (__m256i)kind, 4);
-        else return (Vec<W>)_mm256_i64gather_epi64((const long long*)number, (__m256i)kind, 8);
+        if constexpr (sizeof(W) == 4) {
+            if (kinds > 2 * LANES<W>) return (Vec<W>)_mm256_i32gather_epi32((const int*)number, (__m256i)kind, 4);
+            const auto among = [&](const W* some) {
+                return (Vec<W>)_mm256_permutevar8x32_epi32((__m256i)load(some), (__m256i)kind);
+            };
+            const Vec<W> low = among(number);
+            if (kinds <= LANES<W>) return low;
+            return kind < W(LANES<W>) ? low : among(number + LANES<W>);
+        } else return (Vec<W>)_mm256_i64gather_epi64((const long long*)number, (__m256i)kind, 8);
 #else
         Vec<W> numbers{};
         for (index l = 0; l < LANES<W>; ++l) numbers[l] = number[kind[l]];

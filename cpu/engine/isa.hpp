@@ -110,6 +110,13 @@ inline Lanes<std::uint8_t, COUNT> to_bytes(Lanes<std::int32_t, COUNT> v) {
     return __builtin_convertvector(v, Lanes<std::uint8_t, COUNT>);
 }
 
+// Numbers of T in lanes of W, which are as wide or wider.
+template <class W, class T>
+inline Vec<W> load_as(const T* from) {
+    if constexpr (sizeof(W) == sizeof(T)) return (Vec<W>)load(from);
+    else return (Vec<W>)load_bytes<LANES<W>>(from);
+}
+
 // max, min: where either is NaN, x86 gives the second operand and NEON a NaN; nobody may rely on more.
 template <class V>
 inline V max(V a, V b) {
@@ -216,6 +223,7 @@ inline bool any_negative(Vec<float> a) {
 // Lanes 0, 2, 4, ... of a, then of b.
 template <class V>
 inline V even_lanes(V a, V b) {
+    static_assert(sizeof(a[0]) >= 4 || VECTOR_BYTES == 32);
 #if defined(__AVX512F__)
     if constexpr (sizeof(a[0]) == 4) {
         const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
@@ -225,9 +233,13 @@ inline V even_lanes(V a, V b) {
         return (V)_mm512_permutex2var_epi64((__m512i)a, even, (__m512i)b);
     }
 #else
-    // Shuffles work within halves: first the pairs of a and of b alternate.
-    const __m256d pairs = sizeof(a[0]) == 4 ? (__m256d)_mm256_shuffle_ps((__m256)a, (__m256)b, 0x88)
-                                            : _mm256_unpacklo_pd((__m256d)a, (__m256d)b);
+    // Shuffles work within halves: first pairs of lanes, or eights, of a and of b alternate.
+    __m256d pairs;
+    if constexpr (sizeof(a[0]) == 1) {
+        const __m256i even = _mm256_set1_epi16(0xff);
+        pairs = (__m256d)_mm256_packus_epi16(_mm256_and_si256((__m256i)a, even), _mm256_and_si256((__m256i)b, even));
+    } else if constexpr (sizeof(a[0]) == 4) pairs = (__m256d)_mm256_shuffle_ps((__m256)a, (__m256)b, 0x88);
+    else pairs = _mm256_unpacklo_pd((__m256d)a, (__m256d)b);
     return (V)_mm256_permute4x64_pd(pairs, 0xd8);
 #endif
 }
@@ -267,5 +279,14 @@ template <int N>
 struct Constant {
     static constexpr int value = N;
 };
+
+// Calls f(Constant) of 0 to N - 1. GCC keeps what f does to an array in registers, which of a loop it does not always see.
+template <int N, class F>
+__attribute__((always_inline)) inline void unrolled(F f) {
+    if constexpr (N > 0) {
+        unrolled<N - 1>(f);
+        f(Constant<N - 1>());
+    }
+}
 
 }  // namespace mulfree::MULFREE_ISA

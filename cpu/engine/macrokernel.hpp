@@ -12,8 +12,8 @@ namespace mulfree::MULFREE_ISA {
 
 template <class Op>
 constexpr index CHUNK_FILTERS = round_up(256, Op::MR);  // filters whose totals are kept for a packed tile
-template <class Op>
-constexpr index MACRO_TOTALS = 4 * CHUNK_FILTERS<Op>;  // packed tiles times filters whose totals are kept
+template <class Op>  // packed tiles times filters whose totals are kept, in as much memory if they are wider
+constexpr index MACRO_TOTALS = 4 * CHUNK_FILTERS<Op> / SUM_VECTORS<Op>;
 
 // One packed tile of pixels, with the sums of one chunk of filters, and where they go.
 template <class Op>
@@ -23,10 +23,11 @@ struct PackedTile {
     using Accumulator = typename Op::Accumulator;
     static constexpr int MR = Op::MR;
     static constexpr index ROW = PACKED_VECTORS * LANES<X>;  // pixels
-    using Numbers = Lanes<Y, LANES<X>>;  // a vector of answers
+    static constexpr index VECTORS = PACKED_VECTORS * SUM_VECTORS<Op>, COUNT = LANES<Accumulator>;  // of y
+    using Numbers = Lanes<Y, COUNT>;  // a vector of answers
 
     const Convolution<X, Y>* p;
-    index vectors;
+    index vectors, y_vectors;
     const Run *runs, *y_runs;
     const index *start, *y_start;  // the first run of every vector
     Span *y_spans, *x_spans;
@@ -54,28 +55,28 @@ struct PackedTile {
         if (direct()) {
             Y* y = solid_pixels(f);
 #pragma GCC unroll 12
-            for (int v = 0; v < PACKED_VECTORS; ++v) store_lanes(y + v * LANES<X>, Numbers(value(v)));
+            for (int v = 0; v < VECTORS; ++v) store_lanes(y + v * COUNT, Numbers(value(v)));
             return;
         }
         index lane_stride = p->y.column;
         if (p->y_shifts) {
             const index kind = p->y_shifts->kind[filter + f], first = y_start[0];
-            find_shifted_spans(y_runs + first, y_start[PACKED_VECTORS] - first, p->y, *p->y_shifts, kind,
+            find_shifted_spans(y_runs + first, y_start[VECTORS] - first, p->y, *p->y_shifts, kind,
                                kind + 1, y_spans + first);
             lane_stride *= p->y_shifts->width.step;
         }
         Y* y = plane(f);
-        for (index v = 0; v < vectors; ++v)
-            scatter<Y, LANES<X>>(y_spans + y_start[v], y_spans + y_start[v + 1], y, lane_stride, value(v));
+        for (index v = 0; v < y_vectors; ++v)
+            scatter<Y, COUNT>(y_spans + y_start[v], y_spans + y_start[v + 1], y, lane_stride, value(v));
     }
 
     template <class F>
     void write_by_epilogue(index f, F value) {
         using T = decltype(p->epilogue->low + 0);
-        const FilterEpilogue<T, LANES<X>> epilogue(*p->epilogue, channel(f), channel(f) * p->y.channel);
+        const FilterEpilogue<T, COUNT> epilogue(*p->epilogue, channel(f), channel(f) * p->y.channel);
         const index first = y_spans[y_start[0]].offset;
-        for (index v = 0; v < vectors; ++v)
-            if (solid) epilogue.store(first + v * LANES<X>, Numbers(value(v)));
+        for (index v = 0; v < y_vectors; ++v)
+            if (solid) epilogue.store(first + v * COUNT, Numbers(value(v)));
             else epilogue.store(y_spans + y_start[v], y_spans + y_start[v + 1], p->y.column, Numbers(value(v)));
     }
 
@@ -84,14 +85,14 @@ struct PackedTile {
         if (p->y_shifts || p->epilogue) return;
         const index filters_ = tile_filters(tile), channel = p->y.channel;
         if (solid) {
-            const Y* y = solid_pixels(tile) + LANES<X> - 1;
+            const Y* y = solid_pixels(tile) + COUNT - 1;
             for (index f = 0; f < filters_; ++f, y += channel)
 #pragma GCC unroll 12
-                for (int v = 0; v < PACKED_VECTORS; ++v) prefetch_write(y, v * LANES<X>);
+                for (int v = 0; v < VECTORS; ++v) prefetch_write(y, v * COUNT);
             return;
         }
-        for (index v = 0; v < vectors; ++v) {
-            const index offset = y_spans[y_start[v]].offset + LANES<X> - 1;
+        for (index v = 0; v < y_vectors; ++v) {
+            const index offset = y_spans[y_start[v]].offset + COUNT - 1;
             for (index f = 0; f < filters_; ++f) prefetch_write(plane(tile), f * channel + offset);
         }
     }
@@ -122,7 +123,7 @@ public:
               const PackedWeights<Op>* weights, index most, index chunk, Carver& scratch)
         : p(p_), source(p_, blocking, most, scratch), blocking_(blocking), weight_(weight), weights_(weights),
           chunk_(chunk) {
-        const index runs = source.most_runs(p.width, most * ROW);
+        const index runs = source.most_runs(p.width, most * ROW, Tile::COUNT);
         y_runs_ = scratch.take<Run>(runs);
         y_spans_ = scratch.take<Span>(runs * (p.y_shifts ? MOST_KINDS : 1));
         x_spans_ = scratch.take<Span>(runs * (p.y_shifts ? MOST_KINDS : 1));
@@ -134,28 +135,29 @@ public:
     void move_to(index first, index length) {
         source.move_to(first, length);
         if constexpr (Op::HAS_BORDERS) source.find_kinds(*p.borders);
-        const index all = source.count * PACKED_VECTORS;
+        const index all = source.count * Tile::VECTORS;
         // Rows of y without gaps are one long row.
         const index height = p.height.pixels, width = p.width.pixels;
         const bool dense = p.y.row == width * p.y.column;
-        if (p.y_shifts) find_shifted_runs(*p.y_shifts, first, length, LANES<X>, all, y_runs_, y_start_);
+        if (p.y_shifts) find_shifted_runs(*p.y_shifts, first, length, Tile::COUNT, all, y_runs_, y_start_);
         else {
             const index found = find_runs(dense ? 1 : height, dense ? height * width : width, first, length,
-                                          LANES<X>, all, y_runs_, y_start_);
+                                          Tile::COUNT, all, y_runs_, y_start_);
             for (index r = 0; r < found; ++r) y_spans_[r] = pixel_span(y_runs_[r], p.y);
         }
         for (index q = 0; q < source.count; ++q) {
             Tile& packed = packed_tiles[q];
-            const index v = q * PACKED_VECTORS;
+            const index v = q * PACKED_VECTORS, y_v = q * Tile::VECTORS;
             packed.p = &p;
             packed.vectors = smaller(PACKED_VECTORS, source.vectors - v);
+            packed.y_vectors = smaller(Tile::VECTORS, ceil_div(length, Tile::COUNT) - y_v);
             packed.runs = source.runs, packed.start = source.start + v, packed.place = source.place + v;
-            packed.y_runs = y_runs_, packed.y_start = y_start_ + v, packed.y_spans = y_spans_;
+            packed.y_runs = y_runs_, packed.y_start = y_start_ + y_v, packed.y_spans = y_spans_;
             packed.x_spans = x_spans_;
             packed.rows = rows_ + q * ROW * chunk_;
             packed.solid = !p.y_shifts && dense && p.y.column == 1 && (q + 1) * ROW <= length &&
-                           y_start_[v + PACKED_VECTORS] == y_start_[v] + PACKED_VECTORS &&
-                           y_runs_[y_start_[v]].image == y_runs_[y_start_[v] + PACKED_VECTORS - 1].image;
+                           y_start_[y_v + Tile::VECTORS] == y_start_[y_v] + Tile::VECTORS &&
+                           y_runs_[y_start_[y_v]].image == y_runs_[y_start_[y_v] + Tile::VECTORS - 1].image;
         }
     }
 
@@ -208,7 +210,7 @@ private:
     Span *y_spans_, *x_spans_;
     X *own_weights_, *rows_;
     Accumulator* total_;
-    index y_start_[MACRO_VECTORS + 1];
+    index y_start_[MACRO_VECTORS * SUM_VECTORS<Op> + 1];
 
     // Whole tiles of contiguous pixels go from registers to y, others by way of their totals. Returns whether an
     // answer is in doubt; its tile is then marked.
@@ -228,7 +230,9 @@ private:
                 return tile_row<O>(packed.tile_filters(f), packed.vectors, source.pixels, source.tap, apart,
                                    packed.place, w, terms, packed.total + f * ROW, ROW, first);
             const bool finish = last && packed.direct();
-            const ColumnSums<Op>* sums = source.sums + (&packed - packed_tiles) * PACKED_VECTORS;
+            const ColumnSums<Op>* sums = source.sums + (&packed - packed_tiles) * Tile::VECTORS;
+            constexpr int NR = O::NR;
+            static_assert(PACKED_VECTORS % NR == 0, "whole tiles");
             typename O::Doubt doubt;
             for (index v = 0; v < PACKED_VECTORS; v += NR) {
                 Accumulator* total = packed.total + f * ROW + v * LANES<X>;
@@ -236,9 +240,9 @@ private:
                     const auto answer = answer_of<O>(packed, f + k);
                     return [=, &doubt, y = finish ? packed.solid_pixels(f + k) + v * LANES<X> : nullptr](
                                index n, Vec<Accumulator> sum) {
-                        Accumulator* t = total + k * ROW + n * LANES<X>;
+                        Accumulator* t = total + k * ROW + n * Tile::COUNT;
                         if (!first) sum = load(t) + sum;
-                        if (finish) store_lanes(y + n * LANES<X>, answer(sum, sums[v + n], doubt));
+                        if (finish) store_lanes(y + n * Tile::COUNT, answer(sum, sums[v * SUM_VECTORS<Op> + n], doubt));
                         else store(t, sum);
                     };
                 };
@@ -263,11 +267,11 @@ private:
     template <class O, class Write>
     __attribute__((always_inline)) void each_answer(const Tile& packed, index tile, typename O::Doubt& doubt,
                                                     Write write) const {
-        const ColumnSums<Op>* sums = source.sums + (&packed - packed_tiles) * PACKED_VECTORS;
+        const ColumnSums<Op>* sums = source.sums + (&packed - packed_tiles) * Tile::VECTORS;
         for (index f = tile; f < tile + packed.tile_filters(tile); ++f) {
             const auto answer = answer_of<O>(packed, f);
             const Accumulator* total = packed.total + f * ROW;
-            write(f, [&](index v) { return answer(load(total + v * LANES<X>), sums[v], doubt); });
+            write(f, [&](index v) { return answer(load(total + v * Tile::COUNT), sums[v], doubt); });
         }
     }
     // Not inlined: what has no epilogue needs the registers.
@@ -280,12 +284,14 @@ private:
 
     template <class O>
     auto answer_of(const Tile& packed, index f) const {
-        if constexpr (O::HAS_CONSTANT) return O::answer(packed.bias(f), weights_->constant(group, filter + f));
-        else if constexpr (O::HAS_BORDERS) {
+        typename O::Constant constant{};
+        if constexpr (O::HAS_CONSTANT) constant = weights_->constant(group, filter + f);
+        if constexpr (O::HAS_BORDERS) {
             const index channel = group * p.filters + filter + f;
-            return O::answer(packed.bias(f), {}, {p.borders->number + channel * p.borders->kinds, p.borders->kinds});
+            return O::answer(packed.bias(f), constant,
+                             {p.borders->number + channel * p.borders->kinds, p.borders->kinds});
         }
-        else return O::answer(packed.bias(f), {});
+        else return O::answer(packed.bias(f), constant);
     }
 
     const X* weights(index f, index b, const Block& block) {

@@ -1,5 +1,5 @@
 // The register tile: a few filters by a few vectors of pixels, every accumulator in a register, one
-// broadcast weight at a time. All the operations share it; they differ in `term`.
+// broadcast weight at a time. The operations share it and differ in `term`, but for those that have a tile of their own.
 #pragma once
 
 #include "operation.hpp"
@@ -9,7 +9,9 @@ namespace mulfree::MULFREE_ISA {
 // Calls put(f)(v, sum) with the sum over t < terms of term(x, w), where vector v of term t is at
 // x + tap(t) + place[v], those of its further planes `apart`, and weights come Op::MR a plane.
 template <class Op, int FILTERS, int VECTORS, class Operand, class Tap, class Put>
-inline void tile(const Operand* x, Tap tap, index apart, const index* place, const Operand* w, index terms, Put put) {
+inline void tile_of_terms(const Operand* x, Tap tap, index apart, const index* place, const Operand* w, index terms,
+                          Put put) {
+    static_assert(SUM_VECTORS<Op> == 1, "a lane of x must have its sum in the same lane");
     constexpr int PLANES = Op::PLANES;
     Vec<typename Op::Accumulator> sum[FILTERS][VECTORS] = {};
     const Operand* from[VECTORS];
@@ -35,6 +37,14 @@ inline void tile(const Operand* x, Tap tap, index apart, const index* place, con
     }
 }
 
+// The same by the operation's own tile, if it has one; then v counts vectors of sums.
+template <class Op, int FILTERS, int VECTORS, class Operand, class Tap, class Put>
+__attribute__((always_inline)) inline void tile(const Operand* x, Tap tap, index apart, const index* place,
+                                               const Operand* w, index terms, Put put) {
+    if constexpr (Op::HAS_TILE) Op::template tile<FILTERS, VECTORS>(x, tap, place, w, terms, put);
+    else tile_of_terms<Op, FILTERS, VECTORS>(x, tap, apart, place, w, terms, put);
+}
+
 // Calls f(Constant FILTERS, Constant VECTORS) for the smallest tile that holds `filters` filters, MR at most.
 template <int MR, int VECTORS, class F>
 inline void with_filters(index filters, F f) {
@@ -51,10 +61,11 @@ template <class Op, class Operand, class Accumulator>
 inline void tile_row(index filters, index vectors, const Operand* x, const index* tap, index apart,
                      const index* place, const Operand* w, index terms, Accumulator* total, index total_row,
                      bool first) {
+    constexpr int NR = Op::NR;
     for (index v = 0; v < vectors; v += NR) {
         const auto put = [=](index f) {
             return [=](index n, Vec<Accumulator> sum) {
-                Accumulator* t = total + f * total_row + (v + n) * LANES<Accumulator>;
+                Accumulator* t = total + f * total_row + v * LANES<Operand> + n * LANES<Accumulator>;
                 store(t, first ? sum : load(t) + sum);
             };
         };

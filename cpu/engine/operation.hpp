@@ -12,27 +12,32 @@ struct NoDoubt {
 
 // What every operation has, and what most leave as it is. An operation adds
 //     static Vec<Accumulator> term(Vec<Accumulator> total, Vec<Operand> x, Vec<Operand> w)
-//         the sum so far with one more tap: the inner loop;
+//         the sum so far with one more tap: the inner loop, if it has no tile of its own;
 //     static auto answer(Output bias, const Constant& constant)
 //         for one filter, a function of (total, column sums, doubt) that gives the numbers of y.
 template <class Operand_, class Accumulator_, class Output_>
 struct Operation {
     using Operand = Operand_;          // a lane of x, and a weight
-    using Accumulator = Accumulator_;  // a lane of the sums
+    using Accumulator = Accumulator_;  // a lane of the sums, and of what the answer needs to know of a pixel
     using Output = Output_;            // a number of y
-    static_assert(sizeof(Operand) == sizeof(Accumulator), "a lane of x must have its sum in the same lane");
+    static_assert(sizeof(Accumulator) % sizeof(Operand) == 0, "the sums of a vector of x must be whole vectors");
     static_assert(sizeof(Output) <= sizeof(Accumulator), "a number of y must fit the lane of its sum");
 
-    // Filters of a register tile; their packed weights lie side by side.
-    static constexpr int MR = MULFREE_ISA::MR;
+    // Filters of a register tile, whose packed weights lie side by side, and vectors of pixels.
+    static constexpr int MR = MULFREE_ISA::MR, NR = MULFREE_ISA::NR;
+
+    // Whether the operation has a register tile of its own, tile() of microkernel.hpp, in the place of term(). Its sums
+    // may be wider than what they are of.
+    static constexpr bool HAS_TILE = false;
 
     // The most terms that a register adds up, and what its sum then becomes.
     static constexpr index MOST_TERMS = 160;
     static Vec<Accumulator> settled(Vec<Accumulator> sum) { return sum; }
 
-    // What a number of x, or a weight, becomes when it is packed. What lies outside of x is packed(0).
+    // What a number of x, or a weight of a filter of the tile, becomes when it is packed. What lies outside of x is
+    // packed(0).
     static Vec<Operand> packed(Vec<Operand> x) { return x; }
-    static Operand packed_weight(Operand w) { return w; }
+    static Operand packed_weight(Operand w, index) { return w; }
 
     // Successive channels that one term takes: term(total, x, w) then has a vector of each, x[PLANES] and w[PLANES].
     static constexpr int PLANES = 1;
@@ -42,7 +47,7 @@ struct Operation {
     static void add_column(Vec<Operand>*, Vec<Operand>) {}
 
     // Whether the answer needs to know which taps lie outside of x: answer(bias, constant, Border) then,
-    // and its sums over the window are the pixels' kinds (borders.hpp).
+    // and beside its sums over the window stand the pixels' kinds (borders.hpp).
     static constexpr bool HAS_BORDERS = false;
     // The bias where none is given.
     static constexpr Output NO_BIAS = 0;
@@ -64,20 +69,24 @@ inline Sum term(Sum total, const V* x, const V* w) {
     else return Op::term(total, x, w);
 }
 
-// The sums over the window of a vector of pixels, or their kinds.
+// Vectors of sums that a vector of x has.
 template <class Op>
-struct ColumnSums {
-    using V = Vec<typename Op::Operand>;
-    static_assert(!(Op::HAS_BORDERS && Op::COLUMN_SUMS), "one or the other");
-    V part[Op::COLUMN_SUMS > 0 ? Op::COLUMN_SUMS : 1];
+constexpr index SUM_VECTORS = sizeof(typename Op::Accumulator) / sizeof(typename Op::Operand);
 
+// The sums over the window of a vector of pixels, and their kinds; while x is packed, a block's sums in the lanes of x.
+template <class Op, class Lane = typename Op::Accumulator>
+struct ColumnSums {
+    using V = Vec<Lane>;
+    V part[larger(1, Op::COLUMN_SUMS + Op::HAS_BORDERS)];
+
+    V& kind() { return part[Op::COLUMN_SUMS]; }
+    const V& kind() const { return part[Op::COLUMN_SUMS]; }
+    void clear() {
+        for (int n = 0; n < Op::COLUMN_SUMS; ++n) part[n] = V{};
+    }
     void add(V row, index channel) {
         if constexpr (Op::COLUMN_SUMS > 0)
             if (channel % Op::PLANES == 0) Op::add_column(part, row);
-    }
-    ColumnSums& operator+=(const ColumnSums& other) {
-        for (int n = 0; n < Op::COLUMN_SUMS; ++n) part[n] += other.part[n];
-        return *this;
     }
 };
 

@@ -56,7 +56,7 @@ inline void pack_block(const Convolution<X, Y>& p, const Weight& weight, index g
             const index set = c / Op::PLANES, plane = c % Op::PLANES;
             X* to = packed + ((set * block.positions + t) * Op::PLANES + plane) * MR;
             for (index f = 0; f < MR; ++f)
-                to[f] = f < real ? Op::packed_weight(weight(group, filter + f, block.channel + c, i, j)) : X(0);
+                to[f] = f < real ? Op::packed_weight(weight(group, filter + f, block.channel + c, i, j), f) : X(0);
         }
     }
 }

@@ -11,6 +11,7 @@ namespace mulfree::MULFREE_ISA {
 template <class Op>
 class Source {
     using X = typename Op::Operand;
+    using Sum = typename Op::Accumulator;
 
 public:
     static constexpr index ROW = PACKED_VECTORS * LANES<X>;  // pixels of a packed tile
@@ -20,7 +21,7 @@ public:
     X* pixels;                 // the packed block:
     index place[MACRO_VECTORS];  // where in it the vectors start,
     index* tap;                // and what every term adds to that
-    ColumnSums<Op> sums[MACRO_VECTORS];
+    ColumnSums<Op> sums[MACRO_VECTORS * SUM_VECTORS<Op>];
     const Run* runs;                 // of the pixels,
     index start[MACRO_VECTORS + 1];  // and the first one of every vector
 
@@ -45,8 +46,8 @@ public:
     }
 
     // Of so many pixels.
-    static index most_runs(const Axis& width, index pixels) {
-        return smaller(pixels, pixels / LANES<X> + pixels / larger(1, width.pixels) + 2);
+    static index most_runs(const Axis& width, index pixels, index lanes = LANES<X>) {
+        return smaller(pixels, pixels / lanes + pixels / larger(1, width.pixels) + 2);
     }
 
     // Packed tiles that are worth packing side by side, which takes them through the second-level cache: many
@@ -85,26 +86,30 @@ public:
         join_spans();
     }
 
-    // The kinds of the pixels, in the place of sums.
-    void find_kinds(const Borders<X>& borders) {
+    // The kinds of the pixels.
+    void find_kinds(const Borders<Sum>& borders) {
         const bool dense = borders.row == width_.pixels;
         for (index v = 0; v < vectors; ++v) {
             const Run *first = runs + start[v], *end = runs + start[v + 1];
             const auto place = [&](const Run& run) { return borders.kind + run.row * borders.row + run.column; };
+            const auto find = [&](const Sum* kinds) {
+                for (index k = 0; k < SUM_VECTORS<Op>; ++k)
+                    sums[v * SUM_VECTORS<Op> + k].kind() = load(kinds + k * LANES<Sum>);
+            };
             if (first->count == LANES<X> ||
                 (dense && end[-1].lane + end[-1].count == LANES<X> && first->image == end[-1].image)) {
-                sums[v].part[0] = load(place(*first));
+                find(place(*first));
                 continue;
             }
-            X kinds[LANES<X>] = {};
+            Sum kinds[LANES<X>] = {};
             for (; first != end; ++first)
                 for (index l = 0; l < first->count; ++l) kinds[first->lane + l] = place(*first)[l];
-            sums[v].part[0] = load(kinds);
+            find(kinds);
         }
     }
 
     void clear_sums() {
-        for (index v = 0; v < count * PACKED_VECTORS; ++v) sums[v] = {};
+        for (index v = 0; v < count * PACKED_VECTORS * SUM_VECTORS<Op>; ++v) sums[v].clear();
     }
 
     // Packs a block of a group's channels for an operation, which may be another of the same operands.
@@ -129,7 +134,8 @@ public:
             find_spans(packed_runs_, runs_, x_, packed_height_, packed_width_, packed, joined_, spans_);
             spans_at_ = packed.position;
         }
-        for (index i = 0; i < Packing::COLUMN_SUMS * map.sums; ++i) block_sums_[i] = 0;
+        if constexpr (Packing::COLUMN_SUMS > 0)
+            __builtin_memset(block_sums_, 0, std::size_t(Packing::COLUMN_SUMS * map.sums) * sizeof(X));
         mulfree::MULFREE_ISA::pack<Packing>(map, x, x_.channel, packed, pixels, block_sums_);
         if constexpr (Packing::COLUMN_SUMS > 0) add_block_sums(shared_ ? block.positions : 1, map.sums);
     }
@@ -183,10 +189,12 @@ private:
     // The sums over the windows, from a block's sums over its channels; these are added up for themselves, so however
     // x lies, they are rounded alike.
     void add_block_sums(index positions, index apart) {
-        for (index v = 0; v < vectors; ++v)
+        for (index v = 0; v < vectors * SUM_VECTORS<Op>; ++v)
             for (index t = 0; t < positions; ++t) {
-                const X* from = block_sums_ + (shared_ ? place[v] + tap[t] : v * LANES<X>);
-                for (int n = 0; n < Op::COLUMN_SUMS; ++n) sums[v].part[n] += load(from + n * apart);
+                const index whole = v / SUM_VECTORS<Op>;
+                const X* from = block_sums_ + (shared_ ? place[whole] + tap[t] : whole * LANES<X>) +
+                                v % SUM_VECTORS<Op> * LANES<Sum>;
+                for (int n = 0; n < Op::COLUMN_SUMS; ++n) sums[v].part[n] += load_as<Sum>(from + n * apart);
             }
     }
 

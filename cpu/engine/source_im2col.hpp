@@ -58,7 +58,7 @@ struct PixelMap {
 template <class Op, class T = typename Op::Operand>
 inline void add_to_sums(T* sums, index apart, Vec<T> row, index channel) {
     if constexpr (Op::COLUMN_SUMS > 0) {
-        ColumnSums<Op> sum;
+        ColumnSums<Op, T> sum;
         for (int n = 0; n < Op::COLUMN_SUMS; ++n) sum.part[n] = load(sums + n * apart);
         sum.add(row, channel);
         for (int n = 0; n < Op::COLUMN_SUMS; ++n) store(sums + n * apart, sum.part[n]);
@@ -72,7 +72,7 @@ inline void pack_rows(const PixelMap& map, const T* x, index channel_stride, con
     const bool close = map.lane_stride == 1 || map.lane_stride == 2;
     const index ahead = close ? 2 * channel_stride : 0;
     const index groups = ONE ? 1 : ceil_div(map.vectors, PACKED_VECTORS);
-    ColumnSums<Op> own[PACKED_VECTORS] = {};
+    ColumnSums<Op, T> own[PACKED_VECTORS] = {};
     for (index c = 0; c < block.channels; ++c, x += channel_stride) {
         const Span* spans = map.spans + (map.kind ? (map.kind[c] - map.first_kind) * map.spans_a_row : 0);
         for (index t = 0; t < block.positions; ++t, spans += map.spans_a_row, pixels += map.row) {

@@ -18,7 +18,7 @@ struct Run {
 struct Span {
     index offset;        // of lane 0, in elements
     std::uint32_t mask;  // lanes to read
-    std::uint32_t wide;  // the same mask over elements when lanes lie two elements apart
+    std::uint32_t wide;  // the same mask over elements when lanes lie two elements apart, of vectors of 16 at most
 };
 
 // Runs of pixels [begin, begin + count) of (batch, height, width), `lanes` to a vector; start[v] is the
@@ -56,7 +56,7 @@ inline std::uint32_t bits(index first, index last) {
 }
 
 inline Span make_span(index offset, index first, index last) {
-    return {offset, bits(first, last), bits(2 * first, 2 * last) & 0x55555555u};
+    return {offset, bits(first, last), bits(smaller(32, 2 * first), smaller(32, 2 * last)) & 0x55555555u};
 }
 
 // The spans of a run at tap (i, j) of the source. (Divisions only where a row meets the border.)
@@ -111,6 +111,19 @@ inline __m512i lane_offsets(index lane_stride) {
 }
 #endif
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// v in the lanes of a mask, zero in the others.
+inline Vec<std::uint8_t> masked(Vec<std::uint8_t> v, std::uint32_t mask) {
+    const __m256i byte = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+    const __m256i bit = _mm256_set1_epi64x(std::int64_t(0x8040201008040201));
+    const __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(int(mask)), byte);
+    return v & (Vec<std::uint8_t>)_mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
+}
+#endif
+
+// Bytes have no masked loads: whole vectors of them are read, for which there must be room around them, this many.
+constexpr index ROOM = 2 * VECTOR_BYTES;
+
 // The lanes of a mask from p on, zero in the others.
 template <class T>
 inline Vec<T> load_masked(const T* p, std::uint32_t mask) {
@@ -118,7 +131,9 @@ inline Vec<T> load_masked(const T* p, std::uint32_t mask) {
     if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_loadu_ps(mask, p);
     else return (Vec<T>)_mm512_maskz_loadu_pd(mask, p);
 #elif defined(__AVX2__)
-    if constexpr (sizeof(T) == 4) {
+    if constexpr (sizeof(T) == 1) {
+        return masked(load(p), mask);
+    } else if constexpr (sizeof(T) == 4) {
         const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
         const __m256i lanes = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(mask)), bit), bit);
         return (Vec<T>)_mm256_maskload_ps((const float*)p, lanes);
@@ -148,8 +163,12 @@ inline Vec<T> gather(const Span* span, const Span* end, const T* base, index lan
     if constexpr (ACCESS == EVEN) {
         for (; span != end; ++span) {
             const T* p = base + span->offset;
-            const Vec<T> low = load_masked(p, span->wide);
-            v = either(v, even_lanes(low, load_masked(p + LANES<T>, span->wide >> LANES<T>)));
+            if constexpr (sizeof(T) == 1) {
+                v |= masked(even_lanes(load(p), load(p + LANES<T>)), span->mask);
+            } else {
+                const Vec<T> low = load_masked(p, span->wide);
+                v = either(v, even_lanes(low, load_masked(p + LANES<T>, span->wide >> LANES<T>)));
+            }
         }
         return v;
     }
@@ -203,11 +222,13 @@ inline void scatter(const Span* span, const Span* end, T* base, index lane_strid
         }
     }
 #endif
+    const auto whole = [=](const Span& s) { return lane_stride == 1 && s.mask == bits(0, COUNT); };
+    if (span + 1 == end && whole(*span)) return store_lanes(base + span->offset, v);  // before lanes are taken apart
     T lane[COUNT];
     store_lanes(lane, v);
     for (; span != end; ++span) {
         T* p = base + span->offset;
-        if (lane_stride == 1 && span->mask == bits(0, COUNT)) store_lanes(p, v);
+        if (whole(*span)) store_lanes(p, v);
         else for_each_lane<COUNT>(*span, [&](index l) { p[l * lane_stride] = lane[l]; });
     }
 }

@@ -24,10 +24,10 @@ struct WordConvolution {
 
     const Convolution<Element, Output>& elements;
     Layout layout;
-    const Borders<W>* borders;
+    const Borders<BorderNumber<Output>>* borders;
     Convolution<W, Output> words;
     typename EpilogueOf<Output>::type epilogue;  // of a slice,
-    Borders<W> slice_borders;
+    Borders<BorderNumber<Output>> slice_borders;
 
     explicit WordConvolution(const Convolution<Element, Output>& p)
         : elements(p), layout(p), borders(nullptr),
@@ -63,7 +63,8 @@ struct WordConvolution {
             index& cut = images > 1 ? images : rows > 1 ? rows : columns;
             cut = ceil_div(cut, 2);
         }
-        auto* image = static_cast<W*>(allocate(most_words() * index(sizeof(W))));
+        char* memory = static_cast<char*>(allocate(most_words() * index(sizeof(W)) + 2 * ROOM));
+        auto* image = reinterpret_cast<W*>(memory + ROOM);
         for (index n = 0; n < p.batch; n += images)
             for (index r = 0; r < p.height.pixels; r += rows)
                 for (index c = 0; c < p.width.pixels; c += columns) {

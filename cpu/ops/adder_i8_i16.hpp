@@ -10,7 +10,7 @@ struct SignedByteDistance : ByteDistance {
     static constexpr Word SIGNS = Word(0x8080808080808080);
 
     static V packed(V x) { return x ^ SIGNS; }
-    static Word packed_weight(Word w) { return w ^ SIGNS; }
+    static Word packed_weight(Word w, index) { return w ^ SIGNS; }
 };
 
 // Two int16 to a word: sum |x - w| = 2 sum max(x, w) - sum x - sum w modulo 2^32; on NEON the distances themselves.

@@ -1,11 +1,9 @@
-// The operations on bits: numbers of one bit or two and signs, of which words have many, and how many ones logic makes of
-// x and w is a sum over as many.
+// Distances by population counts: of numbers of one bit or two, of which words have many, how many ones logic makes of x
+// and w is a sum over as many. What an operation is derived from (low_bits.hpp): the distance of x and w is
+//     of_pixel(total, column sums) + of_filter(constant).
 #pragma once
 
 #include "../engine/bits.hpp"
-#include "../engine/borders.hpp"
-#include "adder_u8.hpp"
-#include "peak.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
@@ -64,7 +62,7 @@ private:
 #endif
 };
 
-// sum popcount(x ^ w).
+// Of one bit it is popcount(x ^ w).
 template <class W, class Output>
 struct Differences : Operation<W, W, Output> {
     using V = Vec<W>;
@@ -74,157 +72,39 @@ struct Differences : Operation<W, W, Output> {
     static constexpr index MOST_TERMS = smaller(Operation<W, W, Output>::MOST_TERMS, Ones<W>::MOST / 8);
     static V term(V total, V x, V w) { return Ones<W>::add(total, x ^ w); }
     static V settled(V sum) { return Ones<W>::settled(sum); }
+
+    template <class Sums>
+    static V of_pixel(V total, const Sums&) { return total; }
+    static constexpr W of_filter(typename Differences::Constant) { return 0; }
 };
 
-// y = bias - sum |x - w| of one bit,
-struct BitDistance : Differences<std::uint32_t, std::int32_t> {
-    static auto answer(std::int32_t bias, Constant) {
-        return [b = broadcast(bias)](V total, const auto&, NoDoubt) { return b - (Vec<std::int32_t>)total; };
-    }
-};
-
-// and of two, in Gray code, whose high bit is the number's own: with g the low one and t = where the high ones differ,
+// Of two, in Gray code, whose high bit is the number's own: with g the low one and t = where the high ones differ,
 // |x - w| = popcount(gx) - popcount(gw) + popcount(t) + 2 popcount(~gx & (t | gw)).
-struct GrayDistance : Operation<std::uint32_t, std::uint32_t, std::int32_t> {
+struct GrayDifferences : Operation<std::uint32_t, std::uint32_t, std::int32_t> {
     using V = Vec<std::uint32_t>;
+    using Count = Ones<std::uint32_t>;
 
     static constexpr int PLANES = 2;
-    static constexpr index MOST_TERMS = smaller(Operation::MOST_TERMS / PLANES, Ones<std::uint32_t>::MOST / 24);
+    static constexpr index MOST_TERMS = smaller(Operation::MOST_TERMS / PLANES, Count::MOST / 24);
 
     static V term(V total, const V* x, const V* w) {
         const V high = x[1] ^ w[1];
-        return Ones<std::uint32_t>::add_twice(Ones<std::uint32_t>::add(total, high), ~x[0] & (high | w[0]));
+        return Count::add_twice(Count::add(total, high), ~x[0] & (high | w[0]));
     }
-    static V settled(V sum) { return Ones<std::uint32_t>::settled(sum); }
+    static V settled(V sum) { return Count::settled(sum); }
 
     static constexpr int COLUMN_SUMS = 1;
-    static void add_column(V* sum, V x) { *sum += settled(Ones<std::uint32_t>::add(V{}, x)); }
+    static void add_column(V* sum, V x) { *sum += settled(Count::add(V{}, x)); }
 
     struct Constant {
-        std::int32_t ones;
+        std::uint32_t ones;
     };
     static constexpr bool HAS_CONSTANT = true;
     static void add_weight(Constant& c, std::uint32_t w) { c.ones += __builtin_popcount(w); }
-    static auto answer(std::int32_t bias, const Constant& c) {
-        return [b = broadcast(bias + c.ones)](V total, const auto& x, NoDoubt) {
-            return b - (Vec<std::int32_t>)(total + x.part[0]);
-        };
-    }
+
+    template <class Sums>
+    static V of_pixel(V total, const Sums& x) { return total + x.part[0]; }
+    static std::uint32_t of_filter(const Constant& c) { return -c.ones; }
 };
-
-// The same of bytes, for as many bits as it does not pay to take apart.
-template <int BITS>
-struct ClippedByteDistance : ByteDistance {
-    static V packed(V x) {
-        using Bytes = Vec<std::uint8_t>;
-        const Bytes bytes = (Bytes)x, most = broadcast(std::uint8_t(MOST));
-        return (V)(bytes < most ? bytes : most);
-    }
-    static Word packed_weight(Word w) {
-        Word clipped = 0;
-        for (index k = 0; k < PER_WORD; ++k) clipped |= Word(smaller(std::uint8_t(w >> 8 * k), MOST)) << 8 * k;
-        return clipped;
-    }
-
-private:
-    static constexpr index MOST = (1 << BITS) - 1;
-};
-
-template <int BITS>
-struct LowBits {
-    using Adder = AdderWords<std::uint8_t, ClippedByteDistance<BITS>>;
-};
-template <>
-struct LowBits<1> {
-    using Adder = WordKernel<BitWords<GrayCode<1>, std::int32_t>, BitDistance>;
-};
-#if defined(__AVX512VPOPCNTDQ__) || defined(__aarch64__)
-template <>
-struct LowBits<2> {
-    using Adder = WordKernel<BitWords<GrayCode<2>, std::int32_t>, GrayDistance>;
-};
-#endif
-template <int BITS>
-using LowBitAdder = typename LowBits<BITS>::Adder;
-
-// y = scale * sum sign(x) sign(w), what lies outside of x being zero. The scale stands in the place of a bias. With n
-// taps of which d differ the sum is n - 2 d. Outside of x no bit is set, as if all were -1: there d counts the positive
-// weights of a tap, which the filter's sums over the taps outside (Borders) take out again.
-template <class T>
-struct SignProduct : Differences<typename Sign<T>::Word, T> {
-    using W = typename Sign<T>::Word;
-    using V = Vec<W>;
-    using Whole = Vec<typename Sign<T>::Whole>;
-
-    static constexpr bool HAS_BORDERS = true;
-    static constexpr T NO_BIAS = 1;
-    static auto answer(T scale, typename SignProduct::Constant, Border<W> border) {
-        return [s = broadcast(scale), border](V total, const auto& kinds, NoDoubt) {
-            const V sum = border.number_of(kinds.part[0]) - total - total;
-            Vec<T> y = __builtin_convertvector((Whole)sum, Vec<T>) * s;
-            touch(y);  // rounded before an epilogue takes anything off
-            return y;
-        };
-    }
-};
-
-// Its packed weights are followed by the sums of their signs, filter by filter, at every tap.
-template <class T>
-struct BinaryConvolution {
-    using W = typename Sign<T>::Word;
-    using Words = WordKernel<BitWords<Sign<T>, T>, SignProduct<T>>;
-    using C = Convolution<T, T>;
-
-    static void run(const C& p) {
-        const index filters = p.groups * p.filters, taps = p.height.taps * p.width.taps;
-        const auto cut = [&](Carver memory) {
-            W* sums = memory.take<W>(filters * taps);
-            const BorderKinds<W> kinds(p.height, p.width, memory, filters);
-            return Cut{sums, kinds, memory.used()};
-        };
-        Workspace workspace, prepared;
-        workspace.allocate(cut(Carver(nullptr)).bytes);
-        const Cut memory = cut(Carver(workspace.data()));
-        typename Words::Words c(p);
-        if (!p.packed) c.prepare(prepared), c.layout.add_up(memory.sums);
-        const W* sums = p.packed ? packed_sums(p, const_cast<void*>(p.packed)) : memory.sums;
-        const Borders<W> borders =
-            memory.kinds.find(filters, W(p.channels * taps), [&](index f) { return sums + f * taps; });
-        c.borders = &borders;
-        Words::run(c);
-    }
-    static index packed_bytes(const C& p) {
-        const index sums = p.groups * p.filters * p.height.taps * p.width.taps;
-        return round_up(Words::packed_bytes(p), 64) + sums * index(sizeof(W));
-    }
-    static void pack(const C& p, void* to) {
-        typename Words::Words c(p);
-        Workspace prepared;
-        c.prepare(prepared);
-        pack_weights<SignProduct<T>>(c.words, c, to);
-        c.layout.add_up(packed_sums(p, to));
-    }
-    static constexpr ConvolutionKernel<T, T> row() { return {run, packed_bytes, pack}; }
-
-private:
-    struct Cut {
-        W* sums;
-        BorderKinds<W> kinds;
-        index bytes;
-    };
-    static W* packed_sums(const C& p, void* packed) {
-        return reinterpret_cast<W*>(static_cast<char*>(packed) + round_up(Words::packed_bytes(p), 64));
-    }
-};
-
-inline double popcount_peak(index bits, double seconds) {
-    return bits == 1 ? measure<BitDistance>(seconds, 32) : measure<GrayDistance>(seconds, 32);
-}
-
-constexpr PopcountKernels popcount_kernels() {
-    return {BinaryConvolution<float>::row(), BinaryConvolution<double>::row(),
-            {LowBitAdder<1>::row(), LowBitAdder<2>::row(), LowBitAdder<3>::row(), LowBitAdder<4>::row()},
-            popcount_peak};
-}
 
 }  // namespace mulfree::MULFREE_ISA

@@ -52,6 +52,7 @@ _CLANG = [
     "-mllvm", "-tsan-instrument-func-entry-exit=0",
 ]  # fmt: skip
 _EXPORT = 'extern "C" __attribute__((visibility("default")))'
+MOST_KEPT = 512 << 20  # bytes of compiled kernels in the cache
 HEADERS = "/mulfree_emulator"  # what the headers' folder is called in a compiled kernel
 
 
@@ -70,6 +71,7 @@ def compile_kernel(
     library = _load(file)
     if library is None:
         _build(file, code, name, flags, instrumented, compiler)
+        _prune(file.parent)
         library = _load(file)
     if library is None:
         raise RuntimeError(f"the emulator cannot load the kernel it has just compiled, {file}")
@@ -83,10 +85,8 @@ def compile_variables(code: str, options: tuple[str, ...]) -> bytes:
     file = cache_directory() / f"{_key(code, '', flags, 'variables', compiler)}.variables"
     data = _read(file)
     if data is None:
-        with tempfile.TemporaryDirectory(prefix="mulfree") as scratch:
-            folder, standard = Path(scratch), _standard(flags)
-            with _Prepared(compiler, standard, instrumented=True) as prepared:
-                _compile(folder, code, None, flags, prepared)
+        with _prepared(flags, True, compiler) as (prepared, folder):
+            _compile(folder, code, None, flags, prepared)
             data = (folder / "kernel.o").read_bytes()
         _write(file, data + hashlib.sha256(data).digest())
     return data
@@ -125,13 +125,6 @@ def _headers_hash() -> str:
     return _hash(*(f.read_bytes() for f in files), Path(__file__).read_bytes())
 
 
-def _included(flags: tuple[str, ...]) -> str:
-    """What lies in the user's include folders, so that an edited header is noticed."""
-    files = [f for flag in flags if flag.startswith("-I") for f in Path(flag[2:]).rglob("*")]
-    stats = [(str(f), f.stat()) for f in sorted(files) if f.is_file()]
-    return repr([(name, s.st_mtime_ns, s.st_size) for name, s in stats])
-
-
 def _hash(*parts: str | bytes) -> str:
     digest = hashlib.sha256()
     for part in parts:
@@ -141,7 +134,11 @@ def _hash(*parts: str | bytes) -> str:
 
 
 def _key(code: str, name: str, flags: tuple[str, ...], mode: str, compiler: str) -> str:
-    return _hash(code, name, *flags, mode, _version(compiler), _headers_hash(), _included(flags))
+    facts = [code, name, *flags, mode, _version(compiler), _headers_hash()]
+    if any(flag.startswith("-I") for flag in flags):  # so that an edited header is noticed
+        with _prepared(flags, mode != "plain", compiler) as (prepared, folder):
+            facts.append(_preprocess(prepared, folder, code, name or "module", flags))
+    return _hash(*facts)
 
 
 def _directive(flag: str) -> str:
@@ -186,6 +183,7 @@ def _read(file: Path) -> bytes | None:
     try:
         data = file.read_bytes()
         if hashlib.sha256(data[:-32]).digest() == data[-32:]:
+            os.utime(file)
             return data[:-32]
         file.unlink()
     except OSError:
@@ -193,12 +191,47 @@ def _read(file: Path) -> bytes | None:
     return None
 
 
-def _build(file, code, name, flags, instrumented, compiler) -> None:
+def _prune(folder: Path) -> None:
+    """Drop the compiled kernels that were not used for longest, if there are too many."""
+    kernels = []
+    for file in (*folder.glob("*.so"), *folder.glob("*.variables")):
+        with contextlib.suppress(OSError):  # another process drops them too
+            kernels.append((file.stat().st_mtime, file.stat().st_size, file))
+    excess = sum(size for _, size, _ in kernels) - MOST_KEPT
+    for _, size, file in sorted(kernels):
+        if excess <= 0:
+            return
+        file.unlink(missing_ok=True)
+        excess -= size
+
+
+@contextlib.contextmanager
+def _prepared(
+    flags: tuple[str, ...], instrumented: bool, compiler: str
+) -> Iterator[tuple[_Prepared, Path]]:
+    """What every kernel needs, and a folder to work in."""
     with (
         tempfile.TemporaryDirectory(prefix="mulfree") as scratch,
         _Prepared(compiler, _standard(flags), instrumented) as prepared,
     ):
-        folder = Path(scratch)
+        yield prepared, Path(scratch)
+
+
+def _preprocess(
+    prepared: _Prepared, folder: Path, code: str, title: str, flags: tuple[str, ...]
+) -> str:
+    """The text with its includes and macros expanded, each line with its file."""
+    file = folder / "kernel.cpp"
+    macros = [flag for flag in flags if flag[:2] in ("-D", "-U")]
+    file.write_text(f'{"".join(map(_directive, macros))}#line 1 "{title}"\n{code}\n')
+    others = [flag for flag in flags if flag not in macros]
+    command = [*prepared.command, "-E", "-fpch-preprocess", "-fno-working-directory", *others]
+    text = _run([*command, "-include", str(prepared.header()), str(file)], title, folder)
+    return text.replace(str(file), title)
+
+
+def _build(file, code, name, flags, instrumented, compiler) -> None:
+    with _prepared(flags, instrumented, compiler) as (prepared, folder):
         translation = _compile(folder, code, name, flags, prepared)
         script = linker_script((folder / "kernel.o").read_bytes(), "kernel.o")
         (folder / "variables.ld").write_text(script)
@@ -226,23 +259,8 @@ def _compile(
 ) -> Translation:
     """Write ``kernel.o``: the text, and the description of a kernel if one is named."""
     title = name or "module"
-    macros = "".join(_directive(flag) for flag in flags if flag[:2] in ("-D", "-U"))
-    (folder / "kernel.cpp").write_text(f'{macros}#line 1 "{title}"\n{code}\n')
-    command = [
-        *prepared.command,
-        "-E",
-        "-fpch-preprocess",
-        "-fno-working-directory",
-        *(flag for flag in flags if flag[:2] not in ("-D", "-U")),
-        "-include",
-        str(prepared.header()),
-    ]
-    preprocessed = _run([*command, str(folder / "kernel.cpp")], title, folder)
-    translation = translate(
-        preprocessed.replace(str(folder / "kernel.cpp"), title),
-        name,
-        (prepared.headers, prepared.cache),
-    )
+    preprocessed = _preprocess(prepared, folder, code, title, flags)
+    translation = translate(preprocessed, name, (prepared.headers, prepared.cache))
     described = (
         f"{_EXPORT} const mulfree_emulator::Kernel *mulfree_kernel() "
         f"{{ return mulfree_emulator::describe(&{name}); }}\n"
