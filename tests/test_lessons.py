@@ -73,6 +73,7 @@ def test_a_trace_counts_what_the_idea_saves():
 def test_an_exercise_is_solved_by_the_kernel_itself_alone(kernel, tmp_path):
     name = f"{kernel.operation}/{kernel.name}"
     file = lessons.exercise(name, tmp_path / "mine.cu")
+    assert len(max(file.read_text().splitlines(), key=len)) < 200
     empty = lessons.check(file)
     assert not empty.solved and "numbers are wrong" in str(empty)
     verdict = lessons.check(cuda_directory() / kernel.path, name)

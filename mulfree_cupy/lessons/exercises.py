@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import os
 import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +171,10 @@ def _without_bodies(kernel: Kernel, text: str, name: str) -> str:
     """The text with its kernels empty, without its device functions, and with its launch told."""
     trial = attempt(kernel, check=False, trace=True)
     launch = next(ln for ln in trial.report.launches if ln.path == kernel.path)
-    defines = "".join(f", {macro} = {value}" for macro, value in launch.defines.items())
+    defines = "".join(
+        f", {macro} = {textwrap.shorten(str(value), 40, placeholder=' ...')}"
+        for macro, value in launch.defines.items()
+    )
     told = (
         f"// Exercise {_called(kernel)}: {kernel.idea}",
         "//",
