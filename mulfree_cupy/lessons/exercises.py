@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import os
 import re
 import textwrap
@@ -77,7 +76,7 @@ def exercise(name: str, out: str | os.PathLike | None = None) -> Path:
     return path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """Whether a file does what a kernel does, and as well.
 
@@ -110,8 +109,7 @@ class Verdict:
         head = "solved" if self.solved else "right, but it takes more than the kernel: "
         return f"{head}{', '.join(self.short)}\n\n{counts.table({'yours': trial, **self.rungs})}"
 
-    def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+    __repr__ = __str__
 
 
 def check(file: str | os.PathLike, name: str | None = None) -> Verdict:
