@@ -32,9 +32,12 @@ def namespace(array: Array) -> ModuleType:
 def real_numbers(function: str, name: str, array: Array) -> None:
     """Refuse what is no array of real numbers."""
     if array.dtype.kind not in "biuf":
+        # Of objects, or of another package's numbers, such as bfloat16.
+        other = array.dtype.kind in "OV" and array.dtype.names is None
+        remedy = f"; {conversion(array)}" if other else ""
         raise TypeError(
             f"{function}: {name} must hold real numbers, got dtype {array.dtype} and "
-            f"shape {array.shape}"
+            f"shape {array.shape}{remedy}"
         )
 
 
@@ -56,13 +59,14 @@ def take(
 ) -> list[Array]:
     """The arguments as NumPy or CuPy arrays of one device; only what is not `aligned` is copied.
 
-    Arrays of other libraries come in through ``__dlpack__``, sequences of numbers as NumPy arrays;
-    those named in `optional` may be None, and stay it.
+    Arrays of other libraries come in through ``__dlpack__``, sequences of numbers and labelled
+    arrays as NumPy arrays; those named in `optional` may be None, and stay it.
 
     Raises
     ------
     TypeError
-        For arrays of different devices, or what is no array, or whose dtype `check` refuses.
+        For arrays of different devices, or what is no array, or masked, or whose numbers are not
+        computed yet, or whose dtype `check` refuses.
     """
     taken = take_in_place(function, optional=optional, check=check, **arguments)
     return [None if array is None else aligned(array) for array in taken]
@@ -94,20 +98,50 @@ def take_in_place(
 
 
 def _adopt(function: str, name: str, value: Any) -> Array:
-    if isinstance(value, np.ndarray):
-        if isinstance(value, np.ma.MaskedArray):
-            raise TypeError(
-                f"{function}: {name} is a masked array; pass its .data or .filled(value)"
-            )
+    if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray):
         return value
     if namespace(value) is not np:
         return value
+    if _is_masked(value):
+        raise TypeError(f"{function}: {name} is a masked array; pass its .data or .filled(value)")
+    _refuse_lazy(function, name, value)
     if hasattr(value, "__dlpack__"):
         return _from_dlpack(function, name, value)
     try:
-        return np.asarray(value)
+        array = np.asarray(value)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{function}: {name} is no array: {error}") from None
+    if array.dtype == object and array.ndim == 0:  # as NumPy takes what it does not know
+        remedy = "; pass its .toarray()" if hasattr(value, "toarray") else ""
+        raise TypeError(f"{function}: {name} is no array, got a {_type_name(value)}{remedy}")
+    return array
+
+
+def _is_masked(value: Any) -> bool:
+    """Also a sequence with a masked array in it, whose mask NumPy would drop."""
+    if isinstance(value, (list, tuple)):
+        return any(map(_is_masked, value))
+    return isinstance(value, np.ma.MaskedArray)
+
+
+def _refuse_lazy(function: str, name: str, value: Any) -> None:
+    """What stands for numbers that are still to be computed is computed by its library's rules."""
+    jax = sys.modules.get("jax")
+    if jax is not None and isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"{function}: {name} is a traced JAX array, whose numbers are not known yet, of shape "
+            f"{value.shape}; the functions of mulfree_cupy.compat.jax take it"
+        )
+    if type(value).__name__ == "FakeTensor":  # DLPack would have what lies in memory
+        raise TypeError(
+            f"{function}: {name} is a tensor without numbers, a {_type_name(value)}; PyTorch's "
+            "compiler takes a call of ours inside a torch.library.custom_op"
+        )
+    if getattr(value, "__dask_graph__", lambda: None)() is not None:
+        raise TypeError(
+            f"{function}: {name}, a {_type_name(value)}, is lazy; the functions of "
+            "mulfree_cupy.compat.dask take Dask arrays, or pass its .compute()"
+        )
 
 
 def _from_dlpack(function: str, name: str, value: Any) -> Array:
@@ -123,7 +157,7 @@ def _from_dlpack(function: str, name: str, value: Any) -> Array:
         import cupy
 
         return cupy.from_dlpack(value)
-    except (BufferError, RuntimeError, TypeError, ValueError, ImportError) as error:
+    except Exception as error:  # every library has its own
         remedy = f"; {conversion(value)}" if "dtype" in str(error).lower() else ""
         raise TypeError(
             f"{function}: {name}, a {_type_name(value)}, cannot be taken in through DLPack: "
@@ -132,7 +166,7 @@ def _from_dlpack(function: str, name: str, value: Any) -> Array:
 
 
 def _type_name(value: Any) -> str:
-    return f"{type(value).__module__}.{type(value).__name__}"
+    return f"{type(value).__module__}.{type(value).__name__}".removeprefix("builtins.")
 
 
 def conversion(value: Any, dtype: str = "float32") -> str:
@@ -320,10 +354,17 @@ def device_of(*values: Any) -> contextlib.AbstractContextManager:
             if isinstance(value, cupy.ndarray):
                 return value.device
             if not isinstance(value, np.ndarray) and hasattr(value, "__dlpack_device__"):
-                kind, number = value.__dlpack_device__()
+                kind, number = _dlpack_device(value)
                 if kind == _DLPACK_CUDA and cupy.is_available():
                     return cupy.cuda.Device(number)
     return contextlib.nullcontext()
+
+
+def _dlpack_device(value: Any) -> tuple[int, int]:
+    try:
+        return value.__dlpack_device__()
+    except Exception:  # `take` will say which argument cannot be taken in, and why
+        return _DLPACK_CPU, 0
 
 
 def on_device_of_arguments(function: Callable) -> Callable:

@@ -89,9 +89,100 @@ def test_torch_tensors():
         (x.to(torch.bfloat16), r"[Dd]type.*; convert with \.to\(torch\.float32\)"),
         (x.to_sparse(), "strided"),
         (x.clone().requires_grad_(), "detach"),
+        (x.to("meta"), "meta"),
     ):
         with pytest.raises(TypeError, match=f"conv: x, a torch.Tensor, cannot be .*{message}"):
             mf.conv(odd, x)
+    view = torch.arange(24.0).reshape(1, 2, 3, 4).transpose(2, 3)[:, :, ::2]
+    assert_array_equal(mf.conv(view, view[:, :, 1:]), mf.conv(view.numpy(), view.numpy()[:, :, 1:]))
+    out = torch.empty(1, 1, 1, 1)
+    answer = mf.conv(x, x, out=out)
+    assert out.item() == 4 and answer.ctypes.data == out.data_ptr()
+    fake_tensor = pytest.importorskip("torch._subclasses.fake_tensor")
+    with fake_tensor.FakeTensorMode():
+        fake = torch.ones(1, 1, 2, 2)
+    with pytest.raises(TypeError, match="conv: x is a tensor without numbers, .*FakeTensor"):
+        mf.conv(fake, x)
+
+
+class Refused(Exported):
+    """An array whose library has reasons of its own to give nothing out."""
+
+    def __dlpack_device__(self):
+        raise AssertionError("not in this mode")
+
+
+def test_whatever_another_library_raises_the_argument_is_named():
+    x, odd = np.ones((1, 1, 2, 2)), Refused(None)
+    for call in (lambda: mf.conv(x, odd), lambda: mf.conv(x, x, out=odd)):
+        with pytest.raises(TypeError, match="conv: (w|out), .*Refused, cannot .*not in this mode"):
+            call()
+    with mf.emulated_cuda(), pytest.raises(TypeError, match="shift: x, .*not in this mode"):
+        mf.shift(odd, [(0, 0)])
+
+
+class Lazy:
+    """A Dask array, or an xarray one that may hold one, by the protocol of their graphs."""
+
+    def __init__(self, graph):
+        self.graph = graph
+
+    def __dask_graph__(self):
+        return self.graph
+
+    def __array__(self, dtype=None, copy=None):
+        assert self.graph is None, "computed"
+        return np.ones((1, 1, 2, 2))
+
+
+def test_what_is_not_computed_yet_is_refused():
+    x = np.ones((1, 1, 2, 2))
+    message = r"conv: (x|w), a test_arrays.Lazy, is lazy; .*compat\.dask.*\.compute\(\)"
+    for call in (lambda: mf.conv(Lazy({}), x), lambda: mf.conv(x, Lazy({}))):
+        with pytest.raises(TypeError, match=message):
+            call()
+    assert mf.conv(Lazy(None), x).item() == 4
+
+
+def test_no_mask_is_dropped():
+    masked = np.ma.masked_less(np.arange(4.0), 2)
+    for value in (masked, [masked], [[1.0, np.ma.masked]], (masked, masked)):
+        with pytest.raises(TypeError, match="adder_matmul: a is a masked array; pass its .data"):
+            mf.adder_matmul(value, np.ones((4, 1)))
+
+
+class Sparse:
+    def toarray(self):
+        raise AssertionError("made dense")
+
+
+def test_what_is_no_array_is_named():
+    for value, named in (
+        (None, "NoneType"),
+        ({}, "dict"),
+        (object, "type"),
+        (Sparse(), r"test_arrays.Sparse; pass its \.toarray\(\)"),
+    ):
+        with pytest.raises(TypeError, match=f"conv: x is no array, got a {named}$"):
+            mf.conv(value, np.ones((1, 1, 2, 2)))
+
+
+def test_columns_of_objects_are_told_how_to_convert():
+    numbers = np.array([[1.0, 2.0]], object)
+    message = r"adder_matmul: a must hold .* dtype object and shape \(1, 2\); convert with .astype"
+    with pytest.raises(TypeError, match=message):
+        mf.adder_matmul(numbers, np.ones((2, 1)))
+    assert mf.adder_matmul(numbers.astype(np.float32), np.ones((2, 1))).item() == -1
+
+
+def test_a_file_mapped_into_memory_is_an_array(tmp_path):
+    x = np.memmap(tmp_path / "x", np.float32, "w+", shape=(1, 1, 2, 2))
+    x[:] = 1
+    assert mf.conv(x, x).item() == 4 and type(mf.conv(x, x)) is np.ndarray
+    read = np.memmap(tmp_path / "x", np.float32, "r", shape=(1, 1, 2, 2))
+    assert mf.conv(read, read).item() == 4
+    with pytest.raises(ValueError, match="shift: out is read-only"):
+        mf.shift(x, [(0, 0)], out=read)
 
 
 def test_dlpack_from_an_unreachable_device_is_a_type_error():

@@ -361,7 +361,7 @@ BAD = [
     (dict(shifts=SHIFTS[:, 0]), ValueError, r"shifts must have shape \(9, 2\).*\(9,\)"),
     (dict(shifts=SHIFTS * 1.0), TypeError, "shifts must be integers, got dtype float64"),
     (dict(shifts=SHIFTS > 0), TypeError, "shifts must be integers, got dtype bool"),
-    (dict(shifts=None), TypeError, "shifts must hold real numbers"),
+    (dict(shifts=None), TypeError, "shifts is no array, got a NoneType"),
     (dict(stride=0), ValueError, "stride must be at least 1, got 0"),
     (dict(stride=(1, 2, 3)), TypeError, "stride must be an int or a pair of ints"),
 ]

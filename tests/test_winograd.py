@@ -278,7 +278,7 @@ CALLS = {
         (dict(x=X[0]), ValueError, r"x must have 4 dimensions .*\(4, 6, 5\)"),
         (dict(x=X[:, :3]), ValueError, r"the 4 channels of weights, got 3.*\(2, 3, 6, 5\)"),
         (dict(weights=WEIGHTS.dense), TypeError, "weights must be WinogradWeights, .*got ndarray"),
-        (dict(x=None), TypeError, "x must hold real numbers"),
+        (dict(x=None), TypeError, "x is no array, got a NoneType"),
         (dict(padding=-1), ValueError, "padding must be at least 0"),
         (dict(padding=1.0), TypeError, "padding must be an int or a pair of ints, got 1.0"),
         (dict(x=X[:, :, :2], padding=0), ValueError, r"larger than the padded image.*\(2, 4, 2, 5"),
