@@ -13,7 +13,7 @@ import numpy as np
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
-_DLPACK_CPU, _DLPACK_CUDA = 1, 2
+DLPACK_CPU, _DLPACK_CUDA = 1, 2
 
 
 def _cupy() -> ModuleType | None:
@@ -152,7 +152,7 @@ def _from_dlpack(function: str, name: str, value: Any) -> Array:
             "would drop; pass .resolve_neg()"
         )
     try:
-        if value.__dlpack_device__()[0] == _DLPACK_CPU:
+        if value.__dlpack_device__()[0] == DLPACK_CPU:
             return np.from_dlpack(value)
         import cupy
 
@@ -364,7 +364,7 @@ def _dlpack_device(value: Any) -> tuple[int, int]:
     try:
         return value.__dlpack_device__()
     except Exception:  # `take` will say which argument cannot be taken in, and why
-        return _DLPACK_CPU, 0
+        return DLPACK_CPU, 0
 
 
 def on_device_of_arguments(function: Callable) -> Callable:
