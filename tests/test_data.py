@@ -13,11 +13,13 @@ import tarfile
 import threading
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import mulfree_cupy as mf
 from mulfree_cupy import data
 from mulfree_cupy.data import archives, folders
 
@@ -902,6 +904,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path, cache_folder):
 LIMITED = """
 import resource, sys, warnings
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+import mulfree_cupy as mf
 from mulfree_cupy import data
 warnings.simplefilter("error", ResourceWarning)
 print(data.load(sys.argv[1])[0])
@@ -953,10 +956,11 @@ def test_the_cache_is_in_the_users_cache_folder(tmp_path, monkeypatch):
             np.zeros((2, 1, 3, 3)),
             [0, 1],
             TypeError,
-            "images must be an array of uint8, got float64",
+            "images must be an array of uint8 or float32, got float64",
         ),
         (np.zeros((2, 3, 3), np.uint8), [0, 1], ValueError, r"4-D array .* got shape \(2, 3, 3\)"),
         (np.zeros((0, 1, 3, 3), np.uint8), [], ValueError, "not empty"),
+        (np.full((2, 1, 3, 3), np.nan, "f"), [0, 1], ValueError, "must be finite, .* in toy"),
         (np.zeros((2, 1, 3, 3), np.uint8), [0], ValueError, "2 images but 1 labels in toy"),
         (np.zeros((2, 1, 3, 3), np.uint8), [0, 2], ValueError, r"0..1 for 2 classes, got 0..2"),
         (np.zeros((2, 1, 3, 3), np.uint8), [-1, 0], ValueError, r"got -1..0"),
@@ -967,6 +971,21 @@ def test_the_cache_is_in_the_users_cache_folder(tmp_path, monkeypatch):
 def test_a_dataset_checks_itself(images, labels, error, message):
     with pytest.raises(error, match=message):
         data.Dataset(images, np.array(labels, np.int64), ("a", "b"), "toy")
+
+
+def test_images_may_be_floats():
+    images = np.random.default_rng(5).normal(1e4, 3, (40, 2, 5, 4)).astype("f")
+    floats = data.Dataset(images, np.arange(40) % 2, ("a", "b"), "toy")
+    mean, std = data.statistics(floats)
+    np.testing.assert_allclose(mean, images.mean(axis=(0, 2, 3), dtype=float))
+    np.testing.assert_allclose(std, images.std(axis=(0, 2, 3), dtype=float))
+    augment = data.Compose(data.RandomCrop(1), data.RandomFlip())
+    options = dict(shuffle=True, augment=augment, mean=mean, std=std, seed=0)
+    for batch, _ in data.Loader(floats, 20, **options):
+        assert batch.dtype == np.float32 and batch.shape == (20, 2, 5, 4)
+    assert data.digest(floats) != data.digest(replace(floats, images=images + 1))
+    with mf.emulated_cuda(), pytest.raises(TypeError, match="Feed: .* uint8, .* toy are float32"):
+        data.Feed(data.Loader(floats, 20, **options), np)
 
 
 def test_every_fifth_of_a_class_is_for_testing():

@@ -1,4 +1,4 @@
-"""Random augmentation of whole batches of uint8 images.
+"""Random augmentation of whole batches of images.
 
 What crops and flips do to an image is drawn on the host, by `draw`, and may be done elsewhere: a
 GPU that is told the moves shows the very images that a call shows.
@@ -134,7 +134,7 @@ class Compose:
     Parameters
     ----------
     *augments : callable
-        Each takes uint8 images (N, C, H, W) and a `numpy.random.Generator`, and returns images
+        Each takes images (N, C, H, W) and a `numpy.random.Generator`, and returns images
         without changing those it was given.
 
     Examples

@@ -18,8 +18,8 @@ class Dataset:
 
     Parameters
     ----------
-    images : ndarray of uint8, shape (N, C, H, W)
-        In C order.
+    images : ndarray of uint8 or float32, shape (N, C, H, W)
+        In C order. What is read from files is uint8, and a GPU trains on that alone.
     labels : ndarray of int64, shape (N,)
         Indices into `classes`.
     classes : tuple of str
@@ -32,7 +32,7 @@ class Dataset:
     TypeError
         If an array has another dtype.
     ValueError
-        If a shape does not fit, nothing is in it, or a label has no class.
+        If a shape does not fit, nothing is in it, a number is not finite, or a label has no class.
 
     Examples
     --------
@@ -48,12 +48,12 @@ class Dataset:
     name: str
 
     def __post_init__(self) -> None:
-        for field, dtype, ndim in (("images", np.uint8, 4), ("labels", np.int64, 1)):
+        for field, dtypes, ndim in (("images", ("uint8", "float32"), 4), ("labels", ("int64",), 1)):
             array = getattr(self, field)
-            if not isinstance(array, np.ndarray) or array.dtype != dtype:
+            if not isinstance(array, np.ndarray) or array.dtype.name not in dtypes:
                 given = getattr(array, "dtype", type(array).__name__)
                 raise TypeError(
-                    f"Dataset: {field} must be an array of {np.dtype(dtype)}, got {given}"
+                    f"Dataset: {field} must be an array of {' or '.join(dtypes)}, got {given}"
                 )
             if array.ndim != ndim or array.size == 0:
                 raise ValueError(
@@ -62,6 +62,8 @@ class Dataset:
                 )
         if not self.images.flags.c_contiguous:
             raise ValueError("Dataset: images must be in C order; use np.ascontiguousarray")
+        if self.images.dtype != np.uint8 and not np.isfinite(self.images).all():
+            raise ValueError(f"Dataset: images must be finite, which not all are in {self.name}")
         if len(self.images) != len(self.labels):
             raise ValueError(
                 f"Dataset: {len(self.images)} images but {len(self.labels)} labels in {self.name}"
@@ -84,7 +86,7 @@ class Dataset:
 def statistics(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel over all images, in units of a pixel value.
 
-    Both come from exact integer sums: ``std**2 = sum(x**2) / n - mean**2``.
+    Of uint8 images both come from exact integer sums: ``std**2 = sum(x**2) / n - mean**2``.
 
     Parameters
     ----------
@@ -103,6 +105,9 @@ def statistics(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     [4.88] [6.02]
     """
     images = dataset.images
+    if images.dtype != np.uint8:
+        wide = images.astype(np.float64)
+        return wide.mean(axis=(0, 2, 3)), wide.std(axis=(0, 2, 3))
     count = images[:, 0].size
     mean = images.sum(axis=(0, 2, 3), dtype=np.int64) / count
     squares = np.einsum("nchw,nchw->c", images, images, dtype=np.int64) / count

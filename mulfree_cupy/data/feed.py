@@ -29,6 +29,11 @@ class Feed:
     xp : module
         CuPy, or NumPy inside `mulfree_cupy.emulated_cuda`.
 
+    Raises
+    ------
+    TypeError
+        If the images are not uint8.
+
     Examples
     --------
     >>> import numpy as np
@@ -47,6 +52,11 @@ class Feed:
     """
 
     def __init__(self, loader: Loader, xp: Any):
+        if loader.dataset.images.dtype != np.uint8:
+            raise TypeError(
+                f"Feed: a GPU takes images of uint8, and those of {loader.dataset.name} are "
+                f"{loader.dataset.images.dtype}"
+            )
         self.loader = loader
         self.images = xp.asarray(loader.dataset.images)
         self.labels = xp.asarray(loader.dataset.labels.astype(np.int32))

@@ -31,7 +31,7 @@ class Loader:
     shuffle : bool
         A new order each epoch, or the data set's own.
     augment : callable, optional
-        Takes uint8 images (N, C, H, W) and a `numpy.random.Generator` and returns such images, as
+        Takes images (N, C, H, W) and a `numpy.random.Generator` and returns such images, as
         `RandomCrop` and `RandomFlip` do.
     mean, std : float or sequence of C floats
         In units of a pixel value, as `statistics` returns them.
