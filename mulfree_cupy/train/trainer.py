@@ -53,6 +53,8 @@ class Training:
     teacher : Module, optional
         The recipe's teacher, trained, as `load_teacher` returns it; by default, for one that learns
         along, a fresh one.
+    statistics : pair of arrays, shape (channels,), optional
+        Mean and standard deviation that images are normalised by; by default the training images'.
 
     Raises
     ------
@@ -71,6 +73,7 @@ class Training:
         device: str = "cpu",
         path: str | os.PathLike | None = None,
         teacher: nn.Module | None = None,
+        statistics: tuple[np.ndarray, np.ndarray] | None = None,
     ):
         if len(train.classes) < 2:
             raise ValueError(
@@ -89,7 +92,7 @@ class Training:
         self.history = History()
         self.epoch = self.step = 0
         self.sums = {"loss": 0.0, "right": 0, "seen": 0}  # of the epoch under way
-        self.mean, self.std = data.statistics(train)
+        self.mean, self.std = statistics or data.statistics(train)
         self.digest = data.digest(train, test)
         self.model = models.build(recipe.model, seed=recipe.seed, **self.shape).to(self.xp)
         if teacher is None and recipe.teacher_learns:

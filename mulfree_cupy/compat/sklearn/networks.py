@@ -1,0 +1,398 @@
+"""Networks as scikit-learn's estimators: a classifier that trains one, and features of one.
+
+Images come as scikit-learn hands them on, as rows of pixels, or as they are.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import numpy as np
+from sklearn.base import (
+    BaseEstimator,
+    ClassifierMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+)
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from mulfree_cupy import data, geometry
+from mulfree_cupy.inference import Layer, Network, Predictor, load
+from mulfree_cupy.nn.description import network_of
+from mulfree_cupy.train import Recipe, Training
+
+__all__ = ["AdderClassifier", "NetworkFeatures"]
+
+_PIXELS = [np.float32, np.uint8]  # what is not uint8 becomes float32
+
+
+class AdderClassifier(ClassifierMixin, BaseEstimator):
+    """A network of adder layers, or any of `mulfree_cupy.models`, trained to tell images apart.
+
+    Parameters
+    ----------
+    model : str, default "adder-lenet"
+        The name of a network, as `models.build` takes it.
+    image_shape : tuple of ints, optional
+        ``(C, H, W)`` or ``(H, W)`` of the images in rows of pixels; networks take square ones. By
+        default a row is a square image of one channel, filled up with zeros if need be.
+    epochs, batch_size, rate, momentum, nesterov, weight_decay, adder, eta, augment
+        As in `train.Recipe`. A batch is larger by a few images where one would be left over.
+    device : {"cpu", "cuda"}
+        Where it trains. A GPU takes images of uint8.
+    progress : bool
+        Show a bar for each epoch.
+    random_state : int, RandomState or None
+        Of the first weights, the order of the images and the augmentation. With an int the same
+        images give the same network, bit for bit, on any number of threads.
+
+    Attributes
+    ----------
+    classes_ : array, shape (number of classes,)
+    n_features_in_ : int
+        Pixels of an image, over all channels.
+    feature_names_in_ : array of str
+        If X was a table of them.
+    image_shape_ : tuple of 3 ints
+        Of what the network takes.
+    loss_curve_ : list of float
+        The mean loss of each epoch.
+    n_iter_ : int
+        How many epochs there were.
+    predictor_ : inference.Predictor
+        The trained network: as a function of images, and to be saved by
+        ``inference.save_npz(path, classifier.predictor_.network)``.
+
+    See Also
+    --------
+    NetworkFeatures : What a network makes of images before it decides.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from mulfree_cupy.compat.sklearn import AdderClassifier
+    >>> X, y = load_digits(return_X_y=True)
+    >>> classifier = AdderClassifier(epochs=3, random_state=0).fit(X[:1000], y[:1000])
+    >>> classifier.image_shape_, bool(classifier.score(X[1000:], y[1000:]) > 0.8)
+    ((1, 8, 8), True)
+    """
+
+    def __init__(
+        self,
+        model: str = "adder-lenet",
+        *,
+        image_shape: tuple[int, ...] | None = None,
+        epochs: int = 20,
+        batch_size: int = 64,
+        rate: float = 0.1,
+        momentum: float = 0.9,
+        nesterov: bool = True,
+        weight_decay: float = 5e-4,
+        adder: str = "adaptive",
+        eta: float = 0.2,
+        augment: str = "none",
+        device: str = "cpu",
+        progress: bool = False,
+        random_state: Any = None,
+    ):
+        self.model = model
+        self.image_shape = image_shape
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.rate = rate
+        self.momentum = momentum
+        self.nesterov = nesterov
+        self.weight_decay = weight_decay
+        self.adder = adder
+        self.eta = eta
+        self.augment = augment
+        self.device = device
+        self.progress = progress
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any) -> AdderClassifier:
+        """Train a new network.
+
+        Parameters
+        ----------
+        X : array, shape (N, C, H, W), (N, H, W) or (N, pixels)
+        y : array, shape (N,)
+            Their classes.
+
+        Returns
+        -------
+        AdderClassifier
+            This one.
+        """
+        rows, y = self._checked(X, y, reset=True)
+        self._begin(X, np.unique(y))
+        self._train(rows, y, self.epochs)
+        return self
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None) -> AdderClassifier:
+        """Train the network for one epoch on some images, at the full rate.
+
+        The statistics of batch normalisation are those of the images of the last call, so these
+        must be of all classes; images are normalised by the mean of the first call's.
+
+        Parameters
+        ----------
+        X, y
+            As for `fit`.
+        classes : array, optional
+            All that there will be; needed in the first call.
+
+        Returns
+        -------
+        AdderClassifier
+            This one.
+        """
+        first = not self.__sklearn_is_fitted__()
+        if first and classes is None:
+            raise ValueError("classes must be passed on the first call to partial_fit")
+        rows, y = self._checked(X, y, reset=first)
+        if first:
+            self._begin(X, np.unique(classes))
+        elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
+            raise ValueError(f"classes={classes!r} is not the same as before, {self.classes_}")
+        self._train(rows, y, 1)
+        return self
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """The softmax of the network's answers.
+
+        Parameters
+        ----------
+        X
+            As for `fit`.
+
+        Returns
+        -------
+        array of float64, shape (N, number of classes)
+        """
+        logits = self._logits(X)
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most likely classes.
+
+        Parameters
+        ----------
+        X
+            As for `fit`.
+
+        Returns
+        -------
+        array, shape (N,)
+            Of `classes_`.
+        """
+        best = self._logits(X).argmax(axis=1)
+        return self.classes_[best]
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return getattr(self, "predictor_", None) is not None
+
+    def _checked(self, X: Any, y: Any, reset: bool) -> tuple[np.ndarray, np.ndarray]:
+        rows, y = validate_data(
+            self, _rows("X", X), y, reset=reset, dtype=_PIXELS, ensure_min_samples=2
+        )
+        check_classification_targets(y)
+        return rows, y
+
+    def _begin(self, X: Any, classes: np.ndarray) -> None:
+        self.classes_ = classes
+        self.image_shape_ = _image_shape(X, self.n_features_in_, self.image_shape)
+        self.loss_curve_: list[float] = []
+        self._seed = check_random_state(self.random_state).randint(2**31)
+        self.predictor_: Predictor | None = None
+
+    def _train(self, rows: np.ndarray, y: np.ndarray, epochs: int) -> None:
+        labels = np.searchsorted(self.classes_, y)
+        known = self.classes_[np.minimum(labels, len(self.classes_) - 1)] == y
+        if not known.all():
+            raise ValueError(f"y has classes that are not among classes: {np.unique(y[~known])}")
+        names = tuple(map(str, self.classes_))
+        images = data.Dataset(_filled(rows, self.image_shape_), labels, names, "X")
+        recipe = Recipe(
+            self.model,
+            epochs=epochs,
+            batch_size=_batch_size(self.batch_size, len(y)),
+            rate=self.rate,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+            adder=self.adder,
+            eta=self.eta,
+            augment=self.augment,
+            seed=(self._seed + len(self.loss_curve_)) % 2**31,
+        )
+        # A run tests its network after every epoch, which here is nobody's wish: on one image.
+        test = data.sample(images, 1)
+        before = None if self.predictor_ is None else self.predictor_.network
+        statistics = None if before is None else (before.mean, before.std)
+        run = Training(recipe, images, test, device=self.device, statistics=statistics)
+        if before is not None:
+            run.model.load_state_dict(before.arrays)
+            run.optimiser.load_state_dict(self._velocities)
+        self.loss_curve_ += run.run(progress=self.progress).train_loss
+        self.n_iter_ = len(self.loss_curve_)
+        self._velocities = run.optimiser.state_dict()
+        channels, size, _ = self.image_shape_
+        self.predictor_ = Predictor(
+            network_of(run.model.to(np), channels, size, classes=names, mean=run.mean, std=run.std)
+        )
+
+    def _logits(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        rows = validate_data(self, _rows("X", X), reset=False, dtype=_PIXELS)
+        return self.predictor_(_filled(rows, self.image_shape_)).astype(np.float64)
+
+
+class NetworkFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+    """What a trained network makes of images, before its last layer decides.
+
+    Parameters
+    ----------
+    network : path or Predictor
+        A file of `train`, ``mulfree export`` or `inference.save_npz`, or what `mulfree_cupy.load`
+        or an `AdderClassifier` has made of one.
+
+    Attributes
+    ----------
+    n_features_in_ : int
+        Pixels of an image, over all channels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from mulfree_cupy import inference, models
+    >>> from mulfree_cupy.compat.sklearn import NetworkFeatures
+    >>> from mulfree_cupy.nn.description import network_of
+    >>> network = network_of(models.build("adder-lenet", size=8), 1, 8)
+    >>> features = NetworkFeatures(inference.Predictor(network))
+    >>> features.fit_transform(np.zeros((5, 64))).shape
+    (5, 84)
+    >>> features.get_feature_names_out()[:2]
+    array(['networkfeatures0', 'networkfeatures1'], dtype=object)
+    """
+
+    def __init__(self, network: str | os.PathLike | Predictor):
+        self.network = network
+
+    def fit(self, X: Any, y: Any = None) -> NetworkFeatures:
+        """Load the network, which learns nothing from the images.
+
+        Parameters
+        ----------
+        X : array, shape (N, C, H, W), (N, H, W) or (N, pixels)
+        y
+            Not looked at.
+
+        Returns
+        -------
+        NetworkFeatures
+            This one.
+        """
+        predictor = self.network if isinstance(self.network, Predictor) else load(self.network)
+        features = Predictor(_before_the_last(predictor.network))
+        self._images(X, features, reset=True)
+        self._features = features
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """The features of images.
+
+        Parameters
+        ----------
+        X : array, shape (N, C, H, W), (N, H, W) or (N, pixels)
+            Pixels as those that the network was trained on, as a rule 0 to 255.
+
+        Returns
+        -------
+        array of float32, shape (N, features)
+        """
+        check_is_fitted(self)
+        return self._features(self._images(X, self._features, reset=False))
+
+    def _images(self, X: Any, features: Predictor, reset: bool) -> np.ndarray:
+        rows = validate_data(self, _rows("X", X), reset=reset, dtype=_PIXELS)
+        channels, height, width = features.network.image
+        if rows.shape[1] != channels * height * width:
+            raise ValueError(
+                f"X has {rows.shape[1]} features, and NetworkFeatures is for images of "
+                f"{channels} x {height} x {width} pixels"
+            )
+        return _filled(rows, features.network.image)
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self._features.classes)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_features")
+
+
+def _before_the_last(network: Network) -> Network:
+    """The network up to what its last layer of weights takes, as one row an image."""
+    layers = network.layers
+    weighing = (layer.op != "batch_norm" and "weight" in layer.arrays for layer in layers)
+    last = max(i for i, weighs in enumerate(weighing) if weighs)
+    needed, kept = {layers[last].inputs[0]}, []
+    for layer in reversed(layers[:last]):
+        if layer.name in needed:
+            needed |= set(layer.inputs)
+            kept.insert(0, layer)
+    (source,) = layers[last].inputs
+    shape, _ = network.forms[source]
+    if len(shape) > 1:
+        kept.append(Layer("flatten", "features", (source,)))
+    used = {name for layer in kept for name in layer.arrays.values()}
+    return Network(
+        tuple(kept),
+        {name: network.arrays[name] for name in sorted(used)},
+        network.image,
+        tuple(f"feature{i}" for i in range(math.prod(shape))),
+        network.mean,
+        network.std,
+    )
+
+
+def _rows(name: str, X: Any) -> Any:
+    """Images as rows of pixels; everything else as it is, for scikit-learn to check."""
+    if np.ma.isMaskedArray(X):
+        raise TypeError(f"{name} is a masked array; pass its .data or .filled(value)")
+    if isinstance(X, np.ndarray) and X.ndim in (3, 4):
+        return X.reshape(len(X), math.prod(X.shape[1:]))
+    return X
+
+
+def _image_shape(X: Any, pixels: int, given: Any) -> tuple[int, int, int]:
+    """Channels, height and width of the images that are to be trained on."""
+    if getattr(X, "ndim", 2) in (3, 4):
+        return (1, *X.shape[1:])[-3:]
+    if given is None:
+        side = max(math.isqrt(pixels - 1) + 1, 2)  # no network takes an image of one pixel
+        return 1, side, side
+    shape = (1, *given)[-3:]
+    if math.prod(shape) != pixels:
+        raise ValueError(f"image_shape={given!r} has another number of pixels than X, {pixels}")
+    return shape
+
+
+def _filled(rows: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Rows of pixels as images in C order, zeros where a row has no more."""
+    pixels = math.prod(shape)
+    if rows.shape[1] < pixels:
+        rows = np.pad(rows, ((0, 0), (0, pixels - rows.shape[1])))
+    return np.ascontiguousarray(rows.reshape(-1, *shape))
+
+
+def _batch_size(asked: int, images: int) -> int:
+    """So many, or the next number that leaves no single image, which has no variance."""
+    asked = geometry.integer("AdderClassifier", "batch_size", asked)
+    return next(size for size in range(asked, max(asked, images) + 2) if images % size != 1)
