@@ -1,4 +1,4 @@
-"""What every layer is: parameters by name, a training and an evaluation mode, and a call."""
+"""Base class of layers: named parameters, training and evaluation mode, call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _observer = contextvars.ContextVar("observer", default=None)
 
 @contextlib.contextmanager
 def observed(callback: Callable[[Module, Tensor, float], None]) -> Iterator[None]:
-    """Inside it, `callback` gets every module called, its answer, and the seconds it took."""
+    """Inside it, `callback` is called with every module that runs, its output and its seconds."""
     token = _observer.set(callback)
     try:
         yield
@@ -34,8 +34,8 @@ class Parameter(Tensor):
     ----------
     data : array
     adder : bool
-        Whether it is the filter bank of an adder convolution, whose gradient the optimiser scales
-        by AdderNet's adaptive rate.
+        Whether it holds the filters of an adder convolution, whose gradient the optimiser scales by
+        AdderNet's adaptive rate.
     """
 
     __slots__ = ("adder",)
@@ -46,11 +46,11 @@ class Parameter(Tensor):
 
 
 class Module:
-    """A layer, or layers put together: the Parameters, arrays and Modules among its attributes.
+    """A layer or network, defined by the Parameters, arrays and Modules among its attributes.
 
-    Subclasses write ``forward``. Parameters and Modules are found in lists, tuples and dicts too.
-    NumPy or CuPy arrays that are attributes themselves are buffers, saved but not trained; scalars
-    such as ``np.float32(0.1)`` are no arrays.
+    Subclasses define ``forward``. Parameters and Modules are found in lists, tuples and dicts too.
+    Attributes that are NumPy or CuPy arrays are buffers, saved but not trained; scalars such as
+    ``np.float32(0.1)`` are not.
     """
 
     training = True
@@ -81,7 +81,7 @@ class Module:
                 yield name, value
 
     def parameters(self) -> list[Parameter]:
-        """Everything to train."""
+        """All Parameters, in order."""
         return [parameter for _, parameter in self.named_parameters()]
 
     def _state_by_name(self) -> dict[str, tuple[Module, str, Any]]:
@@ -117,14 +117,14 @@ class Module:
         }
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
-        """Take over parameters and buffers.
+        """Load parameters and buffers.
 
         Raises
         ------
         KeyError
             If a name is missing or unknown; the message lists them.
         ValueError
-            If an array has another shape than the one it replaces, or two have the same name.
+            If an array's shape differs from the one it replaces, or two have the same name.
         """
         own = self._state_by_name()
         missing, unknown = own.keys() - state.keys(), state.keys() - own.keys()
@@ -161,7 +161,7 @@ class Module:
     def to(self, xp: Any) -> Module:
         """Move parameters and buffers to NumPy or CuPy arrays, in place.
 
-        Buffers of integers, the tables of shifts, stay in NumPy: the host reads them.
+        Integer buffers, the tables of shifts, stay NumPy arrays: the host reads them.
         """
         for _, module, attribute, value in self.named_state():
             if isinstance(value, Parameter):
@@ -173,7 +173,7 @@ class Module:
 
 
 def _contents(container: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of what is in it, and in the lists, tuples and dicts in it."""
+    """(dotted name, value) of its items, recursively through lists, tuples and dicts."""
     for name, value in container.items():
         if isinstance(value, (list, tuple)):
             value = dict(enumerate(value))
