@@ -60,7 +60,7 @@ def test_networks_are_listed(capsys):
     assert cli.main(["models"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(models.MODELS)
     assert cli.main(["models", "alexnet"]) == 1
-    assert "no network's name holds 'alexnet'" in capsys.readouterr().err
+    assert "no network's name contains 'alexnet'" in capsys.readouterr().err
 
 
 def test_a_command_is_required(capsys):
@@ -179,7 +179,7 @@ def test_no_run_is_written_among_class_folders(arguments, idx, monkeypatch, caps
     before = sorted(idx.iterdir())
     assert cli.main(arguments.format(idx.name).split()) == 1
     said = capsys.readouterr().err
-    assert "inside --data" in said and "choose an --out beside it" in said
+    assert "inside --data" in said and "choose an --out elsewhere" in said
     assert said.count("\n") == 1 and sorted(idx.iterdir()) == before
 
 

@@ -48,7 +48,7 @@ def test_batch_norm_refuses_what_does_not_fit():
         batch_norm(x, ones, ones, mean=ones)
     with pytest.raises(ValueError, match="has no statistics"):
         batch_norm(x[:0], ones, ones)
-    with pytest.raises(ValueError, match="one value a channel has no variance"):
+    with pytest.raises(ValueError, match="one value per channel has no variance"):
         nn.BatchNorm(3)(Tensor(np.ones((1, 3), np.float32)))
 
 
