@@ -116,6 +116,19 @@ def test_every_source_of_the_machine_is_compiled_once(tmp_path):
     assert list((tmp_path / "source/mulfree_cupy").glob("_cpu*"))
 
 
+def test_modules_come_when_asked_for():
+    code = (
+        "import sys, mulfree_cupy as mf\n"
+        "assert 'mulfree_cupy.models' not in sys.modules\n"
+        "assert {'models', 'train', 'conv'} <= set(dir(mf)) and 'importlib' not in dir(mf)\n"
+        "for name in dir(mf): getattr(mf, name)\n"
+        "mf.models.build('adder-lenet'), mf.train.Recipe\n"
+    )
+    assert python(code).stderr == ""
+    with pytest.raises(AttributeError, match="module 'mulfree_cupy' has no attribute 'modles'"):
+        mf.modles  # noqa: B018
+
+
 def without_code(page):
     return re.sub("```.*?```", "", page, flags=re.DOTALL)
 
