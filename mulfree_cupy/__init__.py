@@ -1,6 +1,7 @@
 """Convolutions with no multiplications, or far fewer, as plain functions on arrays."""
 
 import importlib
+from typing import TYPE_CHECKING
 
 from mulfree_cupy.config import get_num_threads, keep_freed_memory, set_num_threads, show_config
 from mulfree_cupy.inference import load
@@ -28,6 +29,20 @@ from mulfree_cupy.ops.winograd import (
     winograd_matrices,
 )
 from mulfree_cupy.version import __version__
+
+if TYPE_CHECKING:
+    from mulfree_cupy import (  # noqa: F401
+        autograd,
+        compat,
+        data,
+        formulas,
+        lessons,
+        models,
+        nn,
+        optim,
+        report,
+        train,
+    )
 
 # Imported when first asked for.
 _SUBMODULES = (
