@@ -12,7 +12,7 @@ T = TypeVar("T")
 def progress(
     items: Iterable[T], title: str, unit: str, total: int | None = None, scale: int = 1
 ) -> Iterable[T]:
-    """The items, each `scale` units, counted by tqdm if it is there, in a terminal or a notebook."""
+    """The items, each `scale` units, counted by tqdm, if it is there, in a terminal or notebook."""
     try:
         from tqdm.auto import tqdm
     except ImportError:
