@@ -211,3 +211,19 @@ def test_output_that_nobody_takes_is_no_traceback(unbuffered):
     done = subprocess.run(command, stdout=write, **options)
     os.close(write)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_a_shell_completes_the_commands(tmp_path):
+    pytest.importorskip("shtab")
+    (tmp_path / "net.npz").touch()
+    code = (
+        'eval "$({} -m mulfree_cupy.cli completion bash)"\n'
+        "complete -p mulfree\n"
+        "COMP_WORDS=(mulfree {}); COMP_CWORD={}\n"
+        "$(complete -p mulfree | sed 's/.*-F //; s/ .*//')\n"
+        'echo "${{COMPREPLY[@]}}"'
+    )
+    for words, place, reply in (("ev", 1, "evaluate"), ("export --to on", 3, "onnx")):
+        script = code.format(sys.executable, words, place)
+        done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1].split() == [reply], done
