@@ -7,11 +7,13 @@ import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 Array = Any  # numpy.ndarray or cupy.ndarray
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _DLPACK_CPU, _DLPACK_CUDA = 1, 2
 
@@ -328,11 +330,11 @@ def device_of(*values: Any) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-def on_device_of_arguments(function: Callable) -> Callable:
+def on_device_of_arguments(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator: call the function inside `device_of` its arguments."""
 
     @functools.wraps(function)
-    def on_device(*arguments, **options):
+    def on_device(*arguments: P.args, **options: P.kwargs) -> R:
         with device_of(*arguments, *options.values()):
             return function(*arguments, **options)
 

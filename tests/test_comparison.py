@@ -157,7 +157,7 @@ class TestCommand:
         printed = capsys.readouterr().out
         assert "| conv-lenet |" in printed and "comparison.html" in printed
         assert cli.main(["compare", "--epochs", "2", "--out", str(out)]) == 1
-        assert "belongs to another run: it has another epochs, batch_size" in capsys.readouterr().err
+        assert "another run: it has another epochs, batch_size" in capsys.readouterr().err
         assert cli.main(["train", "--out", str(out)]) == 1
         assert "holds a comparison; resume it with mulfree compare" in capsys.readouterr().err
 

@@ -110,7 +110,7 @@ def test_places_where_no_folder_can_be(tmp_path):
     if sys.platform == "linux":
         places.append("/proc/run")
     for place in places:
-        with pytest.raises(OSError, match=f"^{place} cannot be the folder of a run: [^\\[]*$"):
+        with pytest.raises(OSError, match=f"^out: {place} cannot be the folder of a run: [^\\[]*$"):
             folder.taken(place).__enter__()
 
 

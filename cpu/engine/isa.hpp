@@ -118,11 +118,12 @@ inline Vec<W> load_as(const T* from) {
 }
 
 // max, min: if either is NaN, x86 returns the second operand and NEON a NaN; do not rely on either.
+// (With a full mask: GCC 12's unmasked forms read an uninitialised variable, and warn of it.)
 template <class V>
 inline V max(V a, V b) {
 #if defined(__AVX512F__)
-    if constexpr (sizeof(a[0]) == 4) return (V)_mm512_max_ps((__m512)a, (__m512)b);
-    else return (V)_mm512_max_pd((__m512d)a, (__m512d)b);
+    if constexpr (sizeof(a[0]) == 4) return (V)_mm512_maskz_max_ps(__mmask16(-1), (__m512)a, (__m512)b);
+    else return (V)_mm512_maskz_max_pd(__mmask8(-1), (__m512d)a, (__m512d)b);
 #elif defined(__AVX2__)
     if constexpr (sizeof(a[0]) == 4) return (V)_mm256_max_ps((__m256)a, (__m256)b);
     else return (V)_mm256_max_pd((__m256d)a, (__m256d)b);
@@ -140,8 +141,8 @@ inline V max(V a, V b) {
 template <class V>
 inline V min(V a, V b) {
 #if defined(__AVX512F__)
-    if constexpr (sizeof(a[0]) == 4) return (V)_mm512_min_ps((__m512)a, (__m512)b);
-    else return (V)_mm512_min_pd((__m512d)a, (__m512d)b);
+    if constexpr (sizeof(a[0]) == 4) return (V)_mm512_maskz_min_ps(__mmask16(-1), (__m512)a, (__m512)b);
+    else return (V)_mm512_maskz_min_pd(__mmask8(-1), (__m512d)a, (__m512d)b);
 #elif defined(__AVX2__)
     if constexpr (sizeof(a[0]) == 4) return (V)_mm256_min_ps((__m256)a, (__m256)b);
     else return (V)_mm256_min_pd((__m256d)a, (__m256d)b);

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from mulfree_cupy.cli import (
     checkpoints,
     comparing,
+    completion,
     counting,
     exporting,
     kernels,
@@ -86,4 +87,5 @@ def _parser() -> argparse.ArgumentParser:
     exporting.add(commands)
     networks.add_profile(commands)
     counting.add(commands)
+    completion.add(commands, parser)
     return parser

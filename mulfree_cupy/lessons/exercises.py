@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import html
 import os
 import re
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +76,7 @@ def exercise(name: str, out: str | os.PathLike | None = None) -> Path:
     return path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """Whether a file is correct, and as efficient as the kernel.
 
@@ -109,8 +109,7 @@ class Verdict:
         head = "solved" if self.solved else "right, but it takes more than the kernel: "
         return f"{head}{', '.join(self.short)}\n\n{counts.table({'yours': trial, **self.rungs})}"
 
-    def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+    __repr__ = __str__
 
 
 def check(file: str | os.PathLike, name: str | None = None) -> Verdict:
@@ -171,7 +170,10 @@ def _without_bodies(kernel: Kernel, text: str, name: str) -> str:
     """The text with empty kernels, without device functions, and with its launch configuration."""
     trial = attempt(kernel, check=False, trace=True)
     launch = next(ln for ln in trial.report.launches if ln.path == kernel.path)
-    defines = "".join(f", {macro} = {value}" for macro, value in launch.defines.items())
+    defines = "".join(
+        f", {macro} = {textwrap.shorten(str(value), 40, placeholder=' ...')}"
+        for macro, value in launch.defines.items()
+    )
     told = (
         f"// Exercise {_called(kernel)}: {kernel.idea}",
         "//",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from mulfree_cupy.lessons import counts
 from mulfree_cupy.lessons.trials import Trial, attempt, find
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trace:
     """Memory accesses of a kernel and of the previous rung; prints as tables.
 
@@ -39,8 +38,7 @@ class Trace:
         parts += [table_of(name, self.trial.report.counts[name]) for name in self.trial.own]
         return "\n\n".join(parts)
 
-    def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+    __repr__ = __str__
 
 
 def trace(name: str, *, file: str | os.PathLike | None = None) -> Trace:

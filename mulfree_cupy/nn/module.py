@@ -64,6 +64,19 @@ class Module:
         callback(self, answer, time.perf_counter() - start)
         return answer
 
+    def __repr__(self) -> str:
+        contents = _contents(
+            {k: v for k, v in vars(self).items() if k[0] != "_" and k != "training"}
+        )
+        settings = [
+            f"{name.removeprefix('options.')}={text}"
+            for name, value in contents
+            if (text := _short(value))
+        ]
+        lines = [f"{name}: {child!r}".replace("\n", "\n  ") for name, child in self.children()]
+        inside = "".join(f"\n  {line}" for line in lines) + "\n" * bool(lines)
+        return f"{type(self).__name__}({', '.join(settings)}{inside})"
+
     def children(self) -> Iterator[tuple[str, Module]]:
         """(name, module) of the modules directly inside, in the order they were assigned."""
         return ((name, v) for name, v in _contents(vars(self)) if isinstance(v, Module))
@@ -121,15 +134,14 @@ class Module:
 
         Raises
         ------
-        KeyError
-            If a name is missing or unknown; the message lists them.
         ValueError
-            If an array's shape differs from the one it replaces, or two have the same name.
+            If a name is missing or unknown (the message lists them), an array's shape differs from the
+            one it replaces, or two have the same name.
         """
         own = self._state_by_name()
         missing, unknown = own.keys() - state.keys(), state.keys() - own.keys()
         if missing or unknown:
-            raise KeyError(
+            raise ValueError(
                 f"load_state_dict: missing {sorted(missing) or 'nothing'}, "
                 f"unknown {sorted(unknown) or 'nothing'}"
             )
@@ -181,6 +193,13 @@ def _contents(container: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from ((f"{name}.{inner}", v) for inner, v in _contents(value))
         else:
             yield str(name), value
+
+
+def _short(value: Any) -> str:
+    """A parameter or buffer by its shape, a setting by its value, nothing of all else."""
+    if isinstance(value, Parameter) or _is_array(value):
+        return str(tuple(value.shape))
+    return repr(value) if isinstance(value, (bool, int, float, str, tuple)) else ""
 
 
 def _is_array(value: Any) -> bool:

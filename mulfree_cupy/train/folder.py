@@ -70,7 +70,7 @@ def _made(out: Path) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        raise OSError(f"{out} cannot be the folder of a run: {reason(error)}") from error
+        raise OSError(f"out: {out} cannot be the folder of a run: {reason(error)}") from error
     return True
 
 
@@ -79,7 +79,7 @@ def _held(out: Path, new: bool, welcome: Container[str | None] = ()) -> Iterator
     try:
         lock = _locked(out / _LOCK)
     except OSError as error:
-        raise OSError(f"{out} cannot be the folder of a run: {reason(error)}") from error
+        raise OSError(f"out: {out} cannot be the folder of a run: {reason(error)}") from error
     if lock is None:
         raise ValueError(f"another run is active in {out}; choose another folder")
     try:

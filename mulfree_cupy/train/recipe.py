@@ -126,6 +126,13 @@ class History:
     running_accuracy: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
+    def last(self) -> str:
+        """The last epoch in words."""
+        return (
+            f"loss {self.train_loss[-1]:.3f}, accuracy {self.train_accuracy[-1]:.2%} in training, "
+            f"{self.test_accuracy[-1]:.2%} in the test, {self.seconds[-1]:.1f} s"
+        )
+
 
 def integer(owner: str, name: str, value: Any, least: int = 1) -> int:
     """Raise unless it is an int (not a bool) from `least` to below 2**63."""

@@ -18,6 +18,7 @@ import numpy as np
 from mulfree_cupy import data, models, nn, optim
 from mulfree_cupy.data.feed import Progress
 from mulfree_cupy.progress import progress as progress_bar
+from mulfree_cupy.progress import report
 from mulfree_cupy.train import checkpoint
 from mulfree_cupy.train.calibration import gather_statistics
 from mulfree_cupy.train.checkpoint import Checkpoint
@@ -175,6 +176,9 @@ class Training:
         self.history.running_accuracy.append(running_accuracy)
         self.history.seconds.append(time.perf_counter() - start)
         self.epoch, self.step = self.epoch + 1, 0
+        if progress:
+            name = f"{self.recipe.model}, epoch {self.epoch}/{self.recipe.epochs}"
+            report(f"{name}: {self.history.last()}")
         self.sums = dict.fromkeys(self.sums, 0)
 
     def _host_steps(self) -> Iterator[float]:
