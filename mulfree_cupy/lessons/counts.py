@@ -33,15 +33,15 @@ def _barriers(trial: Trial) -> float | None:
 
 
 MEASURES: dict[str, _Measure] = {
-    "threads an output": _threads,
-    "global loads an output": _an_output("global_loads"),
-    "global stores an output": _an_output("global_stores"),
-    "global bytes an output": lambda trial: 32 * trial.total.sectors / trial.outputs,
-    "sectors a request": _a_request("sectors", "global_requests"),
-    "shared loads an output": _an_output("shared_loads"),
-    "shared stores an output": _an_output("shared_stores"),
-    "bank conflicts a request": _a_request("bank_conflicts", "shared_requests"),
-    "barriers a block": _barriers,
+    "threads per output": _threads,
+    "global loads per output": _an_output("global_loads"),
+    "global stores per output": _an_output("global_stores"),
+    "global bytes per output": lambda trial: 32 * trial.total.sectors / trial.outputs,
+    "sectors per request": _a_request("sectors", "global_requests"),
+    "shared loads per output": _an_output("shared_loads"),
+    "shared stores per output": _an_output("shared_stores"),
+    "bank conflicts per request": _a_request("bank_conflicts", "shared_requests"),
+    "barriers per block": _barriers,
 }
 
 

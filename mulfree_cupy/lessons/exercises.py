@@ -17,11 +17,11 @@ from mulfree_cupy.lessons.trials import Trial, attempt, find
 _TITLE = re.compile(r"^// Exercise (\S+):", re.MULTILINE)
 _COMMENT_OR_DIRECTIVE = re.compile(r"(?:[ \t]*//[^\n]*\n|[ \t]*#(?:[^\n]*\\\n)*[^\n]*\n)+|\s+")
 _COUNTED = (
-    "global loads an output",
-    "global bytes an output",
-    "shared loads an output",
-    "bank conflicts a request",
-    "barriers a block",
+    "global loads per output",
+    "global bytes per output",
+    "shared loads per output",
+    "bank conflicts per request",
+    "barriers per block",
 )
 _SPARE = 1.1  # factor by which counts may exceed the rung's own
 

@@ -135,8 +135,8 @@ class Module:
         Raises
         ------
         ValueError
-            If a name is missing or unknown (the message lists them), an array's shape differs from the
-            one it replaces, or two have the same name.
+            If a name is missing or unknown (the message lists them), an array's shape differs from
+            the one it replaces, or two have the same name.
         """
         own = self._state_by_name()
         missing, unknown = own.keys() - state.keys(), state.keys() - own.keys()

@@ -133,8 +133,9 @@ def shift(
         payloads and the sign of zero are kept.
     shifts : array of integers, shape (C, 2)
         (dh, dw) of every channel, of any size; see `modulo_shifts` and `group_shifts`. Pass a NumPy
-        array even on a GPU: a CuPy array is read back, which synchronises. stride : int or pair of
-        ints Only every stride-th pixel of the shifted image is computed.
+        array even on a GPU: a CuPy array is read back, which synchronises.
+    stride : int or pair of ints
+        Only every stride-th pixel of the shifted image is computed.
     out : array, shape (N, C, ceil(H/stride), ceil(W/stride)), optional
         Receives the result; must not overlap x.
     kernel : str, optional
@@ -260,8 +261,8 @@ def shift_conv(
         See `pack`.
     shifts : array of integers, shape (C, 2)
         (dh, dw) of every channel, of any size; see `modulo_shifts` and `group_shifts`. Pass a NumPy
-        array even on a GPU: a CuPy array is read back, which synchronises. bias : array, shape
-        (K,), optional
+        array even on a GPU: a CuPy array is read back, which synchronises.
+    bias : array, shape (K,), optional
     stride : int or pair of ints
     out : array, shape (N, K, ceil(H/stride), ceil(W/stride)), optional
         Receives the result; must not overlap an input.
