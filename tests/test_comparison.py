@@ -74,7 +74,7 @@ def test_a_network_is_taught_by_one_before_it(few, tmp_path):
     assert stamps(tmp_path) == before
     assert comparison.measure(runs, few[1])[-1].title == "adder-lenet, taught by conv-lenet"
     for names in ([taught], [taught, "conv-lenet"]):
-        with pytest.raises(ValueError, match="the teacher of adder-lenet@conv-lenet must stand"):
+        with pytest.raises(ValueError, match="the teacher of adder-lenet@conv-lenet must come"):
             compare(names, RECIPE, *few, out=tmp_path / "other", progress=False)
 
 
@@ -84,14 +84,14 @@ def test_another_comparison_in_the_folder_is_refused(few, tmp_path):
         compare(["conv-lenet", "conv-alexnet"], RECIPE, *few, **options)
     assert list(tmp_path.iterdir()) == []  # nothing was trained
     compare(["conv-lenet"], RECIPE, *few, **options)
-    with pytest.raises(ValueError, match="is of another run: it has another epochs, rate"):
+    with pytest.raises(ValueError, match="belongs to another run: it has another epochs, rate"):
         compare(["conv-lenet"], replace(RECIPE, epochs=2, rate=0.05), *few, **options)
     train, test = few
     other = replace(train, labels=(train.labels + 1) % 10), test
-    with pytest.raises(ValueError, match="is of another run: it has another data"):
+    with pytest.raises(ValueError, match="belongs to another run: it has another data"):
         compare(["conv-lenet"], RECIPE, *other, **options)
     (tmp_path / "comparison.json").write_text("no JSON")
-    with pytest.raises(ValueError, match=r"is no comparison of mulfree compare, or is damaged"):
+    with pytest.raises(ValueError, match=r"is not a comparison of mulfree compare, or is damaged"):
         compare(["conv-lenet"], RECIPE, *few, **options)
 
 
@@ -157,9 +157,9 @@ class TestCommand:
         printed = capsys.readouterr().out
         assert "| conv-lenet |" in printed and "comparison.html" in printed
         assert cli.main(["compare", "--epochs", "2", "--out", str(out)]) == 1
-        assert "is of another run: it has another epochs, batch_size" in capsys.readouterr().err
+        assert "another run: it has another epochs, batch_size" in capsys.readouterr().err
         assert cli.main(["train", "--out", str(out)]) == 1
-        assert "holds a comparison; go on with it by mulfree compare" in capsys.readouterr().err
+        assert "holds a comparison; resume it with mulfree compare" in capsys.readouterr().err
 
     def test_ctrl_c_says_how_to_go_on(self, tmp_path, monkeypatch, capsys):
         def interrupted(*arguments, **options):
@@ -167,7 +167,7 @@ class TestCommand:
 
         monkeypatch.setattr(Training, "run", interrupted)
         assert cli.main(["compare", "--out", str(tmp_path / "out")]) == 130
-        assert "the same command goes on" in capsys.readouterr().out
+        assert "run the same command to resume" in capsys.readouterr().out
 
 
 def test_the_forms_of_resnet20_are_there():

@@ -1,4 +1,4 @@
-"""Learning curves as a picture and as a table."""
+"""Learning curves as a plot and as a table."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _COLUMNS = "train_loss", "train_accuracy", "test_accuracy", "running_accuracy", 
 
 
 def write(path: str | Path, histories: Mapping[str, History], title: str = "") -> None:
-    """Draw the curves of one or several runs into `path` (PNG), with a CSV of that name beside it.
+    """Draw the curves of one or several runs into `path` (PNG), and write a CSV of the same name.
 
     Parameters
     ----------
     path : path
-        Of the picture.
+        Of the PNG.
     histories : mapping of str to History
-        By the name that the legend shows.
+        By their names in the legend.
     title : str
     """
     rows = [

@@ -1,7 +1,7 @@
-"""Pictures of networks side by side: what they cost, how they learn, what they learn.
+"""Plots that compare networks: cost, learning curves, weights, features.
 
-Colours can be told apart by the colour-blind (Okabe and Ito's, Petroff's), and lines and points are
-named where they are.
+Colours suit the colour-blind (Okabe and Ito's, Petroff's), and lines and points are labelled
+directly.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _STYLE = {
 
 @contextmanager
 def _styled() -> Iterator:
-    """Matplotlib's pyplot, drawing in our style."""
+    """Matplotlib's pyplot with our style."""
     pyplot = output.pyplot()
     with pyplot.rc_context(_STYLE):
         yield pyplot
@@ -53,7 +53,7 @@ def _colours(titles: Sequence[str]) -> dict[str, str]:
 def accuracy_over_energy(
     path: Path, points: Mapping[str, tuple[float, Sequence[float]]], title: str
 ) -> None:
-    """Draw test accuracies over the energy of an image's arithmetic.
+    """Draw test accuracy over the energy of an image's arithmetic.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def accuracy_over_energy(
 
 
 def _name_points(axes, places: Mapping[str, tuple[float, float]], colours: Mapping[str, str]):
-    """Write names beside points, each on the first side where it covers nothing."""
+    """Label points, each on the first side where the label covers nothing."""
     figure = axes.figure
     renderer = figure.canvas.get_renderer()
     taken = []
@@ -114,7 +114,7 @@ def _name_points(axes, places: Mapping[str, tuple[float, float]], colours: Mappi
 
 
 def learning_curves(path: Path, runs: Mapping[str, Sequence[Run]], title: str) -> None:
-    """Draw training loss and test error by epoch, the mean of runs with the span of all.
+    """Draw training loss and test error by epoch: the mean of runs and their range.
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ def learning_curves(path: Path, runs: Mapping[str, Sequence[Run]], title: str) -
 
 
 def _logarithmic(axis) -> None:
-    """Make an axis logarithmic, with plain numbers; what is 0 lies beyond its end."""
+    """Make an axis logarithmic, with plain numbers; zeros are off the axis."""
     from matplotlib import ticker
 
     least, name = axis.get_minpos(), axis.axis_name
@@ -173,13 +173,13 @@ def _logarithmic(axis) -> None:
 
 
 def _name_ends(axes, ends: Mapping[str, tuple[float, float]], colours: Mapping[str, str]) -> None:
-    """Write names beside the ends of lines, moved apart where they would overlap."""
+    """Label the ends of lines, moved apart where labels would overlap."""
     scale = 72 / axes.figure.dpi  # of pixels to points
     height = 11.0
     ends = {name: (x, np.clip(y, *axes.get_ylim())) for name, (x, y) in ends.items()}
     order = sorted(ends, key=lambda name: ends[name][1])
     wanted = [axes.transData.transform(ends[name])[1] * scale for name in order]
-    # The nearest places in this order that are a height apart: pooled where they would be nearer.
+    # The nearest positions in this order a label's height apart: pooled where closer.
     pools: list[tuple[float, int]] = []
     for i, y in enumerate(wanted):
         total, count = y - i * height, 1
@@ -198,7 +198,7 @@ def _name_ends(axes, ends: Mapping[str, tuple[float, float]], colours: Mapping[s
 
 @dataclass(frozen=True)
 class Fit:
-    """Maximum-likelihood fits to weights, with the mean log-likelihood of one."""
+    """Maximum-likelihood fits to weights, with the mean log-likelihood per weight."""
 
     mean: float
     deviation: float
@@ -209,7 +209,7 @@ class Fit:
 
     @classmethod
     def of(cls, weights: np.ndarray) -> Fit:
-        """Of weights that are not all alike."""
+        """Fit weights that are not all equal."""
         mean, deviation = float(weights.mean()), float(weights.std())
         median = float(np.median(weights))
         scale = float(np.abs(weights - median).mean())
@@ -220,10 +220,10 @@ class Fit:
     @property
     def verdict(self) -> str:
         better = "Laplace" if self.laplace > self.gaussian else "Gaussian"
-        return f"{better} fits better\nby {abs(self.laplace - self.gaussian):.3f} nats a weight"
+        return f"{better} fits better\nby {abs(self.laplace - self.gaussian):.3f} nats per weight"
 
     def densities(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The Gaussian's and the Laplacian's."""
+        """Densities of the Gaussian and the Laplacian."""
         z = (x - self.mean) / self.deviation
         gaussian = np.exp(-0.5 * z**2) / (self.deviation * np.sqrt(2 * np.pi))
         return gaussian, np.exp(-np.abs(x - self.median) / self.scale) / (2 * self.scale)
@@ -240,7 +240,7 @@ def weight_histograms(
     weights : mapping of str to array
         By the name of the network.
     pruned : container of str
-        Names of those whose small weights are gone, to which nothing is fitted.
+        Names of pruned networks, to which nothing is fitted.
     title : str
     """
     with _styled() as pyplot:
@@ -251,7 +251,7 @@ def weight_histograms(
             low, high = np.percentile(w, (0.2, 99.8))
             axes.hist(w, 60, range=(low, high), density=True, color=colours[name], alpha=0.4)
             if name in pruned:
-                verdict = "the small ones are pruned:\nnothing is fitted"
+                verdict = "small weights pruned:\nnothing fitted"
             else:
                 fit, x = Fit.of(w), np.linspace(low, high, 401)
                 gaussian, laplace = fit.densities(x)
@@ -272,7 +272,7 @@ def weight_histograms(
 
 
 def filters(path: Path, weights: Mapping[str, np.ndarray], title: str) -> None:
-    """Draw the filters of first layers, a row a network.
+    """Draw the filters of first layers, one row per network.
 
     Parameters
     ----------
@@ -302,7 +302,7 @@ def filters(path: Path, weights: Mapping[str, np.ndarray], title: str) -> None:
 
 @dataclass(frozen=True)
 class Plane:
-    """Two-dimensional features of images, their labels, and the classifier behind them.
+    """Two-dimensional features of images, their labels, and the classifier.
 
     Parameters
     ----------
@@ -311,8 +311,8 @@ class Plane:
     weights : array, shape (classes, 2)
     accuracy : float
     directions : bool
-        Whether the classifier compares features with its weights by their direction, as products
-        do, or by their place, as distances do.
+        Whether the classifier compares features with its weights by direction (products) or by
+        position (distances).
     """
 
     features: np.ndarray
@@ -359,7 +359,7 @@ def features(path: Path, planes: Mapping[str, Plane], classes: Sequence[str], ti
 
 
 def _name_classes(axes, plane: Plane, classes: Sequence[str]) -> None:
-    """Write the names of classes on their medians, those that cover no other."""
+    """Label classes at their medians, where labels do not overlap."""
     taken = []
     for label, name in enumerate(classes):
         of_class = plane.features[plane.labels == label]

@@ -1,4 +1,4 @@
-"""Several networks trained on the same data by the same recipe, those that can be pruned pruned."""
+"""Several networks trained on the same data with the same recipe; prunable ones are pruned."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ RECORD = "comparison.json"
 
 _CHECKPOINT = "checkpoint.npz"
 DENSITIES = 0.6, 0.4
-_SHARE = 5  # of the epochs that follow each pruning: one in so many
+_SHARE = 5  # one in so many epochs follows each pruning
 
 
 @dataclass(frozen=True)
 class Run:
-    """A network that was trained.
+    """A trained network.
 
     Parameters
     ----------
     model : str
-        As `compare` was given it, with its teacher.
+        As passed to `compare`, with its teacher.
     seed : int
     path : Path
         Of its last checkpoint.
     history : History
-        Of all its epochs, those before and after a pruning in one.
+        Of all its epochs, before and after pruning.
     prunings : tuple of int
-        The numbers of epochs after which it was pruned.
+        Epochs after which it was pruned.
     """
 
     model: str
@@ -59,21 +59,21 @@ def compare(
     device: str = "cpu",
     progress: bool = True,
 ) -> list[Run]:
-    """Train networks by one recipe, each in a folder of its own, and go on where that stopped.
+    """Train networks with one recipe, each in its own folder; resumes a stopped comparison.
 
     Parameters
     ----------
     names : sequence of str
-        Of the networks. One with layers that can be pruned is trained for fewer epochs, pruned to
-        each of `DENSITIES` and trained again after each, for as many epochs in all. With
-        ``"adder-resnet20@conv-resnet20"`` the former is taught by the latter, which must stand
-        before it: by that of the same seed.
+        Of the networks. A prunable one is trained for fewer epochs, then pruned to each of
+        `DENSITIES` and retrained, for the same total number of epochs. In
+        ``"adder-resnet20@conv-resnet20"`` the latter, with the same seed, is the teacher; it must
+        come earlier in the list.
     recipe : Recipe
-        Its model and seed are replaced.
+        Model and seed are overridden.
     train, test : data.Dataset
     out : path
-        A folder, new or with a comparison by the same recipe on the same data, of these networks
-        or others. What is finished there is not trained again.
+        A folder, new or with a comparison by the same recipe on the same data, of these networks or
+        others. Finished networks are not trained again.
     seeds : int
         Runs of each network, with the seeds 0, 1, ...
     device : {"cpu", "cuda"}
@@ -90,17 +90,17 @@ def compare(
         If there is no such network or no such teacher before it, or `out` holds another run, or a
         comparison by another recipe or on other data.
     Interrupted
-        At Ctrl-C, after the step under way and the checkpoint.
+        At Ctrl-C, after the current step and the checkpoint.
     """
     shape = shape_of(train)
     pruned = {}
-    for i, name in enumerate(names):  # all, before the first is trained
+    for i, name in enumerate(names):  # validate all before training any
         model, _, teacher = name.partition("@")
         network = models.build(model, **shape)
         pruned[name] = any(hasattr(module, "prune") for _, module in network.modules())
         if teacher and teacher not in names[:i]:
             raise ValueError(
-                f"compare: the teacher of {name} must stand before it, got {', '.join(names[:i])}"
+                f"compare: the teacher of {name} must come before it, got {', '.join(names[:i])}"
             )
     runs: list[Run] = []
     with folder.taken(out, resumed=RECORD) as out:
@@ -167,7 +167,7 @@ def _pruned(
 
 
 def _described(recipe: Recipe, train: data.Dataset, test: data.Dataset) -> dict:
-    """What all runs have in common, as JSON gives it back."""
+    """What all runs have in common, as JSON values."""
     common = asdict(recipe)
     del common["model"], common["seed"]
     return json.loads(json.dumps({**common, "data": data.digest(train, test)}))
