@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 import mulfree_cupy as mf
+from mulfree_cupy import inference, models
+from mulfree_cupy.nn.description import network_of
 from mulfree_cupy.ops import convolution
 
 _cpu = pytest.importorskip("mulfree_cupy._cpu")
@@ -197,6 +199,37 @@ def test_a_child_process_works_after_a_call_with_threads(method):
     child.join()
     assert child.exitcode == 0
     assert [a.tobytes() for a in answers()] == want  # and so does the parent
+
+
+def worker_answers(seed):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(4, 24, 20, 20)).astype("f")
+    return mf.conv(x, W), PREDICTOR(x), mf.get_num_threads()
+
+
+PREDICTOR = inference.Predictor(
+    network_of(models.build("conv-lenet", channels=24, size=20), 24, 20)
+)
+
+
+@pytest.mark.parametrize("backend", ["loky", "multiprocessing", "threading"])
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_joblib_s_workers(backend, monkeypatch):
+    joblib = pytest.importorskip("joblib")
+    for name in ("MULFREE_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    mf.set_num_threads(3)
+    want = [worker_answers(seed) for seed in range(6)]
+    call = joblib.delayed(worker_answers)
+    with joblib.parallel_config(
+        backend, n_jobs=2, inner_max_num_threads=1 if backend == "loky" else None
+    ):
+        got = joblib.Parallel(timeout=60)(map(call, range(6)))
+    for (y, logits, threads), (want_y, want_logits, _) in zip(got, want, strict=True):
+        np.testing.assert_array_equal(y, want_y)
+        np.testing.assert_array_equal(logits, want_logits)
+        # Loky tells its workers by OMP_NUM_THREADS; a fork has what its parent had.
+        assert threads == (1 if backend == "loky" else 3)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -77,22 +77,23 @@ def answer_form(
     """Shape and dtype of what a function of images answers with, and all its checks.
 
     `arrays` have shapes and dtypes, x those of the images; nothing else of them is looked at.
+    `options` are the other arguments.
 
     Raises
     ------
     TypeError, ValueError
         As the function.
     """
+    shape = arrays["x"].shape
 
-    def answer(images: int) -> Array:
-        zeros = {name: np.zeros(a.shape, a.dtype) for name, a in arrays.items() if a is not None}
-        if zeros["x"].ndim:
-            zeros["x"] = zeros["x"][:images]
-        return function(**zeros, **options)
+    def answer(*shape: int) -> Array:
+        zeros = {name: np.zeros(a.shape, a.dtype) for name, a in arrays.items() if name != "x"}
+        x = np.broadcast_to(np.zeros((), arrays["x"].dtype), shape)  # which takes no memory
+        return function(x, **zeros, **options)
 
     try:
-        empty = answer(0)
+        empty = answer(*(0, *shape[1:])[: len(shape)])
     except (TypeError, ValueError):
-        answer(arrays["x"].shape[0] if arrays["x"].shape else 1)  # names the shape that x has
+        answer(*shape)  # whose error has the shape that x has
         raise
-    return (arrays["x"].shape[0], *empty.shape[1:]), empty.dtype
+    return (shape[0], *empty.shape[1:]), empty.dtype
