@@ -1,6 +1,7 @@
 """The site of these pages: ``python -m sphinx -W -b html docs build/site``. It needs no network."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -48,18 +49,27 @@ html_theme_options = {
 
 
 def run_examples(app) -> None:
-    """Leave what examples/*.py print and draw where gallery.md shows it."""
+    """Write what examples/*.py print and draw where gallery.md shows it.
+
+    An example whose library is not installed prints which one it is.
+    """
     folder = Path(app.srcdir) / "_examples"
     folder.mkdir(exist_ok=True)
     for example in sorted((ROOT / "examples").glob("*.py")):
         with (folder / f"{example.stem}.txt").open("w", encoding="utf-8") as printed:
-            subprocess.run(
+            done = subprocess.run(
                 [sys.executable, example],
                 cwd=folder,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
                 stdout=printed,
-                check=True,
+                stderr=subprocess.PIPE,
+                text=True,
             )
+            missing = re.search(r"^ModuleNotFoundError: (.*)$", done.stderr, re.MULTILINE)
+            if missing:
+                printed.write(f"{missing[1]}: it was not installed when this page was built\n")
+            elif done.returncode:
+                raise RuntimeError(f"{example} failed: {done.stderr}")
 
 
 def setup(app) -> None:

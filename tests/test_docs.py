@@ -21,7 +21,7 @@ MODULES = [
     *(f"mulfree_cupy.{name}" for name in ("nn", "optim", "models", "data", "train", "inference")),
     *(f"mulfree_cupy.{name}" for name in ("autograd", "formulas", "lessons")),
     "mulfree_cupy.launch.emulator",
-    *(f"mulfree_cupy.compat.{name}" for name in ("chainer", "jax", "sklearn")),
+    *(f"mulfree_cupy.compat.{name}" for name in ("chainer", "dask", "jax", "sklearn")),
 ]
 
 

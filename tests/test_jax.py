@@ -212,6 +212,18 @@ def test_eager_arrays_are_taken_without_a_copy_and_written_to_never():
         mf.shift(X, SHIFTS, out=x)
 
 
+def test_array_api_extra_defers_the_functions_themselves():
+    extra = pytest.importorskip("array_api_extra")
+    want = mf.conv(X, W)
+
+    def call(x, w):
+        form = dict(shape=want.shape, dtype=want.dtype)
+        return extra.lazy_apply(mf.conv, x, w, **form, as_numpy=True)
+
+    assert_array_equal(jax.jit(call)(X, W), want)
+    assert_array_equal(call(X, W), want)
+
+
 def test_a_gpu_of_jax_is_not_served():
     class Buffer:
         def __dlpack_device__(self):
