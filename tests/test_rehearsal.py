@@ -109,6 +109,27 @@ def test_a_captured_graph_counts_its_nodes(call):
     assert [record["nodes"] for record in done.calls("graphLaunch")] == [nodes, nodes]
 
 
+def test_arrays_of_others_are_computed_on_the_current_stream():
+    """A stream's capture refuses work on any other, and every synchronisation."""
+    done = rehearsed("""
+class Exported:
+    def __init__(self, array):
+        self.__dlpack__, self.__dlpack_device__ = array.__dlpack__, array.__dlpack_device__
+
+x, w = cupy.ones((1, 2, 8, 8), "f"), cupy.ones((2, 2, 3, 3), "f")
+mf.adder_conv(x, w)  # compiled, and its memory kept for the next
+stream = cupy.cuda.Stream(non_blocking=True)
+with stream:
+    mf.adder_conv(x, w)
+    stream.begin_capture()
+    y = mf.adder_conv(Exported(x), Exported(w))
+    stream.end_capture().launch()
+assert isinstance(y, cupy.ndarray)
+""")
+    assert len([r for r in done.calls("launch", name="adder_conv") if r.get("captured")]) == 1
+    assert not done.calls("streamSynchronize") and not [r for r in done.log if "refused" in r]
+
+
 @pytest.mark.parametrize(
     ("call", "mode"),
     [
