@@ -1,4 +1,4 @@
-"""Operations on arrays whose numbers come later: their arguments told apart, checked at once."""
+"""Operations on arrays without values yet, traced or lazy: signatures and checks in advance."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 
 from mulfree_cupy.arrays import Array
 
-# What lies in memory of the caller's, or is for study on a GPU.
+# Memory of the caller's, and the choice of a CUDA kernel.
 _NOT_DEFERRED = "out", "kernel"
 
 
 def operation(function: Callable, library: str, deferred: Callable) -> Callable:
-    """`function` on the arrays of a library: its name and signature, and a docstring.
+    """`function` for the arrays of another library, with its name, signature and a docstring.
 
     Parameters
     ----------
     function : callable
-        One of `mulfree_cupy`'s.
+        A function of `mulfree_cupy`.
     library : str
-        As its users call its arrays.
+        The library's name.
     deferred : callable
-        Takes `function` and all its arguments, by name, and answers with an array of the library.
+        Called with `function` and its arguments by name; returns an array of the library.
     """
     signature = inspect.signature(function)
     kept = [p for name, p in signature.parameters.items() if name not in _NOT_DEFERRED]
@@ -53,17 +53,17 @@ _DOCUMENTATION = """As `mulfree_cupy.{0}`, on {1} arrays.
 Parameters
 ----------
 *arguments, **options
-    Those of `mulfree_cupy.{0}`, but for ``out`` and ``kernel``.
+    Those of `mulfree_cupy.{0}`, except ``out`` and ``kernel``.
 
 Returns
 -------
 array
-    A {1} array of the shape and dtype that `mulfree_cupy.{0}` answers with.
+    A {1} array with the shape and dtype that `mulfree_cupy.{0}` returns.
 
 Raises
 ------
 TypeError, ValueError
-    As `mulfree_cupy.{0}`, before anything is computed.
+    As `mulfree_cupy.{0}`, raised before anything is computed.
 
 See Also
 --------
@@ -74,10 +74,16 @@ mulfree_cupy.{0}
 def answer_form(
     function: Callable, arrays: Mapping[str, Any], options: Mapping[str, Any]
 ) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype of what a function of images answers with, and all its checks.
+    """Shape and dtype of the answer of a function of images, after all its checks.
 
-    `arrays` have shapes and dtypes, x those of the images; nothing else of them is looked at.
-    `options` are the other arguments.
+    Parameters
+    ----------
+    function : callable
+        A function of `mulfree_cupy`, with the images as its argument x.
+    arrays : dict
+        Arguments without values: only their shapes and dtypes are used. x is one.
+    options : dict
+        The other arguments.
 
     Raises
     ------
@@ -88,12 +94,12 @@ def answer_form(
 
     def answer(*shape: int) -> Array:
         zeros = {name: np.zeros(a.shape, a.dtype) for name, a in arrays.items() if name != "x"}
-        x = np.broadcast_to(np.zeros((), arrays["x"].dtype), shape)  # which takes no memory
+        x = np.broadcast_to(np.zeros((), arrays["x"].dtype), shape)  # without its memory
         return function(x, **zeros, **options)
 
     try:
         empty = answer(*(0, *shape[1:])[: len(shape)])
     except (TypeError, ValueError):
-        answer(*shape)  # whose error has the shape that x has
+        answer(*shape)  # for a message with the actual shape
         raise
     return (shape[0], *empty.shape[1:]), empty.dtype

@@ -1,6 +1,6 @@
 """The operations on JAX arrays, eager or traced: under ``jit``, ``grad`` and ``vmap``.
 
-The kernels are the CPU's, called back from compiled code, read JAX's memory and write into it.
+Compiled code calls back to the CPU kernels, which read JAX's memory and write into it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = [
     "winograd_conv",
 ]
 
-_OPERANDS = "x", "w", "u", "bias"  # what may be traced and has a gradient
+_OPERANDS = "x", "w", "u", "bias"  # arguments that may be traced, and have gradients
 
 
 def _winograd_conv(x, u, bias=None, *, padding=1, relu=False, out=None):
@@ -57,7 +57,7 @@ _BACKWARD = {
 
 
 def _traceable(function: Callable, arguments: Mapping[str, Any]) -> Any:
-    """What `function` computes, as JAX sees it."""
+    """The answer of `function` as a JAX array."""
     name = function.__name__
     given = {n: a for n, a in arguments.items() if n in _OPERANDS}
     if given.get("bias", 0) is None:
@@ -79,13 +79,14 @@ def _jax_array(function: str, name: str, value: Any) -> Any:
 
 
 def _hashable(option: Any) -> Any:
-    """An option as a key of a cache, which is also what the function is called with."""
+    """An option as a cache key that the function accepts in its place."""
     if isinstance(option, (list, tuple)):
         return tuple(map(_hashable, option))
     return _hashable(np.asarray(option).tolist()) if hasattr(option, "__array__") else option
 
 
-@functools.lru_cache(1024)  # one function a kind of call, so that JAX knows what it has compiled
+# Cached, so that the same kind of call is the same function, and JAX reuses what it compiled.
+@functools.lru_cache(1024)
 def _differentiable(function: Callable, ranks: tuple, options: tuple) -> Callable:
     """(shape, dtype of the answer, *operands) -> answer, with a gradient for each operand."""
     import jax
@@ -126,11 +127,11 @@ def _differentiable(function: Callable, ranks: tuple, options: tuple) -> Callabl
         )
 
     call.defvjp(forward, pullback)
-    return jax.jit(call, static_argnums=(0, 1))  # a tenth of the time for eager arrays
+    return jax.jit(call, static_argnums=(0, 1))  # eager calls take a tenth of the time
 
 
 def _in_memory(function: Callable, *buffers: Any) -> list[np.ndarray]:
-    """JAX's buffers as arrays, of the same memory."""
+    """JAX's buffers as NumPy arrays of the same memory."""
     if any(buffer.__dlpack_device__()[0] != arrays.DLPACK_CPU for buffer in buffers):
         raise TypeError(
             f"{function.__name__}: JAX arrays on a GPU are not served; move them by "
@@ -139,11 +140,11 @@ def _in_memory(function: Callable, *buffers: Any) -> list[np.ndarray]:
     return [np.asarray(buffer) for buffer in buffers]
 
 
-# Below `vmap` arrays come with an axis in front for each, of length 1 where it does not map them.
+# Each `vmap` adds a leading axis to all arrays, of length 1 for those that it does not map.
 
 
 def _merged(rank: int, answer: np.ndarray, x: np.ndarray, *weights: np.ndarray) -> Iterator[list]:
-    """The answer and the operands of each call: of one, if all images meet the same weights."""
+    """Answer and operands of each call: a single one if all images have the same weights."""
     axes = answer.ndim - rank
     mapped = answer.shape[:axes]
     if x.shape[:axes] == mapped and all(w.shape[:axes] == (1,) * axes for w in weights):
@@ -155,7 +156,7 @@ def _merged(rank: int, answer: np.ndarray, x: np.ndarray, *weights: np.ndarray) 
 
 
 def _one_by_one(axes: int, first: np.ndarray, *others: np.ndarray) -> Iterator[tuple[tuple, list]]:
-    """Each index of the axes that are mapped, and what of the arrays is there."""
+    """Each index of the mapped axes, with the parts of the arrays there."""
     for index in np.ndindex(first.shape[:axes]):
         yield (
             index,

@@ -1,6 +1,7 @@
-"""Networks as scikit-learn's estimators: a classifier that trains one, and features of one.
+"""Networks as scikit-learn estimators: a classifier that trains one, a transformer by one.
 
-Images come as scikit-learn hands them on, as rows of pixels, or as they are.
+Images are rows of pixels, as between scikit-learn's estimators, or arrays of three or four
+dimensions.
 """
 
 from __future__ import annotations
@@ -31,45 +32,46 @@ _PIXELS = [np.float32, np.uint8]  # what is not uint8 becomes float32
 
 
 class AdderClassifier(ClassifierMixin, BaseEstimator):
-    """A network of adder layers, or any of `mulfree_cupy.models`, trained to tell images apart.
+    """Classifier of images: trains a network of adder layers, or any of `mulfree_cupy.models`.
 
     Parameters
     ----------
     model : str, default "adder-lenet"
         The name of a network, as `models.build` takes it.
     image_shape : tuple of ints, optional
-        ``(C, H, W)`` or ``(H, W)`` of the images in rows of pixels; networks take square ones. By
-        default a row is a square image of one channel, filled up with zeros if need be.
+        ``(C, H, W)`` or ``(H, W)`` of images given as rows of pixels; networks require H = W. By
+        default a row is a square image of one channel, padded with zeros if necessary.
     epochs, batch_size, rate, momentum, nesterov, weight_decay, adder, eta, augment
-        As in `train.Recipe`. A batch is larger by a few images where one would be left over.
+        As in `train.Recipe`. `batch_size` is increased slightly if the last batch would have one
+        image.
     device : {"cpu", "cuda"}
-        Where it trains. A GPU takes images of uint8.
+        Where it is trained. On a GPU, images must be uint8.
     progress : bool
-        Show a bar for each epoch.
+        Show a progress bar for each epoch.
     random_state : int, RandomState or None
-        Of the first weights, the order of the images and the augmentation. With an int the same
-        images give the same network, bit for bit, on any number of threads.
+        Seed of the initial weights, the order of the images and the augmentation. With an int the
+        same images give the same network, bit for bit, with any number of threads.
 
     Attributes
     ----------
     classes_ : array, shape (number of classes,)
     n_features_in_ : int
-        Pixels of an image, over all channels.
+        Pixels of an image, in all channels.
     feature_names_in_ : array of str
-        If X was a table of them.
+        Only if X had column names.
     image_shape_ : tuple of 3 ints
-        Of what the network takes.
+        (C, H, W) of the network's input.
     loss_curve_ : list of float
         The mean loss of each epoch.
     n_iter_ : int
-        How many epochs there were.
+        Number of epochs.
     predictor_ : inference.Predictor
-        The trained network: as a function of images, and to be saved by
+        The trained network as a function of images. Save it with
         ``inference.save_npz(path, classifier.predictor_.network)``.
 
     See Also
     --------
-    NetworkFeatures : What a network makes of images before it decides.
+    NetworkFeatures : The features that a trained network computes before its last layer.
 
     Examples
     --------
@@ -121,12 +123,12 @@ class AdderClassifier(ClassifierMixin, BaseEstimator):
         ----------
         X : array, shape (N, C, H, W), (N, H, W) or (N, pixels)
         y : array, shape (N,)
-            Their classes.
+            Classes.
 
         Returns
         -------
         AdderClassifier
-            This one.
+            self
         """
         rows, y = self._checked(X, y, reset=True)
         self._begin(X, np.unique(y))
@@ -134,22 +136,23 @@ class AdderClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None) -> AdderClassifier:
-        """Train the network for one epoch on some images, at the full rate.
+        """Train the network for one epoch on some images, with the initial learning rate.
 
-        The statistics of batch normalisation are those of the images of the last call, so these
-        must be of all classes; images are normalised by the mean of the first call's.
+        The statistics of batch normalisation are computed from the images of the last call, which
+        should therefore contain all classes; images are normalised with the mean and standard
+        deviation of the first call's.
 
         Parameters
         ----------
         X, y
             As for `fit`.
         classes : array, optional
-            All that there will be; needed in the first call.
+            All classes; required in the first call.
 
         Returns
         -------
         AdderClassifier
-            This one.
+            self
         """
         first = not self.__sklearn_is_fitted__()
         if first and classes is None:
@@ -163,7 +166,7 @@ class AdderClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """The softmax of the network's answers.
+        """Class probabilities: the softmax of the network's logits.
 
         Parameters
         ----------
@@ -231,7 +234,7 @@ class AdderClassifier(ClassifierMixin, BaseEstimator):
             augment=self.augment,
             seed=(self._seed + len(self.loss_curve_)) % 2**31,
         )
-        # A run tests its network after every epoch, which here is nobody's wish: on one image.
+        # A run evaluates its network after every epoch; one image keeps that cheap.
         test = data.sample(images, 1)
         before = None if self.predictor_ is None else self.predictor_.network
         statistics = None if before is None else (before.mean, before.std)
@@ -254,18 +257,18 @@ class AdderClassifier(ClassifierMixin, BaseEstimator):
 
 
 class NetworkFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """What a trained network makes of images, before its last layer decides.
+    """Transformer to the features that a trained network computes before its last layer.
 
     Parameters
     ----------
     network : path or Predictor
-        A file of `train`, ``mulfree export`` or `inference.save_npz`, or what `mulfree_cupy.load`
-        or an `AdderClassifier` has made of one.
+        A checkpoint, or a file written by ``mulfree export`` or `inference.save_npz`; or the result
+        of `mulfree_cupy.load`, or the ``predictor_`` of an `AdderClassifier`.
 
     Attributes
     ----------
     n_features_in_ : int
-        Pixels of an image, over all channels.
+        Pixels of an image, in all channels.
 
     Examples
     --------
@@ -285,18 +288,18 @@ class NetworkFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         self.network = network
 
     def fit(self, X: Any, y: Any = None) -> NetworkFeatures:
-        """Load the network, which learns nothing from the images.
+        """Load the network; nothing is learned from the images.
 
         Parameters
         ----------
         X : array, shape (N, C, H, W), (N, H, W) or (N, pixels)
         y
-            Not looked at.
+            Ignored.
 
         Returns
         -------
         NetworkFeatures
-            This one.
+            self
         """
         predictor = self.network if isinstance(self.network, Predictor) else load(self.network)
         features = Predictor(_before_the_last(predictor.network))
@@ -310,7 +313,7 @@ class NetworkFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         Parameters
         ----------
         X : array, shape (N, C, H, W), (N, H, W) or (N, pixels)
-            Pixels as those that the network was trained on, as a rule 0 to 255.
+            Pixel values as in the training of the network, usually 0 to 255.
 
         Returns
         -------
@@ -338,7 +341,7 @@ class NetworkFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
 
 def _before_the_last(network: Network) -> Network:
-    """The network up to what its last layer of weights takes, as one row an image."""
+    """The network up to the input of its last layer with weights, flattened."""
     layers = network.layers
     weighing = (layer.op != "batch_norm" and "weight" in layer.arrays for layer in layers)
     last = max(i for i, weighs in enumerate(weighing) if weighs)
@@ -363,7 +366,7 @@ def _before_the_last(network: Network) -> Network:
 
 
 def _rows(name: str, X: Any) -> Any:
-    """Images as rows of pixels; everything else as it is, for scikit-learn to check."""
+    """Images as rows of pixels; anything else unchanged, for scikit-learn to check."""
     if np.ma.isMaskedArray(X):
         raise TypeError(f"{name} is a masked array; pass its .data or .filled(value)")
     if isinstance(X, np.ndarray) and X.ndim in (3, 4):
@@ -372,7 +375,7 @@ def _rows(name: str, X: Any) -> Any:
 
 
 def _image_shape(X: Any, pixels: int, given: Any) -> tuple[int, int, int]:
-    """Channels, height and width of the images that are to be trained on."""
+    """Channels, height and width of the network's input."""
     if getattr(X, "ndim", 2) in (3, 4):
         return (1, *X.shape[1:])[-3:]
     if given is None:
@@ -385,7 +388,7 @@ def _image_shape(X: Any, pixels: int, given: Any) -> tuple[int, int, int]:
 
 
 def _filled(rows: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Rows of pixels as images in C order, zeros where a row has no more."""
+    """Rows of pixels as images in C order, padded with zeros."""
     pixels = math.prod(shape)
     if rows.shape[1] < pixels:
         rows = np.pad(rows, ((0, 0), (0, pixels - rows.shape[1])))
@@ -393,6 +396,6 @@ def _filled(rows: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def _batch_size(asked: int, images: int) -> int:
-    """So many, or the next number that leaves no single image, which has no variance."""
+    """The next number that leaves no batch of a single image, which has no variance."""
     asked = geometry.integer("AdderClassifier", "batch_size", asked)
     return next(size for size in range(asked, max(asked, images) + 2) if images % size != 1)
