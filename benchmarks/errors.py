@@ -14,7 +14,7 @@ from benchmarks.shift import slices
 from mulfree_cupy import launch
 
 OURS, TORCH = "mulfree_cupy", "PyTorch"
-WRONG = 1e-4  # of the terms: more is no rounding
+WRONG = 1e-4  # of the terms: more cannot be rounding
 # Small enough for the emulator.
 EMULATED = [*layers.QUICK, Layer(1, 64, 16, 8), Layer(2, 128, 8, 6)]
 EMULATED_SHIFT = layers.QUICK_SHIFT
@@ -87,7 +87,7 @@ def error(answer: np.ndarray, exact: np.ndarray, magnitudes: np.ndarray) -> list
 
 
 def expected(layer: Layer, x, w, grad) -> dict[str, Exact]:
-    """By the formulas in float64; forward answers are one row a pixel, as `reference.rows`'."""
+    """By the formulas in float64; forward results have one row per pixel, as `reference.rows`."""
     bytes_x, bytes_w = layer.bytes()
     distances = {
         "adder_conv": reference.adder(layer, x, w),
@@ -202,7 +202,7 @@ def document(record: dict) -> str:
 
 
 def operation_table(rows: list[dict]) -> str:
-    """The worst of all layers, an operation a line."""
+    """The worst of all layers, one row per operation."""
     worst: dict[tuple[str, str], np.ndarray] = {}
     for row in rows:
         for operation, ways in row["errors"].items():
@@ -221,7 +221,7 @@ def operation_table(rows: list[dict]) -> str:
 
 
 def layer_table(rows: list[dict]) -> str:
-    """Of the terms, a layer a line."""
+    """Errors relative to the terms, one row per layer."""
     columns = {
         "adder_conv": ("adder_conv", OURS),
         "cdist": ("adder_conv", TORCH),

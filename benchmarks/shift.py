@@ -1,4 +1,4 @@
-"""The shift operations on the CPU beside memcpy and torch's depthwise and ordinary convolutions."""
+"""The shift operations on the CPU, compared with memcpy and torch's convolutions."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def document(record: dict) -> str:
 
 
 def move_table(record: dict) -> str:
-    """The bare shift as a share of memcpy's speed."""
+    """Speed of the plain shift relative to memcpy."""
 
     def first(row):
         seconds = float(np.median(row["seconds"]["shift"]))

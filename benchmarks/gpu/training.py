@@ -1,4 +1,5 @@
-"""Training runs on a GPU: a step replayed and launched, and as many epochs as the time allows."""
+"""Training on a GPU: time of a replayed and of a launched step, and as many epochs as time
+allows."""
 
 from __future__ import annotations
 
