@@ -1,4 +1,4 @@
-"""BatchNorm's statistics gathered anew: the formula, and nothing else of the network."""
+"""Recomputed BatchNorm statistics: the formula, and that nothing else changes."""
 
 import json
 import os
