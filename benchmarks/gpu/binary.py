@@ -1,4 +1,4 @@
-"""The binary ladder: signs and numbers of few bits, beside what POPC and tensor cores can do."""
+"""The binary ladder: signs and low-bit numbers, compared with the peak of POPC and tensor cores."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MAIN = FILLED[0], FILLED[2], FILLED[3], FILLED[5]  # 16, 64, 64 and 256 filters
 
 
 def cases(device: Any, quick: bool, tiny: bool) -> Iterator[Case]:
-    """Every rung on signs, the words alone, weights packed before; and low bits beside uint8."""
+    """Every rung on signs, packing alone, packed weights; and low bits compared with uint8."""
     for layer in QUICK if tiny else MAIN if quick else [*FILLED, *LAYERS]:
         yield from _signs(device, layer)
         yield from _low_bits(device, layer)
@@ -131,7 +131,7 @@ def signs_table(record: dict, rows: list[dict]) -> str:
 
 
 def low_bits_table(rows: list[dict]) -> str:
-    """The crossover with uint8: its kernel takes four terms an instruction, whatever they are."""
+    """The crossover with uint8, whose kernel takes four terms per instruction."""
     heads = [f"{bits} bits" for bits in BITS]
     body = []
     for layer, found in _by_layer(rows, "adder_conv, w packed"):
