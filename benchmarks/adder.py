@@ -67,10 +67,10 @@ included) as many bytes as the rows of x that are read
 and y have. The nearer limit is the longer of the two times. The goal of the max/add peak is for
 the 3x3 layers of stride 1, that of the nearer limit for the others.
 conv2d: torch (oneDNN), float32, contiguous or channels_last, whichever is faster.
-torch.cdist, scipy and FAISS are given the unfolded input, whose making is not in their time; scipy
+torch.cdist, scipy and FAISS are given the unfolded input, without timing the unfolding; scipy
 uses one thread. The published formula and scipy run on some images and are scaled to the batch.
-backward: both gradients. With an instruction set named, torch, oneDNN, OpenBLAS and FAISS are told
-to use no more than that set too."""
+backward: both gradients. With --features, torch, oneDNN, OpenBLAS and FAISS are restricted
+to that instruction set too."""
 
 STEADY = {"rounds": 7, "least": 0.05}
 QUICK = {"rounds": 2, "least": 0.001}

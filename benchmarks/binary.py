@@ -51,7 +51,7 @@ float32, whose signs are packed in the call; "packed before": w alone by `mulfre
 popcount peak: the time the layer would take at the rate of its inner loop, measured in the same
 rounds: logic, population counts and additions on registers, with AVX2 tiles of look-ups in tables.
 conv2d: torch (oneDNN), float32, contiguous or channels_last, whichever is faster. The weights of
-the adders are packed before. Of more bits than it pays to take apart an adder is that of uint8."""
+the adders are packed before. With more bits an adder is that of uint8."""
 
 STEADY = {"rounds": 7, "least": 0.05}
 QUICK = {"rounds": 2, "least": 0.001}

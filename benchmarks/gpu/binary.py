@@ -17,7 +17,7 @@ from mulfree_cupy.launch import select
 
 LADDER = None, *reversed(select.names("binary_conv"))  # None is what runs by default
 BITS = 1, 2, 3, 4
-POPC = 512  # bits a clock and multiprocessor: 16 lanes of 32
+POPC = 512  # bits per clock and multiprocessor: 16 lanes of 32
 
 # The batches of the CPU's table leave a large GPU waiting; these fill it.
 FILLED = [layer.with_batch(16 * layer.batch) for layer in LAYERS if layer.stride == 1]
@@ -95,7 +95,7 @@ def document(record: dict) -> list[str]:
     if not any(r["operation"] == "binary_conv" for r in rows):
         return []
     return [
-        "binary_conv of float32, bits a clock and multiprocessor, by kernel, packing included:",
+        "binary_conv of float32, bits per clock and multiprocessor, by kernel, packing included:",
         signs_table(record, rows),
         "adder_conv of uint8, milliseconds, by bits, w packed before:",
         low_bits_table(rows),

@@ -40,7 +40,7 @@ RATES = [
 
 
 def rows(device: Cuda) -> Iterator[dict]:
-    """One row a rate: results a clock and multiprocessor; then bytes a second of a large copy."""
+    """One row a rate: results per clock and multiprocessor; then bytes a second of a large copy."""
     for rate in RATES:
         yield {"rate": rate.name, **_rate(device, rate)}
     nbytes = min(2**30, device.record()["memory_bytes"] // 8)
