@@ -18,6 +18,7 @@ from mulfree_cupy.train.recipe import History
 
 PRUNED = "winograd-relu-vgg-nagadomi-8"
 RECIPE = Recipe("conv-lenet", epochs=1, batch_size=50, augment="none")
+THREE = replace(RECIPE, epochs=3)  # before, between and after two prunings
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +34,18 @@ def stamps(folder):
 
 def test_what_is_trained_is_not_trained_again(few, tmp_path):
     options = {"out": tmp_path, "progress": False}
-    runs = compare(["conv-lenet", PRUNED], RECIPE, *few, **options)
+    runs = compare(["conv-lenet", PRUNED], THREE, *few, **options)
     assert [(run.model, run.seed, run.prunings) for run in runs] == [
         ("conv-lenet", 0, ()),
         (PRUNED, 0, (1, 2)),
     ]
     dense, pruned = (checkpoint.load(run.path) for run in runs)
-    assert dense.recipe == RECIPE and len(runs[1].history.test_accuracy) == 3
+    assert dense.recipe == THREE and len(runs[1].history.test_accuracy) == 3
     masks = [layer.mask for _, layer in pruned.model.modules() if hasattr(layer, "mask")]
     assert all(abs(mask.mean() - 0.4) < 0.01 for mask in masks[1:])
 
     before = stamps(tmp_path)
-    again = compare(["conv-lenet"], RECIPE, *few, **options, seeds=2)
+    again = compare(["conv-lenet"], THREE, *few, **options, seeds=2)
     assert again[0] == runs[0] and again[1].seed == 1
     after = stamps(tmp_path)
     assert {path: after[path] for path in before} == before and len(after) == len(before) + 1
@@ -90,15 +91,36 @@ def test_another_comparison_in_the_folder_is_refused(few, tmp_path):
     other = replace(train, labels=(train.labels + 1) % 10), test
     with pytest.raises(ValueError, match="belongs to another run: it has another data"):
         compare(["conv-lenet"], RECIPE, *other, **options)
+    (run,) = compare(["conv-lenet"], RECIPE, *few, **options)
+    Training.resume(run.path, *few, path=run.path, epochs=2).run(progress=False)
+    with pytest.raises(ValueError, match=r"is not of this comparison: epochs 2 instead of 1"):
+        compare(["conv-lenet"], RECIPE, *few, **options)
     (tmp_path / "comparison.json").write_text("no JSON")
     with pytest.raises(ValueError, match=r"is not a comparison of mulfree compare, or is damaged"):
         compare(["conv-lenet"], RECIPE, *few, **options)
 
 
-@pytest.mark.parametrize("moment", [2, 9, 14])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["conv-lenet", "adder-lenet@"], "the teacher of adder-lenet@ must come before it, and it"),
+        (["a@conv-lenet"], "'a@conv-lenet': no model named 'a'"),
+        (["adder-lenet@adder-lenet"], "must come before it, and it is first"),
+        (["conv-lenet", "conv-lenet"], "conv-lenet is there twice; seeds= trains"),
+        (["conv-lenet", ""], "'': no model named ''"),
+        (["conv-lenet", PRUNED], "epochs must be at least 3, got 1: winograd-relu-vgg-nagadomi-8"),
+    ],
+)
+def test_names_are_checked_before_anything_is_trained(few, tmp_path, names, message):
+    with pytest.raises(ValueError, match=message):
+        compare(names, RECIPE, *few, out=tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("moment", [2, 17, 22])
 def test_a_comparison_that_stopped_ends_as_one_that_did_not(few, tmp_path, monkeypatch, moment):
     """In the first network, and before and after a pruning of the second."""
-    names, recipe = ["conv-lenet", PRUNED], replace(RECIPE, epochs=1)
+    names, recipe = ["conv-lenet", PRUNED], THREE
     step, left = Training._train_step, iter(range(moment))
 
     def stopped(self, *batch):
@@ -124,7 +146,7 @@ def test_a_comparison_that_stopped_ends_as_one_that_did_not(few, tmp_path, monke
 def out(tmp_path_factory):
     out = tmp_path_factory.mktemp("compare") / "out"
     names = f"conv-lenet,adder-lenet,{PRUNED}"
-    options = ["--epochs", "1", "--batch-size", "256", "--out", str(out)]
+    options = ["--epochs", "3", "--batch-size", "256", "--out", str(out)]
     assert cli.main(["compare", "--models", names, *options]) == 0
     return out
 
@@ -137,7 +159,7 @@ class TestCommand:
         assert float(conv["joules"]) > 2 * float(adder["joules"]) > 0
         assert int(winograd["epochs"]) == 3 and float(winograd["seconds"]) > 0
         text = (out / "comparison.md").read_text()
-        assert "| conv-lenet " in text and "1442 training and 355 test images. 1 epoch in" in text
+        assert "| conv-lenet " in text and "1442 training and 355 test images. 3 epochs in" in text
 
     def test_its_page_is_one_file(self, out):
         page = (out / "comparison.html").read_text()
@@ -151,12 +173,12 @@ class TestCommand:
 
     def test_it_goes_on(self, out, capsys):
         before = stamps(out)
-        arguments = ["--epochs", "1", "--batch-size", "256", "--out", str(out)]
+        arguments = ["--epochs", "3", "--batch-size", "256", "--out", str(out)]
         assert cli.main(["compare", "--models", "conv-lenet", *arguments]) == 0
         assert stamps(out) == before
         printed = capsys.readouterr().out
         assert "| conv-lenet |" in printed and "comparison.html" in printed
-        assert cli.main(["compare", "--epochs", "2", "--out", str(out)]) == 1
+        assert cli.main(["compare", "--epochs", "4", "--out", str(out)]) == 1
         assert "another run: it has another epochs, batch_size" in capsys.readouterr().err
         assert cli.main(["train", "--out", str(out)]) == 1
         assert "holds a comparison; resume it with mulfree compare" in capsys.readouterr().err

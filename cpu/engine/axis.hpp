@@ -9,9 +9,10 @@ namespace mulfree {
 using index = std::ptrdiff_t;
 
 // One spatial axis of a convolution. Tap t of pixel p reads source position
-//     p * step + offset + t * tap_step, // which is zero outside [0, size). Tap t is entry `kernel + t * kernel_step`
-// of the kernel. The forward pass has step = stride and tap_step = dilation; the gradient by x splits the pixels of x
-// into stride phases, and then every phase is again such an axis, with step = 1.
+//     p * step + offset + t * tap_step,
+// which is zero outside [0, size). Tap t is entry `kernel + t * kernel_step` of the kernel. The forward pass has
+// step = stride and tap_step = dilation; the gradient by x splits the pixels of x into stride phases, and then every
+// phase is again such an axis, with step = 1.
 struct Axis {
     index pixels, step, offset;
     index taps, tap_step;

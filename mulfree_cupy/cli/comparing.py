@@ -46,7 +46,9 @@ def _compare(chosen: argparse.Namespace) -> int:
     from mulfree_cupy.train import Interrupted, Recipe, compare
 
     output.pyplot()
-    names = chosen.models.split(",") if chosen.models else models.RESNET20.values()
+    names = list(models.RESNET20.values())
+    if chosen.models is not None:
+        names = [name.strip() for name in chosen.models.split(",")]
     names = list(dict.fromkeys(names))
     out = options.beside_data(chosen, chosen.out)
     pair = options.load_data(chosen)
@@ -82,5 +84,6 @@ def _notes(recipe, seeds: int, pair) -> list[str]:
         "of the arithmetic alone, by Horowitz's 45 nm table (ISSCC 2014); XNOR and its sum, which "
         "it lacks, are assumed to take an eighth of an 8-bit addition. Moves: numbers that shifts "
         "put elsewhere.",
-        f"Time: of one image in batches, on this machine's CPU, {get_num_threads()} threads.",
+        f"Time: of one image in batches, on this machine's CPU, "
+        f"{options.counted(get_num_threads(), 'thread')}.",
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,9 +97,8 @@ def _train(chosen: argparse.Namespace) -> int:
     if chosen.teacher and chosen.resume:
         raise ValueError("--teacher is for new runs: the checkpoint of --resume has its own")
     of_teachers = "temperature", "teacher_share", "teacher_features"
-    for name in of_teachers:
-        if getattr(chosen, name) is not None and not (chosen.teacher or chosen.resume):
-            raise ValueError(f"--{name.replace('_', '-')} needs a --teacher")
+    if not (chosen.teacher or chosen.resume):
+        _refuse(chosen, of_teachers, "needs a --teacher")
     asked = recipe_of(
         chosen,
         *("model", "epochs", "batch_size", "rate", "augment", "seed", "calibration"),
@@ -110,6 +110,8 @@ def _train(chosen: argparse.Namespace) -> int:
         if chosen.resume:
             asked["schedule"] = chosen.schedule
             run = Training.resume(chosen.resume, *pair, **where, **asked)
+            if run.teacher is None:
+                _refuse(chosen, of_teachers, "needs a teacher, and that run has none")
         else:
             asked |= _taught(chosen.teacher, pair[0], where)
             run = Training(Recipe(**{**defaults(chosen.data, pair[0]), **asked}), *pair, **where)
@@ -130,6 +132,12 @@ def _train(chosen: argparse.Namespace) -> int:
         f" after {epochs}, {time.perf_counter() - start:.1f} s"
     )
     return 0
+
+
+def _refuse(chosen: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    for name in names:
+        if getattr(chosen, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} {why}")
 
 
 def recipe_of(chosen: argparse.Namespace, *names: str) -> dict:
@@ -162,7 +170,7 @@ def _taught(teacher: str | None, train, where: dict) -> dict:
 
     if teacher is None:
         return {}
-    if teacher in models.MODELS and not Path(teacher).exists():
+    if teacher in models.MODELS and not Path(teacher).is_file():
         return {"teacher": teacher, "teacher_learns": True}
     if not Path(teacher).is_file():
         raise FileNotFoundError(

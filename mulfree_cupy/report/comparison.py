@@ -153,7 +153,7 @@ def write(
         Printed below the table.
     """
     rows = measure(runs, test)
-    title = f"{len(rows)} networks on {test.name}"
+    title = f"{len(rows)} network{'s' * (len(rows) > 1)} on {test.name}"
     head = [field.name for field in fields(Row)]
     output.write_table(out / "comparison.csv", head, [astuple(row) for row in rows])
     text = "\n\n".join([f"# {title}", table(rows), *notes])
@@ -187,13 +187,17 @@ def _draw(
     return {
         "energy.png": "Test accuracy against the energy of the arithmetic for one image, by "
         "the published 45 nm table; bars span the runs.",
-        "curves.png": "Learning curves.",
+        "curves.png": "Learning curves."
+        + " The training loss of a taught network is that by its teacher's answers and the labels."
+        * any("@" in run.model for run in runs),
         "weights.png": "Weights of each network's largest convolution, those left after pruning, "
         "with a Laplacian and a Gaussian of greatest likelihood.",
         "filters.png": "Filters of the first layer of a LeNet-5-BN, each from its least (black) to "
         "its greatest weight (white).",
         "features.png": "Test images in the plane of the last two features of a LeNet-5-BN that "
-        "has two instead of 84: nothing is projected.",
+        "has two instead of 84: nothing is projected."
+        + f" {len(test.classes)} classes: colours repeat."
+        * (len(test.classes) > len(figures.CLASSES)),
     }
 
 
@@ -226,6 +230,7 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; }
+td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 2px solid #333; }
 figure { margin: 2.5rem 0; } img { max-width: 100%; height: auto; }

@@ -64,8 +64,8 @@ def compare(
     Parameters
     ----------
     names : sequence of str
-        Of the networks. A prunable one is trained for fewer epochs, then pruned to each of
-        `DENSITIES` and retrained, for the same total number of epochs. In
+        Of the networks, each once. A prunable one is trained for fewer epochs, then pruned to each
+        of `DENSITIES` and retrained, for the same total number of epochs. In
         ``"adder-resnet20@conv-resnet20"`` the latter, with the same seed, is the teacher; it must
         come earlier in the list.
     recipe : Recipe
@@ -87,21 +87,13 @@ def compare(
     Raises
     ------
     ValueError
-        If there is no such network or no such teacher before it, or `out` holds another run, or a
-        comparison by another recipe or on other data.
+        If there is no such network or no such teacher before it, there are fewer than 3 epochs for
+        a network that is pruned, or `out` holds another run, or a comparison or a network by
+        another recipe or on other data.
     Interrupted
         At Ctrl-C, after the current step and the checkpoint.
     """
-    shape = shape_of(train)
-    pruned = {}
-    for i, name in enumerate(names):  # validate all before training any
-        model, _, teacher = name.partition("@")
-        network = models.build(model, **shape)
-        pruned[name] = any(hasattr(module, "prune") for _, module in network.modules())
-        if teacher and teacher not in names[:i]:
-            raise ValueError(
-                f"compare: the teacher of {name} must come before it, got {', '.join(names[:i])}"
-            )
+    pruned = _checked(names, recipe, train)  # before any is trained
     runs: list[Run] = []
     with folder.taken(out, resumed=RECORD) as out:
         record, ours = out / RECORD, _described(recipe, train, test)
@@ -122,6 +114,31 @@ def compare(
     return runs
 
 
+def _checked(names: Sequence[str], recipe: Recipe, train: data.Dataset) -> dict[str, bool]:
+    """Whether each of the networks is pruned."""
+    pruned: dict[str, bool] = {}
+    for name in names:
+        model, taught, teacher = name.partition("@")
+        try:
+            network = models.build(model, **shape_of(train))
+        except ValueError as error:
+            raise ValueError(f"compare: {name!r}: {error}") from None
+        if taught and teacher not in pruned:
+            before = f"after {', '.join(pruned)}" if pruned else "first"
+            raise ValueError(
+                f"compare: the teacher of {name} must come before it, and it is {before}"
+            )
+        if name in pruned:
+            raise ValueError(f"compare: {name} is there twice; seeds= trains it more than once")
+        pruned[name] = any(hasattr(module, "prune") for _, module in network.modules())
+        if pruned[name] and recipe.epochs <= len(DENSITIES):
+            raise ValueError(
+                f"compare: epochs must be at least {len(DENSITIES) + 1}, got {recipe.epochs}: "
+                f"{name} is pruned {len(DENSITIES)} times and trained before and after each"
+            )
+    return pruned
+
+
 def _trained(
     recipe: Recipe,
     train: data.Dataset,
@@ -136,6 +153,14 @@ def _trained(
         options = {"device": device, "path": path}
         if path.exists():
             run = Training.resume(path, train, test, **options)
+            if run.recipe != recipe:
+                ours, theirs = asdict(recipe), asdict(run.recipe)
+                different = [
+                    f"{name} {theirs[name]!r} instead of {ours[name]!r}"
+                    for name in ours
+                    if theirs[name] != ours[name]
+                ]
+                raise ValueError(f"{path} is not of this comparison: {', '.join(different)}")
         else:
             network = load_teacher(teacher, train)[1] if teacher else None
             run = Training(recipe, train, test, teacher=network, **options)
@@ -154,7 +179,7 @@ def _pruned(
     teacher: Path | None,
 ) -> Run:
     after = max(1, recipe.epochs // _SHARE)
-    before = max(1, recipe.epochs - after * len(DENSITIES))
+    before = recipe.epochs - after * len(DENSITIES)
     shorter = replace(recipe, epochs=before)
     dense = _trained(shorter, train, test, where / "dense", device, progress, teacher)
     options = {"out": where, "device": device, "progress": progress}

@@ -28,10 +28,13 @@ def load_teacher(path: str | os.PathLike, train: data.Dataset) -> tuple[str, nn.
     Raises
     ------
     ValueError
-        If it is for other images or classes, or was trained with another normalisation.
+        If it is for other images or classes, was trained with another normalisation, or was not
+        trained for an epoch.
     """
     saved = checkpoint.load(path)
     check_data(path, saved, train)
+    if not saved.epoch and saved.data is not None:  # an imported network was trained elsewhere
+        raise ValueError(f"{path} cannot teach: it was not trained for an epoch")
     for ours, theirs in zip(data.statistics(train), (saved.mean, saved.std), strict=True):
         if not np.array_equal(ours, theirs):
             raise ValueError(
