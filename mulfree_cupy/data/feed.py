@@ -94,7 +94,7 @@ class Feed:
             self.tally(*nothing, size)
 
     def read(self) -> Reading:
-        """The current progress; synchronises with the device."""
+        """Start an asynchronous copy of the progress at this point of the stream."""
         return Reading(self.progress)
 
 
