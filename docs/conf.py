@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # the package beside these pages, not one that is installed
+sys.path.insert(0, str(ROOT))  # this checkout's package, not an installed one
 
 from mulfree_cupy import __version__  # noqa: E402
 
@@ -49,9 +49,9 @@ html_theme_options = {
 
 
 def run_examples(app) -> None:
-    """Write what examples/*.py print and draw where gallery.md shows it.
+    """Run examples/*.py and save their output for gallery.md.
 
-    An example whose library is not installed prints which one it is.
+    For an example whose library is not installed, the output names that library.
     """
     folder = Path(app.srcdir) / "_examples"
     folder.mkdir(exist_ok=True)
