@@ -75,7 +75,7 @@ def _jax_array(function: str, name: str, value: Any) -> Any:
 
     if isinstance(value, jax.Array):
         return value
-    return jax.numpy.asarray(arrays.take_one(function, name, value))
+    return jax.numpy.asarray(arrays.take_one(function, name, value, arrays.plain_bits))
 
 
 def _hashable(option: Any) -> Any:
@@ -118,7 +118,9 @@ def _differentiable(function: Callable, ranks: tuple, options: tuple) -> Callabl
     def pullback(shape, dtype, operands, grad):
         weighed = [a for n, a in zip(names, operands, strict=True) if n != "bias"]
         forms = [jax.ShapeDtypeStruct(a.shape, grad.dtype) for a in weighed]
-        made = buffer_callback(backward_callback, forms, vmap_method="expand_dims")(grad, *weighed)
+        callback = buffer_callback(backward_callback, forms, vmap_method="expand_dims")
+        # Where numbers are complex, JAX's gradients are the conjugates of ours and PyTorch's.
+        made = [gradient.conj() for gradient in callback(grad.conj(), *weighed)]
         if "bias" in names:
             made.append(grad.sum(axis=(0, *range(2, grad.ndim))))
         return tuple(
