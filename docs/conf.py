@@ -65,9 +65,11 @@ def run_examples(app) -> None:
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            missing = re.search(r"^ModuleNotFoundError: (.* '(?!mulfree_cupy).*)$", done.stderr, re.M)
+            missing = re.search(
+                r"^ModuleNotFoundError: .* '(?!mulfree_cupy)(.*)'", done.stderr, re.M
+            )
             if missing:
-                printed.write(f"{missing[1]}: it was not installed when this page was built\n")
+                printed.write(f"{missing[1]} was not installed when this page was built\n")
             elif done.returncode:
                 raise RuntimeError(f"{example} failed: {done.stderr}")
 
