@@ -374,3 +374,32 @@ def test_printf(capfd):
     code = """extern "C" __global__ void hello(int n) { if (threadIdx.x == 2) printf("thread %d of %d\\n", threadIdx.x, n); }"""
     RawKernel(code, "hello")((1,), (4,), (I32(4),))
     assert capfd.readouterr().out == "thread 2 of 4\n"
+
+
+def test_objects_with_virtual_functions_that_the_kernel_makes():
+    # A constructor writes where the table of virtual functions is: that memory has been written.
+    code = """
+#include <new>
+struct Shape { __device__ virtual float area() const = 0; };
+struct Square : Shape {
+    float side;
+    __device__ Square(float s) : side(s) {}
+    __device__ float area() const override { return side * side; }
+};
+struct Disc : Shape {
+    float radius;
+    __device__ Disc(float r) : radius(r) {}
+    __device__ float area() const override { return 3 * radius * radius; }
+};
+extern "C" __global__ void areas(const float* x, float* y) {
+    __shared__ __align__(16) unsigned char room[8 * sizeof(Square)];
+    __shared__ Shape* shapes[8];
+    int t = threadIdx.x;
+    if (t % 2) shapes[t] = new (room + t * sizeof(Square)) Square(x[t]);
+    else shapes[t] = new (room + t * sizeof(Square)) Disc(x[t]);
+    __syncthreads();
+    y[t] = shapes[7 - t]->area();
+}"""
+    x, y = np.arange(8, dtype=F32), np.zeros(8, F32)
+    RawKernel(code, "areas")((1,), (8,), (x, y))
+    np.testing.assert_array_equal(y, (np.where(np.arange(8) % 2, x * x, 3 * x * x))[::-1])
