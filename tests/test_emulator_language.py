@@ -340,12 +340,14 @@ extern "C" __global__ void math(const float* x, float* out, cuda::std::int32_t n
         ('asm volatile("bar.sync 1, 64;");', "inline PTX"),
         ("nvcuda::wmma::experimental::bmma_sync(x, x, x, x);", "tensor-core fragments of bits"),
         ("float v = tex2D<float>(t, 0, 0);", "textures"),
+        ("__nv_fp8_e4m3 v(x[0]);", "floating point of 8 bits"),
         ("child<<<1, 1>>>();", "a kernel launch inside a kernel"),
         ("cooperative_groups::this_grid().sync();", "grid-wide"),
     ],
 )
 def test_what_a_cpu_cannot_run_is_refused(line, named):
     code = f"""#include <mma.h>
+#include <cuda_fp8.h>
 extern "C" __global__ void f(float* x) {{
     // asm in a comment, "asm" in a string: neither counts
     const char* text = "asm volatile";
@@ -358,7 +360,7 @@ extern "C" __global__ void f(float* x) {{
     x = np.zeros(1, F32)
     RawKernel(code, "f")((1,), (1,), (x,))
     assert x[0] == 1
-    with pytest.raises(NotImplementedError, match=f"f:8: {named}.*#ifdef MULFREE_EMULATOR"):
+    with pytest.raises(NotImplementedError, match=f"f:9: {named}.*#ifdef MULFREE_EMULATOR"):
         RawKernel(code.replace("#ifdef", "#ifndef"), "f")((1,), (1,), (x,))
 
 
