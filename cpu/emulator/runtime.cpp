@@ -13,6 +13,7 @@
 
 #include "collectives.h"
 #include "instrumentation.h"
+#include "meetings.h"
 #include "signals.h"
 #include "xorwow.h"
 
@@ -158,8 +159,27 @@ void release_barrier() {
     now.busy = false;
 }
 
+// Threads wait for a phase of a meeting that nobody is left to end; says which other thread does not come.
+bool report_deserted_meeting() {
+    Finding f = waiting_thread(Kind::divergent_barrier, State::at_meeting);
+    if (!f.file) return false;
+    for (unsigned i = 0; i < now.thread_count; ++i) {
+        const Thread &t = now.threads[i];
+        if (t.stopped || (t.state == State::at_meeting && t.waits_at == now.threads[f.thread].waits_at)) continue;
+        f.other_thread = i;
+        f.text = t.state == State::exited ? "has returned" : "waits at another barrier";
+        if (t.state != State::exited) f.other_file = t.file, f.other_line = t.line;
+        break;
+    }
+    if (!f.text) f.kind = Kind::trap, f.text = "waits at a barrier that expects more threads than come";
+    report(f);
+    now.exited = now.thread_count;  // nobody can go on: the block ends here
+    return true;
+}
+
 // No thread can go on: some lanes of a warp wait for others that wait elsewhere, or have ended.
 void report_deadlock() {
+    if (report_deserted_meeting()) return;
     Finding f = waiting_thread(Kind::divergent_collective, State::in_collective);
     const Thread &waiting = now.threads[f.thread];
     const unsigned first = f.thread / warp_size * warp_size;
@@ -257,6 +277,7 @@ void run_block() {
             }
     now.busy = true;  // it may allocate: no signal may leave from here
     begin_block_of_time();
+    close_meetings();
     now.busy = false;
     unsigned rounds = 0;
     while (now.exited < now.thread_count) {
@@ -415,6 +436,45 @@ void mulfree_free(void *p) {
     f.pc = reinterpret_cast<uintptr_t>(__builtin_return_address(0)) - module_base();
     report(f);
     leave_thread();
+}
+
+void mulfree_meeting_open(const void *at, unsigned expected) {
+    now.busy = true;  // it may allocate: no signal may leave from here
+    open_meeting(at, expected);
+    now.busy = false;
+}
+
+uint64_t mulfree_meeting_arrive(const void *at, unsigned count, bool leave, const char *file, int line) {
+    Meeting *m = meeting_at(at);
+    if (!m) mulfree_trap("arrives at a barrier that the block has not initialised", file, line);
+    if (count > m->pending) mulfree_trap("arrives at a barrier that expects fewer threads", file, line);
+    const uint64_t phase = m->phase;
+    now.busy = true;
+    add_arrival(*m);
+    m->expected -= leave;
+    m->pending -= count;
+    if (!m->pending) finish_phase(*m);
+    now.busy = false;
+    return phase;
+}
+
+bool mulfree_meeting_over(const void *at, uint64_t phase, const char *file, int line) {
+    const Meeting *m = meeting_at(at);
+    if (!m) mulfree_trap("waits at a barrier that the block has not initialised", file, line);
+    if (m->phase <= phase) return false;
+    now.busy = true;
+    learn_arrivals(*m, phase);
+    now.busy = false;
+    return true;
+}
+
+void mulfree_meeting_wait(const void *at, uint64_t phase, const char *file, int line) {
+    Thread &me = now.threads[now.current];
+    me.waits_at = at;
+    me.value = phase;
+    me.file = file;
+    me.line = line;
+    while (!mulfree_meeting_over(at, phase, file, line)) wait(State::at_meeting);
 }
 
 void mulfree_fence(bool device) { fence(device); }

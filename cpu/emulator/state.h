@@ -23,7 +23,7 @@ namespace mulfree_emulator {
 
 constexpr unsigned max_threads = 1024, warp_size = 32, max_warps = max_threads / warp_size;
 
-enum class State : uint8_t { ready, yielded, at_barrier, in_collective, converging, exited };
+enum class State : uint8_t { ready, yielded, at_barrier, at_meeting, in_collective, converging, exited };
 
 struct Thread {
     Fiber fiber;
@@ -40,6 +40,7 @@ struct Thread {
     unsigned mask;
     int source;
     uint64_t value, result;
+    const void *waits_at;  // a meeting, for the phase `value`
     const char *file;
     int line;
     uintptr_t spin;  // where it last may have waited for another thread in a loop

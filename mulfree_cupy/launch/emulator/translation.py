@@ -41,11 +41,7 @@ _NOT_A_NAME = ("__attribute__", "alignas", "decltype")  # before the parenthesis
 _REFUSED = [
     (r"mulfree_refused_ptx", "inline PTX with such an instruction"),
     (r"\bbmma_sync\b", "tensor-core fragments of bits"),
-    (
-        r"\bCUtensorMap\b|\bcuda\s*::\s*ptx\b|\bcuda\s*::\s*barrier\b",
-        "the tensor memory accelerator",
-    ),
-    (r"\bcuda\s*::\s*pipeline\b|\bcuda\s*::\s*memcpy_async\b", "cuda::pipeline"),
+    (r"\bCUtensorMap\b|\bcuda\s*::\s*ptx\b", "the tensor memory accelerator"),
     (r"\btex[123]D\w*|\bsurf[123]D\w*|\btexture\s*<", "textures and surfaces"),
     (r"\b__nv_fp8\w*|\b__nv_cvt_\w*fp8\w*", "floating point of 8 bits"),
     (r"\bthis_cluster\b|\bcluster_group\b", "thread block clusters"),
