@@ -378,6 +378,22 @@ def test_printf(capfd):
     assert capfd.readouterr().out == "thread 2 of 4\n"
 
 
+def test_shared_memory_declared_behind_a_pragma():
+    code = """
+extern "C" __global__ void f(float* x) {
+#pragma nv_diag_suppress 20054
+
+    __shared__ float s[8];
+#pragma unroll
+    for (int i = 0; i < 1; ++i) s[threadIdx.x] = x[threadIdx.x];
+    __syncthreads();
+    x[threadIdx.x] = s[7 - threadIdx.x];
+}"""
+    x = np.arange(8, dtype=F32)
+    RawKernel(code, "f")((1,), (8,), (x,))
+    np.testing.assert_array_equal(x, np.arange(8)[::-1])
+
+
 def test_objects_with_virtual_functions_that_the_kernel_makes():
     # A constructor writes where the table of virtual functions is: that memory has been written.
     code = """

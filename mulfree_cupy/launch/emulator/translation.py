@@ -145,6 +145,7 @@ def _rewrite(text: str, blank: str, file: str, line: int) -> str:
         if found[0] == "__shared__":
             start = max((blank.rfind(c, end, start) for c in ";{}"), default=-1) + 1
             start = max(start, end)
+            start = re.compile(r"\s*").match(blank, start).end()  # a pragma keeps its line
             stop = _end_of_statement(blank, found.end())
             place = f'"{file}", {_line_at(blank, found.start(), line)}'
             new = _shared(blank[start:stop], place)
