@@ -100,6 +100,28 @@ def test_stages_that_are_not_waited_for(change):
     assert raised.value.finding.kind in ("race", "uninitialised")
 
 
+def test_what_many_threads_read_is_written_again_after_the_barrier():
+    code = """
+#include <cuda/barrier>
+extern "C" __global__ void sums(const float* x, float* y, int steps) {
+    __shared__ float s[96];
+    __shared__ cuda::barrier<cuda::thread_scope_block> full, empty;
+    if (threadIdx.x == 0) { init(&full, blockDim.x); init(&empty, blockDim.x); }
+    __syncthreads();
+    float sum = 0;
+    for (int i = 0; i < steps; ++i) {
+        s[threadIdx.x] = x[96 * i + threadIdx.x];
+        full.arrive_and_wait();
+        for (int k = 0; k < 96; ++k) sum += s[k];
+        empty.arrive_and_wait();
+    }
+    y[threadIdx.x] = sum;
+}"""
+    x, y = np.arange(288, dtype=F32), np.zeros(96, F32)
+    RawKernel(code, "sums")((1,), (96,), (x, y, I32(3)))
+    np.testing.assert_array_equal(y, x.sum())
+
+
 def test_a_pipeline_of_one_thread_and_a_copy_by_a_group():
     code = """
 #include <cooperative_groups.h>

@@ -57,6 +57,9 @@ MULFREE_RARE inline void add_arrival(Meeting &m) {
 
 // The phase is over: who waits for it may go on.
 MULFREE_RARE inline void finish_phase(Meeting &m) {
+    // A cell keeps the time of its last read only, so who has done nothing since it arrived arrives now.
+    for (unsigned i = 0; i < now.thread_count; ++i)
+        if (now.threads[i].touched < m.arriving[i]) m.arriving[i] = now.time;
     std::memcpy(m.over[m.phase % 4], m.arriving, sizeof m.arriving);
     m.pending = m.expected;
     ++m.phase;

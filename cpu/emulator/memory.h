@@ -430,6 +430,8 @@ inline void check_cells(int index, uintptr_t address, size_t size, Access access
             if (!(access == Access::atomic && read.kind == uint8_t(Access::atomic)) &&
                 !follows_reads(me, read, region.shared))
                 report_conflict(read, address, size, access, pc, index);
+            else if (access == Access::write)
+                read = {};  // who comes after this write comes after these reads
             // A plain write is not made up for by an atomic one of the same thread.
             const bool plain = access == Access::atomic && write.kind == uint8_t(Access::write) &&
                                write.thread == now.current && write.time >= now.floor;
@@ -482,6 +484,7 @@ inline void on_access(uintptr_t address, size_t size, size_t align, Access acces
     if (now.launch->check) {
         const bool shared = regions[index].shared;
         Thread &me = now.threads[now.current];
+        me.touched = now.time;
         if (address & (align - 1)) refuse_access(Kind::misaligned, address, size, access, pc, index);
         if (writes) {
             if (!is_writable(index, address)) refuse_access(Kind::read_only, address, size, access, pc, index);

@@ -21,7 +21,7 @@ struct Stamp {
     uint16_t thread;
     uint8_t kind;    // Access
     uint8_t spread;  // of a read
-    uint32_t lanes;  // of a read by one warp
+    uint32_t lanes;  // of a read by one warp; of one by the block: the warps
 };
 
 // A thread's release at a location: to its own block, and to others.
@@ -98,7 +98,7 @@ MULFREE_RARE inline void open_ordering() {
     slots_of_locations.clear();
     for (unsigned i = 0; i < max_threads; ++i) {
         Thread &t = now.threads[i];
-        t.acquired = t.fence = t.device_fence = t.global_write = 0;
+        t.acquired = t.fence = t.device_fence = t.global_write = t.touched = 0;
         std::memset(t.lane_seen, 0, sizeof t.lane_seen);
         knowledge_of_thread[i].clear();
     }
@@ -286,7 +286,7 @@ inline bool follows_reads(const Thread &me, const Stamp &s, bool shared) {
     const unsigned first = spread == Spread::warp ? s.thread / warp_size * warp_size : 0;
     const unsigned last = spread == Spread::warp ? first + warp_size : now.thread_count;
     for (unsigned i = first; i < last; ++i)
-        if ((spread == Spread::block || s.lanes >> (i - first) & 1) && !follows_thread(me, i, s.time)) return false;
+        if ((s.lanes >> (spread == Spread::block ? i / warp_size : i - first) & 1) && !follows_thread(me, i, s.time)) return false;
     return true;
 }
 
@@ -296,6 +296,7 @@ inline void add_reader(Stamp &s, const Thread &me, bool shared) {
     const uint32_t mine = 1u << now.current % warp_size;
     Spread spread = static_cast<Spread>(s.spread);
     uint32_t lanes = s.lanes;
+    const bool by_block = spread == Spread::block;
     if (s.time < now.block_start) {
         spread = !s.time || shared || follows_block(s) ? Spread::thread : Spread::grid;
         lanes = 0;
@@ -311,8 +312,9 @@ inline void add_reader(Stamp &s, const Thread &me, bool shared) {
     }
     if (spread == Spread::thread) lanes = 0;
     if (spread == Spread::warp && !(lanes & ~mine)) spread = Spread::thread;
+    if (spread == Spread::block && !by_block) lanes = 1u << s.thread / warp_size;
     s.spread = static_cast<uint8_t>(spread);
-    s.lanes = lanes | mine;
+    s.lanes = lanes | (spread == Spread::block ? 1u << warp : mine);
 }
 
 }  // namespace mulfree_emulator

@@ -453,8 +453,10 @@ uint64_t mulfree_meeting_arrive(const void *at, unsigned count, bool leave, cons
     add_arrival(*m);
     m->expected -= leave;
     m->pending -= count;
-    if (!m->pending) finish_phase(*m);
+    const bool over = !m->pending;
+    if (over) finish_phase(*m);
     now.busy = false;
+    if (!over) yield();  // the others arrive before this one goes on
     return phase;
 }
 

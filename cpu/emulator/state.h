@@ -40,6 +40,7 @@ struct Thread {
     unsigned mask;
     int source;
     uint64_t value, result;
+    uint32_t touched;      // when it last accessed memory that the checks see
     const void *waits_at;  // a meeting, for the phase `value`
     const char *file;
     int line;
