@@ -64,7 +64,7 @@ extern "C" __global__ void shift(const float* x, float* y, int steps) {
     __shared__ float s[2][32];
     __shared__ cuda::pipeline_shared_state<cuda::thread_scope_block, 2> state;
     auto block = cg::this_thread_block();
-    bool brings = threadIdx.x >= 32;
+    bool brings = threadIdx.x >= 64;  // the third warp, for two that read
     int lane = threadIdx.x % 32;
     auto pipe = cuda::make_pipeline(block, &state,
                                     brings ? cuda::pipeline_role::producer : cuda::pipeline_role::consumer);
@@ -75,7 +75,7 @@ extern "C" __global__ void shift(const float* x, float* y, int steps) {
             pipe.producer_commit();
         } else {
             TAKE;
-            y[32 * i + lane] = s[i % 2][(lane + 1) % 32];
+            y[64 * i + threadIdx.x] = s[i % 2][(lane + 1) % 32];
             pipe.consumer_release();
         }
     }
@@ -83,10 +83,11 @@ extern "C" __global__ void shift(const float* x, float* y, int steps) {
 
 
 def shift(acquire="pipe.producer_acquire()", take="pipe.consumer_wait()"):
-    x, y = np.arange(160, dtype=F32), np.zeros(160, F32)
+    x, y = np.arange(160, dtype=F32), np.zeros((5, 2, 32), F32)
     code = PIPELINE.replace("ACQUIRE", acquire).replace("TAKE", take)
-    RawKernel(code, "shift")((1,), (64,), (x, y, I32(5)))
-    np.testing.assert_array_equal(y.reshape(5, 32), np.roll(x.reshape(5, 32), -1, 1))
+    RawKernel(code, "shift")((1,), (96,), (x, y, I32(5)))
+    expected = np.roll(x.reshape(5, 1, 32), -1, 2)
+    np.testing.assert_array_equal(y, np.broadcast_to(expected, y.shape))
 
 
 def test_a_pipeline_of_producers_and_consumers():
