@@ -56,9 +56,6 @@ extern "C" __global__ void grid(unsigned long long* y) {
     y[4 * i + 1] = g.block_rank() * 1000 + g.num_blocks();
     y[4 * i + 2] = g.group_dim().x + 10 * g.dim_blocks().y + 100 * g.block_index().y;
     y[4 * i + 3] = i + g.is_valid();
-#ifdef SYNC
-    g.sync();
-#endif
 }"""
 
 
@@ -99,8 +96,6 @@ def test_grid():
     i = np.arange(240)
     expected = [i * 0 + 240, i // 40 * 1000 + 6, 3 + 20 + 100 * (i // 120), i]
     np.testing.assert_array_equal(y, np.transpose(expected))
-    with pytest.raises(NotImplementedError, match="grid-wide synchronisation"):
-        RawKernel(CODE, "grid", ("-DSYNC",))((1,), (1,), (y,))
 
 
 def test_a_barrier_of_too_small_a_group_is_a_race():

@@ -342,7 +342,6 @@ extern "C" __global__ void math(const float* x, float* out, cuda::std::int32_t n
         ("float v = tex2D<float>(t, 0, 0);", "textures"),
         ("__nv_fp8_e4m3 v(x[0]);", "floating point of 8 bits"),
         ("child<<<1, 1>>>();", "a kernel launch inside a kernel"),
-        ("cooperative_groups::this_grid().sync();", "grid-wide"),
     ],
 )
 def test_what_a_cpu_cannot_run_is_refused(line, named):

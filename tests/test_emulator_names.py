@@ -116,7 +116,6 @@ def test_what_is_not_used_is_not_refused():
     [
         ("x[0] = by_ptx(n)", 7, "inline PTX"),
         ("by_fragments<16>(nullptr, x)", 12, "tensor-core"),
-        ("over_the_grid(x)", 21, "grid-wide"),
         ("x[0] = over_the_cluster(x[1])", 25, "thread block clusters"),
         ("plain(x)", 28, "inline PTX"),
         ("if (n > 100) plain(x)", 28, "inline PTX"),

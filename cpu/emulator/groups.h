@@ -1,5 +1,5 @@
 // cooperative_groups: the block, tiles of a warp, threads that are active together, and partitions of
-// these; of the grid what can be asked, but no barrier.
+// these; the grid.
 #pragma once
 
 namespace cooperative_groups {
@@ -113,8 +113,8 @@ class thread_group {
 
 class grid_group {
   public:
-    void sync() const;  // refused
-    static bool is_valid() { return false; }
+    static void sync(MULFREE_HERE) { mulfree_grid_barrier(file, line); }
+    static bool is_valid() { return mulfree_is_cooperative(); }
     static unsigned long long block_rank() { return (1ull * blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x; }
     static unsigned long long num_blocks() { return 1ull * gridDim.x * gridDim.y * gridDim.z; }
     static unsigned long long thread_rank() { return block_rank() * thread_block::size() + thread_block::thread_rank(); }

@@ -74,6 +74,8 @@ void mulfree_meeting_open(const void *at, unsigned expected);
 uint64_t mulfree_meeting_arrive(const void *at, unsigned count, bool leave, const char *file, int line);  // the phase
 bool mulfree_meeting_over(const void *at, uint64_t phase, const char *file, int line);
 void mulfree_meeting_wait(const void *at, uint64_t phase, const char *file, int line);
+void mulfree_grid_barrier(const char *file, int line);
+bool mulfree_is_cooperative();  // the launch allows it
 void mulfree_fence(bool device);
 void mulfree_atomic(void *address, int size);  // announces an atomic access by the caller
 void mulfree_spin();  // the caller may be waiting for another thread: now and then that one runs

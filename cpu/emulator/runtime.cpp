@@ -10,8 +10,10 @@
 #include <cstdio>
 #include <cstring>
 #include <ctime>
+#include <utility>
 
 #include "collectives.h"
+#include "grid.h"
 #include "instrumentation.h"
 #include "meetings.h"
 #include "signals.h"
@@ -259,9 +261,10 @@ bool run_warps() {
     return ran;
 }
 
-void run_block() {
+void start_block() {
     const uint32_t *dim = now.launch->block;
-    now.exited = now.waiting = now.interval = 0;
+    blockIdx = {now.block_x, now.block_y, now.block_z};
+    now.exited = now.waiting = now.at_grid = now.interval = 0;
     now.barrier_diverged = false;
     unsigned i = 0;
     for (unsigned z = 0; z < dim[2]; ++z)
@@ -279,14 +282,37 @@ void run_block() {
     begin_block_of_time();
     close_meetings();
     now.busy = false;
+}
+
+// Runs the block until its threads have ended, or wait for the whole grid.
+void run_block() {
     unsigned rounds = 0;
     while (now.exited < now.thread_count) {
         const bool ran = run_warps();
+        if (now.at_grid && now.at_grid + now.exited == now.thread_count) break;
         if (now.waiting && now.waiting + now.exited == now.thread_count) release_barrier();
         else if (!ran) report_deadlock();
         if ((++rounds & 255) == 0) stop_if_out_of_time();
     }
     if (now.stopping) abandon_launch();
+}
+
+void pause_if_it_waits() {
+    if (!now.at_grid) return;
+    now.busy = true;  // it may allocate: no signal may leave from here
+    pause_block(paused_blocks.add({}));
+    now.busy = false;
+}
+
+// Some blocks wait for the whole grid, but others have ended.
+void report_grid_deadlock() {
+    now.busy = true;
+    resume_block(paused_blocks[0]);
+    now.busy = false;
+    Finding f = waiting_thread(Kind::trap, State::ready);
+    f.text = "waits for all blocks of the grid, and one has ended without this barrier";
+    report(f);
+    abandon_launch();
 }
 
 void run_grid() {
@@ -295,10 +321,27 @@ void run_grid() {
         for (now.block_y = 0; now.block_y < grid[1]; ++now.block_y)
             for (now.block_x = 0; now.block_x < grid[0]; ++now.block_x) {
                 if (now.interrupted) return;
-                blockIdx = {now.block_x, now.block_y, now.block_z};
+                start_block();
                 run_block();
+                pause_if_it_waits();
                 if ((++now.block & 255) == 0) stop_if_out_of_time();
             }
+    while (paused_blocks.count) {
+        if (paused_blocks.count != uint64_t(grid[0]) * grid[1] * grid[2]) report_grid_deadlock();
+        now.busy = true;  // it may allocate: no signal may leave from here
+        pass_grid_barrier();
+        std::swap(paused_blocks, resuming_blocks);
+        paused_blocks.clear();
+        for (PausedBlock &paused : resuming_blocks) {
+            now.busy = true;
+            resume_block(paused);
+            blockIdx = {now.block_x, now.block_y, now.block_z};
+            now.busy = false;
+            if (now.interrupted) return;
+            run_block();
+            pause_if_it_waits();
+        }
+    }
 }
 
 }  // namespace
@@ -479,6 +522,17 @@ void mulfree_meeting_wait(const void *at, uint64_t phase, const char *file, int 
     while (!mulfree_meeting_over(at, phase, file, line)) wait(State::at_meeting);
 }
 
+void mulfree_grid_barrier(const char *file, int line) {
+    if (!now.launch->cooperative)
+        mulfree_trap("waits for the grid in a launch that is not cooperative: "
+                     "RawKernel(..., enable_cooperative_groups=True)", file, line);
+    mulfree_barrier(0, file, line);
+    ++now.at_grid;
+    wait(State::at_grid);
+}
+
+bool mulfree_is_cooperative() { return now.launch->cooperative; }
+
 void mulfree_fence(bool device) { fence(device); }
 
 void *mulfree_shared(SharedVariable *variable) {
@@ -552,6 +606,7 @@ __attribute__((visibility("default"))) int mulfree_launch(const Kernel *kernel, 
         run_grid();
     }
     restore_signals(former_stack);
+    forget_paused_blocks();
     std::fesetround(FE_TONEAREST);  // a signal may leave from an operation in another mode
     close_memory();
     now.launch = nullptr;

@@ -18,6 +18,8 @@ DYNAMIC_SHARED = 227 * 1024  # with asking, on an H100
 
 # Of a large GPU, which launches are cut to fill.
 MULTIPROCESSORS = 132  # an H100's
+RESIDENT_BLOCKS = 32 * MULTIPROCESSORS  # at one time, at most
+RESIDENT_THREADS = 2048 * MULTIPROCESSORS
 FULL = 128  # blocks, one on nearly each of them: with fewer the GPU stands partly idle
 WORKSPACE = 64 * 2**20  # bytes of what is stored between two launches
 

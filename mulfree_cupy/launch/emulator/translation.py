@@ -45,7 +45,6 @@ _REFUSED = [
     (r"\btex[123]D\w*|\bsurf[123]D\w*|\btexture\s*<", "textures and surfaces"),
     (r"\b__nv_fp8\w*|\b__nv_cvt_\w*fp8\w*", "floating point of 8 bits"),
     (r"\bthis_cluster\b|\bcluster_group\b", "thread block clusters"),
-    (r"\bgrid_group::sync\b", "grid-wide synchronisation"),
     (r"<<<|mulfree_refused_launch", "a kernel launch inside a kernel"),
 ]
 _ASM = re.compile(r"\b(?:asm|__asm__|__asm)\b(?:\s*(?:volatile|__volatile__))?\s*\(")
