@@ -522,6 +522,28 @@ void mulfree_meeting_wait(const void *at, uint64_t phase, const char *file, int 
     while (!mulfree_meeting_over(at, phase, file, line)) wait(State::at_meeting);
 }
 
+void mulfree_meet(const void *at, unsigned expected, bool orders, const char *file, int line) {
+    now.busy = true;  // it may allocate: no signal may leave from here
+    if (!meeting_at(at)) open_meeting(at, expected);
+    Meeting &m = *meeting_at(at);
+    const uint64_t phase = m.phase;
+    if (orders) add_arrival(m);
+    if (!--m.pending) finish_phase(m);
+    now.busy = false;
+    Thread &me = now.threads[now.current];
+    me.waits_at = at;
+    me.value = phase;
+    me.file = file;
+    me.line = line;
+    while (meeting_at(at)->phase <= phase) wait(State::at_meeting);
+    if (orders) mulfree_meeting_over(at, phase, file, line);
+}
+
+char *mulfree_room() {
+    static char room[max_threads * 128];
+    return room;
+}
+
 void mulfree_grid_barrier(const char *file, int line) {
     if (!now.launch->cooperative)
         mulfree_trap("waits for the grid in a launch that is not cooperative: "
