@@ -370,6 +370,41 @@ MULFREE_RARE inline bool is_guard(uint32_t pc) {
     return false;
 }
 
+// Two plain reads of one place by one thread with no barrier between them: the first guards what the
+// second guards.
+struct Reread {
+    uint32_t first, then;
+};
+inline Rows<Reread> rereads;
+inline Reread last_rereads[256];  // those that need not be added again
+
+inline void open_guards() {
+    guards.clear();
+    rereads.clear();
+    std::memset(last_rereads, 0, sizeof last_rereads);
+}
+
+inline void add_reread(uint32_t first, uint32_t then) {
+    Reread &last = last_rereads[(first * 31 + then) & 255];
+    if (last.first == first && last.then == then) return;
+    last = {first, then};
+    if (rereads.count == 4096) return;
+    now.busy = true;  // it may allocate: no signal may leave from here
+    rereads.add(last);
+    now.busy = false;
+}
+
+MULFREE_RARE inline void close_guards() {
+    for (bool more = true; more;) {
+        more = false;
+        for (const Reread &r : rereads)
+            if (is_guard(r.then) && !is_guard(r.first)) {
+                guards.add(r.first);
+                more = true;
+            }
+    }
+}
+
 // ---- the shadow ---------------------------------------------------------------------------------
 
 // Halves the cells as long as an access is smaller than one.
@@ -425,7 +460,10 @@ inline void check_cells(int index, uintptr_t address, size_t size, Access access
         }
         Stamp &read = cell->read;
         if (writes) {
-            const bool mine = read.thread == now.current && read.time >= now.floor;
+            // The lanes are those that have read since the last barrier.
+            const bool mine = read.time >= now.floor && read.thread / warp_size == now.current / warp_size &&
+                              (read.thread == now.current || (read.spread == uint8_t(Spread::warp) &&
+                                                              read.lanes >> now.current % warp_size & 1));
             if (access == Access::atomic && mine && !is_guard(read.pc)) guards.add(read.pc);
             if (!(access == Access::atomic && read.kind == uint8_t(Access::atomic)) &&
                 !follows_reads(me, read, region.shared))
@@ -438,6 +476,9 @@ inline void check_cells(int index, uintptr_t address, size_t size, Access access
             if (plain) continue;
             cell->write = {now.time, offset, static_cast<uint16_t>(now.current), uint8_t(access), 0, 0};
         } else {
+            if (access == Access::read && read.thread == now.current && read.pc != offset && read.time >= now.floor &&
+                read.kind == uint8_t(Access::read) && (!region.shared || write.kind == uint8_t(Access::atomic)))
+                add_reread(read.pc, offset);
             add_reader(read, me, region.shared);
             // A plain reader is remembered rather than an atomic one: more conflicts with it.
             const bool alone = read.spread == uint8_t(Spread::thread);

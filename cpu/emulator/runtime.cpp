@@ -617,7 +617,7 @@ __attribute__((visibility("default"))) int mulfree_launch(const Kernel *kernel, 
     now.deadline = clock_seconds() + launch->seconds;
     finding_count = 0;
     pending.size = 0;
-    guards.clear();
+    open_guards();
     open_ordering();
     open_memory();
     if (launch->trace) open_trace();
@@ -629,6 +629,7 @@ __attribute__((visibility("default"))) int mulfree_launch(const Kernel *kernel, 
     }
     restore_signals(former_stack);
     forget_paused_blocks();
+    close_guards();
     std::fesetround(FE_TONEAREST);  // a signal may leave from an operation in another mode
     close_memory();
     now.launch = nullptr;
