@@ -249,7 +249,8 @@ def _constants(code: str) -> tuple[str, ...]:
 
 
 def _parameters(code: str, name: str) -> tuple[str, ...]:
-    base = re.match(r"[\w:]*", name)[0].rpartition("::")[2]
+    picked = overload(name)
+    base = re.match(r"[\w:]*", picked or name)[0].rpartition("::")[2]
     kernels: dict[str, str] = {}
     for found in re.finditer(r"\b__global__\b", code):
         position = found.end()
@@ -261,9 +262,17 @@ def _parameters(code: str, name: str) -> tuple[str, ...]:
     if base not in kernels:
         known = ", ".join(kernels) or "none"
         raise ValueError(f"no __global__ function named {base!r} in the text; there are: {known}")
+    if picked:  # the compiler knows which one it is
+        return ()
     pieces = [p.partition("=")[0].strip() for p in _split(kernels[base])]
     names = [re.search(r"(\w+)\s*(?:\[[^\]]*\]\s*)*$", p) for p in pieces if p and p != "void"]
     return tuple(n[1] if n else "" for n in names)
+
+
+def overload(name: str) -> str | None:
+    """The function of which a name expression picks an overload by a cast, or None."""
+    cast = re.fullmatch(r"static_cast\s*<.*>\s*\(\s*&?\s*([\w:]+).*\)", name, re.DOTALL)
+    return cast and cast[1]
 
 
 def _closing(code: str, position: int) -> int:
