@@ -378,13 +378,13 @@ struct Reread {
 inline Rows<Reread> rereads;
 inline Reread last_rereads[256];  // those that need not be added again
 
-inline void open_guards() {
+MULFREE_RARE inline void open_guards() {
     guards.clear();
     rereads.clear();
     std::memset(last_rereads, 0, sizeof last_rereads);
 }
 
-inline void add_reread(uint32_t first, uint32_t then) {
+MULFREE_RARE inline void add_reread(uint32_t first, uint32_t then) {
     Reread &last = last_rereads[(first * 31 + then) & 255];
     if (last.first == first && last.then == then) return;
     last = {first, then};
@@ -476,8 +476,8 @@ inline void check_cells(int index, uintptr_t address, size_t size, Access access
             if (plain) continue;
             cell->write = {now.time, offset, static_cast<uint16_t>(now.current), uint8_t(access), 0, 0};
         } else {
-            if (access == Access::read && read.thread == now.current && read.pc != offset && read.time >= now.floor &&
-                read.kind == uint8_t(Access::read) && (!region.shared || write.kind == uint8_t(Access::atomic)))
+            if ((!region.shared || write.kind == uint8_t(Access::atomic)) && read.thread == now.current &&
+                read.pc != offset && read.time >= now.floor && access == Access::read && read.kind == uint8_t(Access::read))
                 add_reread(read.pc, offset);
             add_reader(read, me, region.shared);
             // A plain reader is remembered rather than an atomic one: more conflicts with it.
