@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -153,6 +154,8 @@ class RawKernel:
         ``-D``, ``-U``, ``-I`` and ``-std`` are obeyed; what concerns only NVRTC is ignored.
     backend : str
         Accepted for CuPy's sake.
+    enable_cooperative_groups : bool
+        Launch so that a block may wait for the whole grid: ``this_grid().sync()``.
 
     Notes
     -----
@@ -176,12 +179,19 @@ class RawKernel:
     """
 
     def __init__(
-        self, code: str, name: str, options: Sequence[str] = (), backend: str = "nvrtc"
+        self,
+        code: str,
+        name: str,
+        options: Sequence[str] = (),
+        backend: str = "nvrtc",
+        *,
+        enable_cooperative_groups: bool = False,
     ) -> None:
         _check_text("RawKernel", code, options)
         if not isinstance(name, str):
             raise TypeError(f"RawKernel: name must be a string, got {type(name).__name__}")
         self.code, self.name, self.options, self.backend = code, name, tuple(options), backend
+        self.enable_cooperative_groups = bool(enable_cooperative_groups)
         self._largest_dynamic: int | None = None  # what static memory leaves of 48 KiB
         self._compiled: dict[bool, tuple[Any, runtime.Kernel]] = {}
         self._module: RawModule | None = None  # that it is a function of
@@ -239,6 +249,8 @@ class RawKernel:
         block = _dimensions(self.name, "block", block, limits.BLOCK)
         if block[0] * block[1] * block[2] > limits.BLOCK_THREADS:
             raise ValueError(f"kernel {self.name!r}: a block has 1024 threads at most, got {block}")
+        if self.enable_cooperative_groups:
+            _check_cooperative(self.name, grid, block)
         library, kernel = self._library(settings)
         self._check_shared(library.shared_size, shared_mem)
         # A name that could not be read is empty.
@@ -259,6 +271,7 @@ class RawKernel:
             variables=library.variables,
             variable_count=len(library.variables),
             guide=settings.guide,
+            cooperative=self.enable_cooperative_groups,
             seconds=float(os.environ.get("MULFREE_EMULATOR_SECONDS", 60)),
         )
         shared = contextlib.nullcontext()
@@ -334,6 +347,8 @@ class RawModule:
         As `RawKernel` takes them.
     backend : str
         Accepted for CuPy's sake.
+    enable_cooperative_groups : bool
+        For all its kernels, as `RawKernel` takes it.
     name_expressions : sequence of str, optional
         Accepted for CuPy's sake: any name expression can be asked for.
 
@@ -360,17 +375,25 @@ class RawModule:
         code: str,
         options: Sequence[str] = (),
         backend: str = "nvrtc",
+        enable_cooperative_groups: bool = False,
         name_expressions: Sequence[str] | None = None,
     ) -> None:
         _check_text("RawModule", code, options)
         self.code, self.options, self.backend = code, tuple(options), backend
+        self.enable_cooperative_groups = bool(enable_cooperative_groups)
         self.name_expressions = name_expressions
         self._functions: dict[str, RawKernel] = {}
 
     def get_function(self, name: str) -> RawKernel:
         """The kernel of this name or name expression; it is compiled at its first call."""
         if name not in self._functions:
-            kernel = RawKernel(self.code, name, self.options, self.backend)
+            kernel = RawKernel(
+                self.code,
+                name,
+                self.options,
+                self.backend,
+                enable_cooperative_groups=self.enable_cooperative_groups,
+            )
             kernel._module = self
             self._functions[name] = kernel
         return self._functions[name]
@@ -432,6 +455,19 @@ def _dimensions(
                 f"kernel {kernel!r}: {what} must be within 1 and {limits}, got {given!r}"
             )
     return (*(int(s) for s in sizes), 1, 1)[:3]
+
+
+def _check_cooperative(
+    kernel: str, grid: tuple[int, int, int], block: tuple[int, int, int]
+) -> None:
+    """Refuse blocks that wait for one another and are more than a GPU holds at once."""
+    blocks, threads = math.prod(grid), math.prod(block)
+    if blocks > limits.RESIDENT_BLOCKS or blocks * threads > limits.RESIDENT_THREADS:
+        raise ValueError(
+            f"kernel {kernel!r}: a cooperative grid must fit a GPU at once, with at most "
+            f"{limits.RESIDENT_BLOCKS} blocks and {limits.RESIDENT_THREADS} threads; "
+            f"got {blocks} blocks of {threads}"
+        )
 
 
 class Device:

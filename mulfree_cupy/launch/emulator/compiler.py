@@ -21,7 +21,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mulfree_cupy.launch import source
-from mulfree_cupy.launch.emulator.translation import Translation, refusal, translate
+from mulfree_cupy.launch.emulator.translation import (
+    Translation,
+    overload,
+    refusal,
+    translate,
+)
 from mulfree_cupy.launch.emulator.variables import linker_script
 
 _WARNINGS = ["-w", "-fno-diagnostics-show-caret", "-fdiagnostics-color=never"]
@@ -261,9 +266,10 @@ def _compile(
     title = name or "module"
     preprocessed = _preprocess(prepared, folder, code, title, flags)
     translation = translate(preprocessed, name, (prepared.headers, prepared.cache))
+    address = name if name and overload(name) else f"&{name}"
     described = (
         f"{_EXPORT} const mulfree_emulator::Kernel *mulfree_kernel() "
-        f"{{ return mulfree_emulator::describe(&{name}); }}\n"
+        f"{{ return mulfree_emulator::describe({address}); }}\n"
         f'{_EXPORT} const char mulfree_parameters[] = "{",".join(translation.parameters)}";\n'
         f'{_EXPORT} const char mulfree_constants[] = "{",".join(translation.constants)}";\n'
     )

@@ -56,7 +56,9 @@ def _matrix_instructions() -> Iterator[tuple[str, int, str]]:
     yield halves, 10, f"{_OWN}mma_half({{operands}})"
     for n, words in ((1, "{0}"), (2, "{0}, {1}"), (4, "{0}, {1}, {2}, {3}")):
         for order, transposed in (("", "false"), (r"\.trans", "true")):
-            load = rf"ldmatrix\.sync\.aligned\.m8n8\.x{n}{order}\.shared(::cta)?\.b16"
+            # Texts have both orders, and NVIDIA's assembler takes both.
+            shape = rf"(m8n8\.x{n}{order}|x{n}{order}\.m8n8)"
+            load = rf"ldmatrix\.sync\.aligned\.{shape}\.shared(::cta)?\.b16"
             here = "__builtin_FILE(), __builtin_LINE()"
             yield load, n + 1, f"{_OWN}load_matrices<{transposed}>({here}, {{{n}}}, {words})"
 
