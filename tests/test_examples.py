@@ -27,7 +27,7 @@ def test_an_example_runs(example, libraries, printed, tmp_path):
     done = subprocess.run(
         [sys.executable, EXAMPLES / f"{example}.py"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(EXAMPLES.parent), *sys.path])},
         capture_output=True,
         text=True,
         timeout=300,
