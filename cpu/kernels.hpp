@@ -209,6 +209,40 @@ struct Winograd {
     T* grad_u;                   // [position][filter][channel]
 };
 
+// Rows of numbers that lie side by side, `stride` numbers from row to row.
+template <class T>
+struct Rows {
+    const T* data;
+    index count, stride;
+};
+
+// The L1 distances of every row of a from all of b, rows of `length` numbers, in a row of `out`.
+template <class T, class D>
+struct Distances {
+    Rows<T> a, b;
+    index length;
+    D* out;
+    index out_row;
+};
+
+// Of every row of a, the k nearest of b, nearest first and of equals the first: their distances, and which they are.
+template <class T, class D>
+struct Nearest {
+    Rows<T> a, b;
+    index length, k;
+    D* distances;
+    std::int64_t* places;
+};
+
+// out[y, x] = the sum of |image - pattern| where the pattern is laid on the image at (y, x). All are C-contiguous, channel
+// by channel; out has as many places as there are.
+template <class T, class D>
+struct Matching {
+    index channels, height, width, rows, columns;
+    const T *image, *pattern;
+    D* out;
+};
+
 // An operation's row of the table. pack() leaves the weights of a convolution, of which it looks at nothing else,
 // as a convolution's `packed`, in so many bytes, aligned to 64.
 template <class X, class Y>
@@ -244,6 +278,21 @@ struct PopcountKernels {
     double (*peak)(index bits, double seconds);  // of terms of 1 or 2 bits
 };
 
+// The operations on distances of rows and windows, and how many terms of numbers of so many bytes a second they add up on
+// registers.
+template <class T, class D>
+struct DistanceFunctions {
+    void (*all)(const Distances<T, D>&);
+    void (*nearest)(const Nearest<T, D>&);
+    void (*match_template)(const Matching<T, D>&);
+};
+struct DistanceKernels {
+    DistanceFunctions<float, float> f32;
+    DistanceFunctions<double, double> f64;
+    DistanceFunctions<std::uint8_t, std::int32_t> u8;
+    double (*peak)(int element_bytes, double seconds);
+};
+
 // The kernels of one instruction set.
 struct Kernels {
     const char* name;
@@ -259,6 +308,7 @@ struct Kernels {
     void (*plane_means_u8)(const PlaneMeans<std::uint8_t, float>&);
     double (*peak)(int operation, double seconds);
     PopcountKernels popcount;
+    const DistanceKernels* distances;
 };
 
 enum PeakOperation { PEAK_FMA, PEAK_MAX_ADD, PEAK_SUB_ABS_ADD, PEAK_U8_MAX_DOT };
@@ -266,10 +316,13 @@ enum PeakOperation { PEAK_FMA, PEAK_MAX_ADD, PEAK_SUB_ABS_ADD, PEAK_U8_MAX_DOT }
 #if defined(__aarch64__)
 extern const Kernels neon_kernels;
 extern const Kernels neon_dotprod_kernels;
+extern const DistanceKernels neon_distances, neon_dotprod_distances;
 #else
 extern const Kernels baseline_kernels;
+extern const DistanceKernels baseline_distances;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels;
+extern const DistanceKernels avx2_distances, avx512_distances, avx512_distances_by_fma;
 extern const Kernels avx512_kernels;                 // but for what is
 extern const PopcountKernels avx512_popcount_kernels;  // there with VPOPCNTDQ alone
 #endif
