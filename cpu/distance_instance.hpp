@@ -43,6 +43,13 @@ inline double distance_peak(double seconds) {
     });
 }
 
+// Long rows of float32 are summed so.
+template <bool BY_FMA>
+inline double float_distance_peak(double seconds) {
+    if constexpr (DISTANCE_IN_ONE) return distance_peak<AbsoluteDifferences<float, BY_FMA>>(seconds);
+    else return distance_peak<Maxima<BY_FMA>>(seconds);
+}
+
 template <bool BY_FMA>
 constexpr DistanceKernels distance_kernels() {
     return {float_distance_functions<BY_FMA>(), distance_functions<AbsoluteDifferences<double, BY_FMA>>(),
@@ -50,7 +57,7 @@ constexpr DistanceKernels distance_kernels() {
             [](int element_bytes, double seconds) {
                 if (element_bytes == 1) return distance_peak<ByteDifferences>(seconds);
                 if (element_bytes == 8) return distance_peak<AbsoluteDifferences<double, BY_FMA>>(seconds);
-                return distance_peak<Maxima<BY_FMA>>(seconds);
+                return float_distance_peak<BY_FMA>(seconds);
             }};
 }
 
