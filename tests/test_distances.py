@@ -1,10 +1,12 @@
 """Distances of rows and of windows, by the kernels of every instruction set, NumPy's and CUDA's."""
 
 import contextlib
+import sys
 from functools import partial
 
 import numpy as np
 import pytest
+import rehearsal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
@@ -412,12 +414,31 @@ def test_sums_of_bytes_that_could_exceed_int32_are_refused(name):
 
 
 @pytest.mark.gpu
-def test_nothing_waits_for_the_gpu():
+def test_answers_stay_on_the_gpu():
     cupy = namespace("gpu")
     points = cupy.asarray(drawn("float32", 100, 8))
     distances, indices = mf.nearest_l1(points, points, 3)
     assert isinstance(distances, cupy.ndarray) and isinstance(indices, cupy.ndarray)
     assert_array_equal(on_cpu(indices[:, 0]), np.arange(100))
+
+
+@pytest.mark.skipif(rehearsal.missing() is not None, reason=str(rehearsal.missing()))
+def test_nothing_waits_for_the_gpu():
+    done = rehearsal.rehearse(
+        sys.executable,
+        "-c",
+        """
+import cupy, mulfree_cupy as mf
+for dtype in "f", "B":
+    x = cupy.ones((100, 9), dtype)
+    mf.pairwise_l1(x, x[:50])
+    mf.nearest_l1(x, x, 3)
+    mf.match_template_l1(x, x[:5, :3])
+""",
+    )
+    assert done.status == 0, done.output
+    assert done.calls("launch", name="nearest") and not done.calls("streamSynchronize")
+    assert not done.calls("memcpyAsync", direction="DtoH")
 
 
 @settings(max_examples=10)
