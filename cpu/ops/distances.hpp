@@ -23,9 +23,13 @@ constexpr index FEW_TERMS = 4;         // up to here the sum of maxima saves not
 template <class Lane>
 inline Vec<Lane> load_part(const char* from, index bytes) {
     if (bytes >= VECTOR_BYTES) return load((const Lane*)from);
+#if defined(__AVX512F__)
+    return (Vec<Lane>)_mm512_maskz_loadu_epi8((__mmask64(1) << bytes) - 1, from);
+#else
     Vec<Lane> v{};
-    __builtin_memcpy(&v, from, std::size_t(smaller(bytes, VECTOR_BYTES)));
+    __builtin_memcpy(&v, from, std::size_t(bytes));
     return v;
+#endif
 }
 
 template <class Op>
