@@ -91,6 +91,7 @@ setup(
     package_data={
         "mulfree_cupy.cuda": ["**/*.cu", "**/*.cuh"],
         "mulfree_cupy.emulator_headers": ["**/*"],
+        "mulfree_cupy": ["py.typed"],
         "mulfree_cupy.lessons": ["page.html"],
     },
     ext_modules=[

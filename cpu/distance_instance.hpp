@@ -1,5 +1,5 @@
-// The table of one instruction set's distances. Each kernels_<isa>_distances.cpp defines MULFREE_ISA and includes this: apart
-// from instance.hpp, for each to compile in less time.
+// The table of one instruction set's distances. Each kernels_<isa>_distances.cpp defines MULFREE_ISA and includes this;
+// separate from instance.hpp, so that each compiles faster.
 #pragma once
 
 #include "ops/distances.hpp"
@@ -13,7 +13,7 @@ constexpr DistanceFunctions<typename Op::Element, typename Op::Number> distance_
     return {all_distances<Op>, nearest<Op>, match_template<Op>};
 }
 
-// Of float32, short rows and windows are summed term by term.
+// float32: short rows, and windows, term by term.
 template <bool BY_FMA>
 constexpr DistanceFunctions<float, float> float_distance_functions() {
     using Exact = AbsoluteDifferences<float, BY_FMA>;
@@ -29,7 +29,7 @@ constexpr DistanceFunctions<float, float> float_distance_functions() {
     return functions;
 }
 
-// Terms a second, all threads together, of tiles in the first-level cache.
+// Terms per second, all threads together, of tiles in the first-level cache.
 template <class Op>
 inline double distance_peak(double seconds) {
     using Lane = typename Op::Lane;
@@ -37,14 +37,14 @@ inline double distance_peak(double seconds) {
     return double(PER_LANE<Op> * TILES * TERMS * MR * TILE) * rate_of(seconds, [] {
         alignas(64) Lane x[TERMS * TILE] = {}, w[MR * TERMS] = {}, total[MR * TILE] = {};
         for (index i = 0; i < TILES; ++i) {
-            asm volatile("" : : "r"(x), "r"(w), "r"(total) : "memory");  // all may have changed, and is wanted
+            asm volatile("" : : "r"(x), "r"(w), "r"(total) : "memory");  // so that nothing is optimised away
             add_terms<Op, MR, NR>((const char*)w, TERMS * index(sizeof(Lane)), x, TILE, TERMS, total, TILE, true);
         }
         return 1.0;
     });
 }
 
-// Long rows of float32 are summed so.
+// Of long rows of float32.
 template <bool BY_FMA>
 inline double float_distance_peak(double seconds) {
     if constexpr (DISTANCE_IN_ONE) return distance_peak<AbsoluteDifferences<float, BY_FMA>>(seconds);

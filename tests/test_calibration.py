@@ -258,11 +258,11 @@ def test_what_the_command_refuses(plain, tmp_path, capsys):
     for images in (1, 63, 1443):
         told = refused(plain, "--images", images)
         assert f"must be from 64, a batch, to the 1442 of digits, got {images}" in told
-    assert "is there already; choose another --out" in refused(plain, "--out", plain)
+    assert "exists already; choose another --out" in refused(plain, "--out", plain)
     assert "there is no checkpoint" in refused(tmp_path / "none" / "none.npz")
     assert not (tmp_path / "none").exists()
     with taken(plain.parent, resumed="checkpoint.npz"):
-        assert "another run is going on" in refused(plain)
+        assert "another run is active" in refused(plain)
     with np.load(plain) as entries:
         arrays = dict(entries)
     facts = json.loads(str(arrays["facts"]))

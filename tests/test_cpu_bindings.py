@@ -228,7 +228,7 @@ CALLS = [  # every function with arguments that it takes
             (
                 "nearest_l1",
                 {"queries": np.ones((5, 9), n), "points": np.ones((7, 9), n)},
-                {"distances": np.ones((5, 3), d), "places": np.ones((5, 3), np.int64)},
+                {"distances": np.ones((5, 3), d), "indices": np.ones((5, 3), np.int64)},
             ),
             (
                 "match_template_l1",

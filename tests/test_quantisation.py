@@ -525,7 +525,7 @@ def test_the_accuracy_stays(trained, bits, points, tmp_path, capsys):
     before, after = map(float, re.search(r"accuracy (.+)% before, (.+)% with", told).groups())
     assert before > 90
     assert after >= before - points
-    assert ("no faster" in told) == trained.parent.name.startswith("conv")
+    assert ("not faster" in told) == trained.parent.name.startswith("conv")
     assert cli.main(["evaluate", str(out)]) == 0
     assert f"{out} on digits: test accuracy {after:.2f}% of 355" in capsys.readouterr().out
 

@@ -27,12 +27,12 @@ void pairwise(const DistanceFunctions<T, D>& functions, const Array<T>& a, const
 
 template <class T, class D>
 void nearest(const DistanceFunctions<T, D>& functions, const Array<T>& queries, const Array<T>& points,
-             Array<D> distances, Array<std::int64_t> places) {
+             Array<D> distances, Array<std::int64_t> indices) {
     D* to = writable<D>(distances, 2);
     const Nearest<T, D> p{rows_of(queries), rows_of(points), queries.shape(1), distances.shape(1), to,
-                          writable<std::int64_t>(places, 2)};
+                          writable<std::int64_t>(indices, 2)};
     require(queries.shape(1) == points.shape(1), "queries and points must have as many numbers");
-    require(same_shape(distances, places), "distances and places must have the same shape");
+    require(same_shape(distances, indices), "distances and indices must have the same shape");
     require(distances.shape(0) == p.a.count && p.k <= p.b.count, "there must be as many answers as queries, and points");
     WithoutGil others_run;
     functions.nearest(p);
@@ -59,9 +59,9 @@ void bind(py::module_& m, Functions functions) {
         pairwise<T, D>(functions(), a, b, out);
     }, exact("a"), exact("b"), exact("out"));
     m.def("nearest_l1", [=](const Array<T>& queries, const Array<T>& points, const Array<D>& distances,
-                            const Array<std::int64_t>& places) {
-        nearest<T, D>(functions(), queries, points, distances, places);
-    }, exact("queries"), exact("points"), exact("distances"), exact("places"));
+                            const Array<std::int64_t>& indices) {
+        nearest<T, D>(functions(), queries, points, distances, indices);
+    }, exact("queries"), exact("points"), exact("distances"), exact("indices"));
     m.def("match_template_l1", [=](const Array<T>& image, const Array<T>& pattern, const Array<D>& out) {
         match_template<T, D>(functions(), image, pattern, out);
     }, exact("image"), exact("template"), exact("out"));

@@ -6,13 +6,13 @@
 
 namespace mulfree::MULFREE_ISA {
 
-// total + v. Zen 5 has maxima, differences and additions on the same two pipes and multiplications on two others: there
-// (BY_FMA) v is multiplied by one and added, to the same bits. Elsewhere this gains nothing, or loses.
+// total + v. On Zen 5 maxima, subtractions and additions share two pipes, multiply-adds have two others: there (BY_FMA)
+// v * 1 + total, which has the same bits, doubles the rate. Elsewhere it gains nothing or loses.
 template <class T, bool BY_FMA>
 class Sum {
 public:
     Sum() {
-        if constexpr (BY_FMA) touch(one_);  // else the compiler sees an addition
+        if constexpr (BY_FMA) touch(one_);  // else the compiler makes it an addition
     }
     Vec<T> operator()(Vec<T> total, Vec<T> v) const {
         if constexpr (BY_FMA) return multiply_add(v, one_, total);
@@ -23,8 +23,8 @@ private:
     Vec<T> one_ = broadcast(T(1));
 };
 
-// An operation has the numbers' type, that of a lane, which holds one number or a few and then their sum, and that of a
-// distance; and two terms: `Term` of a tile, and `Exact`, which sums |a - b| as it stands.
+// An operation has the types of an element, of a lane (one or several elements, and their sums) and of a distance, and
+// two terms: `Term` for the tile and `Exact`, |a - b| itself.
 template <class T, bool BY_FMA>
 struct AbsoluteDifferences {
     using Element = T;
@@ -42,8 +42,8 @@ struct AbsoluteDifferences {
     using Term = Exact;
 };
 
-// sum |a - b| = (sum max(a, b) - sum a) + (sum max(a, b) - sum b): two instructions in the place of three. It cancels where
-// a and b are close compared with their size, sum |a| + sum |b|: a distance below an eighth of that is in doubt.
+// sum |a - b| = (sum max(a, b) - sum a) + (sum max(a, b) - sum b): two instructions instead of three. It cancels if a and b
+// are close compared with sum |a| + sum |b|: a distance below an eighth of that is in doubt.
 template <bool BY_FMA>
 struct Maxima : AbsoluteDifferences<float, BY_FMA> {
     static constexpr bool CANCELS = true;
@@ -57,7 +57,7 @@ struct Maxima : AbsoluteDifferences<float, BY_FMA> {
     };
 };
 
-// Bytes, as many as fit a lane; exact.
+// Bytes, several per lane; exact.
 struct ByteDifferences {
     using Element = std::uint8_t;
     using Number = std::int32_t;
@@ -81,12 +81,12 @@ struct ByteDifferences {
 template <class Op>
 constexpr index PER_LANE = sizeof(typename Op::Lane) / sizeof(typename Op::Element);
 
-// A tile: as many vectors of x as NR at most, beside one another, by as many rows of w as MR.
+// The register tile: MR rows of w by NR adjacent vectors of x.
 template <class Op>
 constexpr index TILE_LANES = NR * LANES<typename Op::Lane>;
 
-// total[f][v] (+)= the sums over t < terms of the terms of lane t of row f of w, `w_row` bytes further each, with the
-// vectors x[t * step], which begin a vector apart.
+// total[f][v] (+)= sum over t < terms of term(vector v of x + t * step, lane t of row f of w); rows of w are `w_row` bytes
+// apart.
 template <class Op, int ROWS, int VECTORS, class Lane = typename Op::Lane>
 inline void add_terms(const char* w, index w_row, const Lane* x, index step, index terms, Lane* total, index total_row,
                       bool first) {
@@ -116,7 +116,7 @@ inline void add_terms(const char* w, index w_row, const Lane* x, index step, ind
         }
 }
 
-// The same of any number of rows, and of a tile's vectors or fewer.
+// The same for any number of rows, and for a tile's vectors or fewer.
 template <class Op, class Lane = typename Op::Lane>
 inline void add_rows(index rows, index vectors, const char* w, index w_row, const Lane* x, index step, index terms,
                      Lane* total, index total_row, bool first) {

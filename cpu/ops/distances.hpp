@@ -1,9 +1,9 @@
 // L1 distances of rows from rows: all of them, or the nearest alone.
 //
-// The distances of some rows of a from some of b are a block. b is packed, a vector of rows for every number, as the
-// register tile wants it; a is read where it lies, a number at a time. Numbers come in blocks as well, whose packed
-// tile of b stays in the first-level cache, and sums are added to totals in memory. A distance depends on its two rows
-// alone, not on how they are cut into blocks: so it is the same of both orders and in every call.
+// The distances are computed in blocks of some rows of a by some rows of b. b is packed (transposed) for the register
+// tile; a is read in place, one broadcast at a time. The reduction is split into blocks as well, so that a packed tile
+// of b stays in the first-level cache, and their sums are added to totals in memory. A distance depends on its two rows
+// alone, not on the blocking: d(a, b) = d(b, a), in every call.
 #pragma once
 
 #include "../engine/workspace.hpp"
@@ -11,11 +11,11 @@
 
 namespace mulfree::MULFREE_ISA {
 
-constexpr index DISTANCE_ROWS = 252;   // of a in a block: whole tiles, of 6 and of 4; whose totals stay in the second-level cache
+constexpr index DISTANCE_ROWS = 252;   // of a in a block: whole tiles of 6 or 4 rows; totals stay in the second-level cache
 constexpr index DISTANCE_TILES = 8;    // of b
 constexpr index DISTANCE_TERMS = 160;  // 160 rows of three 64-byte vectors are 30 KiB
-constexpr index FEWEST_ROWS = 4;       // below it packing is not paid back
-constexpr index FEW_TERMS = 4;         // up to here the sum of maxima saves nothing
+constexpr index FEWEST_ROWS = 4;       // fewer are not worth packing
+constexpr index FEW_TERMS = 4;         // fewer are not worth the sum of maxima
 
 // ---- one pair -------------------------------------------------------------------------------------------
 
@@ -52,8 +52,7 @@ inline typename Op::Number distance(const char* a, const char* b, index bytes) {
     return typename Op::Number(lane[0]);
 }
 
-// The sums of every row's numbers and of their absolute values, which the maxima need; of a piece of a row in float32, of
-// the pieces in float64.
+// For the maxima: the sum of each row and that of its absolute values, in float32 within a piece, float64 over pieces.
 class RowSums {
 public:
     void find(const Rows<float>& rows, index length) {
@@ -90,7 +89,7 @@ private:
 // ---- packing --------------------------------------------------------------------------------------------
 
 #if defined(__AVX512F__)
-// The lanes of the first halves of a and b, in turn, and of the second ones.
+// Interleaves the first (second) halves of a and b.
 template <bool SECOND, class V>
 inline V zip(V a, V b) {
     if constexpr (sizeof(a[0]) == 4) {
@@ -103,8 +102,8 @@ inline V zip(V a, V b) {
 }
 #endif
 
-// Lanes [first, first + count) of as many rows as a vector has lanes, lane after lane a tile's width apart; zero
-// where there is no row, or it has ended.
+// Packs lanes [first, first + count) of one row per vector lane: to[lane * TILE_LANES + row], zero past the last row and
+// past the end of a row.
 template <class Op, class Lane = typename Op::Lane>
 inline void pack_rows(const char* row, index stride, index rows, index bytes, index first, index count, Lane* to) {
     constexpr index N = LANES<Lane>, ROW = TILE_LANES<Op>;
@@ -116,7 +115,7 @@ inline void pack_rows(const char* row, index stride, index rows, index bytes, in
 #pragma GCC unroll 16
         for (index r = 0; r < N; ++r)
             x[r] = r < rows ? load_part<Lane>(row + r * stride + at, left) : Vec<Lane>{};
-        // To zip the first half of the vectors with the second, again and again, transposes them.
+        // Repeated zips of the first half of the vectors with the second transpose.
 #pragma GCC unroll 4
         for (index size = 1; size < N; size *= 2) {
 #pragma GCC unroll 8
@@ -147,14 +146,14 @@ inline void pack_rows(const char* row, index stride, index rows, index bytes, in
 
 // ---- a block --------------------------------------------------------------------------------------------
 
-// What the distances of all blocks are of.
+// What all blocks share.
 template <class Op>
 struct DistanceProblem {
     using Element = typename Op::Element;
 
     const Rows<Element> a, b;
     const index length;
-    const bool few;  // they are taken one by one
+    const bool few;  // rows: pair by pair, without packing
     RowSums of_a, of_b;
 
     template <class P>
@@ -185,7 +184,7 @@ public:
         if (bytes_ % index(sizeof(Lane))) ended_ = scratch.take<Lane>(DISTANCE_ROWS * most_terms_);
     }
 
-    // These rows' distances, DISTANCE_ROWS by COLUMNS at most.
+    // Computes a block of at most DISTANCE_ROWS by COLUMNS.
     void take(index first_a, index rows, index first_b, index columns) {
         first_a_ = first_a, first_b_ = first_b, columns_ = columns;
         if (p_.few) return;
@@ -196,7 +195,7 @@ public:
                               packed_ + c / TILE * most_terms_ * TILE + c % TILE);
             const char* w = row(p_.a, first_a) + begin;
             index w_row = stride(p_.a);
-            if (begin + terms * index(sizeof(Lane)) > bytes_) {  // the last lanes reach behind the rows' end
+            if (begin + terms * index(sizeof(Lane)) > bytes_) {  // the last lanes extend past the end of the rows
                 for (index r = 0; r < rows; ++r) {
                     Lane* to = ended_ + r * most_terms_;
                     to[terms - 1] = 0;
@@ -210,7 +209,7 @@ public:
         }
     }
 
-    // The distances of one of a's rows from all of b's, both of the block.
+    // The distances of row r of the block, from all of its rows of b.
     void write(index r, Number* to) const {
         if (p_.few) {
             for (index c = 0; c < columns_; ++c) to[c] = one(r, c);
@@ -228,7 +227,7 @@ public:
 
 private:
     const DistanceProblem<Op>& p_;
-    const index bytes_, most_terms_;  // of a row; lanes of a row at a time
+    const index bytes_, most_terms_;  // of a row; lanes in a block of the reduction
     index first_a_ = 0, first_b_ = 0, columns_ = 0;
     Lane *packed_ = nullptr, *total_ = nullptr;  // [tile][term][lane]; [row of a][row of b]
     Lane* ended_ = nullptr;                      // the last lanes of rows of a, the last one padded with zeros
@@ -239,8 +238,7 @@ private:
         return distance<Op>(row(p_.a, first_a_ + r), row(p_.b, first_b_ + c), bytes_);
     }
 
-    // What the maxima of row r and rows [c, c + COUNT) add up to, and term by term where that is in doubt; it is where
-    // something overflows, or is NaN.
+    // From the sums of maxima of row r and rows [c, c + COUNT); in doubt, or where it overflows or is NaN, term by term.
     Vec<Lane> settled(Vec<Lane> total, index r, index c) const {
         const index a = first_a_ + r, b = first_b_ + c, bytes = (p_.b.count - b) * index(sizeof(Lane));
         const auto of_b = [=](const float* sums) { return load_part<float>((const char*)(sums + b), bytes); };
@@ -253,7 +251,7 @@ private:
     }
 };
 
-// Rows of a at a time, so that every thread has some.
+// Rows of a per block, few enough to occupy every thread.
 inline index rows_at_once(index rows, index columns_cut, index threads) {
     return smaller(DISTANCE_ROWS, round_up(ceil_div(rows, ceil_div(4 * threads, columns_cut)), MR));
 }
@@ -310,59 +308,59 @@ inline unsigned int lanes_less(Vec<T> a, T b) {
 #endif
 }
 
-// The k nearest of those that were offered, as a heap: the furthest, and of equals the last, stands first.
+// The k nearest candidates so far, as a max-heap by (distance, index).
 template <class D>
 struct NearestList {
-    static constexpr std::int64_t NOWHERE = 0x7fffffffffffffff;  // not yet one of them
+    static constexpr std::int64_t NOWHERE = 0x7fffffffffffffff;  // an empty entry
 
     D* distances;
-    std::int64_t* places;
+    std::int64_t* indices;
     index k;
 
     void clear() {
         constexpr D FURTHEST = Same<D, std::int32_t>::value ? D(0x7fffffff) : D(__builtin_inf());
-        for (index i = 0; i < k; ++i) distances[i] = FURTHEST, places[i] = NOWHERE;
+        for (index i = 0; i < k; ++i) distances[i] = FURTHEST, indices[i] = NOWHERE;
     }
-    // Numbers whose places follow one another, behind those that were offered before: of equals, these stay.
-    void offer(const D* numbers, index count, std::int64_t place) {
+    // Candidates with consecutive indices, greater than all earlier ones: of ties the earlier stay.
+    void offer(const D* numbers, index count, std::int64_t point) {
         index i = 0;
-        for (; i < count && places[0] == NOWHERE; ++i) offer(numbers[i], place + i);
+        for (; i < count && indices[0] == NOWHERE; ++i) offer(numbers[i], point + i);
         for (; count - i >= LANES<D>; i += LANES<D>)
             for (unsigned int less = lanes_less<D>(load(numbers + i), distances[0]); less; less &= less - 1) {
                 const index at = i + __builtin_ctz(less);
-                offer(numbers[at], place + at);
+                offer(numbers[at], point + at);
             }
-        for (; i < count; ++i) offer(numbers[i], place + i);
+        for (; i < count; ++i) offer(numbers[i], point + i);
     }
-    void offer(D distance, std::int64_t place) {
-        if (is_before(distance, place, 0)) sink(distance, place, 0, k);
+    void offer(D distance, std::int64_t point) {
+        if (is_before(distance, point, 0)) sink(distance, point, 0, k);
     }
-    // From then on it is sorted, and no heap.
+    // Heapsort; no longer a heap then.
     void sort() {
         for (index last = k - 1; last > 0; --last) {
             const D distance = distances[last];
-            const std::int64_t place = places[last];
-            distances[last] = distances[0], places[last] = places[0];
-            sink(distance, place, 0, last);
+            const std::int64_t point = indices[last];
+            distances[last] = distances[0], indices[last] = indices[0];
+            sink(distance, point, 0, last);
         }
     }
 
 private:
-    bool is_before(D distance, std::int64_t place, index i) const {
-        return distance < distances[i] || (distance == distances[i] && place < places[i]);
+    bool is_before(D distance, std::int64_t point, index i) const {
+        return distance < distances[i] || (distance == distances[i] && point < indices[i]);
     }
-    // Puts it in the place of entry i, or where one of those below that is further was.
-    void sink(D distance, std::int64_t place, index i, index count) {
+    // Replaces entry i and restores the heap below.
+    void sink(D distance, std::int64_t point, index i, index count) {
         for (index child; (child = 2 * i + 1) < count; i = child) {
-            if (child + 1 < count && is_before(distances[child], places[child], child + 1)) ++child;
-            if (!is_before(distance, place, child)) break;
-            distances[i] = distances[child], places[i] = places[child];
+            if (child + 1 < count && is_before(distances[child], indices[child], child + 1)) ++child;
+            if (!is_before(distance, point, child)) break;
+            distances[i] = distances[child], indices[i] = indices[child];
         }
-        distances[i] = distance, places[i] = place;
+        distances[i] = distance, indices[i] = point;
     }
 };
 
-// Where there are few rows of a, those of b are cut into slices, whose nearest are then put together.
+// With few rows of a, those of b are split into slices, whose lists are merged at the end.
 template <class Op>
 inline void nearest(const Nearest<typename Op::Element, typename Op::Number>& p) {
     using Block = DistanceBlock<Op>;
@@ -378,14 +376,14 @@ inline void nearest(const Nearest<typename Op::Element, typename Op::Number>& p)
     Team team(threads_for(cut * slices, problem.work(), measure.used()));
     Workspace workspace, lists;
     workspace.allocate(team.size() * measure.used());
-    const index listed = (slices - 1) * p.a.count * p.k;  // those of the first slice are the answer's
+    const index listed = (slices - 1) * p.a.count * p.k;  // the first slice uses the output arrays
     lists.allocate(listed * index(sizeof(std::int64_t) + sizeof(Number)));
-    auto* places = reinterpret_cast<std::int64_t*>(lists.data());
-    auto* distances = reinterpret_cast<Number*>(places + listed);
+    auto* indices = reinterpret_cast<std::int64_t*>(lists.data());
+    auto* distances = reinterpret_cast<Number*>(indices + listed);
     const auto list = [&](index slice, index row) -> NearestList<Number> {
-        if (slice == 0) return {p.distances + row * p.k, p.places + row * p.k, p.k};
+        if (slice == 0) return {p.distances + row * p.k, p.indices + row * p.k, p.k};
         const index at = ((slice - 1) * p.a.count + row) * p.k;
-        return {distances + at, places + at, p.k};
+        return {distances + at, indices + at, p.k};
     };
     Units units(cut * slices, 1);
     team.run([&](index thread) {
@@ -409,7 +407,7 @@ inline void nearest(const Nearest<typename Op::Element, typename Op::Number>& p)
         NearestList<Number> all = list(0, r);
         for (index slice = 1; slice < slices; ++slice) {
             const NearestList<Number> some = list(slice, r);
-            for (index i = 0; i < p.k; ++i) all.offer(some.distances[i], some.places[i]);
+            for (index i = 0; i < p.k; ++i) all.offer(some.distances[i], some.indices[i]);
         }
         all.sort();
     });

@@ -1,7 +1,7 @@
 // The L1 distances of an image's windows from a template.
 //
-// The register tile has rows of y for filters: a row of the image meets each of them with another row of the template.
-// Of bytes, a lane has several columns: a row of the image becomes lanes that overlap.
+// The rows of the register tile are rows of y: a row of the image contributes to each of them with another row of the
+// template. A lane of bytes has several columns: a row of the image is expanded to overlapping lanes.
 #pragma once
 
 #include "../engine/workspace.hpp"
@@ -9,17 +9,17 @@
 
 namespace mulfree::MULFREE_ISA {
 
-constexpr index MATCH_ROWS = 24;  // of y at a time: whole tiles, of 8 and of 6; whose totals stay in the first-level cache
-constexpr index MATCH_TILES = 8;  // columns of y at a time
+constexpr index MATCH_ROWS = 24;  // of y per unit of work: whole tiles of 8 or 6 rows; totals stay in the first-level cache
+constexpr index MATCH_TILES = 8;  // of columns per unit of work
 
-// Lane c of a row of numbers holds those from c on, and zero from `end` on.
+// to[c] = the elements from column c on, zero from `end` on.
 template <class Lane, class Element>
 inline void overlapping_lanes(const Element* row, index count, const Element* end, Lane* to) {
     constexpr index SIZE = sizeof(Lane) / sizeof(Element);
     index c = 0;
 #if defined(__AVX2__)
     if constexpr (SIZE == 8) {
-        // Of 16 bytes, each quarter of a vector has two lanes.
+        // Each quarter of a vector makes two lanes of the same 16 bytes.
         alignas(64) static const std::uint8_t order[64] = {
             0, 1, 2, 3, 4, 5,  6,  7,  1, 2, 3, 4,  5,  6,  7,  8,  2, 3, 4, 5, 6,  7,  8,  9,  3, 4,  5,  6,  7,  8,  9,  10,
             4, 5, 6, 7, 8, 9, 10, 11, 5, 6, 7, 8, 9, 10, 11, 12, 6, 7, 8, 9, 10, 11, 12, 13, 7, 8, 9, 10, 11, 12, 13, 14};
@@ -57,7 +57,7 @@ inline void match_template(const Matching<typename Op::Element, typename Op::Num
     const index reach = COLUMNS + lanes * SIZE;
     const auto* end = p.image + p.channels * p.height * p.width;
 
-    Workspace shared;  // the template in lanes, zero behind the end of a row
+    Workspace shared;  // the template in lanes, zero past the end of a row
     shared.allocate(p.channels * p.rows * lanes * index(sizeof(Lane)));
     Lane* pattern = reinterpret_cast<Lane*>(shared.data());
     for (index r = 0; r < p.channels * p.rows; ++r)
@@ -96,7 +96,7 @@ inline void match_template(const Matching<typename Op::Element, typename Op::Num
                     };
                     add(row, w, whole);
                     if constexpr (SIZE > 1)
-                        if (whole < lanes) {  // the last lane has columns of the image behind those of the template
+                        if (whole < lanes) {  // in the last lane, columns past the template's are masked
                             const Lane mask = (Lane(1) << 8 * (p.columns - whole * SIZE)) - 1;
                             for (index c = 0; c < COLUMNS; ++c) ends[c] = row[c + whole * SIZE] & mask;
                             add(ends, w + whole * index(sizeof(Lane)), 1);

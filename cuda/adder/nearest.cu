@@ -5,12 +5,12 @@
 //
 // A block has a row. Each pass finds the smallest number that comes behind the last one found, the
 // threads' own in a round and then the smallest of these: of equal numbers the one at the smaller
-// place is before the other, so there are no two alike, and the order of the threads does not
-// matter. The places of a row's numbers follow one another from `first` on, behind those of the
+// index is before the other, so there are no two alike, and the order of the threads does not
+// matter. The indices of a row's numbers follow one another from `first` on, behind those of the
 // kept ones. A number that is NaN counts as infinite.
 //
-// T: float, double or int, no number negative. kept and places hold `found` entries a row, sorted,
-// and best and best_places get `k`; both are `most` apart.
+// T: float, double or int, no number negative. kept and indices hold `found` entries a row, sorted,
+// and best and best_indices get `k`; both are `most` apart.
 #ifndef T
 #define T float
 #endif
@@ -19,11 +19,11 @@
 
 struct Entry {
   T number;
-  long long place;
+  long long index;
 };
 
 __device__ __forceinline__ bool before(const Entry& a, const Entry& b) {
-  return a.number < b.number || (a.number == b.number && a.place < b.place);
+  return a.number < b.number || (a.number == b.number && a.index < b.index);
 }
 
 __device__ __forceinline__ float furthest(float) { return __int_as_float(0x7f800000); }
@@ -31,13 +31,13 @@ __device__ __forceinline__ double furthest(double) { return furthest(0.0f); }
 __device__ __forceinline__ int furthest(int) { return 0x7fffffff; }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    nearest(const T* numbers, int columns, long long first, const T* kept, const long long* places,
-            int found, T* best, long long* best_places, int k, int most) {
+    nearest(const T* numbers, int columns, long long first, const T* kept, const long long* indices,
+            int found, T* best, long long* best_indices, int k, int most) {
   __shared__ Entry smallest[THREADS];
   const long long row = blockIdx.x;
   numbers += row * columns;
-  kept += row * most, places += row * most;
-  best += row * most, best_places += row * most;
+  kept += row * most, indices += row * most;
+  best += row * most, best_indices += row * most;
 
   Entry last = {(T)-1, -1};
   for (int i = 0; i < k; ++i) {
@@ -45,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const auto offer = [&](const Entry& entry) {
       if (before(last, entry) && before(entry, own)) own = entry;
     };
-    for (int j = threadIdx.x; j < found; j += THREADS) offer({kept[j], places[j]});
+    for (int j = threadIdx.x; j < found; j += THREADS) offer({kept[j], indices[j]});
     for (int j = threadIdx.x; j < columns; j += THREADS) {
       const T number = numbers[j];
       offer({number == number ? number : furthest(number), first + j});
@@ -59,6 +59,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     __syncthreads();
     last = smallest[0];
     __syncthreads();  // before the next pass writes
-    if (threadIdx.x == 0) best[i] = last.number, best_places[i] = last.place;
+    if (threadIdx.x == 0) best[i] = last.number, best_indices[i] = last.index;
   }
 }

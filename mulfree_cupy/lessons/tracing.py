@@ -1,8 +1,7 @@
-"""A kernel's accesses line by line, and in all beside those of the rung before it."""
+"""A kernel's accesses line by line, and in total next to the previous rung's."""
 
 from __future__ import annotations
 
-import html
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +12,15 @@ from mulfree_cupy.lessons import counts
 from mulfree_cupy.lessons.trials import Trial, attempt, find
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trace:
-    """What a kernel and the one before it did to memory; prints as tables.
+    """Memory accesses of a kernel and of the previous rung; prints as tables.
 
     Attributes
     ----------
     trial : Trial
     before : Trial or None
-        Of the rung before it, if it is not the first.
+        Of the previous rung, if there is one.
     """
 
     trial: Trial
@@ -39,19 +38,18 @@ class Trace:
         parts += [table_of(name, self.trial.report.counts[name]) for name in self.trial.own]
         return "\n\n".join(parts)
 
-    def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+    __repr__ = __str__
 
 
 def trace(name: str, *, file: str | os.PathLike | None = None) -> Trace:
-    """Run a kernel in the emulator and count what it does to memory.
+    """Run a kernel in the emulator and count its memory accesses.
 
     Parameters
     ----------
     name : str
         As in `find`.
     file : path, optional
-        CUDA C++ that stands in for the kernel, as in `check`.
+        CUDA C++ that replaces the kernel, as in `check`.
 
     Raises
     ------
@@ -74,7 +72,7 @@ def trace(name: str, *, file: str | os.PathLike | None = None) -> Trace:
 
 
 def rung_before(kernel: Kernel) -> Kernel | None:
-    """The last of the operation with a lower number, if the kernel has one itself."""
+    """The previous rung of the operation, if the kernel is a rung."""
     number = kernel.rung
     if not number:
         return None

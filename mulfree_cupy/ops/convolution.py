@@ -1,4 +1,4 @@
-"""Ordinary convolution and its two halves, im2col and col2im: the line to measure against."""
+"""Ordinary convolution, im2col and col2im: the baseline."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def im2col(
     padding: int | tuple[int, int] = 0,
     dilation: int | tuple[int, int] = 1,
 ) -> Array:
-    """Lay every window of an image out as a column, so that a convolution becomes a product.
+    """Arrange every window of an image as a column, so that a convolution becomes a matrix product.
 
     Parameters
     ----------
     x : array, shape (N, C, H, W)
         NumPy, CuPy or ``__dlpack__``; any real dtype.
     kernel_size, stride, padding, dilation : int or pair of ints
-        The window (kh, kw), its steps, the zeros around the image, the distance between taps.
+        The window (kh, kw), its step, the zeros around the image, the distance between taps.
 
     Returns
     -------
@@ -40,7 +40,7 @@ def im2col(
     ValueError
         If x is not 4-D, a parameter is out of range, or the kernel exceeds the padded image.
     TypeError
-        If x does not hold real numbers, or a parameter is no int or pair of ints.
+        If x does not hold real numbers, or a parameter is not an int or pair of ints.
 
     Examples
     --------
@@ -77,21 +77,21 @@ def col2im(
     padding: int | tuple[int, int] = 0,
     dilation: int | tuple[int, int] = 1,
 ) -> Array:
-    """Add columns back into the image they came from: the adjoint of `im2col`.
+    """Accumulate columns into an image: the adjoint of `im2col`.
 
     Parameters
     ----------
     cols : array, shape (N, C*kh*kw, OH*OW)
         float32 or float64, rows in (c, i, j) order.
     x_shape : tuple of 4 ints
-        (N, C, H, W) of the answer.
+        (N, C, H, W) of the result.
     kernel_size, stride, padding, dilation : int or pair of ints
         As given to `im2col`.
 
     Returns
     -------
     array, shape (N, C, H, W), dtype of cols
-        Where windows overlap their entries are summed; pixels under no window are zero.
+        Where windows overlap their entries are summed; pixels outside all windows are zero.
 
     Raises
     ------
@@ -155,11 +155,11 @@ def conv(
     groups : int
         Divides C and K; ``groups=C`` is the depthwise convolution.
     out : array, shape (N, K, OH, OW), optional
-        Receives the answer; must not overlap an input.
+        Receives the result; must not overlap an input.
     kernel : str, optional
         Name of a CUDA kernel, ``"1_im2col"`` or ``"2_implicit_conv"``, for study. The default is
-        the second, and a kernel of its own for a depthwise convolution; the first is a product of
-        matrices, which on a GPU is cuBLAS's.
+        the second, or a special kernel for a depthwise convolution; the first is a matrix product,
+        by cuBLAS on a GPU.
 
     Returns
     -------
@@ -270,17 +270,16 @@ def conv_backward(
 
 @arrays.on_device_of_arguments
 def matmul(a: Array, b: Array) -> Array:
-    """``a @ b`` of floats by the convolutions' kernels: the same bits for every number of threads.
+    """``a @ b`` of floats by the convolution kernels: bit-identical for any number of threads.
 
-    Neither NumPy's BLAS, which may round otherwise with another number of its threads, nor cuBLAS,
-    which a CUDA graph refuses, has a part in it; but on a GPU only two matrices of one dtype take
-    the kernels.
+    It avoids BLAS, whose rounding may depend on its number of threads, and cuBLAS, which cannot be
+    captured in a CUDA graph; on a GPU only for two matrices of one dtype.
 
     Parameters
     ----------
     a, b : array
-        At least 2-D, of one namespace. Best is a `b` that is the transpose of a matrix in C order,
-        as a linear layer's weight is.
+        At least 2-D, of one namespace. Fastest if `b` is the transpose of a matrix in C order, such
+        as a linear layer's weight.
 
     Returns
     -------
@@ -314,7 +313,7 @@ def _as_images(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def _on_cpu(product, a: Array, b: Array) -> Array:
-    """The product of two matrices, or of two stacks of them, by a CPU kernel where it has one."""
+    """The product of two matrices, or of two stacks of them, by a CPU kernel if there is one."""
     dtype, terms = np.result_type(a.dtype, b.dtype), a.shape[-1]
     has_kernel = launch.device_for(a) is None and dtype in (np.float32, np.float64)
     if not has_kernel or terms != b.shape[-2]:
@@ -329,7 +328,7 @@ def _on_cpu(product, a: Array, b: Array) -> Array:
     return answer
 
 
-_FEW_ROWS = 32  # of a: too few to pay for packing a b whose columns lie apart
+_FEW_ROWS = 32  # of a: too few for packing a strided b to pay
 _PLAIN = (1, 1), (0, 0), (1, 1), 1  # stride, padding, dilation, groups
 
 
@@ -340,11 +339,11 @@ def _along_columns(kernels, a: Array, b: Array, answer: Array) -> None:
 
 
 def _along_sums(kernels, a: Array, b: Array, answer: Array) -> None:
-    """The weights' gradient of one: the terms of a sum are the pixels."""
+    """As the weight gradient of a 1x1 convolution, which sums over pixels."""
     kernels.conv_grad_w(a[None, :, None], b.T[None, :, None], answer[:, :, None, None], *_PLAIN)
 
 
-@np.errstate(invalid="ignore", over="ignore")  # NaN and Inf go through in silence
+@np.errstate(invalid="ignore", over="ignore")  # NaN and Inf propagate without warnings
 def forward(function, launcher, on_cpu, g, x, w, bias, out, dtype, given, **options):
     """Check bias and out, then fill out by the CPU kernel or the launcher.
 
@@ -368,7 +367,7 @@ def forward(function, launcher, on_cpu, g, x, w, bias, out, dtype, given, **opti
 
 
 def refuse_half_on_cpu(function, given, x):
-    """Where kernels for a GPU alone take float16; `given` is x as the caller gave it."""
+    """Raise for float16 on the CPU; `given` is x as the caller passed it."""
     if x.dtype == np.float16 and launch.device_for(x) is None:
         raise TypeError(
             f"{function}: float16 is for GPUs, the CPU has no arithmetic for it; "
@@ -377,7 +376,7 @@ def refuse_half_on_cpu(function, given, x):
 
 
 def take_for_backward(function, grad, x, w, also=()):
-    """As `arrays.take_floats`; x and w must be floats without the help of grad."""
+    """As `arrays.take_floats`; x and w must have a float dtype before promotion with grad."""
     given = dict(grad=grad, x=x, w=w)
     taken = arrays.take(function, **given)
     arrays.common_floats(function, dict(x=x, w=w), taken[1:], also)

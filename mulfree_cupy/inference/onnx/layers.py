@@ -1,4 +1,4 @@
-"""What each layer of a network becomes in an ONNX graph: one function an operation."""
+"""Conversion of each layer to ONNX: one function per operation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _pair(layer: Layer, option: str, default: int, least: int) -> tuple[int, int
 
 
 def _window(layer: Layer, *also: str) -> dict[str, Any]:
-    """The attributes of what slides over images."""
+    """The attributes of a sliding window."""
     attributes = {
         "strides": _pair(layer, "stride", 1, 1),
         "pads": 2 * _pair(layer, "padding", 0, 0),
@@ -39,7 +39,7 @@ def _window(layer: Layer, *also: str) -> dict[str, Any]:
 
 
 def _by_channel(vector: np.ndarray) -> np.ndarray:
-    """One number a channel, beside images."""
+    """Per-channel numbers, shaped to broadcast over images."""
     return vector[:, None, None]
 
 
@@ -112,9 +112,9 @@ def _binary_conv(graph: Graph, layer: Layer, x: str) -> str:
 
 
 def _shift(graph: Graph, layer: Layer, x: str) -> str:
-    """A depthwise convolution whose kernels have a single one."""
+    """A depthwise convolution with one-hot kernels."""
     (channels, *sides), dtype = graph.network.forms[layer.inputs[0]]
-    shifts = graph.array(layer, "shifts").clip(-np.array(sides), sides)  # further shows no more
+    shifts = graph.array(layer, "shifts").clip(-np.array(sides), sides)  # beyond is all padding
     reach = abs(shifts).max(axis=0)
     kernels = np.zeros((channels, 1, *(2 * reach + 1)), np.float32)
     rows, columns = (shifts + reach).T
@@ -169,7 +169,7 @@ def _winograd_conv(graph: Graph, layer: Layer, x: str) -> str:
 
 
 def _spatial(u: np.ndarray, G: np.ndarray) -> np.ndarray | None:
-    """The 3x3 kernels g of which u is ``G g G^T`` but for rounding; None if there are none."""
+    """The 3x3 kernels g with ``u = G g G^T`` up to rounding, or None."""
     back = np.linalg.pinv(G)
     kernels = np.einsum("ai,ijkc,bj->kcab", back, u.astype(np.float64), back)
     error = abs(np.einsum("ia,kcab,jb->ijkc", G, kernels, G) - u).max(initial=0)
@@ -187,7 +187,7 @@ def _batch_norm(graph: Graph, layer: Layer, x: str, residual: str | None = None)
 
 
 def _rescale(graph: Graph, layer: Layer, x: str, residual: str | None = None) -> str:
-    """In float64 where NumPy takes it beside int32, so that roundings are the same."""
+    """In float64 where NumPy promotes int32 to it, for the same rounding."""
     dtype = np.result_type(graph.dtype(layer.inputs[0]), np.float32)
     form = _by_channel if len(graph.network.forms[layer.name][0]) == 3 else np.asarray
 

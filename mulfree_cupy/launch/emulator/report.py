@@ -204,7 +204,7 @@ class Step:
     offsets: np.ndarray
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """What the emulator saw while an `emulated_cuda` block was active.
 
@@ -231,6 +231,8 @@ class Report:
             ["\n".join(["findings:", *(f"  {f}" for f in self.findings)])] if self.findings else []
         )
         return "\n\n".join(parts) or "nothing found, nothing counted"
+
+    __repr__ = __str__
 
 
 _HEADINGS = (
