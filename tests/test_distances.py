@@ -1,8 +1,11 @@
 """Distances of rows and of windows, by the kernels of every instruction set, NumPy's and CUDA's."""
 
 import contextlib
+import os
+import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -337,6 +340,22 @@ def test_a_template_is_found_where_scikit_image_finds_it():
     colour = skimage.data.astronaut()[::4, ::4]
     expected = skimage.feature.match_template(colour, colour[5:9, 7:17]).shape
     assert mf.match_template_l1(colour, colour[5:9, 7:17]).shape == expected
+
+
+def test_the_stereo_example_runs(tmp_path):
+    for package in "skimage", "matplotlib":
+        pytest.importorskip(package)
+    root, picture = Path(__file__).parents[1], tmp_path / "disparity.png"
+    done = subprocess.run(
+        [sys.executable, root / "examples/stereo_disparity.py", "--picture", picture],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("of the pixels") == 1 + ("not installed" not in done.stdout)
+    assert "A patch has moved by 49 pixels as match_template_l1 sees it" in done.stdout
+    assert picture.stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(

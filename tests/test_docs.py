@@ -190,7 +190,7 @@ def test_every_example_is_shown():
 
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning_and_needs_no_network(tmp_path):
-    for package in ("sphinx", "numpydoc", "myst_parser", "pydata_sphinx_theme", "sklearn", "tqdm"):
+    for package in ("sphinx", "numpydoc", "myst_parser", "pydata_sphinx_theme", "skimage", "tqdm"):
         pytest.importorskip(package)
     done = run("-m", "sphinx", "-W", "-q", "-b", "html", "-d", tmp_path / "trees", DOCS, tmp_path)
     assert done.returncode == 0, done.stderr

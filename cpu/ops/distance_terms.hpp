@@ -9,9 +9,9 @@ namespace mulfree::MULFREE_ISA {
 // total + v. On Zen 5 maxima, subtractions and additions share two pipes, multiply-adds have two others: there (BY_FMA)
 // v * 1 + total, which has the same bits, doubles the rate. Elsewhere it gains nothing or loses.
 template <class T, bool BY_FMA>
-class Sum {
+class Accumulate {
 public:
-    Sum() {
+    Accumulate() {
         if constexpr (BY_FMA) touch(one_);  // else the compiler makes it an addition
     }
     Vec<T> operator()(Vec<T> total, Vec<T> v) const {
@@ -37,7 +37,7 @@ struct AbsoluteDifferences {
         Vec<T> operator()(Vec<T> total, Vec<T> a, Vec<T> b) const { return sum_(total, absolute_difference(a, b)); }
 
     private:
-        const Sum<T, BY_FMA> sum_;
+        const Accumulate<T, BY_FMA> sum_;
     };
     using Term = Exact;
 };
@@ -53,7 +53,7 @@ struct Maxima : AbsoluteDifferences<float, BY_FMA> {
         Vec<float> operator()(Vec<float> total, Vec<float> a, Vec<float> b) const { return sum_(total, max(a, b)); }
 
     private:
-        const Sum<float, BY_FMA> sum_;
+        const Accumulate<float, BY_FMA> sum_;
     };
 };
 

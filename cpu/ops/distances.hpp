@@ -91,7 +91,7 @@ private:
 #if defined(__AVX512F__)
 // Interleaves the first (second) halves of a and b.
 template <bool SECOND, class V>
-inline V zip(V a, V b) {
+inline V interleaved(V a, V b) {
     if constexpr (sizeof(a[0]) == 4) {
         const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
         return (V)_mm512_permutex2var_epi32((__m512i)a, _mm512_add_epi32(low, _mm512_set1_epi32(8 * SECOND)), (__m512i)b);
@@ -105,26 +105,26 @@ inline V zip(V a, V b) {
 // Packs lanes [first, first + count) of one row per vector lane: to[lane * TILE_LANES + row], zero past the last row and
 // past the end of a row.
 template <class Op, class Lane = typename Op::Lane>
-inline void pack_rows(const char* row, index stride, index rows, index bytes, index first, index count, Lane* to) {
+inline void pack_transposed(const char* row, index stride, index rows, index bytes, index first, index count, Lane* to) {
     constexpr index N = LANES<Lane>, ROW = TILE_LANES<Op>;
     const index begin = first * index(sizeof(Lane));
 #if defined(__AVX512F__)
     for (index c = 0; c < count; c += N) {
         const index at = begin + c * index(sizeof(Lane)), left = bytes - at;
-        Vec<Lane> x[N], zipped[N];
+        Vec<Lane> x[N], merged[N];
 #pragma GCC unroll 16
         for (index r = 0; r < N; ++r)
             x[r] = r < rows ? load_part<Lane>(row + r * stride + at, left) : Vec<Lane>{};
-        // Repeated zips of the first half of the vectors with the second transpose.
+        // Repeated interleaving of the first half of the vectors with the second transposes.
 #pragma GCC unroll 4
         for (index size = 1; size < N; size *= 2) {
 #pragma GCC unroll 8
             for (index r = 0; r < N / 2; ++r) {
-                zipped[2 * r] = zip<false>(x[r], x[r + N / 2]);
-                zipped[2 * r + 1] = zip<true>(x[r], x[r + N / 2]);
+                merged[2 * r] = interleaved<false>(x[r], x[r + N / 2]);
+                merged[2 * r + 1] = interleaved<true>(x[r], x[r + N / 2]);
             }
 #pragma GCC unroll 16
-            for (index r = 0; r < N; ++r) x[r] = zipped[r];
+            for (index r = 0; r < N; ++r) x[r] = merged[r];
         }
         if (count - c >= N)
 #pragma GCC unroll 16
@@ -191,7 +191,7 @@ public:
         for (index first = 0; first < p_.lanes(); first += most_terms_) {
             const index terms = smaller(most_terms_, p_.lanes() - first), begin = first * index(sizeof(Lane));
             for (index c = 0; c < columns; c += COUNT)
-                pack_rows<Op>(row(p_.b, first_b + c), stride(p_.b), columns - c, bytes_, first, terms,
+                pack_transposed<Op>(row(p_.b, first_b + c), stride(p_.b), columns - c, bytes_, first, terms,
                               packed_ + c / TILE * most_terms_ * TILE + c % TILE);
             const char* w = row(p_.a, first_a) + begin;
             index w_row = stride(p_.a);
