@@ -139,7 +139,7 @@ def _type_name(value: Any) -> str:
 
 
 def conversion(value: Any, dtype: str = "float32") -> str:
-    """How the caller's library converts an array of its own."""
+    """How the caller's library converts its arrays."""
     library = type(value).__module__.partition(".")[0]
     if library == "torch":
         return f"convert with .to(torch.{dtype})"
@@ -246,7 +246,7 @@ def output_array(
     Raises
     ------
     TypeError
-        If `out` is no array, or on another device.
+        If `out` is not an array, or on another device.
     ValueError
         If it has another shape or dtype, is read-only, or overlaps an input or itself.
     """

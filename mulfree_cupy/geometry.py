@@ -1,4 +1,4 @@
-"""Window geometry of a convolution: argument checks, output sizes, and the errors they raise."""
+"""Window geometry of convolutions: argument checks and output sizes."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ class ConvGeometry(NamedTuple):
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    """Number of places at which the kernel fits along one axis."""
+    """Number of positions of the kernel along one axis."""
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
 def windows(
     kernel: Pair, stride: Pair, dilation: Pair, out_size: Pair
 ) -> Iterator[tuple[int, int, tuple[slice, slice]]]:
-    """For each tap (i, j) of a kernel, the rows and columns of the padded image that it sees."""
+    """For each tap (i, j) of a kernel, the rows and columns of the padded image that it reads."""
 
     def seen(axis: int, tap: int) -> slice:
         first = tap * dilation[axis]
@@ -79,7 +79,7 @@ def windows(
             yield i, j, (seen(0, i), seen(1, j))
 
 
-_MOST = 2**31 - 1  # what a kernel's int can hold
+_MOST = 2**31 - 1  # range of a kernel's int
 
 
 def integer(function: str, argument: str, value: object, least: int = 1) -> int:
@@ -94,7 +94,7 @@ def integer(function: str, argument: str, value: object, least: int = 1) -> int:
 
 
 def number(function: str, argument: str, value: object, least: float = 0.0) -> float:
-    """A finite float, at least `least`, and no bool."""
+    """A finite float, at least `least`; bools are rejected."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise TypeError(f"{function}: {argument} must be a number, got {value!r}")
     try:
@@ -110,7 +110,7 @@ def number(function: str, argument: str, value: object, least: float = 0.0) -> f
 
 def pair(function: str, argument: str, value: object, least: int) -> Pair:
     """An int or a pair of ints, both at least `least`, as a pair."""
-    if type(value) is int:  # nearly always, and in a third of the time
+    if type(value) is int:  # the common case, in a third of the time
         first = second = value
     else:
         values = value if isinstance(value, (tuple, list)) else (value, value)
@@ -130,7 +130,7 @@ def pair(function: str, argument: str, value: object, least: int) -> Pair:
 def shape4(
     function: str, argument: str, value: object, axes: str = "N, C, H, W"
 ) -> tuple[int, int, int, int]:
-    """A shape (N, C, H, W), or of other `axes`, given as such."""
+    """A shape (N, C, H, W), or with other `axes`, given as an argument."""
     try:
         shape = tuple(operator.index(size) for size in value)
     except TypeError:
@@ -171,7 +171,8 @@ def window(
     groups: object = 1,
     source: str = "kernel_size",
 ) -> ConvGeometry:
-    """The checked geometry of a kernel sliding over x; `source` names where the kernel is from."""
+    """The checked geometry of a kernel sliding over x; `source` names the origin of the kernel
+    size."""
     check_rank(function, "x", x_shape, "N, C, H, W")
     kernel = pair(function, source, kernel_size, 1)
     stride = pair(function, "stride", stride, 1)

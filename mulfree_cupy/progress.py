@@ -1,4 +1,4 @@
-"""A progress bar where somebody watches, and lines that stay."""
+"""Progress bars on terminals and in notebooks, and permanent lines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 def progress(
     items: Iterable[T], title: str, unit: str, total: int | None = None, scale: int = 1
 ) -> Iterable[T]:
-    """The items, each `scale` units, counted by tqdm, if it is there, in a terminal or notebook."""
+    """The items, each `scale` units, with a tqdm bar if installed and in a terminal or notebook."""
     try:
         from tqdm.auto import tqdm
     except ImportError:

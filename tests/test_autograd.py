@@ -314,7 +314,7 @@ def test_what_a_rule_makes_for_one_tensor_is_not_copied(monkeypatch):
 
 
 def test_a_pullback_may_have_no_gradient(monkeypatch):
-    """None for an input, as the table says, also where much lies behind it."""
+    """A rule may return None for an input, also for one with a graph."""
     monkeypatch.setitem(RULES, "first", lambda a, b: (a + b, lambda g: (g, None)))
     monkeypatch.setitem(RULES, "neither", lambda a: (a + 0, lambda g: (None,)))
     a, b = Tensor([1.0, 2.0], True), Tensor([3.0, 4.0], True)

@@ -1,4 +1,4 @@
-"""BatchNorm's statistics gathered anew: the formula, and nothing else of the network."""
+"""Recomputed BatchNorm statistics: the formula, and that nothing else changes."""
 
 import json
 import os
@@ -270,7 +270,7 @@ def test_what_the_command_refuses(plain, tmp_path, capsys):
     facts["recipe"]["epochs"] = 3
     inside = tmp_path / "inside.npz"
     np.savez(inside, **{**arrays, "facts": np.array(json.dumps(facts))})
-    assert "inside.npz is inside an epoch, and a run that goes on" in refused(inside)
+    assert "inside.npz is inside an epoch, and a run resumed" in refused(inside)
 
 
 def test_other_images_and_statistics_that_are_not_finite_are_refused(digits, trained, tmp_path):

@@ -24,7 +24,7 @@ def test_kernels_are_listed_with_their_costs(capsys):
 
 
 def test_resources_are_tabled():
-    """In a process of its own: the first import of NVIDIA's packages happens there."""
+    """In a separate process: the first import of NVIDIA's packages happens there."""
     pytest.importorskip("cuda.core", reason="needs the extra 'static': pip install .[static]")
     command = [
         sys.executable,
@@ -154,7 +154,7 @@ def test_training_needs_no_bar(idx):
 
 @pytest.mark.parametrize("name", ["$x^$", r"$\q$", "\xfc\u65e5", "\udcff"])
 def test_a_name_of_data_ends_no_run(name, idx, tmp_path_factory):
-    """Mathematics that Matplotlib cannot parse, what cannot be printed, and what is no text."""
+    """Mathematics that Matplotlib cannot parse, unprintable characters, and undecodable bytes."""
     folder = tmp_path_factory.mktemp("named")
     shutil.copytree(idx, folder / name)
     command = [sys.executable, "-W", "ignore", "-m", "mulfree_cupy.cli", "train", "--epochs", "1"]

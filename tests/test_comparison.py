@@ -1,4 +1,4 @@
-"""Networks side by side: trained once each, gone on with, counted, drawn."""
+"""Comparison of networks: training once each, resuming, counting, plotting."""
 
 import csv
 import json

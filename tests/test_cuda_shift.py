@@ -313,7 +313,7 @@ LOADS = {
 @pytest.mark.parametrize("side", LOADS)
 @pytest.mark.parametrize("dtype", MOVED)
 def test_waste_of_the_table_kernel(side, dtype):
-    """A thread stores 16 bytes, whatever the plane and the element; nothing is shared."""
+    """A thread stores 16 bytes, for any plane and element; without shared memory."""
     x = np.random.default_rng(0).integers(0, 2, (16, 18, side, side)).astype(dtype)
     shifts = mf.modulo_shifts(18)
     with mf.emulated_cuda(check=False, trace=True) as report:

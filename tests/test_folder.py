@@ -53,7 +53,7 @@ def test_of_processes_that_want_the_same_folder_one_gets_it(tmp_path):
     for line, process in zip(lines, processes, strict=True):
         _, errors = process.communicate("go on\n")
         assert (process.returncode == 0) == bool(line)
-        assert line or "ValueError: another run is active in run; take another" in errors
+        assert line or "ValueError: another run is active in run; choose another" in errors
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")

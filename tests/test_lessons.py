@@ -112,7 +112,7 @@ def test_a_fault_is_found_on_its_line(given, instead, kind, line, tmp_path):
 
 
 def test_an_earlier_answer_is_not_taken_for_one(tmp_path):
-    """What a kernel leaves as it was is no answer, though memory may hold a right one."""
+    """Unwritten output is wrong, even if memory holds a right earlier result."""
     text = SHARED_TILE.read_text()
     (tmp_path / "mine.cu").write_text(text.replace("if (m < M && p < P) out", "if (m > M) out"))
     plain = np.empty

@@ -22,7 +22,7 @@ def normalised(x, weight, bias, eps):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("offset", [0, -3000])
 def test_batch_norm_is_its_formula(shape, dtype, offset):
-    """Also where the mean is large beside the deviation, as it is after an adder convolution."""
+    """Also if the mean is large compared with the deviation, as after an adder convolution."""
     x = (rng.normal(size=shape) * 50 + offset).astype(dtype)
     weight, bias = rng.normal(size=(2, 3)).astype(dtype)
     residual = rng.normal(size=shape).astype(dtype)

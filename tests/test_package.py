@@ -1,4 +1,4 @@
-"""The package as it is shipped: the wheel, the import, the install without a compiler, the docs."""
+"""The package as shipped: the wheel, the import, installation without a compiler, the docs."""
 
 import doctest
 import inspect
@@ -86,7 +86,7 @@ def test_a_release_without_compiled_kernels_fails(tmp_path):
     assert not list(tmp_path.glob("*.whl"))
 
 
-# Writes down what it is called with, and compiles nothing.
+# Records its arguments, and compiles nothing.
 COMPILER = """#!/bin/sh
 echo "$*" >> "$LOG"
 while [ "$1" != -o ]; do shift; done

@@ -252,7 +252,7 @@ def test_layers_leave_the_callers_array_alone(name):
     mine = layer.weight.data.copy()
     layer.weight.data = mine
     answer = layer.eval()(x).data
-    mine += 1  # the layer has one of its own by now
+    mine += 1  # the layer has its own copy by now
     assert_array_equal(layer(x).data, answer)
 
 

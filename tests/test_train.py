@@ -181,7 +181,10 @@ def test_the_command_trains_evaluates_and_resumes(tmp_path, capsys):
     assert "was trained on images of" in capsys.readouterr().err
     resized = ["--data", str(pictures), "--image-size", "8"]
     assert cli.main(["evaluate", str(out / "checkpoint.npz"), *resized]) == 1
-    assert "pictures has 1 x 8 x 8 in 2 classes; --data says which" in capsys.readouterr().err
+    assert (
+        "pictures has 1 x 8 x 8 in 2 classes; choose the data set with --data"
+        in capsys.readouterr().err
+    )
 
 
 def test_runs_without_a_folder_get_one_each(tmp_path, monkeypatch, capsys):

@@ -124,7 +124,7 @@ def test_sparse_matrices_are_brought_into_order():
     weights = Weights.from_sparse([messy] * 16, (4, 4, 2, 3))
     assert_array_equal(weights.dense[0, 0], [[3, 0, 5], [0, 0, 0]])
     assert weights.nnz == 32 and not weights.matrices[0].indices[2:].size
-    assert messy.nnz == 6  # the caller's is left alone
+    assert messy.nnz == 6  # the caller's is unchanged
 
 
 def test_files_hold_everything_and_scipy_reads_them(tmp_path):

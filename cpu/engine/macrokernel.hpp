@@ -12,7 +12,7 @@ namespace mulfree::MULFREE_ISA {
 
 template <class Op>
 constexpr index CHUNK_FILTERS = round_up(256, Op::MR);  // filters whose sums are kept per packed tile
-template <class Op>  // packed tiles times filters whose sums are kept, in the same memory if they are wider
+template <class Op>  // packed tiles times filters whose sums are kept: less for wider sums
 constexpr index MACRO_TOTALS = 4 * CHUNK_FILTERS<Op> / SUM_VECTORS<Op>;
 
 // One packed tile of pixels, with the sums of one chunk of filters, and their destination.

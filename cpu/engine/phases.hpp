@@ -49,7 +49,7 @@ struct RoomAxis {
         axis.taps = period = smaller(a.taps, tap_period(a));
         shift = period * a.tap_step / a.step;
         reach = (a.taps - 1) / period * shift;
-        // The zeros after the source may double as those before it.
+        // The zeros before a source may double as those after the previous one.
         const index before = ceil_div(-a.offset, a.step);
         const index after = a.pixels + reach - 1 - (a.size - 1 - a.offset) / a.step;
         const index both = period == 1 ? larger(0, smaller(reach, smaller(before, after))) : 0;

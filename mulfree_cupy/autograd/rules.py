@@ -123,7 +123,7 @@ def concatenate(*parts, axis):
 
 
 def dropout(a, *, mask):
-    """`mask` is 0 or 1 / (1 - probability), drawn by the layer."""
+    """`mask` is 0 or 1 / (1 - share), drawn by the layer."""
     return a * mask, lambda g: (g * mask,)
 
 

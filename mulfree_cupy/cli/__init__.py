@@ -29,7 +29,7 @@ from mulfree_cupy.version import __version__
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    if arguments is None:  # the process is this command's alone
+    if arguments is None:  # called as the command, not from Python
         keep_freed_memory()
     chosen = _parser().parse_args(arguments)
     with contextlib.suppress(AttributeError):  # a stream that the caller replaced

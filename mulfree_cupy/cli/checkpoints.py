@@ -14,8 +14,8 @@ def add_calibrate(commands) -> None:
         help="recompute a trained network's BatchNorm statistics",
         description="Recompute the statistics of every BatchNorm from batches of the data's "
         "training part as in training, write the checkpoint back, and print the accuracy "
-        "on the test part before and after. mulfree train does so after every epoch, "
-        "unless told not to. Weights, optimiser and history stay as they are.",
+        "on the test part before and after. mulfree train does so after every epoch "
+        "by default. Weights, optimiser and history stay as they are.",
     )
     command.add_argument("checkpoint", metavar="CHECKPOINT", help="as written by mulfree train")
     options.add_data(command)

@@ -12,7 +12,7 @@ _PATHS = {"checkpoint", "csv", "data", "file", "html", "out", "picture", "resume
 def add(commands, parser: argparse.ArgumentParser) -> None:
     command = commands.add_parser(
         "completion",
-        help="print what makes a shell complete these commands",
+        help="print a script for shell completion of these commands",
         description="Print a script that makes a shell complete the commands, their options and "
         'files: eval "$(mulfree completion bash)" in ~/.bashrc. Needs the package shtab.',
     )

@@ -38,7 +38,9 @@ def add(commands) -> None:
         "classifier, all of them as the kind of the majority (default: everything)",
     )
     command.add_argument("--csv", metavar="FILE", help="write the counts of all layers to it")
-    for option, meaning in zip(_SHAPE, ("of the images", "pixels a side", "labels"), strict=True):
+    for option, meaning in zip(
+        _SHAPE, ("of the images", "image side in pixels", "labels"), strict=True
+    ):
         command.add_argument(
             f"--{option}", type=options.whole(1), help=f"{meaning} (default: the network's)"
         )

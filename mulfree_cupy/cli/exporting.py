@@ -27,7 +27,7 @@ def add(commands) -> None:
     command.add_argument(
         "--out",
         metavar="FILE",
-        help="default: beside the checkpoint, with its name; in npz NAME-network.npz",
+        help="default: next to the checkpoint, with its name; in npz NAME-network.npz",
     )
     command.set_defaults(run=_export)
 

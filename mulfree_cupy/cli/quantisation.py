@@ -46,7 +46,7 @@ def add(commands) -> None:
         f"the least squared error, from {few:g} to {many:g})",
     )
     command.add_argument(
-        "--out", metavar="FILE", help="default: beside CHECKPOINT, such as checkpoint-8-bit.npz"
+        "--out", metavar="FILE", help="default: next to CHECKPOINT, such as checkpoint-8-bit.npz"
     )
     command.set_defaults(run=_quantize)
 

@@ -24,7 +24,7 @@ def add_train(commands) -> None:
         help="train a network; by default an AdderNet on handwritten digits",
         description="Train a network. By default: an AdderNet LeNet-5-BN on scikit-learn's "
         "handwritten digits, in under a minute. Writes checkpoint.npz at first and after every "
-        "epoch, and curve.png and curve.csv at the end. Ctrl-C saves and stops; --resume resumes. "
+        "epoch, curve.png and curve.csv at the end. Ctrl-C saves and stops; --resume continues. "
         "The test accuracy is that of the network as saved, with the BatchNorm statistics that "
         "--calibration computes; running_accuracy in curve.csv, dotted in curve.png, is of the "
         "same weights with the running statistics of training.",

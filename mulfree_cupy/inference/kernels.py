@@ -130,7 +130,7 @@ def _batch_norm(step: Step) -> Bind:
 
 
 def _rescale(step: Step) -> Bind:
-    """Of images, and what no convolution is in front of: where it lies if that is float32."""
+    """A rescale of images, or without a convolution before it; computed in `out` if float32."""
     options = step.options
     low, high = options["low"], options["high"]
 

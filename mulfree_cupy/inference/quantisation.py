@@ -108,7 +108,7 @@ def quantize(
 ) -> Quantised:
     """Quantise the convolutions of a trained network to integers of few bits.
 
-    First convolutions, unless they are adders, and linear layers are left unchanged.
+    Convolutions of the images, unless they are adders, and linear layers are left unchanged.
 
     Parameters
     ----------

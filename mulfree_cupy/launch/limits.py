@@ -18,12 +18,14 @@ DYNAMIC_SHARED = 227 * 1024  # on request, on an H100
 
 # Of a large GPU, which launches should fill.
 MULTIPROCESSORS = 132  # an H100's
+RESIDENT_BLOCKS = 32 * MULTIPROCESSORS  # at one time, at most
+RESIDENT_THREADS = 2048 * MULTIPROCESSORS
 FULL = 128  # blocks, about one per multiprocessor: with fewer the GPU is partly idle
 WORKSPACE = 64 * 2**20  # bytes stored between two launches
 
 # Of the kernels' integers.
 INT32 = 2**31 - 2**16  # with room for a last tile or grid stride beyond the end
-LONGEST = 2**30  # rows or columns of a padded image: gather.cuh's NOWHERE lies beyond
+LONGEST = 2**30  # rows or columns of a padded image: gather.cuh's NOWHERE is beyond
 WINDOW = (16, 15)  # rows and columns of a window that gather.cuh has bits for
 FROZEN_ENTRIES = 8192  # weights of a layer in code: NVRTC's time grows faster than linearly
 

@@ -264,7 +264,7 @@ def winograd_conv_backward(
     transposed = weights.dense.reshape(-1, g.filters, g.channels).transpose(0, 2, 1)
     total = grad_u.reshape(-1, g.filters, g.channels)
     total[...] = 0
-    for part in tiles.parts(g, 2 * x.itemsize):  # V and dM, and products beside them
+    for part in tiles.parts(g, 2 * x.itemsize):  # V, dM and products
         seen = _input_transform(device, x, BT, tiles, part, g.padding, relu)
         flow = _input_transform(device, grad, AT.T, tiles, part, (0, 0))
         total += xp.matmul(flow, seen.transpose(0, 2, 1))

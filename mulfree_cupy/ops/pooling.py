@@ -1,7 +1,7 @@
 """Max and average pooling, and the mean of each plane.
 
-NumPy arrays of float32, float64 and, for max pooling, uint8 use compiled kernels; all others, and
-installations without a compiler, array expressions.
+NumPy arrays of float32, float64 and, except for `avg_pool`, uint8 use compiled kernels; all others,
+and installations without a compiler, array expressions.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from mulfree_cupy.ops import binary
 from mulfree_cupy.ops.packing import filter_scale
 from mulfree_cupy.ops.winograd import winograd_matrices
 
-# Of an adder convolution, at once: they stay in a cache, and are many beside the cost of a step.
+# Terms of an adder convolution per step: they fit a cache, and amortise the cost of a step.
 _TERMS = 1 << 16
 
 

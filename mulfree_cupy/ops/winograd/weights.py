@@ -477,7 +477,7 @@ class WinogradWeights:
             return cls._checked(name, dense, mask, str(saved["winograd_points"]), True)
         except OSError:
             raise
-        except Exception as error:  # whatever NumPy raises on entries that do not fit
+        except Exception as error:  # any error of NumPy for invalid entries
             raise ValueError(
                 f"{name}: {file} is not a WinogradWeights file, or is damaged: {error}"
             ) from error
