@@ -1,4 +1,4 @@
-// Fibers: one stack a CUDA thread, switched by hand where the machine allows it.
+// Fibers: one stack per CUDA thread, switched in assembly where possible.
 //
 // On x86-64 a switch saves six registers (about 10 ns); elsewhere ucontext does the work, which asks
 // the kernel for the signal mask each time and is some forty times slower.

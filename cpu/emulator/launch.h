@@ -1,7 +1,7 @@
-// What a compiled kernel and the runtime know of each other.
+// The interface between a compiled kernel and the runtime.
 //
-// The runtime (runtime.cpp) is compiled once and linked to every kernel. A kernel calls it where CUDA
-// has something that C++ has not: its own coordinates, barriers, warps, shared memory, atomics.
+// The runtime (runtime.cpp) is compiled once and linked to every kernel. A kernel calls it for what C++ lacks: its
+// coordinates, barriers, warps, shared memory, atomics.
 #pragma once
 
 #include <cstddef>

@@ -1,9 +1,8 @@
-// Which memory a kernel may touch, and who touched it last.
+// The memory that a kernel may access, and its last accesses.
 //
 // Every array passed, every __shared__ variable and every variable of the kernel's text is a Region;
-// nothing else may be touched, least of all the emulator's own state. A region has a shadow: for each
-// of its cells (a word, or less once a kernel goes below words) the last write and the last read, each
-// stamped with thread and time (ordering.h).
+// nothing else may be accessed. A region has a shadow: for each of its cells (a word, or less once a kernel goes
+// below words) the last write and the last read, each stamped with thread and time (ordering.h).
 #pragma once
 
 #include <sys/mman.h>
@@ -132,8 +131,8 @@ MULFREE_RARE inline void *place_for_good(SharedVariable v) {
 
 // ---- the heap -----------------------------------------------------------------------------------
 
-// What malloc and new give: pieces with gaps between them. Nothing is given twice in a launch, so that
-// a pointer kept too long is found; all of it goes back when the launch ends.
+// The memory of malloc and new: blocks with gaps between them. Addresses are not reused within a launch, so that
+// dangling pointers are found; everything is released when the launch ends.
 constexpr size_t heap_size = 64 << 20, heap_limit = 8 << 20;  // the limit is a GPU's, for what is in use
 constexpr size_t granule = 16, heap_gap = 64;
 

@@ -1,4 +1,4 @@
-// What happened before what: the order that barriers, fences and atomic accesses make.
+// The happens-before relation, from barriers, fences and atomic accesses.
 //
 // A clock counts the events that order (barriers, warp barriers, fences), and every access is stamped
 // with its time. What a thread knows to be over is kept as times: everything of its block before the

@@ -1,4 +1,4 @@
-"""Inline PTX as C++: the few instructions that texts use where CUDA C++ has no name for them."""
+"""Translation of inline PTX to C++: the few instructions that CUDA C++ lacks."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class _UnknownError(Exception):
 
 
 def statement(text: str, blank: str) -> str | None:
-    """What stands between the parentheses of an ``asm`` as a C++ statement.
+    """Translate the operands of an ``asm`` to a C++ statement.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ def statement(text: str, blank: str) -> str | None:
     Returns
     -------
     str or None
-        None if the emulator does not know an instruction of it.
+        None if it contains an unsupported instruction.
     """
     start, *operands = _split(text, blank, ":")
     assembly = "".join(raw or _unescaped(plain) for _, raw, plain in _LITERAL.findall(start))
@@ -186,7 +186,7 @@ def _operand(text: str, registers: set[str]) -> str:
 
 
 def _split(text: str, blank: str, separator: str) -> list[str]:
-    """Split where the separator stands outside of all brackets."""
+    """Split at separators outside of all brackets."""
     pieces, depth, start = [], 0, 0
     for i, c in enumerate(blank):
         depth += (c in "([{") - (c in ")]}")

@@ -1,8 +1,8 @@
-"""From the text of a CUDA file to C++: the few things that a header cannot express.
+"""Translation of CUDA to C++: the few things that a header cannot express.
 
-The text is preprocessed first, with the emulator's headers in front, so that macros and ``#ifdef``
-are settled. What is left to rewrite are ``__shared__`` declarations, three function attributes, and
-what has no meaning on a CPU: that becomes a call which the linker finds undefined if it is used.
+The source is preprocessed first, with the emulator's headers, so that macros and ``#ifdef`` are
+resolved. Then ``__shared__`` declarations and three function attributes are rewritten, and
+unsupported features become calls that the linker reports as undefined if they are used.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ALIGNMENT = re.compile(
 
 _NOT_A_NAME = ("__attribute__", "alignas", "decltype")  # before the parenthesis of a function
 
-# What is refused, as the text writes it and as the linker names what refused.h does not define.
+# Unsupported features: patterns of source text and of linker errors for what refused.h declares.
 _REFUSED = [
     (r"mulfree_refused_ptx", "inline PTX with such an instruction"),
     (r"\bbmma_sync\b", "tensor-core fragments of bits"),
@@ -51,7 +51,7 @@ _ASM = re.compile(r"\b(?:asm|__asm__|__asm)\b(?:\s*(?:volatile|__volatile__))?\s
 
 
 def refusal(words: str) -> str | None:
-    """What of these words the emulator does not run, None if it knows no reason."""
+    """The unsupported feature in a text, or None."""
     return next((what for pattern, what in _REFUSED if re.search(pattern, words)), None)
 
 
@@ -182,7 +182,7 @@ def _end_of_statement(blank: str, position: int) -> int:
 
 
 def _shared(declaration: str, place: str) -> str:
-    """A ``__shared__`` declaration as references into the block's shared memory."""
+    """Rewrite a ``__shared__`` declaration as references into the block's shared memory."""
     newlines = "\n" * declaration.count("\n")
     alignments = []
 
