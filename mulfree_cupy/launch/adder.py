@@ -38,7 +38,7 @@ def adder_matmul(device, a, b, out, kernel: str | None = None) -> None:
         _implicit_conv(
             "adder_matmul", device, kernel,
             b.reshape(1, length, 1, p), a.reshape(m, length, 1, 1), None, out.reshape(1, m, 1, p),
-            ConvGeometry(1, length, 1, p, m, (1, 1)),
+            ConvGeometry(1, length, (1, p), m, (1, 1)),
         )  # fmt: skip
 
 

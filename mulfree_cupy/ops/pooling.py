@@ -10,6 +10,7 @@ import numpy as np
 
 from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array, namespace
+from mulfree_cupy.geometry import PaddingLike
 
 __all__ = ["avg_pool", "global_average_pool", "max_pool"]
 
@@ -20,7 +21,7 @@ def max_pool(
     kernel_size: int | tuple[int, int],
     *,
     stride: int | tuple[int, int] | None = None,
-    padding: int | tuple[int, int] = 0,
+    padding: PaddingLike = 0,
     out: Array | None = None,
 ) -> Array:
     """Largest value of each window, or NaN if it holds one.
@@ -32,8 +33,9 @@ def max_pool(
     kernel_size : int or pair of ints
     stride : int or pair of ints, optional
         By default `kernel_size`.
-    padding : int or pair of ints
-        How far windows reach beyond the image, of which each must see some: below `kernel_size`.
+    padding : int, pair of ints, two pairs of ints, "same" or "valid"
+        As in `conv`: how far windows reach beyond the image, of which each must see some. So it is
+        below `kernel_size`.
     out : array, shape (N, C, OH, OW), dtype of x, optional
         Receives the answer; must not overlap x.
 
@@ -46,7 +48,7 @@ def max_pool(
     ValueError
         If shapes, parameters or `out` do not fit.
     TypeError
-        If x does not hold real numbers, or a parameter is no int or pair of ints.
+        If x does not hold real numbers, or a parameter is of another kind.
 
     Examples
     --------
@@ -58,7 +60,7 @@ def max_pool(
     """
     given, x = x, arrays.take_one("max_pool", "x", x)
     g = window("max_pool", x, kernel_size, stride, padding)
-    if any(p >= k for p, k in zip(g.padding, g.kernel, strict=True)):
+    if any(max(p) >= k for p, k in zip(g.padding, g.kernel, strict=True)):
         raise ValueError(
             f"max_pool: padding {g.padding} must be smaller than the kernel {g.kernel}: a window "
             "would see nothing of the image"
@@ -80,7 +82,7 @@ def avg_pool(
     kernel_size: int | tuple[int, int],
     *,
     stride: int | tuple[int, int] | None = None,
-    padding: int | tuple[int, int] = 0,
+    padding: PaddingLike = 0,
     out: Array | None = None,
 ) -> Array:
     """Mean of each window; outside the image is 0, and counts.
@@ -92,7 +94,8 @@ def avg_pool(
     kernel_size : int or pair of ints
     stride : int or pair of ints, optional
         By default `kernel_size`.
-    padding : int or pair of ints
+    padding : int, pair of ints, two pairs of ints, "same" or "valid"
+        As in `conv`.
     out : array, shape (N, C, OH, OW), optional
         Receives the answer; must not overlap x.
 
@@ -106,7 +109,7 @@ def avg_pool(
     ValueError
         If shapes, parameters or `out` do not fit.
     TypeError
-        If x does not hold real numbers, or a parameter is no int or pair of ints.
+        If x does not hold real numbers, or a parameter is of another kind.
 
     Examples
     --------
@@ -196,8 +199,9 @@ def _pooled(kernel, x, g, out):
 def window(function, x, kernel_size, stride, padding) -> geometry.ConvGeometry:
     """The checked geometry of a pooling."""
     stride = kernel_size if stride is None else stride
-    g = geometry.window(function, x.shape, kernel_size, stride=stride, padding=padding)
-    return g._replace(filters=g.channels)
+    geometry.check_rank(function, "x", x.shape, "N, C, H, W")
+    options = {"filters": x.shape[1], "stride": stride, "padding": padding}
+    return geometry.window(function, x.shape, kernel_size, **options)
 
 
 def windows(g) -> list[tuple]:
@@ -207,10 +211,7 @@ def windows(g) -> list[tuple]:
 
 
 def bordered(image, outside, g):
-    shape = (
-        *image.shape[:-2],
-        *(n + 2 * p for n, p in zip(image.shape[-2:], g.padding, strict=True)),
-    )
+    shape = *image.shape[:-2], *g.padded_size
     padded = namespace(image).full(shape, outside, image.dtype)
     inside(padded, g)[...] = image
     return padded
@@ -218,8 +219,8 @@ def bordered(image, outside, g):
 
 def inside(padded, g):
     """What of a bordered image is the image."""
-    (top, side), (height, width) = g.padding, padded.shape[-2:]
-    return padded[..., top : height - top, side : width - side]
+    (top, left), (height, width) = g.before, g.size
+    return padded[..., top : top + height, left : left + width]
 
 
 def lowest(dtype):
