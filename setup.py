@@ -1,4 +1,4 @@
-"""Build of the compiled CPU kernels; everything else stands in pyproject.toml."""
+"""Build of the compiled CPU kernels; everything else is in pyproject.toml."""
 
 import os
 import platform
@@ -11,8 +11,7 @@ from setuptools import find_packages, setup
 from setuptools.errors import CompileError
 from setuptools.modified import newer_group
 
-# One translation unit an instruction set, the longest to compile first; which one runs is chosen at
-# run time.
+# One translation unit per instruction set, the slowest to compile first; chosen at run time.
 AVX512 = [
     *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni"),
     "-mprefer-vector-width=512",
@@ -30,7 +29,7 @@ ARM = {
 INSTRUCTION_SETS = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}.get(
     platform.machine().lower(), {"cpu/kernels_baseline.cpp": []}
 )
-# Every source with flags of its own.
+# Every source with its own flags.
 SOURCES = {
     **INSTRUCTION_SETS,
     **{str(file): [] for file in sorted(Path("cpu/bindings").glob("*.cpp"))},
@@ -39,7 +38,7 @@ SOURCES = {
 
 
 class build_ext(pybind11_build_ext):
-    """Compiles every source with its own flags and side by side; setuptools can do neither."""
+    """Compiles every source with its own flags and in parallel; setuptools can do neither."""
 
     def build_extension(self, ext):
         if self.compiler.compiler_type == "msvc":
@@ -51,7 +50,7 @@ class build_ext(pybind11_build_ext):
         last = []
         if sanitizers := os.environ.get("MULFREE_SANITIZE"):
             last = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g", "-O1"]
-            last.append("-fno-wrapv")  # which Python's own flags bring, and which hides overflows
+            last.append("-fno-wrapv")  # undoes Python's -fwrapv, which hides overflows
             ext.extra_link_args.append(f"-fsanitize={sanitizers}")
 
         def compiled(source: str) -> str:
@@ -85,6 +84,7 @@ setup(
     package_data={
         "mulfree_cupy.cuda": ["**/*.cu", "**/*.cuh"],
         "mulfree_cupy.emulator_headers": ["**/*"],
+        "mulfree_cupy": ["py.typed"],
         "mulfree_cupy.lessons": ["page.html"],
     },
     ext_modules=[
@@ -93,7 +93,7 @@ setup(
             list(SOURCES),
             cxx_std=17,
             depends=["setup.py", *sorted(map(str, Path("cpu").glob("**/*.hpp")))],
-            # Without a compiler the NumPy kernels serve; not in a release.
+            # Without a compiler the NumPy kernels are used; not in a release.
             optional=not os.environ.get("MULFREE_REQUIRE_KERNELS"),
         )
     ],

@@ -1,1 +1,1 @@
-"""Speed of mulfree_cupy beside other libraries: `python -m benchmarks --help`."""
+"""Speed of mulfree_cupy compared with other libraries: `python -m benchmarks --help`."""

@@ -17,7 +17,7 @@ THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
 )
 
-# How other libraries are told to use no more than an instruction set.
+# Environment variables that restrict other libraries to an instruction set.
 INSTRUCTION_SETS = {
     "baseline": {
         "ATEN_CPU_CAPABILITY": "default",
@@ -39,7 +39,7 @@ INSTRUCTION_SETS = {
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Check, then time, mulfree_cupy beside other libraries.",
+        description="Check and time mulfree_cupy, compared with other libraries.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -130,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
 
     curves = commands.add_parser(
         "curves",
-        help="the learning curves of finished training runs, for the record",
+        help="record the learning curves of finished training runs",
         description="Reads the histories in checkpoints of `mulfree train` and writes them down: "
         "a table, a CSV and a picture.",
     )
@@ -140,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
 
     pruning = commands.add_parser(
         "pruning",
-        help="the pruning curves of finished runs, for the record",
+        help="record the pruning curves of finished runs",
         description="Reads the folders of `mulfree prune` and writes them down together: a table, "
         "a CSV and a picture.",
     )
@@ -150,7 +150,7 @@ def parser() -> argparse.ArgumentParser:
 
     comparison = commands.add_parser(
         "comparison",
-        help="a finished comparison, for the record",
+        help="record a finished comparison",
         description="Reads the folder of `mulfree compare` and writes it down: a table, JSON and "
         "the pictures.",
     )
@@ -160,9 +160,9 @@ def parser() -> argparse.ArgumentParser:
 
     recipe = commands.add_parser(
         "recipe",
-        help="what makes a network learn in few epochs: short runs that differ in one thing",
-        description="Trains a network again and again by one recipe, each time with one thing "
-        "changed, and prints a table. Each run is kept in --folder, where a second call finds it.",
+        help="short training runs that differ in one setting of the recipe",
+        description="Trains a network repeatedly with one recipe, each time with one setting "
+        "changed, and prints a table. Runs are kept in --folder and reused by later calls.",
     )
     recipe.add_argument("--data", required=True, help="as for `mulfree train`")
     recipe.add_argument("--model", default="adder-resnet20", help="default: %(default)s")
@@ -175,7 +175,7 @@ def parser() -> argparse.ArgumentParser:
 
     ablation = commands.add_parser(
         "ablation",
-        help="AdderNet's ablation on the digits, for the record (about 2 minutes)",
+        help="record AdderNet's ablation on the digits (about 2 minutes)",
         description="Trains the four networks of `mulfree ablation` and writes their curves down.",
     )
     _out(ablation)
@@ -210,8 +210,8 @@ def parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser(
         "report",
-        help="put the newest results into the pages of docs/",
-        description="Rewrites what stands between <!-- benchmark:NAME --> and "
+        help="insert the newest results into docs/",
+        description="Rewrites the text between <!-- benchmark:NAME --> and "
         "<!-- /benchmark:NAME --> in the pages of docs/ from the newest JSON of each kind in "
         "benchmarks/results/. NAME is adder-SET, adder-beside-SET, batch1-SET, binary-SET, "
         "inference-SET, shift-SET, shift-beside-SET or winograd-SET, where SET is an instruction "
@@ -239,18 +239,21 @@ def _out(command: argparse.ArgumentParser) -> None:
 
 def _quick(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--quick", action="store_true", help="tiny cases, to see that all of it runs"
+        "--quick", action="store_true", help="tiny cases, to test that everything runs"
     )
 
 
 def _layers(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--layers", nargs="+", metavar="TEXT", help='only layers whose name holds TEXT: "N8 64->64"'
+        "--layers",
+        nargs="+",
+        metavar="TEXT",
+        help='only layers named like TEXT: "N8 64->64"',
     )
 
 
 def _timed(command: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
-    """What the benchmarks of the CPU have in common."""
+    """Options shared by the CPU benchmarks."""
     _out(command)
     _quick(command)
     command.add_argument(
@@ -385,7 +388,8 @@ def _report(options: argparse.Namespace) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    # Modules that load NumPy wait until here: its thread pools read these variables as they start.
+    # Modules that import NumPy are imported only here: its thread pools read these variables at
+    # start.
     if "threads" in options:
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(options.threads)))
     if features := getattr(options, "features", None) or os.environ.get("MULFREE_CPU_FEATURES"):

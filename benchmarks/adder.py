@@ -1,4 +1,4 @@
-"""The adder convolution on the CPU, beside other libraries: speed, and how near the limit it is."""
+"""The adder convolution on the CPU, compared with other libraries and with its limit."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def is_dense(name: str) -> bool:
     return is_3x3(name) and " s" not in name
 
 
-# "max/add peak" and "max/dot peak" stand for the time the layer would take at that peak, "nearer
-# limit" for that or the time of copying, whichever is longer.
+# "max/add peak" and "max/dot peak" are the time the layer would take at that peak, "nearer limit"
+# the longer of that and the time of copying.
 GOALS = [
     Column("of max/add peak", "max/add peak", "adder_conv", ".0%", 0.80, where=is_dense),
     Column("of the nearer limit", "nearer limit", "adder_conv", ".0%", 0.60,
@@ -67,10 +67,10 @@ included) as many bytes as the rows of x that are read
 and y have. The nearer limit is the longer of the two times. The goal of the max/add peak is for
 the 3x3 layers of stride 1, that of the nearer limit for the others.
 conv2d: torch (oneDNN), float32, contiguous or channels_last, whichever is faster.
-torch.cdist, scipy and FAISS are given the unfolded input, whose making is not in their time; scipy
+torch.cdist, scipy and FAISS are given the unfolded input, without timing the unfolding; scipy
 uses one thread. The published formula and scipy run on some images and are scaled to the batch.
-backward: both gradients. With an instruction set named, torch, oneDNN, OpenBLAS and FAISS are told
-to use no more than that set too."""
+backward: both gradients. With --features, torch, oneDNN, OpenBLAS and FAISS are restricted
+to that instruction set too."""
 
 STEADY = {"rounds": 7, "least": 0.05}
 QUICK = {"rounds": 2, "least": 0.001}
@@ -96,7 +96,7 @@ def run(layers: list[Layer], threads: int, out: Path | None, quick: bool) -> int
         quiet.patience = 0 if quick else PATIENCE
         record["layers"].append(measure(layer, threads, quiet, **settings))
         record |= {"measurements": quiet.taken, "disturbed": quiet.disturbed}
-        if out is not None:  # now, so that a run that is cut off leaves what it has
+        if out is not None:  # now, so that an interrupted run keeps its results
             file = timing.write_json(record, out, "adder-cpu")
     print(document(record))
     if out is not None:
@@ -148,7 +148,7 @@ def copy(size: int, pool: ThreadPoolExecutor, threads: int) -> Callable[[], None
 
 
 def check(layer, grad, x, w, bytes_x, bytes_w) -> None:
-    """Hold our functions to the float64 formulas on the first and the last image."""
+    """Compare our functions with the float64 formulas on the first and the last image."""
     ends = [0, layer.batch - 1]
     options = layer.options
 
@@ -170,7 +170,7 @@ def check(layer, grad, x, w, bytes_x, bytes_w) -> None:
 
 
 def check_peers(layer: Layer, x, w, beside: list[peers.Peer]) -> None:
-    """Hold the peers to our answer, of which the formulas have seen the ends."""
+    """Compare the peers with our result, which was checked against the formulas at its ends."""
     ours = {
         "adder_conv": reference.rows(mf.adder_conv(x, w, **layer.options)),
         "conv": reference.rows(mf.conv(x, w, **layer.options)),
@@ -188,7 +188,7 @@ def document(record: dict) -> str:
 
 
 def verdicts(record: dict) -> str:
-    """A line a goal."""
+    """One line per goal."""
     rows = record["layers"]
     means = [mean.verdict(rows, record["cpu_features"]) for mean in MEANS]
     return "\n".join([*means, goals.verdicts(rows, GOALS)])
@@ -210,7 +210,7 @@ def beside_table(rows: list[dict]) -> str:
 
 
 def plot(record: dict, file: Path) -> None:
-    """Bars of our speed relative to conv2d's, a layer each; nothing without conv2d, matplotlib."""
+    """Bar chart of our speed relative to conv2d by layer; nothing without conv2d or matplotlib."""
     try:
         import matplotlib
     except ImportError:

@@ -1,4 +1,4 @@
-"""One image at a time: convolutions with packed weights beside PyTorch's."""
+"""One image at a time: convolutions with packed weights, compared with PyTorch's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The binary convolution and the low-bit adder on the CPU, beside what they stand in for."""
+"""The binary convolution and the low-bit adder on the CPU, compared with what they replace."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ VGG_SMALL = [
 ]
 LAYERS = RESNET20 + RESNET18 + VGG_SMALL
 BITS = 1, 2, 3, 4
-GIGA_TERMS = 92  # a second and thread, of bitnet.cpp's 2-bit product on x86
+GIGA_TERMS = 92  # per second and thread, of bitnet.cpp's 2-bit product on x86
 
 
 def is_wide(name: str) -> bool:
-    """With channels enough to fill words."""
+    """Whether there are enough channels to fill words."""
     return int(name.split()[1].partition("->")[0]) >= 64
 
 
@@ -51,7 +51,7 @@ float32, whose signs are packed in the call; "packed before": w alone by `mulfre
 popcount peak: the time the layer would take at the rate of its inner loop, measured in the same
 rounds: logic, population counts and additions on registers, with AVX2 tiles of look-ups in tables.
 conv2d: torch (oneDNN), float32, contiguous or channels_last, whichever is faster. The weights of
-the adders are packed before. Of more bits than it pays to take apart an adder is that of uint8."""
+the adders are packed before. With more bits an adder is that of uint8."""
 
 STEADY = {"rounds": 7, "least": 0.05}
 QUICK = {"rounds": 2, "least": 0.001}
@@ -117,14 +117,14 @@ def name(bits: int) -> str:
 
 
 def low_bit(layer: Layer, bits: int):
-    """A call of the adder on numbers that so many bits hold."""
+    """A call of the adder on numbers of `bits` bits."""
     x, w = (a >> (8 - bits) for a in layer.bytes())
     packed = mf.pack(w, "adder", bits=bits)
     return lambda: mf.adder_conv(x, packed, bits=bits, **layer.options)
 
 
 def check(layer: Layer, x, w, calls: dict) -> None:
-    """Hold the answers to the float64 formulas on the first and the last image."""
+    """Compare the results with the float64 formulas on the first and the last image."""
     ends = [0, layer.batch - 1]
     sign = lambda a: np.where(a >= 0, 1.0, -1.0)  # noqa: E731
     expected = reference.conv(layer, sign(x[ends]), sign(w)) * abs(w).mean(axis=(1, 2, 3))

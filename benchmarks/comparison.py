@@ -1,4 +1,4 @@
-"""Networks side by side for the record: what `mulfree compare` wrote."""
+"""Record the output of `mulfree compare`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning curves for the record: of finished training runs, and AdderNet's ablation."""
+"""Record learning curves of finished training runs, and of AdderNet's ablation."""
 
 from __future__ import annotations
 

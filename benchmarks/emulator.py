@@ -1,4 +1,4 @@
-"""The CUDA emulator: what the first call on a kernel costs, and taps a second after that."""
+"""The CUDA emulator: time of the first call of a kernel, and taps per second after that."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MODES = {
 FIRST_CALL_GOAL = 2.0
 RATE_GOAL = 30e6
 
-# Run in a new process: the seconds of two calls on a kernel, the first of that process.
+# Run in a new process: the seconds of the first two calls of a kernel.
 CALLS = """
 import json, sys, time
 import numpy as np
@@ -72,7 +72,7 @@ def check(layer: Layer) -> None:
 
 
 def first_calls(rounds: int) -> dict[str, list[float]]:
-    """Seconds of the calls that compile or load, each in processes of their own."""
+    """Seconds of the calls that compile or load, each in a separate process."""
     calls = {"empty cache": [], "new kernel": [], "cached on disk": [], "in memory": []}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as cache:

@@ -14,19 +14,19 @@ from benchmarks.shift import slices
 from mulfree_cupy import launch
 
 OURS, TORCH = "mulfree_cupy", "PyTorch"
-WRONG = 1e-4  # of the terms: more is no rounding
+WRONG = 1e-4  # of the terms: more cannot be rounding
 # Small enough for the emulator.
 EMULATED = [*layers.QUICK, Layer(1, 64, 16, 8), Layer(2, 128, 8, 6)]
 EMULATED_SHIFT = layers.QUICK_SHIFT
 NOTES = """\
-x, w and the gradient of the answer are normal random numbers in float32 (near 100: with 100 added
-to x and w). The exact answer is the formula in float64 on those very numbers, over whole batches.
-of its terms: the largest |error| / sum |terms| of an answer, where the terms are what its formula
-adds up. Bounds on a sum's error speak of this ratio; rounding one number costs up to 6.0e-08.
-The terms of adder_conv have one sign, so there it is the error relative to each answer.
-of the largest: the largest |error| / the largest |answer|.
+x, w and the gradient of the output are normal random numbers in float32 (near 100: with 100 added
+to x and w). The exact result is the formula in float64 on the same numbers, over whole batches.
+of its terms: the largest |error| / sum |terms| of an output, where the terms are those of its
+formula. Error bounds of sums are for this ratio; rounding one number costs up to 6.0e-08.
+The terms of adder_conv have one sign, so there it is the error relative to each output.
+of the largest: the largest |error| / the largest |output|.
 Each figure is the worst of all layers. PyTorch: on the CPU, conv2d with its gradients by autograd,
-and torch.cdist with p = 1 on the unfolded input; a dash where there is nothing to compare with.
+and torch.cdist with p = 1 on the unfolded input; a dash where there is no counterpart.
 F(2x2, 3x3), F(4x4, 3x3): winograd_conv with unpruned weights, transforms included, on the 3x3
 layers of stride 1."""
 
@@ -87,7 +87,7 @@ def error(answer: np.ndarray, exact: np.ndarray, magnitudes: np.ndarray) -> list
 
 
 def expected(layer: Layer, x, w, grad) -> dict[str, Exact]:
-    """By the formulas in float64; forward answers are one row a pixel, as `reference.rows`'."""
+    """By the formulas in float64; forward results have one row per pixel, as `reference.rows`."""
     bytes_x, bytes_w = layer.bytes()
     distances = {
         "adder_conv": reference.adder(layer, x, w),
@@ -202,7 +202,7 @@ def document(record: dict) -> str:
 
 
 def operation_table(rows: list[dict]) -> str:
-    """The worst of all layers, an operation a line."""
+    """The worst of all layers, one row per operation."""
     worst: dict[tuple[str, str], np.ndarray] = {}
     for row in rows:
         for operation, ways in row["errors"].items():
@@ -221,7 +221,7 @@ def operation_table(rows: list[dict]) -> str:
 
 
 def layer_table(rows: list[dict]) -> str:
-    """Of the terms, a layer a line."""
+    """Errors relative to the terms, one row per layer."""
     columns = {
         "adder_conv": ("adder_conv", OURS),
         "cdist": ("adder_conv", TORCH),

@@ -1,4 +1,4 @@
-"""Ratios of times with goals: their tables, and where the goals are met."""
+"""Ratios of times with goals: tables, and which goals are met."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def ratios(seconds: timing.Seconds, columns: list[Column]) -> dict[str, float | 
 
 
 def summary(record: dict) -> str:
-    """One line: where and with what the figures were taken."""
+    """One line: machine, software and conditions of the measurement."""
     machine = record["machine"]
     software = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
@@ -97,7 +97,7 @@ def _bound(column: Column) -> str:
 
 
 def verdicts(rows: list[dict], columns: list[Column]) -> str:
-    """A line a goal: on how many rows it is met, and where it is not."""
+    """One line per goal: the number of rows on which it is met, and where it is not."""
     lines = []
     for column in (c for c in columns if c.goal is not None):
         values = {r["name"]: r["ratios"].get(column.head) for r in rows if column.where(r["name"])}

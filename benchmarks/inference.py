@@ -1,4 +1,4 @@
-"""Trained networks as one function, beside PyTorch and ONNX Runtime."""
+"""Inference, compared with PyTorch and ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def measure(case: Case, threads: int, quiet: timing.Quiet, rounds: int, least: f
         network = quantize(network, calibration, bits=case.bits).network
     predictor = inference.Predictor(network)
     expected = network(network.normalised(images))
-    # A sum that lies between two whole numbers may be rounded to either.
+    # A sum halfway between two integers may be rounded to either.
     tolerance = (1e-2 if case.bits else 1e-5) * np.abs(expected).max()
     if not np.allclose(predictor(images), expected, rtol=0, atol=tolerance):
         raise reference.WrongAnswer(f"{case.name}: the plan's answers are not its layers'")
@@ -149,7 +149,7 @@ def pixels(count: int, seed: int = 0) -> np.ndarray:
 
 
 def settled(name: str, density: float | None = None) -> inference.Network:
-    """A network of random weights whose normalisations know what they normalise."""
+    """A network with random weights and calibrated normalisations."""
     model = models.build(name, size=32, channels=3, classes=10)
     for _, layer in model.modules():
         if isinstance(layer, nn.BatchNorm):
@@ -164,7 +164,7 @@ def settled(name: str, density: float | None = None) -> inference.Network:
 
 
 def convolutions_alone(predictor: inference.Predictor, batch: int) -> Callable[[], None]:
-    """Calls of the same kernels on whole batches of numbers that mean nothing."""
+    """Calls of the same kernels on whole batches of arbitrary numbers."""
     calls, places = [], predictor.plan.places
     rng = np.random.default_rng(0)
     for step in predictor.plan.steps:

@@ -1,8 +1,8 @@
-"""Other libraries at the same layer, each as it is served best.
+"""Other libraries on the same layer, each in its fastest form.
 
-Distances take the unfolded input as given, which leaves out of their time what our functions do
-inside theirs. Some peers would need gigabytes or minutes for a whole batch: they run on its first
-images, and their seconds are scaled up to all of it.
+Distances are given the unfolded input, so their time does not include unfolding, unlike ours. Some
+peers would need gigabytes or minutes for a whole batch: they run on its first images, and their
+seconds are scaled.
 """
 
 from __future__ import annotations

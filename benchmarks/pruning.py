@@ -1,4 +1,4 @@
-"""Pruning curves for the record: accuracy and savings of networks by their density."""
+"""Record pruning curves: accuracy and savings of networks by density."""
 
 from __future__ import annotations
 

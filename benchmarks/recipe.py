@@ -1,4 +1,4 @@
-"""What makes a network learn in few epochs: short runs that differ from one recipe in one thing."""
+"""Variations of the training recipe for few epochs: short runs that differ in one setting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mulfree_cupy.ops.cross_entropy import cross_entropy
 from mulfree_cupy.progress import progress as progress_bar
 from mulfree_cupy.train import Recipe, Training, gather_statistics, load_teacher
 
-# What a run has that others have not. Those of `EXTRAS` are no entries of a Recipe; those with a
+# The settings in which runs differ. Those of `EXTRAS` are not entries of a Recipe; those with a
 # teacher need one.
 CHANGES: dict[str, dict] = {
     "paper": {"batch_size": 256},

@@ -1,4 +1,4 @@
-"""What the timed functions must answer: float64 NumPy from the formulas, for a few images."""
+"""Expected results of the timed functions: float64 NumPy from the formulas, for a few images."""
 
 from __future__ import annotations
 

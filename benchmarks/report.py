@@ -1,4 +1,4 @@
-"""Put the newest results into the documents, between their markers."""
+"""Insert the newest results into the docs, between their markers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shift operations on the CPU beside memcpy and torch's depthwise and ordinary convolutions."""
+"""The shift operations on the CPU, compared with memcpy and torch's convolutions."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ BESIDE = [
 ]
 NOTES = """\
 Shifts are modulo_shifts(C), kernel size 3. Each ratio is taken within a round; the median over the
-rounds is shown. memcpy: torch's copy_ of the same array on the same threads, into memory
-that is there; shift too writes into an array that is there. How fast either is depends on the
-pages that the arrays happen to lie on, so rounds are spread over several sets of arrays.
+rounds is shown. memcpy: torch's copy_ of the same array on the same threads, into allocated
+memory; shift too writes into an existing array. The speed of both depends on the
+physical pages of the arrays, so rounds are spread over several sets of arrays.
 1x1, depthwise + 1x1, conv2d 3x3: torch (oneDNN), float32, no bias, contiguous or channels_last,
-whichever is faster. Ours and torch's allocate their answers.
+whichever is faster. Ours and torch's allocate their outputs.
 backward: both gradients."""
 
 STEADY = {"rounds": 15, "least": 0.03}
@@ -68,7 +68,7 @@ def run(
         quiet.patience = 0 if quick else PATIENCE
         record[part].append(function(layer, threads, quiet, **settings))
         record |= {"measurements": quiet.taken, "disturbed": quiet.disturbed}
-        if out is not None:  # now, so that a run that is cut off leaves what it has
+        if out is not None:  # now, so that an interrupted run keeps its results
             file = timing.write_json(record, out, "shift-cpu")
     print(document(record))
     if out is not None:
@@ -204,7 +204,7 @@ def document(record: dict) -> str:
 
 
 def move_table(record: dict) -> str:
-    """The bare shift as a share of memcpy's speed."""
+    """Speed of the plain shift relative to memcpy."""
 
     def first(row):
         seconds = float(np.median(row["seconds"]["shift"]))

@@ -19,8 +19,8 @@ from mulfree_cupy.report.output import table as table
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 
-# After a parallel call the threads of that library's pool spin for some milliseconds before they
-# sleep, and would take the cores from whatever is timed next.
+# After a parallel call the threads of a library's pool spin for some milliseconds before they
+# sleep, and would slow down the next measurement.
 GAP = 0.05
 
 Seconds = dict[str, list[float]]
@@ -67,7 +67,7 @@ class Quiet:
 
 
 def others_seconds() -> float:
-    """Processor seconds that other processes have used so far; 0 where the system does not tell."""
+    """CPU seconds used by other processes so far; 0 if unknown."""
     try:
         fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
     except OSError:
@@ -101,7 +101,7 @@ def ratio(seconds: Seconds, numerator: str, denominator: str) -> float | None:
 
 
 def choose_fastest(seconds: Seconds, name: str, *ways: str) -> None:
-    """Let `name` stand for the one of the ways that were measured with the smallest median."""
+    """Set `name` to the fastest of several variants, by median."""
     measured = [way for way in ways if way in seconds]
     if measured:
         seconds[name] = seconds[min(measured, key=lambda way: median(seconds[way]))]
@@ -189,7 +189,8 @@ def commit() -> str:
 
 
 def without_paths(text: str) -> str:
-    """The text with this checkout and the user's home written short: results are published."""
+    """The text with the paths of this checkout and the user's home abbreviated: results are
+    published."""
     return text.replace(str(ROOT), ".").replace(str(Path.home()), "~")
 
 

@@ -48,7 +48,7 @@ class AdderConv2d(nn.Module):
 
 
 class Block(nn.Module):
-    """Two 3x3 layers beside a shortcut."""
+    """Two 3x3 layers and a shortcut."""
 
     def __init__(self, layer, before, width, stride):
         super().__init__()
@@ -68,7 +68,7 @@ class Block(nn.Module):
 
 
 class DepthwiseBlock(nn.Module):
-    """1x1, 3x3 depthwise and 1x1 convolutions beside a shortcut."""
+    """1x1, 3x3 depthwise and 1x1 convolutions and a shortcut."""
 
     def __init__(self, expansion, before, width, stride):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Training steps of ResNet-20: AdderNet's and ShiftResNet's, each beside its twin in PyTorch."""
+"""Training steps of ResNet-20: AdderNet and ShiftResNet, compared with PyTorch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHIFT, DEPTHWISE = "mulfree_cupy ShiftResNet e3", "PyTorch depthwise twin"
 
 
 def run(threads: int, out: Path | None, quick: bool) -> int:
-    """Time the steps, measure the memory of each in a process of its own, print and write."""
+    """Time the steps, measure the memory of each in a separate process, print and write."""
     mf.keep_freed_memory()  # as the command line does; for all that is timed
     batch = 16 if quick else BATCH
     published_batch = 4 if quick else PUBLISHED_BATCH
@@ -169,7 +169,7 @@ SMALLEST = 2  # the batch whose memory is taken for the libraries' and the weigh
 
 
 def _peak_mib(name: str, measured: int, batch: int, threads: int) -> float:
-    """Memory that grows with the batch: measured in a process of its own, scaled to `batch`.
+    """Memory that grows with the batch: measured in a separate process, scaled to `batch`.
 
     (Linux's VmHWM: ru_maxrss would begin with that of this process.)
     """

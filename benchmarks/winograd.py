@@ -1,4 +1,4 @@
-"""The sparse Winograd convolution on the CPU by density, beside conv2d, im2col + BLAS and SciPy."""
+"""The sparse Winograd convolution on the CPU by density, compared with conv2d, BLAS and SciPy."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def winograd(x, weights, kernel):
 
 
 def check(layer: Layer, name: str, x: np.ndarray, weights, kernel: str | None) -> None:
-    """Hold a kernel to SciPy's products in float64, on the first image and the last."""
+    """Compare a kernel with SciPy's products in float64, on the first image and the last."""
     ends = x[[0, -1]]
     y = mf.winograd_conv(x, weights, relu=True, kernel=kernel)[[0, -1]]
     exact = weights.astype(np.float64)

@@ -1,5 +1,5 @@
-// The table of this instruction set's kernels. Each kernels_<isa>.cpp defines MULFREE_ISA and includes
-// this; the compiler's flags do the rest.
+// The kernel table of one instruction set. Each kernels_<isa>.cpp defines MULFREE_ISA and includes this; it is
+// compiled with the flags of its instruction set.
 #pragma once
 
 #include "ops/adder.hpp"
@@ -10,7 +10,7 @@
 #include "ops/move_planes.hpp"
 #include "ops/peak.hpp"
 #include "ops/pool.hpp"
-#if !defined(__AVX512F__)  // kernels_avx512_popcount.cpp has these, for processors with VPOPCNTDQ; others take AVX2's
+#if !defined(__AVX512F__)  // in kernels_avx512_popcount.cpp, for processors with VPOPCNTDQ; others use AVX2's
 #include "ops/low_bits.hpp"
 #define MULFREE_POPCOUNT_KERNELS MULFREE_ISA::popcount_kernels()
 #else

@@ -1,5 +1,5 @@
-// What the bindings (bindings/) and the kernels of every instruction set share: plain data only, so
-// that no function compiled for one instruction set can stand in for another's.
+// The interface between the bindings (bindings/) and the kernels of every instruction set: plain data only, so that
+// the linker cannot merge functions compiled for different instruction sets.
 #pragma once
 
 #include <cstdint>
@@ -8,43 +8,43 @@
 
 namespace mulfree {
 
-// A four-dimensional array; strides are in elements and may be anything.
+// A four-dimensional array with arbitrary strides, in elements.
 template <class T>
 struct Image {
     T* data;
     index batch, channel, row, column;
 };
 
-// An image of which every channel is seen displaced: channel c at pixel p of an axis lies at place
-//     p * step + row (or column)[kind[c]],
-// and is zero outside [0, size). The axes hold pixels, step and size.
+// An image with displaced channels: pixel p of channel c along an axis is at position // p * step + row (or
+//     column)[kind[c]],
+// and is zero outside [0, size). The axes have pixels, step and size.
 struct Shifts {
     Axis height, width;
     index kinds;                // distinct displacements,
-    const index *row, *column;  // and what they are
+    const index *row, *column;  // and their values
     const index* kind;          // of every channel; its own number where there are MOST_KINDS or more
-    // A bit for every pixel of the plane that lies inside the image, plane after plane, each of
-    // `inside_bytes`; only where pixels and places are alike in number and without gaps.
+    // A bit for every pixel of the plane, set if it is inside the image, plane after plane, each of `inside_bytes`;
+    // only if pixels and positions are equal in number and contiguous.
     const std::uint8_t* inside;
     index inside_bytes;
 };
 constexpr index MOST_KINDS = 32;
 
-// Planes without gaps between rows, moved as bytes, with the ends of other rows in the place of pixels from
-// outside; masks, zero there and ones elsewhere, clear these. Channel c moves in pieces of some rows, each
-// with its mask. What a copy reads lies in x if the plane it begins in does.
+// Contiguous planes, copied as bytes, with the ends of other rows instead of pixels from outside; masks clear these.
+// Channel c is copied in pieces of some rows, each with its mask. A copy reads inside x if the plane it begins in is
+// inside.
 struct PlaneMoves {
-    index bytes, piece_bytes;          // of a plane; of its pieces, of which the last may be shorter
-    const index* offset;               // of every channel, to what its first pixel shows
+    index bytes, piece_bytes;          // per plane; per piece, of which the last may be shorter
+    const index* offset;               // of every channel, to the source of its first pixel
     const std::uint8_t* const* masks;  // of every channel, of every piece
     const std::uint8_t *first, *last;  // planes of x
 };
 
-// What becomes of an answer on its way to y, filter by filter:
+// The epilogue of an output, filter by filter:
 //     clip((answer - origin) * scale + offset + residual * residual_scale, low, high),
-// where the arrays are given, in T: with a mean as the origin, batch normalisation, which would cancel without one.
-// In the place of y, which it needs not be, it is stored in `wide`, or to the nearest in `narrow`. These, and the
-// residual, of either type whatever theirs, lie as y would.
+// with those arrays that are given, in T. Batch normalisation has the mean as origin, and would cancel without one.
+// The result is stored in `wide` instead of y, or rounded in `narrow`. These, and the residual of either type, have
+// the layout of y.
 template <class T>
 struct Epilogue {
     using Number = T;
@@ -64,7 +64,7 @@ struct EpilogueOf<std::int32_t> {
     using type = Epilogue<float>;
 };
 
-// What the borders' numbers are of: an integer as wide as a number of y.
+// The type of the borders' corrections: an integer as wide as an element of y.
 template <class Y>
 struct BorderNumberOf {
     using type = std::uint32_t;
@@ -76,8 +76,8 @@ struct BorderNumberOf<double> {
 template <class Y>
 using BorderNumber = typename BorderNumberOf<Y>::type;
 
-// What stands in an answer for the taps that lie outside of x: pixels at which the same taps do are of one kind, and
-// every filter has a number for each kind. `kind` lies as a plane of y would, `row` elements a row.
+// Corrections for taps outside x: pixels at which the same taps are outside are of one kind, and every filter has a
+// number for each kind. `kind` has the layout of a plane of y, with `row` elements per row.
 template <class W>
 struct Borders {
     const W* kind;
@@ -86,9 +86,8 @@ struct Borders {
     index kinds;      // whole vectors
 };
 
-// y[n, f, pixel] = bias[f] + sum over channels and taps of term(x, w), group by group. Where x_shifts is
-// given the channels of x are seen displaced, where y_shifts is those of y are written so; such a
-// convolution has one group and one tap.
+// y[n, f, pixel] = bias[f] + sum over channels and taps of term(x, w), group by group. With x_shifts the channels of
+// x are read displaced, with y_shifts those of y are written displaced; such a convolution has one group and one tap.
 template <class X, class Y>
 struct Convolution {
     index batch, groups, channels, filters;  // channels and filters of one group
@@ -96,17 +95,17 @@ struct Convolution {
     Image<const X> x;
     const X* w;
     index w_group, w_filter, w_channel, w_row, w_column;
-    const Y* bias;  // one value a filter, or null
+    const Y* bias;  // one value per filter, or null
     Image<Y> y;
     const Shifts *x_shifts = nullptr, *y_shifts = nullptr;
-    const void* packed = nullptr;  // the weights as the kernel's pack() left them; then w may be null
+    const void* packed = nullptr;  // the weights packed by the kernel's pack(); then w may be null
     const typename EpilogueOf<Y>::type* epilogue = nullptr;
-    const Borders<BorderNumber<Y>>* borders = nullptr;  // of an operation that asks for them
+    const Borders<BorderNumber<Y>>* borders = nullptr;  // for operations that need them
 };
 
 // grad_x[c, pixel] = sum over filters and taps of clip(w - x, -1, 1) * grad. The axes are the forward
-// pass's; w is C-contiguous. Where shifts are given, the channels of x are seen displaced, the axes are
-// those of grad, and there is one group and one tap.
+// pass's; w is C-contiguous. With shifts, the channels of x are read displaced, the axes are those of grad, and there
+// is one group and one tap.
 template <class T>
 struct AdderGradX {
     index batch, groups, channels, filters;  // channels and filters of one group
@@ -129,22 +128,22 @@ struct GradW {
     const Shifts* x_shifts = nullptr;
 };
 
-// One pass of batch normalisation over x (batch, channels, pixels), C-contiguous as all arrays here;
-// arrays of one value a channel where nothing else is said. A pass uses what its formula names.
+// One pass of batch normalisation over x (batch, channels, pixels), C-contiguous as all arrays here; arrays have one
+// value per channel unless noted. A pass uses what its formula names.
 template <class T>
 struct BatchNorm {
     index batch, channels, pixels;
     const T* x;
     const T *mean, *scale, *bias, *constant, *along_x;
     const T* residual;          // like x, or null
-    const T *grad, *answer;     // like x; answer is null where no ReLU follows
+    const T *grad, *answer;     // like x; answer is null without a ReLU
     bool relu;
     T *y, *flow;                // like x; flow may be null
     T *first, *second;          // the two results of a sum
 };
 
-// Windows over planes without gaps, as the answers of y are: y is the largest number of each, or a NaN in it; or the
-// sum, what lies outside being zero, times `share`.
+// Windows over contiguous planes; y is the maximum of each, or NaN if it contains one; or the sum, with zero padding,
+// times `share`.
 template <class T>
 struct Pool {
     index planes;
@@ -158,13 +157,14 @@ template <class X, class Y>
 struct PlaneMeans {
     index planes, pixels;
     const X* x;
-    Y* y;  // one value a plane
+    Y* y;  // one value per plane
 };
 
 // Winograd weights packed for the kernels (ops/winograd/plan.hpp): for every group of filters, chunk of
 // channels and position of the tile, in this order, a section of jobs. A job is a row of weights, or
-// ROWS filters that share a row's pattern; its entries lie in the order in which they are read, those of a section from the shortest job on. Rows
-// are read two at a time, in turn, until the first ends; a last one alone.
+// ROWS filters that share a row's pattern; its entries are stored in the order in which they are read, and the jobs
+// of a section by increasing length. Rows are read two at a time, alternately, until the first ends; a last one
+// alone.
 constexpr index WINOGRAD_GROUP = 64, WINOGRAD_CHUNK = 128;
 constexpr int WINOGRAD_ROWS = 4;
 template <int ROWS>
@@ -200,7 +200,7 @@ struct Winograd {
     Axis height, width, out_height, out_width;
     Image<const T> x, grad;
     WinogradWeights<T> weights;  // for the gradient by x: of channels by filters
-    const T* bias;               // one value a filter, or null
+    const T* bias;               // one value per filter, or null
     bool relu;                   // of the transformed x
     Image<const T> residual;     // added to y if it has data,
     bool relu_of_y;              // and then its negative numbers become zero
@@ -209,8 +209,8 @@ struct Winograd {
     T* grad_u;                   // [position][filter][channel]
 };
 
-// An operation's row of the table. pack() leaves the weights of a convolution, of which it looks at nothing else,
-// as a convolution's `packed`, in so many bytes, aligned to 64.
+// An operation's row of the table. pack() writes the weights of a convolution, of which it uses nothing else, for a
+// convolution's `packed`: packed_bytes() bytes, aligned to 64.
 template <class X, class Y>
 struct ConvolutionKernel {
     void (*run)(const Convolution<X, Y>&);
@@ -236,7 +236,7 @@ struct FloatKernels {
     double (*winograd_seconds)(const WinogradWeights<T>&, index positions, index filters, index channels);
 };
 
-// The operations on bits, and how many a second they count on registers.
+// The operations on bits, and their peak throughput on registers.
 struct PopcountKernels {
     ConvolutionKernel<float, float> binary_f32;  // whose `bias` is a factor
     ConvolutionKernel<double, double> binary_f64;
@@ -251,8 +251,8 @@ struct Kernels {
     FloatKernels<double> f64;
     ConvolutionKernel<std::uint8_t, std::int32_t> adder_conv_u8, adder_conv_i8;  // int8 by its bits
     ConvolutionKernel<std::uint16_t, std::int32_t> adder_conv_i16;               // and int16
-    // Moves channels from `first` on, until `end` or one whose copy would leave x, and returns that one. Their
-    // planes lie `channel_bytes` apart, and without gaps in the answer.
+    // Copies channels from `first` on, until `end` or one whose copy would leave x, and returns that one. Their
+    // planes are `channel_bytes` apart, and contiguous in the output.
     index (*move_planes)(const PlaneMoves&, const std::uint8_t* from, index channel_bytes, std::uint8_t* to,
                          index first, index end);
     void (*max_pool_u8)(const Pool<std::uint8_t>&);
@@ -270,8 +270,8 @@ extern const Kernels neon_dotprod_kernels;
 extern const Kernels baseline_kernels;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels;
-extern const Kernels avx512_kernels;                 // but for what is
-extern const PopcountKernels avx512_popcount_kernels;  // there with VPOPCNTDQ alone
+extern const Kernels avx512_kernels;  // except what
+extern const PopcountKernels avx512_popcount_kernels;  // needs VPOPCNTDQ
 #endif
 #endif
 

@@ -1,4 +1,4 @@
-// What AVX-512 has no instruction for without VPOPCNTDQ.
+// The kernels that need VPOPCNTDQ.
 #if defined(__x86_64__)
 #define MULFREE_ISA avx512_popcount
 #include "ops/low_bits.hpp"

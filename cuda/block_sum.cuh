@@ -1,10 +1,10 @@
-// The sum of one value of every thread, in the same order whatever the launch; each thread gets it.
+// The sum of one value per thread, in a fixed order, returned to every thread.
 //
-// THREADS is a power of 2. All threads of the block must arrive.
+// THREADS is a power of 2. All threads of the block must call it.
 template <class Sum>
 __device__ inline Sum block_sum(Sum value) {
   __shared__ Sum partial[THREADS];
-  __syncthreads();  // of an earlier call all have read their answer
+  __syncthreads();  // all have read the result of an earlier call
   partial[threadIdx.x] = value;
   for (int half = THREADS / 2; half > 0; half /= 2) {
     __syncthreads();

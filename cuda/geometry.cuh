@@ -1,6 +1,6 @@
-// A convolution as the kernels are told of it: one argument, by value, which launch/arguments.py
-// makes. It lies in the constant bank, where a field costs what a scalar does; __grid_constant__
-// stands where the compiler would keep a copy in registers, which for grad_w's sums are too few.
+// The geometry of a convolution: one argument, passed by value, made by launch/arguments.py. It is
+// in constant memory, where a field costs no more than a scalar argument; __grid_constant__ is used
+// where the compiler would keep a copy in registers, which grad_w needs for its sums.
 #ifndef GEOMETRY
 #define GEOMETRY
 
@@ -10,10 +10,10 @@ struct Pair {
 
 struct Convolution {
   int images, groups;
-  int channels, filters;  // of one group
+  int channels, filters;  // per group
   Pair size, kernel, stride, pad, dilation;
   Pair out;   // size of an output
-  Pair step;  // stride / gcd(stride, dilation): from a tap to the next that meets the same pixels
+  Pair step;  // stride / gcd(stride, dilation): from a tap to the next of the same pixels
 };
 
 #endif

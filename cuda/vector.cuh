@@ -1,4 +1,4 @@
-// n elements that move as one, 16 bytes at a time if there are as many.
+// n elements loaded and stored as one vector, of up to 16 bytes per access.
 template <class Element, int n>
 struct alignas(n * sizeof(Element) < 16 ? n * sizeof(Element) : 16) Vector {
   Element at[n];

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # the package beside these pages, not one that is installed
+sys.path.insert(0, str(ROOT))  # this checkout's package, not an installed one
 
 from mulfree_cupy import __version__  # noqa: E402
 
@@ -48,7 +48,7 @@ html_theme_options = {
 
 
 def run_examples(app) -> None:
-    """Leave what examples/*.py print and draw where gallery.md shows it."""
+    """Run examples/*.py and save their output for gallery.md."""
     folder = Path(app.srcdir) / "_examples"
     folder.mkdir(exist_ok=True)
     for example in sorted((ROOT / "examples").glob("*.py")):

@@ -1,11 +1,11 @@
-"""Put the kernels' code and the emulator's counts into docs/lessons/*.md, between their markers.
+"""Insert the kernels' code and the emulator's counts into docs/lessons/*.md, between markers.
 
     python -m docs.fill             # rewrite the pages
     python -m docs.fill --check     # only say which are out of date, as the tests do
 
-A page marks the places. From ``<!-- code:FILE "from" to "until" -->`` to ``<!-- /code -->`` stand
-lines of ``cuda/FILE``: from the first that has one text to the next that has the other. From
-``<!-- counts: KERNEL ... -->`` to ``<!-- /counts -->`` stands what kernels do to memory.
+Between ``<!-- code:FILE "from" to "until" -->`` and ``<!-- /code -->`` are lines of ``cuda/FILE``:
+from the first that contains one text to the next that contains the other. Between ``<!-- counts:
+KERNEL ... -->`` and ``<!-- /counts -->`` are the memory counts of kernels.
 """
 
 import functools
@@ -23,7 +23,7 @@ COUNTS = re.compile(r"(<!-- counts: (.+?) -->\n).*?(<!-- /counts -->)", re.DOTAL
 
 
 def code(path: str, first: str, last: str) -> str:
-    """The lines of a CUDA file from one that has a text to the next that has another."""
+    """The lines of a CUDA file from one that contains a text to the next that contains another."""
     lines = (cuda_directory() / path).read_text(encoding="utf-8").splitlines()
     start = next((i for i, line in enumerate(lines) if first in line), None)
     if start is None:
@@ -45,7 +45,7 @@ def trial(name: str) -> lessons.Trial:
 
 
 def table(names: list[str]) -> str:
-    """The counts of kernels, a column each; what none of them does is left out."""
+    """The counts of kernels, one column each, without rows that are all empty."""
     trials = [trial(name) for name in names]
     rows = [["", *(f"`{t.kernel.name}`" for t in trials)], ["---", *["---:"] * len(trials)]]
     for label, measure in counts.MEASURES.items():

@@ -1,6 +1,6 @@
-"""The shift: every channel of an image moves by its own pixels, bit for bit and with no arithmetic.
+"""The shift: every channel of an image is shifted by its own pixels, without arithmetic.
 
-A digit in nine channels, moved by the nine shifts of a 3x3 window; a 1x1 convolution behind it sees
+A digit in nine channels, with the nine shifts of a 3x3 window; a 1x1 convolution after it combines
 all neighbours of a pixel. Run it as
 
     python examples/shift_an_image.py [--picture shift_an_image.png]

@@ -1,5 +1,8 @@
 """Convolutions with no multiplications, or far fewer, as plain functions on arrays."""
 
+import importlib
+from typing import TYPE_CHECKING
+
 from mulfree_cupy.config import get_num_threads, keep_freed_memory, set_num_threads, show_config
 from mulfree_cupy.inference import load
 from mulfree_cupy.launch import emulator
@@ -26,6 +29,26 @@ from mulfree_cupy.ops.winograd import (
     winograd_matrices,
 )
 from mulfree_cupy.version import __version__
+
+if TYPE_CHECKING:
+    from mulfree_cupy import (  # noqa: F401
+        autograd,
+        compat,
+        data,
+        formulas,
+        lessons,
+        models,
+        nn,
+        optim,
+        report,
+        train,
+    )
+
+# Imported when first asked for.
+_SUBMODULES = (
+    *("autograd", "compat", "data", "formulas", "lessons", "models", "nn", "optim", "report"),
+    "train",
+)
 
 __all__ = [
     "EmulationFault",
@@ -64,3 +87,13 @@ __all__ = [
     "winograd_conv_backward",
     "winograd_matrices",
 ]
+
+
+def __getattr__(name: str):
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_SUBMODULES])

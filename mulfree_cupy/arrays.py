@@ -1,4 +1,4 @@
-"""Whose array is this: NumPy, CuPy, or anything else that speaks DLPack; dtypes and ``out=``."""
+"""Array arguments: NumPy, CuPy or anything that exports DLPack; dtypes and ``out=``."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
 Array = Any  # numpy.ndarray or cupy.ndarray
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _DLPACK_CPU, _DLPACK_CUDA = 1, 2
 
 
 def _cupy() -> ModuleType | None:
-    """CuPy if somebody has imported it: without that, no argument can be a CuPy array."""
+    """CuPy if it has been imported: otherwise no argument can be a CuPy array."""
     return sys.modules.get("cupy")
 
 
 def namespace(array: Array) -> ModuleType:
-    """The module, NumPy or CuPy, whose array this is."""
+    """The array's module, NumPy or CuPy."""
     if isinstance(array, np.ndarray):
         return np
     cupy = _cupy()
@@ -30,7 +32,7 @@ def namespace(array: Array) -> ModuleType:
 
 
 def real_numbers(function: str, name: str, array: Array) -> None:
-    """Refuse what is no array of real numbers."""
+    """Raise unless the array holds real numbers."""
     if array.dtype.kind not in "biuf":
         raise TypeError(
             f"{function}: {name} must hold real numbers, got dtype {array.dtype} and "
@@ -39,13 +41,13 @@ def real_numbers(function: str, name: str, array: Array) -> None:
 
 
 def real_or_complex_numbers(function: str, name: str, array: Array) -> None:
-    """Refuse what is no array of numbers."""
+    """Raise unless the array holds numbers."""
     if array.dtype.kind != "c":
         real_numbers(function, name, array)
 
 
 def plain_bits(function: str, name: str, array: Array) -> None:
-    """Refuse elements that cannot be moved as 1, 2, 4, 8 or 16 bytes, all zero for zero."""
+    """Raise unless elements can be copied as 1, 2, 4, 8 or 16 bytes, with 0 as all-zero bytes."""
     if array.dtype.hasobject or array.dtype.itemsize not in (1, 2, 4, 8, 16):
         raise TypeError(
             f"{function}: {name} must have elements of 1, 2, 4, 8 or 16 plain bytes, "
@@ -62,13 +64,14 @@ def take(
 ) -> list[Array]:
     """The arguments as NumPy or CuPy arrays of one device; only what is not `aligned` is copied.
 
-    Arrays of other libraries come in through ``__dlpack__``, sequences of numbers as NumPy arrays;
-    those named in `optional` may be None, and stay it.
+    Arrays of other libraries are imported through ``__dlpack__``, sequences of numbers become NumPy
+    arrays; arguments named in `optional` may be None, and None is returned for them.
 
     Raises
     ------
     TypeError
-        For arrays of different devices, or what is no array, or whose dtype `check` refuses.
+        If arrays are on different devices, an argument is not an array, or `check` rejects its
+        dtype.
     """
     taken = take_in_place(function, optional=optional, check=check, **arguments)
     return [None if array is None else aligned(array) for array in taken]
@@ -77,7 +80,7 @@ def take(
 def take_one(
     function: str, name: str, value: Any, check: Callable[[str, str, Array], None] = real_numbers
 ) -> Array:
-    """As `take`, of one argument, in half the time."""
+    """As `take` for one argument, in half the time."""
     array = _adopt(function, name, value)
     check(function, name, array)
     return aligned(array)
@@ -90,7 +93,7 @@ def take_in_place(
     check: Callable[[str, str, Array], None] = real_numbers,
     **arguments: Any,
 ) -> list[Array]:
-    """As `take`, but never a copy of an array: what is written to them the caller sees."""
+    """As `take`, but arrays are never copied, so that the caller sees what is written to them."""
     for name, value in arguments.items():
         if value is not None or name not in optional:
             arguments[name] = array = _adopt(function, name, value)
@@ -117,7 +120,7 @@ def _adopt(function: str, name: str, value: Any) -> Array:
 
 
 def _from_dlpack(function: str, name: str, value: Any) -> Array:
-    # PyTorch's lazy negation is a bit of the tensor, which DLPack has no word for.
+    # PyTorch negates lazily with a flag of the tensor, which DLPack cannot express.
     if getattr(value, "is_neg", bool)():
         raise TypeError(
             f"{function}: {name}, a {_type_name(value)}, has its negative bit set, which DLPack "
@@ -142,7 +145,7 @@ def _type_name(value: Any) -> str:
 
 
 def conversion(value: Any, dtype: str = "float32") -> str:
-    """How the caller's library converts an array of its own."""
+    """How the caller's library converts its arrays."""
     library = type(value).__module__.partition(".")[0]
     if library == "torch":
         return f"convert with .to(torch.{dtype})"
@@ -200,13 +203,13 @@ def common_floats(
 
 
 def address(array: Array) -> int:
-    """Where the first element lies."""
+    """Address of the first element."""
     interface = getattr(array, "__cuda_array_interface__", None) or array.__array_interface__
     return interface["data"][0]
 
 
 def is_aligned(array: Array) -> bool:
-    """Whether every element lies at a multiple of its size, as kernels and GPUs want it."""
+    """Whether every element's address is a multiple of its size, as kernels and GPUs require."""
     size = array.itemsize
     if isinstance(array, np.ndarray) and array.dtype.alignment == size:
         return array.flags.aligned
@@ -231,13 +234,14 @@ def aligned(array: Array) -> Array:
 
 
 def _bytes(array: Array) -> Array:
-    """The bytes of a CuPy array along one axis more: a GPU cannot read unaligned elements."""
+    """The bytes of a CuPy array along an additional last axis: a GPU cannot load unaligned
+    elements."""
     shape, strides = (*array.shape, array.itemsize), (*array.strides, 1)
     return namespace(array).ndarray(shape, np.uint8, array.data, strides)
 
 
 def contiguous(array: Array | None) -> Array | None:
-    """The array in C order and `aligned`, itself if it is so already; None stays None."""
+    """The array in C order and `aligned`, without a copy if it is already; None stays None."""
     return None if array is None else namespace(array).ascontiguousarray(aligned(array))
 
 
@@ -246,12 +250,12 @@ def output_array(
 ) -> Array | None:
     """The array to write to, of this shape and dtype; None stays None.
 
-    The inputs are the caller's own: a converted copy shares no memory that could be spoilt.
+    `inputs` are the arrays as the caller passed them: converted copies cannot overlap `out`.
 
     Raises
     ------
     TypeError
-        If `out` is no array, or on another device.
+        If `out` is not an array, or on another device.
     ValueError
         If it has another shape or dtype, is read-only, or overlaps an input or itself.
     """
@@ -283,7 +287,7 @@ def output_array(
 
 
 def _overlap(a: Array, b: Array) -> bool:
-    """Whether they share a byte, or it would take long to tell."""
+    """Whether they share a byte, or deciding it would take too long."""
     try:
         return np.shares_memory(_extent(a), _extent(b), max_work=10_000)
     except np.exceptions.TooHardError:
@@ -291,7 +295,7 @@ def _overlap(a: Array, b: Array) -> bool:
 
 
 def _extent(array: Array) -> np.ndarray:
-    """The array's addresses as a NumPy array, not to be read: CuPy's shares_memory is inexact."""
+    """A NumPy array with the same addresses, not to be read: CuPy's shares_memory is inexact."""
     if namespace(array) is np:
         return array
     interface = {
@@ -319,9 +323,9 @@ def _overlaps_itself(array: Array) -> bool:
 
 
 def device_of(*values: Any) -> contextlib.AbstractContextManager:
-    """Inside it the GPU of the first array that lies on one is the current one.
+    """Context in which the GPU of the first CuPy array is the current device.
 
-    CuPy puts every new array, that of an expression too, on the current GPU.
+    CuPy allocates every new array, results of expressions included, on the current device.
     """
     cupy = _cupy()
     if cupy is not None:
@@ -335,11 +339,11 @@ def device_of(*values: Any) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-def on_device_of_arguments(function: Callable) -> Callable:
-    """The function, called inside `device_of` its arguments."""
+def on_device_of_arguments(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: call the function inside `device_of` its arguments."""
 
     @functools.wraps(function)
-    def on_device(*arguments, **options):
+    def on_device(*arguments: P.args, **options: P.kwargs) -> R:
         with device_of(*arguments, *options.values()):
             return function(*arguments, **options)
 
@@ -347,20 +351,21 @@ def on_device_of_arguments(function: Callable) -> Callable:
 
 
 def empty_beside(like: Array, shape: tuple, dtype: np.dtype) -> Array:
-    """A new array on the device of `like`, which need not be the current one."""
+    """A new array on the device of `like`, which may differ from the current device."""
     with device_of(like):
         return namespace(like).empty(shape, dtype)
 
 
 def answer(out: Array | None, shape: tuple, dtype: np.dtype, like: Array) -> Array:
-    """Where a kernel writes: `out` if in C order and `aligned`, else a new array beside `like`."""
+    """The array a kernel writes to: `out` if in C order and `aligned`, else a new one on `like`'s
+    device."""
     if out is not None and out.flags.c_contiguous and is_aligned(out):
         return out
     return empty_beside(like, shape, dtype)
 
 
 def deliver(result: Array, out: Array | None) -> Array:
-    """`result`, copied into `out` if that is another array."""
+    """`result`, or `out` after copying `result` into it if they differ."""
     if out is None or out is result:
         return result
     if namespace(out) is np or is_aligned(out):

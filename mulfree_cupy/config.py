@@ -1,4 +1,4 @@
-"""What the package runs on: the threads of the CPU kernels, and what stands beneath it."""
+"""Runtime configuration: threads of the CPU kernels, memory, versions."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ _MOST_THREADS = 1024
 
 
 def set_num_threads(n: int) -> None:
-    """Let the CPU kernels use at most `n` threads a call, the caller's own among them.
+    """Set the maximum number of threads per call of a CPU kernel, including the caller's.
 
-    At first they are as many as MULFREE_NUM_THREADS says, else OMP_NUM_THREADS, else the processors
-    that the process may use. Small calls use fewer, and so do calls that run at the same time as
-    others. Answers are the same, bit for bit, whatever the number.
+    The default is MULFREE_NUM_THREADS, else OMP_NUM_THREADS, else the number of processors
+    available to the process. Small calls and concurrent calls use fewer. Results do not depend on
+    the number, bit for bit.
 
     Parameters
     ----------
     n : int
-        From 1 to 1024; more than there are processors is allowed, and seldom faster.
+        From 1 to 1024; more than the number of processors is seldom faster.
 
     Raises
     ------
     TypeError, ValueError
-        If `n` is not such a number.
+        If `n` is not an int in this range.
 
     Notes
     -----
-    It holds for the whole process. The NumPy kernels, which serve where the install had no
-    compiler, run on one thread. SciPy's and NumPy's own threads (BLAS) are set by `threadpoolctl`.
+    The setting is process-wide. The NumPy kernels, used where the extension was not compiled, run
+    on one thread. NumPy's and SciPy's own threads (BLAS) are set with `threadpoolctl`.
 
     Examples
     --------
@@ -49,7 +49,7 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """The most threads that a call of a CPU kernel uses: see `set_num_threads`.
+    """The maximum number of threads per call of a CPU kernel: see `set_num_threads`.
 
     Returns
     -------
@@ -65,16 +65,16 @@ def get_num_threads() -> int:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory of arrays that are gone, for those that come next.
+    """Keep the memory of freed arrays in this process for later ones.
 
-    A training step frees all that it computed; the system takes the memory back, and clears it page
-    by page for the next step. For processes that train and then end: the ``mulfree`` command calls
+    A training step frees all that it computed; the system then reclaims the memory, and zeroes its
+    pages for the next step. For processes that train and then end; the ``mulfree`` command calls
     this itself.
 
     Notes
     -----
-    It holds for the whole process, whatever allocates, and for good. Arrays of 32 MiB and more are
-    still given back. Where the C library is not glibc it does nothing.
+    This is process-wide and permanent. Allocations of 32 MiB and more are still returned to the
+    system. Without glibc it does nothing.
 
     Examples
     --------
@@ -86,12 +86,12 @@ def keep_freed_memory() -> None:
     except (AttributeError, OSError, TypeError):
         return
     trim_threshold, mmap_threshold = -1, -3  # malloc.h
-    mallopt(mmap_threshold, 32 << 20)  # the most there is
+    mallopt(mmap_threshold, 32 << 20)  # the largest allowed
     mallopt(trim_threshold, -1)  # never
 
 
 def show_config() -> None:
-    """Print what a report of a fault should name: versions, CPU kernels, threads, GPUs.
+    """Print what a bug report should include: versions, CPU kernels, threads, GPUs.
 
     Examples
     --------
@@ -130,6 +130,6 @@ def _gpus() -> str:
         ]
     except ImportError:
         return "none: CuPy is not installed"
-    except Exception as error:  # CuPy's own errors, which only it can name
+    except Exception as error:  # CuPy's error classes exist only once it is imported
         return f"none: {error}"
     return f"cupy {cupy.__version__}: {', '.join(names)}"

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and npz files read without trust in what they hold."""
+"""Atomic file writes, and reading of untrusted npz files."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import IO
 
 import numpy as np
 
-# As `replaced` names its files.
+# Names of the temporary files of `replaced`.
 UNFINISHED = re.compile(r"\..+\.(npz|safetensors|onnx|json|csv|png|md|html)\.\d+")
 
 
 @contextlib.contextmanager
 def replaced(path: str | os.PathLike) -> Iterator[IO[bytes]]:
-    """A file to write, which takes the place of `path` if all went well.
+    """Context: a file to write, which replaces `path` on success.
 
-    It is written beside it, brought to disk and renamed, so that whatever happens `path` is whole:
-    the new file, the old one, or none.
+    It is written next to `path`, synced to disk and renamed, so that `path` is always complete: the
+    new file, the old one, or none.
 
     Raises
     ------
     OSError
-        If it cannot be written: the disk is full, or the place not to be written to.
+        If it cannot be written: the disk is full, or the folder not writable.
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -45,7 +45,7 @@ def replaced(path: str | os.PathLike) -> Iterator[IO[bytes]]:
 
 
 def reason(error: OSError) -> str:
-    """What the operating system says, without its number and the path."""
+    """The operating system's message, without number and path."""
     return error.strerror or str(error)
 
 
@@ -57,14 +57,14 @@ def read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
     OSError
         If there is no such file, or it cannot be opened.
     ValueError
-        If it is no npz file, is damaged or holds Python objects; the message says which, and leaves
-        it to the caller to say of which file.
+        If it is not an npz file, is damaged or contains Python objects; the message does not name
+        the file.
     """
     with open(path, "rb") as file:
         if not zipfile.is_zipfile(file):
             raise ValueError("it is no npz file, or is cut short")
         file.seek(0)
-        # NumPy and zipfile raise nearly everything on damaged input, and advise to unpickle it.
+        # NumPy and zipfile raise almost anything on damaged input, and advise to unpickle it.
         try:
             entries = np.load(file, allow_pickle=False)
         except Exception as error:

@@ -1,6 +1,6 @@
-"""What each operation means: float64 NumPy, one loop a tap, written from the formulas.
+"""Reference implementation of each operation: float64 NumPy, a loop over taps, from the formulas.
 
-Kernels are held to these, so they are as plain as they can be: no chunks, no tricks, no speed.
+Kernels are tested against these, so they are as simple as possible, not fast.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ def _wide(a):
 
 
 def _windows(x, kernel, stride, padding, dilation):
-    """Yield (tap, view) where view[n, c, *p] is what the tap sees at output p, along any axes."""
+    """Yield (tap, view) where view[n, c, *p] is the input of the tap at output p."""
     axes = x.ndim - 2
     kernel, stride, dilation = (_each(value, axes) for value in (kernel, stride, dilation))
     padded = np.pad(_wide(x), ((0, 0), (0, 0), *_sides(padding, kernel, dilation)))
@@ -39,7 +39,7 @@ def _windows(x, kernel, stride, padding, dilation):
 
 
 def _at(w, tap):
-    """The weights of a tap, beside what it sees at each output: (1, K, C, 1, ...)."""
+    """The weights of a tap, broadcast against its inputs: (1, K, C, 1, ...)."""
     chosen = w[(slice(None), slice(None), *tap)]
     return chosen.reshape(1, *chosen.shape, *(1,) * len(tap))
 
@@ -51,7 +51,7 @@ def im2col(x, kernel_size, *, stride=1, padding=0, dilation=1):
 
 
 def col2im(cols, x_shape, kernel_size, *, stride=1, padding=0, dilation=1):
-    """The transpose of the 0/1 matrix that im2col is, applied entry by entry."""
+    """The transpose of im2col as a 0/1 matrix, applied entry by entry."""
     index = np.arange(1, np.prod(x_shape) + 1).reshape(x_shape)
     source = im2col(index, kernel_size, stride=stride, padding=padding, dilation=dilation).astype(
         int
@@ -62,7 +62,7 @@ def col2im(cols, x_shape, kernel_size, *, stride=1, padding=0, dilation=1):
 
 
 def _pooled(x, kernel, stride, padding):
-    """(What each position of the window sees, and whether it lies in the image), stacked."""
+    """(Input of each position of the window, and whether it is inside the image), stacked."""
     x, stride = np.asarray(x, np.float64), kernel if stride is None else stride
     given = kernel, stride, padding, 1
     views = np.stack([v for _, v in _windows(x, *given)])
@@ -171,7 +171,7 @@ def shift(x, shifts, *, stride=1):
 
 
 def shift_backward(grad, shifts, x_shape, *, stride=1):
-    """Every entry of grad goes back to where shift took it from."""
+    """Every entry of grad goes back to the position that shift read."""
     index = np.arange(1, np.prod(x_shape) + 1).reshape(x_shape)
     image = np.zeros(np.prod(x_shape) + 1, grad.dtype)
     image[shift(index, shifts, stride=stride).ravel()] = grad.ravel()
@@ -200,7 +200,7 @@ def shift_adder_conv_backward(grad, x, w, shifts, *, stride=1):
 
 
 def _along(x, channels):
-    """Numbers by channel, laid along the channels of x."""
+    """Per-channel numbers, broadcast along the channels of x."""
     return _wide(channels).reshape(-1, *(1,) * (x.ndim - 2))
 
 
@@ -222,7 +222,7 @@ def batch_norm(x, weight, bias, residual=0, *, relu=False, eps=1e-5, mean=None, 
 
 
 def gathered(batches):
-    """Mean and unbiased variance of the batches, averaged with their numbers of images."""
+    """Mean and unbiased variance of the batches, weighted by their numbers of images."""
     sizes = [len(x) for x in batches]
     means, variances = zip(*(moments(x) for x in batches), strict=True)
     counts = [x.size // x.shape[1] for x in batches]
@@ -231,7 +231,7 @@ def gathered(batches):
 
 
 def batch_norm_backward(grad, x, y, weight, mean, variance, *, relu=False, eps=1e-5, fixed=False):
-    """Gradients of x, weight, bias and residual: those that go by mean and variance too."""
+    """Gradients of x, weight, bias and residual, including those through mean and variance."""
     axes, inverse = _all_but_channels(x), 1 / np.sqrt(_along(x, variance) + eps)
     flow = np.where(y <= 0, 0.0, grad) if relu else np.asarray(grad, np.float64)
     hat = (x - _along(x, mean)) * inverse
@@ -337,7 +337,7 @@ def sgd(w, g, v, *, rate, momentum=0, nesterov=False, decay=0, adaptive=False, e
 
 
 def cross_entropy(logits, labels):
-    """(mean loss, right answers, gradient of the loss)."""
+    """(mean loss, number of correct predictions, gradient of the loss)."""
     logits = np.asarray(logits, np.float64)
     softmax = np.exp(logits - logits.max(axis=1, keepdims=True))
     softmax /= softmax.sum(axis=1, keepdims=True)
@@ -354,7 +354,7 @@ def softmax(logits):
 
 
 def distillation(z, t, labels, temperature, share):
-    """The mean loss of logits z beside a teacher's logits t."""
+    """The mean distillation loss of logits z with a teacher's logits t."""
     soft, taught = softmax(np.divide(z, temperature)), softmax(np.divide(t, temperature))
     divergence = (taught * np.log(taught / soft)).sum(axis=1).mean()
     hard = -np.log(softmax(z)[np.arange(len(labels)), labels]).mean()
@@ -378,7 +378,7 @@ def move(images, dy, dx, flip):
 
 
 def batch(images, plan, mean, std):
-    """What the rows (image, dy, dx, flip) of a plan show, normalised."""
+    """The images of the rows (image, dy, dx, flip) of a plan, normalised."""
     moved = move(images[plan[:, 0]], *plan[:, 1:].T)
     return (moved - np.float64(mean)) / np.float64(std)
 
@@ -402,7 +402,7 @@ def pack_signs(x):
 
 
 def binary_conv(x, w, *, scale=True, **options):
-    y = conv(sign(x), sign(w), **options)  # which pads with zeros
+    y = conv(sign(x), sign(w), **options)  # zero padding
     return y * _along(y, filter_scale(w)) if scale else y
 
 

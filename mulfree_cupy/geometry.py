@@ -1,4 +1,4 @@
-"""Window geometry of a convolution: argument checks, output sizes, and the errors they raise."""
+"""Window geometry of convolutions: argument checks and output sizes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ PaddingLike = int | Sizes | Sides | str  # what the argument `padding` may be
 class ConvGeometry:
     """The sizes of one convolution of x (N, C, *size) with w (K, C/groups, *kernel).
 
-    Kernels have two spatial axes, height and width; `mulfree_cupy.ops.spatial` brings those of one
-    and of three to them.
+    Kernels take 2-D ones; `mulfree_cupy.ops.spatial` reduces 1-D and 3-D to these.
     """
 
     batch: int
@@ -57,7 +56,7 @@ class ConvGeometry:
 
     @property
     def before(self) -> Sizes:
-        """The padding in front of the image, which is where the first window begins."""
+        """The padding before each axis, where the first window begins."""
         return tuple(before for before, _ in self.padding)
 
     @property
@@ -88,14 +87,14 @@ class ConvGeometry:
 
 
 def output_size(size: int, kernel: int, stride: int, padding: Pair, dilation: int) -> int:
-    """Number of places at which the kernel fits along one axis."""
+    """Number of positions of the kernel along one axis."""
     return (size + padding[0] + padding[1] - dilation * (kernel - 1) - 1) // stride + 1
 
 
 def windows(
     kernel: Pair, stride: Pair, dilation: Pair, out_size: Pair
 ) -> Iterator[tuple[int, int, tuple[slice, slice]]]:
-    """For each tap (i, j) of a kernel, the rows and columns of the padded image that it sees."""
+    """For each tap (i, j) of a kernel, the rows and columns of the padded image that it reads."""
 
     def seen(axis: int, tap: int) -> slice:
         first = tap * dilation[axis]
@@ -106,7 +105,7 @@ def windows(
             yield i, j, (seen(0, i), seen(1, j))
 
 
-_MOST = 2**31 - 1  # what a kernel's int can hold
+_MOST = 2**31 - 1  # range of a kernel's int
 
 
 def integer(function: str, argument: str, value: object, least: int = 1) -> int:
@@ -121,7 +120,7 @@ def integer(function: str, argument: str, value: object, least: int = 1) -> int:
 
 
 def number(function: str, argument: str, value: object, least: float = 0.0) -> float:
-    """A finite float, at least `least`, and no bool."""
+    """A finite float, at least `least`; bools are rejected."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise TypeError(f"{function}: {argument} must be a number, got {value!r}")
     try:
@@ -141,8 +140,8 @@ def pair(function: str, argument: str, value: object, least: int) -> Pair:
 
 
 def per_axis(function: str, argument: str, value: object, least: int, axes: int) -> Sizes:
-    """An int, or one for each spatial axis, all at least `least`, as one for each."""
-    if type(value) is int and least <= value <= _MOST:  # nearly always, and at once
+    """An int or one for each spatial axis, all at least `least`, as one for each axis."""
+    if type(value) is int and least <= value <= _MOST:  # the common case, at once
         return (value,) * axes
     values = value if isinstance(value, (tuple, list)) else (value,) * axes
     try:
@@ -169,20 +168,20 @@ def window_options(
     padding: object = 0,
     dilation: object = 1,
 ) -> tuple[Sizes, Sides, Sizes]:
-    """Stride, padding and dilation of a window, for each axis."""
+    """Checked stride, padding and dilation of a window, for each axis."""
     stride = per_axis(function, "stride", stride, 1, len(kernel))
     dilation = per_axis(function, "dilation", dilation, 1, len(kernel))
     return stride, _padding(function, padding, kernel, stride, dilation), dilation
 
 
 def _padding(function: str, value: object, kernel: Sizes, stride: Sizes, dilation: Sizes) -> Sides:
-    """The padding before and after each axis, however it is spelled.
+    """The padding before and after each axis, from any of its forms.
 
-    As an int, an int for each axis, a pair (before, after) for each axis, ``"valid"``, or
-    ``"same"``: as many outputs as pixels. That adds ``dilation * (kernel - 1)`` to an axis, of
-    which the odd one goes to the end, as in PyTorch; so it is defined for stride 1 alone.
+    An int, an int for each axis, a pair (before, after) for each axis, ``"valid"``, or ``"same"``,
+    which keeps the size and so is defined only for stride 1: it adds ``dilation * (kernel - 1)`` to
+    each axis, the odd one after it, as in PyTorch.
     """
-    if type(value) is int and 0 <= value <= _MOST:  # nearly always
+    if type(value) is int and 0 <= value <= _MOST:  # the common case
         return ((value, value),) * len(kernel)
     if isinstance(value, str):
         return _named_padding(function, value, kernel, stride, dilation)
@@ -200,7 +199,7 @@ def _padding(function: str, value: object, kernel: Sizes, stride: Sizes, dilatio
 
 
 def _read_sides(value: object, axes: int) -> Sides | None:
-    """Of ints alone, or of pairs alone; None if it is neither."""
+    """Of ints only or of pairs only; None for anything else."""
     values = value if isinstance(value, (tuple, list)) else (value,) * axes
     if len(values) != axes:
         return None
@@ -228,7 +227,7 @@ def _named_padding(
 def shape4(
     function: str, argument: str, value: object, axes: str = "N, C, H, W"
 ) -> tuple[int, int, int, int]:
-    """A shape (N, C, H, W), or of other `axes`, given as such."""
+    """A shape (N, C, H, W), or with other `axes`, given as an argument."""
     try:
         shape = tuple(operator.index(size) for size in value)
     except TypeError:
@@ -274,14 +273,14 @@ def window(
     source: str = "kernel_size",
     axes: int = 2,
 ) -> ConvGeometry:
-    """The checked geometry of a kernel sliding over x; `source` names where the kernel is from."""
+    """The checked geometry of a kernel sliding over x; `source` names the origin of its size."""
     check_rank(function, "x", x_shape, _AXES[axes][0])
     kernel = per_axis(function, source, kernel_size, 1, axes)
     options = window_options(function, kernel, stride=stride, padding=padding, dilation=dilation)
     return _fitting(function, x_shape, filters, kernel, *options, groups)
 
 
-@functools.lru_cache(1024)  # most calls have been made before
+@functools.lru_cache(1024)  # most calls repeat
 def _fitting(function, x_shape, filters, kernel, stride, padding, dilation, groups) -> ConvGeometry:
     """The geometry, if the kernel lies in the padded image."""
     batch, channels, *size = x_shape

@@ -28,7 +28,7 @@ def run(way, function, *arrays, **options):
 
 
 def namespace(way):
-    """The module whose arrays a way takes; the test is skipped where there is no GPU."""
+    """The array module of a device; skips the test without a GPU."""
     if way != "gpu":
         return np
     cupy = pytest.importorskip("cupy")
@@ -90,7 +90,7 @@ def lay_out(array, layout):
 
 
 def unaligned(array):
-    """The same values at an address that is no multiple of an element's size."""
+    """The same values at an address that is not a multiple of the element size."""
     memory = np.empty(array.nbytes + 1, np.uint8)[1:]
     view = memory.view(array.dtype).reshape(array.shape)
     view[...] = array

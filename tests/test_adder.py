@@ -103,7 +103,7 @@ def test_no_halves(way, x, w):
     [
         (1, 40000, -20000, -60000),
         (1, 65504, -65504, -np.inf),  # one difference
-        (32, 4000, 0, -128000),  # sums of 16, two beside one another
+        (32, 4000, 0, -128000),  # sums of 16, two lanes
         (32, 4200, 0, -np.inf),
         (4608, 2000, -2000, -4608 * 4000),  # the largest numbers that never exceed
         (1, np.inf, 0, -np.inf),

@@ -35,7 +35,7 @@ def test_dlpack_arrays_come_in_without_a_copy():
 
 
 class Negated(Exported):
-    """A tensor of PyTorch's that has a bit in the place of negated values."""
+    """A PyTorch tensor with its lazy negative bit set."""
 
     def is_neg(self):
         return True

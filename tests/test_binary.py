@@ -235,3 +235,23 @@ BYTES = X.astype(np.uint8), W.astype(np.uint8)
 def test_errors(call, error, message):
     with pytest.raises(error, match=f"^{message}"):
         call()
+
+
+def test_without_filters_the_answer_is_empty():
+    x, w = np.ones((2, 3, 4, 5), np.float32), np.ones((0, 3, 3, 3), np.float32)
+    assert mf.binary_conv(x, w).shape == (2, 0, 2, 3)
+    grad_x, grad_w = mf.binary_conv_backward(np.ones((2, 0, 2, 3), np.float32), x, w)
+    assert not grad_x.any() and grad_w.shape == w.shape
+
+
+def test_no_gradient_goes_through_where_the_sign_is_saturated():
+    x, w = np.array([[[[3.0, -3.0, 1.0]]]]), np.ones((1, 1, 1, 1))
+    grad_x, _ = mf.binary_conv_backward(np.array([[[[np.nan, np.inf, 1.0]]]]), x, w)
+    assert_array_equal(grad_x.ravel(), [0, 0, 1])
+
+
+def test_the_scale_of_large_weights_is_finite():
+    w = np.full((1, 2, 1, 1), 2.5e38, np.float32)
+    assert mf.binary_conv(np.ones((1, 2, 1, 1), np.float32), w, scale=False).item() == 2
+    with np.errstate(over="raise"):
+        assert mf.pack(w, "binary").scale == np.float32(2.5e38)

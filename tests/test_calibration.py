@@ -1,4 +1,4 @@
-"""BatchNorm's statistics gathered anew: the formula, and nothing else of the network."""
+"""Recomputed BatchNorm statistics: the formula, and that nothing else changes."""
 
 import json
 import os
@@ -258,11 +258,11 @@ def test_what_the_command_refuses(plain, tmp_path, capsys):
     for images in (1, 63, 1443):
         told = refused(plain, "--images", images)
         assert f"must be from 64, a batch, to the 1442 of digits, got {images}" in told
-    assert "is there already; choose another --out" in refused(plain, "--out", plain)
+    assert "exists already; choose another --out" in refused(plain, "--out", plain)
     assert "there is no checkpoint" in refused(tmp_path / "none" / "none.npz")
     assert not (tmp_path / "none").exists()
     with taken(plain.parent, resumed="checkpoint.npz"):
-        assert "another run is going on" in refused(plain)
+        assert "another run is active" in refused(plain)
     with np.load(plain) as entries:
         arrays = dict(entries)
     facts = json.loads(str(arrays["facts"]))
@@ -270,7 +270,7 @@ def test_what_the_command_refuses(plain, tmp_path, capsys):
     facts["recipe"]["epochs"] = 3
     inside = tmp_path / "inside.npz"
     np.savez(inside, **{**arrays, "facts": np.array(json.dumps(facts))})
-    assert "inside.npz is inside an epoch, and a run that goes on" in refused(inside)
+    assert "inside.npz is inside an epoch, and a run resumed" in refused(inside)
 
 
 def test_other_images_and_statistics_that_are_not_finite_are_refused(digits, trained, tmp_path):

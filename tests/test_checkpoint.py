@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, and refused in one line unless everything in them holds."""
+"""Checkpoints: written atomically, and rejected in one line unless valid."""
 
 import json
 import os
@@ -79,7 +79,7 @@ def test_checkpoints_of_earlier_formats(stopped, write, digits):
     del old["recipe"]["calibration"], old["history"]["running_accuracy"]
     assert "data must be a digest" in refusal(write(arrays, {**old, "data": None}))
     saved = checkpoint.load(write(arrays, {**old, "data": facts["data"]}))
-    # No statistics were gathered, and none are when it goes on.
+    # No calibration before, and none after resuming.
     assert saved.recipe == replace(RECIPE, calibration=0)
     assert saved.history.running_accuracy == saved.history.test_accuracy
     Training.resume(write(arrays, {**old, "format": 2}), *digits).run(progress=False)

@@ -1,4 +1,4 @@
-"""Networks side by side: trained once each, gone on with, counted, drawn."""
+"""Comparison of networks: training once each, resuming, counting, plotting."""
 
 import csv
 import json
@@ -18,6 +18,7 @@ from mulfree_cupy.train.recipe import History
 
 PRUNED = "winograd-relu-vgg-nagadomi-8"
 RECIPE = Recipe("conv-lenet", epochs=1, batch_size=50, augment="none")
+THREE = replace(RECIPE, epochs=3)  # before, between and after two prunings
 
 
 @pytest.fixture(scope="module")
@@ -33,18 +34,18 @@ def stamps(folder):
 
 def test_what_is_trained_is_not_trained_again(few, tmp_path):
     options = {"out": tmp_path, "progress": False}
-    runs = compare(["conv-lenet", PRUNED], RECIPE, *few, **options)
+    runs = compare(["conv-lenet", PRUNED], THREE, *few, **options)
     assert [(run.model, run.seed, run.prunings) for run in runs] == [
         ("conv-lenet", 0, ()),
         (PRUNED, 0, (1, 2)),
     ]
     dense, pruned = (checkpoint.load(run.path) for run in runs)
-    assert dense.recipe == RECIPE and len(runs[1].history.test_accuracy) == 3
+    assert dense.recipe == THREE and len(runs[1].history.test_accuracy) == 3
     masks = [layer.mask for _, layer in pruned.model.modules() if hasattr(layer, "mask")]
     assert all(abs(mask.mean() - 0.4) < 0.01 for mask in masks[1:])
 
     before = stamps(tmp_path)
-    again = compare(["conv-lenet"], RECIPE, *few, **options, seeds=2)
+    again = compare(["conv-lenet"], THREE, *few, **options, seeds=2)
     assert again[0] == runs[0] and again[1].seed == 1
     after = stamps(tmp_path)
     assert {path: after[path] for path in before} == before and len(after) == len(before) + 1
@@ -74,7 +75,7 @@ def test_a_network_is_taught_by_one_before_it(few, tmp_path):
     assert stamps(tmp_path) == before
     assert comparison.measure(runs, few[1])[-1].title == "adder-lenet, taught by conv-lenet"
     for names in ([taught], [taught, "conv-lenet"]):
-        with pytest.raises(ValueError, match="the teacher of adder-lenet@conv-lenet must stand"):
+        with pytest.raises(ValueError, match="the teacher of adder-lenet@conv-lenet must come"):
             compare(names, RECIPE, *few, out=tmp_path / "other", progress=False)
 
 
@@ -84,21 +85,42 @@ def test_another_comparison_in_the_folder_is_refused(few, tmp_path):
         compare(["conv-lenet", "conv-alexnet"], RECIPE, *few, **options)
     assert list(tmp_path.iterdir()) == []  # nothing was trained
     compare(["conv-lenet"], RECIPE, *few, **options)
-    with pytest.raises(ValueError, match="is of another run: it has another epochs, rate"):
+    with pytest.raises(ValueError, match="belongs to another run: it has another epochs, rate"):
         compare(["conv-lenet"], replace(RECIPE, epochs=2, rate=0.05), *few, **options)
     train, test = few
     other = replace(train, labels=(train.labels + 1) % 10), test
-    with pytest.raises(ValueError, match="is of another run: it has another data"):
+    with pytest.raises(ValueError, match="belongs to another run: it has another data"):
         compare(["conv-lenet"], RECIPE, *other, **options)
+    (run,) = compare(["conv-lenet"], RECIPE, *few, **options)
+    Training.resume(run.path, *few, path=run.path, epochs=2).run(progress=False)
+    with pytest.raises(ValueError, match=r"is not of this comparison: epochs 2 instead of 1"):
+        compare(["conv-lenet"], RECIPE, *few, **options)
     (tmp_path / "comparison.json").write_text("no JSON")
-    with pytest.raises(ValueError, match=r"is no comparison of mulfree compare, or is damaged"):
+    with pytest.raises(ValueError, match=r"is not a comparison of mulfree compare, or is damaged"):
         compare(["conv-lenet"], RECIPE, *few, **options)
 
 
-@pytest.mark.parametrize("moment", [2, 9, 14])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["conv-lenet", "adder-lenet@"], "the teacher of adder-lenet@ must come before it, and it"),
+        (["a@conv-lenet"], "'a@conv-lenet': no model named 'a'"),
+        (["adder-lenet@adder-lenet"], "must come before it, and it is first"),
+        (["conv-lenet", "conv-lenet"], "conv-lenet is there twice; seeds= trains"),
+        (["conv-lenet", ""], "'': no model named ''"),
+        (["conv-lenet", PRUNED], "epochs must be at least 3, got 1: winograd-relu-vgg-nagadomi-8"),
+    ],
+)
+def test_names_are_checked_before_anything_is_trained(few, tmp_path, names, message):
+    with pytest.raises(ValueError, match=message):
+        compare(names, RECIPE, *few, out=tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("moment", [2, 17, 22])
 def test_a_comparison_that_stopped_ends_as_one_that_did_not(few, tmp_path, monkeypatch, moment):
     """In the first network, and before and after a pruning of the second."""
-    names, recipe = ["conv-lenet", PRUNED], replace(RECIPE, epochs=1)
+    names, recipe = ["conv-lenet", PRUNED], THREE
     step, left = Training._train_step, iter(range(moment))
 
     def stopped(self, *batch):
@@ -124,7 +146,7 @@ def test_a_comparison_that_stopped_ends_as_one_that_did_not(few, tmp_path, monke
 def out(tmp_path_factory):
     out = tmp_path_factory.mktemp("compare") / "out"
     names = f"conv-lenet,adder-lenet,{PRUNED}"
-    options = ["--epochs", "1", "--batch-size", "256", "--out", str(out)]
+    options = ["--epochs", "3", "--batch-size", "256", "--out", str(out)]
     assert cli.main(["compare", "--models", names, *options]) == 0
     return out
 
@@ -137,7 +159,7 @@ class TestCommand:
         assert float(conv["joules"]) > 2 * float(adder["joules"]) > 0
         assert int(winograd["epochs"]) == 3 and float(winograd["seconds"]) > 0
         text = (out / "comparison.md").read_text()
-        assert "| conv-lenet " in text and "1442 training and 355 test images. 1 epoch in" in text
+        assert "| conv-lenet " in text and "1442 training and 355 test images. 3 epochs in" in text
 
     def test_its_page_is_one_file(self, out):
         page = (out / "comparison.html").read_text()
@@ -151,15 +173,15 @@ class TestCommand:
 
     def test_it_goes_on(self, out, capsys):
         before = stamps(out)
-        arguments = ["--epochs", "1", "--batch-size", "256", "--out", str(out)]
+        arguments = ["--epochs", "3", "--batch-size", "256", "--out", str(out)]
         assert cli.main(["compare", "--models", "conv-lenet", *arguments]) == 0
         assert stamps(out) == before
         printed = capsys.readouterr().out
         assert "| conv-lenet |" in printed and "comparison.html" in printed
-        assert cli.main(["compare", "--epochs", "2", "--out", str(out)]) == 1
-        assert "is of another run: it has another epochs, batch_size" in capsys.readouterr().err
+        assert cli.main(["compare", "--epochs", "4", "--out", str(out)]) == 1
+        assert "another run: it has another epochs, batch_size" in capsys.readouterr().err
         assert cli.main(["train", "--out", str(out)]) == 1
-        assert "holds a comparison; go on with it by mulfree compare" in capsys.readouterr().err
+        assert "holds a comparison; resume it with mulfree compare" in capsys.readouterr().err
 
     def test_ctrl_c_says_how_to_go_on(self, tmp_path, monkeypatch, capsys):
         def interrupted(*arguments, **options):
@@ -167,7 +189,7 @@ class TestCommand:
 
         monkeypatch.setattr(Training, "run", interrupted)
         assert cli.main(["compare", "--out", str(tmp_path / "out")]) == 130
-        assert "the same command goes on" in capsys.readouterr().out
+        assert "run the same command to resume" in capsys.readouterr().out
 
 
 def test_the_forms_of_resnet20_are_there():

@@ -1,4 +1,4 @@
-"""Operations, bytes and energy of networks, held to published and hand-made figures."""
+"""Operations, bytes and energy of networks, compared with published and hand-computed figures."""
 
 import csv
 from collections import Counter

@@ -1,4 +1,5 @@
-"""The compiled module called with anything: it answers or refuses, and touches no memory of others.
+"""The compiled module called with arbitrary arguments: it succeeds or raises, without invalid
+accesses.
 
 `.ci/sanitize` runs this under AddressSanitizer; without it only crashes would show.
 """
@@ -273,7 +274,7 @@ def test_an_array_of_another_dtype_is_refused(call, dtype):
 
 
 def fresh(values):
-    """Arrays of memory of their own, so that what lies beyond their ends is another's."""
+    """Separately allocated arrays, so that overruns are invalid accesses."""
     return [value.copy() if isinstance(value, np.ndarray) else value for value in values]
 
 

@@ -200,7 +200,7 @@ def test_uint8_extremes(features, low, high):
     assert (y == -4096 * (high - low)).all()
 
 
-# The fast form of |x - w| cancels here, and must notice: every result is held to its own size.
+# The fast form of |x - w| cancels here, and must notice: errors are relative to each result.
 @pytest.mark.parametrize(
     "taps", [(1, (1, 1)), (2, (1, 1)), (1, (3, 3)), (7, (1, 1)), (300, (3, 3))]
 )

@@ -340,7 +340,7 @@ def test_what_does_not_fit_is_an_error(monkeypatch):
             batch_norm(x, ones, ones, kernel="2_parts", **other)
         long = np.broadcast_to(x[:1, :, :1, :1], (1, 3, 129, 128))
         message = (
-            "'3_registers' takes at most 16384 elements a channel, got 16512; 1_.*, 2_parts can"
+            "'3_registers' takes at most 16384 elements per channel, got 16512; 1_.*, 2_parts can"
         )
         with pytest.raises(ValueError, match=message):
             batch_norm(long, ones, ones, kernel="3_registers")
@@ -359,7 +359,7 @@ def test_running_statistics_that_cannot_be(way):
         run(way, trained, x, ones, ones, None, ones, ones[:2])
     with pytest.raises(TypeError, match="two arrays of float32 or two of float64, got float16 and"):
         run(way, trained, x, ones, ones, None, ones.astype("f2"), ones)
-    with pytest.raises(ValueError, match="one value a channel has no variance, x of shape"):
+    with pytest.raises(ValueError, match="one value per channel has no variance, x of shape"):
         run(way, trained, x[:1], ones, ones, None, ones, ones)
 
 

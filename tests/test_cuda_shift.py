@@ -313,7 +313,7 @@ LOADS = {
 @pytest.mark.parametrize("side", LOADS)
 @pytest.mark.parametrize("dtype", MOVED)
 def test_waste_of_the_table_kernel(side, dtype):
-    """A thread stores 16 bytes, whatever the plane and the element; nothing is shared."""
+    """A thread stores 16 bytes, for any plane and element; without shared memory."""
     x = np.random.default_rng(0).integers(0, 2, (16, 18, side, side)).astype(dtype)
     shifts = mf.modulo_shifts(18)
     with mf.emulated_cuda(check=False, trace=True) as report:
@@ -567,15 +567,15 @@ def test_what_32_bits_cannot_index_is_an_error(monkeypatch, call, message):
     [
         (
             "1_tiled_modulo", mf.modulo_shifts(25, 5), 1,
-            r"shift: kernel '1_tiled_modulo' takes stride 1 and the modulo shifts of 3x3 with "
-            r"dilation 1 alone; 2_tiled_generic, 3_table can",
+            r"shift: kernel '1_tiled_modulo' takes only stride 1 and the modulo shifts of 3x3 with "
+            r"dilation 1; 2_tiled_generic, 3_table can",
         ),
         (
             "2_tiled_generic", mf.group_shifts(18), 1,
-            r"modulo shifts with dilation \* \(kernel_size // 2\) of 7 at most alone; 3_table can",
+            r"modulo shifts with dilation \* \(kernel_size // 2\) at most 7; 3_table can",
         ),
         ("2_tiled_generic", mf.modulo_shifts(9, dilation=8), 1, "3_table can"),
-        ("1_tiled_modulo", mf.modulo_shifts(9), 2, "takes stride 1 .* alone; 3_table can"),
+        ("1_tiled_modulo", mf.modulo_shifts(9), 2, "takes only stride 1 .*; 3_table can"),
     ],
 )  # fmt: skip
 def test_a_tiled_kernel_says_which_can(kernel, shifts, stride, message):

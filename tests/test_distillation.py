@@ -99,7 +99,7 @@ def test_shares_of_classes_have_a_cross_entropy():
     assert_allclose(loss, -(shares * np.log(spec.softmax(logits))).sum(axis=1).mean())
     assert right == (logits.argmax(axis=1) == shares.argmax(axis=1)).sum()
     assert_allclose(gradient, (spec.softmax(logits) - shares) / 7)
-    with pytest.raises(ValueError, match="shares of the shape and dtype of the logits, .*float32"):
+    with pytest.raises(ValueError, match="shape and dtype of the logits, .*float32"):
         cross_entropy(logits, shares.astype("f"))
 
 
@@ -229,9 +229,13 @@ def test_recipes_and_teachers_that_do_not_fit_are_refused(digits, teacher, tmp_p
     with pytest.raises(ValueError, match="cannot teach on digits: it normalises"):
         load_teacher(teacher, replace(digits[0], images=255 - digits[0].images))
     path = tmp_path / "checkpoint.npz"
-    Training(replace(RECIPE, epochs=1), *digits, path=path).run(progress=False)
+    run = Training(replace(RECIPE, epochs=1), *digits, path=path)
+    run._save()
+    with pytest.raises(ValueError, match="cannot teach: it was not trained for an epoch"):
+        load_teacher(path, digits[0])
+    run.run(progress=False)
     for changes in ({"teacher": "conv-lenet"}, {"teacher_learns": True}):
-        with pytest.raises(ValueError, match="its teacher, or that it has none, .* cannot change"):
+        with pytest.raises(ValueError, match="its teacher, or the lack of one, cannot change"):
             Training.resume(path, *digits, epochs=2, **changes)
 
 
@@ -275,6 +279,7 @@ def test_the_command_line_takes_teachers(teacher, tmp_path, capsys, monkeypatch)
 
     full = tmp_path / "conv" / "checkpoint.npz"
     assert mulfree("--model", "conv-lenet", "--epochs", "1", "--out", "conv")[0] == 0
+    (tmp_path / "conv-lenet").mkdir()  # a folder is no checkpoint
     for given in (str(full), "conv-lenet"):
         assert mulfree("--epochs", "1", "--teacher", given)[0] == 0
     saved = [checkpoint.load(tmp_path / f"mulfree-run{n}" / "checkpoint.npz") for n in ("", "-2")]
@@ -283,10 +288,14 @@ def test_the_command_line_takes_teachers(teacher, tmp_path, capsys, monkeypatch)
     assert resumed[0] == 0
     for words, message in (
         (("--teacher-share", "0.5"), "--teacher-share needs a --teacher"),
+        (
+            ("--resume", str(full), "--epochs", "3", "--temperature", "2"),
+            "--temperature needs a teacher, and that run has none",
+        ),
         (("--teacher", "nothing"), "--teacher must be a checkpoint or the name of a network"),
         (
             ("--teacher", "conv-lenet", "--resume", "mulfree-run/checkpoint.npz"),
-            "the teacher of --resume is in its checkpoint",
+            "the checkpoint of --resume has its own",
         ),
     ):
         status, printed = mulfree(*words)

@@ -1,4 +1,4 @@
-"""The pages, and the site made of them: what they say is held to the package."""
+"""The pages and the site: their statements are tested against the package."""
 
 import importlib
 import inspect
@@ -48,7 +48,7 @@ def test_every_rung_of_the_lessons_has_its_code_and_its_counts():
 
 
 def public_names(module):
-    """What is public of a module: `__all__`, or else what it defines."""
+    """The public names of a module: `__all__`, or what it defines."""
     defined = (name for name, value in vars(module).items() if of(module, value))
     names = getattr(module, "__all__", None) or defined
     return {n for n in names if n[0] != "_" and not inspect.ismodule(getattr(module, n))}

@@ -1,4 +1,4 @@
-"""What the kernels do to an answer before they store it, beside a spec in float64."""
+"""The kernels' epilogues, compared with a float64 spec."""
 
 import numpy as np
 import pytest

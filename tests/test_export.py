@@ -312,7 +312,7 @@ def test_places_that_will_not_do(checkpoint, tmp_path, capsys):
     before = checkpoint.read_bytes()
     (tmp_path / "folder.npz").mkdir()
     for out, says in (
-        (checkpoint, "would be written over itself"),
+        (checkpoint, "would be overwritten"),
         (tmp_path / "net.onnx", "--out must end in .npz"),
         (tmp_path / "net", "--out must end in .npz"),
         (tmp_path / "folder.npz", "cannot be written"),
@@ -321,7 +321,7 @@ def test_places_that_will_not_do(checkpoint, tmp_path, capsys):
         assert says in refused(capsys, checkpoint, "--to", "npz", "--out", out)
     own = tmp_path / "a-network.npz"
     inference.save_npz(own, inference.read(checkpoint))
-    assert "would be written over itself" in refused(capsys, own, "--to", "npz")
+    assert "would be overwritten" in refused(capsys, own, "--to", "npz")
     assert checkpoint.read_bytes() == before
 
 

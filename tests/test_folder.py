@@ -53,7 +53,7 @@ def test_of_processes_that_want_the_same_folder_one_gets_it(tmp_path):
     for line, process in zip(lines, processes, strict=True):
         _, errors = process.communicate("go on\n")
         assert (process.returncode == 0) == bool(line)
-        assert line or "ValueError: another run is going on in run; take another" in errors
+        assert line or "ValueError: another run is active in run; choose another" in errors
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
@@ -78,14 +78,14 @@ def test_a_folder_with_a_run_is_for_that_run_alone(tmp_path, record):
     (tmp_path / record).touch()
     for resumed in (None, "other.npz"):
         with (
-            pytest.raises(ValueError, match=f"{tmp_path} holds .* take another folder"),
+            pytest.raises(ValueError, match=f"{tmp_path} holds .* choose another folder"),
             folder.taken(tmp_path, resumed=resumed),
         ):
             raise AssertionError
     with folder.taken(tmp_path, resumed=record) as out:
         assert out == tmp_path
         with (
-            pytest.raises(ValueError, match="another run is going on"),
+            pytest.raises(ValueError, match="another run is active"),
             folder.taken(tmp_path, resumed=record),
         ):
             raise AssertionError
@@ -110,7 +110,7 @@ def test_places_where_no_folder_can_be(tmp_path):
     if sys.platform == "linux":
         places.append("/proc/run")
     for place in places:
-        with pytest.raises(OSError, match=f"^{place} cannot be the folder of a run: [^\\[]*$"):
+        with pytest.raises(OSError, match=f"^out: {place} cannot be the folder of a run: [^\\[]*$"):
             folder.taken(place).__enter__()
 
 

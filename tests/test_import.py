@@ -497,7 +497,7 @@ def test_the_command_writes_what_evaluate_reads(tmp_path, pictures, capsys, monk
     assert cli.main(command) == 0
     assert "adder-resnet20, 272,484 parameters, 10 classes" in capsys.readouterr().out
     assert cli.main(command) == 1
-    assert "net.npz is there already; choose another --out" in capsys.readouterr().err
+    assert "net.npz exists already; choose another --out" in capsys.readouterr().err
     found = checkpoint.load("net.npz")
     assert (found.data, found.epoch, found.history.seconds) == (None, 0, [])
     assert_allclose(found.std, data.CIFAR_STD)

@@ -440,7 +440,7 @@ def described(network, **changes):
     [
         ({"op": "magic"}, "there is no operation 'magic'"),
         ({"inputs": ["nowhere"]}, "no layer before it is named 'nowhere'"),
-        ({"inputs": []}, "takes 1 to 1 answers"),
+        ({"inputs": []}, "takes the outputs of 1 to 1 layers"),
         ({"arrays": {}}, "needs the array 'weight'"),
         ({"arrays": {"weight": "lost"}}, "its weight, 'lost', is missing"),
         ({"arrays": {"weight": "conv2.weight"}}, "layer 'conv1': adder_conv: .* shape"),

@@ -125,7 +125,7 @@ def test_a_depthwise_kernel_can_be_asked_for():
         for function in (mf.conv, mf.adder_conv):
             default = function(x, w, groups=4)
             assert_array_equal(function(x, w, groups=4, kernel="depthwise"), default)
-            with pytest.raises(ValueError, match=r"'depthwise' takes a channel a group.*got 4 ch"):
+            with pytest.raises(ValueError, match=r"'depthwise' takes one channel per group.*4 ch"):
                 function(x, rng.standard_normal((8, 4, 3, 3)), kernel="depthwise")
             with pytest.raises(ValueError, match=r"of at most 4, got \(3, 3\), \(5, 5\) and \(1, "):
                 function(x, w, groups=4, stride=5, kernel="depthwise")

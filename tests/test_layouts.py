@@ -1,4 +1,4 @@
-"""The same numbers give the same bits, however an array lies in memory and whatever is fused."""
+"""Results are bit-identical for any memory layout and fusion."""
 
 import os
 import subprocess

@@ -83,7 +83,7 @@ def test_an_exercise_is_solved_by_the_kernel_itself_alone(kernel, tmp_path):
 def test_what_is_right_but_not_the_idea_is_told(tmp_path):
     verdict = lessons.check(cuda_directory() / "adder/1_naive.cu", "adder/2")
     assert verdict.trial.passed and not verdict.solved
-    assert "right, but it takes more than the kernel: global loads an output 331 for 33.5" in str(
+    assert "right, but it takes more than the kernel: global loads per output 331 for 33.5" in str(
         verdict
     )
 
@@ -112,7 +112,7 @@ def test_a_fault_is_found_on_its_line(given, instead, kind, line, tmp_path):
 
 
 def test_an_earlier_answer_is_not_taken_for_one(tmp_path):
-    """What a kernel leaves as it was is no answer, though memory may hold a right one."""
+    """Unwritten output is wrong, even if memory holds a right earlier result."""
     text = SHARED_TILE.read_text()
     (tmp_path / "mine.cu").write_text(text.replace("if (m < M && p < P) out", "if (m > M) out"))
     plain = np.empty
@@ -134,7 +134,7 @@ def test_commands(tmp_path, monkeypatch, capsys):
     status, printed = run("run", "adder", "2")
     assert status == 0 and "5760 numbers right, largest relative error 0.0e+00" in printed.out
     status, printed = run("trace", "adder", "2")
-    assert status == 0 and "global loads an output" in printed.out
+    assert status == 0 and "global loads per output" in printed.out
     status, printed = run("exercise", "adder", "2")
     assert (status, printed.out.split(":")[0]) == (0, "adder_2_shared_tile.cu")
     status, printed = run("exercise", "adder", "2")

@@ -22,7 +22,7 @@ def normalised(x, weight, bias, eps):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("offset", [0, -3000])
 def test_batch_norm_is_its_formula(shape, dtype, offset):
-    """Also where the mean is large beside the deviation, as it is after an adder convolution."""
+    """Also if the mean is large compared with the deviation, as after an adder convolution."""
     x = (rng.normal(size=shape) * 50 + offset).astype(dtype)
     weight, bias = rng.normal(size=(2, 3)).astype(dtype)
     residual = rng.normal(size=shape).astype(dtype)
@@ -48,7 +48,7 @@ def test_batch_norm_refuses_what_does_not_fit():
         batch_norm(x, ones, ones, mean=ones)
     with pytest.raises(ValueError, match="has no statistics"):
         batch_norm(x[:0], ones, ones)
-    with pytest.raises(ValueError, match="one value a channel has no variance"):
+    with pytest.raises(ValueError, match="one value per channel has no variance"):
         nn.BatchNorm(3)(Tensor(np.ones((1, 3), np.float32)))
 
 
@@ -166,7 +166,7 @@ def test_state_is_saved_and_loaded_by_name():
     with no_grad():
         assert_array_equal(source.eval()(x).data, target.eval()(x).data)
 
-    with pytest.raises(KeyError, match=r"missing \['conv1.weight'\].*unknown \['conv9.weight'\]"):
+    with pytest.raises(ValueError, match=r"missing \['conv1.weight'\].*unknown \['conv9.weight'\]"):
         target.load_state_dict(
             {
                 name.replace("conv1", "conv9") if name == "conv1.weight" else name: array
@@ -369,6 +369,18 @@ def test_networks_take_their_images(kind, name, channels, size):
     model = models.build(f"{kind}-{name}", channels=channels, size=size).eval()
     with no_grad():
         assert model(Tensor(np.ones((2, channels, size, size), np.float32))).shape == (2, 10)
+
+
+def test_a_network_prints_as_a_tree():
+    rng = np.random.default_rng(0)
+    block = nn.Sequential(nn.Conv(3, 4, 3, rng, padding=1, bias=True), nn.MaxPool(2))
+    assert repr(block) == (
+        "Sequential(\n"
+        "  layers.0: Conv(weight=(4, 3, 3, 3), bias=(4,), groups=1, padding=1)\n"
+        "  layers.1: MaxPool(kernel_size=2, stride=2, padding=0)\n"
+        ")"
+    )
+    assert "\n  stages: Sequential(\n    layers.0: " in repr(models.build("adder-resnet20"))
 
 
 def test_models_refuse_what_they_cannot_do():

@@ -71,7 +71,8 @@ def test_shifted_convolutions(way, name):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_term_that_is_absent_adds_nothing(way, dtype):
-    """Also where it would be 0 times NaN: a tap beside grad, a pixel under no window."""
+    """Also where padding would give 0 times NaN: a tap outside grad, a pixel outside all
+    windows."""
     grad_x = lambda name, *arrays, **options: run(  # noqa: E731
         way, getattr(mf, f"{name}_backward"), *(np.array(a, dtype) for a in arrays), **options
     )[0].ravel()

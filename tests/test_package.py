@@ -1,4 +1,4 @@
-"""The package as it is shipped: the wheel, the import, the install without a compiler, the docs."""
+"""The package as shipped: the wheel, the import, installation without a compiler, the docs."""
 
 import doctest
 import inspect
@@ -61,7 +61,7 @@ def test_the_wheel_holds_the_cuda_sources_and_the_emulator(wheel):
     tracked = subprocess.run(
         ["git", "ls-files", "cuda", "cpu/emulator"], cwd=ROOT, capture_output=True, text=True
     ).stdout.split()
-    assert tracked
+    assert tracked and "mulfree_cupy/py.typed" in names
     for file in tracked:
         inside = file.replace("cpu/emulator/", "emulator_headers/")
         assert f"mulfree_cupy/{inside}" in names
@@ -86,7 +86,7 @@ def test_a_release_without_compiled_kernels_fails(tmp_path):
     assert not list(tmp_path.glob("*.whl"))
 
 
-# Writes down what it is called with, and compiles nothing.
+# Records its arguments, and compiles nothing.
 COMPILER = """#!/bin/sh
 echo "$*" >> "$LOG"
 while [ "$1" != -o ]; do shift; done
@@ -114,6 +114,42 @@ def test_every_source_of_the_machine_is_compiled_once(tmp_path):
     others = {name for name in sources if "kernels_" in name and name not in compiled}
     assert sorted(compiled) == sorted(sources - others - {"cpu/emulator/runtime.cpp"})
     assert list((tmp_path / "source/mulfree_cupy").glob("_cpu*"))
+
+
+def test_modules_come_when_asked_for():
+    code = (
+        "import sys, mulfree_cupy as mf\n"
+        "assert 'mulfree_cupy.models' not in sys.modules\n"
+        "assert {'models', 'train', 'conv'} <= set(dir(mf)) and 'importlib' not in dir(mf)\n"
+        "for name in dir(mf): getattr(mf, name)\n"
+        "mf.models.build('adder-lenet'), mf.train.Recipe\n"
+    )
+    assert python(code).stderr == ""
+    with pytest.raises(AttributeError, match="module 'mulfree_cupy' has no attribute 'modles'"):
+        mf.modles  # noqa: B018
+
+
+USER = """
+import numpy as np
+import mulfree_cupy as mf
+x = np.zeros((1, 3, 8, 8), np.float32)
+y = mf.adder_conv(x, x, pading=1)
+z = mf.conv(x, x, stride="2")
+mf.models.build(3)
+reveal_type(mf.pack(x, "adder"))
+"""
+
+
+def test_mypy_checks_a_users_file(tmp_path):
+    pytest.importorskip("mypy")
+    (tmp_path / "user.py").write_text(USER)
+    command = [sys.executable, "-m", "mypy", "--follow-imports=silent", "user.py"]
+    path = {**os.environ, "MYPYPATH": str(ROOT)}
+    run = subprocess.run(command, cwd=tmp_path, env=path, capture_output=True, text=True)
+    assert 'Unexpected keyword argument "pading" for "adder_conv"' in run.stdout
+    assert 'Argument "stride" to "conv" has incompatible type "str"' in run.stdout
+    assert 'Argument 1 to "build" has incompatible type "int"' in run.stdout
+    assert "PackedWeights | " in run.stdout and "Found 3 errors" in run.stdout
 
 
 def without_code(page):

@@ -152,7 +152,7 @@ def draw(seed, dtype, *shapes):
 
 
 def check(x, w, **options):
-    """The CPU's answers and gradients beside the formulas'."""
+    """The CPU's results and gradients, compared with the formulas."""
     compare(formulas(x, w, **options), x, w, **options)
 
 

@@ -183,7 +183,7 @@ REFUSED_TYPES = {
     r"^conv_backward: w is no array: packed weights .* pass their .array": (
         lambda: mf.conv_backward(W, W, mf.pack(W, "conv"))
     ),
-    r"m is an option for op='winograd' alone": lambda: mf.pack(W, "conv", m=2),
+    r"m is an option for op='winograd' only": lambda: mf.pack(W, "conv", m=2),
     r"^conv: w was packed as float32, and x makes it float64; pack w as float64": (
         lambda: mf.conv(W.astype("f8"), mf.pack(W, "conv"))
     ),
@@ -252,7 +252,7 @@ def test_layers_leave_the_callers_array_alone(name):
     mine = layer.weight.data.copy()
     layer.weight.data = mine
     answer = layer.eval()(x).data
-    mine += 1  # the layer has one of its own by now
+    mine += 1  # the layer has its own copy by now
     assert_array_equal(layer(x).data, answer)
 
 

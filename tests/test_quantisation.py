@@ -54,7 +54,7 @@ both = pytest.mark.parametrize(("name", "size"), {**ADDERS, **TWINS}.items())
 
 @pytest.fixture
 def uncorrected(monkeypatch):
-    """The formulas alone, with no correction by what the calibration images gave."""
+    """Only the formulas, without the correction from the calibration images."""
     monkeypatch.setattr(
         quantisation, "_match", lambda sums, _: (np.ones(sums.shape[1]), np.zeros(sums.shape[1]))
     )
@@ -64,7 +64,7 @@ def uncorrected(monkeypatch):
 
 
 def of_each_block(network, quantised, images):
-    """Of each adder convolution its grid, what it took and what came of it behind the epilogue."""
+    """For each adder convolution its grid, its input and its output after the epilogue."""
     old = {layer.name: layer for layer in network.layers}
     new = quantised.network
     answers = new.answers(new.normalised(images))
@@ -525,7 +525,7 @@ def test_the_accuracy_stays(trained, bits, points, tmp_path, capsys):
     before, after = map(float, re.search(r"accuracy (.+)% before, (.+)% with", told).groups())
     assert before > 90
     assert after >= before - points
-    assert ("no faster" in told) == trained.parent.name.startswith("conv")
+    assert ("not faster" in told) == trained.parent.name.startswith("conv")
     assert cli.main(["evaluate", str(out)]) == 0
     assert f"{out} on digits: test accuracy {after:.2f}% of 355" in capsys.readouterr().out
 

@@ -1,4 +1,4 @@
-"""The rehearsal of the GPU path: that it sees what it is there for, and the GPU tests in it."""
+"""The rehearsal of the GPU path: its checks, and the GPU tests in it."""
 
 import sys
 from pathlib import Path

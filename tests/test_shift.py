@@ -269,7 +269,7 @@ def test_tables_of_any_integers(way, dtype, layout):
 @pytest.mark.parametrize("way", [*WAYS, "emulated"])
 @pytest.mark.parametrize("far", [2**31, 2**32, 2**63 - 1, 2**63, 2**64 - 1])
 def test_unsigned_tables_beyond_int64(way, far):
-    """2**64 - 1 is no step back by one."""
+    """2**64 - 1 is not -1."""
     x, shifts = np.ones((1, 3, 4, 5)), np.array([[far, 0], [0, far], [1, 2]], np.uint64)
     answer = run(way, mf.shift, x, shifts=shifts)
     assert not answer[:, :2].any() and answer[:, 2].sum() == 3 * 3

@@ -163,7 +163,7 @@ def test_the_command_trains_evaluates_and_resumes(tmp_path, capsys):
     assert "adder-lenet" in printed and "Test accuracy" in printed.splitlines()[-1]
     assert {"checkpoint.npz", "curve.png", "curve.csv"} == set(os.listdir(out))
     assert cli.main(["train", "--epochs", "1", "--out", str(out)]) == 1
-    assert f"go on with it by --resume {out / 'checkpoint.npz'}" in capsys.readouterr().err
+    assert f"resume it with --resume {out / 'checkpoint.npz'}" in capsys.readouterr().err
     assert cli.main(["train", "--resume", str(out / "checkpoint.npz"), "--epochs", "2"]) == 0
     printed = capsys.readouterr().out
     assert (
@@ -181,7 +181,10 @@ def test_the_command_trains_evaluates_and_resumes(tmp_path, capsys):
     assert "was trained on images of" in capsys.readouterr().err
     resized = ["--data", str(pictures), "--image-size", "8"]
     assert cli.main(["evaluate", str(out / "checkpoint.npz"), *resized]) == 1
-    assert "pictures has 1 x 8 x 8 in 2 classes; --data says which" in capsys.readouterr().err
+    assert (
+        "pictures has 1 x 8 x 8 in 2 classes; choose the data set with --data"
+        in capsys.readouterr().err
+    )
 
 
 def test_runs_without_a_folder_get_one_each(tmp_path, monkeypatch, capsys):
@@ -221,7 +224,7 @@ def test_a_run_is_replaced_by_itself_alone(two_runs, tmp_path, capsys):
     ):
         assert cli.main([*map(str, arguments)]) == 1
         error = capsys.readouterr().err
-        assert "holds a training run" in error or "no layers that can be pruned" in error
+        assert "holds a training run" in error or "no prunable layers" in error
         assert contents(a, b) == before
     new = tmp_path / "new"
     assert cli.main(["train", "--resume", str(backup), "--epochs", "2", "--out", str(new)]) == 0
@@ -235,7 +238,7 @@ def test_a_run_that_is_going_on_is_left_alone(two_runs, capsys):
     with taken(a, resumed="checkpoint.npz"):
         for arguments in (["--out", a], ["--resume", a / "checkpoint.npz", "--epochs", "9"]):
             assert cli.main(["train", *map(str, arguments)]) == 1
-            assert f"another run is going on in {a}" in capsys.readouterr().err
+            assert f"another run is active in {a}" in capsys.readouterr().err
     assert contents(a) == before
 
 
@@ -244,7 +247,7 @@ def test_what_is_done_is_not_undone(two_runs, capsys):
     before, resume = contents(a), ["train", "--resume", str(a / "checkpoint.npz")]
     for changes in (["--epochs", "1"], ["--rate", "0.2"], ["--schedule", "restart"]):
         assert cli.main([*resume, *changes]) == 1
-        assert "2 epochs are done, so epochs must be more to go on" in capsys.readouterr().err
+        assert "2 epochs are done, so epochs must be more to resume" in capsys.readouterr().err
     assert contents(a) == before
     assert cli.main(resume) == 0  # of which nothing is left to do
     assert "from epoch 3, 0 more, 2 in all\n" in capsys.readouterr().out
@@ -307,7 +310,7 @@ def test_inside_an_epoch_its_order_and_batches_stay(digits, tmp_path, name, valu
     next(steps), next(steps)
     steps.close()
     run._save()
-    message = f"{name} is {getattr(RECIPE, name)} in the epoch under way, of which 80 images are"
+    message = f"{name} is {getattr(RECIPE, name)} in the current epoch, of which 80 images are"
     with pytest.raises(ValueError, match=f"{path}: {message} done, and cannot become {value} bef"):
         Training.resume(path, *digits, **{name: value})
     resumed = Training.resume(path, *digits, epochs=4)
@@ -330,7 +333,7 @@ def test_the_ablation_compares_four_runs(tmp_path, capsys):
     assert set(os.listdir(tmp_path)) == {"ablation.png", "ablation.csv"}
     for command in ("ablation", "train"):
         assert cli.main([command, "--out", str(tmp_path)]) == 1
-        assert "holds an ablation; take another folder" in capsys.readouterr().err
+        assert "holds an ablation; choose another folder" in capsys.readouterr().err
 
 
 def test_a_diverged_run_of_the_ablation_keeps_its_curve(tmp_path, capsys, monkeypatch):
@@ -373,7 +376,7 @@ def test_ctrl_c_saves_and_exits_cleanly(tmp_path):
     process.send_signal(signal.SIGINT)
     printed, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "go on with: mulfree train --resume" in printed and "Traceback" not in errors
+    assert "resume with: mulfree train --resume" in printed and "Traceback" not in errors
     assert printed.rstrip().endswith(f"{tmp_path}/checkpoint.npz --data digits --device cpu")
 
 
@@ -399,7 +402,7 @@ def test_ctrl_c_is_no_traceback_anywhere(tmp_path, monkeypatch, capsys):
         (["count", "nowhere.npz"], "there is no file nowhere.npz"),
         (["count", "nowhere"], "no model named 'nowhere'; the nearest of"),
         (["train", "--resume", "no/checkpoint.npz"], "there is no checkpoint no/checkpoint.npz"),
-        (["train", "--schedule", "restart"], "--schedule says how a run goes on, and needs"),
+        (["train", "--schedule", "restart"], "--schedule is for resumed runs, and needs"),
         (["train", "--out", "file"], "file cannot be the folder of a run: Not a directory"),
         (["train", "--out", "file/run"], "file/run cannot be the folder of a run: Not a dir"),
         (["compare", "--models", "conv-lenet,x"], "no model named 'x'"),
@@ -447,9 +450,9 @@ def test_a_number_out_of_range_is_told_with_its_option(command, option, value, c
         (["prune", "x", "--epochs", "0"], "--epochs: must be a whole number, at least 1, got 0"),
         (["prune", "x", "--block", "0"], "--block: must be a whole number, at least 1"),
         (["prune", "x", "--first-layer", "0"], "--first-layer: must be above 0 and at most 1"),
-        (["prune", "x", "--schedule", "a,b"], "--schedule: must be densities that fall, each abo"),
-        (["prune", "x", "--schedule", "0.5,nan"], "--schedule: must be densities that fall, each"),
-        (["prune", "x", "--schedule", "0.5,0.6"], "--schedule: must be densities that fall, each"),
+        (["prune", "x", "--schedule", "a,b"], "--schedule: must be decreasing densities, each abo"),
+        (["prune", "x", "--schedule", "0.5,nan"], "--schedule: must be decreasing densities, each"),
+        (["prune", "x", "--schedule", "0.5,0.6"], "--schedule: must be decreasing densities, each"),
         (["profile", "--batch-size", "0"], "--batch-size: must be a whole number, at least 1"),
         (["profile", "--channels", "0"], "--channels: must be a whole number, at least 1, got 0"),
         (["count", "conv-lenet", "--classes", "0"], "--classes: must be a whole number, at least"),
@@ -477,7 +480,7 @@ def test_test_images_are_as_the_training_images(digits):
 def test_classes_are_two_or_more(digits):
     train, test = digits
     alone = [replace(part, labels=0 * part.labels, classes=("one",)) for part in (train, test)]
-    with pytest.raises(ValueError, match="at least 2 classes to tell apart, and digits has 'one'"):
+    with pytest.raises(ValueError, match="at least 2 classes, and digits has 'one'"):
         Training(RECIPE, *alone)
 
 

@@ -137,7 +137,7 @@ def test_a_loss_that_is_not_finite_is_noticed_later(digits, cupy):
 
 @pytest.mark.gpu
 def test_what_cannot_be_replayed_is_launched(digits, cupy):
-    """The run goes on, and says why."""
+    """The run continues, with a warning that says why."""
     run = Training(RECIPE, *digits, device="cuda")
     forward = type(run.model).forward
 
@@ -197,7 +197,7 @@ def test_the_rate_changes_without_another_graph(digits, cupy, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.parametrize("whose", ["CuPy's pool", "another pool", "none", "a function"])
 def test_the_allocator_of_pinned_memory_is_put_back(digits, cupy, whose):
-    """Or left alone, where nobody can tell what it was."""
+    """Or left unchanged, if it is unknown."""
     usual, pool = cupy.get_default_pinned_memory_pool(), cupy.cuda.PinnedMemoryPool()
     asked = []
 

@@ -124,7 +124,7 @@ def test_sparse_matrices_are_brought_into_order():
     weights = Weights.from_sparse([messy] * 16, (4, 4, 2, 3))
     assert_array_equal(weights.dense[0, 0], [[3, 0, 5], [0, 0, 0]])
     assert weights.nnz == 32 and not weights.matrices[0].indices[2:].size
-    assert messy.nnz == 6  # the caller's is left alone
+    assert messy.nnz == 6  # the caller's is unchanged
 
 
 def test_files_hold_everything_and_scipy_reads_them(tmp_path):
@@ -155,14 +155,14 @@ def test_nobody_is_told_to_unpickle(content, tmp_path):
     else:
         with zipfile.ZipFile(path, "w") as file:
             file.writestr("winograd_shape", "4, 4, 1, 1")
-    with pytest.raises(ValueError, match="other.npz is no file of WinogradWeights") as caught:
+    with pytest.raises(ValueError, match="other.npz is not a WinogradWeights file") as caught:
         Weights.load(path)
     assert "pickle" not in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_file_of_something_else(tmp_path):
     path = tmp_path / "other.npz"
-    message = "WinogradWeights.load: .*other.npz is no file of WinogradWeights, or is damaged"
+    message = "WinogradWeights.load: .*other.npz is not a WinogradWeights file, or is damaged"
     Weights.from_dense(U).prune(0.5).save(path)
     whole, saved = path.read_bytes(), dict(np.load(path))
     for content in (b"", b"text", whole[:-100], np.zeros(3).tobytes()):

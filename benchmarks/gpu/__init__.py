@@ -1,5 +1,5 @@
-"""Everything that needs a GPU: checked on the device, timed, and written down row by row.
+"""GPU benchmarks: checked on the device, timed, and recorded row by row.
 
-`run` plans the sections and starts each as a process of its own (`process`), so that a fault on the
-device costs one row. A section makes `cases.Case` objects; `cases` checks and times them.
+`run` schedules the sections and starts each as a separate process (`process`), so that a device
+fault costs only one row. A section makes `cases.Case` objects; `cases` checks and times them.
 """

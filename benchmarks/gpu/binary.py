@@ -1,4 +1,4 @@
-"""The binary ladder: signs and numbers of few bits, beside what POPC and tensor cores can do."""
+"""The binary ladder: signs and low-bit numbers, compared with the peak of POPC and tensor cores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mulfree_cupy.launch import select
 
 LADDER = None, *reversed(select.names("binary_conv"))  # None is what runs by default
 BITS = 1, 2, 3, 4
-POPC = 512  # bits a clock and multiprocessor: 16 lanes of 32
+POPC = 512  # bits per clock and multiprocessor: 16 lanes of 32
 
 # The batches of the CPU's table leave a large GPU waiting; these fill it.
 FILLED = [layer.with_batch(16 * layer.batch) for layer in LAYERS if layer.stride == 1]
@@ -25,7 +25,7 @@ MAIN = FILLED[0], FILLED[2], FILLED[3], FILLED[5]  # 16, 64, 64 and 256 filters
 
 
 def cases(device: Any, quick: bool, tiny: bool) -> Iterator[Case]:
-    """Every rung on signs, the words alone, weights packed before; and low bits beside uint8."""
+    """Every rung on signs, packing alone, packed weights; and low bits compared with uint8."""
     for layer in QUICK if tiny else MAIN if quick else [*FILLED, *LAYERS]:
         yield from _signs(device, layer)
         yield from _low_bits(device, layer)
@@ -95,7 +95,7 @@ def document(record: dict) -> list[str]:
     if not any(r["operation"] == "binary_conv" for r in rows):
         return []
     return [
-        "binary_conv of float32, bits a clock and multiprocessor, by kernel, packing included:",
+        "binary_conv of float32, bits per clock and multiprocessor, by kernel, packing included:",
         signs_table(record, rows),
         "adder_conv of uint8, milliseconds, by bits, w packed before:",
         low_bits_table(rows),
@@ -131,7 +131,7 @@ def signs_table(record: dict, rows: list[dict]) -> str:
 
 
 def low_bits_table(rows: list[dict]) -> str:
-    """The crossover with uint8: its kernel takes four terms an instruction, whatever they are."""
+    """The crossover with uint8, whose kernel takes four terms per instruction."""
     heads = [f"{bits} bits" for bits in BITS]
     body = []
     for layer, found in _by_layer(rows, "adder_conv, w packed"):

@@ -1,4 +1,4 @@
-"""One measurement: what to call, what it must answer, and the row that comes of it."""
+"""One measurement: the call, its expected results, and its row."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from benchmarks.gpu import reference
 
 @dataclass
 class Case:
-    """A call, the answers it is held to, and what its row says besides.
+    """A call, its expected results, and the other entries of its row.
 
-    `expected` gives arrays on the device, and is asked before the first call. `outputs` are arrays
-    that the call writes: poisoned first, so that what no kernel writes is not taken for right.
-    `main` cases are the ones that a quick run times.
+    `expected` returns arrays on the device, and is called before the first call. `outputs` are
+    arrays that the call writes: poisoned first, so that unwritten elements are detected. `main`
+    cases are the ones that a quick run times.
     """
 
     row: dict[str, Any]

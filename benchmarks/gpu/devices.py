@@ -65,7 +65,7 @@ class Cuda:
         return contextlib.nullcontext()
 
     def usable(self) -> bool:
-        """Whether the device still answers: after an illegal address nothing does."""
+        """Whether the device still works: after an illegal address it does not."""
         try:
             self._device.synchronize()
         except self.xp.cuda.runtime.CUDARuntimeError:
@@ -76,7 +76,7 @@ class Cuda:
         self._device.synchronize()
 
     def forget(self) -> None:
-        """Give the memory of arrays that are gone back to the device."""
+        """Return freed memory to the device."""
         self.xp.get_default_memory_pool().free_all_blocks()
 
     def record(self) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class Cuda:
         self.kernel(WAIT_AND_FLUSH, "read")((8 * self.multiprocessors,), (256,), arguments)
 
     def clock(self) -> float:
-        """Ticks a second of a multiprocessor, now: asked right after a timing, under its load."""
+        """Current clock rate of a multiprocessor: measured right after a timing, under its load."""
         ticks = 1_000_000
         start, end = self.xp.cuda.Event(), self.xp.cuda.Event()
         self._spin(ticks // 4)  # while the host queues the rest
@@ -130,10 +130,10 @@ class Cuda:
         return ticks / (self.xp.cuda.get_elapsed_time(start, end) * 1e-3)
 
     def seconds(self, call: Callable[[], Any], least: float = 0.04) -> dict[str, float]:
-        """Median and least seconds of one call on an L2 cache that holds none of its operands.
+        """Median and least seconds of one call with none of its operands in the L2 cache.
 
-        Before each call the device is kept busy for as long as the host needs to queue that call,
-        so that no launch is waited for between the two events.
+        Before each call the device is kept busy for as long as the host needs to queue it, so that
+        launch latency is not measured.
         """
         synchronize = self._device.synchronize
         call()
@@ -160,7 +160,7 @@ class Cuda:
 
 
 class Emulated:
-    """The same calls through the emulator: answers, and no times."""
+    """The same calls through the emulator: results without times."""
 
     xp, kernel = np, mf.emulator.RawKernel
     multiprocessors = 1

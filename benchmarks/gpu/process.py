@@ -1,7 +1,7 @@
-"""One section of a GPU run, in a process of its own: JSON lines on standard output.
+"""One section of a GPU run, in a separate process: JSON lines on standard output.
 
-``{"begin": row}`` before a case and ``{"row": row}`` after it. A process whose device no longer
-answers ends with exit status 3: `run` starts another at the next case.
+``{"begin": row}`` before a case and ``{"row": row}`` after it. A process whose device fails exits
+with status 3: `run` starts another at the next case.
 """
 
 from __future__ import annotations

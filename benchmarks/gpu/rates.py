@@ -1,4 +1,4 @@
-"""Rates of the instructions that the kernels rest on, and of a copy within the device."""
+"""Throughput of the kernels' main instructions, and of a device copy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.gpu.devices import Cuda
 
 SOURCES = Path(__file__).parent / "rates"
 THREADS = 256
-BLOCKS = 48  # of 256 threads a multiprocessor: full waves whether it holds 4, 6 or 8 of them
+BLOCKS = 48  # of 256 threads per multiprocessor: full waves for 4, 6 or 8 resident blocks
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ RATES = [
 
 
 def rows(device: Cuda) -> Iterator[dict]:
-    """One row a rate: results a clock and multiprocessor; then bytes a second of a large copy."""
+    """One row a rate: results per clock and multiprocessor; then bytes a second of a large copy."""
     for rate in RATES:
         yield {"rate": rate.name, **_rate(device, rate)}
     nbytes = min(2**30, device.record()["memory_bytes"] // 8)

@@ -1,4 +1,4 @@
-// The answers a GPU run is held to: float64 from the formulas, one thread a number, nothing clever.
+// Reference results of a GPU run: float64 from the formulas, one thread per number.
 //
 // A tap l of the sum reads channel at[3 l] of x, at[3 l + 1] rows and at[3 l + 2] columns from the
 // output pixel's place (oh * stride, ow * stride); outside the image x is 0. That covers a window, a

@@ -1,4 +1,4 @@
-"""Right answers, in float64, on the device itself: the host would take longer than the run."""
+"""Reference results in float64 on the device: the host would take longer than the run."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def winograd(xp: Any, x, u, m: int, grad=None):
 
 
 def agree(xp: Any, answers: list, expected: list, tolerance: float) -> None:
-    """Raise WrongAnswer where an answer is further off than tolerance * the largest expected."""
+    """Raise WrongAnswer if an error exceeds tolerance * the largest expected."""
     for answer, right in zip(answers, expected, strict=True):
         if answer.shape != right.shape:
             raise WrongAnswer(f"shape {answer.shape} instead of {right.shape}")

@@ -1,4 +1,5 @@
-"""The plan of a GPU run: sections as processes, first together to check, then alone to be timed."""
+"""The schedule of a GPU run: sections as processes, first concurrently to check, then alone to
+time."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ from benchmarks.gpu.process import DEVICE_LOST
 class Step:
     """A section of the run, what is done to it, and the seconds that this may take.
 
-    Steps that run `together` share the device and all cores: what they find out is right or wrong.
-    The others are alone, since they time.
+    Steps that run `together` share the device and all cores, and only check. The others run alone,
+    for timing.
     """
 
     section: str
@@ -85,8 +86,7 @@ SANITIZERS = "memcheck", "racecheck"
 FOUND_BY_SANITIZER = 9
 CHECKED = "adder", "binary", "shift", "winograd", "step"
 
-# What matters first comes first: a run that is cut off has it. Neighbours that run together start
-# together.
+# Most important first, in case the run is cut off. Adjacent steps that run together start together.
 STEPS = [
     Step("tests", 60, 80, "checked"),
     *(Step(section, 60, 80, "checked") for section in CHECKED),
@@ -105,7 +105,7 @@ EMULATED = [Step(section, 600, 600) for section in CHECKED]
 
 
 class Record:
-    """What is known so far, on disk after every row."""
+    """The results so far, written to disk after every row."""
 
     def __init__(self, out: Path, content: dict[str, Any]) -> None:
         self.content, self.out = content, out
@@ -116,7 +116,7 @@ class Record:
         self.stem = stem.lower().replace(" ", "-")
 
     def add(self, section: str, line: dict) -> None:
-        """Take in a line that a section printed; a row takes the place of an earlier one."""
+        """Process a line printed by a section; a row replaces an earlier one."""
         with self._lock:
             if "row" in line:
                 row = {"section": section, **line["row"]}
@@ -225,7 +225,7 @@ def succeeded(record: dict) -> bool:
 
 
 def _run(step: Step, record: Record, quick: bool, emulated: bool, data: Path | None) -> None:
-    """One step to its end or to its time; a process that died is followed by another."""
+    """Run one step to its end or time limit; a process that died is restarted."""
     end = time.monotonic() + step.seconds(quick)
     command = step.command(quick, emulated, data)
     if step.section == "tests":

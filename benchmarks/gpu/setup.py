@@ -1,10 +1,9 @@
-"""Make a machine with a GPU ready for `python -m benchmarks gpu`, and say what it found.
+"""Prepare a machine with a GPU for `python -m benchmarks gpu`, and report its configuration.
 
     python -m benchmarks.gpu.setup
 
-Needs no network. The compiled CPU kernels are taken where one for this Python lies in
-``mulfree_cupy/`` already, and otherwise built in place on all cores. Exit status 1 if something is
-missing that the run cannot do without.
+Needs no network. Compiled CPU kernels for this Python in ``mulfree_cupy/`` are reused, otherwise
+built in place on all cores. Exit status 1 if something required is missing.
 """
 
 from __future__ import annotations

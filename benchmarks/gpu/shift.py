@@ -1,4 +1,4 @@
-"""The shift kernels on a GPU: the bare shift against a copy, the fused one against its 1x1."""
+"""The shift kernels on a GPU: the plain shift compared with a copy, the fused one with its 1x1."""
 
 from __future__ import annotations
 

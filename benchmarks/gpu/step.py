@@ -1,4 +1,4 @@
-"""What surrounds the convolutions in a training step: batch normalisation, and the loss."""
+"""The rest of a training step: batch normalisation and loss."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from benchmarks.gpu import binary, shift, step, training, winograd
 from benchmarks.timing import cell, milliseconds, table
 
-# abs(x - w) a clock and multiprocessor. float32: two additions on 128 lanes (64 lanes on 7.5 and
+# abs(x - w) per clock and multiprocessor. float32: two additions on 128 lanes (64 lanes on 7.5 and
 # 8.0). uint8: VABSDIFF4 does four, on 64 lanes if it runs at the rate of the integer unit, which
 # is what the rates section measures. float16: two additions of two halves, as many instructions as
 # are issued.
@@ -45,10 +45,10 @@ def document(record: dict) -> str:
 
 
 NOTES = """\
-A term is one abs(x - w). Times are medians by CUDA events, operands out of the L2 cache; a figure
-stands only where the whole answer agreed with float64 sums on the device. The clock is measured
-right after each timing. The float32 kernels before the implicit one unfold the input, which is in
-their time. `-` was not measured."""
+A term is one abs(x - w). Times are medians by CUDA events, with operands not in the L2 cache; a
+figure is shown only if the whole result agreed with float64 sums on the device. The clock is
+measured right after each timing. The time of the float32 kernels before the implicit one includes
+unfolding the input. `-`: not measured."""
 
 
 def heading(record: dict) -> str:
@@ -78,11 +78,11 @@ def rates_table(record: dict) -> str:
         [name, cell(rate["per_clock"], ".1f"), cell(rate["per_second"], ".3g")]
         for name, rate in record["rates"].items()
     ]
-    return table(["rate", "a clock and multiprocessor", "a second"], body)
+    return table(["rate", "per clock and multiprocessor", "per second"], body)
 
 
 def terms_per_clock(record: dict, row: dict) -> float | None:
-    """Terms a clock and multiprocessor; None where there is no time."""
+    """Terms per clock and multiprocessor; None where there is no time."""
     if not row.get("seconds") or not row.get("clock_hz"):
         return None
     ticks = row["seconds"]["median"] * row["clock_hz"] * record["device"]["multiprocessors"]
@@ -94,12 +94,13 @@ def ladders(record: dict) -> Iterator[str]:
     found = [row for row in record["rows"] if row["operation"] == "adder_conv"]
     for dtype in ("float32", "uint8", "float16"):
         if rows := [row for row in found if row["dtype"] == dtype]:
-            yield f"adder_conv {dtype}, terms a clock and multiprocessor, by kernel:"
+            yield f"adder_conv {dtype}, terms per clock and multiprocessor, by kernel:"
             yield ladder_table(record, rows, dtype)
 
 
 def ladder_table(record: dict, rows: list[dict], dtype: str) -> str:
-    """A row a layer, a column a kernel; then the first one's time and how near the roofs it is."""
+    """One row per layer, one column per kernel; then the first one's time and its fraction of the
+    limits."""
     kernels = list(dict.fromkeys(r["kernel"] for r in rows if "refused" not in r))
     limit = LIMITS.get(dtype) or float32_limit(record["device"]["compute_capability"])
     body = []
@@ -135,7 +136,7 @@ def _of_copy(record: dict, row: dict) -> float | None:
 
 
 def others_table(record: dict) -> str:
-    """Milliseconds of everything that is no rung of the ladder, a row a layer."""
+    """Milliseconds of everything outside the ladder, one row per layer."""
     heads = {
         "adder_conv": "adder_conv",
         "adder_conv_backward": "adder backward",

@@ -1,4 +1,5 @@
-"""Training runs on a GPU: a step replayed and launched, and as many epochs as the time allows."""
+"""Training on a GPU: time of a replayed and of a launched step, and as many epochs as time
+allows."""
 
 from __future__ import annotations
 
@@ -89,7 +90,7 @@ def document(record: dict) -> list[str]:
         )
     heads = [
         *("batches of 256", "ms a step, graph", "launched", "of it host", "MiB"),
-        *("epochs", "s an epoch", "s in all", "loss", "training accuracy", "test accuracy"),
+        *("epochs", "s per epoch", "s in all", "loss", "training accuracy", "test accuracy"),
     ]
     name, images = runs[0]["data"], runs[0]["images"]
     return [f"Training on {name}, {images} images, cosine schedule:", table(heads, body)]

@@ -1,4 +1,4 @@
-"""The Winograd kernels on a GPU, by density, beside the ordinary convolution."""
+"""The Winograd kernels on a GPU, by density, compared with the ordinary convolution."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-// NumPy arrays as the kernels see them, and the kernels of the instruction set in use. What memory safety
-// needs is checked here and in the files of the operations, whoever calls; that arguments make sense, and
-// in words for a user, by the caller (mulfree_cupy/ops).
+// Conversion of NumPy arrays to kernel arguments, and the kernels of the instruction set in use. Memory safety is
+// always checked here and in the files of the operations; the validity of arguments, with messages for users, by the
+// caller (mulfree_cupy/ops).
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -36,8 +36,8 @@ const FloatKernels<T>& kernels() {
     else return chosen->f64;
 }
 
-// Other Python threads run until the end of the scope. Where Python ends meanwhile, a daemon thread that asks
-// to run again is unwound (before 3.14), which no destructor lets pass: it waits here for the process to end.
+// Releases the GIL until the end of the scope. If Python exits meanwhile, a daemon thread that acquires the GIL again
+// is unwound (before 3.14), which must not happen in a destructor: it waits here for the process to end.
 class WithoutGil {
 public:
     WithoutGil() : state_(PyEval_SaveThread()) {}
@@ -58,7 +58,7 @@ inline void require(bool condition, const char* message) {
     if (!condition) throw std::invalid_argument(message);
 }
 
-// An argument that is taken as it is: no conversion, whose copy would lose what is written to it.
+// An argument without conversion: writes to a converted copy would be lost.
 inline py::arg exact(const char* name) { return py::arg(name).noconvert(); }
 
 // Whether the elements can be addressed: aligned, strides in whole elements.
@@ -69,15 +69,14 @@ bool addressable(const py::array& a) {
     return whole;
 }
 
-// An array that may be read through strides: itself, or a copy of what cannot be addressed (fields of
-// packed records).
+// An array readable through strides: itself, or a copy if it is not addressable (fields of packed records).
 template <class T>
 py::array readable(py::array a) {
     return addressable<T>(a) ? a : py::array(a.attr("copy")("C"));
 }
 
-// An image to be read, with elements of the size of T. Where a dimension has one element NumPy's stride may
-// be anything; here it is that of C order.
+// An image to be read, with elements of the size of T. NumPy's stride of a dimension of size 1 is arbitrary; here it
+// is that of C order.
 template <class T>
 struct Source {
     py::array array;
@@ -118,7 +117,7 @@ Array<T> exactly(const py::array& a) {
     return py::reinterpret_borrow<Array<T>>(a);
 }
 
-// One value a filter or a channel.
+// One value per filter or channel.
 template <class T>
 const T* values(const Array<T>& a, index count, const char* name) {
     if (a.size() != count)
@@ -142,7 +141,7 @@ Image<T> image_of(T* data, index channels, index height, index width) {
     return {data, channels * height * width, height * width, width, 1};
 }
 
-// The axis of a forward pass. Beyond the padded image one step is as good as another, and so bounded.
+// The axis of a forward pass. Steps beyond the padded image are equivalent, and so bounded.
 constexpr index LONGEST = index(1) << 40;
 inline Axis forward_axis(index size, index pixels, index taps, index stride, Pair padding, index dilation) {
     require(size > 0 && taps > 0 && stride > 0 && dilation > 0, "sizes, stride and dilation must be positive");
@@ -160,8 +159,7 @@ struct Bits128 {
     std::uint64_t half[2];
 };
 
-// Calls f(a value of an unsigned type of this size), which stands for elements that are moved from one
-// array to the other.
+// Calls f(a value of an unsigned type of this size), as the type of elements copied from one array to the other.
 template <class F>
 void with_bits(const py::array& from, const py::array& to, F f) {
     constexpr auto OBJECTS = 1;  // NumPy's NPY_ITEM_REFCOUNT
@@ -177,7 +175,7 @@ void with_bits(const py::array& from, const py::array& to, F f) {
     }
 }
 
-// One function a file of this folder.
+// One function per file of this folder.
 void bind_convolution(py::module_& m);
 void bind_columns(py::module_& m);
 void bind_shift(py::module_& m);

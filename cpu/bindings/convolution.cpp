@@ -23,8 +23,8 @@ struct Window {
 
 // ---- matrix products ----------------------------------------------------------------------------------
 
-// A kernel as large as the image meets every number once: then all the numbers of an image may as well be
-// channels. Returns whether that is so.
+// A kernel as large as the image uses every number once: then all numbers of an image can be treated as channels.
+// Returns whether that is so.
 bool meets_all_once(const py::array& x, const py::array& w, const Window& window) {
     return x.ndim() == 4 && w.ndim() == 4 && x.shape(2) == w.shape(2) && x.shape(3) == w.shape(3) &&
            window.padding == Sides() && window.dilation == Pair(1, 1);
@@ -33,10 +33,10 @@ template <class A>
 A as_channels(const A& a) {
     const py::array rows =
         py::array(a).reshape({a.shape(0), a.shape(1) * a.shape(2) * a.shape(3), py::ssize_t(1), py::ssize_t(1)});
-    return py::reinterpret_borrow<A>(rows);  // of the same bits, whatever their dtype
+    return py::reinterpret_borrow<A>(rows);  // reinterpreted as the same bits
 }
 
-// Planes of one pixel: the images become the pixels of one row, so that lanes lie at even distances.
+// Planes of one pixel: the images become the pixels of one row, so that lanes have a constant stride.
 template <class P, class... Images>
 void images_as_row(P& p, Images&... images) {
     const auto one = [](const Axis& a) { return a.pixels == 1 && a.taps == 1 && a.size == 1 && a.offset == 0; };
@@ -49,7 +49,7 @@ void images_as_row(P& p, Images&... images) {
 
 // ---- forward --------------------------------------------------------------------------------------------
 
-// With an epilogue, `out` is what that writes.
+// With an epilogue, `out` is its output.
 template <class X, class Y>
 void forward(const ConvolutionKernel<X, Y>& kernel, Array<X> x_array, Array<X> w, const PackedWeights* packed,
              const Optional<Y>& bias, py::array out, const Window& window, index groups,
@@ -77,8 +77,7 @@ void forward(const ConvolutionKernel<X, Y>& kernel, Array<X> x_array, Array<X> w
 
 // ---- the gradient by x of the convolution --------------------------------------------------------------
 
-// The convolution of grad with w that is the gradient by x, one stride phase at a time. Pixels that no tap
-// meets are zero.
+// The gradient by x as a convolution of grad with w, one stride phase at a time. Pixels without taps are zero.
 template <class T>
 void conv_grad_x(const Array<T>& grad_array, Array<T> w, Array<T> grad_x, const Window& window, index groups) {
     T* to = writable<T>(grad_x, 4);
@@ -138,7 +137,7 @@ void adder_conv_grad_x(const Array<T>& grad_array, Array<T> x_array, Array<T> w,
         mend_nan(p, [](double w, double x) { return std::clamp(w - x, -1.0, 1.0); });  // NaN stays
 }
 
-// Of the adder where w is given.
+// For the adder if w is given.
 template <class T>
 void grad_w(const Array<T>& grad_array, Array<T> x_array, const Optional<T>& w, Array<T> grad_w,
             const Window& window, index groups) {
@@ -160,7 +159,7 @@ void grad_w(const Array<T>& grad_array, Array<T> x_array, const Optional<T>& w, 
 
 // ---- names ------------------------------------------------------------------------------------------------
 
-// Binds f(arrays..., window, groups), whose arrays have these names.
+// Binds f(arrays..., window, groups) with these argument names.
 template <class... Arrays, class F, class... Names>
 void bind(py::module_& m, const char* function, F f, Names... names) {
     m.def(function, [f](Arrays... arrays, Pair stride, Sides padding, Pair dilation, index groups) {
@@ -168,8 +167,8 @@ void bind(py::module_& m, const char* function, F f, Names... names) {
     }, exact(names)..., py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"));
 }
 
-// The operation by its function, whose weights may be packed; <function>_fused; and pack_<function>. The kernel
-// takes the bits of `Given` as X.
+// Binds <function>, whose weights may be packed; <function>_fused; and pack_<function>. The kernel reads the bits of
+// `Given` as X.
 template <class Given, class X, class Y, class Kernel>
 void bind_forward(py::module_& m, const char* function, Kernel kernel) {
     using A = Array<Given>;

@@ -1,4 +1,4 @@
-// What becomes of an answer before it is stored (Epilogue in kernels.hpp), as Python gives it.
+// The epilogue (Epilogue in kernels.hpp) from its Python arguments.
 #pragma once
 
 #include <limits>
@@ -7,7 +7,7 @@
 
 namespace mulfree {
 
-// The numbers are T; the residual's and out's either T or uint8, to which what out gets is rounded.
+// The numbers are T; residual and out may be T or uint8, in which case the result is rounded.
 template <class T>
 struct EpilogueArguments {
     Optional<T> scale, origin, offset;
@@ -38,7 +38,7 @@ private:
     static bool is_bytes(const py::array& a) { return py::isinstance<Array<std::uint8_t>>(a); }
 };
 
-// Binds <function>_fused as f(given..., epilogue); `names` are those of what is given.
+// Binds <function>_fused as f(given..., epilogue); `names` are the names of the given arguments.
 template <class T, class... Given, class F, class... Names>
 void bind_fused(py::module_& m, const char* function, F f, Names... names) {
     constexpr double INFINITE = std::numeric_limits<double>::infinity();

@@ -94,11 +94,11 @@ PYBIND11_MODULE(_cpu, m) {
         return py::tuple(names);
     }, "The instruction sets this machine can run, slowest first.");
     m.def("use_features", &use_features, py::arg("name"), "Choose one of available_features().");
-    m.def("get_num_threads", &max_threads, "The most threads that a call uses.");
-    m.def("set_num_threads", &set_max_threads, py::arg("n"), "Let a call use at most n threads.");
+    m.def("get_num_threads", &max_threads, "The maximum number of threads per call.");
+    m.def("set_num_threads", &set_max_threads, py::arg("n"), "Set the maximum number of threads per call.");
     m.attr("compiler") = __VERSION__;
     m.def("peak", &peak, py::arg("operation"), py::arg("seconds") = 0.2,
-          "Terms a second of an inner operation on registers, on all threads.");
+          "Terms per second of an inner operation on registers, on all threads.");
 
     bind_convolution(m);
     bind_columns(m);

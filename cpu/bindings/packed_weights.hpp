@@ -1,4 +1,4 @@
-// Weights that were packed once, for as many calls as one likes, from as many threads.
+// Weights packed once for any number of calls, from any thread.
 #pragma once
 
 #include <memory>
@@ -8,7 +8,7 @@
 
 namespace mulfree {
 
-// The sizes of weights (filters, channels of a group, rows, columns).
+// The sizes of weights (filters, channels per group, rows, columns).
 struct Filters {
     index all, channels, rows, columns, groups;
 
@@ -18,7 +18,7 @@ struct Filters {
         all = w.shape(0), channels = w.shape(1), rows = w.shape(2), columns = w.shape(3);
         require(groups > 0 && all % groups == 0, "groups must divide the filters");
     }
-    // Refuses an x and a y of other channels.
+    // Throws if the channels of x or y do not match.
     void check(index x_channels, index y_channels) const {
         require(x_channels % groups == 0 && channels == x_channels / groups && all == y_channels,
                 "the channels of x, w, y and groups do not match");
@@ -29,7 +29,7 @@ struct Filters {
 
 class PackedWeights {
 public:
-    const py::array array;  // the weights as they were given; kept, and not to be written to
+    const py::array array;  // the original weights; kept, and read-only
     const Filters filters;
 
     template <class X, class Y>
@@ -50,8 +50,7 @@ public:
 
     index bytes() const { return bytes_; }
 
-    // What a convolution by this kernel may take as `packed`. Every operation, dtype and instruction set has a
-    // row of its own.
+    // The argument `packed` of a convolution by this kernel; throws if they were packed for another one.
     template <class X, class Y>
     const void* data(const ConvolutionKernel<X, Y>& kernel) const {
         require(kernel_ == &kernel, "w was packed for another operation, another dtype or other CPU features");

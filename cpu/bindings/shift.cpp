@@ -22,7 +22,7 @@ Shift shift_of(const py::array& shown, const py::array& image, const Table& tabl
             "shifts must have a row for every channel");
     const index channels = image.shape(1), height = image.shape(2), width = image.shape(3);
     const std::int64_t* given = contiguous(table, "shifts");
-    std::vector<index> moves(2 * channels);  // beyond the image one is as good as another, and none overflows
+    std::vector<index> moves(2 * channels);  // clamped to the image size, so none overflows
     for (index c = 0; c < channels; ++c) {
         moves[2 * c] = std::clamp<index>(given[2 * c], -height, height);
         moves[2 * c + 1] = std::clamp<index>(given[2 * c + 1], -width, width);
@@ -30,7 +30,7 @@ Shift shift_of(const py::array& shown, const py::array& image, const Table& tabl
     return {image.shape(0), channels, axis(2, stride.first), axis(3, stride.second), std::move(moves)};
 }
 
-// The displacements of a convolution's channels. With `dense` planes they also are bits (kernels.hpp).
+// The displacements of a convolution's channels. With `dense` planes also as bits (kernels.hpp).
 class ShiftTable {
 public:
     ShiftTable(const Shift& s, bool dense) : kind_(s.channels) {
@@ -45,7 +45,7 @@ public:
             row_[kind_[c]] = s.table[2 * c], column_[kind_[c]] = s.table[2 * c + 1];
         }
         shifts = {s.height, s.width, kinds, row_.data(), column_.data(), kind_.data(), nullptr, 0};
-        shifts.inside_bytes = s.height.pixels * s.width.pixels / 8 + 8;  // a vector's bits are read as four bytes
+        shifts.inside_bytes = s.height.pixels * s.width.pixels / 8 + 8;  // a vector's bits are loaded as four bytes
         if (!dense || s.height.step > 1 || s.width.step > 1 || kinds * shifts.inside_bytes > INSIDE) return;
         inside_.resize(kinds * shifts.inside_bytes);
         for (index k = 0; k < kinds; ++k) {
@@ -78,7 +78,7 @@ bool dense(const Image<T>& x, index width) {
     return x.column == 1 && x.row == width;
 }
 
-// The weights of a 1x1 convolution as they were given.
+// The original weights of a 1x1 convolution.
 template <class T>
 Array<T> matrix_of(const PackedWeights& w) {
     require(w.filters.groups == 1 && w.filters.rows * w.filters.columns == 1,
@@ -86,7 +86,7 @@ Array<T> matrix_of(const PackedWeights& w) {
     return py::reinterpret_borrow<Array<T>>(py::array(w.array).reshape({w.filters.all, w.filters.channels}));
 }
 
-// With an epilogue, `out` is what that writes.
+// With an epilogue, `out` is its output.
 template <class T>
 void shift_forward(const ConvolutionKernel<T, T>& kernel, const Array<T>& x_array, const Array<T>& w,
                    const PackedWeights* packed, const Table& table, const Optional<T>& bias, py::array out, Pair stride,
@@ -107,8 +107,8 @@ void shift_forward(const ConvolutionKernel<T, T>& kernel, const Array<T>& x_arra
                 image_of(y, filters, s.height.pixels, s.width.pixels), &shifted.shifts, nullptr, packed_w, epilogue});
 }
 
-// The gradient by x: a 1x1 convolution of grad whose answer goes to the places that the pixels show.
-// run(convolution, shifts) gets it.
+// The gradient by x: a 1x1 convolution of grad whose output is written to the shifted positions. Calls
+// run(convolution, shifts).
 template <class T, class Run>
 void shift_grad_x(const Source<T>& grad, const Array<T>& w, const Table& table, py::array grad_x,
                   Pair stride, bool x_dense, Run run) {
@@ -148,7 +148,7 @@ void shift_grad_w(const Array<T>& grad_array, const Array<T>& x_array, const Opt
 
 template <class T>
 void bind(py::module_& m) {
-    const auto forward = [&](const char* name, auto kernel) {  // of weights, of packed ones, with an epilogue
+    const auto forward = [&](const char* name, auto kernel) {  // with plain weights, packed weights, an epilogue
         m.def(name, [kernel](Array<T> x, Array<T> w, Table shifts, Optional<T> bias, Array<T> out, Pair s) {
             shift_forward<T>(kernel(), x, w, nullptr, shifts, bias, out, s);
         }, exact("x"), exact("w"), exact("shifts"), exact("bias"), exact("out"), py::arg("stride"));
@@ -192,7 +192,7 @@ void bind(py::module_& m) {
        exact("shifts"), exact("grad_w"), py::arg("stride"));
 }
 
-// `adjoint` moves an answer of shift back.
+// `adjoint` shifts an output of shift back.
 void shift_any(py::array source, const Table& table, py::array target, Pair stride, bool adjoint) {
     with_bits(source, target, [&](auto bits) {
         using T = decltype(bits);

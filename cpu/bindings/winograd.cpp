@@ -14,7 +14,7 @@ namespace {
 
 using Matrices = std::optional<std::pair<Array<double>, Array<double>>>;
 
-// The problem but for its arrays; the transforms' matrices are kept beside it, in T.
+// The problem without its arrays, and the transforms' matrices in T.
 template <class T>
 struct WinogradProblem : Winograd<T> {
     std::vector<T> matrices;
@@ -78,13 +78,14 @@ WinogradPlan<T> sparse_plan(const char* form, const Array<std::int64_t>& indptr,
                                                   columns, weights);
 }
 
-// Seconds a product by dense weights, sparse ones and blocks: the best of some rounds, on the caller's thread alone.
+// Seconds per product with dense weights, sparse ones and blocks: the best of some rounds, on the caller's thread
+// only.
 template <class T>
 std::array<double, 3> costs() {
     constexpr index TILE = 4, POSITIONS = TILE * TILE, FILTERS = WINOGRAD_GROUP, CHANNELS = WINOGRAD_CHUNK;
     constexpr index GROUPS = FILTERS / WINOGRAD_ROWS;
     constexpr int ROUNDS = 9;
-    std::vector<std::int64_t> rows{0}, groups{0};  // where those of a CSR begin, and their channels: a quarter is kept
+    std::vector<std::int64_t> rows{0}, groups{0};  // CSR row starts and channels: a quarter is kept
     std::vector<std::int32_t> columns, shared;
     std::minstd_rand random;
     const auto draw = [&](std::vector<std::int32_t>& to) {
@@ -204,7 +205,7 @@ void bind_winograd(py::module_& m) {
         require(dtype == "float32" || dtype == "float64", "dtype must be float32 or float64");
         WithoutGil others_run;
         return dtype == "float32" ? costs<float>() : costs<double>();
-    }, py::arg("dtype"), "Seconds a product by dense weights, sparse ones and blocks, measured anew.");
+    }, py::arg("dtype"), "Measure the seconds per product with dense weights, sparse ones and blocks.");
     bind<float>(m, "WinogradPlanFloat32", "float32");
     bind<double>(m, "WinogradPlanFloat64", "float64");
 }

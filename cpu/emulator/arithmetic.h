@@ -1,5 +1,5 @@
-// CUDA's floating-point functions beyond <math.h>. The fast ones (__expf, ...) are computed exactly
-// here: a GPU's answers differ in the last bits.
+// CUDA's floating-point functions beyond <math.h>. The fast ones (__expf, ...) are accurate here: a GPU's results
+// differ in the last bits.
 #pragma once
 
 #define MULFREE_MIN_MAX(T)                           \

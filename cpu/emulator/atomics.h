@@ -1,6 +1,6 @@
 // Atomic functions, fences, and loads and stores with a cache hint.
 //
-// Threads change only where they wait, so an atomic function is a plain one that announces itself.
+// Threads switch only where they wait, so an atomic function is a plain one that reports itself to the checks.
 #pragma once
 
 namespace mulfree_emulator {

@@ -1,4 +1,4 @@
-// What the lanes of a warp do together: the last one that arrives computes everybody's result.
+// Warp collectives: the last lane to arrive computes the results of all.
 #pragma once
 
 #include "ordering.h"
@@ -33,8 +33,8 @@ MULFREE_RARE inline uint64_t fold(Collective what, unsigned mask, Thread *lanes)
     return r;
 }
 
-// What a lane reads from one that takes no part is undefined on a GPU. Here it is not a number as a
-// float, a double or two halves, and as an integer a large one, so that it shows in the results.
+// A value read from an inactive lane is undefined on a GPU. Here it is NaN as a float, a double or two halves, and
+// large as an integer, so that it shows in the results.
 constexpr uint64_t from_nowhere = 0x7fff7fff7fff7fff;
 
 inline uint64_t collective_result(const Thread &lane, unsigned present, Thread *lanes) {
@@ -73,8 +73,8 @@ inline void check_sources(const Thread *lanes, unsigned arrived) {
     report(f);
 }
 
-// Lets go the lanes of every collective of the warp for which all lanes still alive have arrived.
-// That a lane has ended is no fault: nothing waits for it on a GPU.
+// Completes every collective of the warp for which all lanes still alive have arrived. An exited lane is not a fault:
+// it is not waited for on a GPU.
 inline void finish_collectives(unsigned warp) {
     Thread *lanes = now.threads + warp * warp_size;
     unsigned alive = 0, waiting = 0;
@@ -123,7 +123,7 @@ inline const Thread *deserted_lane() {
     return deserted;
 }
 
-// Lets go the lanes that wait in __activemask(), one group a source line.
+// Releases the lanes that wait in __activemask(), one group per source line.
 inline bool converge(unsigned warp) {
     Thread *lanes = now.threads + warp * warp_size;
     bool any = false;

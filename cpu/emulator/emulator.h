@@ -1,4 +1,4 @@
-// The language of CUDA for a C++ compiler: included in front of every kernel that the emulator runs.
+// CUDA's language for a C++ compiler: included before every kernel that the emulator runs.
 //
 // The launcher (mulfree_cupy/launch/emulator) preprocesses a .cu text after this header, rewrites what
 // no macro can express (__shared__ declarations), and compiles the result.
@@ -6,7 +6,7 @@
 
 #include <stddef.h>
 
-// The C library's own would pass the checks by; its heap has no bounds that a check could know.
+// The C library's would bypass the checks, and its heap has no bounds known to them.
 extern "C" {
 void *memcpy(void *, const void *, size_t) noexcept __asm__("mulfree_memcpy");
 void *memmove(void *, const void *, size_t) noexcept __asm__("mulfree_memmove");
@@ -57,13 +57,13 @@ void operator delete[](void *, size_t) noexcept __asm__("mulfree_free");
 // Inlined even so: what it accesses is accounted to the kernel's own line.
 #define MULFREE_INLINE __attribute__((always_inline)) inline
 
-// Reads and writes that the checks do not see, for what announces itself to them.
+// Unchecked reads and writes, for functions that report themselves to the checks.
 #define MULFREE_UNSEEN __attribute__((noinline, no_sanitize("thread")))
 
 #include "launch.h"
 #include "types.h"
 
-// The runtime sets them when it changes threads; to a thread they are constant.
+// Set by the runtime when it switches threads; constant within a thread.
 extern "C" {
 extern __attribute__((visibility("hidden"))) const uint3 threadIdx, blockIdx;
 extern __attribute__((visibility("hidden"))) const dim3 blockDim, gridDim;

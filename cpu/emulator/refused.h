@@ -1,5 +1,5 @@
-// What the emulator does not run, declared so that a text with it compiles. Nothing here is defined:
-// the linker says whether the kernel uses it, and on which line (compiler.py).
+// Unsupported features, declared so that sources compile. Nothing here is defined: the linker reports whether the
+// kernel uses it, and on which line (compiler.py).
 #pragma once
 
 extern "C" {

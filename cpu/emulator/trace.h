@@ -1,6 +1,6 @@
-// Counts what a warp asks of the memory: the addresses that its lanes give to one instruction at one
-// time are one request. A GPU's lanes go in step; here lane after lane runs, so the n-th access of
-// every lane at an instruction, since the warp last waited, are taken for one request.
+// Counts memory requests: the addresses of a warp's lanes at one execution of an instruction are one request. A GPU's
+// lanes run in lockstep; here lanes run sequentially, so the n-th accesses of the lanes at an instruction, since the
+// warp last synchronised, are one request.
 #pragma once
 
 #include <cstdlib>
@@ -155,7 +155,7 @@ inline void keep_request(const Request &r, unsigned warp) {
     events.add(e);
 }
 
-// Called when the lanes of a warp have all come to a stop.
+// Called when all lanes of a warp have stopped.
 inline void count_requests(unsigned warp) {
     const bool followed = int64_t(now.block) == now.launch->followed;
     for (unsigned i = 1; i <= trace->request_count; ++i) {

@@ -1,4 +1,4 @@
-// Barriers of a block, and what the lanes of a warp do together.
+// Barriers of a block, and warp collectives.
 #pragma once
 
 #define MULFREE_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
@@ -22,7 +22,7 @@ inline uint64_t word_of(T value) {
     return word;
 }
 
-// What is wider than a word goes in several shuffles, as on a GPU.
+// Values wider than a word take several shuffles, as on a GPU.
 template <class T>
 inline T shuffle(unsigned mask, T value, int source, const char *file, int line,
                  Collective what = Collective::shuffle) {

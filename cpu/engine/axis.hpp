@@ -1,5 +1,5 @@
-// One spatial axis of a convolution, and the phases of a stride. Functions are static: none that is compiled for one
-// instruction set can stand in for another's.
+// One spatial axis of a convolution, and the phases of a stride. Functions are static, so that the linker cannot
+// merge versions compiled for different instruction sets.
 #pragma once
 
 #include <cstddef>
@@ -8,11 +8,11 @@ namespace mulfree {
 
 using index = std::ptrdiff_t;
 
-// One spatial axis of a convolution. Pixel p and tap t meet at source position
+// One spatial axis of a convolution. Tap t of pixel p reads source position
 //     p * step + offset + t * tap_step,
-// which reads as zero outside [0, size). Tap t is entry `kernel + t * kernel_step` of the kernel.
-// The forward pass has step = stride and tap_step = dilation; the gradient by x splits the pixels of
-// x into stride phases, and then every phase is again such an axis, with step = 1.
+// which is zero outside [0, size). Tap t is entry `kernel + t * kernel_step` of the kernel. The forward pass has
+// step = stride and tap_step = dilation; the gradient by x splits the pixels of x into stride phases, and then every
+// phase is again such an axis, with step = 1.
 struct Axis {
     index pixels, step, offset;
     index taps, tap_step;
@@ -22,12 +22,11 @@ struct Axis {
 
 static inline index greatest_common_divisor(index a, index b) { return b ? greatest_common_divisor(b, a % b) : a; }
 
-// Taps that are so many apart meet the source at places whole pixels apart, and no nearer ones do.
+// The smallest distance of taps whose source positions are whole pixels apart.
 static inline index tap_period(const Axis& a) { return a.step / greatest_common_divisor(a.step, a.tap_step); }
 
-// With the stride of a forward pass's axis, its gradient by x falls into phases: the axis of the pixels first,
-// first + stride, ... of x. Pixel h meets tap i at place (h - offset - i * dilation) / stride of the gradient, where
-// that is whole.
+// With a stride, the gradient by x splits into phases: this is the axis of the pixels first, first + stride, ... of
+// x. Tap i of pixel h is position (h - offset - i * dilation) / stride of the gradient, if that is an integer.
 static inline Axis phase_axis(const Axis& a, index first) {
     const index stride = a.step, dilation = a.tap_step, from = first - a.offset, period = tap_period(a);
     index tap = 0;

@@ -1,11 +1,11 @@
-// Numbers as a few bits each, as many as a word holds, so that one instruction sees as many terms.
+// Numbers as codes of a few bits, as many as fit a word, so that one instruction processes many terms.
 #pragma once
 
 #include "word_convolution.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
-// word | bit in the lanes of a mask, which is a comparison's answer.
+// word | bit in the lanes of a mask, the result of a comparison.
 template <class W, class Mask>
 inline Vec<W> set_bit(Vec<W> word, Mask mask, Vec<W> bit) {
 #if defined(__AVX512F__)
@@ -16,10 +16,10 @@ inline Vec<W> set_bit(Vec<W> word, Mask mask, Vec<W> bit) {
 #endif
 }
 
-// What bits a number becomes, a code: WIDTH bits in each of PLANES words that hold NUMBERS numbers. set(word, x, plane,
-// field) brings numbers into the words of as many lanes, where `field` has their bits set, or none.
+// The code of a number: WIDTH bits in each of PLANES words that hold NUMBERS numbers. set(word, x, plane, field) sets
+// the codes of a vector of numbers in a vector of words, at the bits of `field`.
 
-// Its sign: of T, one bit, set where it is not negative.
+// The sign of T: one bit, set if it is not negative.
 template <class T>
 struct IntegersOf {
     using Word = std::uint32_t;
@@ -49,7 +49,7 @@ struct Sign : IntegersOf<T> {
     }
 };
 
-// Its Gray code: of a byte x, at most 2^BITS - 1, the bits of x ^ x >> 1, of which successive numbers change one.
+// The Gray code x ^ x >> 1 of a byte x, at most 2^BITS - 1: successive numbers differ in one bit.
 template <int BITS>
 struct GrayCode {
     static_assert(BITS == 1 || BITS == 2, "each plane has its ones in one range");
@@ -77,7 +77,7 @@ struct GrayCode {
     }
 };
 
-// The codes of a few successive channels of a pixel, in one plane.
+// The codes of a few successive channels of a pixel, in one word plane.
 template <class Code, class W = typename Code::Word>
 class SomeBits {
     using Element = typename Code::Element;
@@ -85,16 +85,16 @@ class SomeBits {
 public:
     static constexpr index MOST = smaller(4, Code::NUMBERS);
 
-    // That of the first channel, x, is number k of a word.
+    // The first channel, x, is number k of a word.
     SomeBits(const Element* x, index channel_stride, index count, index plane, index k) : plane_(plane) {
-        for (index b = 0; b < MOST; ++b) {  // behind the last of them, the first without a field
+        for (index b = 0; b < MOST; ++b) {  // after the last one, `field` is empty
             channel_[b] = x + (b < count ? b * channel_stride : 0);
             constexpr W ONES = (W(1) << Code::WIDTH) - 1;
             field_[b] = broadcast(W(b < count ? ONES << (k + b) * Code::WIDTH : 0));
         }
     }
 
-    // word, and the codes of the pixels that read(first of a channel) gives.
+    // Adds the codes of the pixels read(first of a channel) to the word.
     template <class Read>
     __attribute__((always_inline)) Vec<W> set(Vec<W> word, Read read) const {
 #pragma GCC unroll 4
@@ -108,13 +108,13 @@ private:
     Vec<W> field_[MOST];
 };
 
-// to[i] = the codes of `count` channels of pixel i in a plane, the first of them in the least bits. Pixels lie `stride`
-// apart. A few codes are set in many words, and then the next: so channels are read in long pieces.
+// to[i] = the codes of `count` channels of pixel i in a plane, the first in the lowest bits. Pixels are `stride`
+// apart. A few codes are set in many words before the next, so that channels are read in long runs.
 template <class Code, class W = typename Code::Word>
 inline void pack_bits(const typename Code::Element* x, index channel_stride, index stride, index count, index plane,
                       index pixels, W* to) {
     using Bits = SomeBits<Code>;
-    constexpr index PIECE = 1024;  // words, which stay in the first-level cache
+    constexpr index PIECE = 1024;  // words, which stay in the L1 cache
     const auto some_bits = [&](index k) {
         return Bits(x + k * channel_stride, channel_stride, smaller(Bits::MOST, count - k), plane, k);
     };
@@ -126,7 +126,7 @@ inline void pack_bits(const typename Code::Element* x, index channel_stride, ind
                 store(to + i, some.set(k ? load(to + i) : Vec<W>{}, [=](const auto* c) { return Code::read(c + i); }));
             };
             for (index i = 0; i + LANES<W> <= whole; i += LANES<W>) pack(i);
-            if (whole % LANES<W>) pack(whole - LANES<W>);  // also words that have these bits already
+            if (whole % LANES<W>) pack(whole - LANES<W>);  // overlaps words that have these bits already
         }
         for (index i = whole; i < end; i += LANES<W>) {
             const index lanes = smaller(LANES<W>, end - i);
@@ -143,9 +143,8 @@ inline void pack_bits(const typename Code::Element* x, index channel_stride, ind
     }
 }
 
-// Words of codes: of one plane those of as many successive channels as a word holds, or with few channels those of a few
-// columns of the kernel beside one another; then those of the next plane. What lies outside of x, or of the kernel, has
-// no bit set.
+// Words of codes: in each plane those of as many successive channels as fit a word, or with few channels those of a
+// few adjacent columns of the kernel. Outside x or the kernel no bit is set.
 template <class Code, class Output_>
 struct BitWords {
     using Element = typename Code::Element;
@@ -153,7 +152,7 @@ struct BitWords {
     using Word = typename Code::Word;
     static constexpr index PLANES = Code::PLANES;
 
-    const WordShape shape;  // of one plane
+    const WordShape shape;  // per plane
 
     explicit BitWords(const Convolution<Element, Output>& p)
         : shape(p.channels, p.width.taps, Code::NUMBERS), filters_(p.groups * p.filters),
@@ -164,8 +163,8 @@ struct BitWords {
     index taps() const { return shape.taps(); }
     bool meets_padding() const { return shape.along > 1; }
 
-    // The codes of the weights: [filter][block of channels][plane][tap]. A filter's channels, and their taps, follow one
-    // another.
+    // The codes of the weights: [filter][block of channels][plane][tap]. A filter's channels, and their taps, are
+    // contiguous.
     index prepared_bytes() const { return filters_ * blocks_ * block_codes_ * index(sizeof(Word)); }
     void prepare(const Convolution<Element, Output>& p, void* memory) {
         codes_ = static_cast<Word*>(memory);
@@ -180,7 +179,7 @@ struct BitWords {
                                     codes_of(f, b, plane));
         });
     }
-    // sums[filter][tap] = the weights whose bit is set less those whose is not.
+    // sums[filter][tap] = the number of weights whose bit is set minus those whose is not.
     template <class Sum>
     void add_up(Sum* sums) const {
         static_assert(PLANES * Code::WIDTH == 1);
@@ -195,7 +194,7 @@ struct BitWords {
     }
     Word weight(const Convolution<Element, Output>& p, index group, index filter, index word, index i, index tap) const {
         const index f = group * p.filters + filter, plane = word % PLANES, first = word / PLANES;
-        const index block = shape.starts == 1 ? first : first / shape.starts;  // mostly without a division
+        const index block = shape.starts == 1 ? first : first / shape.starts;  // usually without a division
         const Word* codes = codes_of(f, block, plane) + i * p.width.taps + shape.column(first) + tap;
         Word bits = 0;
         for (index q = 0; q < columns_of(first); ++q) bits |= codes[q] << q * shape.across * Code::WIDTH;
@@ -206,14 +205,14 @@ struct BitWords {
     void fill(const Convolution<Element, Output>& p, index image, index images, const SourceAxis& h,
               const SourceAxis& w, Word* words) const {
         const index starts = shape.starts, units = images * p.groups * blocks_, area = h.size * w.size;
-        // The codes that windows meet are packed as x lies, rows without gaps several at a time; where they are not
-        // the words already, words are made of them row by row.
+        // The codes needed by windows are packed in the layout of x, several rows at a time if contiguous; if these
+        // are not the words already, words are assembled from them row by row.
         const index met = (w.size - 1) * w.every + 1 + (shape.along == 1 ? 0 : (shape.columns - 1) * p.width.tap_step);
         const index from = larger(0, w.from), end = smaller(p.width.size, w.from + met);
         const index inside = w.size ? larger(0, end - from) : 0;
         const bool dense = h.every == 1 && p.x.row == p.width.size * p.x.column && 2 * inside > p.width.size;
         const index first = dense ? 0 : from;
-        const index vectors = smaller(round_up(inside, LANES<Word>), p.width.size - first);  // whole, if x has so many
+        const index vectors = smaller(round_up(inside, LANES<Word>), p.width.size - first);  // whole if x is long enough
         const index width = dense ? p.width.size : larger(inside, vectors);
         const bool direct = shape.along == 1 && w.every == 1 && width == w.size;
         const index at_once = !dense ? 1 : direct ? h.size : larger(1, smaller(h.size, 2048 / width));
@@ -246,11 +245,10 @@ struct BitWords {
     }
 
 private:
-    // Where a word has few numbers, words that begin with any channel are made at once, as they are quicker made than
-    // those that are wanted, a few taps at a time.
+    // With few numbers per word, making words that begin at every channel is faster than making only the needed ones.
     static constexpr bool AT_ONCE = Code::NUMBERS <= 4;
     static_assert(!AT_ONCE || PLANES == 1);
-    const index filters_, taps_, blocks_, block_codes_;  // from a block's codes to those of the next
+    const index filters_, taps_, blocks_, block_codes_;  // codes per block
     Word* codes_ = nullptr;
 
     Word* codes_of(index filter, index block, index plane = 0) const {

@@ -1,5 +1,5 @@
-// Which taps lie outside of x at a pixel, and a number of a filter for them (Borders in kernels.hpp): for operations to
-// which a zero is not what packed words hold there.
+// Which taps of a pixel are outside x, and each filter's correction for them (Borders in kernels.hpp): for operations
+// whose packed words cannot represent zero there.
 #pragma once
 
 #include "operation.hpp"
@@ -53,8 +53,8 @@ private:
     }
 };
 
-// Along one axis the taps before the source and those behind it are outside. Kind 0 has none; further kinds are
-// numbered as they come, each in one run of pixels.
+// Along one axis the taps before and after the source are outside. Kind 0 has none; further kinds are numbered in
+// order, each a run of pixels.
 class AxisKinds {
 public:
     explicit AxisKinds(const Axis& a) : a_(a), count_(1) {
@@ -62,10 +62,10 @@ public:
     }
     index count() const { return count_; }
 
-    // Calls f(pixel, kind, outside), where outside(tap) says which.
+    // Calls f(pixel, kind, outside), where outside(tap) says whether a tap is outside.
     template <class F>
     void each_pixel(F f) const {
-        index before = 0, inside = a_.taps, kind = 0, next = 1;  // the taps in front, and until the end of the source
+        index before = 0, inside = a_.taps, kind = 0, next = 1;  // taps before the source, and up to its end
         for (index pixel = 0; pixel < a_.pixels; ++pixel) {
             const index first = pixel * a_.step + a_.offset;
             const index b = smaller(a_.taps, ceil_div(larger(0, -first), a_.tap_step));
@@ -90,7 +90,7 @@ public:
           kind_(memory.take<W>(height.pixels * width.pixels)), number_(memory.take<W>(filters * kinds_)),
           outside_(memory.take<W>(taps_h_ * taps_w_ * kinds_)) {}
 
-    // Whether a tap is outside anywhere.
+    // Whether any tap is outside anywhere.
     bool any() const { return rows_.count() * columns_.count() > 1; }
 
     // The number of filter f is `inside`, plus of(f)[tap] of every tap outside.

@@ -1,16 +1,16 @@
-// The loop over macro-tiles: pixels are cut into macro-tiles of packed tiles, the reduction into blocks of taps, the
-// filters into tiles. None of the cuts depends on the number of threads in a way that a sum would notice, and no
-// sum is shared between threads, so answers do not depend on it either.
+// The loop over macro-tiles: pixels are split into macro-tiles of packed tiles, the reduction into blocks of taps,
+// the filters into tiles. The split of a sum does not depend on the number of threads, and no sum is shared between
+// threads, so results do not depend on it either.
 #pragma once
 
 #include "macrokernel.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
-constexpr index SHARED_WEIGHTS = 16 << 20;  // bytes; above it every thread packs tiles as it goes
-constexpr index LEAST_MACRO_TILES = 16;     // where there are packed tiles for as many
+constexpr index SHARED_WEIGHTS = 16 << 20;  // bytes; above it every thread packs tiles on the fly
+constexpr index LEAST_MACRO_TILES = 16;     // if there are enough packed tiles
 
-// Packs the weights that weight(group, filter, channel, i, j) gives, by a team's threads.
+// Packs the weights weight(group, filter, channel, i, j) with a team's threads.
 template <class Op, class X, class Y, class Weight>
 inline void pack_weights(Team& team, const Convolution<X, Y>& p, const Weight& weight,
                          const PackedWeights<Op>& packed) {
@@ -27,7 +27,7 @@ inline index packed_bytes(const Convolution<X, Y>& p) {
     return measure.used();
 }
 
-// Packs into memory of that size, which a convolution's `packed` may then point to.
+// Packs into memory of that size, for a convolution's `packed`.
 template <class Op, class X, class Y, class Weight>
 inline void pack_weights(const Convolution<X, Y>& p, const Weight& weight, void* memory) {
     const Blocking blocking = blocking_of<Op>(p);
@@ -38,7 +38,7 @@ inline void pack_weights(const Convolution<X, Y>& p, const Weight& weight, void*
 }
 
 // Runs work(macro_tile) for every macro-tile of pixels and chunk of filters. The weights are p.packed, or else
-// what weight(group, filter, channel, i, j) gives, packed for this call.
+// weight(group, filter, channel, i, j), packed for this call.
 template <class Op, class X, class Y, class Weight, class Work>
 inline void for_each_macro_tile(const Convolution<X, Y>& p, const Weight& weight, Work work) {
     using M = MacroTile<Op, Weight>;
@@ -50,25 +50,25 @@ inline void for_each_macro_tile(const Convolution<X, Y>& p, const Weight& weight
     const index packed_tiles = ceil_div(pixels, M::ROW);
     const double terms = double(pixels) * p.groups * p.filters * p.channels * larger(positions, 1);
 
-    // Many packed tiles: macro-tiles of several. That decides how sums are rounded, so threads have no say in it.
+    // Many packed tiles: several per macro-tile. This affects rounding, so it must not depend on the threads.
     const index kept = smaller(CHUNK_FILTERS<Op>, tiles * MR);
     const index side_by_side = larger(1, smaller(smaller(Source<Op>::most_packed(p.height, p.width),
                                                          MACRO_TOTALS<Op> / kept), packed_tiles / LEAST_MACRO_TILES));
 
-    // Macro-tiles of large images end where the image does, so that pixels follow one another in memory.
+    // Macro-tiles of large images end with the image, so that their pixels are contiguous.
     const index image = p.height.pixels * p.width.pixels;
     const index range = side_by_side > 1 && image >= MACRO_PACKED * M::ROW ? image : pixels;
     const index tiles_a_range = ceil_div(range, side_by_side * M::ROW);
     const index macro_pixels = round_up(ceil_div(range, tiles_a_range), M::ROW);
     const index macro_tiles = pixels / larger(1, range) * tiles_a_range;
 
-    // Few macro-tiles: cut the filters as well, so that every thread has something to do.
+    // Few macro-tiles: split the filters as well, so that every thread has work.
     const index most = threads_for(index(1) << 30, terms);
     const index cuts = smaller(tiles, ceil_div(2 * most, macro_tiles * p.groups));
     const index chunk = smaller(CHUNK_FILTERS<Op>, ceil_div(tiles, cuts) * MR);
     const index chunks = ceil_div(p.filters, chunk);
     const index parts = p.groups * chunks;
-    const index splits = smaller(parts, ceil_div(4 * most, macro_tiles));  // units a macro-tile is split into
+    const index splits = smaller(parts, ceil_div(4 * most, macro_tiles));  // units per macro-tile
 
     const bool share = packed_bytes<Op>(p) <= SHARED_WEIGHTS;
     const auto cut_shared = [&](Carver memory) {
@@ -87,7 +87,7 @@ inline void for_each_macro_tile(const Convolution<X, Y>& p, const Weight& weight
     const PackedWeights<Op> weights(p, blocking, p.packed || share, packed);
     if (!p.packed) pack_weights(team, p, weight, weights);
 
-    // A thread takes several macro-tiles in a row, which share rows of x or cache lines that come in by themselves.
+    // A thread takes several consecutive macro-tiles, which share rows of x or prefetched cache lines.
     Units units(macro_tiles * splits, larger(1, smaller(8, macro_tiles * splits / (8 * team.size()))));
     team.run([&](index thread) {
         Carver mine(workspace.data() + thread * scratch);
@@ -106,8 +106,7 @@ inline void for_each_macro_tile(const Convolution<X, Y>& p, const Weight& weight
     });
 }
 
-// Where every pixel of y is a pixel of x, and neither has gaps between rows: the same with planes of one
-// long row.
+// If every pixel of y is a pixel of x, and both have contiguous rows: the same with planes as one long row.
 template <class X, class Y>
 inline Convolution<X, Y> flattened(Convolution<X, Y> p) {
     Axis &h = p.height, &w = p.width;
@@ -123,14 +122,14 @@ inline Convolution<X, Y> flattened(Convolution<X, Y> p) {
     return p;
 }
 
-// y = the answers of an operation.
+// y = the output of an operation.
 template <class Op, class Weight>
 inline void convolve(const Convolution<typename Op::Operand, typename Op::Output>& p, const Weight& weight) {
     for_each_macro_tile<Op>(flattened(p), weight, [](auto& macro_tile) { macro_tile.answer(); });
 }
 
-// The row of the kernel table of operations on floats: Choice::with_operation(p, f) calls f with a value of the
-// type that serves a convolution.
+// The kernel table's row of an operation on floats: Choice::with_operation(p, f) calls f with a value of the
+// operation type for a convolution.
 template <class T, class Choice>
 constexpr ConvolutionKernel<T, T> kernel_row() {
     using C = Convolution<T, T>;

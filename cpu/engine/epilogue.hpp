@@ -1,11 +1,11 @@
-// What becomes of an answer between the sum and the memory (Epilogue in kernels.hpp), a vector at a time.
+// The epilogue (Epilogue in kernels.hpp), a vector at a time.
 #pragma once
 
 #include "spans.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
-// The epilogue of pixels that begin `offset` elements further.
+// The epilogue for pixels starting `offset` elements further.
 template <class T>
 inline Epilogue<T> moved(Epilogue<T> e, index offset) {
     if (e.residual) e.residual += offset;
@@ -15,18 +15,18 @@ inline Epilogue<T> moved(Epilogue<T> e, index offset) {
     return e;
 }
 
-// Of one filter, on vectors of COUNT answers.
+// Of one filter, on vectors of COUNT outputs.
 template <class T, index COUNT>
 class FilterEpilogue {
 public:
     using V = Lanes<T, COUNT>;
 
-    // `plane` is where the filter's pixels begin, in elements from the first of y.
+    // `plane` is the offset of the filter's first pixel in y, in elements.
     FilterEpilogue(const Epilogue<T>& e, index filter, index plane)
         : e_(e), scale_(all(e.scale ? e.scale[filter] : T(1))), origin_(all(e.origin ? e.origin[filter] : T(0))),
           offset_(all(e.offset ? e.offset[filter] : T(0))), plane_(plane) {}
 
-    // Stores a vector of answers to numbers that follow one another, `place` elements behind the first pixel,
+    // Stores a vector of outputs contiguously, `place` elements after the first pixel,
     template <class Answer>
     void store(index place, Answer answer) const {
         put(answer, [&](const auto* plane) { return consecutive(plane + place); },
@@ -46,17 +46,17 @@ private:
 
     static V all(T value) { return value - V{}; }
 
-    // read(plane) gives the numbers of a residual, write(plane, lanes) stores.
+    // read(plane) loads a residual, write(plane, lanes) stores.
     template <class Answer, class Read, class Write>
     void put(Answer answer, Read read, Write write) const {
         V z = (__builtin_convertvector(answer, V) - origin_) * scale_ + offset_;
         if (e_.residual) z += all(e_.residual_scale) * read(e_.residual + plane_);
         if (e_.narrow_residual) z += all(e_.residual_scale) * read(e_.narrow_residual + plane_);
-        z = z > all(e_.high) ? all(e_.high) : z;  // a NaN stays,
+        z = z > all(e_.high) ? all(e_.high) : z;  // NaN propagates,
         if (e_.narrow) {
-            z = z > all(e_.low) ? z : all(e_.low);  // or is `low` where there is none
+            z = z > all(e_.low) ? z : all(e_.low);  // or becomes `low` in uint8
             constexpr T WHOLE = sizeof(T) == sizeof(float) ? T(1 << 23) : T(std::int64_t(1) << 52);
-            const V rounded = (z + all(WHOLE)) - all(WHOLE);  // to even where two are as near
+            const V rounded = (z + all(WHOLE)) - all(WHOLE);  // ties to even
             const auto whole = __builtin_convertvector(rounded, Lanes<std::int32_t, COUNT>);
             write(e_.narrow + plane_, to_bytes<COUNT>(whole));
         } else {

@@ -1,5 +1,5 @@
 // One SIMD register of the instruction set this file is compiled for (MULFREE_ISA names it and is the
-// namespace). GCC's vector types give + - * on every machine; this adds what they lack.
+// namespace). GCC's vector types have + - * on every machine; this adds the rest.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +31,7 @@ constexpr int REGISTERS = 16, MR = 6, NR = 2, PACKED_VECTORS = 12;
 template <class T>
 constexpr index LANES = VECTOR_BYTES / index(sizeof(T));
 
-// A vector of so many lanes, and a register's.
+// A vector of COUNT lanes, and of a register's.
 template <class T, index COUNT>
 struct LanesOf {
     typedef T type __attribute__((vector_size(COUNT * sizeof(T))));
@@ -58,7 +58,7 @@ inline void store_lanes(T* p, V v) {
     __builtin_memcpy(p, &v, sizeof v);
 }
 
-// Optimisation barrier: to the compiler v has changed, so it keeps v in a register and does not load it anew
+// Optimisation barrier: the compiler assumes that v has changed, so it keeps v in a register and does not reload it
 // for every use.
 template <class V>
 inline void touch(V& v) {
@@ -73,13 +73,13 @@ inline void touch(V& v) {
 #endif
 }
 
-// s - 0 is s, the sign of a zero included.
+// s - 0 is s, including the sign of zero.
 template <class T>
 inline Vec<T> broadcast(T s) {
     return s - Vec<T>{};
 }
 
-// Successive bytes as integers, and integers of [0, 255] as bytes, for which GCC 12 would take them one by one.
+// Contiguous bytes as integers, and integers of [0, 255] as bytes, which GCC 12 does not vectorise.
 template <index COUNT>
 inline Lanes<std::int32_t, COUNT> load_bytes(const std::uint8_t* from) {
     using V = Lanes<std::int32_t, COUNT>;
@@ -110,15 +110,15 @@ inline Lanes<std::uint8_t, COUNT> to_bytes(Lanes<std::int32_t, COUNT> v) {
     return __builtin_convertvector(v, Lanes<std::uint8_t, COUNT>);
 }
 
-// Numbers of T in lanes of W, which are as wide or wider.
+// Numbers of T converted to lanes of W, which are at least as wide.
 template <class W, class T>
 inline Vec<W> load_as(const T* from) {
     if constexpr (sizeof(W) == sizeof(T)) return (Vec<W>)load(from);
     else return (Vec<W>)load_bytes<LANES<W>>(from);
 }
 
-// max, min: where either is NaN, x86 gives the second operand and NEON a NaN; nobody may rely on more.
-// (With a full mask, as GCC 12's unmasked forms read an uninitialised variable, and warn of it.)
+// max, min: if either is NaN, x86 returns the second operand and NEON a NaN; do not rely on either.
+// (With a full mask: GCC 12's unmasked forms read an uninitialised variable, and warn of it.)
 template <class V>
 inline V max(V a, V b) {
 #if defined(__AVX512F__)
@@ -181,7 +181,7 @@ inline V absolute_difference(V a, V b) {
 #endif
 }
 
-// a * b + c, in one instruction and one rounding where there is one.
+// a * b + c, fused if the machine has FMA.
 template <class V>
 inline V multiply_add(V a, V b, V c) {
 #if defined(__AVX512F__)
@@ -195,7 +195,7 @@ inline V multiply_add(V a, V b, V c) {
 #endif
 }
 
-// Not all lanes of a are at least those of b; a NaN in either counts.
+// Whether any lane has not a >= b; true for NaN in either.
 template <class T>
 inline bool below(Vec<T> a, Vec<T> b) {
 #if defined(__AVX512F__)
@@ -208,7 +208,7 @@ inline bool below(Vec<T> a, Vec<T> b) {
 #endif
 }
 
-// Bitwise or; with any_negative, a cheap way to remember the sign bits of many vectors.
+// Bitwise OR; with any_negative, a cheap way to collect the sign bits of many vectors.
 template <class V>
 inline V either(V a, V b) {
     return (V)((Vec<std::uint32_t>)a | (Vec<std::uint32_t>)b);
@@ -234,7 +234,7 @@ inline V even_lanes(V a, V b) {
         return (V)_mm512_permutex2var_epi64((__m512i)a, even, (__m512i)b);
     }
 #else
-    // Shuffles work within halves: first pairs of lanes, or eights, of a and of b alternate.
+    // Shuffles work within 128-bit halves: first interleave pairs of lanes, or eights, of a and b.
     __m256d pairs;
     if constexpr (sizeof(a[0]) == 1) {
         const __m256i even = _mm256_set1_epi16(0xff);
@@ -246,7 +246,7 @@ inline V even_lanes(V a, V b) {
 }
 #endif
 
-// The sum of the lanes, pair by pair.
+// The sum of the lanes, pairwise.
 template <class T>
 inline T sum_lanes(Vec<T> v) {
 #if defined(__AVX512F__)
@@ -260,7 +260,7 @@ inline T sum_lanes(Vec<T> v) {
     return lane[0];
 }
 
-// The standard library's templates are kept out of these files (kernels.hpp says why).
+// No standard library templates in these files (see kernels.hpp).
 constexpr index smaller(index a, index b) { return a < b ? a : b; }
 constexpr index larger(index a, index b) { return a > b ? a : b; }
 constexpr index ceil_div(index a, index b) { return (a + b - 1) / b; }
@@ -275,13 +275,13 @@ struct Same<A, A> {
     static constexpr bool value = true;
 };
 
-// A number that is a type.
+// An integral constant.
 template <int N>
 struct Constant {
     static constexpr int value = N;
 };
 
-// Calls f(Constant) of 0 to N - 1. GCC keeps what f does to an array in registers, which of a loop it does not always see.
+// Calls f(Constant) for 0 to N - 1. GCC then keeps arrays in registers, which it does not always do for a loop.
 template <int N, class F>
 __attribute__((always_inline)) inline void unrolled(F f) {
     if constexpr (N > 0) {

@@ -1,7 +1,7 @@
-// A macro-tile is the unit of work of everything that has the shape of a convolution: a few packed tiles of
-// pixels, with one chunk of one group's filters. Pixels are numbered through rows, planes and images and cut into
-// packed tiles, whose rows of one block stay in the first-level cache; those of a macro-tile are packed side by
-// side, so that reading and writing go along a plane in long pieces.
+// A macro-tile is the unit of work of every convolution: a few packed tiles of pixels, with one chunk of one group's
+// filters. Pixels are numbered through rows, planes and images and split into packed tiles, whose rows of one block
+// stay in the L1 cache; those of a macro-tile are packed side by side, so that planes are read and written in long
+// runs.
 #pragma once
 
 #include "epilogue.hpp"
@@ -11,11 +11,11 @@
 namespace mulfree::MULFREE_ISA {
 
 template <class Op>
-constexpr index CHUNK_FILTERS = round_up(256, Op::MR);  // filters whose totals are kept for a packed tile
-template <class Op>  // packed tiles times filters whose totals are kept, in as much memory if they are wider
+constexpr index CHUNK_FILTERS = round_up(256, Op::MR);  // filters whose sums are kept per packed tile
+template <class Op>  // packed tiles times filters whose sums are kept: less for wider sums
 constexpr index MACRO_TOTALS = 4 * CHUNK_FILTERS<Op> / SUM_VECTORS<Op>;
 
-// One packed tile of pixels, with the sums of one chunk of filters, and where they go.
+// One packed tile of pixels, with the sums of one chunk of filters, and their destination.
 template <class Op>
 struct PackedTile {
     using X = typename Op::Operand;
@@ -24,7 +24,7 @@ struct PackedTile {
     static constexpr int MR = Op::MR;
     static constexpr index ROW = PACKED_VECTORS * LANES<X>;  // pixels
     static constexpr index VECTORS = PACKED_VECTORS * SUM_VECTORS<Op>, COUNT = LANES<Accumulator>;  // of y
-    using Numbers = Lanes<Y, COUNT>;  // a vector of answers
+    using Numbers = Lanes<Y, COUNT>;  // a vector of outputs
 
     const Convolution<X, Y>* p;
     index vectors, y_vectors;
@@ -32,24 +32,23 @@ struct PackedTile {
     const index *start, *y_start;  // the first run of every vector
     Span *y_spans, *x_spans;
     bool solid;          // whether the packed tile is full and its pixels are contiguous in y
-    const index* place;  // where in the packed block the vectors start
+    const index* place;  // offsets of the vectors in the packed block
     Accumulator* total;  // [filter][pixel]: the sums,
-    X* rows;             // and values the operation wants to keep
+    X* rows;             // and values kept by the operation
     bool redo[CHUNK_FILTERS<Op> / MR];  // tiles to recompute exactly: the fast form cancelled
     index group, filter, filters;
 
     index tile_filters(index f) const { return smaller(MR, filters - f); }
     Y bias(index f) const { return p->bias ? p->bias[group * p->filters + filter + f] : Op::NO_BIAS; }
 
-    // Whether a vector may be stored where solid_pixels() says: the packed tile is solid, and answers are stored
-    // as they are.
+    // Whether vectors may be stored directly to solid_pixels(): the packed tile is solid, and there is no epilogue.
     bool direct() const { return solid && !p->epilogue; }
 
     // The pixels of filter f, if the packed tile is solid.
     Y* solid_pixels(index f) const { return plane(f) + y_spans[y_start[0]].offset; }
 
-    // Stores value(v) as vector v of the pixels of filter f. Inlined always, for the operation's constants to
-    // stay in registers.
+    // Stores value(v) as vector v of the pixels of filter f. Always inlined, to keep the operation's constants in
+    // registers.
     template <class F>
     __attribute__((always_inline)) void write(index f, F value) {
         if (direct()) {
@@ -80,7 +79,7 @@ struct PackedTile {
             else epilogue.store(y_spans + y_start[v], y_spans + y_start[v + 1], p->y.column, Numbers(value(v)));
     }
 
-    // Brings in the cache lines of y that a tile will end up in.
+    // Prefetches the cache lines of y that a tile will write.
     void prefetch_output(index tile) const {
         if (p->y_shifts || p->epilogue) return;
         const index filters_ = tile_filters(tile), channel = p->y.channel;
@@ -102,7 +101,7 @@ private:
     index channel(index f) const { return group * p->filters + filter + f; }
 };
 
-// The packed tiles that a thread works on at a time, and the scratch memory that it works in.
+// The packed tiles that a thread processes at a time, and its scratch memory.
 template <class Op, class Weight>
 class MacroTile {
     using X = typename Op::Operand;
@@ -136,7 +135,7 @@ public:
         source.move_to(first, length);
         if constexpr (Op::HAS_BORDERS) source.find_kinds(*p.borders);
         const index all = source.count * Tile::VECTORS;
-        // Rows of y without gaps are one long row.
+        // Contiguous rows of y are one long row.
         const index height = p.height.pixels, width = p.width.pixels;
         const bool dense = p.y.row == width * p.y.column;
         if (p.y_shifts) find_shifted_runs(*p.y_shifts, first, length, Tile::COUNT, all, y_runs_, y_start_);
@@ -169,14 +168,14 @@ public:
         }
     }
 
-    // Calls run(packed, f, weights, block, first, last) for every block, every tile of filters
-    // [filter + f, ...) and every packed tile, the block being packed, and finish(packed, f) when a tile is
-    // complete; only where packed.redo[tile] is REDO.
+    // Packs every block and calls run(packed, f, weights, block, first, last) for every tile of filters [filter + f,
+    // ...) and every packed tile, and finish(packed, f) when a tile is complete; only where packed.redo[tile] is
+    // REDO.
     template <class Packing, bool REDO, class Run_, class Finish>
     void reduce(Run_ run, Finish finish) {
         const index blocks = blocking_.count();
         for (index q = 0; q < source.count; ++q)
-            packed_tiles[q].total = total_ + (blocks > 1 ? q * ROW * chunk_ : 0);  // tiles round filters up
+            packed_tiles[q].total = total_ + (blocks > 1 ? q * ROW * chunk_ : 0);  // filters are rounded up to tiles
         if constexpr (Packing::COLUMN_SUMS > 0) source.clear_sums();
         for (index i = 0; blocks == 0 && i < ROW * filters; ++i) total_[i] = 0;
         for (index b = 0; b < larger(1, blocks); ++b) {
@@ -195,7 +194,7 @@ public:
         }
     }
 
-    // y = the answers to the sums over all taps.
+    // y = the outputs from the sums over all taps.
     void answer() {
         if (sum<Op, false>())
             if constexpr (!Same<typename Op::Exact, void>::value) sum<typename Op::Exact, true>();
@@ -212,8 +211,8 @@ private:
     Accumulator* total_;
     index y_start_[MACRO_VECTORS * SUM_VECTORS<Op> + 1];
 
-    // Whole tiles of contiguous pixels go from registers to y, others by way of their totals. Returns whether an
-    // answer is in doubt; its tile is then marked.
+    // Whole tiles of contiguous pixels are stored from registers to y, others through their totals. Returns whether
+    // an output must be recomputed; its tile is then marked.
     template <class O, bool REDO>
     bool sum() {
         const auto whole = [&](const Tile& packed, index f) {
@@ -263,7 +262,7 @@ private:
         return doubtful;
     }
 
-    // Calls write(f, value) for the filters of a tile, whose answers are value(v) from the totals.
+    // Calls write(f, value) for the filters of a tile, whose outputs are value(v) from the totals.
     template <class O, class Write>
     __attribute__((always_inline)) void each_answer(const Tile& packed, index tile, typename O::Doubt& doubt,
                                                     Write write) const {
@@ -274,7 +273,7 @@ private:
             write(f, [&](index v) { return answer(load(total + v * Tile::COUNT), sums[v], doubt); });
         }
     }
-    // Not inlined: what has no epilogue needs the registers.
+    // Not inlined: the path without epilogue needs the registers.
     template <class O>
     __attribute__((noinline)) typename O::Doubt write_by_epilogue(Tile& packed, index tile) const {
         typename O::Doubt doubt;

@@ -1,13 +1,13 @@
-// The register tile: a few filters by a few vectors of pixels, every accumulator in a register, one
-// broadcast weight at a time. The operations share it and differ in `term`, but for those that have a tile of their own.
+// The register tile: a few filters by a few vectors of pixels, every accumulator in a register, one broadcast weight
+// at a time. The operations share it and differ in `term`, except those with their own tile.
 #pragma once
 
 #include "operation.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
-// Calls put(f)(v, sum) with the sum over t < terms of term(x, w), where vector v of term t is at
-// x + tap(t) + place[v], those of its further planes `apart`, and weights come Op::MR a plane.
+// Calls put(f)(v, sum) with the sum over t < terms of term(x, w), where vector v of term t is at x + tap(t) +
+// place[v], its further planes are `apart`, and there are Op::MR weights per plane.
 template <class Op, int FILTERS, int VECTORS, class Operand, class Tap, class Put>
 inline void tile_of_terms(const Operand* x, Tap tap, index apart, const index* place, const Operand* w, index terms,
                           Put put) {
@@ -37,7 +37,7 @@ inline void tile_of_terms(const Operand* x, Tap tap, index apart, const index* p
     }
 }
 
-// The same by the operation's own tile, if it has one; then v counts vectors of sums.
+// The same with the operation's own tile, if it has one; then v counts vectors of sums.
 template <class Op, int FILTERS, int VECTORS, class Operand, class Tap, class Put>
 __attribute__((always_inline)) inline void tile(const Operand* x, Tap tap, index apart, const index* place,
                                                const Operand* w, index terms, Put put) {
@@ -45,7 +45,7 @@ __attribute__((always_inline)) inline void tile(const Operand* x, Tap tap, index
     else tile_of_terms<Op, FILTERS, VECTORS>(x, tap, apart, place, w, terms, put);
 }
 
-// Calls f(Constant FILTERS, Constant VECTORS) for the smallest tile that holds `filters` filters, MR at most.
+// Calls f(Constant FILTERS, Constant VECTORS) for the smallest tile for `filters` filters, at most MR.
 template <int MR, int VECTORS, class F>
 inline void with_filters(index filters, F f) {
     if constexpr (MR > 4)
@@ -55,8 +55,8 @@ inline void with_filters(index filters, F f) {
     f(Constant<1>(), Constant<VECTORS>());
 }
 
-// total[f][v] (+)= the sums of a tile of `filters` filters along all of a packed tile's `vectors` vectors, where
-// totals of successive filters are `total_row` apart.
+// total[f][v] (+)= the sums of a tile of `filters` filters over a packed tile's `vectors` vectors; totals of
+// successive filters are `total_row` apart.
 template <class Op, class Operand, class Accumulator>
 inline void tile_row(index filters, index vectors, const Operand* x, const index* tap, index apart,
                      const index* place, const Operand* w, index terms, Accumulator* total, index total_row,

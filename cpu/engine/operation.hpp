@@ -1,63 +1,62 @@
-// What the engine asks of an operation, which is a type; see ops/ for those that there are.
+// The interface of an operation, which is a type; see ops/ for the operations.
 #pragma once
 
 #include "isa.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
-// No answer is in doubt.
+// No output is ever recomputed.
 struct NoDoubt {
     static constexpr bool any() { return false; }
 };
 
-// What every operation has, and what most leave as it is. An operation adds
+// The base of operations, with defaults. An operation adds
 //     static Vec<Accumulator> term(Vec<Accumulator> total, Vec<Operand> x, Vec<Operand> w)
-//         the sum so far with one more tap: the inner loop, if it has no tile of its own;
+//         the inner loop: adds a tap to the sum, if it has no tile of its own;
 //     static auto answer(Output bias, const Constant& constant)
 //         for one filter, a function of (total, column sums, doubt) that gives the numbers of y.
 template <class Operand_, class Accumulator_, class Output_>
 struct Operation {
     using Operand = Operand_;          // a lane of x, and a weight
-    using Accumulator = Accumulator_;  // a lane of the sums, and of what the answer needs to know of a pixel
+    using Accumulator = Accumulator_;  // a lane of the sums, and of the per-pixel data of answer()
     using Output = Output_;            // a number of y
     static_assert(sizeof(Accumulator) % sizeof(Operand) == 0, "the sums of a vector of x must be whole vectors");
     static_assert(sizeof(Output) <= sizeof(Accumulator), "a number of y must fit the lane of its sum");
 
-    // Filters of a register tile, whose packed weights lie side by side, and vectors of pixels.
+    // Filters of a register tile, whose packed weights are contiguous, and vectors of pixels.
     static constexpr int MR = MULFREE_ISA::MR, NR = MULFREE_ISA::NR;
 
-    // Whether the operation has a register tile of its own, tile() of microkernel.hpp, in the place of term(). Its sums
-    // may be wider than what they are of.
+    // Whether the operation has its own register tile, tile() of microkernel.hpp, instead of term(). Its sums may be
+    // wider than its operands.
     static constexpr bool HAS_TILE = false;
 
-    // The most terms that a register adds up, and what its sum then becomes.
+    // The most terms that a register can accumulate, and the conversion of its sum.
     static constexpr index MOST_TERMS = 160;
     static Vec<Accumulator> settled(Vec<Accumulator> sum) { return sum; }
 
-    // What a number of x, or a weight of a filter of the tile, becomes when it is packed. What lies outside of x is
-    // packed(0).
+    // The packed form of a number of x, or of a weight. Outside x it is packed(0).
     static Vec<Operand> packed(Vec<Operand> x) { return x; }
     static Operand packed_weight(Operand w, index) { return w; }
 
-    // Successive channels that one term takes: term(total, x, w) then has a vector of each, x[PLANES] and w[PLANES].
+    // Successive channels per term: term(total, x, w) then has a vector of each, x[PLANES] and w[PLANES].
     static constexpr int PLANES = 1;
 
-    // Sums over the window that the answer needs: how many, and how a row of x (of a first plane) is added to them.
+    // Sums over the window needed by answer(): their number, and how a row of x (of a first plane) is added to them.
     static constexpr int COLUMN_SUMS = 0;
     static void add_column(Vec<Operand>*, Vec<Operand>) {}
 
-    // Whether the answer needs to know which taps lie outside of x: answer(bias, constant, Border) then,
-    // and beside its sums over the window stand the pixels' kinds (borders.hpp).
+    // Whether answer() needs to know which taps are outside x: then it is answer(bias, constant, Border), and the
+    // pixels' kinds are stored with the sums over the window (borders.hpp).
     static constexpr bool HAS_BORDERS = false;
-    // The bias where none is given.
+    // The default bias.
     static constexpr Output NO_BIAS = 0;
 
-    // What the answer needs to know of a filter, and how a weight (of a first plane) is added to it.
+    // Per-filter data of answer(), and how a weight (of a first plane) is added to it.
     struct Constant {};
     static constexpr bool HAS_CONSTANT = false;
     static void add_weight(Constant&, Operand) {}
 
-    // Gathers, over a tile, whether an answer is in doubt; then Exact sums the tile again.
+    // Collects, over a tile, whether an output must be recomputed; then Exact sums the tile again.
     using Doubt = NoDoubt;
     using Exact = void;
 };
@@ -69,11 +68,11 @@ inline Sum term(Sum total, const V* x, const V* w) {
     else return Op::term(total, x, w);
 }
 
-// Vectors of sums that a vector of x has.
+// Vectors of sums per vector of x.
 template <class Op>
 constexpr index SUM_VECTORS = sizeof(typename Op::Accumulator) / sizeof(typename Op::Operand);
 
-// The sums over the window of a vector of pixels, and their kinds; while x is packed, a block's sums in the lanes of x.
+// The sums over the window of a vector of pixels, and their kinds; during packing, a block's sums in the lanes of x.
 template <class Op, class Lane = typename Op::Accumulator>
 struct ColumnSums {
     using V = Vec<Lane>;

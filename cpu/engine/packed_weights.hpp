@@ -1,5 +1,5 @@
-// Weights as the micro-kernel reads them, once packed for as many calls as one likes: for every block of the
-// reduction and every tile of MR filters, [term][plane][filter], zero where there is no filter.
+// Weights in the layout of the micro-kernel, packed once for any number of calls: for every block of the reduction
+// and every tile of MR filters, [term][plane][filter], zero-padded.
 #pragma once
 
 #include "operation.hpp"
@@ -9,9 +9,10 @@
 namespace mulfree::MULFREE_ISA {
 
 constexpr index BLOCK_ROWS = 160;      // packed rows, at most: 160 rows of three 64-byte vectors are 30 KiB
-constexpr index BLOCK_POSITIONS = 32;  // kernel positions a block; bounds the table of spans
+constexpr index BLOCK_POSITIONS = 32;  // kernel positions per block; bounds the table of spans
 
-// The reduction cut into blocks: chunks of kernel positions, and in each, chunks of channels, whose planes stay together.
+// The reduction split into blocks: chunks of kernel positions, and in each, chunks of channels, keeping the planes of
+// a term together.
 struct Blocking {
     index channels, positions, channel_chunk, position_chunk;
 
@@ -32,7 +33,7 @@ struct Blocking {
     }
 };
 
-// A convolution's own weights. Others are functions of the same arguments.
+// A convolution's weights. Alternatives are functions of the same arguments.
 template <class T>
 struct Weights {
     const Convolution<T, T>& p;
@@ -61,15 +62,15 @@ inline void pack_block(const Convolution<X, Y>& p, const Weight& weight, index g
     }
 }
 
-// How an operation's reduction is cut.
+// How an operation's reduction is split.
 template <class Op, class X, class Y>
 inline Blocking blocking_of(const Convolution<X, Y>& p) {
     static_assert(Op::MOST_TERMS * Op::PLANES <= BLOCK_ROWS, "a block is packed before it is summed");
     return {p.channels, p.height.taps * p.width.taps, Op::MOST_TERMS, Op::PLANES};
 }
 
-// Where the packed weights and the operation's constants of all filters lie. Without room for tiles, threads pack
-// these as they need them.
+// Locations of the packed weights and of the operation's constants of all filters. Without room for tiles, threads
+// pack them on the fly.
 template <class Op>
 class PackedWeights {
     using X = typename Op::Operand;
@@ -113,7 +114,7 @@ private:
     Constant* constants_;
     X* weights_;
 
-    // In the order in which a packed tile of pixels meets them.
+    // In the order in which a packed tile of pixels uses them.
     index at(index group, index block, index tile) const {
         return ((group * blocking_.count() + block) * tiles_ + tile) * blocking_.rows() * MR;
     }

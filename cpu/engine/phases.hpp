@@ -1,20 +1,20 @@
-// An axis seen in other ways: by all phases of its stride at once, with rows that taps share, in slices.
+// Views of an axis: all phases of its stride at once, rows shared by taps, slices.
 #pragma once
 
 #include "isa.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
-// Tap i of the forward pass's axis lies a = offset + i * tap_step from pixel p * step. So it belongs to
-// phase a mod step, pixel q of which meets it at place q - floor(a / step) of grad. The taps of `axis`
-// are those places.
+// Tap i of the forward pass's axis is a = offset + i * tap_step from pixel p * step. So it belongs to phase a mod
+// step, and for pixel q of this phase it is at position q - floor(a / step) of grad. The taps of `axis` are these
+// positions.
 struct PhaseAxis {
     const Axis& forward;
     index phases;
     Axis axis;
 
     explicit PhaseAxis(const Axis& a) : forward(a), phases(smaller(a.step, a.size)) {
-        index apart = 0, reach = 0;  // the greatest common divisor of what lies between places
+        index apart = 0, reach = 0;  // apart: the greatest common divisor of the distances of positions
         for (index i = 0; i < a.taps; ++i) {
             reach = floor_of(i) - floor_of(0);
             apart = greatest_common_divisor(apart, reach);
@@ -23,7 +23,7 @@ struct PhaseAxis {
         axis = {ceil_div(a.size, a.step), 1, -floor_of(0), places, -apart, a.pixels, 0, 0};
     }
 
-    // The tap of the kernel that a phase meets at place t, or -1.
+    // The kernel tap of a phase at position t, or -1.
     index tap(index phase, index t) const {
         const index away = (floor_of(0) - t * axis.tap_step) * forward.step + phase - forward.offset;
         const bool met = away >= 0 && away % forward.tap_step == 0 && away / forward.tap_step < forward.taps;
@@ -37,9 +37,9 @@ private:
     }
 };
 
-// An axis of the pixels that are summed. Tap i meets the source where tap i % period does, some pixels on.
-// So if every line (every plane) is followed by room for as many pixels as the shifts reach, one packed
-// row serves all the taps of a period, each at its shift. In the room grad counts as zero.
+// An axis of the summed pixels. Tap i reads the source where tap i % period does, some pixels further. So if every
+// line (every plane) is followed by room for as many pixels as these shifts, all taps of a period share one packed
+// row, each at its shift. In the room grad counts as zero.
 struct RoomAxis {
     Axis axis;  // of the packed rows: pixels with their room, one period of taps
     index period, shift, reach;
@@ -49,7 +49,7 @@ struct RoomAxis {
         axis.taps = period = smaller(a.taps, tap_period(a));
         shift = period * a.tap_step / a.step;
         reach = (a.taps - 1) / period * shift;
-        // The zeros before the source may stand for those after it.
+        // The zeros before a source may double as those after the previous one.
         const index before = ceil_div(-a.offset, a.step);
         const index after = a.pixels + reach - 1 - (a.size - 1 - a.offset) / a.step;
         const index both = period == 1 ? larger(0, smaller(reach, smaller(before, after))) : 0;
@@ -57,12 +57,12 @@ struct RoomAxis {
     }
 };
 
-// The source positions that a slice of an axis's pixels meets, `every` apart: from, from + every, ...,
-// `size` of them; all positions, which are quicker to copy, where the slice is the whole axis.
+// The source positions read by a slice of an axis's pixels: from, from + every, ..., `size` of them; all positions,
+// which are faster to copy, if the slice is the whole axis.
 struct SourceAxis {
     index every, from, size;
 
-    // `padded`: positions outside the source are wanted too.
+    // `padded`: include positions outside the source.
     SourceAxis(const Axis& a, index first, index pixels, index taps, bool padded)
         : every(taps == 1 ? a.step : 1), from(first * a.step + a.offset) {
         index end = from + (pixels - 1) * a.step + (taps - 1) * a.tap_step + 1;
@@ -70,7 +70,7 @@ struct SourceAxis {
         if (!padded && pixels == a.pixels && every == 1) from = 0, end = a.size;
         size = larger(0, ceil_div(end - from, every));
     }
-    // The axis on which the slice is a convolution.
+    // The axis of the slice's convolution.
     Axis axis(const Axis& a, index first, index pixels, index taps) const {
         const index offset = (first * a.step + a.offset - from) / every;
         return {pixels, a.step / every, offset, taps, a.tap_step, size, 0, 1};

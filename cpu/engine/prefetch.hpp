@@ -1,4 +1,4 @@
-// Asking for cache lines ahead of their use, alike on every instruction set.
+// Software prefetch, for every instruction set.
 #pragma once
 
 #include <cstdint>
@@ -7,14 +7,14 @@
 
 namespace mulfree {
 
-// Asks for the line of base[offset], which need not exist. LEVEL 3 is the first cache, 2 the second.
+// Prefetches the line of base[offset], which need not be valid. LEVEL 3 is the L1 cache, 2 the L2.
 template <int LEVEL = 3, class T>
 static inline void prefetch(const T* base, index offset) {
     const auto at = reinterpret_cast<std::uintptr_t>(base) + std::uintptr_t(offset) * sizeof(T);
     __builtin_prefetch(reinterpret_cast<const void*>(at), 0, LEVEL);
 }
 
-// The same for a line that will be written; no other core keeps a copy.
+// The same for a line that will be written, with exclusive ownership.
 template <class T>
 static inline void prefetch_write(const T* base, index offset) {
     const auto at = reinterpret_cast<std::uintptr_t>(base) + std::uintptr_t(offset) * sizeof(T);

@@ -1,5 +1,5 @@
-// The source of a macro-tile: its pixels, and the rows of x that they meet, packed a block at a time by the
-// cheapest of the ways in source_*.hpp.
+// The source of a macro-tile: its pixels, and the rows of x that they read, packed a block at a time by the cheapest
+// method in source_*.hpp.
 #pragma once
 
 #include "packed_weights.hpp"
@@ -17,10 +17,10 @@ public:
     static constexpr index ROW = PACKED_VECTORS * LANES<X>;  // pixels of a packed tile
 
     index count;               // of packed tiles
-    index vectors;             // that have pixels
+    index vectors;  // not empty
     X* pixels;                 // the packed block:
-    index place[MACRO_VECTORS];  // where in it the vectors start,
-    index* tap;                // and what every term adds to that
+    index place[MACRO_VECTORS];  // offsets of the vectors in it,
+    index* tap;                // and of every term relative to these
     ColumnSums<Op> sums[MACRO_VECTORS * SUM_VECTORS<Op>];
     const Run* runs;                 // of the pixels,
     index start[MACRO_VECTORS + 1];  // and the first one of every vector
@@ -45,19 +45,19 @@ public:
         pixels = scratch.take<X>(most * ROW * blocking.rows());
     }
 
-    // Of so many pixels.
+    // Of `count` pixels.
     static index most_runs(const Axis& width, index pixels, index lanes = LANES<X>) {
         return smaller(pixels, pixels / lanes + pixels / larger(1, width.pixels) + 2);
     }
 
-    // Packed tiles that are worth packing side by side, which takes them through the second-level cache: many
-    // where their taps share rows, or where x is read along a plane.
+    // Number of packed tiles worth packing side by side, which uses the L2 cache: many if their taps share rows, or x
+    // is read along a plane.
     static index most_packed(const Axis& height, const Axis& width) {
         const bool shared = SharedRows(height, width, MACRO_PACKED * ROW, LANES<X>).copy;
         return shared || height.taps * width.taps == 1 ? MACRO_PACKED : 1;
     }
 
-    // Once the scratch memory is there.
+    // After the scratch memory is allocated.
     void begin() { find_taps(larger(1, blocking_.position_chunk)); }
 
     // To the pixels [first, first + length).
@@ -112,7 +112,7 @@ public:
         for (index v = 0; v < count * PACKED_VECTORS * SUM_VECTORS<Op>; ++v) sums[v].clear();
     }
 
-    // Packs a block of a group's channels for an operation, which may be another of the same operands.
+    // Packs a block of a group's channels for an operation with the same operands.
     template <class Packing>
     void pack(index group, const Block& block) {
         const X* x = x_.data + (group * channels_ + block.channel) * x_.channel;
@@ -140,7 +140,7 @@ public:
         if constexpr (Packing::COLUMN_SUMS > 0) add_block_sums(shared_ ? block.positions : 1, map.sums);
     }
 
-    // Calls f with what a term adds to a vector's place, as a function that costs little.
+    // Calls f with a cheap function that returns a term's offset from a vector's place.
     template <class F>
     void with_tap(F f) const {
         if (shared_ || Op::PLANES > 1) f([to = tap](index t) { return to[t]; });
@@ -157,15 +157,15 @@ private:
     const Blocking& blocking_;
     const SharedRows shared_rows_;
     const bool shared_;    // how x is packed
-    const Axis &packed_height_, &packed_width_;  // of the packed pixels; where nothing is shared, the pixels
+    const Axis &packed_height_, &packed_width_;  // of the packed pixels; the pixels themselves if nothing is shared
     Run *own_runs_, *packed_runs_;
     index packed_vectors_, runs_;  // and their runs
     index* span_start_;    // the first span of every packed vector
     Span* spans_;
-    bool* single_;         // the whole groups whose every vector is one span
+    bool* single_;         // the whole groups in which every vector is one span
     X* block_sums_;
     bool joined_;          // a vector's runs of an image are one span
-    bool straight_;        // the vectors follow one another in x
+    bool straight_;        // the vectors are contiguous in x
     index spans_at_;
 
     // The packed rows of a channel, as elements.
@@ -179,15 +179,15 @@ private:
                 *to++ = c * channel_rows(positions) + (shared_ ? shared_rows_.tap(height_, width_, t) : t * ROW);
     }
 
-    // All pixels are one row of x, as flattened() makes them.
+    // All pixels are one row of x, as made by flattened().
     bool along_a_row() const {
         const Axis &h = height_, &w = width_;
         return h.pixels * h.taps * w.taps * w.step * x_.column == 1 && h.offset >= 0 && h.offset < h.size &&
                w.offset == 0 && w.pixels == w.size;
     }
 
-    // The sums over the windows, from a block's sums over its channels; these are added up for themselves, so however
-    // x lies, they are rounded alike.
+    // The sums over the windows, from a block's sums over its channels; these are computed separately, so that
+    // rounding does not depend on the layout of x.
     void add_block_sums(index positions, index apart) {
         for (index v = 0; v < vectors * SUM_VECTORS<Op>; ++v)
             for (index t = 0; t < positions; ++t) {

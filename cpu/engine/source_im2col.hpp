@@ -1,5 +1,5 @@
 // Implicit im2col: a packed tile holds, for a few dozen consecutive pixels, one row of vectors per (channel,
-// tap), gathered straight from the strided source. What lies outside of it counts as zero.
+// tap), gathered straight from the strided source. Outside it is zero.
 #pragma once
 
 #include "operation.hpp"
@@ -7,7 +7,7 @@
 
 namespace mulfree::MULFREE_ISA {
 
-constexpr index MACRO_PACKED = 8;  // packed tiles that are packed side by side, at most
+constexpr index MACRO_PACKED = 8;  // most packed tiles packed side by side
 constexpr index MACRO_VECTORS = MACRO_PACKED * PACKED_VECTORS;
 
 // A block of the reduction: channels [channel, channel + channels) at kernel positions
@@ -17,7 +17,7 @@ struct Block {
     index taps() const { return channels * positions; }
 };
 
-// Whether a row of pixels goes on, in x, where the row before it ended. Then lanes of a plane are one span.
+// Whether rows of pixels are contiguous in x. Then lanes of a plane are one span.
 template <class T>
 inline bool rows_join(const Image<T>& x, const Axis& h, const Axis& w) {
     return h.step * x.row == w.pixels * w.step * x.column;
@@ -38,13 +38,13 @@ inline void find_spans(const Run* runs, index count, const Image<T>& x, const Ax
     }
 }
 
-// What pack needs to know of the pixels of a macro-tile, and of the layout of a packed block: groups of
-// PACKED_VECTORS vectors, of which the last may have fewer, row by row.
+// Arguments of pack: the pixels of a macro-tile, and the layout of a packed block: groups of PACKED_VECTORS vectors,
+// of which the last may have fewer, row by row.
 struct PixelMap {
     index vectors;
     const index* start;  // first span of each vector
-    const bool* single;  // the whole groups whose every vector is one span
-    bool straight;       // the vectors are whole and follow one another in x
+    const bool* single;  // the whole groups in which every vector is one span
+    bool straight;       // the vectors are whole and contiguous in x
     index spans_a_row;
     const Span* spans;   // [position][span]
     index lane_stride;
@@ -54,7 +54,7 @@ struct PixelMap {
     index first_kind = 0;         // and the kind of the first span
 };
 
-// Adds a row of a vector to its sums in memory, `apart`.
+// Adds a row of a vector to its sums in memory, which are `apart`.
 template <class Op, class T = typename Op::Operand>
 inline void add_to_sums(T* sums, index apart, Vec<T> row, index channel) {
     if constexpr (Op::COLUMN_SUMS > 0) {
@@ -65,8 +65,8 @@ inline void add_to_sums(T* sums, index apart, Vec<T> row, index channel) {
     }
 }
 
-// Rows (channel, position) of the groups; the columns are added up into the sums of every vector. A row of all
-// groups, and then the next: so x is read along its planes. ONE whole group keeps its sums in registers.
+// Packs rows (channel, position) of the groups, and accumulates the column sums of every vector. Row by row over all
+// groups, so that x is read along its planes. ONE whole group keeps its sums in registers.
 template <class Op, Access ACCESS, bool ONE, class T = typename Op::Operand>
 inline void pack_rows(const PixelMap& map, const T* x, index channel_stride, const Block& block, T* pixels, T* sums) {
     const bool close = map.lane_stride == 1 || map.lane_stride == 2;
@@ -103,7 +103,7 @@ inline void pack_rows(const PixelMap& map, const T* x, index channel_stride, con
             for (int n = 0; n < Op::COLUMN_SUMS; ++n) store(sums + n * map.sums + v * LANES<T>, own[v].part[n]);
 }
 
-// The same for a straight macro-tile; MASKED: the spans say which pixels are inside.
+// The same for a straight macro-tile; MASKED: with the spans' masks of pixels inside.
 template <class Op, bool MASKED, class T = typename Op::Operand>
 inline void pack_straight(const PixelMap& map, const T* x, index channel_stride, const Block& block, T* pixels,
                           T* sums) {
@@ -121,7 +121,7 @@ inline void pack_straight(const PixelMap& map, const T* x, index channel_stride,
     }
 }
 
-// Packs a block; the sums over it, at first zero, are added up in memory.
+// Packs a block; its sums are zeroed and accumulated in memory.
 template <class Op, class T = typename Op::Operand>
 inline void pack(const PixelMap& map, const T* x, index channel_stride, const Block& block, T* pixels, T* sums) {
     const auto rows = [&] {

@@ -1,6 +1,7 @@
-// The cheaper source: most taps meet what another tap meets, some rows or columns on. So the pixels are packed once
-// for all of these, with room behind every plane for the rows beyond it, and a tap is an offset. Where whole vectors
-// make a row, rows have room behind them too; elsewhere each column of the kernel has pixels of its own.
+// The cheaper source: most taps read the same pixels as another tap, some rows or columns further. So the pixels are
+// packed once for all of these, with room after every plane for the rows beyond it, and a tap is an offset. If a row
+// is whole vectors, rows have room after them too; otherwise each column of the kernel has its own copy of the
+// pixels.
 #pragma once
 
 #include "phases.hpp"
@@ -10,7 +11,7 @@ namespace mulfree::MULFREE_ISA {
 
 class SharedRows {
 public:
-    Axis height, width;  // of the packed pixels, with their room, and the taps that share nothing
+    Axis height, width;  // of the packed pixels, with their room, and of the taps that share nothing
     index copies;        // of the pixels: one for each of these taps
     index copy;          // elements of a copy, whole vectors; 0 where sharing is not worth it
 
@@ -18,7 +19,7 @@ public:
     SharedRows(const Axis& h, const Axis& w, index pixels, index lanes)
         : height(ascending(h)), width(ascending(w)), copies(0), copy(0) {
         const index plane = h.pixels * w.pixels;
-        if (h.taps * w.taps < 2 || plane == 0 || plane % lanes) return;  // a vector's pixels lie in one plane
+        if (h.taps * w.taps < 2 || plane == 0 || plane % lanes) return;  // a vector's pixels are in one plane
         const bool whole = w.step == 1 && w.pixels % lanes == 0;
         const RoomAxis rows(height, true), columns(width, whole);
         height = rows.axis, width = columns.axis;
@@ -36,10 +37,10 @@ public:
     index place(const Run& run) const {
         return (run.image * height.pixels + run.row) * width.pixels + run.column;
     }
-    // and of how many the windows of pixels reach from the first run to the last.
+    // and the number of pixels from the windows of the first run to those of the last.
     index met(const Run& first, const Run& last) const { return place(last) + last.count + reach_ - place(first); }
 
-    // What a tap adds to a place.
+    // The offset of a tap.
     index tap(const Axis& h, const Axis& w, index position) const {
         const index i = from_first(h, position / w.taps), j = from_first(w, position % w.taps);
         return (i % height.taps * width.taps + j % width.taps) * copy + i / height.taps * row_shift_ +
@@ -49,7 +50,7 @@ public:
 private:
     index row_shift_, column_shift_, reach_;
 
-    // The axis with its taps in the order in which they meet the source, and a tap's number in that.
+    // The axis with its taps in source order, and a tap's number in that order.
     static Axis ascending(Axis a) {
         if (a.tap_step < 0) a.offset += (a.taps - 1) * a.tap_step, a.tap_step = -a.tap_step;
         return a;

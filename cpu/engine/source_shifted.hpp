@@ -1,12 +1,11 @@
-// A source of which every channel is seen displaced: the spans of every distinct displacement.
+// A source with displaced channels: the spans of every distinct displacement.
 #pragma once
 
 #include "source_im2col.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
-// Runs of the pixels of an image seen displaced: where all pixels are inside or have a bit that says so,
-// rows do not matter, and a plane is one row.
+// Runs of the pixels of a displaced image: if all pixels are inside or have an inside bit, a plane is one row.
 inline index find_shifted_runs(const Shifts& s, index begin, index count, index lanes, index vectors,
                                Run* runs, index* start) {
     const index height = s.height.pixels, width = s.width.pixels;
@@ -41,8 +40,8 @@ inline void find_shifted_spans(const Run* runs, index count, const Image<T>& x, 
     }
 }
 
-// The kinds of displacement whose spans serve a block: all of them, which then serve every block, or one
-// for each of its channels; none without shifts.
+// The kinds of displacement whose spans a block uses: all of them, shared by every block, or one for each of its
+// channels; none without shifts.
 struct BlockKinds {
     index first, end;
     BlockKinds(const Shifts* s, const Block& block) : first(0), end(s ? s->kinds : 0) {

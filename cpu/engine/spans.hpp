@@ -1,9 +1,8 @@
-// Where the pixels of a packed tile lie, in the source and in the output.
+// Locations of the pixels of a packed tile, in the source and in the output.
 //
-// Pixels are numbered through rows, planes and images, so small planes fill the vectors as well as large ones.
-// Lanes of one vector that lie in one row form a Run; a Run at one tap becomes a Span: an address for lane 0 and a
-// mask of the lanes that are inside the image. Spans depend on the tap, not on the channel, so they are worked
-// out once and used for every channel.
+// Pixels are numbered through rows, planes and images, so that small planes fill the vectors too. Lanes of one vector
+// in one row form a Run; a Run at one tap becomes a Span: an address for lane 0 and a mask of the lanes inside the
+// image. Spans depend on the tap, not on the channel, so they are computed once for all channels.
 #pragma once
 
 #include "isa.hpp"
@@ -18,7 +17,7 @@ struct Run {
 struct Span {
     index offset;        // of lane 0, in elements
     std::uint32_t mask;  // lanes to read
-    std::uint32_t wide;  // the same mask over elements when lanes lie two elements apart, of vectors of 16 at most
+    std::uint32_t wide;  // the same mask over elements for lanes two elements apart, in vectors of at most 16
 };
 
 // Runs of pixels [begin, begin + count) of (batch, height, width), `lanes` to a vector; start[v] is the
@@ -47,10 +46,10 @@ inline index find_runs(index height, index width, index begin, index count, inde
     return found;
 }
 
-// Whether two successive runs lie in one vector and one image.
+// Whether two successive runs are in one vector and one image.
 inline bool same_span(const Run& a, const Run& b) { return a.vector == b.vector && a.image == b.image; }
 
-// Bits [first, last), of at most 32.
+// A mask of bits [first, last), at most 32.
 inline std::uint32_t bits(index first, index last) {
     return std::uint32_t((std::uint64_t(1) << last) - (std::uint64_t(1) << first));
 }
@@ -59,7 +58,7 @@ inline Span make_span(index offset, index first, index last) {
     return {offset, bits(first, last), bits(smaller(32, 2 * first), smaller(32, 2 * last)) & 0x55555555u};
 }
 
-// The spans of a run at tap (i, j) of the source. (Divisions only where a row meets the border.)
+// The spans of a run at tap (i, j) of the source. (Divisions only for rows at the border.)
 template <class T>
 inline Span source_span(const Run& run, const Image<T>& x, const Axis& h, const Axis& w, index i,
                         index j) {
@@ -82,11 +81,10 @@ inline Span pixel_span(const Run& run, const Image<T>& y) {
     return make_span(offset - run.lane * y.column, run.lane, run.lane + run.count);
 }
 
-// How far apart the lanes of a span lie decides how they are read. EVEN: two apart, where there are
-// instructions for it.
+// The stride of a span's lanes decides how they are read. EVEN: a stride of two, where there are instructions for it.
 enum Access { CONTIGUOUS, EVEN, STRIDED };
 
-// Calls f(Constant) of the way to read lanes of T that far apart.
+// Calls f(Constant) with the way to read lanes of T with this stride.
 template <class T, class F>
 inline auto with_access(index lane_stride, F f) {
 #if defined(__AVX2__)
@@ -121,7 +119,7 @@ inline Vec<std::uint8_t> masked(Vec<std::uint8_t> v, std::uint32_t mask) {
 }
 #endif
 
-// Bytes have no masked loads: whole vectors of them are read, for which there must be room around them, this many.
+// Bytes have no masked loads: whole vectors are read, which needs this many bytes of room around them.
 constexpr index ROOM = 2 * VECTOR_BYTES;
 
 // The lanes of a mask from p on, zero in the others.
@@ -151,7 +149,7 @@ inline Vec<T> load_masked(const T* p, std::uint32_t mask) {
 #endif
 }
 
-// One vector of the packed tile; lanes outside the source are zero.
+// Loads one vector of the packed tile; lanes outside the source are zero.
 template <Access ACCESS, class T>
 inline Vec<T> gather(const Span* span, const Span* end, const T* base, index lane_stride) {
     [[maybe_unused]] Vec<T> v{};
@@ -188,7 +186,7 @@ inline Vec<T> gather(const Span* span, const Span* end, const T* base, index lan
     return load(lane);
 }
 
-// The reverse of gather: the masked lanes of v, as many as a vector of the source has, go to y.
+// The inverse of gather: stores the masked lanes of v, as many as a vector of the source has, to y.
 template <class T, index COUNT = LANES<T>>
 inline void scatter(const Span* span, const Span* end, T* base, index lane_stride, Lanes<T, COUNT> v) {
 #if defined(__AVX512F__)
@@ -223,7 +221,7 @@ inline void scatter(const Span* span, const Span* end, T* base, index lane_strid
     }
 #endif
     const auto whole = [=](const Span& s) { return lane_stride == 1 && s.mask == bits(0, COUNT); };
-    if (span + 1 == end && whole(*span)) return store_lanes(base + span->offset, v);  // before lanes are taken apart
+    if (span + 1 == end && whole(*span)) return store_lanes(base + span->offset, v);  // the common case
     T lane[COUNT];
     store_lanes(lane, v);
     for (; span != end; ++span) {

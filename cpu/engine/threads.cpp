@@ -14,11 +14,11 @@
 namespace mulfree {
 namespace {
 
-// Before it sleeps, a thread looks this many times whether what it waits for has come: some microseconds,
-// as long as the next call of a loop over small arrays takes to come.
+// Number of polls before a waiting thread sleeps: some microseconds, about the time between the calls of a loop over
+// small arrays.
 constexpr int SPINS = 2000;
 
-// Multiply-adds that are worth a thread: by the time it has woken, the caller has done as many.
+// Multiply-adds that justify a thread: as many as the caller does while it wakes.
 constexpr double LEAST_WORK = 500000;
 
 // As in set_num_threads.
@@ -47,7 +47,7 @@ public:
         changed_.notify_one();
     }
 
-    // Until the value is another one than `old`.
+    // Waits until the value differs from `old`.
     void wait_while(T old) {
         for (int i = 0; i < SPINS; ++i, pause())
             if (value_ != old) return;
@@ -75,12 +75,12 @@ struct Worker {
     Awaited<const Job*> job{nullptr};
     Awaited<bool> busy{false};
     index number = 0;        // in its team
-    Worker* next = nullptr;  // of the team, or of the idle ones
+    Worker* next = nullptr;  // in the team, or in the idle list
 
     void live() {
         for (;;) {
             job.wait_while(nullptr);
-            // The call may have been over before this thread woke, and its job withdrawn.
+            // The call may have ended, and withdrawn its job, before this thread woke.
             if (const Job* mine = job.exchange(nullptr)) {
                 mine->work(mine->context, number);
                 busy.set(false);
@@ -93,7 +93,7 @@ namespace {
 
 class Pool {
 public:
-    // Up to `count` workers, linked; there are never more than the calls of one thread may use.
+    // Up to `count` workers, as a linked list; there are never more than one call may use.
     Worker* take(index count) {
         std::lock_guard<std::mutex> lock(mutex_);
         Worker* team = nullptr;
@@ -120,8 +120,8 @@ private:
     Worker* idle_ = nullptr;
     index workers_ = 0;
 
-    // Workers live as long as the process: detached, and asleep between calls. Null where the system has no
-    // more threads to give.
+    // Workers live as long as the process: detached, and asleep between calls. Null if the system cannot create a
+    // thread.
     Worker* begin_worker() {
         auto* worker = new Worker;
         try {
@@ -135,8 +135,8 @@ private:
     }
 };
 
-// Made as the module is loaded. A child process has none of its parent's threads, and the pool may have been
-// in use when it was copied. So a child begins with a pool of its own; the copy is left as it is.
+// Created when the module is loaded. A forked child has none of its parent's threads, and the pool may have been in
+// use at the fork. So a child starts with a new pool, and leaves the copy alone.
 Pool* pool = [] {
     pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
     return new Pool;
@@ -191,7 +191,7 @@ void Team::run_(void (*work)(const void*, index), const void* context) {
     }
     work(context, 0);
     for (Worker* worker = workers_; worker; worker = worker->next)
-        if (worker->job.exchange(nullptr)) worker->busy.set(false);  // it has not begun, and need not
+        if (worker->job.exchange(nullptr)) worker->busy.set(false);  // not started: withdraw it
         else worker->busy.wait_while(true);
 }
 

@@ -1,23 +1,23 @@
-// The threads of a call: a small pool of our own. A runtime's own pool keeps its threads spinning, which on a
-// machine that others use costs a small call more than its work, and hangs after a fork. Here a call takes
-// the workers that are idle, waits only for those that have begun, and a child process starts with none.
+// The threads of a call: a small thread pool. OpenMP's pool spins, which on a shared machine costs a small call more
+// than its work, and hangs after a fork. Here a call takes idle workers, waits only for those that have started, and
+// a forked child starts with none.
 #pragma once
 
 #include "../kernels.hpp"
 
 namespace mulfree {
 
-// How many threads a call may use, the caller's own among them. At first MULFREE_NUM_THREADS, else
-// OMP_NUM_THREADS, else the processors that this process may use.
+// The maximum number of threads per call, including the caller's. Initially MULFREE_NUM_THREADS, else
+// OMP_NUM_THREADS, else the processors available to this process.
 index max_threads();
 void set_max_threads(index count);
 
-// Threads that `units` pieces of work keep busy, of so many float32 multiply-adds all together. Where each
-// thread needs `scratch` bytes, and the call `shared` ones, WORKSPACE bounds them.
+// Number of threads for `units` pieces of work with a total of `work` float32 multiply-adds. Each thread needs
+// `scratch` bytes, and the call `shared` bytes, bounded by WORKSPACE.
 constexpr index WORKSPACE = 56 << 20;  // bytes a call may take; uint8 takes 8 MiB of words besides
 index threads_for(index units, double work, index scratch = 0, index shared = 0);
 
-// Some idle workers and the caller, held until the end of the scope.
+// Some idle workers and the caller, reserved until the end of the scope.
 class Team {
 public:
     explicit Team(index threads);
@@ -26,8 +26,8 @@ public:
 
     index size() const { return size_; }
 
-    // Calls work(thread) in the caller's thread (0) and, if they wake before that is done, in the others. So
-    // what there is to do must be shared out as threads come: see Units.
+    // Calls work(thread) in the caller's thread (0) and in those of the others that wake before it is done. So work
+    // must be distributed dynamically: see Units.
     template <class Work>
     void run(const Work& work) {
         run_([](const void* w, index thread) { (*static_cast<const Work*>(w))(thread); }, &work);
@@ -40,9 +40,9 @@ private:
     void run_(void (*work)(const void*, index), const void* context);
 };
 
-constexpr double MOVE = 8;  // multiply-adds that take as long as a number's way through memory
+constexpr double MOVE = 8;  // cost of moving a number through memory, in multiply-adds
 
-// The numbers [0, count), handed out `grain` in a row to whoever asks.
+// The numbers [0, count), distributed dynamically in chunks of `grain`.
 class Units {
 public:
     Units(index count, index grain) : count_(count), grain_(grain), next_(0) {}
@@ -57,7 +57,7 @@ private:
     index count_, grain_, next_;
 };
 
-// f(unit) for all units, by the threads of a team, or by as many as the work keeps busy.
+// Calls f(unit) for all units, on a team's threads, or on as many as the work justifies.
 template <class F>
 inline void for_each_unit(Team& team, index count, F f) {
     Units units(count, (count + 8 * team.size() - 1) / (8 * team.size()));

@@ -1,5 +1,5 @@
-// Convolutions whose taps share words: x is turned into an image of words, a bounded slice at a time; from there on a
-// word is a number like any other. A Layout says how:
+// Convolutions with several taps per word: x is converted to an image of words, in slices of bounded size; then a
+// word is an element like any other. A Layout has:
 //     Element, Output, Word   the numbers of x and w, those of y, what the operation works on;
 //     word_channels(), taps() words of a pixel and group; columns of the kernel that are left as taps;
 //     meets_padding           whether places outside of x have words of their own, which may reach into x;
@@ -15,7 +15,7 @@ namespace mulfree::MULFREE_ISA {
 
 constexpr index WORD_IMAGE = 8 << 20;  // bytes of x's slices as words
 
-// The convolution of words that stands for one of elements, but for its pixels, which come slice by slice.
+// The convolution of words equivalent to one of elements, without its pixels, which are set slice by slice.
 template <class Layout>
 struct WordConvolution {
     using Element = typename Layout::Element;
@@ -36,7 +36,7 @@ struct WordConvolution {
         words.packed = p.packed;
     }
 
-    // Once before weights are asked for, which the workspace then must outlive.
+    // Called once before weights are requested; the workspace must outlive them.
     void prepare(Workspace& workspace) {
         workspace.allocate(layout.prepared_bytes());
         layout.prepare(elements, workspace.data());
@@ -46,7 +46,7 @@ struct WordConvolution {
         return layout.weight(elements, group, f, word, i, j);
     }
 
-    // Calls f for every slice, whose words fit the memory that allocate(bytes) has given.
+    // Calls f for every slice, with its words in memory from allocate(bytes).
     template <class Allocate, class F>
     void each_slice(Allocate allocate, F f) {
         const auto& p = elements;
@@ -91,7 +91,7 @@ struct WordConvolution {
     }
 };
 
-// The row of the kernel table of an operation on words.
+// The kernel table's row of an operation on words.
 template <class Layout, class Op>
 struct WordKernel {
     using C = Convolution<typename Layout::Element, typename Layout::Output>;

@@ -1,6 +1,6 @@
 // Small integers as operands: several taps of a pixel share one lane (a word), so that one instruction sums them.
-// Of bytes, AVX-512 VNNI: four taps in 32 bits, sum of max by vpdpbusd with ones. NEON: four taps in 32 bits, sum of
-// absolute differences by udot with ones. Elsewhere: eight taps in 64 bits, the same by psadbw.
+// Bytes with AVX-512 VNNI: four taps in 32 bits, sum of max by vpdpbusd with ones. NEON: four taps in 32 bits, sum of
+// absolute differences by udot with ones. Otherwise: eight taps in 64 bits, the same by psadbw.
 #pragma once
 
 #include "isa.hpp"
@@ -61,13 +61,13 @@ struct Bytes {
 
 constexpr index PER_WORD = sizeof(Word);  // bytes
 
-// Which taps share a word of so many elements: `across` successive channels by `along` successive columns of the
-// kernel. Words of several columns unroll the kernel's width into channels; such a word channel stands for
-// (channel, first column), and what lies outside the kernel is zero in x and w alike.
+// The taps that share a word: `across` successive channels by `along` successive columns of the kernel. Words of
+// several columns unroll the kernel's width into channels; such a word channel is (channel, first column), and
+// outside the kernel both x and w are zero.
 struct WordShape {
     index size, across, along = 1;
     index channels, columns;  // of x and of the kernel
-    index starts;             // first columns of a channel
+    index starts;             // number of first columns per channel
 
     WordShape(index channels_, index columns_, index size_)
         : size(size_), across(size_), channels(channels_), columns(columns_) {
@@ -84,7 +84,7 @@ struct WordShape {
     // Of the first tap in a word of this channel,
     index channel(index word) const { return starts == 1 ? word * across : word / starts * across; }
     index column(index word) const { return starts == 1 ? 0 : word % starts * along; }
-    // and how far from it that of place k is.
+    // and the offset from it to tap k of the word.
     index place_channel(index k) const { return k / along; }
     index place_column(index k) const { return k % along; }
 
@@ -94,7 +94,7 @@ struct WordShape {
         const index c = channel(word), j = column(word) + tap;
         constexpr index SIZE = sizeof(W) / sizeof(Element);
         W elements = 0;
-        if (along == 1 && c + SIZE <= channels) {  // most words, and much faster
+        if (along == 1 && c + SIZE <= channels) {  // most words, much faster
             const Element* from = w + c * w_channel + j;
 #pragma GCC unroll 8
             for (index k = 0; k < SIZE; ++k) elements |= W(from[k * w_channel]) << 8 * sizeof(Element) * k;
@@ -160,8 +160,8 @@ inline Bytes16 row_bytes(const ByteRow& row, index i) {
     return bytes;
 }
 
-// Sixteen words at a time. To zip the first half of the rows with the second, again and again, brings the
-// bytes of a word together.
+// Sixteen words at a time. Repeatedly interleaving the first half of the rows with the second brings the bytes of a
+// word together.
 template <index STRIDE>
 inline void interleave_blocks(const ByteRow* rows, index count, index ahead, Word* to) {
     for (index i = 0; i < count; i += 16) {
@@ -187,13 +187,13 @@ inline void interleave_blocks(const ByteRow* rows, index count, index ahead, Wor
 }
 #endif
 
-// The same; `ahead` of the elements lie those that are wanted next.
+// The same; elements `ahead` are prefetched.
 template <class Element, class W>
 inline void interleave(const ElementRow<Element>* rows, index stride, index count, index, W* to) {
     interleave_singly(rows, stride, count, to);
 }
 
-// to[i] = the bytes i of the rows. `ahead` of them lie the bytes that are wanted next.
+// to[i] = the bytes i of the rows. Bytes `ahead` are prefetched.
 inline void interleave(const ByteRow* rows, index stride, index count, [[maybe_unused]] index ahead,
                        Word* to) {
 #if defined(__AVX512VNNI__)
@@ -201,7 +201,7 @@ inline void interleave(const ByteRow* rows, index stride, index count, [[maybe_u
     if (stride == 2) {
         const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);  // as below
         for (index i = 0; i < count; i += 32) {
-            __m512i x[PER_WORD], pairs[2];  // of bytes: of rows 0 and 1, of rows 2 and 3
+            __m512i x[PER_WORD], pairs[2];  // pairs of bytes of rows 0 and 1, and of rows 2 and 3
 #pragma GCC unroll 4
             for (index k = 0; k < PER_WORD; ++k) {
                 const auto mask = bits(2 * (rows[k].last - i)) & ~bits(2 * (rows[k].first - i));
@@ -220,7 +220,7 @@ inline void interleave(const ByteRow* rows, index stride, index count, [[maybe_u
         return;
     }
     if (stride == 1) {
-        // Brings the bytes to the 128-bit lanes in which unpacking leaves successive words.
+        // Permutes 128-bit lanes so that unpacking yields successive words.
         const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
         for (index i = 0; i < count; i += 64) {
             __m512i x[PER_WORD];

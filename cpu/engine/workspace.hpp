@@ -15,7 +15,7 @@ public:
     Workspace(const Workspace&) = delete;
     ~Workspace() { ::operator delete(base_, std::align_val_t(64)); }
     void allocate(index bytes) {
-        // AddressSanitizer lets this form alone fail.
+        // With AddressSanitizer only this form of new can fail.
         base_ = static_cast<char*>(::operator new(std::size_t(bytes), std::align_val_t(64), std::nothrow));
         if (!base_) throw std::bad_alloc();
     }
@@ -25,7 +25,7 @@ private:
     char* base_ = nullptr;
 };
 
-// Cuts memory into cache-line aligned pieces; from null, only measures what the pieces take.
+// Bump allocator of cache-line aligned pieces; with null it only measures their size.
 class Carver {
 public:
     explicit Carver(char* base) : base_(reinterpret_cast<std::uintptr_t>(base)) {}

@@ -1,8 +1,8 @@
-// The gradients by x, where NaN came from terms that there are not.
+// Correction of gradients by x that are NaN because of padding.
 //
-// Where a tap finds no output beside a pixel, the kernels multiply by a zero in the place of grad, which
-// adds nothing unless the other factor is infinite or NaN. What is NaN then is summed once more, by the
-// definition: over the taps that do meet an output.
+// Where a tap of a pixel has no output, the kernels multiply by zero instead of grad, which adds nothing unless the
+// other factor is infinite or NaN. Pixels that are NaN are recomputed by definition: over the taps that have an
+// output.
 #pragma once
 
 #include <cmath>
@@ -11,13 +11,13 @@
 
 namespace mulfree {
 
-// The pixel of the forward pass at which tap t meets source position h, or -1.
+// The pixel of the forward pass whose tap t reads source position h, or -1.
 inline index met_by(const Axis& a, index h, index t) {
     const index away = h - a.offset - t * a.tap_step;
     return away >= 0 && away % a.step == 0 && away / a.step < a.pixels ? away / a.step : -1;
 }
 
-// Whether some source position meets no output, though it would if there were more of them.
+// Whether some source position has no output only because it is outside the range.
 inline bool passes_over(const Axis& a) {
     for (index h = 0; h < a.size; ++h) {
         bool could = false, does = false;

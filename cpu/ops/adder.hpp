@@ -5,7 +5,7 @@
 
 namespace mulfree::MULFREE_ISA {
 
-// |x - w| as it stands: three instructions a term (NEON: two), never inaccurate.
+// |x - w| as written: three instructions per term (NEON: two), always accurate.
 template <class T>
 struct AbsoluteDifference : Operation<T, T, T> {
     static Vec<T> term(Vec<T> total, Vec<T> x, Vec<T> w) { return total + absolute_difference(x, w); }
@@ -14,10 +14,10 @@ struct AbsoluteDifference : Operation<T, T, T> {
     }
 };
 
-// sum |x - w| = (sum max(x, w) - sum x) + (sum max(x, w) - sum w), which takes two instructions a term
-// instead of three but cancels when x and w are close compared with their size. The rounding error is a
-// few float32 epsilons of size = sum |x| + sum |w|, so a result of at least size / 8 is good to 1e-6; the
-// tiles that hold a smaller one, or a NaN, or an overflow, are summed again term by term.
+// sum |x - w| = (sum max(x, w) - sum x) + (sum max(x, w) - sum w), which takes two instructions per term instead of
+// three but cancels when x and w are close compared with their size. The rounding error is a few float32 epsilons of
+// size = sum |x| + sum |w|, so a result of at least size / 8 is accurate to 1e-6; tiles with a smaller one, a NaN or
+// an overflow are recomputed term by term.
 struct Maximum : Operation<float, float, float> {
     using V = Vec<float>;
     using Exact = AbsoluteDifference<float>;
@@ -34,7 +34,7 @@ struct Maximum : Operation<float, float, float> {
     static void add_weight(Constant& c, float w) { c.sum += w, c.size += __builtin_fabsf(w); }
 
     struct Doubt {
-        V negative{}, infinite{};  // the sign of a lane; a NaN in it
+        V negative{}, infinite{};  // collect sign bits; collect NaN
         bool any() const { return any_negative(negative) || below<float>(infinite, V{}); }
     };
     static auto answer(float bias, const Constant& c) {
@@ -49,7 +49,7 @@ struct Maximum : Operation<float, float, float> {
     }
 };
 
-// Up to here, and where a distance is one instruction, the sum of maxima saves nothing; and it cancels.
+// For so few terms, or where a distance is one instruction, the sum of maxima is not faster, and it cancels.
 constexpr index FEW_TAPS = 4;
 
 template <class T>

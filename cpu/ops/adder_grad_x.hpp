@@ -1,23 +1,23 @@
 // The gradient of the adder by x: sum clip(w - x, -1, 1) grad.
 //
-// It is a convolution of grad. With a stride s, pixel q * s + r of x meets only the taps of "phase" r, at
-// places of grad around q. So a packed tile holds pixels q, all phases share it, and every phase of a tile of
-// channels is a tile of filters of its own, which reads of the packed tile what its taps meet. The numbers of x
-// and grad_x between one another stay in the first-level cache until all phases have been there.
+// It is a convolution of grad. With a stride s, pixel q * s + r of x has only the taps of "phase" r, at positions of
+// grad around q. So all phases share a packed tile of pixels q, and every phase of a tile of channels is a separate
+// tile of filters, which reads the positions of its taps. The interleaved numbers of x and grad_x stay in the L1
+// cache until all phases are done.
 #pragma once
 
 #include "weight_gradient.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
-// As an operation it has an inner loop of its own, which keeps two limits a filter in registers.
+// As an operation it has its own inner loop, which keeps two limits per filter in registers.
 template <class T>
 struct Clip : Operation<T, T, T> {
     static constexpr int MR = REGISTERS / 4;
 };
 
-// The phases of both axes that meet any tap, and which of them a filter of the convolution of grad stands
-// for: tiles of channels, of each tile all phases.
+// The phases of both axes that have any tap, and the phase of each filter of the convolution of grad: tiles of
+// channels, and for each tile all phases.
 template <class T>
 struct Phases {
     static constexpr index MR = Clip<T>::MR;
@@ -26,8 +26,8 @@ struct Phases {
     PhaseAxis height, width;
     index count = 0, positions;
     index *row, *column;    // the first pixel of a phase
-    index* entry;           // of the kernel, that a phase meets at a position of the packed tile, or -1
-    index *met, **met_end;  // the positions that a phase meets, `positions` apart
+    index* entry;           // of the kernel, of a phase at a position of the packed tile, or -1
+    index *met, **met_end;  // the positions of a phase's taps, `positions` apart
 
     explicit Phases(const AdderGradX<T>& g_)
         : g(g_), height(g.height), width(g.width), positions(height.axis.taps * width.axis.taps) {}
@@ -59,7 +59,7 @@ struct Phases {
     }
 };
 
-// The weights as filters of the convolution of grad, less the channel's centre.
+// The weights as filters of the convolution of grad, minus the channel's centre.
 template <class T>
 struct PhaseWeights {
     const Phases<T>& phases;
@@ -75,7 +75,7 @@ struct PhaseWeights {
     }
 };
 
-// Some positions of the rows of a block: calls f(row) for each, channel by channel.
+// Calls f(row) for some positions of the rows of a block, channel by channel.
 struct MetRows {
     const index *first, *last;
     const Block& block;
@@ -96,8 +96,8 @@ struct MetRows {
 // One vector of pixels, a tile of channels of x ("filters" of this convolution of grad). The limits
 // x - 1 and x + 1 stay in registers:
 //     clip(w - x, -1, 1) = min(max(w, x - 1), x + 1) - x,
-// and the last term, x sum(grad), is subtracted once a pixel: three instructions a term instead of four.
-// EXACT is the four as they stand. SUMS adds up grad as well, which one tile of a phase does for all.
+// and the last term, x sum(grad), is subtracted once per pixel: three instructions per term instead of four. EXACT is
+// the formula as written. SUMS accumulates grad as well, which one tile of a phase does for all.
 enum ClipForm { EXACT, FAST, FAST_AND_SUMS };
 template <ClipForm FORM, int FILTERS, class T>
 inline void clip_tile(const T* grad, const index* tap, const MetRows& rows, const T* w, const T* x, T* total,
@@ -115,7 +115,7 @@ inline void clip_tile(const T* grad, const index* tap, const MetRows& rows, cons
         if (FORM == FAST_AND_SUMS) grads += g;
 #pragma GCC unroll 8
         for (int f = 0; f < FILTERS; ++f) {
-            // The order of the operands lets a NaN through.
+            // This order of operands propagates NaN.
             const Vec<T> weight = broadcast(w[t * Clip<T>::MR + f]);
             const Vec<T> slope = FORM == EXACT ? min(one, max(-one, weight - low[f]))
                                                : min(high[f], max(low[f], weight));
@@ -130,18 +130,18 @@ inline void clip_tile(const T* grad, const index* tap, const MetRows& rows, cons
     if (FORM == FAST_AND_SUMS) grad_sum = first ? grads : grad_sum + grads;
 }
 
-// A macro-tile of pixels with some tiles of filters.
+// A macro-tile of pixels and some tiles of filters.
 template <class T>
 class ClipMacroTile {
     using S = MacroTile<Clip<T>, PhaseWeights<T>>;
     using P = typename S::Tile;
     static constexpr int MR = Clip<T>::MR;
     static constexpr bool QUICK = sizeof(T) == 4;
-    static constexpr T LIMIT = 8;  // of |x|: the fast form's rounding error grows with it
+    static constexpr T LIMIT = 8;  // for |x|: the fast form's rounding error grows with it
     static constexpr index TILES = CHUNK_FILTERS<Clip<T>> / MR;
 
-    // The filters from `filter` on are channels from `channel` on in a phase. Within a macro-tile, `slot` tells
-    // phases apart.
+    // The filters from `filter` on are channels from `channel` on in a phase. `slot` numbers the phases of a
+    // macro-tile.
     struct Tile {
         index filter, filters, channel, phase, slot;
     };
@@ -172,12 +172,12 @@ private:
     const Phases<T>& phases;
     const T* centre;
     const Shifts* shifts;
-    Span *x_spans, *y_spans;  // of the macro-tile's pixels, kind by kind where kinds are few
+    Span *x_spans, *y_spans;  // of the macro-tile's pixels, kind by kind if there are few kinds
     const index runs;
     const bool few_kinds;
-    bool any = false;  // to be redone
+    bool any = false;  // to be recomputed
     Vec<T> grad_sum[MACRO_PACKED][TILES][PACKED_VECTORS];  // of a packed tile's slots,
-    index summed_by[MACRO_PACKED][TILES];                 // and the filter that adds it up
+    index summed_by[MACRO_PACKED][TILES];                 // and the filter that accumulates it
 
     const index* start(const P& packed) const { return shifts ? packed.y_start : packed.start; }
     index lane_step() const { return shifts ? shifts->width.step : 1; }
@@ -188,7 +188,7 @@ private:
                 macro_tile.group * g.channels + c, phase, f / MR % phases.count};
     }
 
-    // Sums all tiles, for which x is loaded; the fast form leaves to be redone what it cannot do.
+    // Sums all tiles, for which x is loaded; marks those for which the fast form is inaccurate.
     template <ClipForm FORM, bool REDO>
     void sum() {
         macro_tile.template reduce<Clip<T>, REDO>([&](P& packed, index f, const T* w, const Block& block, bool first,
@@ -238,7 +238,7 @@ private:
         }
     }
 
-    // Where a packed tile's pixels lie in an image of x's shape, for a filter of a tile.
+    // The location of a packed tile's pixels in an image of x's shape, for a filter of a tile.
     template <class X>
     const Span* spans(const P& packed, const Tile& t, index k, const Image<X>& x, Span* table) const {
         if (!shifts) return table;
@@ -249,10 +249,10 @@ private:
         return table;
     }
 
-    // Asks for the lines that a tile will read and write.
+    // Prefetches the lines that a tile will read and write.
     void prefetch_pixels(const P& packed, const Tile& t) const {
         const bool again = t.phase > 0 && phases.row[t.phase] == phases.row[t.phase - 1];
-        if (again) return;  // the lines are those of the phase before
+        if (again) return;  // the lines are those of the previous phase
         const index line = 64 / index(sizeof(T)), last = (LANES<T> - 1) * lane_step();
         for (index k = 0; k < t.filters; ++k) {
             const T* x = g.x.data + (t.channel + k) * g.x.channel;
@@ -267,7 +267,7 @@ private:
         }
     }
 
-    // x less the channels' centres, to packed.rows. Returns whether none of it is large.
+    // Stores x minus the channels' centres to packed.rows. Returns whether all are within LIMIT.
     bool load_pixels(P& packed, const Tile& t) {
         const index next = t.filter + phases.count * MR;
         if (next < macro_tile.filters) prefetch_pixels(packed, tile(next));
@@ -316,7 +316,7 @@ inline void adder_grad_x(const AdderGradX<T>& g) {
     cut(Carver(workspace.data()));
     phases.find();
     const index image = channels * g.grad_x.channel;
-    if (phases.count < phases.all())  // no tap meets some pixels
+    if (phases.count < phases.all())  // some pixels have no tap
         for_each_unit(g.batch, MOVE * double(g.batch * image), [&](index n) {
             __builtin_memset(g.grad_x.data + n * g.grad_x.batch, 0, std::size_t(image) * sizeof(T));
         });

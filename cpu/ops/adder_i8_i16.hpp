@@ -5,7 +5,7 @@
 
 namespace mulfree::MULFREE_ISA {
 
-// int8 as uint8 with 128 added to x and w alike, which leaves their distance as it is: so outside of x lies 128.
+// int8 as uint8: adding 128 to x and w does not change their distance, so the padding of x is 128.
 struct SignedByteDistance : ByteDistance {
     static constexpr Word SIGNS = Word(0x8080808080808080);
 
@@ -13,7 +13,7 @@ struct SignedByteDistance : ByteDistance {
     static Word packed_weight(Word w, index) { return w ^ SIGNS; }
 };
 
-// Two int16 to a word: sum |x - w| = 2 sum max(x, w) - sum x - sum w modulo 2^32; on NEON the distances themselves.
+// Two int16 per word: sum |x - w| = 2 sum max(x, w) - sum x - sum w modulo 2^32; on NEON the distances directly.
 struct ShortDistance : Operation<std::uint32_t, std::uint32_t, std::int32_t> {
     using V = Vec<std::uint32_t>;
     using Shorts = Vec<std::int16_t>;

@@ -5,7 +5,7 @@
 
 namespace mulfree::MULFREE_ISA {
 
-// All sums are taken modulo 2^32, and the answer fits.
+// All sums are modulo 2^32, and the result fits.
 struct ByteDistance : Operation<Word, Word, std::int32_t> {
     using V = Vec<Word>;
     using Numbers = Lanes<std::int32_t, LANES<Word>>;

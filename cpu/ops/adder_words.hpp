@@ -1,4 +1,4 @@
-// The layout of the adder on small integers: as many elements, of one pixel or a few beside one another, as fit a word.
+// The layout of the adder on small integers: as many elements, of one pixel or a few adjacent ones, as fit a word.
 #pragma once
 
 #include "../engine/word_convolution.hpp"
@@ -30,7 +30,7 @@ struct ElementWords {
     void fill(const Convolution<Element, Output>& p, index image, index images, const SourceAxis& h,
               const SourceAxis& w, W* words) const {
         const index channels = word_channels(), planes = images * p.groups * channels;
-        // Rows without gaps are one long row.
+        // Contiguous rows are one long row.
         const bool dense = shape.along == 1 && h.every * w.every == 1 && p.x.row == w.size * p.x.column;
         const index rows = dense ? 1 : h.size, columns = dense ? h.size * w.size : w.size;
         for_each_unit(planes, MOVE * double(planes * rows * columns), [&](index plane) {

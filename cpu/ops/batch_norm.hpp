@@ -1,6 +1,6 @@
-// Batch normalisation with the residual and the ReLU that follow it: four passes over memory, each a loop
-// over contiguous rows of pixels. A channel is summed by one thread, so the answer does not depend on
-// their number; a row is summed in T, the rows in double.
+// Batch normalisation fused with the residual and the ReLU that follow it: four passes over memory, each a loop over
+// contiguous rows of pixels. A channel is summed by one thread, so the result does not depend on their number; a row
+// is summed in T, the rows in double.
 #pragma once
 
 #include "../engine/threads.hpp"
@@ -34,8 +34,8 @@ inline Pair<T> sum_pairs(index n, Vector by_vector, Single by_element) {
     return sum;
 }
 
-// Mean and variance, about the channel's first element: one pass, and no cancellation where the
-// mean is many deviations away from zero, as it is behind an adder convolution.
+// Mean and variance, relative to the channel's first element: one pass, without cancellation if the mean is many
+// deviations away from zero, as after an adder convolution.
 template <class T>
 inline void batch_norm_moments(const BatchNorm<T>& p) {
     for_each_channel(p, [&](index c) {
@@ -76,7 +76,7 @@ inline void batch_norm(const BatchNorm<T>& p) {
             for (; i + LANES<T> <= p.pixels; i += LANES<T>) {
                 Vec<T> z = (load(x + i) - mean) * scale + bias;
                 if (residual) z = z + load(residual + i);
-                if (p.relu) z = z < Vec<T>{} ? Vec<T>{} : z;  // so that a NaN stays one
+                if (p.relu) z = z < Vec<T>{} ? Vec<T>{} : z;  // propagates NaN
                 store(y + i, z);
             }
             for (; i < p.pixels; ++i) {
@@ -88,7 +88,7 @@ inline void batch_norm(const BatchNorm<T>& p) {
     });
 }
 
-// The gradient that passes the ReLU: grad where the answer is positive or NaN.
+// The gradient after the ReLU: grad where the output is positive or NaN.
 template <class T>
 inline T flow(const T* grad, const T* answer, index i) {
     return answer && answer[i] <= 0 ? T(0) : grad[i];
@@ -126,7 +126,7 @@ inline void batch_norm_sums(const BatchNorm<T>& p) {
     });
 }
 
-// y = flow * scale - constant - (x - mean) * along_x, and the flow itself where it is asked for
+// y = flow * scale - constant - (x - mean) * along_x, and the flow itself if requested
 template <class T>
 inline void batch_norm_grad(const BatchNorm<T>& p) {
     for_each_channel(p, [&](index c) {

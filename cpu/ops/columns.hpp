@@ -1,4 +1,4 @@
-// im2col and col2im: moves and sums, one thread a channel of an image, no instruction set needed.
+// im2col and col2im: copies and sums, parallel over channels and images, without SIMD.
 #pragma once
 
 #include <cstring>
@@ -12,7 +12,7 @@ struct Columns {
     Axis height, width;
 };
 
-// cols[n, (c, i, j), (row, column)] = x[n, c, ...], zero outside. T stands for any type of its size.
+// cols[n, (c, i, j), (row, column)] = x[n, c, ...], zero outside. T is any type of the element's size.
 template <class T>
 void im2col(const Columns& p, const Image<const T>& x, T* cols) {
     const index pixels = p.height.pixels * p.width.pixels;
@@ -35,8 +35,8 @@ void im2col(const Columns& p, const Image<const T>& x, T* cols) {
     });
 }
 
-// x (C-contiguous) = the sums of the columns, put back where im2col takes them from. `tap` is the stride
-// of cols along (c, i, j), `pixel` along (row, column).
+// x (C-contiguous) = the sums of the columns at the positions that im2col reads. `tap` is the stride of cols along
+// (c, i, j), `pixel` along (row, column).
 template <class T>
 void col2im(const Columns& p, const T* cols, index cols_batch, index tap, index pixel, T* x) {
     const index plane_size = p.height.size * p.width.size, taps = p.height.taps * p.width.taps;

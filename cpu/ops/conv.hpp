@@ -5,7 +5,7 @@
 
 namespace mulfree::MULFREE_ISA {
 
-// One FMA a term.
+// One FMA per term.
 template <class T>
 struct Dot : Operation<T, T, T> {
     static Vec<T> term(Vec<T> total, Vec<T> x, Vec<T> w) { return multiply_add(x, w, total); }

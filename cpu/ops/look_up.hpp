@@ -1,5 +1,5 @@
-// Distances from tables, for AVX2, to which counting ones takes seven instructions: numbers of a few bits, and signs,
-// stand side by side in an index of four bits, and a byte shuffle looks up 32 pixels' distances from the weights there.
+// Distances by table look-up, for AVX2, where a population count takes seven instructions: low-bit numbers, or signs,
+// are packed into a 4-bit index, and a byte shuffle looks up 32 pixels' distances from the weights.
 #pragma once
 
 #include "../engine/bits.hpp"
@@ -8,7 +8,7 @@
 
 namespace mulfree::MULFREE_ISA {
 
-// Codes (bits.hpp) that stand in every place of a byte, of which set() takes that of the field.
+// Codes (bits.hpp) replicated in every field of a byte, of which set() selects one.
 template <class Element_, int BITS>
 struct IndexCode {
     using Element = Element_;
@@ -30,14 +30,14 @@ struct SignIndex : IndexCode<float, 1> {
     }
 
 private:
-    // Of the numbers that read(first) gives, as many as a vector of floats has.
+    // Of as many numbers from read(first) as a vector of floats has.
     template <class Read>
     static Vec<Word> codes(Read read) {
         const auto two = [&](index first) {
             return _mm256_packs_epi32((__m256i)(read(first) >= Vec<float>{}), (__m256i)(read(first + 8) >= Vec<float>{}));
         };
         const __m256i all = _mm256_packs_epi16(two(0), two(16));
-        // In each half stands one of the halves of every mask.
+        // Each half contains one half of every mask.
         return (Vec<Word>)_mm256_permutevar8x32_epi32(all, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     }
 };
@@ -62,15 +62,15 @@ private:
     }
 };
 
-// The distances D(x, w) of indices. As D(x, w), the sum of x's numbers and that of w's are odd together, or one alone,
+// The distances D(x, w) of indices. Since D(x, w) + odd(x) - odd(w) is always even,
 //     T(x, w) = (D(x, w) + odd(x) - odd(w)) / 2
-// is whole, with half the range. Of sum odd(x) there is one a pixel, of sum odd(w) one a filter.
+// is an integer, with half the range. sum odd(x) is per pixel, sum odd(w) per filter.
 template <int BITS>
 struct Tables {
     static constexpr int NUMBER = (1 << BITS) - 1, NUMBERS = 4 / BITS, MOST = (NUMBERS * NUMBER + 1) / 2;  // of T
     static constexpr int ODD = BITS == 1 ? 15 : BITS == 2 ? 5 : 1;  // the numbers' lowest bits
 
-    // Filters are taken by pairs: at [v][w][x] stands T(x, w) + 16 T(x, v).
+    // Filters are processed in pairs: entry [v][w][x] is T(x, w) + 16 T(x, v).
     alignas(64) std::uint8_t pair[16][16][16];
     alignas(32) std::uint8_t odd[32];  // twice those of the indices
 
@@ -102,7 +102,7 @@ struct LookUpDistance : Operation<std::uint8_t, std::uint32_t, Output> {
     static constexpr int MR = 8, NR = 3;
     static constexpr bool HAS_TILE = true;
 
-    // The weights of a pair are two bytes that say where its table is.
+    // The weights of a pair are two bytes, the offset of its table.
     static std::uint8_t packed_weight(std::uint8_t w, index filter) { return filter % 2 ? w : w << 4; }
 
     template <int FILTERS, int VECTORS, class Tap, class Put>
@@ -145,9 +145,9 @@ struct LookUpDistance : Operation<std::uint8_t, std::uint32_t, Output> {
     static std::uint32_t of_filter(const Constant& c) { return c.odd; }
 
 private:
-    // The sums of two filters, each of the even pixels and of the odd ones. They stand in the halves of a byte as long as
-    // these can hold them, a few rows; then they are added to `all` whole, and the upper half, with the next byte's lower
-    // half behind it, to `high`.
+    // The sums of two filters, each for the even and the odd pixels. They are accumulated in the halves of a byte for
+    // a few rows, as long as they fit; then whole bytes are added to `all`, and the upper halves, with the next
+    // byte's lower half, to `high`.
     template <int VECTORS, class Tap>
     __attribute__((always_inline)) static void add_up(const std::uint8_t* const* from, Tap tap, const std::uint8_t* w,
                                                       index terms, Shorts (&sum)[2][VECTORS][2]) {

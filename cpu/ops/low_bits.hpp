@@ -1,4 +1,4 @@
-// The operations on numbers of a few bits: the adder on those of up to four bits, and the product of signs.
+// The low-bit operations: the adder on numbers of up to four bits, and the product of signs.
 #pragma once
 
 #include "../engine/borders.hpp"
@@ -21,7 +21,7 @@ struct LowBitDistance : Distance {
     }
 };
 
-// and of bytes, for as many bits as it does not pay to take apart.
+// and of bytes, where codes do not pay.
 template <int BITS>
 struct ClippedByteDistance : ByteDistance {
     static V packed(V x) {
@@ -39,7 +39,7 @@ private:
     static constexpr index MOST = (1 << BITS) - 1;
 };
 
-// How numbers of so many bits are added up: as bytes or as codes.
+// Whether numbers of `bits` bits are processed as bytes or as codes.
 template <int BITS>
 struct AsBytes {
     using Distance = ClippedByteDistance<BITS>;
@@ -54,7 +54,7 @@ struct AsCodes {
 };
 template <int BITS>
 struct LowBits : AsBytes<BITS> {};
-// How signs are.
+// The same for signs.
 template <class T>
 struct Signs {
     using Code = Sign<T>;
@@ -81,9 +81,9 @@ struct LowBits<2> : AsCodes<GrayCode<2>, GrayDifferences> {};
 #endif
 #endif
 
-// y = scale * sum sign(x) sign(w), what lies outside of x being zero. The scale stands in the place of a bias. With n
-// taps of which d differ the sum is n - 2 d. Outside of x no bit is set, as if all were -1: there d counts the positive
-// weights of a tap, which the filter's sums over the taps outside (Borders) take out again.
+// y = scale * sum sign(x) sign(w), with zero padding. The scale is passed as the bias. If d of n taps differ the sum
+// is n - 2 d. Outside x no bit is set, as if all were -1: there d counts the positive weights of a tap, which is
+// corrected by the filter's sums over the taps outside (Borders).
 template <class T, class Distance>
 struct SignProduct : Distance {
     using W = typename Distance::Accumulator;
@@ -98,13 +98,13 @@ struct SignProduct : Distance {
             V sum = border.number_of(x.kind()) - differ - differ;
             if constexpr (Distance::HAS_CONSTANT) sum -= broadcast(of_filter);
             Vec<T> y = __builtin_convertvector((Whole)sum, Vec<T>) * s;
-            touch(y);  // rounded before an epilogue takes anything off
+            touch(y);  // rounded before the epilogue subtracts
             return y;
         };
     }
 };
 
-// Its packed weights are followed by the sums of their signs, filter by filter, at every tap.
+// Its packed weights are followed by the sums of signs at every tap, filter by filter.
 template <class T>
 struct BinaryConvolution {
     using W = BorderNumber<T>;

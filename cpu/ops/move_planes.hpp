@@ -1,18 +1,18 @@
-// The inner loop of the bare shift: copies under a mask. Caches and memory bound it, and on planes of a few
-// hundred bytes what is done beside the copy, so all channels of a piece of work are one call.
+// The inner loop of the plain shift: masked copies. It is bound by memory, and on planes of a few hundred bytes by
+// the overhead per copy, so all channels of a unit of work are one call.
 #pragma once
 
 #include "../engine/isa.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
-// Half a line at most: of unaligned vectors of a whole line every one would lie in two.
+// At most half a line: every unaligned vector of a whole line would cross a line boundary.
 constexpr index MOVE_BYTES = VECTOR_BYTES < 32 ? VECTOR_BYTES : 32;
 
-// to = from & mask. Intel's processors wait for every line outside of the first cache that they are about to
-// overwrite, and a copy takes up to three times as long: with WAITS lines are asked for well before. And where
-// a load follows a store to its place in another page they wait, for they compare the last twelve bits only:
-// so where the places of `to` lie shortly after those of `from` the copy runs backwards.
+// to = from & mask. Intel's processors stall on every line outside the L1 cache that they are about to overwrite, and
+// a copy takes up to three times as long: with WAITS lines are prefetched well ahead. They also stall on 4K aliasing,
+// a load after a store to an address with the same low twelve bits: so if addresses of `to` are shortly after those
+// of `from` the copy runs backwards.
 template <bool WAITS>
 inline void copy_masked(const std::uint8_t* from, const std::uint8_t* mask, std::uint8_t* to, index bytes) {
     constexpr index LINE = 64, PAGE = 4096, FAR = 8 * LINE;
@@ -31,7 +31,7 @@ inline void copy_masked(const std::uint8_t* from, const std::uint8_t* mask, std:
     const index last = bytes - MOVE_BYTES;
     const index after = index(std::uintptr_t(to) - std::uintptr_t(from)) & (PAGE - 1);
     if (WAITS && after > 0 && after < FAR) {
-        const index next = larger(bytes, FAR);  // the pieces themselves follow one another forwards
+        const index next = larger(bytes, FAR);  // pieces are copied forwards
         for (index i = last; i > 0; i -= MOVE_BYTES) {
             if (i % LINE < MOVE_BYTES) prefetch_write(to, i + next);
             copy(i);

@@ -1,5 +1,4 @@
-// How fast this machine runs the inner operations when nothing is loaded or stored: the limit that the
-// benchmarks compare with.
+// Peak throughput of the inner operations without loads and stores: the reference of the benchmarks.
 #pragma once
 
 #include <time.h>
@@ -16,7 +15,7 @@ inline double now() {
     return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
 }
 
-// What all threads together do in a second by work(), which returns how much it did.
+// Throughput of work() on all threads; it returns how much it did.
 template <class Work>
 inline double rate_of(double seconds, Work work) {
     Team team(max_threads());
@@ -36,7 +35,7 @@ inline double rate_of(double seconds, Work work) {
 
 constexpr int REPEATS = 10000;
 
-// Adds up operands that stay in registers, and returns of how many vectors;
+// Accumulates operands in registers, and returns the number of vectors;
 template <class Op, class Operand = typename Op::Operand>
 inline double sum_registers() {
     constexpr int PLANES = Op::PLANES;
@@ -57,7 +56,7 @@ inline double sum_registers() {
         for (int v = 0; v < NR; ++v) touch(sum[f][v]);
     return double(REPEATS) * MR * NR;
 }
-// or, by an operation's own tile, in the first-level cache.
+// or, with an operation's own tile, in the L1 cache.
 template <class Op, class Operand = typename Op::Operand>
 inline double sum_tiles() {
     constexpr index TERMS = Op::MOST_TERMS, ROW = Op::NR * LANES<Operand>, TILES = REPEATS / TERMS;
@@ -70,7 +69,7 @@ inline double sum_tiles() {
     return double(TILES) * TERMS * Op::MR * Op::NR;
 }
 
-// Terms a second, all threads together, of Op.
+// Terms per second of Op on all threads.
 template <class Op>
 inline double measure(double seconds, double terms_in_lane) {
     return double(LANES<typename Op::Operand>) * terms_in_lane * rate_of(seconds, [] {

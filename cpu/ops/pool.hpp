@@ -1,18 +1,18 @@
-// Pooling: of every row of y, the rows of its windows are combined into one, then the columns that follow one another
-// into the first of each, and of these every stride-th is picked. Vectors may reach into the next row.
+// Pooling: for every row of y, the rows of its windows are combined into one, then the columns of each window, and
+// every stride-th result is selected. Vectors may extend into the next row.
 #pragma once
 
 #include "../engine/workspace.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
-// What combines the numbers of a window; `outside` changes no answer.
+// The reduction of a window; `outside` is its neutral element.
 template <class T>
 struct Largest {
     static constexpr T outside = sizeof(T) == 1 ? T(0) : T(-__builtin_inf());
     static Vec<T> of(Vec<T> a, Vec<T> b) {
         if constexpr (sizeof(T) == 1) return a > b ? a : b;
-        else return a != a ? a : max(a, b);  // so that a NaN in either wins
+        else return a != a ? a : max(a, b);  // propagates NaN from either
     }
 };
 template <class T>
@@ -21,7 +21,7 @@ struct Sum {
     static Vec<T> of(Vec<T> a, Vec<T> b) { return a + b; }
 };
 
-// A vector from p on, but for what lies at `end` and behind it.
+// A vector from p on, without what is at or after `end`.
 template <class T>
 inline Vec<T> load_before(const T* end, const T* p) {
     if (end - p >= LANES<T>) return load(p);
@@ -30,7 +30,7 @@ inline Vec<T> load_before(const T* end, const T* p) {
     return v;
 }
 
-// The combination of `count` vectors that lie `step` apart, as load_vector(place) gives them.
+// The combination of `count` vectors load_vector(place), `step` apart.
 template <class Combine, class T, class Load>
 inline Vec<T> combined(const T* from, index step, index count, Load load_vector) {
     if (count <= 0) return broadcast(Combine::outside);
@@ -39,13 +39,13 @@ inline Vec<T> combined(const T* from, index step, index count, Load load_vector)
     return v;
 }
 
-// to[i] = answer(from[i * step]); STEP is the step where that is not 0.
+// to[i] = answer(from[i * step]); STEP is the step if not 0.
 template <index STEP, class T, class Answer>
 inline void pick(const T* __restrict from, index step, index count, T* __restrict to, Answer answer) {
     for (index i = 0; i < count; ++i) to[i] = answer(from[i * (STEP ? STEP : step)]);
 }
 
-// answer(number) makes the numbers of y of the combinations.
+// answer(number) converts a combination to an element of y.
 template <class Combine, class T, class Answer>
 inline void pool(const Pool<T>& p, Answer answer) {
     const Axis &h = p.height, &w = p.width;
@@ -92,7 +92,7 @@ inline void avg_pool(const Pool<T>& p) {
     pool<Sum<T>>(p, [share = p.share](T sum) { return sum * share; });
 }
 
-// The sum of some numbers: of a piece in T, of the pieces in double; of bytes it is exact.
+// The sum of some numbers: in T within a piece, in double over pieces; exact for bytes.
 template <class T>
 inline double sum(const T* x, index count) {
     constexpr index PIECE = 16 * LANES<T>;

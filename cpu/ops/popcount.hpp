@@ -1,5 +1,5 @@
-// Distances by population counts: of numbers of one bit or two, of which words have many, how many ones logic makes of x
-// and w is a sum over as many. What an operation is derived from (low_bits.hpp): the distance of x and w is
+// Distances by population counts, for words of many 1-bit or 2-bit numbers: the number of ones in a logical function
+// of x and w is a sum over all of them. Base of the operations in low_bits.hpp: the distance of x and w is
 //     of_pixel(total, column sums) + of_filter(constant).
 #pragma once
 
@@ -7,8 +7,8 @@
 
 namespace mulfree::MULFREE_ISA {
 
-// Sums of the ones in lanes. With no instruction that counts those of a lane, those of its bytes are added up, MOST of
-// a byte at most, and these when it is full.
+// Sums of the population counts of lanes. Without an instruction for lanes, byte counts are accumulated, up to MOST
+// per byte, and then widened.
 template <class W>
 struct Ones {
     using V = Vec<W>;
@@ -21,7 +21,7 @@ struct Ones {
         else return (V)_mm512_popcnt_epi64((__m512i)bits);
     }
     static V add(V total, V bits) { return total + of(bits); }
-    static V add_twice(V total, V bits) {  // a lane's count fits its lowest byte
+    static V add_twice(V total, V bits) {  // the count of a lane fits its lowest byte
         return (V)_mm512_dpbusd_epi32((__m512i)total, (__m512i)of(bits), _mm512_set1_epi8(2));
     }
     static V settled(V sum) { return sum; }
@@ -62,12 +62,12 @@ private:
 #endif
 };
 
-// Of one bit it is popcount(x ^ w).
+// For one bit it is popcount(x ^ w).
 template <class W, class Output>
 struct Differences : Operation<W, W, Output> {
     using V = Vec<W>;
 #if !defined(__AVX512VPOPCNTDQ__) && !defined(__aarch64__)
-    static constexpr int MR = 4;  // the count needs registers too
+    static constexpr int MR = 4;  // the population count needs registers too
 #endif
     static constexpr index MOST_TERMS = smaller(Operation<W, W, Output>::MOST_TERMS, Ones<W>::MOST / 8);
     static V term(V total, V x, V w) { return Ones<W>::add(total, x ^ w); }
@@ -78,7 +78,7 @@ struct Differences : Operation<W, W, Output> {
     static constexpr W of_filter(typename Differences::Constant) { return 0; }
 };
 
-// Of two, in Gray code, whose high bit is the number's own: with g the low one and t = where the high ones differ,
+// For two, in Gray code, whose high bit is that of the number: with g the low bit and t = where the high bits differ,
 // |x - w| = popcount(gx) - popcount(gw) + popcount(t) + 2 popcount(~gx & (t | gw)).
 struct GrayDifferences : Operation<std::uint32_t, std::uint32_t, std::int32_t> {
     using V = Vec<std::uint32_t>;

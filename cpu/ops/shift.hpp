@@ -1,4 +1,4 @@
-// The bare shift and its adjoint: moves of bits, plane by plane (a plane is a channel of an image).
+// The plain shift and its adjoint: copies of bits, plane by plane (a plane is a channel of an image).
 #pragma once
 
 #include <algorithm>
@@ -12,9 +12,8 @@
 
 namespace mulfree {
 
-// Channel c of every image moves by table[2 * c] rows and table[2 * c + 1] columns. The axes hold the
-// pixels of the moved image, the step between those of them that are wanted, and the size of the image,
-// beyond which no entry of the table goes.
+// Channel c of every image is shifted by table[2 * c] rows and table[2 * c + 1] columns. The axes have the pixels of
+// the output, their step, and the size of the image, which bounds the entries of the table.
 struct Shift {
     index batch, channels;
     Axis height, width;
@@ -41,7 +40,7 @@ inline void clear(T* from, T* end) {
     std::memset(static_cast<void*>(from), 0, std::size_t(end - from) * sizeof(T));
 }
 
-// Clears what lies before, between and after the `rows` and `columns` of a plane.
+// Clears a plane outside `rows` and `columns`.
 template <class T>
 inline void clear_around(T* plane, index height, index width, const Shown& rows, const Shown& columns) {
     clear(plane, plane + rows.first * width + columns.first);
@@ -59,7 +58,7 @@ inline void copy_row(const T* from, index step, T* to, index count) {
     else for (index q = 0; q < count; ++q) to[q] = from[q * step];
 }
 
-// The moves of planes without gaps between rows, at stride 1.
+// Shifts of contiguous planes with stride 1.
 template <class T>
 class DenseMoves {
 public:
@@ -88,7 +87,7 @@ public:
                   bytes(x.data + std::max<index>(image, 0) + std::max<index>(channel, 0))};
     }
 
-    // As the kernel; without moves of this kind none is served.
+    // Calls the kernel; copies nothing if the planes do not qualify.
     index move(const Kernels& kernels, const T* from, index channel, T* to, index first, index end) const {
         if (pieces_.empty()) return first;
         return kernels.move_planes(planes_, bytes(from), channel * SIZE, reinterpret_cast<std::uint8_t*>(to),
@@ -96,11 +95,11 @@ public:
     }
 
 private:
-    // In bytes. Masks of pieces as long as this stay in the first cache, whatever passes through it.
+    // In bytes. Masks of pieces of this size stay in the L1 cache.
     static constexpr index SIZE = sizeof(T), PIECE = 1024;
     static const std::uint8_t* bytes(const T* p) { return reinterpret_cast<const std::uint8_t*>(p); }
 
-    // Bytes of ones where the column is inside, for `rows` rows, with as many rows of zeros before and after.
+    // All-ones bytes where the column is inside, for `rows` rows, with as many rows of zeros before and after.
     static std::vector<std::uint8_t> mask_of(index dw, index width, index rows) {
         std::vector<std::uint8_t> mask(3 * rows * width * SIZE);
         for (index r = rows; r < 2 * rows; ++r)
@@ -115,8 +114,8 @@ private:
     std::vector<const std::uint8_t*> pieces_;       // the mask of every channel's every piece
 };
 
-// y[n, c, p, q] = x[n, c, p * step + dh, q * step + dw], zero outside; y is C-contiguous. SIGN -1 negates
-// the table. T stands for any type of its size.
+// y[n, c, p, q] = x[n, c, p * step + dh, q * step + dw], zero outside; y is C-contiguous. SIGN -1 negates the table.
+// T is any type of the element's size.
 template <int SIGN, class T>
 void shift(const Kernels& kernels, const Shift& p, const Image<const T>& x, T* y) {
     const index height = p.height.pixels, width = p.width.pixels, plane = height * width;
@@ -132,7 +131,7 @@ void shift(const Kernels& kernels, const Shift& p, const Image<const T>& x, T* y
     };
     const DenseMoves<T> dense(p, SIGN, x);
     constexpr index UNIT = 32 << 10;  // bytes
-    const index units = std::min(p.channels, ceil_div(p.channels * plane * index(sizeof(T)), UNIT));  // an image
+    const index units = std::min(p.channels, ceil_div(p.channels * plane * index(sizeof(T)), UNIT));  // per image
     for_each_unit(p.batch * units, MOVE * double(p.batch * p.channels * plane), [&](index unit) {
         const index n = unit / units, end = (unit % units + 1) * p.channels / units;
         const T* from = x.data + n * x.batch;
@@ -144,7 +143,7 @@ void shift(const Kernels& kernels, const Shift& p, const Image<const T>& x, T* y
     });
 }
 
-// The pixels of x (C-contiguous) that the shifted image does not show become zero.
+// Zeroes the pixels of x (C-contiguous) that the shifted image does not contain.
 template <class T>
 void clear_hidden(const Shift& p, T* x) {
     const index height = p.height.size, width = p.width.size;
@@ -160,7 +159,7 @@ void clear_hidden(const Shift& p, T* x) {
     });
 }
 
-// The adjoint: x (C-contiguous) receives every pixel of grad at the place it shows, and zeros elsewhere.
+// The adjoint: writes every pixel of grad to its source position in x (C-contiguous), and zeros elsewhere.
 template <class T>
 void shift_backward(const Kernels& kernels, const Shift& p, const Image<const T>& grad, T* x) {
     if (p.height.step == 1 && p.width.step == 1) return shift<-1>(kernels, p, grad, x);

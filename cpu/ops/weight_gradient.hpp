@@ -11,13 +11,12 @@ namespace mulfree::MULFREE_ISA {
 template <class T>
 constexpr T LARGEST = sizeof(T) == 4 ? T(FLT_MAX) : T(DBL_MAX);
 
-// A constant near all of w[f], f < n (n numbers `stride` apart), or 0 where they have no offset worth
-// removing. Gradients see only x - w, so both may be shifted by it; that keeps x and w from cancelling
-// when they share an offset.
+// A constant near all of w[f], f < n (n numbers `stride` apart), or 0 if they have no significant offset. Gradients
+// depend only on x - w, so it can be subtracted from both, to avoid cancellation when they share an offset.
 template <class T>
 inline T common_offset(const T* w, index outer, index outer_stride, index inner) {
     const double n = double(outer * inner);
-    const auto total = [=](auto term) {  // row by row: the additions of one row wait for none of the others
+    const auto total = [=](auto term) {  // row by row, so that additions of different rows are independent
         double sum = 0;
         for (index o = 0; o < outer; ++o) {
             double row = 0;
@@ -32,19 +31,19 @@ inline T common_offset(const T* w, index outer, index outer_stride, index inner)
     return shared ? T(mean) : T(0);
 }
 
-// ---- grad_w: a product of two long thin matrices ----------------------------------------------------------
+// ---- grad_w: a product of two tall and skinny matrices ------------------------------------------------------
 
 constexpr int GRAD_VECTORS = 64;     // vectors of pixels packed at a time
-constexpr index GRAD_ROWS = 144;     // rows of im2col (channel, tap) a unit of work
-constexpr index GRAD_FILTERS = 64;   // filters a unit of work
+constexpr index GRAD_ROWS = 144;     // rows of im2col (channel, tap) per unit of work
+constexpr index GRAD_FILTERS = 64;   // filters per unit of work
 
-// All the pixels that are summed, image after image, and where the packed rows hold them.
+// All summed pixels, image by image, and their positions in the packed rows.
 struct GradGrid {
     bool shifted;
     RoomAxis height, width;
     index pixels, reach;
-    index row;     // elements of a packed row: pixels, what the shifts reach, and room for a last vector
-    index pieces;  // at most, a row
+    index row;     // elements of a packed row: pixels, room for the shifts, and for a last vector
+    index pieces;  // most per row
 
     GradGrid(index batch, const Axis& h, const Axis& w, index count, index lanes, bool shifted_)
         : shifted(shifted_), height(h, shifted), width(w, shifted) {
@@ -56,7 +55,7 @@ struct GradGrid {
 
     index phases() const { return height.axis.taps * width.axis.taps; }
 
-    // Calls f(run, at) for the pieces of lines, none longer than a vector, among `count` pixels.
+    // Calls f(run, at) for the pieces of lines, at most a vector long, in `count` pixels.
     template <class F>
     void each_piece(index batch, index begin, index count, index lanes, F f) const {
         const index rows = height.axis.pixels, columns = width.axis.pixels;
@@ -73,8 +72,7 @@ struct GradGrid {
     }
 };
 
-// Where the forward pass's taps may be shifted rows. Not so if little of the rows were pixels, or more
-// lay beyond them than in them.
+// Whether the forward pass's taps can be shifted rows. Not if the rows would be mostly padding.
 template <class T>
 inline GradGrid grad_grid(const GradW<T>& p, index most_phases) {
     constexpr index COUNT = GRAD_VECTORS * LANES<T>;
@@ -84,7 +82,7 @@ inline GradGrid grad_grid(const GradW<T>& p, index most_phases) {
     return pays ? shifted : GradGrid(p.batch, p.height, p.width, COUNT, LANES<T>, false);
 }
 
-// total[f][r] (+)= sum over the pixels of grad[f] * x[tap[r]], kept lane by lane until the very end.
+// total[f][r] (+)= sum over the pixels of grad[f] * x[tap[r]], kept per lane until the end.
 template <int FILTERS, int ROWS, class T>
 inline void product_tile(const T* grad, index grad_row, const T* x, const index* tap, index pixels,
                          T* total, index total_row, bool first) {
@@ -129,12 +127,11 @@ inline void products(index filters, index rows, index pixels, const T* grad, ind
         }
 }
 
-// The memory a thread works in. Filters are rounded up to whole tiles, whose surplus is computed and
-// ignored.
+// A thread's workspace. Filters are rounded up to whole tiles; the surplus is computed and ignored.
 template <class T>
 struct GradScratch {
     index pieces;
-    index *at, *tap;  // where the pieces go; where the rows of a block start
+    index *at, *tap;  // destinations of the pieces; starts of the rows of a block
     Span* spans;
     T *x, *grad, *total;
     GradScratch(const GradGrid& grid, const Blocking& blocking, index filters, bool shifts, Carver& scratch)
@@ -149,8 +146,8 @@ struct GradScratch {
     }
 };
 
-// Pixels [begin, begin + count) of the rows (channel, position) of a block, less centre[channel] where
-// centres are given; with shifts the channels are displaced.
+// Packs pixels [begin, begin + count) of the rows (channel, position) of a block, minus centre[channel] if given;
+// with shifts the channels are displaced.
 template <class T>
 inline void pack_grad_rows(const GradGrid& grid, const GradScratch<T>& s, index batch, index begin,
                            index count, const Image<const T>& x, index channel, const Axis& h,
@@ -186,8 +183,8 @@ inline void pack_grad_rows(const GradGrid& grid, const GradScratch<T>& s, index 
     });
 }
 
-// Filters [filter, filter + filters) of a group times the rows of a block: the sums go to grad_w, and, in
-// the block that starts the reduction, the sums of grad (products with a row of ones) to grad_sum.
+// Filters [filter, filter + filters) of a group times the rows of a block: writes the sums to grad_w, and, in the
+// first block of the reduction, the sums of grad (products with a row of ones) to grad_sum.
 template <class T>
 inline void grad_w_unit(const GradW<T>& p, const T* centre, const GradGrid& grid, const GradScratch<T>& s,
                         index group, index filter, index filters, const Block& block, T* grad_sum) {
@@ -227,7 +224,7 @@ inline void grad_w_unit(const GradW<T>& p, const T* centre, const GradGrid& grid
     }
 }
 
-// sum (x - w) grad by the definition, where the quicker sum is not finite.
+// sum (x - w) grad by definition, where the faster sum is not finite.
 template <class T>
 inline T grad_w_directly(const GradW<T>& p, index k, index c, index i, index j, T w) {
     const Shifts* s = p.x_shifts;
@@ -256,14 +253,14 @@ inline void grad_w(const GradW<T>& p) {
     const index filter_blocks = ceil_div(p.filters, GRAD_FILTERS);
     const double terms = double(p.batch) * p.height.pixels * p.width.pixels * filters * p.channels * positions;
 
-    // A sum depends on nothing but its own row and filter, so the cut may depend on the threads.
+    // A sum depends only on its row and filter, so the split may depend on the threads.
     Blocking blocking(p.channels, positions);
     const GradGrid grid = grad_grid(p, blocking.position_chunk);
     const index most = threads_for(index(1) << 30, terms);
     const index cuts = ceil_div(most, p.groups * filter_blocks * ceil_div(positions, blocking.position_chunk));
     blocking.channel_chunk =
         larger(1, smaller(GRAD_ROWS / blocking.position_chunk, ceil_div(p.channels, cuts)));
-    if (p.x_shifts && p.x_shifts->kinds >= MOST_KINDS)  // the table of spans has room for so many
+    if (p.x_shifts && p.x_shifts->kinds >= MOST_KINDS)  // the size of the table of spans
         blocking.channel_chunk = smaller(blocking.channel_chunk, MOST_KINDS);
     const index units = p.groups * filter_blocks * blocking.count();
     Carver measure(nullptr);
@@ -289,7 +286,7 @@ inline void grad_w(const GradW<T>& p) {
                         smaller(GRAD_FILTERS, p.filters - f), blocking[unit % blocking.count()], grad_sum);
         });
     });
-    // What is not finite may be so only because of a zero that is no term, or of an overflow midway.
+    // A sum may be not finite only because of padding zeros, or of an intermediate overflow.
     for_each_unit(team, filters, [&](index k) {
         for (index c = 0; c < p.channels; ++c) {
             const index channel = k / p.filters * p.channels + c, at = (k * p.channels + c) * positions;

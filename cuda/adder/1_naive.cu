@@ -1,12 +1,12 @@
-// 1_naive: one thread an output, every operand straight from global memory
+// 1_naive: one thread per output, every operand straight from global memory
 //
-// Fixes: nothing; the formula as it stands
+// Fixes: nothing; the formula as written
 // Cost: 2 L global loads and 2 L adds per output, L the length of the sum
 //
-// out[m, p] = -sum over l of |a[m, l] - b[l, p]|, for a batch of b: image z of the batch reads
-// a[z % a_batch], so a group of filters follows its group of channels. A difference and a sum of
-// absolute values are two FADD: the absolute value is a free operand modifier. Everything else in
-// the loop is overhead, and here that is most of it.
+// out[m, p] = -sum over l of |a[m, l] - b[l, p]|, for a batch of b: image z of the batch reads a[z
+// % a_batch], so a group of channels meets its group of filters. A difference and the accumulation
+// of its absolute value are two FADD: the absolute value is a free operand modifier. Everything
+// else in the loop is overhead, and here that is most of it.
 #ifndef T
 #define T float
 #endif

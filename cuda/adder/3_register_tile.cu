@@ -1,16 +1,17 @@
-// 3_register_tile: a thread computes 4x4 outputs and keeps them in registers
+// 3_register_tile: register blocking: a thread computes 4x4 outputs
 //
-// Fixes: 2_shared_tile needs two shared loads for every two adds, so shared memory sets the pace
+// Fixes: 2_shared_tile needs two shared loads for every two adds, so shared memory is the
+//   bottleneck
 // Cost: 2 L / 64 global loads, 2 L / 4 shared loads and 2 L adds per output
 //
-// The block owns 64x64 outputs. For each l a thread reads 4 values of a and 4 of b and combines
-// them 16 ways: 8 shared loads for 32 adds. Its columns lie 16 apart, so that neighbouring threads
-// read neighbouring words of b, and all read the same words of a: no bank conflict.
+// The block owns 64x64 outputs. For each l a thread reads 4 values of a and 4 of b for 16 outputs:
+// 8 shared loads for 32 adds. Its columns are 16 apart, so that neighbouring threads read
+// neighbouring words of b, and all read the same words of a: no bank conflicts.
 #ifndef T
 #define T float
 #endif
 #define TILE 64
-#define DEPTH 16    // terms of the sum in a step
+#define DEPTH 16  // terms per step
 #define THREADS 16  // threads along each side of the block
 #define EACH (TILE / THREADS)
 

@@ -1,17 +1,16 @@
-// 4_vectorised_loads: 16 bytes a load, from global to shared memory and from there to registers
+// 4_vectorised_loads: 16 bytes per load, from global to shared memory and from there to registers
 //
-// Fixes: 3_register_tile moves one word an instruction, so loads still take a fifth of its issue
+// Fixes: 3_register_tile moves one word per instruction, so loads still take a fifth of issue slots
 // Cost: 2 L / TILE global loads, 2 L / EACH / (16 bytes) shared loads and 2 L adds per output
 //
-// The tile of a is stored transposed, so that a thread finds its rows side by side as it finds its
-// columns of b, and reads both as vectors: for 8x8 outputs, 4 shared loads for 128 adds. Its rows
-// (columns) come in groups of one vector, the groups THREADS vectors apart, so that neighbouring
-// threads read neighbouring vectors. A padded row of the transposed tile keeps the stores of a
-// warp, which run along l, on different banks.
+// The tile of a is stored transposed, so that a thread's rows are contiguous like its columns of b,
+// and both are read as vectors: for 8x8 outputs, 4 shared loads for 128 adds. Its rows (columns)
+// come in groups of one vector, the groups THREADS vectors apart, so that neighbouring threads read
+// neighbouring vectors. Padding of the transposed tile's rows puts the stores of a warp, which run
+// along l, into different banks.
 //
-// T: float or double. TILE: outputs along each side of a block. EACH: of a thread.
-// L_VECTOR, P_VECTOR: elements that move as one along rows of a, and of b and out; L and P must be
-// multiples.
+// T: float or double. TILE: outputs along each side of a block. EACH: of a thread. L_VECTOR,
+// P_VECTOR: elements per vector along rows of a, and of b and out; L and P must be multiples.
 #ifndef T
 #define T float
 #endif
@@ -28,8 +27,8 @@
 #define P_VECTOR 1
 #endif
 #define THREADS (TILE / EACH)                // threads along each side of the block
-#define FETCHED 4                            // elements of each tile that a thread fetches a step
-#define DEPTH (FETCHED * THREADS / EACH)     // terms of the sum in a step
+#define FETCHED 4                            // elements of each tile that a thread loads per step
+#define DEPTH (FETCHED * THREADS / EACH)     // terms per step
 #define VECTOR (16 / (int)sizeof(T))         // elements in one shared load
 
 template <int n>

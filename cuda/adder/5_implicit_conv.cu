@@ -1,23 +1,23 @@
-// 5_implicit_conv: gather pixels straight into the tile, and fetch the next tile meanwhile
+// 5_implicit_conv: gather pixels straight into the tile, and prefetch the next tile meanwhile
 //
-// Fixes: 4_vectorised_loads needs im2col's copy, kh*kw times x, and waits for each tile it loads
+// Fixes: 4_vectorised_loads needs im2col's copy, kh*kw times x, and stalls on the load of each tile
 // Cost: L / F + L / P global loads, (L / EACH_F + L / EACH_P) / (16 bytes) shared loads and
 // 2 L adds per output
 //
 // y[n, k, oh, ow] = bias[k] - sum over c, i, j of |x[n, c, h, w] - w[k, c, i, j]| with
 // h = oh*sh - ph + i*dh, w = ow*sw - pw + j*dw. Outside the image x is 0, and the tap counts.
 //
-// A block owns F filters of one group times P output pixels, taken through all images in a row, so
-// that small planes fill a tile too; tile.cuh adds up their sums. Past the end of a sum both
-// operands are 0, and |0 - 0| adds nothing.
+// A block owns F filters of one group times P output pixels, numbered through all images, so that
+// small planes fill a tile too; tile.cuh computes their sums. Past the end of a sum both operands
+// are 0, and |0 - 0| adds nothing.
 //
-// Offsets have 32 bits: the launcher passes no more images at once than that allows.
+// Offsets are 32-bit, which bounds the images per launch.
 //
-// T: float or double. F, P, EACH_F, EACH_P, DEPTH, W_VECTOR: the tile, and weights in one global
-// load; L = C/groups*kh*kw must be a multiple. Y_VECTOR: outputs in one store; OH*OW must be a
-// multiple. LARGE_WINDOW: the window has more rows than 16 or columns than 15. SUM, ADD_TERM
-// and the like: as in tile.cuh, for 6_uint8 and 7_half2. PARAMETERS, Y, AT and RESULT: what makes an
-// output of a filter's sum and of what is known of a place of the plane, for binary/2_register_tile.
+// T: float or double. F, P, EACH_F, EACH_P, DEPTH, W_VECTOR: the tile, and weights per global load;
+// L = C/groups*kh*kw must be a multiple. Y_VECTOR: outputs per store; OH*OW must be a multiple.
+// LARGE_WINDOW: the window has more rows than 16 or columns than 15. SUM, ADD_TERM and the like: as
+// in tile.cuh, for 6_uint8 and 7_half2. PARAMETERS, Y, AT and RESULT: the epilogue, which may
+// depend on the pixel, for binary/2_register_tile.
 #ifndef T
 #define T float
 #endif
@@ -33,7 +33,7 @@
 #ifndef RESULT
 #define PARAMETERS const SUM* bias
 #define Y SUM
-#define AT(place) 0  // a sum and a bias are enough
+#define AT(place) 0  // the epilogue needs no pixel
 #define RESULT(sum, filter, at) ((bias ? bias[filter] : (SUM)0) - (sum))
 #endif
 
@@ -74,7 +74,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #endif
   }
 
-  // The tap of the row that the thread is asked for first; from there it counts on by DEPTH.
+  // The tap of the thread's first row; then advances by DEPTH rows per call.
   int c = threadIdx.x / window, i = threadIdx.x % window / kernel.w, j = threadIdx.x % kernel.w;
   const int step_c = DEPTH / window, step_i = DEPTH % window / kernel.w, step_j = DEPTH % kernel.w;
   const auto decode = [&](int l) {

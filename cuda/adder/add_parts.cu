@@ -1,10 +1,10 @@
-// add_parts: partial sums added up, always in the same order
+// add_parts: reduces partial sums, always in the same order
 //
-// Fixes: atomic additions come in any order, and so do the digits of their sum
+// Fixes: atomic additions are unordered, so their rounding varies from run to run
 // Cost: parts loads and parts - 1 adds per output
 //
-// out[i] = sum over s of parts[s, i]. A block owns 32 outputs, side by side; its row r adds parts r,
-// r + ROWS, and so on, and the rows are then added in halves.
+// out[i] = sum over s of parts[s, i]. A block owns 32 contiguous outputs; its row r adds parts r, r
+// + ROWS, and so on, followed by a tree reduction of the rows.
 //
 // T: float or double.
 #ifndef T

@@ -1,19 +1,19 @@
-// depthwise: a thread a strip of one plane's column, its rows on their way through registers
+// depthwise: one thread per vertical strip of outputs, with the rows of x passing through registers
 //
-// Fixes: 5_implicit_conv gathers a tile for many filters, and here each pixel meets one
-// Cost: kw * ((ROWS - 1)*sh + kh) / ROWS loads of x where no row lies between the windows', 1 store
+// Fixes: 5_implicit_conv gathers a tile for many filters, but here each pixel has only one
+// Cost: kw * ((ROWS - 1)*sh + kh) / ROWS loads of x if windows have no gaps between them, 1 store
 // and 2 kh*kw adds per output
 //
 // y[n, k, oh, ow] = bias[k] - sum over i, j of |x[n, k/MULTIPLIER, h, w] - w[k, i, j]| with
 // h = oh*sh - ph + i*dh, w = ow*sw - pw + j*dw. Outside the image x is 0, and the tap counts. The
-// terms are added in 5_implicit_conv's order, to the same bits.
+// terms are added in 5_implicit_conv's order, for bit-identical results.
 //
-// The threads are laid over the columns, strips and planes in a row: neighbours load neighbours,
-// the cache serves what their windows share, and small planes fill a block too. A thread loads each
-// row of its strip once, and adds it to every output whose window it crosses.
+// Threads are numbered through columns, strips and planes: loads are coalesced, overlapping windows
+// hit the cache, and small planes fill a block too. A thread loads each row of its strip once, and
+// adds it to every output whose window contains it.
 //
-// T: float or double. ROWS: outputs a thread. KERNEL, STRIDE and DILATION, _H and _W: the window.
-// MULTIPLIER: filters a channel. ADD_TERM: how a term is added.
+// T: float or double. ROWS: outputs per thread. KERNEL, STRIDE and DILATION, _H and _W: the window.
+// MULTIPLIER: filters per channel. ADD_TERM: how a term is added.
 #ifndef T
 #define T float
 #endif
@@ -50,7 +50,7 @@
 #define THREADS 128
 #define LOADED ((ROWS - 1) * STRIDE_H + (KERNEL_H - 1) * DILATION_H + 1)
 
-// Does row `row` of a strip's image meet row i of output `out`'s window?
+// Is row `row` of the strip row i of output `out`'s window?
 __device__ __forceinline__ constexpr bool meets(int row, int out, int i) {
   return row == out * STRIDE_H + i * DILATION_H;
 }

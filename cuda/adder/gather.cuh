@@ -1,26 +1,26 @@
-// The shared part of the implicit products: a matrix whose columns are gathered, never stored.
+// Shared by the implicit convolutions: a matrix whose columns are gathered, never stored.
 //
-// Row l of the matrix is a tap of the sum: a plane of the image and a place in the window. Column p
-// is an output pixel. Element (l, p) is one pixel of the image, or `outside`. What belongs to
-// the row alone is a Tap, decoded once a step into shared memory; what belongs to the column alone
-// is a Pixel, decoded once a thread; putting the two together takes two adds and two comparisons.
-// Where the window has at most 16 x 15 places, a pixel can have a bit for each of its rows and columns
-// that lies outside the image, and one AND takes their place: WindowTap and WindowPixel.
+// Row l of the matrix is a tap of the sum: a plane of the image and a position in the window.
+// Column p is an output pixel. Element (l, p) is one pixel of the image, or `outside`. The data of
+// a row is a Tap, decoded once per step into shared memory; that of a column a Pixel, decoded once
+// per thread; combining them takes two adds and two comparisons. If the window has at most 16 x 15
+// positions, a pixel can have a bit for each of its rows and columns outside the image, and one AND
+// replaces the comparisons: WindowTap and WindowPixel.
 
 #include "../vector.cuh"
 
 struct alignas(16) Tap {
-  int offset;  // from a pixel's own element to the tap's
+  int offset;  // from a pixel's base element to the tap's
   int h, w;    // the same, as rows and columns of the image
-  int weight;  // where the tap's weight is, for a kernel that has to look
+  int weight;  // offset of the tap's weight, for kernels that need it
 };
 
 struct Pixel {
-  int offset;  // of its own element, which may lie outside the image
+  int offset;  // of its base element, which may be outside the image
   int h, w;
 };
 
-#define NOWHERE (-(1 << 30))  // as h, it puts a tap or a pixel outside every image
+#define NOWHERE (-(1 << 30))  // as h, puts a tap or a pixel outside every image
 
 template <class Element>
 __device__ __forceinline__ Element gather(const Element* image, const Pixel& pixel, const Tap& tap,
@@ -41,7 +41,7 @@ struct WindowPixel {
   unsigned int outside;  // the bits of the rows and columns outside the image
 };
 
-// own + offset in one instruction. The compiler would rather add up base and offsets for every load.
+// own + offset in one instruction. The compiler would add base and offsets anew for every load.
 template <class Element>
 __device__ __forceinline__ const Element* at_offset(const Element* own, int offset) {
 #ifdef MULFREE_EMULATOR
@@ -57,7 +57,7 @@ __device__ __forceinline__ const Element* at_offset(const Element* own, int offs
 
 #define ROW_BIT(i) (1u << (i))
 #define COLUMN_BIT(j) (1u << (16 + (j)))
-#define NO_PLACE (1u << 31)  // of a tap past the end: outside for every pixel
+#define NO_PLACE (1u << 31)  // for a tap past the end: outside for every pixel
 
 // The bits of the rows (or columns) first, first + dilation, ... that are outside of 0 to size.
 __device__ __forceinline__ unsigned int outside_bits(int first, int kernel, int dilation, int size) {

@@ -1,18 +1,18 @@
-// grad_w: AdderNet's gradient of w, a product over the pixels whose columns are gathered from x
+// grad_w: AdderNet's gradient of w, an implicit product over pixels, with columns gathered from x
 //
-// Fixes: as a difference of two products, im2col and a pass that takes each channel's mean off x
-// Cost: 2 instructions a term, a difference and a multiply-add; pixels / F + pixels / P global
+// Fixes: as a difference of two products, im2col and a pass that subtracts each channel's mean
+// Cost: 2 instructions per term, a difference and a multiply-add; pixels / F + pixels / P global
 // loads per weight
 //
 // parts[s, k, c, i, j] = sum over the pixels of part s of (x[n, c, h, w] - w[k, c, i, j]) times
 // g[n, k, oh, ow], with h = oh*sh - ph + i*dh, w = ow*sw - pw + j*dw. Outside the image x is 0, and
-// the pixel counts. F x P tiles of weights alone would leave a GPU idle, so the pixels of all images,
-// in a row, are cut into parts of `part` each; add_parts adds them up, always in the same order.
+// the pixel counts. F x P tiles of weights are too few to fill a GPU, so the sum over the pixels of
+// all images is split into parts of `part` each; add_parts reduces them, always in the same order.
 //
-// As in the shift's fused_grad_w the pixels are the rows that are summed over and the taps are the
-// columns: their places still add up to the element's. A sum keeps its weight beside it, in
-// registers. The last pixels, fewer than a step has, are added one by one: a step would fill up with
-// zeros, and (0 - w) * 0 is no 0 where w is infinite.
+// As in the shift's fused_grad_w pixels are rows, which are summed over, and taps are columns:
+// offsets still add up to the element's. A sum keeps its weight in a register. The last pixels,
+// fewer than a step, are added one by one: a step would be padded with zeros, and (0 - w) * 0 is
+// not 0 if w is infinite.
 //
 // T: float or double. F, P, EACH_F, EACH_P, DEPTH: the tile, P taps. ENTRY and TERM: the kernel's
 // name and its term, for sign_grad_w and the ordinary convolution's grad_w.
@@ -29,11 +29,11 @@
 #define EACH_F 8
 #define EACH_P 4
 #endif
-// Threads of a multiprocessor, as many as the registers of their sums allow.
+// Threads per multiprocessor, as many as the registers of their sums allow.
 #ifndef RESIDENT
 #define RESIDENT (EACH_F == 8 || sizeof(T) == 8 ? 384 : 576)
 #endif
-#define X_PAD (16 / (int)sizeof(T))  // keeps the transposed stores off each other's banks
+#define X_PAD (16 / (int)sizeof(T))  // avoids bank conflicts of the transposed stores
 
 struct Sum {
   T total, w;
@@ -44,9 +44,9 @@ struct Sum {
 #include "../geometry.cuh"
 #include "tile.cuh"
 
-// Blocks that registers leave room for; sm_75 and sm_86 take 16 at most.
+// Blocks that fit the registers; at most 16 on sm_75 and sm_86.
 #define RESIDENT_BLOCKS (RESIDENT / THREADS < 16 ? RESIDENT / THREADS : 16)
-#define LINES (THREADS / DEPTH)  // filters, or taps, that the block loads at once
+#define LINES (THREADS / DEPTH)  // filters, or taps, per load of the block
 #define FILTER_LOADS ((F - 1) / LINES + 1)
 #define TAP_LOADS ((P - 1) / LINES + 1)
 
@@ -111,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS)
   };
 
   const int first_weight = group * filters * taps;
-  // The filter and the tap of a thread's own sums.
+  // The filter and the tap of a thread's sums.
   const auto filter_of = [&](int f) { return first_f + position<EACH_F, THREADS_F>(THREAD_F, f); };
   const auto tap_of = [&](int t) { return first_t + position<EACH_P, THREADS_P>(THREAD_P, t); };
   Sum sum[EACH_F][EACH_P];

@@ -1,21 +1,21 @@
-// grad_x: AdderNet's gradient of x, gathered: every pixel sums the outputs whose windows hold it
+// grad_x: AdderNet's gradient of x as a gather: every pixel sums over the windows that contain it
 //
 // Fixes: a scatter needs atomic additions, and clip(w - x, -1, 1) * g takes four instructions
-// Cost: 2 instructions a term, a saturated add and a multiply-add; loads as in 5_implicit_conv
+// Cost: 2 instructions per term, a saturated add and a multiply-add; loads as in 5_implicit_conv
 //
 // grad_x[n, c, h, w] = sum over k, i, j of clip(w[k, c, i, j] - x[n, c, h, w], -1, 1) times
-// g[n, k, oh, ow], with oh*sh - ph + i*dh = h and ow*sw - pw + j*dw = w. transposed.cuh has the tile;
-// a thread's own pixels of x stay in registers.
+// g[n, k, oh, ow], with oh*sh - ph + i*dh = h and ow*sw - pw + j*dw = w. transposed.cuh has the
+// tile; a thread's pixels of x stay in registers.
 //
 // Since clip(d, -1, 1) = 2 saturate(d/2 + 1/2) - 1, a term is saturate(w/2 + (1/2 - x/2)) * g, two
-// instructions, and the sum of g, the same for all channels, is taken off at the end. A block uses
-// that form only where its rounding stays at the level of float32's own:
+// instructions, and the sum of g, the same for all channels, is subtracted at the end. A block uses
+// this form only where its rounding error is at the level of float32's:
 //   - no |x| of its tile above 16: 1/2 - x/2 would lose the digits of a small w - x;
 //   - some |w| or |x| of at least 1/4: if all are small, twice the sum and the sum of g cancel;
 //   - no NaN in w or x, which saturate turns into 0;
 //   - no |g| above 1e30: twice the sum could be infinite, or infinity minus infinity.
-// What w and g hold shows as they pass by, so a block may learn at the end that it has to begin
-// again, with the formula as it stands, four instructions or six; float64 always takes that.
+// w and g are checked as they are loaded, so a block may find at the end that it must start again
+// with the formula as written, four instructions or six; float64 always uses that.
 //
 // T, C, P, EACH_C, EACH_P, DEPTH: see transposed.cuh.
 #include "transposed.cuh"
@@ -32,7 +32,7 @@ __device__ __forceinline__ T saturated_sum(T a, T b) {
 #endif
 }
 
-// NaN fails both comparisons and stays.
+// NaN fails both comparisons and propagates.
 __device__ __forceinline__ T clip(T d) { return d > 1 ? T(1) : d < -1 ? T(-1) : d; }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
@@ -44,7 +44,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
   int at[EACH_P];  // the pixel in channel 0 of the group, or -1
 #pragma unroll
   for (int p = 0; p < EACH_P; ++p) at[p] = part.element(part.first_p + THREAD_P + p);
-  const auto index = [&](int c, int p) {  // of a thread's own pixel, or -1
+  const auto index = [&](int c, int p) {  // of a thread's pixel, or -1
     const int channel = part.first_c + THREAD_C + c;
     return at[p] >= 0 && channel < shape.channels ? at[p] + channel * plane : -1;
   };

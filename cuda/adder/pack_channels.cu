@@ -1,15 +1,15 @@
-// pack_channels: neighbouring channels side by side in one 32-bit word, four of 8 bits or two of 16
+// pack_channels: packs neighbouring channels into 32-bit words, four of 8 bits or two of 16
 //
-// Fixes: a window's channels lie far apart in x, and 6_uint8 and 7_half2 want several in one load
-// Cost: every element read and written once a tensor, and not once a tap; where planes are whole
-// words, four pixels in one load a channel and one store of 16 bytes
+// Fixes: a pixel's channels are far apart in x, and 6_uint8 and 7_half2 need several per load
+// Cost: every element read and written once per tensor, instead of once per tap; where planes are
+// whole words, four pixels per load of a channel and per store of 16 bytes
 //
 // words[n, c, p] = x[n, EACH c .. EACH c + EACH - 1, p], the first in the lowest bits, for a batch
-// of images of `channels` planes; channels beyond the last are 0 in x and in w alike, and |0 - 0|
-// adds nothing. Weights are images of kh*kw pixels.
+// of images of `channels` planes; channels beyond the last are 0 in x and in w, and |0 - 0| adds
+// nothing. Weights are images of kh*kw pixels.
 //
-// T: unsigned char or unsigned short, the bits of an element. PIXELS: how many a thread takes, 4 or
-// 1; x must begin and its planes end at a multiple of them.
+// T: unsigned char or unsigned short, the bits of an element. PIXELS: number per thread, 4 or 1; x
+// and its planes must be aligned to it.
 #ifndef T
 #define T unsigned char
 #endif

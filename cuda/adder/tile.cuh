@@ -1,15 +1,15 @@
-// The shared part of the implicit products: a block's tile of sums over l, two buffers deep.
+// Shared by the implicit convolutions: a block's tile of sums over l, double-buffered.
 //
 // A tile has F rows times P columns; a thread owns EACH_F x EACH_P of its sums. Step s of the sum
-// uses one of two buffers; meanwhile the elements of step s + 1 travel from global memory to
-// registers, and from there, after the arithmetic, into the other buffer: one barrier a step. DEPTH
-// threads count on to the taps of step s + 2 for all; no division inside the loop. Past the end of the
-// sum both operands are 0.
+// uses one of two buffers; meanwhile the elements of step s + 1 are loaded from global memory to
+// registers, and stored, after the arithmetic, into the other buffer: one barrier per step. DEPTH
+// threads advance to the taps of step s + 2 for all; no division inside the loop. Past the end of
+// the sum both operands are 0.
 //
-// T: an element in global memory. TILE: the same in shared memory, where arithmetic finds it. F, P,
-// EACH_F, EACH_P, DEPTH: the tile. W_VECTOR: weights in one global load. X_PAD: elements after a row
-// of the tile of x. SUM and ADD_TERM: the type of a sum and how a term is added. PART and ADD_PART,
-// where a step's terms are added up by themselves first: the type of that, and how it joins the sum.
+// T: the element type in global memory. TILE: in shared memory and arithmetic. F, P, EACH_F,
+// EACH_P, DEPTH: the tile. W_VECTOR: weights per global load. X_PAD: padding of a row of the tile
+// of x. SUM and ADD_TERM: the accumulator type and how a term is added. PART and ADD_PART, if each
+// step has a separate accumulator: its type, and how it is added to the sum.
 #ifndef TILE
 #define TILE T
 #endif
@@ -41,20 +41,20 @@
 #define THREADS_P (P / EACH_P)
 #define THREADS (THREADS_F * THREADS_P)
 #ifndef BLOCKS
-#define BLOCKS ((EACH_F * EACH_P > 64 ? 256 : 384) / THREADS)  // that registers leave room for
+#define BLOCKS ((EACH_F * EACH_P > 64 ? 256 : 384) / THREADS)  // that fit the registers
 #endif
-#define VECTOR (16 / (int)sizeof(TILE))  // elements in one shared load
+#define VECTOR (16 / (int)sizeof(TILE))  // elements per shared load
 #define COLUMNS larger(P / THREADS, smaller(smaller(VECTOR, 4), P * DEPTH / THREADS))
-#define ROW_THREADS (P / COLUMNS)         // threads that gather a row, COLUMNS columns each
-#define ROW_STEP (THREADS / ROW_THREADS)  // distance of the rows that a thread gathers
+#define ROW_THREADS (P / COLUMNS)         // threads per gathered row, COLUMNS columns each
+#define ROW_STEP (THREADS / ROW_THREADS)  // distance of a thread's rows
 #define ROWS (DEPTH / ROW_STEP)           // and their number
 #define WEIGHT_LOADS ((F * DEPTH / W_VECTOR + THREADS - 1) / THREADS)
 
 __device__ __forceinline__ constexpr int smaller(int a, int b) { return a < b ? a : b; }
 __device__ __forceinline__ constexpr int larger(int a, int b) { return a > b ? a : b; }
 
-// Element i of the `each` that a thread owns, as a position in the tile: vectors side by side with
-// those of its neighbours.
+// Element i of the `each` that a thread owns, as a position in the tile: vectors of neighbouring
+// threads are adjacent.
 template <int each, int threads>
 __device__ __forceinline__ int position(int thread, int i) {
   constexpr int n = smaller(each, VECTOR);
@@ -72,15 +72,15 @@ __device__ __forceinline__ void load_values(TILE (&values)[each], const TILE* ro
   }
 }
 
-// The column that a thread gathers i-th, and the row and column of its first sum.
+// A thread's i-th gathered column, and the row and column of its first sum.
 __device__ __forceinline__ int gathered_column(int i) {
   return position<COLUMNS, ROW_THREADS>(threadIdx.x % ROW_THREADS, i);
 }
 #define THREAD_F (threadIdx.x / THREADS_P)
 #define THREAD_P (threadIdx.x % THREADS_P)
 
-// Add the terms of a tile. decode(start), fetch(start) and store(buffer) are the three stages that a
-// step of DEPTH terms goes through before its arithmetic, with a barrier between any two.
+// Add the terms of a tile. decode(start), fetch(start) and store(buffer) are the pipeline stages of
+// a step of DEPTH terms before its arithmetic, with a barrier between any two.
 template <class Decode, class Fetch, class Store>
 __device__ __forceinline__ void sum_steps(SUM (&sum)[EACH_F][EACH_P],
                                           const TILE (&x_tile)[2][DEPTH][P + X_PAD],
@@ -126,8 +126,8 @@ __device__ __forceinline__ void sum_steps(SUM (&sum)[EACH_F][EACH_P],
 }
 
 // Add the terms l < length of the sums of a tile: columns gathered from x at `pixel`, and at most
-// `rows` rows of w (length elements each) from first_row on. decode(l) is the tap of row l, one that
-// no pixel has past the end; a thread asks for its first, then for every DEPTH-th.
+// `rows` rows of w (length elements each) from first_row on. decode(l) is the tap of row l, outside
+// for every pixel past the end; a thread calls it for its first row, then for every DEPTH-th.
 template <class Columns, class Decode>
 __device__ __forceinline__ void sum_tile(SUM (&sum)[EACH_F][EACH_P], const T* x, const T* w,
                                          const Columns& pixel, int height, int width, int first_row,
@@ -141,7 +141,7 @@ __device__ __forceinline__ void sum_tile(SUM (&sum)[EACH_F][EACH_P], const T* x,
       taps[start / DEPTH % 2][threadIdx.x] = decode(start + (int)threadIdx.x);
   };
 
-  // Of the weights that the thread loads: where those of the first step are, and where they end.
+  // Begin, in the first step, and end of the weights that the thread loads.
   const T* weights[WEIGHT_LOADS];
   int end[WEIGHT_LOADS];
 #pragma unroll
@@ -170,7 +170,7 @@ __device__ __forceinline__ void sum_tile(SUM (&sum)[EACH_F][EACH_P], const T* x,
     }
   };
   const auto store = [&](int buffer) {
-    constexpr int n = smaller(COLUMNS, VECTOR);  // neighbours, in one store
+    constexpr int n = smaller(COLUMNS, VECTOR);  // contiguous, in one store
 #pragma unroll
     for (int r = 0; r < ROWS; ++r)
 #pragma unroll

@@ -1,12 +1,11 @@
-// The shared part of the gradients of x: every pixel sums the outputs whose windows hold it.
+// Shared by the gradients of x: every pixel sums over the outputs whose windows contain it.
 //
 // The columns are pixels of x, gathered from g, and the rows are the weights of C channels. With a
-// stride only every stride-th tap of a window meets an output, so pixels are taken phase by phase:
-// those of a phase, first + u*stride along an axis, meet the same taps, i = tap + s*step, at output
-// out + u - s*back. A grid has as many blocks for every phase as the largest needs.
+// stride only every stride-th tap of a window has an output, so pixels are processed phase by
+// phase: those of a phase, first + u*stride along an axis, have the same taps, i = tap + s*step, at
+// output out + u - s*back. A grid has as many blocks for every phase as the largest needs.
 //
-// A thread's pixels are neighbours, and so are its channels. The steps are those of tile.cuh: while
-// one buffer is used, the elements of the next step travel to registers, and then into the other.
+// A thread's pixels are contiguous, and so are its channels. Double buffering is as in tile.cuh.
 //
 // T: float or double. C, P, EACH_C, EACH_P, DEPTH: the tile; EACH_P is one 16-byte vector.
 #ifndef T
@@ -34,22 +33,22 @@
 #define THREADS_C (C / EACH_C)
 #define THREADS_P (P / EACH_P)
 #define THREADS (THREADS_C * THREADS_P)
-#define COLUMNS (P > THREADS ? P / THREADS : 1)   // columns that a thread gathers
-#define ROW_STEP (THREADS > P ? THREADS / P : 1)  // distance of the rows that it gathers
+#define COLUMNS (P > THREADS ? P / THREADS : 1)   // columns per thread
+#define ROW_STEP (THREADS > P ? THREADS / P : 1)  // distance of its rows
 #define ROWS (DEPTH / ROW_STEP)                   // and their number
 #define WEIGHT_LOADS ((C * DEPTH + THREADS - 1) / THREADS)
 
 #define THREAD_P (threadIdx.x % THREADS_P * EACH_P)  // a thread's first pixel of the tile
 #define THREAD_C (threadIdx.x / THREADS_P * EACH_C)  // and its first channel
 
-// One axis of the convolution, and the phase of its pixels that a block takes.
+// One axis of the convolution, and the phase of its pixels that a block computes.
 struct Axis {
   int size, kernel, stride, pad, dilation, step, out_size;
   int first, count;    // the phase's first pixel, and their number
-  int tap, taps, out;  // its first tap, their number, and the output at which they meet
+  int tap, taps, out;  // its first tap, their number, and the output of its first tap
 };
 
-// Tap i meets pixel h at output o where o*stride = h + pad - i*dilation.
+// Pixel h is tap i of output o if o*stride = h + pad - i*dilation.
 __device__ __forceinline__ void set_phase(Axis& a, int first) {
   a.first = first;
   a.count = (a.size - 1 - first) / a.stride + 1;
@@ -63,13 +62,13 @@ __device__ __forceinline__ void set_phase(Axis& a, int first) {
 // What a block computes: pixels of one phase, some channels of one group.
 struct Part {
   Axis h, w;
-  int groups, channels, filters;  // of one group
+  int groups, channels, filters;  // per group
   int pixels, length;             // of the phase, in all images; terms of a sum
   int group, first_c, first_p;
 
   __device__ __forceinline__ bool empty() const { return first_p >= pixels; }
 
-  // A pixel's own element of x in the group's first channel, or -1.
+  // A pixel's element of x in the group's first channel, or -1.
   __device__ __forceinline__ int element(int p) const {
     if (p >= pixels) return -1;
     const int plane = h.count * w.count, n = p / plane;
@@ -78,7 +77,7 @@ struct Part {
     return ((n * groups + group) * channels * h.size + row) * w.size + column;
   }
 
-  // Its output for the first tap of the first filter, which may lie outside.
+  // Its output for the first tap of the first filter, which may be outside.
   __device__ __forceinline__ Pixel pixel(int p) const {
     const int plane = h.count * w.count, n = p / plane;
     const int u = p % plane / w.count, v = p % w.count;
@@ -86,7 +85,7 @@ struct Part {
             p < pixels ? u : NOWHERE, v};
   }
 
-  // From there to the output of term l of the sum, and that term's weight in the first channel.
+  // The offset from there to the output of term l, and that term's weight in the first channel.
   __device__ __forceinline__ Tap term(int l) const {
     const int taps_w = max(1, w.taps), taps = max(1, h.taps) * taps_w;
     const int k = l / taps, s = l % taps / taps_w, t = l % taps_w;
@@ -98,7 +97,7 @@ struct Part {
   }
 };
 
-// In shared memory, where it costs no registers; one thread works it out for all.
+// In shared memory, to save registers; computed by one thread for all.
 __device__ __forceinline__ const Part& part_of_block(const Convolution& g) {
   __shared__ Part part;
   if (threadIdx.x == 0) {
@@ -128,8 +127,8 @@ __device__ __forceinline__ const Part& part_of_block(const Convolution& g) {
 typedef T GradTile[DEPTH][P];
 typedef T WeightTile[DEPTH][C + 4];
 
-// Go through the terms of the sums, a step at a time: add(gs, ws) adds a tile's. take_g(g) and
-// take_w(w) give what the tiles hold of an element; where there is no output that is of 0.
+// Loop over the terms of the sums step by step: add(gs, ws) adds those of a tile. take_g(g) and
+// take_w(w) convert elements for the tiles; for a missing output, 0.
 template <class TakeG, class TakeW, class Add>
 __device__ __forceinline__ void sum_windows(const Part& part, const T* g, const T* w,
                                             const TakeG& take_g, const TakeW& take_w,
@@ -197,9 +196,9 @@ __device__ __forceinline__ void sum_windows(const Part& part, const T* g, const 
   }
 }
 
-// Sum once more, term by term, what has come out as NaN of a thread's own pixels: the zero that a tile
-// holds where there is no output is no term, and makes NaN beside an infinity. slope(w, at) is what
-// belongs to g, `at` the pixel.
+// Recompute a thread's pixels that are NaN term by term: the zero that a tile holds for a missing
+// output is not a term, but makes NaN with an infinity. slope(w, at) is the factor of g, `at` the
+// pixel.
 template <class Slope>
 __device__ __forceinline__ void mend_nan(const Part& part, const T* g, const T* w, T* grad_x,
                                          const Slope& slope) {

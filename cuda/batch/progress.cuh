@@ -1,8 +1,8 @@
-// How far an epoch has come, kept on the device, where the host reads it when it likes to.
+// The progress of an epoch, kept on the device, and read by the host asynchronously.
 
 struct Progress {
-  double loss;   // of all images so far, added up
-  double right;  // how many of them the network got right
+  double loss;  // sum over all images so far
+  double right;  // number of correct predictions
   double step;   // batches done
-  double fault;  // the first whose loss was not finite, or -1; such a loss is the last one added
+  double fault;  // the first batch with a loss that is not finite, or -1; no loss is added after it
 };

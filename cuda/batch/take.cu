@@ -1,12 +1,12 @@
-// take: a batch of the epoch's plan, out of a data set of bytes: cropped, flipped, normalised
+// take: gathers a batch of the epoch's plan from a data set of bytes: crops, flips, normalises
 //
-// Fixes: preparing batches on the host, which sends four bytes a value to the device
-// Cost: one byte read and one element written per value; 16 bytes of the plan and a label an image
+// Fixes: preparing batches on the host, which copies four bytes per value to the device
+// Cost: one byte read and one element written per value; 16 bytes of plan and a label per image
 //
 // y[n, c, h, w] = (image[c, h + dy, v + dx] - mean[c]) / std[c] with v = W - 1 - w if the image is
 // flipped, else w, and pixels of 0 outside of it. Image, dy, dx and flip are row n of the plan's
-// rows for this batch; which batch that is the device itself knows, from progress.cuh, so that the
-// launch is the same in every step.
+// rows for this batch, whose number is read from progress.cuh, so that the launch is the same in
+// every step.
 //
 // T: float or double, the elements of mean, std and y.
 #ifndef T

@@ -1,11 +1,11 @@
-// tally: a batch's loss and right answers are added to the epoch's, and the next batch is due
+// tally: accumulates a batch's loss and correct predictions, and advances to the next batch
 //
-// Fixes: reading them on the host, which then waits for the device in every step
+// Fixes: reading them on the host, which synchronises in every step
 // Cost: one thread
 //
-// A loss is a mean over `count` images. The first that is not finite is remembered by its batch.
+// A loss is a mean over `count` images. The batch of the first that is not finite is recorded.
 //
-// T: float or double, of loss. RIGHT: of the number of right answers.
+// T: float or double, of loss. RIGHT: of the number of correct predictions.
 #ifndef T
 #define T float
 #endif

@@ -1,12 +1,12 @@
-// 1_three_passes: a block a channel reads it three times: for the mean, the variance, and y
+// 1_three_passes: one block per channel, with three passes: for the mean, the variance, and y
 //
-// Fixes: nothing; the formula as it stands
-// Cost: three loads of x, one of the residual, a store and three divisions an element; as many
-// multiprocessors at work as there are channels
+// Fixes: nothing; the formula as written
+// Cost: three loads of x, one of the residual, a store and three divisions per element; uses only
+// as many multiprocessors as there are channels
 //
 // y = relu((x - mean) / sqrt(variance + eps) * weight + bias + residual), with the mean and the
 // variance of each channel over images and pixels, x of shape (images, channels, pixels). The sums
-// are float64: a thread adds up thousands of elements one after another.
+// are float64, since a thread adds thousands of elements sequentially.
 #include "channel.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS)

@@ -1,11 +1,10 @@
-// 2_moments: the channels in parts, a block each, and the moments of every part
+// 2_moments: splits channels into parts, one block each, and computes the moments of every part
 //
-// Fixes: 1_three_passes keeps one block a channel busy, reads x once for the mean and once more for
-// the variance, 4 bytes at a time, and divides for every place
+// Fixes: 1_three_passes has one block per channel, reads x once for the mean and once more for the
+// variance, 4 bytes at a time, and divides for every index
 // Cost: one load of 16 bytes for 4 elements, 16 bytes of moments stored for 4096
 //
-// A part stays in registers, so its variance costs no second load. 2_normalise puts the parts
-// together.
+// A part stays in registers, so its variance costs no second load. 2_normalise combines the parts.
 #include "part.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS)

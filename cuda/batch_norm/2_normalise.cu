@@ -1,14 +1,14 @@
-// 2_normalise: each block puts the moments of its channel's parts together and writes a part of y
+// 2_normalise: each block combines the moments of its channel's parts and writes a part of y
 //
-// Fixes: 1_three_passes writes y with one block a channel, 4 bytes at a time
+// Fixes: 1_three_passes writes y with one block per channel, 4 bytes at a time
 // Cost: one load of x, one of the residual and a store, 16 bytes each for 4 elements; every block
 // reads all moments of its channel once or twice
 //
-// Chan's formula for any number of parts: the whole's mean is the mean of theirs, each with the
-// weight of its length; the squares about it are those about each part's own mean and, for every
-// element, the square of the distance between the two means.
+// Chan's formula for any number of parts: the mean is the mean of the parts' means, weighted by
+// length; the sum of squares about it is that about each part's mean plus, for every element, the
+// squared distance between the two means.
 //
-// PART: elements of a part whose moments 2_moments took.
+// PART: elements per part in 2_moments.
 #ifndef PART
 #define PART 4096
 #endif
@@ -36,7 +36,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 4)
                const T* bias, const T* __restrict__ residual, T* __restrict__ y, T* mean,
                T* variance, RUNNING* running_mean, RUNNING* running_variance, T eps,
                double momentum, int channels, int pixels, int count,
-               int parts, int length,  // of y: their number, and the elements of one
+               int parts, int length,  // of y: their number, and elements per part
                T least, bool with_running) {
   const int c = blockIdx.x / parts, first = (int)(blockIdx.x % parts) * length;
   const Moments moments =

@@ -1,8 +1,8 @@
-// 3_registers: a channel that fits the registers of a block is read once
+// 3_registers: reads a channel once, if it fits the registers of a block
 //
-// Fixes: 2_moments and 2_normalise both read x, and the second waits for the first to end
-// Cost: one load of x, one of the residual and a store, 16 bytes each for 4 elements; a block a
-// channel, of THREADS * EACH elements at most
+// Fixes: 2_moments and 2_normalise both read x, one after the other
+// Cost: one load of x, one of the residual and a store, 16 bytes each for 4 elements; one block per
+// channel of at most THREADS * EACH elements
 #include "part.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS)

@@ -1,8 +1,8 @@
-// What the backward kernels of batch normalisation share. Gradients flow where the ReLU let y pass,
-// flow = grad where y > 0 or NaN, and everything else follows from two sums by channel.
+// Shared by the backward kernels of batch normalisation. The gradient after the ReLU is flow = grad
+// where y > 0 or NaN, and everything else follows from two sums per channel.
 //
-// RELU, 0 or 1: whether there is one; without it the flow is grad, and y is not read. RESIDUAL: whether
-// its gradient is wanted, the flow.
+// RELU, 0 or 1: whether there is one; without it the flow is grad, and y is not read. RESIDUAL:
+// whether to store its gradient, the flow.
 #ifndef RELU
 #define RELU 1
 #endif
@@ -28,8 +28,8 @@ __device__ __forceinline__ void add(T (&sums)[2], const Elements& flow, const El
 
 // grad_x = weight * inverse * (flow - sum(flow) / count
 //                              - (x - mean) * inverse^2 * sum(flow * (x - mean)) / count)
-// with inverse = 1 / sqrt(variance + eps); statistics that were given do not depend on x, and leave
-// the first term alone.
+// with inverse = 1 / sqrt(variance + eps); given statistics do not depend on x, and leave only the
+// first term.
 struct Gradient {
   T mean, inverse, slope, constant, along;
   bool given;
@@ -52,7 +52,7 @@ struct Gradient {
     return grad_x;
   }
 
-  // By one thread of a channel.
+  // Called by one thread per channel.
   __device__ void publish(const Sums& sums, T* grad_weight, T* grad_bias) const {
     *grad_weight = T(sums.along) * inverse;
     *grad_bias = T(sums.flow);

@@ -1,9 +1,9 @@
-// What the kernels of batch normalisation share: the places of a channel's elements, sums over a
-// block, and the formula with what it leaves behind.
+// Shared by the kernels of batch normalisation: the addresses of a channel's elements, sums over a
+// block, the formula, and the statistics.
 //
-// T: float or double. RUNNING: type of the running statistics. VECTOR: elements that move as one,
-// of which `pixels`, the plane's, is a multiple. THREADS: of a block. RESIDUAL, 0 or 1: whether there
-// is one. (A branch in the kernel would have its compiler take the vectors apart.)
+// T: float or double. RUNNING: type of the running statistics. VECTOR: elements per vector, which
+// divides `pixels`, those of a plane. THREADS: per block. RESIDUAL, 0 or 1: whether there is one.
+// (With a branch in the kernel the compiler would split the vectors.)
 #ifndef T
 #define T float
 #endif
@@ -19,13 +19,13 @@
 #ifndef RESIDUAL
 #define RESIDUAL 1
 #endif
-#define STEP (THREADS * VECTOR)  // elements a block takes at once
+#define STEP (THREADS * VECTOR)  // elements per step of a block
 
 #include "../vector.cuh"
 using Elements = Vector<T, VECTOR>;
 
-// The elements of one channel that a thread visits, THREADS vectors apart. Counted image by image,
-// element i is pixel i % pixels of image i / pixels; only the first is found by division.
+// A thread's elements of one channel, THREADS vectors apart. Numbered image by image, element i is
+// pixel i % pixels of image i / pixels; only the first needs a division.
 struct Walk {
   long long at;  // offset from the tensor's beginning
 
@@ -52,8 +52,8 @@ struct Walk {
   long long on, over;
 };
 
-// By intrinsics on one uint4: a struct of elements the compiler takes apart, and then moves some of
-// them one by one. What is loaded must not be written by the same kernel.
+// By intrinsics on one uint4: the compiler would split a struct of elements into scalar accesses.
+// Loaded memory must not be written by the same kernel.
 __device__ __forceinline__ Elements load(const T* a, const Walk& walk) {
   if (VECTOR == 1) return {__ldg(a + walk.at)};
   const uint4 bits = __ldg((const uint4*)(a + walk.at));
@@ -71,7 +71,7 @@ __device__ __forceinline__ void store(T* a, const Walk& walk, const Elements& va
   __stwb((uint4*)(a + walk.at), bits);
 }
 
-// Sums over all threads, for each of them: always in the same order, and so always the same bits.
+// Sums over all threads, returned to each: always in the same order, hence deterministic.
 template <class Sum, int n>
 __device__ __forceinline__ void sum_over_block(Sum (&sums)[n]) {
   __shared__ Sum of_warp[n][THREADS / 32];
@@ -81,7 +81,7 @@ __device__ __forceinline__ void sum_over_block(Sum (&sums)[n]) {
 #pragma unroll
     for (int apart = 16; apart; apart /= 2)
       sums[i] += __shfl_xor_sync(0xffffffff, sums[i], apart);
-  __syncthreads();  // the sums before these have been read
+  __syncthreads();  // the previous sums have been read
   if (lane == 0)
 #pragma unroll
     for (int i = 0; i < n; ++i) of_warp[i][threadIdx.x / 32] = sums[i];
@@ -95,21 +95,21 @@ __device__ __forceinline__ void sum_over_block(Sum (&sums)[n]) {
   }
 }
 
-// Of some numbers: their mean, and the sum of the squares of their distances from it.
+// The mean of some numbers, and the sum of their squared distances from it.
 struct Moments {
   double mean, squares;
 };
 
-// y = relu((x - mean) * scale + bias + residual), about the mean because x * scale + shift would
-// cancel where the mean is many deviations from zero. The ReLU is a least value: 0, or -infinity
-// without one.
+// y = relu((x - mean) * scale + bias + residual), relative to the mean because x * scale + shift
+// would cancel where the mean is many deviations from zero. The ReLU is a lower bound: 0, or
+// -infinity without one.
 struct Formula {
   T mean, scale, bias, least;
 
   __device__ Formula(T mean, T variance, T weight, T bias, T eps, T least)
       : mean(mean), scale(weight / sqrt(variance + eps)), bias(bias), least(least) {}
 
-  // What the mean loses in T goes into the bias.
+  // The rounding error of the mean in T is added to the bias.
   __device__ Formula(const Moments& m, int count, T weight, T bias, T eps, T least)
       : Formula(T(m.mean), T(m.squares / count), weight, bias, eps, least) {
     this->bias -= T(m.mean - mean) * scale;
@@ -137,8 +137,8 @@ __device__ __forceinline__ void normalise(const Formula& formula, const T* __res
     store(y, walk, formula(load(x, walk), RESIDUAL ? load(residual, walk) : Elements{}));
 }
 
-// What one thread writes of a channel: the batch's statistics and, moved towards them, the running
-// ones, in place. The batch's variance is the biased one, and the unbiased one joins the running.
+// One thread per channel writes the batch's statistics and updates the running ones in place: the
+// batch's variance is biased, the running one uses the unbiased.
 __device__ __forceinline__ void publish(const Moments& moments, int count, T* mean, T* variance,
                                         RUNNING* running_mean, RUNNING* running_variance,
                                         double momentum, bool with_running) {

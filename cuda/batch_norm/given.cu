@@ -1,6 +1,6 @@
-// given: y by statistics that are known, as in evaluation
+// given: y from given statistics, as in evaluation
 //
-// Fixes: nothing; the statistics need no pass of their own
+// Fixes: nothing; the statistics need no pass
 // Cost: one load of x, one of the residual and a store, 16 bytes each for 4 elements
 #include "channel.cuh"
 

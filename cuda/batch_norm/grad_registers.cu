@@ -1,8 +1,8 @@
 // grad_registers: the backward pass of a channel that fits the registers of a block
 //
-// Fixes: grad_sums and grad_x both read grad, x and y, and the second waits for the first to end
+// Fixes: grad_sums and grad_x both read grad, x and y, one after the other
 // Cost: one load each of grad and x, and with a ReLU of y; a store, and one more for the residual's
-// gradient; 16 bytes each for 4 elements; a block a channel, of THREADS * EACH elements at most
+// gradient; 16 bytes each for 4 elements; one block per channel of at most THREADS * EACH elements
 #include "part.cuh"
 
 #include "backward.cuh"

@@ -1,4 +1,4 @@
-// grad_sums: the sums of the backward pass, by parts of the channels
+// grad_sums: the sums of the backward pass, for parts of the channels
 //
 // Fixes: nothing; grad_x has to wait for sums over the whole channel
 // Cost: one load each of grad and x, and with a ReLU of y, 16 bytes each for 4 elements

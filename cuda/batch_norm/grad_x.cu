@@ -1,4 +1,4 @@
-// grad_x: each block puts the sums of its channel together and writes a part of the gradients
+// grad_x: each block combines the sums of its channel and writes a part of the gradients
 //
 // Fixes: nothing; it is the second half of grad_sums
 // Cost: one load each of grad and x, and with a ReLU of y; a store, and one more for the residual's

@@ -1,5 +1,5 @@
-// A part of a channel, EACH elements a thread, in the registers of a block. It is read walking on,
-// and what comes next walks back: places that are counted again need no registers in between.
+// A part of a channel, EACH elements per thread, in the registers of a block. It is read forwards,
+// and the next pass runs backwards: recomputed addresses need no registers in between.
 #ifndef EACH
 #define EACH 16
 #endif
@@ -7,7 +7,7 @@
 
 struct Part {
   Elements own[EACH / VECTOR];
-  int length;  // elements there are, THREADS * EACH at most
+  int length;  // elements, at most THREADS * EACH
 
   __device__ Part(const T* x, Walk& walk, int length) : length(length) {
 #pragma unroll
@@ -17,8 +17,8 @@ struct Part {
 
   __device__ bool inside(int e) const { return (e * THREADS + (int)threadIdx.x) * VECTOR < length; }
 
-  // The mean, then the distances from it: nothing is left of a large mean to cancel. The distances
-  // from a rounded mean have a sum, and that corrects both.
+  // The mean, then the distances from it, so that a large mean does not cancel. The sum of the
+  // distances from the rounded mean corrects both.
   __device__ Moments moments() const {
     T sum[1] = {};
 #pragma unroll

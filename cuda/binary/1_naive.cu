@@ -1,15 +1,14 @@
-// 1_naive: one thread an output; two words of signs multiply as an exclusive or
+// 1_naive: one thread per output; two words of signs are multiplied by XOR
 //
-// Fixes: nothing; the formula as it stands, but 64 products in two instructions of 32 bits each
-// Cost: 2 L global loads, of words, and L exclusive ors and counts per output, L the words of a window
+// Fixes: nothing; the formula as written, with 64 products in two 32-bit instructions
+// Cost: 2 L global loads of words and L XORs and counts per output, L the words of a window
 //
 // y[n, k, oh, ow] = scale[k] * (terms - 2 distance), where the distance is the number of bits in which
 // the taps inside the image and those of w differ, and there are `terms` of them; or bias[k] -
 // distance, over all taps, for the low-bit adder convolution (answer.cuh). Words of x and of w are
 // pack.cu's.
 //
-// Y, SCALE, ADDER: as in answer.cuh. `tap_terms`: channels of a group, where shape.channels are its
-// words.
+// Y, SCALE, ADDER: as in answer.cuh. `tap_terms`: channels per group; shape.channels is its words.
 #define T unsigned long long
 
 #include "answer.cuh"

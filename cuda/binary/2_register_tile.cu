@@ -1,20 +1,20 @@
-// 2_register_tile: the adder's implicit tile on words of bits, so that counting them sets the pace
+// 2_register_tile: the adder's implicit convolution on words of bits, limited by the bit counts
 //
-// Fixes: 1_naive loads both operands of every exclusive or from global memory
-// Cost: L / F + L / P global loads, (L / EACH_F + L / EACH_P) / (16 bytes) shared loads and L exclusive
-// ors and counts per output
+// Fixes: 1_naive loads both operands of every XOR from global memory
+// Cost: L / F + L / P global loads, (L / EACH_F + L / EACH_P) / (16 bytes) shared loads and L XORs
+// and counts per output
 //
-// The tile is the adder's 5_implicit_conv, line for line, on words of 32 bits: a LOP3, a POPC and half
-// an addition each. POPC issues at 16 lanes a clock and multiprocessor, a quarter of LOP3's rate and
-// an eighth of FADD's, so no tile can do more than 512 bits a clock.
+// The code is the adder's 5_implicit_conv, on 32-bit words: a LOP3, a POPC and half an addition
+// each. POPC's throughput is 16 lanes per clock and multiprocessor, a quarter of LOP3's and an
+// eighth of FADD's, so the limit is 512 bits per clock.
 //
-// Where a tap is outside the image, x has no bits, and all that w has there were counted as
-// differences: the sums of ones.cu say how many they are.
+// Where a tap is outside the image, x has no bits, and those of w are counted as differences: the
+// sums of ones.cu give their number.
 //
-// Y, SCALE, ADDER: as in answer.cuh. Of the tile: as in 5_implicit_conv. `tap_terms`: channels of a
-// group, where shape.channels are its words.
+// Y, SCALE, ADDER: as in answer.cuh. The tile: as in 5_implicit_conv. `tap_terms`: channels per
+// group; shape.channels is its words.
 #define T unsigned int
-#define BLOCKS (256 / THREADS)  // more registers a thread: few warps keep POPC busy
+#define BLOCKS (256 / THREADS)  // more registers per thread: few warps saturate POPC
 
 #include "answer.cuh"
 

@@ -1,27 +1,28 @@
-// 3_tensor_cores: 16 filters x 8 pixels x 256 bits in one instruction of a warp
+// 3_tensor_cores: 16 filters x 8 pixels x 256 bits per warp instruction
 //
-// Fixes: 2_register_tile counts 512 bits a clock; tensor cores AND and count 40 times as many
+// Fixes: 2_register_tile counts 512 bits per clock; tensor cores AND and count 40 times as many
 // Cost: per step of 256 bits, a warp loads 32 pixels' bits, and F / 16 times 512 bytes of w, for F / 4
 // products of 16x8x256
 //
-// mma.and.popc counts the bits that both operands have. Those in which they differ are ones(x) +
-// ones(w) - 2 both: ones(x) of a window is counted as it is gathered, ones(w) of the taps inside is
-// ones.cu's. The exclusive or that some architectures offer as well is two such products on sm_90.
+// mma.and.popc counts the bits set in both operands. Those in which they differ are ones(x) +
+// ones(w) - 2 both: ones(x) of a window is counted as it is gathered, ones(w) of the taps inside
+// comes from ones.cu. The XOR form that some architectures have is two such products on sm_90.
 //
 // A warp owns 32 pixels and F filters; a lane gathers the window of one pixel, in the order (word,
-// tap), which leaves no gap between taps of 8 or 16 bits. A step's 8 words a pixel go to shared memory
-// as two rows of 4: there the 32 words of either row of 8 pixels are the B operand, a word a lane. Only
-// a warp reads what it has written, so the block never waits. The A operand is one load of 16 bytes
-// (fragments.cu). While a step is multiplied the next one is under way to registers.
+// tap), which leaves no gap between taps of 8 or 16 bits. A step's 8 words per pixel are stored in
+// shared memory as two rows of 4: the 32 words of either row of 8 pixels are the B operand, one
+// word per lane. A warp reads only what it has written, so no block barrier is needed. The A
+// operand is one load of 16 bytes (fragments.cu). While a step is multiplied the next one is loaded
+// to registers.
 //
-// sm_80 to sm_90 have the instruction. From sm_100 on it is replaced by many of another kind, and what
-// is older than sm_80 lacks it; there, and in the emulator, a plain twin of it serves.
+// sm_80 to sm_90 have the instruction. From sm_100 on it is emulated by many others, and before
+// sm_80 it does not exist; there, and in the emulator, an equivalent in plain code is used.
 //
-// Offsets have 32 bits: the launcher passes no more images at once than that allows.
+// Offsets are 32-bit, which bounds the images per launch.
 //
-// T: unsigned, a word of x, of 8 to 64 bits. TILES: filters of a block, in 16. Y_VECTOR: outputs in one
-// store, 1 or 2; OH*OW must be a multiple. LARGE_WINDOW: as in 5_implicit_conv. Y, SCALE, ADDER: as in answer.cuh. `tap_terms`: channels
-// of a group, where shape.channels are its words.
+// T: unsigned, a word of x, of 8 to 64 bits. TILES: filters per block, in units of 16. Y_VECTOR:
+// outputs per store, 1 or 2; OH*OW must be a multiple. LARGE_WINDOW: as in 5_implicit_conv. Y,
+// SCALE, ADDER: as in answer.cuh. `tap_terms`: channels per group; shape.channels is its words.
 #ifndef T
 #define T unsigned long long
 #endif
@@ -35,19 +36,19 @@
 #define F (16 * TILES)
 #define P (32 * WARPS)
 #define BITS (8 * (int)sizeof(T))
-#define STEP (256 / BITS)  // words of x in a step
+#define STEP (256 / BITS)  // words of x per step
 #if __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 1000
 #define BLOCKS 4
 #else
-#define BLOCKS 2  // what takes the place of the instruction needs registers
+#define BLOCKS 2  // the replacement code needs registers
 #endif
 
 #include "../adder/gather.cuh"
 #include "answer.cuh"
 
-// sum += A B: of each pair of a row and a column the bits that both have. Lane 4 r + t has words t and
-// t + 4 of rows r and r + 8 of A (a[0], a[2] and a[1], a[3]), those of column r of B, and the sums of
-// rows r and r + 8 with columns 2 t and 2 t + 1.
+// sum += A B: for each row and column the number of bits set in both. Lane 4 r + t has words t and
+// t + 4 of rows r and r + 8 of A (a[0], a[2] and a[1], a[3]), those of column r of B, and the sums
+// of rows r and r + 8 with columns 2 t and 2 t + 1.
 __device__ __forceinline__ void multiply(int (&sum)[4], const Vector<unsigned int, 4>& a,
                                          const unsigned int (&b)[2]) {
 #if !defined(MULFREE_EMULATOR) && __CUDA_ARCH__ >= 800
@@ -70,9 +71,9 @@ __device__ __forceinline__ void multiply(int (&sum)[4], const Vector<unsigned in
 #endif
 }
 
-// What the epilogue has to know of a pixel.
+// What the epilogue needs to know of a pixel.
 struct alignas(16) Output {
-  int place;  // in y, of filter 0; negative past the last pixel
+  int place;  // offset in y, of filter 0; negative past the last pixel
   int ones;   // in its window
   int row, column;
 };
@@ -110,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(P, BLOCKS)
   const WindowPixel<T> pixel = {x + own, p < pixels ? outside | NO_PLACE : ~0u};
 #endif
 
-  // A step's bits of the pixel, on their way. A lane decodes a tap for its warp, 32 of them at a time.
+  // A step's bits of the pixel, in flight. A lane decodes a tap for its warp, 32 of them at a time.
   Vector<unsigned int, 4> words[2];
   int ones = 0;
   const auto fetch = [&](int step) {
@@ -141,7 +142,7 @@ extern "C" __global__ void __launch_bounds__(P, BLOCKS)
     for (int word = 0; word < 8; ++word) ones += __popc(words[word / 4].at[word % 4]);
   };
 
-  const int w_tiles = (filters - 1) / 16 + 1;  // of a group; what is beyond the last is not stored
+  const int w_tiles = (filters - 1) / 16 + 1;  // per group; those beyond the last are not stored
   w += (long long)group * w_tiles * steps * 32 + lane;
   int sum[TILES][4][4] = {};
   fetch(0);
@@ -167,7 +168,7 @@ extern "C" __global__ void __launch_bounds__(P, BLOCKS)
     w += 32;
   }
 
-  // Of the lane's sums, the f-th filter; where there is none, another, which is not stored.
+  // The filter of the lane's f-th sums; clamped past the end, where nothing is stored.
   const auto filter = [&](int f) {
     return group * filters + min(first_f + 8 * f + lane / 4, filters - 1);
   };

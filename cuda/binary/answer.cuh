@@ -1,12 +1,13 @@
 // From the distance between a window and a filter to an output.
 //
-// Both operands are bits, and their distance is the number of those that differ. Of signs, bit 1 for
-// x >= 0, the product of two is 1 where bits agree and -1 where they differ, so a sum of `terms`
-// products is terms - 2 distance; a tap outside the image is neither sign, and has no term. Of
-// thermometer codes, v ones for the value v, the distance is the sum of |x - w|, and a tap outside
-// is a 0 that counts. ADDER makes it the latter.
+// Both operands are bits, and their distance is the number of those that differ. For signs, bit 1
+// for x >= 0, the product of two is 1 where bits agree and -1 where they differ, so a sum of
+// `terms` products is terms - 2 distance; a tap outside the image is neither sign, and has no term.
+// For thermometer codes, v ones for the value v, the distance is the sum of |x - w|, and a tap
+// outside is a 0 that counts. ADDER selects the latter.
 //
-// Y: the element of y; SCALE: in which a sum of signs is multiplied by its filter's factor.
+// Y: the element type of y; SCALE: the type in which a sum of signs is multiplied by its filter's
+// scale.
 #ifdef ADDER
 #define Y int
 #define PER_FILTER int  // the bias
@@ -17,14 +18,14 @@
 #ifndef SCALE
 #define SCALE float
 #endif
-#define PER_FILTER SCALE  // the factor
+#define PER_FILTER SCALE  // the scale
 #endif
 
 #include <cuda_fp16.h>
 
 #include "../geometry.cuh"
 
-// `values` has one of each filter, or is null for a factor of 1 or a bias of 0.
+// `values` has one per filter, or is null for a scale of 1 or a bias of 0.
 __device__ __forceinline__ Y answer(int distance, int terms, const PER_FILTER* values, int filter) {
 #ifdef ADDER
   return (values ? values[filter] : 0) - distance;
@@ -34,8 +35,7 @@ __device__ __forceinline__ Y answer(int distance, int terms, const PER_FILTER* v
 #endif
 }
 
-// The rows (or columns) first, first + dilation, ... of a window that lie in 0 to size: i of begin to
-// end.
+// The range, begin to end, of the rows (or columns) first, first + dilation, ... inside 0 to size.
 struct Range {
   int begin, end;
 };
@@ -47,7 +47,7 @@ __device__ __forceinline__ Range range_inside(int first, int kernel, int dilatio
   return inside;
 }
 
-// The part of a window that lies inside the image, for output (row, column).
+// The part of a window inside the image, for output (row, column).
 struct Inside {
   Range rows, columns;
 };
@@ -66,8 +66,8 @@ __device__ __forceinline__ int count(const Inside& taps) {
   return (taps.rows.end - taps.rows.begin) * (taps.columns.end - taps.columns.begin);
 }
 
-// The sums of ones.cu, one to four of them with their signs, that make up the ones in some taps:
-// calls add(place, sign), the place being a row of filters.
+// The ones in a rectangle of taps, as one to four signed sums of ones.cu: calls add(place, sign),
+// where place is a row of filters.
 template <class Add>
 __device__ __forceinline__ void corners(const Inside& taps, const Convolution& shape,
                                         const Add& add) {

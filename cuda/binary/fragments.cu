@@ -1,13 +1,14 @@
-// fragments: the words of w in the order in which a warp of 3_tensor_cores holds them
+// fragments: packs w in the fragment layout of 3_tensor_cores
 //
-// Fixes: rows of w are no multiple of the 256 bits of a product, and a lane would load them by words
-// Cost: every word of w read once a tensor of weights; 3_tensor_cores loads 16 bytes a lane, all of a
-// warp's 512 side by side
+// Fixes: rows of w are not a multiple of the 256 bits of a product, and a lane would load single
+//   words
+// Cost: every word of w read once per tensor; 3_tensor_cores loads 16 bytes per lane, a warp's 512
+// contiguous
 //
-// The bits of a filter, in the order (word, tap) of w, are cut into steps of 256, and filters of a
-// group into 16: the A operand of one product. Lane 4 r + t of the warp has four words of it, those of
-// filters r and r + 8 at word t of the step, then the same at word t + 4. Past the last filter and the
-// last bit they are 0.
+// The bits of a filter, in the order (word, tap) of w, are split into steps of 256, and the filters
+// of a group into tiles of 16: the A operand of one product. Lane 4 r + t of the warp has four
+// words of it, those of filters r and r + 8 at word t of the step, then the same at word t + 4.
+// Padding is 0.
 //
 // T: unsigned, the words of w (groups*filters, length), of 8 to 64 bits.
 #ifndef T

@@ -1,12 +1,12 @@
-// ones: how many bits of a filter are 1, for every rectangle of its window that begins at its corner
+// ones: summed-area table of the number of 1 bits of a filter
 //
-// Fixes: where a window leans over the edge of the image only some of a filter's taps have a sign to
-// meet; which, differs from pixel to pixel
-// Cost: once a tensor of weights; any rectangle of taps is then four numbers at most, and the whole
-// window one
+// Fixes: at the image border only some of a filter's taps count, and which ones differs from pixel
+// to pixel
+// Cost: once per tensor of weights; any rectangle of taps is then at most four numbers, and the
+// whole window one
 //
-// sums[i, j, k] = ones of w[k, :, a, b] over a < i and b < j, for i <= kh and j <= kw: a summed-area
-// table, filters innermost. A thread walks down one j of one filter.
+// sums[i, j, k] = ones of w[k, :, a, b] over a < i and b < j, for i <= kh and j <= kw, filters
+// innermost. A thread computes one column j of one filter.
 //
 // T: unsigned, the words of w (filters, length, kh, kw).
 #ifndef T

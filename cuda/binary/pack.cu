@@ -1,19 +1,19 @@
-// pack: signs, or thermometer codes of 1 to 4 bits, of neighbouring channels side by side in a word
+// pack: packs signs, or thermometer codes of 1 to 4 bits, of neighbouring channels into words
 //
-// Fixes: a sign takes 32 bits in x, 32 times what it says, and lies far from the next channel's
-// Cost: every element read once a tensor; two comparisons a sign, and its share of a store
+// Fixes: a sign takes 32 bits in x instead of 1, and is far from the next channel's
+// Cost: every element read once per tensor; two comparisons and a fraction of a store per sign
 //
-// A channel has LEVELS bits, lowest first: a sign is 1 where x >= 0 (-0 too, NaN not); a code has ones
-// for the levels below its value, which is taken for LEVELS at most, so that two codes differ in as
-// many bits as their values do. Bit l of channel c is bit c LEVELS + l of the words[n, :, pixel]; what
-// is beyond the last channel is 0. A thread takes as many channels as a word has bits, which fill
-// LEVELS words, of one pixel, or of four where planes are whole vectors. Weights are images of kh*kw
-// pixels.
+// A channel has LEVELS bits, lowest first: a sign is 1 where x >= 0 (-0 too, NaN not); a code has
+// ones for the levels below its value, clamped to LEVELS, so that the number of differing bits of
+// two codes is the difference of their values. Bit l of channel c is bit c LEVELS + l of words[n,
+// :, pixel]; bits beyond the last channel are 0. A thread packs as many channels as a word has
+// bits, which fill LEVELS words, of one pixel, or of four where planes are whole vectors. Weights
+// are images of kh*kw pixels.
 //
-// T: the element of x, for signs the unsigned integer with its bits, since a comparison of floats
-// takes the least negative ones for 0 where the compiler flushes them. NOT_NAN: the largest bits of no
-// NaN, infinity's. WORD: unsigned, of 8 to 64 bits, LEVELS at least. PIXELS: 4 or 1; x must begin, and
-// its planes end, at a multiple of so many elements, and words too.
+// T: the element type of x, for signs the unsigned integer of its size, since a comparison of
+// floats would flush negative denormals to 0. NOT_NAN: the bits of infinity, the largest that are
+// not NaN. WORD: unsigned, of 8 to 64 bits, at least LEVELS. PIXELS: 4 or 1; x, words and their
+// planes must be aligned to it.
 #ifndef T
 #define T unsigned int
 #define NOT_NAN 0x7f800000u

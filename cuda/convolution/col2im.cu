@@ -1,11 +1,11 @@
-// col2im: sum each column entry back onto the pixel it was copied from, the adjoint of im2col
+// col2im: accumulate each column entry into the pixel it was copied from, the adjoint of im2col
 //
 // Fixes: nothing; a scatter would need atomic additions, whose order changes from run to run
 // Cost: at most kh*kw loads and adds per pixel of x, one store
 //
-// A gather: each thread owns one pixel of x and visits the windows that contain it. Tap (i, j)
-// of output (oh, ow) lies on row h where oh*sh - ph + i*dh = h, so the pixel asks, tap by tap,
-// whether such an oh exists. Additions always come in the same order: the result is repeatable.
+// A gather: each thread owns one pixel of x and visits the windows that contain it. Tap (i, j) of
+// output (oh, ow) is in row h if oh*sh - ph + i*dh = h, so the thread checks, tap by tap, whether
+// such an oh exists. The order of additions is fixed: the result is deterministic.
 #ifndef T
 #define T float
 #endif

@@ -1,7 +1,7 @@
-// grad_x: the ordinary convolution's gradient of x, gathered: a product with the windows turned round
+// grad_x: the ordinary convolution's gradient of x as a gather, a transposed convolution
 //
-// Fixes: a matrix kh*kw times x, written and read once more by col2im
-// Cost: one multiply-add a term; the loads of the adder's grad_x
+// Fixes: a matrix kh*kw times x, written and read again by col2im
+// Cost: one multiply-add per term; the loads of the adder's grad_x
 //
 // grad_x[n, c, h, w] = sum over k, i, j of w[k, c, i, j] * g[n, k, oh, ow], with
 // oh*sh - ph + i*dh = h and ow*sw - pw + j*dw = w.

@@ -1,18 +1,18 @@
-// im2col: copy the pixels under every place of the sliding window into the columns of a matrix
+// im2col: copy every position of the sliding window into a column of a matrix
 //
 // Fixes: nothing; it turns a convolution into a matrix product, at kh*kw times the memory
 // Cost: one load per element of cols that is inside x, one store for four elements of at most 4
-// bytes where rows allow, else for one; two divisions a thread, none in the loops
+// bytes where rows allow, else for one; two divisions per thread, none in the loops
 //
 // cols[n, (c, i, j), (oh, ow)] = x[n, c, oh*sh - ph + i*dh, ow*sw - pw + j*dw], or 0 outside x.
-// A thread takes four output pixels through all taps of a channel: neighbours, which it stores at
-// once, or pixels a block's width apart, so that neighbouring threads store what lies together. A
-// launch takes a range of the output pixels, so that the matrix of a large image need not exist at
-// once. The row and image strides of cols are arguments too: the launcher lays the images of a
-// chunk side by side when a product over all of them follows.
+// A thread copies all taps of a channel for four output pixels: contiguous ones, with one store, or
+// pixels a block's width apart, for coalesced stores. A launch covers a range of output pixels, so
+// that the matrix of a large image need not be stored at once. The row and image strides of cols
+// are arguments: the launcher places the images of a chunk side by side for a product over all of
+// them.
 //
-// T is any type of the element's size: the values are moved as bits. STORE: elements in one store,
-// 4 or 1; 4 divides `count` and both strides, and cols is aligned to it.
+// T is any type of the element's size: values are copied as bits. STORE: elements per store, 4 or
+// 1; 4 must divide `count` and both strides, and cols be aligned to it.
 #ifndef T
 #define T float
 #endif
@@ -55,7 +55,7 @@ extern "C" __global__ void im2col(const T* x, T* cols, const Convolution shape, 
       const T* plane = x + ((long long)n * channels + c) * size.h * size.w;
       T* to = cols + n * image_stride + (long long)c * kernel.h * kernel.w * row_stride + column;
       for (int i = 0; i < kernel.h; ++i) {
-        const T* row[EACH];  // where the window's row begins, be it outside
+        const T* row[EACH];  // begin of the window's row, possibly outside
         unsigned end[EACH];
 #pragma unroll
         for (int k = 0; k < EACH; ++k) {

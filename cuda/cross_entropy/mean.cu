@@ -1,7 +1,7 @@
-// mean: the mean of the rows' losses, and how many of them are right
+// mean: the mean of the rows' losses, and the number of correct predictions
 //
-// Fixes: nothing; the second launch of two, for it needs all of the first one's rows
-// Cost: two loads a row, by one block; summed in double, in the same order every time
+// Fixes: nothing; a second launch, because it needs all rows of the first
+// Cost: two loads per row, by one block; summed in double, in a fixed order
 #ifndef T
 #define T float
 #endif

@@ -1,12 +1,12 @@
-// rows: the loss of each image, whether its answer is right, and the gradient of the mean loss
+// rows: the loss of each image, its correctness, and the gradient of the mean loss
 //
-// Fixes: nothing; as array expressions it is nine launches, and two synchronisations for the labels
+// Fixes: nothing; array expressions take nine launches, and two synchronisations for the labels
 // Cost: three loads of each logit, all but the first mostly from the L1 cache, and one store
 //
-// A warp takes a row of logits. With m their maximum and s = sum_k exp(logits[n,k] - m):
-// losses[n] = log(s) + m - logits[n,label], right[n] is whether the first place of the maximum is the
-// label, and gradient[n,k] = (exp(logits[n,k] - m) / s - (k == label)) / rows. A label that is no
-// class makes loss and gradient NaN. Where a row holds NaN its first one is the maximum.
+// One warp per row of logits. With m their maximum and s = sum_k exp(logits[n,k] - m): losses[n] =
+// log(s) + m - logits[n,label], right[n] is whether the first maximum is at the label, and
+// gradient[n,k] = (exp(logits[n,k] - m) / s - (k == label)) / rows. A label that is not a class
+// makes loss and gradient NaN. In a row with NaN the first one is the maximum.
 #ifndef T
 #define T float
 #endif

@@ -1,10 +1,10 @@
 // square_sums: the sums of squares of the gradients of adder filters, for their adaptive rate
 //
-// Fixes: nothing; a norm a filter bank is a dozen launches of array expressions each
-// Cost: one load and one multiplication an element, one store for 1024; one launch for all tensors
+// Fixes: nothing; array expressions take a dozen launches per norm
+// Cost: one load and one multiplication per element, one store per 1024; one launch for all tensors
 //
 // A block sums 1024 elements of one tensor: sums[block] = sum(gradient^2), in double, which neither
-// overflows nor vanishes for any float. No atomics: the next kernel adds up a tensor's blocks.
+// overflows nor underflows for any float. No atomics: the next kernel reduces a tensor's blocks.
 #include "table.cuh"
 
 #include "../block_sum.cuh"

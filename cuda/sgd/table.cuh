@@ -1,12 +1,12 @@
-// The tensors of one launch, passed by value: a block finds the one it works on by its number.
+// The tensors of one launch, passed by value: a block finds its tensor by its number.
 #ifndef T
 #define T float
 #endif
 
-#define TENSORS 120  // 4 KiB of arguments hold no more
+#define TENSORS 120  // limited by 4 KiB of arguments
 #define THREADS 256
 #define EACH 4
-#define PART (THREADS * EACH)  // elements a block
+#define PART (THREADS * EACH)  // elements per block
 
 struct Table {
   const T* gradients[TENSORS];
@@ -17,7 +17,7 @@ struct Table {
   int count;
 };
 
-// The last tensor whose first block is not beyond this one.
+// The tensor of this block: the last whose first block is not beyond it.
 __device__ inline int tensor_of(const Table& table, int block) {
   int low = 0, high = table.count;
   while (high - low > 1) {

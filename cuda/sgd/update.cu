@@ -1,13 +1,14 @@
-// update: a step of gradient descent on every tensor at once, in place
+// update: a step of gradient descent on all tensors, in place
 //
-// Fixes: nothing; as array expressions it is six launches a tensor, each a pass over memory
-// Cost: three loads and two stores an element (two and one without momentum); one launch for all
+// Fixes: nothing; array expressions take six launches per tensor, each a pass over memory
+// Cost: three loads and two stores per element (two and one without momentum); one launch for all
 //
 // v = momentum * v + (scale * gradient + decay * w), and w -= rate * v, or, with NESTEROV,
 // w -= rate * (scale * gradient + decay * w + momentum * v). The rate is read from memory, so that a
-// captured graph follows its schedule. The tensors whose blocks come before `adder_blocks` are adder
-// filters, and their scale is factor; with ADAPTIVE it is factor * sqrt(size / sum(gradient^2)),
-// AdderNet's rate, for which every block adds up its tensor's sums, all in the same order.
+// captured graph follows its schedule. The tensors whose blocks come before `adder_blocks` are
+// adder filters, and their scale is factor; with ADAPTIVE it is factor * sqrt(size /
+// sum(gradient^2)), AdderNet's rate, for which every block reduces its tensor's sums in the same
+// order.
 #include "table.cuh"
 
 #include "../block_sum.cuh"
@@ -28,7 +29,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const T* const gradient = table.gradients[tensor];
   T* const parameter = table.parameters[tensor];
   T* const velocity = table.velocities[tensor];
-  T w[EACH], g[EACH], v[EACH];  // all loads are under way while the sums are added up
+  T w[EACH], g[EACH], v[EACH];  // all loads are in flight during the reduction
 #pragma unroll
   for (int i = 0; i < EACH; ++i) {
     const int at = start + i * THREADS;
@@ -43,7 +44,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     double sum = 0;
     for (int i = threadIdx.x; i < (size + PART - 1) / PART; i += THREADS) sum += sums[first + i];
     sum = block_sum(sum);
-    // Zeros stay zeros; infinity times 0 makes all NaN, as one infinite gradient must.
+    // Zeros stay zeros; infinity times 0 makes all NaN, as an infinite gradient should.
     scale = T(sum == 0 ? 0 : factor * sqrt(size / sum) + 0 * sum);
 #else
     scale = T(factor);

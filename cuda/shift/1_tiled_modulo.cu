@@ -1,15 +1,16 @@
-// 1_tiled_modulo: a block moves a tile of 16x16 through shared memory and writes its inner 14x14
+// 1_tiled_modulo: a block loads a 16x16 tile to shared memory and writes its inner 14x14
 //
-// Fixes: nothing; the kernel of the shift networks' authors, as they published it
+// Fixes: nothing; the kernel published by the shift networks' authors
 // Cost: 256 threads for at most 196 outputs, 1.3 loads per output and more where the tile does not
-// fit the plane (16x16 planes: 4 threads an output), two barriers a tile, four divisions a thread
+// fit the plane (16x16 planes: 4 threads per output), two barriers per tile, four divisions per
+// thread
 //
-// y[n, c, h, w] = x[n, c, h + dh, w + dw], 0 outside, for the modulo shifts alone:
-// dw = c % 3 - 1, dh = c / 3 % 3 - 1, and the last C mod 9 channels stay. With direction = -1 the
-// opposite move, which is the gradient. A block walks on by the size of the grid, so any number of
-// blocks does; the published launch takes 128 at most.
+// y[n, c, h, w] = x[n, c, h + dh, w + dw], 0 outside, for modulo shifts only: dw = c % 3 - 1, dh =
+// c / 3 % 3 - 1, and the last C mod 9 channels are not shifted. direction = -1 is the opposite
+// shift, for the gradient. A grid-stride loop allows any number of blocks; the published launch
+// uses at most 128.
 //
-// T is any type of the element's size: the values are moved as bits.
+// T is any type of the element's size: values are copied as bits.
 #ifndef T
 #define T float
 #endif

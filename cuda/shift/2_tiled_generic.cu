@@ -1,12 +1,12 @@
-// 2_tiled_generic: the tile for any kernel size and dilation, its halo as wide as they ask
+// 2_tiled_generic: the tile for any kernel size and dilation, with the halo they need
 //
-// Fixes: 1_tiled_modulo knows only 3x3 with dilation 1
+// Fixes: 1_tiled_modulo supports only 3x3 with dilation 1
 // Cost: the tile writes (16 - 2 halo)^2 outputs, halo = dilation * (k / 2): 2.0 threads and 1.7
 // loads per output at 5x5, 16 threads and 14 loads at 7x7 with dilation 2, on planes of 56x56; six
-// divisions a thread
+// divisions per thread
 //
-// The tile is 1_tiled_modulo's, line for line, with the kernel size and the dilation as arguments:
-// dw = dilation * (c % k - k / 2), dh = dilation * (c / k % k - k / 2). The halo is at most 7.
+// The code is 1_tiled_modulo's, with the kernel size and the dilation as arguments: dw = dilation *
+// (c % k - k / 2), dh = dilation * (c / k % k - k / 2). The halo is at most 7.
 #define GENERIC
 
 #include "1_tiled_modulo.cu"

@@ -1,19 +1,19 @@
-// 3_table: 16 bytes of neighbouring outputs a thread, straight from global memory, shifts from a table
+// 3_table: 16 bytes of contiguous outputs per thread, without shared memory, shifts from a table
 //
-// Fixes: 2_tiled_generic starts threads that write nothing, waits at barriers, divides, and moves an
-// element at a time; it knows no shifts but its own
-// Cost: one store of 16 bytes; for it one load of 16 bytes where the shift keeps them together, else
-// a load for each element of 4 bytes or more that is inside the image, or five of 4 bytes for all the
-// smaller ones; three divisions by multiplication, no shared memory and no barrier
+// Fixes: 2_tiled_generic has idle threads, barriers and divisions, copies one element at a time,
+// and supports only modulo shifts
+// Cost: one store of 16 bytes; for it one load of 16 bytes where the shifted address is aligned,
+// else a load for each element of 4 bytes or more that is inside the image, or five of 4 bytes for
+// all smaller ones; three divisions by multiplication, no shared memory and no barrier
 //
-// y[n, c, h, w] = x[n, c, h + dh[c], w + dw[c]], 0 outside. (The adjoint is the kernel itself with the
-// opposite shifts.) The threads are laid over all planes in a row, whatever a plane's size, so that
-// every store is aligned: the outputs of one may lie in several rows, and in several planes. In one
-// plane they still move together, by dh * width + dw, and `inside` has a bit for each that comes from
-// the image: those of whole rows are one range of the plane, those of columns one range a row.
+// y[n, c, h, w] = x[n, c, h + dh[c], w + dw[c]], 0 outside. (The adjoint is the same kernel with
+// the opposite shifts.) Threads are numbered through all planes, whatever their size, so that every
+// store is aligned: a thread's outputs may be in several rows and planes. Within one plane they
+// have one offset, dh * width + dw, and `inside` has a bit for each that is inside the image: for
+// rows one range of the plane, for columns one range per row.
 //
-// T is any type of the element's size: the values are moved as bits. x and y begin at a multiple of
-// 16 bytes and are as many; strided takes all others.
+// T is any type of the element's size: values are copied as bits. x and y are aligned to 16 bytes
+// and of equal size; strided handles all other cases.
 #ifndef T
 #define T float
 #endif
@@ -24,12 +24,12 @@
 #define THREADS 256
 #define EACH (16 / (int)sizeof(T))
 
-// The bits from .. to - 1, from <= to, as far as there are outputs for them.
+// The bits from .. to - 1, from <= to, clamped to the outputs.
 __device__ __forceinline__ unsigned range(int from, int to) {
   return (1u << min(max(to, 0), EACH)) - (1u << min(max(from, 0), EACH));
 }
 
-// Elements of 4 bytes or more are loaded one by one; smaller ones as words, which are cut anew.
+// Elements of 4 bytes or more are loaded one by one; smaller ones as words, which are realigned.
 template <class Element, bool whole = sizeof(Element) >= 4>
 struct Segment {
   Vector<Element, EACH> moved{};
@@ -76,8 +76,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const int image = height * width, plane = divide(start, planes.by_plane);
   int c = planes.first + plane;
   c -= divide(c, planes.by_channels) * channels;
-  int p = start - plane * image;  // place of output 0 in the plane; below 0 in the planes after
-  int row = divide(p, planes.by_width) * width - p;  // number of an output that begins a row
+  int p = start - plane * image;  // position of output 0 in the plane; negative in later planes
+  int row = divide(p, planes.by_width) * width - p;  // index of an output that begins a row
 
   Segment<T> segment;
   for (; -p < EACH; p -= image, row = -p) {

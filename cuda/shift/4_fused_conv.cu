@@ -1,18 +1,17 @@
-// 4_fused_conv: the shift and the 1x1 convolution after it in one pass, the shift as addresses
+// 4_fused_conv: fuses the shift into the 1x1 convolution after it, as address offsets
 //
-// Fixes: after 3_table the shifted tensor is written once and read once, for nothing
-// Cost: C / F + C / P global loads and C multiply-adds per output, as the convolution alone; of
-// memory, x and y once, where the separate way moves 3 C + K elements a pixel
+// Fixes: after 3_table the shifted tensor is written and read again needlessly
+// Cost: C / F + C / P global loads and C multiply-adds per output, as the convolution alone; memory
+// traffic of x and y once, instead of 3 C + K elements per pixel unfused
 //
 // y[n, k, oh, ow] = bias[k] + sum over c of w[k, c] * x[n, c, oh*stride_h + dh[c],
-// ow*stride_w + dw[c]], 0 outside. The tile is the adder's 5_implicit_conv's; where that one's taps
-// are places of a window, these are channels, each with the shift of its own, and the halo is a
-// comparison in the gather.
+// ow*stride_w + dw[c]], 0 outside. The tile is the adder's 5_implicit_conv's; the taps are channels
+// with their shifts instead of window positions, and the halo is a comparison in the gather.
 //
-// Offsets have 32 bits: the launcher passes no more images at once than that allows.
+// Offsets are 32-bit, which bounds the images per launch.
 //
-// T: __half, float or double, the elements of x, w, bias and y; TILE and SUM: in what they are
-// multiplied and added, float for __half. F, P, EACH_F, EACH_P, DEPTH, W_VECTOR, Y_VECTOR: as in
+// T: __half, float or double, the element type of x, w, bias and y; TILE and SUM: the types of
+// products and sums, float for __half. F, P, EACH_F, EACH_P, DEPTH, W_VECTOR, Y_VECTOR: as in
 // 5_implicit_conv. ENTRY, ADD_TERM and RESULT: the kernel's name, its term and its sign, for
 // fused_adder_conv.
 #ifndef T

@@ -1,16 +1,16 @@
-// fused_grad_w: 4_fused_conv's gradient of w, x gathered through the shifts once more
+// fused_grad_w: 4_fused_conv's gradient of w, with x gathered through the shifts again
 //
 // Fixes: keeping the shifted tensor for the backward pass, which doubles a layer's memory
-// Cost: pixels / F + pixels / P global loads and one multiply-add a pixel, per weight
+// Cost: pixels / F + pixels / P global loads and one multiply-add per pixel, per weight
 //
 // parts[s, k, c] = sum over the pixels of part s of g[n, k, oh, ow] * x[n, c, oh*stride_h + dh[c],
-// ow*stride_w + dw[c]], 0 outside. K x C tiles alone would leave a GPU idle, so the pixels of all
-// images, in a row, are cut into parts of `part` each; the launcher adds the parts up, always in the
+// ow*stride_w + dw[c]], 0 outside. K x C tiles are too few to fill a GPU, so the sum over the
+// pixels of all images is split into parts of `part` each; the launcher reduces them, always in the
 // same order.
 //
-// Here the pixels are the rows that are summed over, and the channels the columns: their places
-// still add up to the element's, and the comparison with the border is the same. Neighbouring
-// threads load neighbouring pixels of a plane; the tile holds them transposed.
+// Here pixels are rows, which are summed over, and channels are columns: offsets still add up to
+// the element's, and the border comparison is the same. Neighbouring threads load neighbouring
+// pixels of a plane; the tile is transposed.
 //
 // T, TILE, SUM, F, P, EACH_F, EACH_P, DEPTH: as in 4_fused_conv, P the channels.
 #ifndef T
@@ -27,14 +27,14 @@
 #define EACH_F 8
 #define EACH_P 4
 #endif
-#define X_PAD (16 / (int)sizeof(SUM))  // keeps the transposed stores off each other's banks
+#define X_PAD (16 / (int)sizeof(SUM))  // avoids bank conflicts of the transposed stores
 
 #include <cuda_fp16.h>
 
 #include "../adder/tile.cuh"
 #include "table.cuh"
 
-#define LINES (THREADS / DEPTH)  // filters, or channels, that the block loads at once
+#define LINES (THREADS / DEPTH)  // filters, or channels, per load of the block
 #define FILTER_LOADS (F / LINES)
 #define CHANNEL_LOADS (P / LINES)
 

@@ -1,13 +1,13 @@
-// fused_grad_x: 4_fused_conv's gradient of x, a product whose results are stored where they belong
+// fused_grad_x: 4_fused_conv's gradient of x, a product stored at shifted positions
 //
-// Fixes: a scatter with atomic additions over zeros, whose order changes from run to run
+// Fixes: a scatter needs zeroing and atomic additions, whose order changes from run to run
 // Cost: K / F + K / P global loads and K multiply-adds per element, every element stored once
 //
 // grad_x[n, c, oh*stride_h + dh[c], ow*stride_w + dw[c]] = sum over k of w[k, c] * g[n, k, oh, ow].
-// No two outputs of a channel meet in one pixel, so nothing needs adding up. Without a stride the
-// result that falls off one border leaves a pixel free at the opposite one: moved round the plane, as
-// on a torus, and as zero, it covers just that pixel. With a stride the launcher clears grad_x first,
-// and what falls off is dropped.
+// Every output of a channel has its own pixel, so nothing is accumulated. Without a stride a result
+// beyond one border leaves a pixel free at the opposite one: wrapped around the plane and stored as
+// zero, it covers just that pixel. With a stride the launcher clears grad_x first, and results
+// beyond a border are dropped.
 //
 // T, TILE, SUM, F, P, EACH_F, EACH_P, DEPTH, W_VECTOR: as in 4_fused_conv, F the channels; w is
 // transposed, (C, K).
@@ -25,7 +25,7 @@
 #include "../adder/tile.cuh"
 #include "table.cuh"
 
-// What takes a row or column beyond one border to the opposite one.
+// Wraps a row or column beyond one border around to the opposite one.
 __device__ __forceinline__ int round_trip(int i, int size) {
   return i < 0 ? size : i >= size ? -size : 0;
 }
@@ -40,7 +40,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)
   const int first_p = (int)(blockIdx.x % pixel_tiles) * P;
   const int first_c = (int)(blockIdx.x / pixel_tiles) * F;
 
-  // g is read as it lies: every pixel is inside, as row 0 of an image of one row and column.
+  // g is read without shifts: every pixel is inside, as row 0 of an image of one row and column.
   Pixel pixel[COLUMNS];
 #pragma unroll
   for (int i = 0; i < COLUMNS; ++i) {

@@ -1,18 +1,18 @@
-// strided: 3_table with a stride, its adjoint, and whatever addresses 3_table cannot take
+// strided: 3_table with a stride, its adjoint, and unaligned arrays
 //
-// Fixes: 3_table moves what lies together, and a stride takes it apart
+// Fixes: 3_table copies contiguous elements, and with a stride they are not
 // Cost: one load per output inside the image; one store of 16 bytes and three divisions by
-// multiplication a thread
+// multiplication per thread
 //
 // y[n, c, h, w] = x[n, c, h*stride_h + dh[c], w*stride_w + dw[c]], 0 outside. With BACKWARD the
 // adjoint for a stride, x the gradient of the outputs and y that of the image: y[n, c, h, w] =
 // x[n, c, (h - dh[c]) / stride_h, (w - dw[c]) / stride_w] where that leaves no remainder, else 0.
 //
-// The threads are laid over all planes in a row, as in 3_table. The first output is found by
-// division, the others by counting on.
+// Threads are numbered through all planes, as in 3_table. The first output is located by division,
+// the others by increments.
 //
-// T is any type of the element's size: the values are moved as bits. STORE: elements in one store,
-// 16 bytes or one.
+// T is any type of the element's size: values are copied as bits. STORE: elements per store, 16
+// bytes or one.
 #ifndef T
 #define T float
 #endif

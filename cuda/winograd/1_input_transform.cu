@@ -1,15 +1,15 @@
-// 1_input_transform: a thread reads a tile of one channel and writes B^T d B, clipped at 0 or not
+// 1_input_transform: a thread reads a tile of one channel and writes B^T d B, optionally with ReLU
 //
-// Fixes: nothing; with a product of matrices at each position and 1_output_transform, a convolution
+// Fixes: nothing; the first of three steps, before a matrix product per position and
+//   1_output_transform
 // Cost: F(2x2, 3x3): 16 loads, 32 adds and 16 stores per tile of 4 outputs and channel; V is 4
-// times as large as x, is written here and read by the product
+// times as large as x, written here and read by the product
 //
 // v[i*t + j, c, p] = (MATRIX d MATRIX^T)[i, j] of tile first + p, whose SIDE x SIDE pixels d begin
-// at row M*ti - pad_h and column M*tj - pad_w; tiles are counted through rows and images. Pixels
-// outside the image are 0, and so are the tiles beyond the last that fill v up to `count`. With
-// relu, in the Winograd-ReLU layer, what is below 0 becomes 0. Neighbouring threads have
-// neighbouring tiles. The gradient uses the same kernel: dM = A g A^T, with A as MATRIX and tiles
-// of M x M pixels.
+// at row M*ti - pad_h and column M*tj - pad_w; tiles are numbered through rows and images. Pixels
+// outside the image are 0, and so are the tiles that pad v to `count`. relu, in the Winograd-ReLU
+// layer, applies a ReLU to V. Neighbouring threads have neighbouring tiles. The gradient uses the
+// same kernel: dM = A g A^T, with A as MATRIX and tiles of M x M pixels.
 //
 // T: float or double. MATRIX: TILE x SIDE numbers, TILE = t.
 #ifndef T
@@ -40,7 +40,7 @@ extern "C" __global__ void __launch_bounds__(128)
 #pragma unroll
       for (int j = 0; j < TILE; ++j) sum[i][j] = NOTHING;
 #pragma unroll
-    for (int b = 0; b < SIDE; ++b) {  // a column of pixels, and what the matrix makes of it
+    for (int b = 0; b < SIDE; ++b) {  // a column of pixels, and its transform
       T down[TILE];
 #pragma unroll
       for (int i = 0; i < TILE; ++i) down[i] = NOTHING;
@@ -62,7 +62,7 @@ extern "C" __global__ void __launch_bounds__(128)
 #pragma unroll
     for (int i = 0; i < TILE; ++i)
 #pragma unroll
-      for (int j = 0; j < TILE; ++j)  // NaN is not below 0, and stays
+      for (int j = 0; j < TILE; ++j)  // NaN is not below 0, and propagates
         target[(long long)(i * TILE + j) * channels * count] =
             relu && sum[i][j] < 0 ? T(0) : sum[i][j];
   }

@@ -1,17 +1,17 @@
-// 1_output_transform: a thread owns M x M pixels and sums what the tiles there say, A^T m A
+// 1_output_transform: a thread owns M x M pixels and sums A^T m A of the tiles there
 //
 // Fixes: nothing; the third of three steps, see 1_input_transform
-// Cost: F(2x2, 3x3): 16 loads, 24 adds and 4 stores per tile and filter, of products that the
-// second step wrote; for the gradient of x, 4 tiles a block of pixels
+// Cost: F(2x2, 3x3): 16 loads of products, 24 adds and 4 stores per tile and filter; for the
+// gradient of x, 4 tiles per block of pixels
 //
 // y[n, k, ...] gets MATRIX^T m MATRIX of each tile m: SIDE x SIDE pixels from row M*ti - pad_h and
-// column M*tj - pad_w on. In the forward MATRIX is A and SIDE = M: a tile has its pixels to itself,
-// and the sum starts at bias[k], if there is a bias. In the gradient of x MATRIX is B^T and SIDE =
-// t: tiles overlap, and a block of pixels gathers from its own tile and those above and to the
-// left, always in the same order: no atomic additions.
+// column M*tj - pad_w on. In the forward pass MATRIX is A and SIDE = M: tiles do not overlap, and
+// the sum starts at bias[k], if there is a bias. In the gradient of x MATRIX is B^T and SIDE = t:
+// tiles overlap, and a block of pixels gathers from its own tile and those above and to the left,
+// always in the same order: no atomic additions.
 //
-// products (t*t, K, stride) hold the tiles from first to last alone. A block of pixels that an
-// earlier range has reached is read and added to.
+// products (t*t, K, stride) hold only the tiles from first to last. A block of pixels that an
+// earlier range has written is accumulated into.
 //
 // T: float or double. MATRIX: TILE x SIDE numbers, TILE = t.
 #ifndef T
@@ -26,7 +26,7 @@
 
 #include "transform.cuh"
 
-#define OVERLAP ((SIDE - 1) / M)  // tiles further up, or left, that reach a block of pixels
+#define OVERLAP ((SIDE - 1) / M)  // tiles above, or left, that overlap a block of pixels
 
 extern "C" __global__ void __launch_bounds__(128)
     winograd_output_transform(const T* products, const T* bias, T* y, const Tiles tiles, int stride,
@@ -41,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(128)
   const int latest = (image * rows + min(ti, rows - 1)) * columns + min(tj, columns - 1);
   if (block >= block_rows * across || latest < first || earliest >= last) return;
 
-  const bool begins = OVERLAP == 0 || earliest >= first;  // here, and not in an earlier range
+  const bool begins = OVERLAP == 0 || earliest >= first;  // not written by an earlier range
 
   for (int k = blockIdx.y; k < planes; k += gridDim.y) {
     T* const plane = y + ((long long)image * planes + k) * height * width;
@@ -66,7 +66,7 @@ extern "C" __global__ void __launch_bounds__(128)
         if (i < 0 || i >= rows || j < 0 || j >= columns || tile < first || tile >= last) continue;
         const T* const product = products + (long long)k * stride + (tile - first);
 #pragma unroll
-        for (int s = 0; s < TILE; ++s) {  // a column of the tile, and what the matrix makes of it
+        for (int s = 0; s < TILE; ++s) {  // a column of the tile, and its transform
           T down[M];
 #pragma unroll
           for (int a = 0; a < M; ++a) down[a] = NOTHING;

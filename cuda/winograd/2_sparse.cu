@@ -1,13 +1,13 @@
-// 2_sparse: at each position the product reads its weights as CSR, and multiplies no zero
+// 2_sparse: the product per position reads its weights as CSR, and skips zeros
 //
-// Fixes: the product of dense matrices multiplies the weights that were pruned away
+// Fixes: the dense matrix product multiplies by pruned weights
 // Cost: a product per stored weight and tile; 16 bytes of V, an index and a weight loaded per 4 of
-// them, a quarter of the speed of products at best
+// them, at best a quarter of peak
 //
-// products[q, k, p] = sum over row q*filters + k of values[e] * v[q, indices[e], p], with the v of
-// 1_input_transform and for 1_output_transform. A block owns a row and a range of tiles, a thread
-// as many neighbouring tiles as fit 16 bytes; all threads of a warp read the same index and the
-// same weight. `count` is a multiple of 32.
+// products[q, k, p] = sum over row q*filters + k of values[e] * v[q, indices[e], p], between
+// 1_input_transform and 1_output_transform. A block owns a row and a range of tiles, a thread as
+// many contiguous tiles as fit 16 bytes; all threads of a warp read the same index and the same
+// weight. `count` is a multiple of 32.
 #ifndef T
 #define T float
 #endif

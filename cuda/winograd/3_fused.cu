@@ -1,14 +1,15 @@
-// 3_fused: a block keeps its outputs in registers while it goes through the 16 positions
+// 3_fused: a block keeps its outputs in registers while it loops over the 16 positions
 //
-// Fixes: V and the products, 8 times the size of input and output, go through memory in 2_sparse
-// Cost: per 4 products an eighth or less of a shared load of 16 bytes and of an index and four
-// weights; per position, tile and channel 4 loads and 3 adds to make V anew for every 64 filters
+// Fixes: V and the products, 8 times the size of input and output, go through global memory in
+//   2_sparse
+// Cost: per 4 products at most an eighth of a shared load of 16 bytes and of an index and four
+// weights; per position, tile and channel 4 loads and 3 adds to recompute V for every 64 filters
 //
-// F(2x2, 3x3) as in fused.cuh. Weights come as groups of ROWS = 4 filters that share the places of
-// their weights: where one of the four has a weight, the others have one too, perhaps 0. A thread
-// so makes four products of each number of V that it loads, for EACH tiles at a time: without that,
-// loads from shared memory would hold it to a quarter of its speed. Where weights fall at random, a
-// third of these places are there at a density of 0.1, and six of seven at 0.4.
+// F(2x2, 3x3) as in fused.cuh. Weights are stored for groups of ROWS = 4 filters with a common
+// pattern: where one of the four has a weight, the others have one too, perhaps 0. So a thread
+// makes four products with each number of V that it loads, for EACH tiles at a time: otherwise
+// shared-memory loads would limit it to a quarter of its speed. With random patterns a third of the
+// entries are stored at a density of 0.1, and six of seven at 0.4.
 //
 // indptr[step*groups + group] is the first entry of a group at step chunk*16 + q; indices are
 // channels of the chunk, and values[e] the four weights of an entry.

@@ -1,14 +1,14 @@
-// 4_frozen: the places of one layer's weights are written into the kernel, their values are not
+// 4_frozen: the sparsity pattern of one layer is compiled into the kernel, the values are not
 //
-// Fixes: 3_fused reads an index for every place, and multiplies the zeros that share a place
-// Cost: a product per weight and tile, none for a zero; a quarter of a load of 16 bytes for the
-// weight, a shared load for all weights that a channel has in 16 filters; the code is as long as
-// the layer has weights, is read by every warp, and takes NVRTC seconds to compile
+// Fixes: 3_fused reads an index for every entry, and multiplies by the zeros of shared patterns
+// Cost: a product per weight and tile, none for zeros; a quarter of a 16-byte load per weight, a
+// shared load for all weights of a channel in 16 filters; code proportional to the number of
+// weights, which every warp executes, and NVRTC takes seconds to compile
 //
 // F(2x2, 3x3) as in fused.cuh. PRODUCTS is text that the launcher generates: a case for each group
 // at each step chunk*16 + q, made of W(i), load four weights; V(c), load what channel c has here;
 // and P(r, i), add weight i of the four, times that, to filter r. Values come from an array in the
-// same order, so that weights which keep their places keep their kernel.
+// same order, so that weights with the same pattern share a kernel.
 #ifndef T
 #define T float
 #endif

@@ -1,12 +1,12 @@
-// The frame of the fused F(2x2, 3x3) kernels: everything but the products of one position.
+// Shared by the fused F(2x2, 3x3) kernels: everything except the products of one position.
 //
 // A block owns the outputs of WARPS_K groups of ROWS filters in TILES tiles; a thread those of ROWS
 // filters in EACH neighbouring tiles. The 16 positions q are the outer loop. For each, the block
 // builds the slab V_q, CHUNK channels by TILES tiles, in shared memory: one number needs only 4
-// pixels, since a row of B^T has two entries, 1 or -1. `products` then makes the sums m of the
-// thread, and these are added with the 0, 1 and -1 of A into its four outputs a tile: neither V nor
-// the products exist anywhere else. More than CHUNK channels are as many convolutions, one after
-// the other, into the same outputs.
+// pixels, since a row of B^T has two entries, 1 or -1. `products` then computes the sums m of the
+// thread, which are accumulated with the 0, 1 and -1 of A into its four outputs per tile: neither V
+// nor the products are stored in global memory. Channels beyond CHUNK are further convolutions that
+// accumulate into the same outputs.
 //
 // T: float or double. ROWS, EACH, WARPS_K, WARPS_P, CHUNK: the tile. WARPS_K * WARPS_P * 32 threads
 // must be a multiple of TILES.
@@ -27,7 +27,7 @@ __device__ __forceinline__ bool absent(int a, int i) { return a == 0 ? i == 3 : 
 __device__ __forceinline__ bool negative(int a, int i) { return a == 1 && i > 1; }
 
 // products(m, step, group, slab) adds to m for position step % 16 of chunk step / 16; slab points
-// at the thread's tiles in channel 0 of the chunk, and channels are TILES apart.
+// to the thread's tiles in channel 0 of the chunk, and channels are TILES apart.
 template <class Products>
 __device__ __forceinline__ void winograd(const T* x, const T* bias, T* y, const Convolution& shape,
                                          int relu, int tiles, Products products) {
@@ -40,7 +40,7 @@ __device__ __forceinline__ void winograd(const T* x, const T* bias, T* y, const 
   const int group = blockIdx.y * WARPS_K + warp / WARPS_P;
   const int thread_tile = (warp % WARPS_P * 32 + threadIdx.x % 32) * EACH;
 
-  // The tile whose pixels this thread transforms, in every THREADS / TILES-th channel.
+  // The tile that this thread transforms, in every THREADS / TILES-th channel.
   const int mine = threadIdx.x % TILES, tile = first_tile + mine;
   const int top = tile / columns % rows * 2 - pad.h, left = tile % columns * 2 - pad.w;
   const T* const image = x + (long long)(tile / columns / rows) * channels * plane;
@@ -56,7 +56,7 @@ __device__ __forceinline__ void winograd(const T* x, const T* bias, T* y, const 
       const bool up = tile < tiles && (unsigned)h0 < (unsigned)size.h;
       const bool down = tile < tiles && (unsigned)h1 < (unsigned)size.h;
       const bool near = (unsigned)w0 < (unsigned)size.w, far = (unsigned)w1 < (unsigned)size.w;
-      __syncthreads();  // all are done with the slab of the position before
+      __syncthreads();  // all threads are done with the previous position's slab
 #pragma unroll 1  // more would cost registers
       for (int c = threadIdx.x / TILES; c < here; c += THREADS / TILES) {
         const T* const pixels = image + (long long)(start + c) * plane;
@@ -65,7 +65,7 @@ __device__ __forceinline__ void winograd(const T* x, const T* bias, T* y, const 
         const T d = down && near ? pixels[h1 * size.w + w0] : T(0);
         const T e = down && far ? pixels[h1 * size.w + w1] : T(0);
         const T v = combine(j, combine(i, a, d), combine(i, b, e));
-        slab[c][mine] = relu && v < 0 ? T(0) : v;  // NaN is not below 0, and stays
+        slab[c][mine] = relu && v < 0 ? T(0) : v;  // NaN is not below 0, and propagates
       }
       __syncthreads();
       if (group * ROWS >= filters) continue;

@@ -1,15 +1,15 @@
 #include "../geometry.cuh"
 
-// The tiles of an image, or of some: M x M outputs each, counted through rows and images.
+// The tiles of images: M x M outputs each, numbered through rows and images.
 struct Tiles {
-  int planes;  // of an image: channels, or filters
+  int planes;  // per image: channels, or filters
   Pair size, pad;
-  int count, rows, columns;  // in all, and of an image
+  int count, rows, columns;  // in total, and per image
   int first, last;           // the range of a launch
 };
 
-// A transform's matrix, TILE x SIDE, its entries known while compiling: zeros cost nothing, ones
-// and minus ones an addition. Sums start at -0, which the compiler leaves out: x + -0 is x.
+// A transform's matrix, TILE x SIDE, as compile-time constants: zeros cost nothing, ones and minus
+// ones an addition. Sums start at -0, which the compiler eliminates: x + -0 is x.
 #define NOTHING T(-0.0)
 
 __device__ constexpr double matrix[TILE][SIDE] = MATRIX;

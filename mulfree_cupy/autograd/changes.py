@@ -1,4 +1,4 @@
-"""Arrays that were written to between the forward and the backward pass."""
+"""Detection of arrays written to between the forward and the backward pass."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ _detecting = contextvars.ContextVar("detecting", default=False)
 
 @contextlib.contextmanager
 def detect_changes() -> Iterator[None]:
-    """What is recorded inside it, `backward` refuses if an array has changed since.
+    """Inside it, `backward` raises if a recorded array has changed since the forward pass.
 
-    The tape keeps arrays and not copies, so a gradient is wrong, in silence, if an input or the
-    answer of an operation is written to before it is used. This finds out which, for debugging: the
-    forward and the backward pass each read every array once more, and GPUs are waited for. Arrays
-    count that the operation's rule does not use, too; options, such as a mask, an index or a table
-    of shifts, do not; a tensor whose `data` is replaced by another array is no fault.
+    The tape keeps references, not copies, so a gradient is silently wrong if an input or the result
+    of an operation is written to before it is used. For debugging, this finds out which: the
+    forward and the backward pass each read every array once more, and synchronise with the GPU. All
+    arrays of an operation are checked, even those that its rule does not use, but not its options,
+    such as a mask, an index or a table of shifts. Replacing a tensor's `data` by another array is
+    allowed.
 
     Examples
     --------
@@ -48,7 +49,7 @@ pass; write to a copy, or call backward before
 
 
 class Fingerprint(NamedTuple):
-    """An array and what it held."""
+    """An array and a copy of its values."""
 
     what: str
     array: Array
@@ -64,7 +65,7 @@ def fingerprints(answer: Array, inputs: list[Array]) -> list[Fingerprint]:
 
 
 def check(operation: str, taken: list[Fingerprint]) -> None:
-    """Refuse arrays that are not what they were."""
+    """Raise if an array has changed."""
     for what, array, checksum in taken:
         if _checksum(array) != checksum:
             raise RuntimeError(

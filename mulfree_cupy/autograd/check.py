@@ -1,4 +1,4 @@
-"""Derivative rules held to finite differences, along random directions."""
+"""Derivative rules compared with finite differences along random directions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class GradientError(AssertionError):
 
 
 class KinkError(ValueError):
-    """The function has a kink so close to the inputs that differences say nothing there."""
+    """The function has a kink too close to the inputs for finite differences."""
 
 
 def check_gradients(
@@ -32,17 +32,17 @@ def check_gradients(
     Parameters
     ----------
     function : callable
-        Takes one Tensor an input and returns a Tensor of any shape.
+        Takes one Tensor per input and returns a Tensor of any shape.
     *inputs : arrays
-        Where to check; differentiated in float64.
+        Point at which to check; differentiated in float64.
     directions : int
-        How many random directions in the space of all inputs together.
+        Number of random directions in the joint space of all inputs.
     step : float
-        How far the inputs are moved each way.
+        Step of the finite differences.
     rtol : float
-        Largest difference, relative to the size of the derivative's terms.
+        Largest difference, relative to the magnitude of the derivative's terms.
     seed : int
-        Of the directions.
+        Seed of the directions.
 
     Raises
     ------
@@ -51,8 +51,8 @@ def check_gradients(
     KinkError
         If the function has a kink (``abs`` at 0, ``relu`` at 0) within a step.
     ValueError
-        If the function goes through an operation whose gradient is a surrogate, such as
-        `adder_conv`: it is no derivative, so no difference can confirm it.
+        If the function uses an operation whose gradient is a surrogate, such as `adder_conv`: it is
+        not a derivative, so finite differences cannot confirm it.
 
     Notes
     -----

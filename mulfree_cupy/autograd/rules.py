@@ -1,13 +1,13 @@
-"""One table of derivative rules: every operation as (its answer, its pullback).
+"""The table of derivative rules: every operation as (result, pullback).
 
-A row takes arrays (NumPy or CuPy) and options and returns the answer with a function that carries
-the answer's gradient back to one gradient an input, or None. A pullback need not mind broadcasting:
-the tape sums its gradients down to the shapes of the inputs. Nor need it copy: it may hand out its
-argument, views of it, or one array twice; any other array that is no view becomes the tape's own.
+A rule takes arrays (NumPy or CuPy) and options and returns the result and a function from the
+result's gradient to one gradient, or None, per input. A pullback may ignore broadcasting: the tape
+sums its gradients down to the shapes of the inputs. It need not copy: it may return its argument,
+views of it, or one array twice; any other array that is not a view is owned by the tape.
 
-Where a function has no derivative its rule gives what PyTorch does: `absolute` and `relu` 0 at 0,
-equal arguments of `maximum` half the gradient each, infinity where a slope grows without bound. NaN
-loses to no number: `relu`, `maximum` and `max_pool` let the gradient pass to it.
+Where a function is not differentiable, its rule follows PyTorch: 0 for `absolute` and `relu` at 0,
+half the gradient each for equal arguments of `maximum`, infinity where a slope is unbounded.
+`relu`, `maximum` and `max_pool` propagate NaN, and pass the gradient to it.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def power(a, *, exponent):
 
 
 def masked(a, *, mask):
-    """a where the mask is true, and zero elsewhere, whatever lies there."""
+    """a where the mask is true, and zero elsewhere, even for NaN and infinity."""
     xp = namespace(a)
     return xp.where(mask, a, a.dtype.type(0)), lambda g: (xp.where(mask, g, g.dtype.type(0)),)
 
@@ -93,7 +93,8 @@ def sum_(a, *, axis, keepdims):
 def mean(a, *, axis, keepdims):
     y, spread = sum_(pooling.summable(a), axis=axis, keepdims=keepdims)
     share = y.size / a.size if a.size else np.nan
-    # Multiplied when spread: the next rule would make an array of a mere view, in another launch.
+    # Multiplied after broadcasting: a broadcast view would cost the next rule a copy, in another
+    # launch.
     return _as_given(y * share, a), lambda g: (spread(g)[0] * share,)
 
 
@@ -122,11 +123,11 @@ def concatenate(*parts, axis):
 
 
 def dropout(a, *, mask):
-    """`mask` is 0 or 1/(share kept), drawn by the layer."""
+    """`mask` is 0 or 1 / (1 - share), drawn by the layer."""
     return a * mask, lambda g: (g * mask,)
 
 
-# A layer may give its weights w packed as well.
+# A layer may pass its weights w in packed form as well.
 
 
 def conv(x, w, bias=None, *, packed=None, **options):
@@ -135,7 +136,7 @@ def conv(x, w, bias=None, *, packed=None, **options):
 
 
 def adder_conv(x, w, bias=None, *, packed=None, sign=False, **options):
-    """With `sign` the filters get the true derivative, a sign, as in AdderNet's ablation."""
+    """With `sign` the gradient of the filters is the true derivative, as in AdderNet's ablation."""
     y = adder.adder_conv(x, packed or w, bias, **options)
     backward = adder.adder_conv_sign_backward if sign else adder.adder_conv_backward
     return y, _with_bias(backward, x, w, bias, options)
@@ -163,7 +164,7 @@ def shift_adder_conv(x, w, bias=None, *, packed=None, **options):
 
 
 def winograd_conv(x, u, bias=None, *, weights, kernel=None, **options):
-    """`weights` are made of u, which gets their gradient."""
+    """`weights` are derived from u, which receives their gradient."""
     y = winograd.winograd_conv(x, weights, bias, kernel=kernel, **options)
     return y, _with_bias(winograd.winograd_conv_backward, x, weights, bias, options)
 
@@ -179,7 +180,7 @@ def _with_bias(backward, x, w, bias, options):
 def batch_norm(x, weight, bias, residual=None, *, relu, eps, mean=None, variance=None, **following):
     """`following` are the running statistics and their momentum."""
     fixed = mean is not None
-    if fixed:  # running statistics, which a later step moves in place
+    if fixed:  # running statistics, which a later step updates in place
         mean, variance = mean.copy(), variance.copy()
     y, mean, variance = normalisation.batch_norm(
         x, weight, bias, residual, relu=relu, eps=eps, mean=mean, variance=variance, **following
@@ -208,7 +209,7 @@ def max_pool(x, *, kernel_size, stride, padding):
         padded = pooling.bordered(x, pooling.lowest(x.dtype), g)
         image = pooling.bordered(xp.ones(x.shape[2:], bool), False, g)
         total = xp.zeros_like(padded)
-        left = xp.ones(y.shape, bool)  # whose gradient no window position has taken yet
+        left = xp.ones(y.shape, bool)  # outputs whose gradient is not assigned yet
         for window in pooling.windows(g):
             value = padded[window]
             taken = left & image[window] & ((value == y) | (value != value))
@@ -272,9 +273,9 @@ RULES = {
     "winograd_conv": winograd_conv,
 }
 
-_ADDER = "AdderNet trains on x - w and clip(w - x, -1, 1) in the place of their signs"
+_ADDER = "AdderNet trains on x - w and clip(w - x, -1, 1) instead of their signs"
 SURROGATES = {
     "adder_conv": _ADDER,
-    "binary_conv": "a sign's derivative is taken for 1 on [-1, 1] and 0 elsewhere",
+    "binary_conv": "the derivative of sign is taken as 1 on [-1, 1] and 0 elsewhere",
     "shift_adder_conv": _ADDER,
 }

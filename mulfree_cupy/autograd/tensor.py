@@ -1,4 +1,4 @@
-"""The tape: tensors that remember how they came about, and the walk back through them."""
+"""The tape: tensors that record the operations that made them, and backpropagation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _recording = contextvars.ContextVar("recording", default=True)
 
 @contextlib.contextmanager
 def no_grad() -> Iterator[None]:
-    """Inside it nothing is recorded: for evaluation, and for the optimiser's own arithmetic.
+    """Inside it nothing is recorded: for evaluation and for optimisers.
 
     Examples
     --------
@@ -53,12 +53,12 @@ class Node:
         self.pullback, self.fingerprints = pullback, fingerprints
 
     def free(self) -> None:
-        """Let go of the arrays; what is left says that the graph was walked."""
+        """Release the arrays; the empty node marks the graph as freed."""
         self.pullback, self.inputs, self.options, self.fingerprints = None, (), {}, []
 
 
 class Tensor:
-    """An array that remembers how it came about, so that `backward` can differentiate it.
+    """An array that records the operations that made it, so that `backward` can differentiate it.
 
     Parameters
     ----------
@@ -72,19 +72,19 @@ class Tensor:
     data : array
         The values.
     grad : array or None
-        The sum of the gradients of all `backward` calls since it was last None.
+        The gradient, accumulated over all `backward` calls since it was last None.
     requires_grad : bool
     on_gradient : callable or None
-        What each `backward` does to its gradient before adding it to `grad`.
+        Applied by `backward` to the gradient before it is accumulated into `grad`.
 
     Raises
     ------
     TypeError
-        If gradients are wanted of anything but floating-point numbers.
+        If `requires_grad` is set for data that are not floating-point numbers.
 
     Notes
     -----
-    `data` may be replaced at any time, but not written to between an operation on it and
+    `data` may be replaced at any time, but must not be written to between an operation on it and
     `backward`, which reads it again: see `detect_changes`.
 
     Examples
@@ -97,7 +97,7 @@ class Tensor:
     """
 
     __slots__ = ("data", "grad", "node", "on_gradient", "requires_grad")
-    __array_ufunc__ = None  # array + tensor is the tensor's business
+    __array_ufunc__ = None  # array + tensor calls __radd__
 
     def __init__(self, data: Any, requires_grad: bool = False):
         (self.data,) = arrays.take("Tensor", data=data.data if isinstance(data, Tensor) else data)
@@ -111,9 +111,9 @@ class Tensor:
             )
 
     def backward(self, grad: Array | None = None) -> None:
-        """Add the gradient of this tensor to the `grad` of every tensor it was made from.
+        """Accumulate this tensor's gradients into the `grad` of every tensor it was computed from.
 
-        The graph is freed as it is walked: a second call raises.
+        The graph is freed as it is traversed: a second call raises.
 
         Parameters
         ----------
@@ -123,9 +123,9 @@ class Tensor:
         Raises
         ------
         RuntimeError
-            If nothing was recorded, or the graph has been walked already.
+            If nothing was recorded, or the graph has been freed.
         ValueError
-            If the tensor has several elements and there is no seed, or the seed does not fit.
+            If the tensor has several elements and `grad` is None, or `grad` has another shape.
         """
         if not self.requires_grad:
             raise RuntimeError(
@@ -136,7 +136,7 @@ class Tensor:
             self._walk_back(grad)
 
     def _walk_back(self, grad: Array | None) -> None:
-        pending = {id(self): (self._seed(grad), grad is None)}  # and whether nobody else holds it
+        pending = {id(self): (self._seed(grad), grad is None)}  # and whether it is the tape's own
         order = from_first_to_last(self)
         while order:
             tensor = order.pop()
@@ -151,7 +151,7 @@ class Tensor:
                     gradient, own = tensor.on_gradient(gradient), False
                 if tensor.grad is not None:
                     gradient, own = tensor.grad + gradient, True
-                # asarray: NumPy makes scalars of arithmetic on arrays without dimensions.
+                # asarray: NumPy's arithmetic on 0-d arrays returns scalars.
                 gradient = gradient if own else gradient.copy()
                 tensor.grad = arrays.namespace(tensor.data).asarray(gradient)
                 continue
@@ -159,7 +159,7 @@ class Tensor:
             given = [gradient]
             for source, part in zip(node.inputs, node.pullback(gradient), strict=True):
                 if source.requires_grad and part is not None:
-                    # A rule may hand out one array twice, what it was given, or a view of it.
+                    # A rule may return one array twice, its argument, or a view of it.
                     own = part.base is None and not any(part is other for other in given)
                     given.append(part)
                     part = _unbroadcast(part, source.shape).astype(source.dtype, copy=False)
@@ -184,7 +184,7 @@ class Tensor:
             )
         return grad.astype(self.dtype, copy=False)
 
-    # Names as NumPy has them.
+    # NumPy's names.
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -207,7 +207,7 @@ class Tensor:
         return self.data.item()
 
     def detach(self) -> Tensor:
-        """The same values with no history."""
+        """A tensor of the same data without history."""
         return Tensor(self.data)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -285,23 +285,23 @@ class Tensor:
 
 
 def apply(operation: str, *inputs: Any, **options: Any) -> Tensor:
-    """Run one operation of the table `RULES` on tensors or arrays, and record it.
+    """Run an operation of the table `RULES` on tensors or arrays, and record it.
 
     Parameters
     ----------
     operation : str
         A name in ``mulfree_cupy.autograd.rules.RULES``.
     *inputs : Tensor, array or number
-        What it is differentiated by. A number, NumPy's scalars too, takes the dtype of the first
-        tensor, except a fraction beside integers and an integer beside booleans.
+        Differentiable arguments. A number or NumPy scalar takes the dtype of the first tensor,
+        except a fraction with integers and an integer with booleans.
     **options
-        What it is not differentiated by.
+        Arguments that are not differentiated.
 
     Notes
     -----
-    Nothing is copied: write to no array of an operation, input, option or answer, before
-    `Tensor.backward` has used it, or the gradient is wrong without a word. `detect_changes` finds
-    who does, but for options.
+    Nothing is copied: do not write to an input, option or result of an operation before
+    `Tensor.backward` has used it, or the gradient is silently wrong. `detect_changes` detects this
+    for inputs and results.
 
     Raises
     ------
@@ -326,7 +326,7 @@ def apply(operation: str, *inputs: Any, **options: Any) -> Tensor:
 
 
 def surrogates(answer: Tensor) -> set[str]:
-    """The operations behind `answer` whose rule is a training signal and not a derivative."""
+    """The operations behind `answer` whose gradient is a surrogate."""
     nodes = (t.node for t in from_first_to_last(answer))
     return {node.operation for node in nodes if node is not None} & SURROGATES.keys()
 
@@ -346,9 +346,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _weak(number: Any) -> int | float:
-    """A Python number, which has no dtype to impose on arrays."""
+    """A Python number, whose dtype is weak in NumPy's promotion."""
     if isinstance(number, np.floating):
-        return float(number)  # of a long double, which is its own item()
+        return float(number)  # a long double's item() is a long double
     return number.item() if isinstance(number, np.generic) else number
 
 
@@ -357,12 +357,12 @@ def _values(value: Any) -> Any:
 
 
 def from_first_to_last(root: Tensor) -> list[Tensor]:
-    """The tensors that require a gradient, each after everything it was made from.
+    """The tensors that require a gradient, in topological order: each after its inputs.
 
     Raises
     ------
     RuntimeError
-        If the graph has been walked and freed.
+        If the graph has been freed.
     """
     order, seen, stack = [], set(), [(root, False)]
     while stack:
@@ -377,7 +377,7 @@ def from_first_to_last(root: Tensor) -> list[Tensor]:
         if tensor.node is not None:
             if tensor.node.pullback is None:
                 raise RuntimeError(
-                    f"backward: the graph behind this tensor was walked and freed already (at "
+                    f"backward: the graph behind this tensor was freed by an earlier backward (at "
                     f"{tensor.node.operation!r}); compute it again, or add the losses up first"
                 )
             stack.extend((source, False) for source in tensor.node.inputs)
@@ -385,7 +385,7 @@ def from_first_to_last(root: Tensor) -> list[Tensor]:
 
 
 def _unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:
-    """Sum over the axes along which an input of this shape was repeated."""
+    """Sum over the axes along which an input of this shape was broadcast."""
     if gradient.shape == shape:
         return gradient
     extra = gradient.ndim - len(shape)

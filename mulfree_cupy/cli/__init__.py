@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from mulfree_cupy.cli import (
     checkpoints,
     comparing,
+    completion,
     counting,
     exporting,
     kernels,
@@ -28,11 +29,11 @@ from mulfree_cupy.version import __version__
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    if arguments is None:  # the process is this command's alone
+    if arguments is None:  # called as the command, not from Python
         keep_freed_memory()
     chosen = _parser().parse_args(arguments)
-    with contextlib.suppress(AttributeError):  # a stream of the caller's own
-        sys.stdout.reconfigure(errors="backslashreplace")  # no run ends for a name
+    with contextlib.suppress(AttributeError):  # a stream that the caller replaced
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names it cannot encode
     try:
         return _printed(chosen.run(chosen))
     except BrokenPipeError:
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mulfree: there is not enough memory: {error}", file=sys.stderr)
         return 1
     except OtherData as error:
-        print(f"mulfree: {error}; --data says which data set it is", file=sys.stderr)
+        print(f"mulfree: {error}; choose the data set with --data", file=sys.stderr)
         return 1
     except (
         *(ValueError, OSError, ImportError, FloatingPointError),
@@ -55,13 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _printed(status: int) -> int:
-    """The status, once all that was printed is where it belongs, or else 1."""
+    """The status after flushing standard output, or 1 if that fails."""
     try:
         sys.stdout.flush()
     except OSError as error:
-        # What is left would be tried once more when Python ends, and complained of.
+        # Python would flush the rest once more at exit, and print a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):  # a reader such as head has enough
+        if not isinstance(error, BrokenPipeError):  # a reader such as head closed the pipe
             print(f"mulfree: standard output cannot be written: {reason(error)}", file=sys.stderr)
         return 1
     return status
@@ -86,4 +87,5 @@ def _parser() -> argparse.ArgumentParser:
     exporting.add(commands)
     networks.add_profile(commands)
     counting.add(commands)
+    completion.add(commands, parser)
     return parser

@@ -1,4 +1,4 @@
-"""``mulfree calibrate`` and ``import``: checkpoints from others, and from files of elsewhere."""
+"""``mulfree calibrate`` and ``import``: checkpoints from checkpoints and from foreign files."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from mulfree_cupy.cli import options
 def add_calibrate(commands) -> None:
     command = commands.add_parser(
         "calibrate",
-        help="gather a trained network's BatchNorm statistics anew",
-        description="Gather the statistics of every BatchNorm anew, from batches of the data's "
-        "training part as in training, write the checkpoint back, and print the share of right "
-        "answers on the test part before and after. mulfree train does so after every epoch, "
-        "unless told not to. Weights, optimiser and history stay as they are.",
+        help="recompute a trained network's BatchNorm statistics",
+        description="Recompute the statistics of every BatchNorm from batches of the data's "
+        "training part as in training, write the checkpoint back, and print the accuracy "
+        "on the test part before and after. mulfree train does so after every epoch "
+        "by default. Weights, optimiser and history stay as they are.",
     )
     command.add_argument("checkpoint", metavar="CHECKPOINT", help="as written by mulfree train")
     options.add_data(command)
     command.add_argument(
         "--images",
         type=options.whole(1),
-        help="how many, rounded up to whole batches (default: 2560, or all if there are fewer)",
+        help="how many, rounded up to whole batches (default: 2560, or all if fewer)",
     )
     command.add_argument(
         "--out", metavar="FILE", help="a new checkpoint (default: CHECKPOINT is replaced)"
@@ -59,12 +59,12 @@ def _calibrate(chosen: argparse.Namespace) -> int:
 def add_import(commands) -> None:
     command = commands.add_parser(
         "import",
-        help="take over a network that AdderNet's published code trained",
-        description="Read a state dict that AdderNet's published code saved, by torch.save (no "
+        help="import a network trained by AdderNet's published code",
+        description="Read a state dict saved by AdderNet's published code with torch.save (no "
         "PyTorch is needed, and nothing in the file is executed) or as safetensors, and write it "
         "as a checkpoint, with the normalisation of images that the published networks were "
-        "trained with. The names of torchvision's ResNets are read too. If anything is missing, "
-        "unknown or of another shape, all that is listed and nothing is written.",
+        "trained with. torchvision's names for ResNets are read too. If anything is missing, "
+        "unknown or of another shape, everything that differs is listed and nothing is written.",
     )
     command.add_argument("file", metavar="FILE", help=".pth, .pt or .safetensors")
     command.add_argument(
@@ -73,7 +73,7 @@ def add_import(commands) -> None:
     command.add_argument(
         "--classes",
         metavar="FILE",
-        help="their names, one a line in the order of the labels (default: CIFAR-10's for its ten "
+        help="their names, one per line in the order of the labels (default: CIFAR-10's for ten "
         "classes, else 0, 1, ...)",
     )
     command.add_argument(
@@ -98,7 +98,7 @@ def _import(chosen: argparse.Namespace) -> int:
 
 
 def _new(path: str) -> Path:
-    """The path of a file that is not there."""
+    """The path of a file that does not exist yet."""
     if Path(path).exists():
-        raise FileExistsError(f"{path} is there already; choose another --out")
+        raise FileExistsError(f"{path} exists already; choose another --out")
     return Path(path)

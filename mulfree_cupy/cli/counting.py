@@ -1,4 +1,4 @@
-"""``mulfree count``: what one image costs a network."""
+"""``mulfree count``: the cost of a network per image."""
 
 from __future__ import annotations
 
@@ -18,38 +18,40 @@ def add(commands) -> None:
     command = commands.add_parser(
         "count",
         help="operations, parameters, bytes and energy of networks",
-        description="Print what one image costs a network: parameters, the bytes of weights and of "
-        "answers, multiplications, additions, XNORs and numbers moved, and the energy that these "
-        "take by the published 45 nm table. A product-sum is a multiplication and an addition, "
-        "abs(x - w) with its sum two additions, the sum of an XNOR an XNOR and an addition.",
+        description="Print the cost of a network per image: parameters, bytes of weights and "
+        "outputs, multiplications, additions, XNORs and numbers moved, and the energy of these "
+        "by the published 45 nm table. A multiply-add is a multiplication and an addition, "
+        "abs(x - w) with its accumulation two additions, a binary term an XNOR and an addition.",
     )
     command.add_argument(
         "models",
         nargs="+",
         metavar="MODEL",
-        help="name of a network, or a file of one, as mulfree train, quantize or export writes it",
+        help="name of a network, or a file written by mulfree train, quantize or export",
     )
     command.add_argument("--layers", action="store_true", help="layer by layer")
     command.add_argument(
         "--rule",
         choices=["everything", "papers"],
         default="everything",
-        help="'papers': as in AdderNet's tables, which count the convolutions and the classifier "
-        "alone, all of them as the kind that most are (default: everything)",
+        help="'papers': as in AdderNet's tables, which count only the convolutions and the "
+        "classifier, all of them as the kind of the majority (default: everything)",
     )
-    command.add_argument("--csv", metavar="FILE", help="write the counts of all layers there")
-    for option, meaning in zip(_SHAPE, ("of the images", "pixels a side", "labels"), strict=True):
+    command.add_argument("--csv", metavar="FILE", help="write the counts of all layers to it")
+    for option, meaning in zip(
+        _SHAPE, ("of the images", "image side in pixels", "labels"), strict=True
+    ):
         command.add_argument(
             f"--{option}", type=options.whole(1), help=f"{meaning} (default: the network's)"
         )
     command.add_argument(
         "--data",
-        help="print how many multiplications files with Winograd or masked layers save, by zero "
-        "weights and by zero activations as measured on this data: " + options.DATA_HELP,
+        help="for files with Winograd or masked layers: print the multiplications saved by zero "
+        "weights and by zero activations, measured on this data: " + options.DATA_HELP,
     )
     options.add_image_size(command)
     command.add_argument(
-        "--picture", metavar="FOLDER", help="draw the kernels of each Winograd layer there"
+        "--picture", metavar="FOLDER", help="plot the kernels of each Winograd layer into it"
     )
     command.set_defaults(run=_count)
 
@@ -96,7 +98,7 @@ def _network(name: str, chosen: argparse.Namespace) -> Network:
                 raise ValueError(f"--{option} is {shape[option]} in {name}")
         return network
     if chosen.data:
-        raise ValueError(f"--data needs a checkpoint, and {name} is none")
+        raise ValueError(f"--data needs a checkpoint, and {name} is not one")
     shape = models.default_shape(name)
     shape |= {option: number for option, number in asked.items() if number is not None}
     return network_of(models.build(name, **shape), shape["channels"], shape["size"])

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 FORMATS = "onnx", "npz", "safetensors"
-_BESIDE_NPZ = "-network"  # of the name of a network in npz, as a training run's is npz too
+_BESIDE_NPZ = "-network"  # tells an exported NAME-network.npz from the checkpoint NAME.npz
 
 
 def add(commands) -> None:
@@ -15,7 +15,7 @@ def add(commands) -> None:
         help="write a trained network for other programs",
         description="Write a trained network as an ONNX model, from raw pixels to logits, or as "
         "plain arrays with a description of the layers, in npz or safetensors. An ONNX model is "
-        "run in ONNX Runtime, where that is installed, and its answers and time printed beside "
+        "run in ONNX Runtime, where that is installed, and its outputs and time printed next to "
         "ours.",
     )
     command.add_argument(
@@ -27,7 +27,7 @@ def add(commands) -> None:
     command.add_argument(
         "--out",
         metavar="FILE",
-        help="default: beside the checkpoint, with its name; in npz NAME-network.npz",
+        help="default: next to the checkpoint, with its name; in npz NAME-network.npz",
     )
     command.set_defaults(run=_export)
 
@@ -49,7 +49,7 @@ def _export(chosen: argparse.Namespace) -> int:
 
 
 def _place(checkpoint: Path, suffix: str, out: str | None) -> Path:
-    """Of the file, which is never the checkpoint itself."""
+    """The path of the file, never that of the checkpoint."""
     end = f".{suffix}"
     if out is None:
         name = checkpoint.stem.removesuffix(_BESIDE_NPZ) + (_BESIDE_NPZ if end == ".npz" else "")
@@ -59,7 +59,7 @@ def _place(checkpoint: Path, suffix: str, out: str | None) -> Path:
     if place.suffix != end:
         raise ValueError(f"--out must end in {end}, got {out}")
     if place.resolve() == checkpoint.resolve():
-        raise ValueError(f"{place} would be written over itself; choose an --out beside it")
+        raise ValueError(f"{place} would be overwritten; choose another --out")
     return place
 
 
@@ -70,10 +70,10 @@ def _compare(path: Path, network) -> None:
     try:
         import onnxruntime
     except ImportError:
-        print("pip install onnxruntime, to see its answers and time beside ours")
+        print("pip install onnxruntime to compare its outputs and time with ours")
         return
     print(f"ONNX Runtime {onnxruntime.__version__}, {get_num_threads()} threads, random images")
     print(Comparison.HEAD, flush=True)
     for row in compare(path, network):
         print(row, flush=True)
-    print("difference: the largest, as a share of the largest logit")
+    print("difference: the largest, relative to the largest logit")

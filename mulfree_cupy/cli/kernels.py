@@ -8,14 +8,14 @@ import textwrap
 from mulfree_cupy.cli import options
 from mulfree_cupy.launch.source import cuda_directory, kernels
 
-_NAME = "such as adder/2_shared_tile, or adder 2; an operation alone is its first kernel"
+_NAME = "such as adder/2_shared_tile, or adder 2; an operation alone means its first kernel"
 
 
 def add(commands) -> None:
     command = commands.add_parser(
         "kernels",
-        help="the CUDA kernels one at a time: list, show, run, trace, write them oneself",
-        description="The CUDA kernels one at a time; without a command their list. No GPU is "
+        help="the CUDA kernels one at a time: list, show, run, trace, or write them yourself",
+        description="The CUDA kernels one at a time; lists them by default. No GPU is "
         "needed: the emulator runs them, with all its checks.",
     )
     _add_list_options(command)
@@ -26,22 +26,22 @@ def add(commands) -> None:
     _add_list_options(every)
     every.set_defaults(run=_list)
 
-    show = _add(lessons, "show", _show, "print a kernel's file")
+    show = _add(lessons, "show", _show, "print a kernel's source")
     _add_name(show)
 
-    run = _add(lessons, "run", _run, "run a kernel, and hold its answer to the formula")
+    run = _add(lessons, "run", _run, "run a kernel and compare its result with the formula")
     _add_name(run)
     run.add_argument("--device", choices=["emulator", "cuda"], default="emulator")
 
     trace = _add(
-        lessons, "trace", _trace, "count what a kernel does to memory, beside the rung before it"
+        lessons, "trace", _trace, "count a kernel's memory accesses, next to the previous kernel's"
     )
     _add_name(trace)
-    trace.add_argument("--file", help="CUDA C++ of one's own in the place of the kernel's")
+    trace.add_argument("--file", help="your own CUDA C++ instead of the kernel's")
     trace.add_argument(
         "--html",
         metavar="FILE",
-        help="write a page that shows a block at work, step by step: threads, lines, memory",
+        help="write a page that shows a block step by step: threads, lines, memory",
     )
     trace.add_argument(
         "--block",
@@ -55,7 +55,7 @@ def add(commands) -> None:
         lessons,
         "check",
         _check,
-        "run a file of one's own in the place of a kernel: findings, wrong numbers, counts",
+        "run your own file instead of a kernel: findings, wrong results, counts",
     )
     check.add_argument("file", metavar="FILE", help="CUDA C++ with the kernel's functions")
     check.add_argument(
@@ -63,14 +63,14 @@ def add(commands) -> None:
         dest="name",
         metavar="NAME",
         nargs="+",
-        help=f"the kernel, {_NAME}; an exercise knows its own",
+        help=f"the kernel, {_NAME}; an exercise names its own",
     )
 
     exercise = _add(
         lessons,
         "exercise",
         _exercise,
-        "write a kernel's file with what it does left out",
+        "write a kernel's file with the body left out",
     )
     _add_name(exercise)
     exercise.add_argument("--out", metavar="FILE", help="default: OPERATION_KERNEL.cu here")

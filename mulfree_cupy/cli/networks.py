@@ -1,4 +1,4 @@
-"""``mulfree models``, ``evaluate`` and ``profile``: which networks, what one is worth, its time."""
+"""``mulfree models``, ``evaluate`` and ``profile``: networks, their accuracy and their time."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ def add_models(commands) -> None:
     command = commands.add_parser(
         "models",
         help="list the networks",
-        description="List the networks that other commands take, with the images that each is "
-        "built for unless the data say otherwise.",
+        description="List the networks that other commands take, with the default image "
+        "shape of each.",
     )
     command.add_argument(
-        "text", nargs="?", default="", metavar="TEXT", help="only names that hold it: resnet20"
+        "text", nargs="?", default="", metavar="TEXT", help="only names that contain it: resnet20"
     )
     command.set_defaults(run=_models)
 
@@ -26,7 +26,7 @@ def _models(chosen: argparse.Namespace) -> int:
 
     names = [name for name in models.MODELS if chosen.text in name]
     if not names:
-        raise ValueError(f"no network's name holds {chosen.text!r}")
+        raise ValueError(f"no network's name contains {chosen.text!r}")
     width = max(map(len, names))
     for name in names:
         shape = models.default_shape(name)
@@ -39,7 +39,7 @@ def add_evaluate(commands) -> None:
     command = commands.add_parser(
         "evaluate",
         help="test a trained network",
-        description="Print the share of right answers of a checkpoint, or of another file that "
+        description="Print the accuracy of a checkpoint, or of another file that "
         "mulfree_cupy.load reads, on a data set's test part.",
     )
     command.add_argument(
@@ -80,10 +80,10 @@ def _evaluate_network(chosen: argparse.Namespace, xp) -> int:
 def add_profile(commands) -> None:
     command = commands.add_parser(
         "profile",
-        help="where the time of a training step, or of a prediction, goes, layer by layer",
+        help="profile a training step, or a prediction, layer by layer",
         description="Time training steps on random images and print the median by layer; or with "
-        "--inference predictions by the network as mulfree_cupy.load runs it, step by step, with "
-        "the shape of each answer, the terms summed up and the bytes moved for one image.",
+        "--inference of predictions by the network that mulfree_cupy.load returns, by step, with "
+        "the shape of each output, the terms summed and the bytes moved per image.",
     )
     command.add_argument(
         "--model",
@@ -95,7 +95,7 @@ def add_profile(commands) -> None:
         "--batch-size", type=options.whole(1), help="default: 256, with --inference 128"
     )
     command.add_argument(
-        "--size", type=options.whole(1), default=32, help="pixels a side (default: 32)"
+        "--size", type=options.whole(1), default=32, help="image side in pixels (default: 32)"
     )
     command.add_argument("--channels", type=options.whole(1), default=3, help="default: 3")
     options.add_device(command)

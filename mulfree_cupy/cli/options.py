@@ -1,4 +1,4 @@
-"""Options that several commands share, and the numbers that options take."""
+"""Options shared by several commands, and the parsing of numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DATA_HELP = "'digits', or the path of CIFAR binary files, idx files, or class fo
 
 
 def whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """For `type=`: an integer within limits, which the error names beside the option."""
+    """For `type=`: an integer within limits, which the error message states."""
     limits = f"at least {least}" if most is None else f"from {least} to {most}"
 
     def parsed(text: str) -> int:
@@ -51,12 +51,12 @@ def _number(text: str) -> float:
 
 
 def densities(text: str) -> list[float]:
-    """For `type=`: falling shares with commas between them."""
+    """For `type=`: decreasing densities separated by commas."""
     numbers = [_number(density) for density in text.split(",")]
     falling = all(a > b for a, b in itertools.pairwise([*numbers, 0.0]))
     if not falling or numbers[0] > 1:
         raise argparse.ArgumentTypeError(
-            "must be densities that fall, each above 0 and at most 1, with commas between them, "
+            "must be decreasing densities, each above 0 and at most 1, separated by commas, "
             f"such as 0.8,0.6, got {text:.50}"
         )
     return numbers
@@ -84,7 +84,7 @@ def add_recipe(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--recipe",
         choices=["paper", "fast"],
-        help="what other options change: AdderNet's, for hundreds of epochs, or one for few, in "
+        help="defaults of the options below: AdderNet's, for hundreds of epochs, or for few, in "
         "smaller batches and with Nesterov momentum (default: paper)",
     )
     command.add_argument(
@@ -92,7 +92,7 @@ def add_recipe(command: argparse.ArgumentParser) -> None:
         type=whole(2),
         help="default: 64 for digits and --recipe fast, else 256",
     )
-    command.add_argument("--rate", type=rate, help="first learning rate (default: 0.1)")
+    command.add_argument("--rate", type=rate, help="initial learning rate (default: 0.1)")
     command.add_argument(
         "--augment",
         choices=["none", "crop", "crop and flip"],
@@ -126,12 +126,13 @@ def load_data(chosen: argparse.Namespace):
 
 
 def beside_data(chosen: argparse.Namespace, out: str | Path) -> Path:
-    """The folder of a run, refused in the folder of ``--data``: there it would pass for a class."""
+    """The folder of a run; raises inside the folder of ``--data``, where it would be read as a
+    class."""
     place, out = Path(chosen.data).expanduser(), Path(out)
     is_folder = chosen.data != "digits" and place.is_dir()
     if is_folder and out.resolve().is_relative_to(place.resolve()):
         raise ValueError(
             f"the run would be written to {out}, inside --data {chosen.data}, where a folder is a "
-            "class; choose an --out beside it"
+            "class; choose an --out elsewhere"
         )
     return out

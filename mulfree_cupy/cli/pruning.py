@@ -11,9 +11,9 @@ from mulfree_cupy.cli.training import INTERRUPTED
 def add(commands) -> None:
     command = commands.add_parser(
         "prune",
-        help="prune a trained network and train it again, in steps",
+        help="prune and retrain a trained network in steps",
         description="Prune a trained spatial-, winograd- or winograd-relu- network to one density "
-        "after another, and train it after each. Prints what is left of accuracy and of the "
+        "after another, and retrain it after each. Prints the remaining accuracy and "
         "multiplications; writes a checkpoint for each density, and pruning.png and pruning.csv.",
     )
     command.add_argument("checkpoint", metavar="CHECKPOINT", help="as written by mulfree train")
@@ -22,17 +22,17 @@ def add(commands) -> None:
         type=options.densities,
         default="0.8,0.7,0.6,0.5,0.4",
         metavar="DENSITIES",
-        help="shares of the weights to keep (default: 0.8,0.7,0.6,0.5,0.4)",
+        help="fractions of the weights to keep (default: 0.8,0.7,0.6,0.5,0.4)",
     )
     for option, kind, default, meaning in (
-        ("first-layer", options.share, 0.8, "least density of the layer that sees the image"),
+        ("first-layer", options.share, 0.8, "minimum density of the first layer"),
         ("epochs", options.whole(1), 5, "of training at each density"),
-        ("rate", options.rate, 0.01, "first learning rate at each density"),
+        ("rate", options.rate, 0.01, "initial learning rate at each density"),
         (
             "block",
             options.whole(1),
             1,
-            "filters that lose a weight as one; 4 is fast on a CPU",
+            "number of filters pruned together; 4 is fast on a CPU",
         ),
     ):
         command.add_argument(
@@ -42,11 +42,11 @@ def add(commands) -> None:
         "--score",
         choices=["magnitude", "importance"],
         default="magnitude",
-        help="which weights go first (default: magnitude)",
+        help="which weights are pruned first (default: magnitude)",
     )
     options.add_data(command)
     command.add_argument(
-        "--resume", action="store_true", help="go on with the run in --out, given the same options"
+        "--resume", action="store_true", help="resume the run in --out, given the same options"
     )
     command.add_argument("--out", default="mulfree-prune", help="folder (default: mulfree-prune)")
     command.set_defaults(run=_prune)
@@ -71,7 +71,7 @@ def _prune(chosen: argparse.Namespace) -> int:
     try:
         steps = prune(chosen.checkpoint, plan, train, test, **where)
     except Interrupted:
-        print("Stopped; go on with the same command and --resume")
+        print("Stopped; resume with the same command and --resume")
         return INTERRUPTED
     rows = pruning.measure(steps, test)
     print(pruning.table(rows))

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 def add(commands) -> None:
     command = commands.add_parser(
         "quantize",
-        help="put a trained network into whole numbers of 8 bits or fewer",
-        description="Put the adder convolutions of a trained network into uint8, with ranges from "
-        "images of the data's training part. Prints the scale and range of each and what of them "
-        "is clipped, and the share of right answers on the test part before and after; writes a "
+        help="quantise a trained network to integers of 8 bits or fewer",
+        description="Quantise the adder convolutions of a trained network to uint8, with ranges "
+        "from images of the data's training part. Prints the scale, range and clipped fraction of "
+        "each, and the accuracy on the test part before and after; writes a "
         "file that mulfree_cupy.load and mulfree evaluate read. A network of ordinary convolutions "
-        "is quantised for comparison, and no faster.",
+        "is quantised for comparison only, and is not faster.",
     )
     command.add_argument("checkpoint", metavar="CHECKPOINT", help="as written by mulfree train")
     options.add_images(command)
@@ -35,18 +35,18 @@ def add(commands) -> None:
     command.add_argument(
         "--images",
         type=options.whole(FEWEST_IMAGES),
-        help="how many to take ranges and means from; they are all in memory at once (default: "
-        "512, or all if there are fewer)",
+        help="number to compute ranges and means from, all in memory at once (default: "
+        "512, or all if fewer)",
     )
     few, many = PERCENTILES[0], PERCENTILES[-1]
     command.add_argument(
         "--percentile",
         type=options.percentile,
-        help="share of the values in a range, such as 99.9 (default: for each answer that with the "
-        f"least squared error, from {few:g} to {many:g})",
+        help="percentage of values inside a range, such as 99.9 (default: per layer, the one with "
+        f"the least squared error, from {few:g} to {many:g})",
     )
     command.add_argument(
-        "--out", metavar="FILE", help="default: beside CHECKPOINT, such as checkpoint-8-bit.npz"
+        "--out", metavar="FILE", help="default: next to CHECKPOINT, such as checkpoint-8-bit.npz"
     )
     command.set_defaults(run=_quantize)
 
@@ -80,7 +80,7 @@ def _quantize(chosen: argparse.Namespace) -> int:
         accuracy(inference.Predictor(each), test) for each in (network, quantised.network)
     )
     if not quantised.whole_sums:
-        print("Rounded and computed as float32: for comparison of the accuracy, and no faster")
+        print("Rounded and computed as float32: to compare the accuracy only, and not faster")
     print(
         f"{source} on {test.name}: test accuracy {before:.2%} before, {after:.2%} with "
         f"{chosen.bits} bits, of {len(test)} images; ranges from {count} training images"

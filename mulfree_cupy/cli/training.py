@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,12 +21,12 @@ INTERRUPTED = 130  # what a shell reports for Ctrl-C
 def add_train(commands) -> None:
     command = commands.add_parser(
         "train",
-        help="train a network; with no argument an AdderNet on handwritten digits",
-        description="Train a network. With no argument: an AdderNet LeNet-5-BN on scikit-learn's "
+        help="train a network; by default an AdderNet on handwritten digits",
+        description="Train a network. By default: an AdderNet LeNet-5-BN on scikit-learn's "
         "handwritten digits, in under a minute. Writes checkpoint.npz at first and after every "
-        "epoch, and curve.png and curve.csv at the end. Ctrl-C saves and stops; --resume goes on. "
-        "The test accuracy is that of the network as it is saved, with the statistics that "
-        "--calibration gathers; running_accuracy in curve.csv, dotted in curve.png, is that of the "
+        "epoch, curve.png and curve.csv at the end. Ctrl-C saves and stops; --resume continues. "
+        "The test accuracy is that of the network as saved, with the BatchNorm statistics that "
+        "--calibration computes; running_accuracy in curve.csv, dotted in curve.png, is of the "
         "same weights with the running statistics of training.",
     )
     command.add_argument("--model", help="name of the network (default: adder-lenet)")
@@ -34,7 +35,7 @@ def add_train(commands) -> None:
     command.add_argument(
         "--epochs",
         type=options.whole(1),
-        help="in all, those of --resume included (default: 30 for digits, else 20)",
+        help="in total, including those before --resume (default: 30 for digits, else 20)",
     )
     command.add_argument(
         "--seed", type=options.whole(0), help="of weights and batches (default: 0)"
@@ -43,44 +44,44 @@ def add_train(commands) -> None:
         "--calibration",
         type=options.whole(0),
         metavar="IMAGES",
-        help="training images from which BatchNorm's statistics are gathered anew after each "
+        help="training images from which BatchNorm's statistics are recomputed after each "
         "epoch, before the test; 0 keeps the running statistics (default: 2560)",
     )
     command.add_argument(
         "--teacher",
         metavar="NETWORK",
-        help="train by a teacher's answers too: the checkpoint of a trained network, or the name "
-        "of one that is trained along, such as conv-lenet",
+        help="distil from a teacher: the checkpoint of a trained network, or the name "
+        "of one to be trained alongside, such as conv-lenet",
     )
     command.add_argument(
         "--teacher-share",
         type=options.rate,
         metavar="SHARE",
-        help="how much of the loss is of the teacher's answers (default: 0.9)",
+        help="weight of the distillation loss (default: 0.9)",
     )
     command.add_argument(
         "--teacher-features",
         type=options.rate,
         metavar="WEIGHT",
-        help="of the distance between its features and the network's (default: 0)",
+        help="weight of the distance between its features and the network's (default: 0)",
     )
     command.add_argument(
         "--temperature",
         type=options.rate,
-        help="by which both answers are divided before they are compared (default: 4)",
+        help="divisor of both networks' logits in the distillation loss (default: 4)",
     )
     command.add_argument(
-        "--resume", metavar="CHECKPOINT", help="go on from there; other options change its recipe"
+        "--resume", metavar="CHECKPOINT", help="resume from it; other options change its recipe"
     )
     command.add_argument(
         "--schedule",
         choices=["continue", "restart"],
-        help="with --resume: the rate falls to 0 over the epochs that are left, from where it is "
-        "or once more from where it last began (default: as before; 'continue' for other --epochs)",
+        help="with --resume: the rate decays to 0 over the remaining epochs, from its current "
+        "or from its last initial value (default: as before; 'continue' if --epochs changes)",
     )
     command.add_argument(
         "--out",
-        help="folder without a run (default: that of --resume, or mulfree-run, mulfree-run-2 ...)",
+        help="new folder (default: that of --resume, or mulfree-run, mulfree-run-2 ...)",
     )
     command.set_defaults(run=_train)
 
@@ -90,15 +91,14 @@ def _train(chosen: argparse.Namespace) -> int:
     from mulfree_cupy.train import Interrupted, Recipe, Training
 
     start = time.perf_counter()
-    output.pyplot()  # or its absence would be known at the end only
+    output.pyplot()  # fail now, not after training, if Matplotlib is missing
     if chosen.schedule and not chosen.resume:
-        raise ValueError("--schedule says how a run goes on, and needs --resume")
+        raise ValueError("--schedule is for resumed runs, and needs --resume")
     if chosen.teacher and chosen.resume:
-        raise ValueError("--teacher begins a run: the teacher of --resume is in its checkpoint")
+        raise ValueError("--teacher is for new runs: the checkpoint of --resume has its own")
     of_teachers = "temperature", "teacher_share", "teacher_features"
-    for name in of_teachers:
-        if getattr(chosen, name) is not None and not (chosen.teacher or chosen.resume):
-            raise ValueError(f"--{name.replace('_', '-')} needs a --teacher")
+    if not (chosen.teacher or chosen.resume):
+        _refuse(chosen, of_teachers, "needs a --teacher")
     asked = recipe_of(
         chosen,
         *("model", "epochs", "batch_size", "rate", "augment", "seed", "calibration"),
@@ -110,6 +110,8 @@ def _train(chosen: argparse.Namespace) -> int:
         if chosen.resume:
             asked["schedule"] = chosen.schedule
             run = Training.resume(chosen.resume, *pair, **where, **asked)
+            if run.teacher is None:
+                _refuse(chosen, of_teachers, "needs a teacher, and that run has none")
         else:
             asked |= _taught(chosen.teacher, pair[0], where)
             run = Training(Recipe(**{**defaults(chosen.data, pair[0]), **asked}), *pair, **where)
@@ -117,7 +119,7 @@ def _train(chosen: argparse.Namespace) -> int:
         try:
             history = run.run()
         except Interrupted:
-            print(f"Stopped in epoch {run.epoch + 1}; go on with: {_again(chosen, run.path)}")
+            print(f"Stopped in epoch {run.epoch + 1}; resume with: {_again(chosen, run.path)}")
             return INTERRUPTED
         picture = out / "curve.png"
         name = run.recipe.model
@@ -132,8 +134,14 @@ def _train(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse(chosen: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    for name in names:
+        if getattr(chosen, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} {why}")
+
+
 def recipe_of(chosen: argparse.Namespace, *names: str) -> dict:
-    """The entries of ``--recipe``, and those of these names that were given themselves."""
+    """The entries of ``--recipe``, overridden by those of `names` that were given as options."""
     from mulfree_cupy.train import RECIPES
 
     given = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
@@ -141,7 +149,7 @@ def recipe_of(chosen: argparse.Namespace, *names: str) -> dict:
 
 
 def _folder(chosen: argparse.Namespace) -> AbstractContextManager[Path]:
-    """Where a run goes; one that is there is only ever replaced by itself gone on with."""
+    """The folder of a run; an existing run is overwritten only when it is itself resumed."""
     from mulfree_cupy.train import folder
 
     if chosen.resume is None:
@@ -156,13 +164,13 @@ def _folder(chosen: argparse.Namespace) -> AbstractContextManager[Path]:
 
 
 def _taught(teacher: str | None, train, where: dict) -> dict:
-    """What the recipe says of a teacher, which goes into `where` if it is a trained one."""
+    """The recipe's entries for a teacher; a trained one is copied to `where`."""
     from mulfree_cupy import models
     from mulfree_cupy.train import load_teacher
 
     if teacher is None:
         return {}
-    if teacher in models.MODELS and not Path(teacher).exists():
+    if teacher in models.MODELS and not Path(teacher).is_file():
         return {"teacher": teacher, "teacher_learns": True}
     if not Path(teacher).is_file():
         raise FileNotFoundError(
@@ -197,7 +205,7 @@ def _describe(run: Training, pair) -> str:
 
 
 def _again(chosen: argparse.Namespace, checkpoint: Path) -> str:
-    """The command that goes on with a run."""
+    """The command that resumes a run."""
     words = ["mulfree", "train", "--resume", str(checkpoint), "--data", chosen.data]
     words += ["--image-size", str(chosen.image_size)] if chosen.image_size else []
     return shlex.join([*words, "--device", chosen.device])
@@ -218,7 +226,7 @@ def add_ablation(commands) -> None:
         )
     command.add_argument(
         "--out",
-        help="folder without a run (default: mulfree-ablation, mulfree-ablation-2 ...)",
+        help="new folder (default: mulfree-ablation, mulfree-ablation-2 ...)",
     )
     command.set_defaults(run=_ablation)
 
@@ -239,7 +247,7 @@ def _ablation(chosen: argparse.Namespace) -> int:
             seed=chosen.seed,
             device=chosen.device,
         )
-        # Printed first, as a disk may be full.
+        # Printed first: writing may fail on a full disk.
         print(f"{'filters of LeNet-5-BN':30} {'test accuracy':>14} {'best':>8}")
         for name, history in histories.items():
             accuracies = history.test_accuracy

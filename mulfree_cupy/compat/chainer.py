@@ -1,4 +1,4 @@
-"""`shift` as Chainer had it: with its order of channels, and its sign, opposite to ours."""
+"""`shift` as in Chainer: with its order of channels, and the opposite sign."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def shift(
     Parameters
     ----------
     x : array or Tensor, shape (N, C, H, W)
-        An array gives an array; a Tensor gives a Tensor and is differentiated.
+        For a Tensor the result is a Tensor, and is differentiable.
     ksize : int or pair of ints
         (kh, kw), both odd; C must be at least ``kh*kw``.
     dilate : int or pair of ints
@@ -35,14 +35,14 @@ def shift(
     ValueError
         If ksize is even, dilate is 0, or there are fewer channels than shifts.
     TypeError
-        If a parameter is no int or pair of ints.
+        If a parameter is not an int or pair of ints.
 
     Notes
     -----
-    ``y[n,c,h,w] = x[n, c, h - s*dy, w - t*dx]``, where `mulfree_cupy.shift` adds its shifts; (s, t)
-    are the kernel's taps about its centre, by rows, ``C // (kh*kw)`` consecutive channels each, but
-    for the centre, which changes places with the last tap: so it is last, and has the channels left
-    over.
+    ``y[n,c,h,w] = x[n, c, h - s*dy, w - t*dx]``, where `mulfree_cupy.shift` adds its shifts. (s, t)
+    are the kernel's taps relative to its centre, in row-major order, with ``C // (kh*kw)``
+    consecutive channels each; the centre is swapped with the last tap and takes the remaining
+    channels too.
 
     Examples
     --------
@@ -64,7 +64,7 @@ def shift(
 def shifts(
     channels: int, ksize: int | tuple[int, int] = 3, dilate: int | tuple[int, int] = 1
 ) -> np.ndarray:
-    """The table with which `mulfree_cupy.shift` does what `shift` here does.
+    """The table with which `mulfree_cupy.shift` computes the same as `shift` here.
 
     Parameters
     ----------

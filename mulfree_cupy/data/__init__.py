@@ -50,7 +50,7 @@ def load(
     image_size: int | tuple[int, int] | None = None,
     cache: bool = True,
 ) -> tuple[Dataset, Dataset]:
-    """Read a data set and return its training and its test part.
+    """Load a data set and return its training and its test part.
 
     Parameters
     ----------
@@ -59,19 +59,18 @@ def load(
 
         - CIFAR-10 or CIFAR-100 in the binary version: a folder, zip or tar;
         - MNIST-style idx files, plain or ``.gz``: a folder, zip or tar;
-        - images in class folders, ``cat/1.png``: a folder, zip or tar. Those inside ``train/`` and
-          ``test/`` (``val/`` where there is no ``test/``), and those of a folder that holds
-          ``train.tar.xz`` and ``test.tar.xz``, are the two parts; else every fifth image of a
-          class is a test image.
+        - images in class folders, ``cat/1.png``: a folder, zip or tar. Folders ``train/`` and
+          ``test/`` (or ``val/``), or archives ``train.tar.xz`` and ``test.tar.xz`` in a folder, are
+          the two parts; else every fifth image of a class is a test image.
 
-        A tar may be compressed with gzip, xz or bzip2. A folder that holds nothing but an archive
-        stands for it.
+        A tar may be compressed with gzip, xz or bzip2. A folder that contains only an archive is
+        equivalent to it.
     image_size : int or (int, int), optional
-        The height and width to which images in class folders are resized. Without it they must
-        all be of one size.
+        Height and width to which images in class folders are resized; by default all must have one
+        size.
     cache : bool, default True
-        Keep what came out of an archive as one uncompressed file in ``$MULFREE_CACHE_DIR``, else
-        in ``$XDG_CACHE_HOME/mulfree_cupy`` or ``~/.cache/mulfree_cupy``, and read that next time.
+        Cache the contents of an archive as one uncompressed file in ``$MULFREE_CACHE_DIR``, else in
+        ``$XDG_CACHE_HOME/mulfree_cupy`` or ``~/.cache/mulfree_cupy``.
 
     Returns
     -------
@@ -118,7 +117,7 @@ def load(
 
 
 def _sources(path: Path) -> list[Path]:
-    """The path itself, or the archive, or those of training and test images, that it holds."""
+    """The path itself, or the archive or archives that it contains."""
     if not path.is_dir():
         return [path]
     inside = sorted(file for file in path.iterdir() if not archives.is_hidden(file.name))

@@ -1,8 +1,8 @@
 """A folder, zip or tar as a mapping from file names to their bytes; nothing is extracted to disk.
 
-An archive is read into memory in one pass, because a compressed tar has no other way, and refused
-if it holds what an archive of images has no need of: links, devices, sparse files, names that lead
-out of it, or more bytes than its size can honestly explain.
+An archive is read into memory in one pass, because a compressed tar allows no random access, and
+rejected if it contains links, devices, sparse files, names that lead out of it, or more bytes than
+is plausible for its size.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Files(dict[str, Callable[[], bytes]]):
 
 _SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 _DECOMPRESSORS = {b"\x1f\x8b": gzip.open, b"\xfd7zXZ": lzma.open, b"BZh": bz2.open}
-# What these modules raise for damaged, truncated or encrypted input.
+# Exceptions of these modules for damaged, truncated or encrypted input.
 _DAMAGE = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -53,12 +53,12 @@ def is_archive_name(path: PurePath) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is left out."""
+    """Whether a file or folder of this name is ignored."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def unpacked_limit(packed: int) -> int:
-    """The most bytes that so many compressed ones may unpack to; more is a decompression bomb."""
+    """The most bytes that compressed bytes may unpack to; more is a decompression bomb."""
     return max(256 << 20, 100 * packed)
 
 
@@ -144,7 +144,7 @@ def _read_tar(path: Path, opener: Callable[..., BinaryIO]) -> Files:
                     )
                 data = archive.extractfile(member).read()
                 _add(files, member.name, lambda data=data: data, path)
-        # tarfile takes a file cut off between two members for a whole one.
+        # tarfile does not notice truncation between two members.
         while stream.read(1 << 16):
             pass
         if stream.tail != _TAR_END:
@@ -153,7 +153,7 @@ def _read_tar(path: Path, opener: Callable[..., BinaryIO]) -> Files:
 
 
 class _BoundedStream:
-    """Passes reads on, up to the limit of bytes for the archive, and remembers the last ones."""
+    """A file wrapper that limits the total bytes read, and remembers the last ones."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file = file

@@ -1,7 +1,7 @@
 """Random augmentation of whole batches of uint8 images.
 
-What crops and flips do to an image is drawn on the host, by `draw`, and may be done elsewhere: a
-GPU that is told the moves shows the very images that a call shows.
+Crops and flips are drawn on the host, by `draw`, and may be applied elsewhere: on a GPU the same
+moves give bit-identical images.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class Moves(NamedTuple):
     flip: np.ndarray
 
     def then(self, other: Moves) -> Moves:
-        """These moves and the others after them.
+        """These moves followed by others.
 
         Raises
         ------
         ValueError
-            If both shift an image: what leaves it between them does not come back.
+            If both shift an image: pixels shifted out by the first are lost.
         """
         shifted = [(moves.dy != 0) | (moves.dx != 0) for moves in (self, other)]
         if (shifted[0] & shifted[1]).any():
@@ -45,13 +45,13 @@ class Moves(NamedTuple):
 
 
 def still(count: int) -> Moves:
-    """The moves that leave so many images as they are."""
+    """The identity for a number of images."""
     return Moves(np.zeros(count, int), np.zeros(count, int), np.zeros(count, bool))
 
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """Pad each image with zeros and cut a window of the old size at a random place.
+    """Pad each image with zeros and crop a window of the original size at a random position.
 
     Image n becomes ``padded[n, :, dy[n] : dy[n] + H, dx[n] : dx[n] + W]``, where the shifts
     ``dy, dx = rng.integers(0, 2 * padding + 1, (2, N))``.
@@ -129,13 +129,13 @@ class RandomFlip:
 
 
 class Compose:
-    """Augmentations one after the other.
+    """Augmentations in sequence.
 
     Parameters
     ----------
     *augments : callable
         Each takes uint8 images (N, C, H, W) and a `numpy.random.Generator`, and returns images
-        without changing those it was given.
+        without changing its argument.
 
     Examples
     --------
@@ -172,12 +172,12 @@ class Compose:
 
 
 def drawn(augment: Augment | None, rng: np.random.Generator, count: int) -> Moves:
-    """The moves that an augmentation draws for so many images.
+    """The moves that an augmentation draws for a number of images.
 
     Raises
     ------
     TypeError
-        If it draws none: it is no crop, no flip, and not composed of them.
+        If it draws none: it is not a crop, a flip, or composed of them.
     """
     if augment is None:
         return still(count)

@@ -1,4 +1,4 @@
-"""What was read from an archive, kept on disk as plain arrays."""
+"""Disk cache of data sets from archives, as plain arrays."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Parts = tuple[Dataset, Dataset]
 
 
 def cached(sources: list[Path], image_size: object, read: Callable[[], Parts]) -> Parts:
-    """What `read` returns, from the cache if the sources are those it was read from.
+    """The result of `read`, from the cache if the sources have not changed.
 
     An entry belongs to the sources' paths and the image size, and is replaced when a source's size
     or one of its times has changed, or when the entry is damaged.
     """
     paths = [str(source.resolve()) for source in sources]
-    # The second time tells an archive from another of its size that was given its date.
+    # The second time detects a replaced archive of the same size and modification time.
     stamps = [[s.st_size, s.st_mtime_ns, s.st_ctime_ns] for s in map(os.stat, sources)]
     key = json.dumps([_VERSION, paths, stamps, image_size])
     digest = hashlib.sha256(json.dumps([paths, image_size]).encode()).hexdigest()[:16]
@@ -40,7 +40,7 @@ def cached(sources: list[Path], image_size: object, read: Callable[[], Parts]) -
         parts = read()
         try:
             _write(name, key, parts)
-        except (OSError, RuntimeError) as error:  # the latter where nobody knows the home folder
+        except (OSError, RuntimeError) as error:  # RuntimeError if there is no home folder
             warnings.warn(
                 f"load: cannot cache {sources[0]}: {error}; set MULFREE_CACHE_DIR to a folder "
                 "that can be written, or pass cache=False",
@@ -58,7 +58,7 @@ def _folder() -> Path:
 
 
 def _read(name: str, key: str) -> Parts | None:
-    # NumPy and zipfile raise nearly everything on damaged input.
+    # NumPy and zipfile raise almost anything on damaged input.
     try:
         with (_folder() / name).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if str(arrays["key"]) != key:
@@ -74,7 +74,7 @@ def _read(name: str, key: str) -> Parts | None:
 
 
 def _write(name: str, key: str, parts: Parts) -> None:
-    """Write beside the entry, then rename: a reader sees the old entry or the new one."""
+    """Write atomically: a reader sees the old entry or the new one."""
     folder = _folder()
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(f"*{_UNFINISHED}"):  # by a process that was killed

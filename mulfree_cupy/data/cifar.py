@@ -1,7 +1,7 @@
 """CIFAR-10 and CIFAR-100 in the binary version: records of label bytes and a planar 3x32x32 image.
 
 A CIFAR-10 record is one label byte and 3072 pixels; a CIFAR-100 record has a coarse label before
-the fine one, and the fine one counts.
+the fine one, which is used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PIXELS = 3 * 32 * 32
 
 @dataclass(frozen=True)
 class _Version:
-    """The files of a version, the records in each, and how many classes each label byte counts."""
+    """The files of a version, the records in each, and the number of classes of each label byte."""
 
     name: str
     train: tuple[str, ...]
@@ -94,7 +94,7 @@ def load(files: Files, path: Path) -> tuple[Dataset, Dataset]:
     train, test = (
         np.concatenate([records[name] for name in names]) for names in (version.train, version.test)
     )
-    # A file cut off between two records is seen here: the batches are of one size.
+    # Detects truncation between two records: the batches have one size.
     if len(train) != 5 * len(test):
         counts = ", ".join(f"{name} {len(records[name])}" for name in version.files)
         raise ValueError(f"{path}: expected 5 training records for a test record, got {counts}")

@@ -1,4 +1,4 @@
-"""Labelled images in memory, their statistics, and the split of what comes undivided."""
+"""Labelled images in memory, their statistics, and the split of undivided data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class OtherData(ValueError):
-    """A network was trained on other images or classes than those of a data set."""
+    """A network was trained on other images or classes than a data set's."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -25,14 +25,14 @@ class Dataset:
     classes : tuple of str
         The names of the classes.
     name : str
-        What the data set is called in reports.
+        The data set's name in reports.
 
     Raises
     ------
     TypeError
         If an array has another dtype.
     ValueError
-        If a shape does not fit, nothing is in it, or a label has no class.
+        If a shape does not fit, it is empty, or a label has no class.
 
     Examples
     --------
@@ -110,9 +110,9 @@ def statistics(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 
 def sample(dataset: Dataset, count: int) -> Dataset:
-    """So many of the images, or all if there are fewer, as far apart in their order as can be.
+    """A number of images, or all if there are fewer, evenly spaced.
 
-    Images from class folders lie in the order of their classes, of which the first few show one.
+    Images from class folders are ordered by class, so the first few would be of one class.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def sample(dataset: Dataset, count: int) -> Dataset:
 
 
 def digest(*datasets: Dataset) -> str:
-    """What tells data sets from others: a SHA-256 of their images and labels, in their order.
+    """Fingerprint of data sets: a SHA-256 of their images and labels, in order.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ def digest(*datasets: Dataset) -> str:
 
 
 def split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Divide image indices into training and test: every fifth of a class is for testing.
+    """Split image indices into training and test: every fifth of a class is for testing.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A loader's batches made on the device, from one copy there of the data set's bytes."""
+"""A loader's batches computed on the device, from a device copy of the data set's bytes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mulfree_cupy.launch.batch import Progress
 
 
 class Feed:
-    """The batches of a loader, the same bits, made on a GPU by one launch each.
+    """The batches of a loader, bit-identical, computed on a GPU with one launch each.
 
     The order of an epoch and the moves of its images are drawn on the host and copied to the device
-    when the epoch starts. From then on the device keeps count itself: `take` and `tally` are the
-    same launches in every step, so a CUDA graph can hold them, and nothing waits.
+    when the epoch starts. The device then keeps its own counters: `take` and `tally` are the same
+    launches in every step, so they can be captured in a CUDA graph, without synchronisation.
 
     Parameters
     ----------
@@ -58,12 +58,12 @@ class Feed:
         self._xp = xp
 
     def start(self, epoch: int, progress: Progress | None = None) -> None:
-        """Begin an epoch, or go on with it after what is done of it."""
+        """Begin an epoch, or resume it after some progress."""
         self.plan[...] = self._xp.asarray(self.loader.plan(epoch))
         self.progress[...] = self._xp.asarray(np.array(progress or Progress()))
 
     def take(self, count: int) -> tuple[Array, Array]:
-        """The images (count, C, H, W) and labels of the next batch, or of as many of it."""
+        """The first `count` images (count, C, H, W) and labels of the next batch."""
         if count > self.loader.batch_size:
             raise ValueError(
                 f"Feed.take: count must be at most the batch size {self.loader.batch_size}, "
@@ -79,11 +79,12 @@ class Feed:
         return images, labels
 
     def tally(self, loss: Array, right: Array, count: int) -> None:
-        """Add a batch's mean loss and number of right answers, and go on to the next batch."""
+        """Accumulate a batch's mean loss and number of correct predictions, and advance to the next
+        batch."""
         batch.tally(launch.device_for(loss), loss, right, self.progress, count)
 
     def first_images(self, epoch: int, count: int) -> Iterator[Array]:
-        """The images of an epoch's first batches, `count` or all there are."""
+        """The images of an epoch's first `count` batches, or of all."""
         self.start(epoch)
         nothing = [self._xp.zeros((), dtype) for dtype in (self.loader.dtype, np.int64)]
         rows, batch_size = len(self.plan), self.loader.batch_size
@@ -93,12 +94,12 @@ class Feed:
             self.tally(*nothing, size)
 
     def read(self) -> Reading:
-        """The progress as it is when the device has come this far."""
+        """Start an asynchronous copy of the progress at this point of the stream."""
         return Reading(self.progress)
 
 
 class Reading:
-    """A copy of some progress to the host, on its way until `wait` has returned."""
+    """An asynchronous copy of the progress to the host, complete when `wait` returns."""
 
     def __init__(self, progress: Array):
         if isinstance(progress, np.ndarray):
@@ -112,7 +113,7 @@ class Reading:
         self._event = cupy.cuda.get_current_stream().record()
 
     def wait(self) -> Progress:
-        """The progress, once the device has come as far as it was when `read` was called."""
+        """The progress at the time of `read`; waits for the device to get there."""
         if self._event is not None:
             self._event.synchronize()
         return Progress(*self._host.tolist())

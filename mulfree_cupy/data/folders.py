@@ -1,4 +1,4 @@
-"""Images in class folders, such as ``cat/1.png``: which part each is in, and their decoding."""
+"""Images in class folders, such as ``cat/1.png``: splitting into parts, and decoding."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mulfree_cupy.progress import progress
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Those of Pillow's formats that are read, and how the names of their files end.
+# The supported formats of Pillow, and their file suffixes.
 _FORMATS = {
     "BMP": {".bmp"},
     "GIF": {".gif"},
@@ -34,10 +34,11 @@ _FORMATS = {
 }
 _SUFFIXES = frozenset().union(*_FORMATS.values())
 _EXPECTED = ", ".join(sorted(_SUFFIXES))
-# Pictures too, which would be missing without a word if they were left out like other files.
+# Unsupported picture formats: an error, since ignoring them like other files would lose images
+# silently.
 _UNREAD = {
     *(".apng", ".avif", ".dib", ".heic", ".heif", ".ico", ".jp2", ".jxl", ".psd", ".svg", ".tga"),
-    *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"),  # of cameras
+    *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"),  # camera raw formats
 }
 _GRAY_MODES = {"1", "L", "LA"}
 _PALETTE_MODES = {"P", "PA"}
@@ -66,7 +67,7 @@ class _Image(NamedTuple):
 def load(
     contents: list[Files], sources: list[Path], path: Path, size: tuple[int, int] | None
 ) -> tuple[Dataset, Dataset]:
-    """The training and the test part: of one source, or one source each."""
+    """The training and the test part, from one source or one source each."""
     if len(sources) == 1:
         parts = _divide(contents[0], path)
     else:
@@ -93,7 +94,7 @@ def load(
 
 
 def _divide(files: Files, path: Path) -> tuple[list[_Image], list[_Image]]:
-    """The images of ``train/`` and ``test/`` (else ``val/``), or an undivided collection split."""
+    """The images of ``train/`` and ``test/`` (or ``val/``), or of an undivided data set, split."""
     groups = _groups(files, path)
     by_name = {folder.name: images for folder, images in groups.items()}
     parts = set(by_name)
@@ -176,7 +177,7 @@ def _decode(images: list[_Image], size: tuple[int, int] | None, path: Path) -> n
             out[i] = pixels.transpose(2, 0, 1)
             coloured[i] = not gray
 
-    # Thumbnails spend their time in Python, where threads only get in each other's way.
+    # Small images spend their time in Python, where threads do not help.
     threads = (os.cpu_count() or 1) if height * width > 64 * 64 else 1
     with ThreadPoolExecutor(threads) as pool:
         starts = range(0, len(images), _CHUNK)
@@ -199,7 +200,7 @@ def _pixels(
 ) -> tuple[np.ndarray, bool]:
     """One image as RGB, uint8 of shape (H, W, 3), and whether it is gray."""
     data = image.read()
-    # Pillow's decoders raise nearly everything on damaged input, and warnings may be errors too.
+    # Pillow's decoders raise almost anything on damaged input, and warnings may be errors too.
     try:
         with pillow.open(io.BytesIO(data), formats=tuple(_FORMATS)) as picture:
             if picture.mode not in _MODES:
@@ -210,7 +211,7 @@ def _pixels(
                     f"{_MOST_PIXELS} in all"
                 )
             mode, picture = picture.mode, _upright(pillow, picture)
-            picture.info.pop("transparency", None)  # Pillow warns of dropping it
+            picture.info.pop("transparency", None)  # Pillow warns when dropping it
             picture = picture.convert("RGB")
             gray = mode in _GRAY_MODES or (mode in _PALETTE_MODES and _is_gray(picture))
             if size is not None:
@@ -229,8 +230,8 @@ def _is_gray(picture: Image) -> bool:
 
 
 def _upright(pillow: ModuleType, picture: Image) -> Image:
-    """The picture as its EXIF says that it is to be shown; as it is where that cannot be read."""
-    picture.load()  # before EXIF is asked for: a damaged picture is an error, damaged EXIF is not
+    """The picture, rotated by its EXIF orientation, if that can be read."""
+    picture.load()  # before reading EXIF: a damaged picture is an error, damaged EXIF is not
     try:
         orientation = picture.getexif().get(_ORIENTATION)
     except Exception:

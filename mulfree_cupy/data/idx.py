@@ -1,6 +1,6 @@
 """MNIST-style idx files: a big-endian header (two zeros, dtype, ndim, sizes), then the bytes.
 
-The files name no classes: these are the numbers of the labels, but of collections that are known.
+The files have no class names: these are the label numbers, except for known data sets.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _UINT8 = 8
 _PARTS = {"train": "train", "t10k": "test", "test": "test"}
 _NDIM = {"images": 3, "labels": 1}
 
-# Known by the SHA-256 of their training labels, whatever folder they are in: Fashion-MNIST.
+# Recognised by the SHA-256 of the training labels: Fashion-MNIST.
 _CLASSES = {
     "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7": (
         *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
@@ -33,7 +33,7 @@ _CLASSES = {
 
 
 def recognises(files: Files, path: Path) -> bool:
-    """Whether there is a file named as MNIST's are."""
+    """Whether there is a file named like MNIST's."""
     return any(_NAME.fullmatch(PurePosixPath(name).name) for name in files)
 
 

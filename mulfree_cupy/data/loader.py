@@ -19,17 +19,17 @@ class Loader:
     """Iterate over a data set in normalised batches, ``(augment(image) - mean) / std``.
 
     The order and the augmentation of an epoch depend on ``(seed, epoch)`` alone, so a run resumed
-    with ``loader.epoch = e`` sees the very batches, bit for bit, of one that never stopped. Batch
-    by batch they depend on ``(seed, epoch, batch)``: to resume inside an epoch, skip what has been
-    seen with ``itertools.islice(loader, seen, None)``.
+    with ``loader.epoch = e`` gets bit-identical batches. Each batch's augmentation depends on
+    ``(seed, epoch, batch)``: to resume inside an epoch, skip batches with
+    ``itertools.islice(loader, seen, None)``.
 
     Parameters
     ----------
     dataset : Dataset
     batch_size : int
-        The last batch has what is left.
+        The last batch may be smaller.
     shuffle : bool
-        A new order each epoch, or the data set's own.
+        A new order each epoch, or the data set's.
     augment : callable, optional
         Takes uint8 images (N, C, H, W) and a `numpy.random.Generator` and returns such images, as
         `RandomCrop` and `RandomFlip` do.
@@ -45,19 +45,19 @@ class Loader:
     Attributes
     ----------
     epoch : int
-        The epoch that the next loop goes through; 0 at first, one more after each whole loop.
+        The epoch of the next loop; initially 0, incremented after each complete loop.
 
     Raises
     ------
     TypeError
-        If an integer is none, or `dtype` is another.
+        If an integer or `dtype` has the wrong type.
     ValueError
         If an integer is too small, `mean` or `std` does not fit the channels, or a `std` is not
         positive.
 
     Notes
     -----
-    What `augment` raises comes out of the loop. However the loop ends, its thread ends with it.
+    Exceptions of `augment` are raised in the loop. The thread ends with the loop, however it ends.
     The streams of `numpy.random.Generator` may change between NumPy versions.
 
     Examples
@@ -113,7 +113,7 @@ class Loader:
         self.epoch = epoch + 1
 
     def first_images(self, epoch: int, count: int) -> Iterator[np.ndarray]:
-        """The images of an epoch's first batches, `count` or all there are."""
+        """The images of an epoch's first `count` batches, or of all."""
         with contextlib.closing(self._batches(epoch)) as batches:
             for images, _ in islice(batches, count):
                 yield images
@@ -132,7 +132,7 @@ class Loader:
             pool.shutdown(cancel_futures=True)
 
     def plan(self, epoch: int) -> np.ndarray:
-        """What an epoch shows, in its order, for another place than this one to prepare it.
+        """The order and moves of an epoch, for preparing its batches elsewhere.
 
         Parameters
         ----------
@@ -165,7 +165,8 @@ class Loader:
         return order
 
     def _rng(self, epoch: int, number: int) -> np.random.Generator:
-        """Of a batch's augmentation; stream 0 of the epoch is the order's."""
+        """The random generator of a batch's augmentation; stream 0 of the epoch is for the
+        order."""
         return np.random.default_rng((self.seed, epoch, number + 1))
 
     def _batch(self, order: np.ndarray, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Networks that other programs trained: their files read without trust, and fitted into ours."""
+"""Import of networks from untrusted files of other programs."""
 
 from mulfree_cupy.foreign.resnets import imported
 from mulfree_cupy.foreign.state_dicts import read

@@ -1,7 +1,7 @@
-"""What a pickle describes, worked out without Python's unpickler.
+"""A safe interpreter of pickles, without Python's unpickler.
 
 A pickle is a program for a small stack machine, which can import any name and call it. This one
-imports nothing: a name stands for what its caller says, and every other name is refused.
+imports nothing: names are mapped by the caller, and all others rejected.
 """
 
 from __future__ import annotations
@@ -22,18 +22,16 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 def described(
     file: BinaryIO, names: Mapping[str, Any], stored: Callable[[Any], Any] | None = None
 ) -> Any:
-    """The value of the pickle that begins in a file; what follows it is left there.
+    """Load a pickle from a file; what follows it is not read.
 
     Parameters
     ----------
     file : binary file
         In memory: a damaged pickle may ask for more bytes than there are.
     names : mapping
-        What each name that may be imported stands for; functions are called where the pickle says
-        so, with what it says.
+        Objects for the names that may be imported; functions are called as the pickle says.
     stored : callable, optional
-        Takes what the pickle says of something that is stored elsewhere; returns what stands for
-        it.
+        Maps a persistent id, which refers to something stored elsewhere, to an object.
 
     Raises
     ------
@@ -130,7 +128,7 @@ def _run(file: BinaryIO, names: Mapping[str, Any], stored: Callable[[Any], Any] 
 
 def _entries(items: list[Any]) -> dict[Any, Any]:
     keys = items[::2]
-    if not all(type(key) in (str, int) for key in keys):  # a deep tuple's hash ends the process
+    if not all(type(key) in (str, int) for key in keys):  # hashing a deep tuple would crash
         raise TypeError("a key is neither text nor a whole number")
     if len(items) % 2:
         raise TypeError("a key has no value")

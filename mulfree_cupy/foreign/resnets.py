@@ -1,4 +1,5 @@
-"""Residual networks of AdderNet's published code, and torchvision's, as ours by name and shape."""
+"""Import of residual networks of AdderNet's published code, and torchvision's, by name and
+shape."""
 
 from __future__ import annotations
 
@@ -32,32 +33,31 @@ def imported(
 ) -> Checkpoint:
     """A checkpoint of a network that another program trained.
 
-    It says what a state dict does not know as it is known here: a history of no epochs, no data,
-    and the recipe's defaults, by which the network was not trained. The images' normalisation is
-    the one that the published networks were trained with, of CIFAR or of ImageNet.
+    What a state dict does not contain is left empty: a history of no epochs, no data, and the
+    default recipe. The images' normalisation is that of the published training, for CIFAR or for
+    ImageNet.
 
     Parameters
     ----------
     path : path
-        Of a state dict, as `read` takes it. Names may begin with ``module.``.
+        Of a state dict, as in `read`. Names may begin with ``module.``.
     model : str
         A key of `models.MODELS`: ``adder-`` or ``conv-`` and ``resnet20``, ``resnet32``,
         ``resnet18`` or ``resnet50``.
     classes : sequence of str, optional
-        Their names, in the order of the labels. By default CIFAR-10's for the ten classes of a
-        network for CIFAR, else the numbers of the labels.
+        Their names, in the order of the labels. By default CIFAR-10's for ten classes of a network
+        for CIFAR, else label numbers.
 
     Raises
     ------
     FileNotFoundError, ValueError, ImportError
-        As `read` raises them; if there are no published names for `model`; if anything is missing,
-        unknown, of another shape or not finite, which the message lists; if `classes` are more or
-        fewer.
+        As `read`; if there are no published names for `model`; if anything is missing, unknown, of
+        another shape or not finite, as listed in the message; if the number of `classes` is wrong.
 
     Notes
     -----
     The published classifier is a 1x1 convolution, here a matrix. torchvision's networks do not
-    normalise the logits; here the normalisation after theirs is the identity.
+    normalise the logits; here that normalisation is the identity.
     """
     if model not in NETWORKS:
         raise ValueError(
@@ -96,7 +96,7 @@ def imported(
 
 
 def _plain_names(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Without the prefix of DataParallel, and without the numbers of batches."""
+    """Without DataParallel's prefix, and without the numbers of batches."""
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): array for name, array in state.items()}
     return {n: a for n, a in state.items() if not n.endswith(".num_batches_tracked")}
@@ -134,7 +134,7 @@ def _fill(
     path: str | os.PathLike,
     model: str,
 ) -> None:
-    """Take over all arrays, or none and say what does not fit."""
+    """Load all arrays, or raise with everything that does not fit."""
     state, faults = network.state_dict(), []
     for ours, theirs in names.items():
         array, wanted = found.get(theirs), state[ours].shape

@@ -1,4 +1,4 @@
-"""State dicts: arrays by name, in the files of PyTorch or of safetensors."""
+"""State dicts, i.e. arrays by name, in files of PyTorch or safetensors."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is of no such format, damaged, or asks for code; the message names the file and what.
+        If it has another format, is damaged, or asks for code; the message names the file and the
+        reason.
     ImportError
-        If it is of safetensors, and that package is not installed.
+        If it is a safetensors file, and that package is not installed.
     """
     path = Path(path)
     if not path.is_file():
@@ -34,7 +35,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     with path.open("rb") as file:
         head = file.read(9)
     try:
-        if head[8:] == b"{":  # after the length of its description
+        if head[8:] == b"{":  # after the length of the header
             return _safetensors(path)
         if head[:1] == b"\x80" or zipfile.is_zipfile(path):
             return torch_files.read(path)

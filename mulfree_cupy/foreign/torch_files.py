@@ -1,7 +1,7 @@
-"""Tensors out of files of ``torch.save``, without PyTorch and without running what is in them.
+"""Tensors from files of ``torch.save``, without PyTorch and without executing anything in them.
 
 Since PyTorch 1.6 such a file is a zip, whose ``data.pkl`` describes the tensors and whose other
-entries are their numbers. Before that it was five pickles, then the numbers.
+entries are their storages. Before that it was five pickles, followed by the storages.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class _Storage:
 
 @dataclass(frozen=True)
 class _View:
-    """A tensor: some of a storage's numbers."""
+    """A tensor: a strided view of a storage."""
 
     storage: _Storage
     offset: int
@@ -67,7 +67,7 @@ class _View:
                 raise ValueError("a tensor in it has a size, a stride or an offset that is none")
         steps = (s * (n - 1) for n, s in zip(self.shape, self.strides, strict=True))
         last, elements = self.offset + sum(steps), math.prod(self.shape)
-        # Elements that share a number, as of `expand`, could be more than any memory holds.
+        # Overlapping elements, as from `expand`, could exceed any memory.
         if elements and max(last, elements - 1) >= self.storage.count:
             raise ValueError(
                 f"a tensor of shape {self.shape}, strides {self.strides} and offset {self.offset} "
@@ -104,17 +104,17 @@ _NAMES = {
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The tensors of a state dict that ``torch.save`` wrote, as read-only arrays.
+    """The tensors of a state dict written by ``torch.save``, as read-only arrays.
 
-    A dict with an entry ``state_dict``, as many training programs write, stands for that.
+    If there is an entry ``state_dict``, as in many training programs, that is used.
 
     Raises
     ------
     OSError
         If the file cannot be read.
     ValueError
-        If it is no such file, is damaged, was written on a big-endian machine, or asks for a name
-        that tensors of numbers do not need, such as that of a module's class.
+        If it is not such a file, is damaged, was written on a big-endian machine, or asks for a
+        name that tensors do not need, such as a module's class.
     """
     with open(path, "rb") as file:
         whole = io.BytesIO(file.read())
@@ -137,7 +137,8 @@ def _called(value: Any) -> str:
 
 
 def _storage(found: Any) -> _Storage:
-    """What a pickle says of a storage: its type, key, place and length, and once a view."""
+    """A pickle's persistent id of a storage: type, key, location, length, and in old files a
+    view."""
     if type(found) is not tuple or len(found) < 5:
         raise ValueError("it refers to something that is no storage")
     word, dtype, key, _, count, *view = found
@@ -149,7 +150,7 @@ def _storage(found: Any) -> _Storage:
 
 
 def _zipped(whole: io.BytesIO) -> tuple[Any, Callable[[_Storage], np.ndarray]]:
-    # zipfile raises nearly everything on damaged input.
+    # zipfile raises almost anything on damaged input.
     try:
         archive = zipfile.ZipFile(whole)
         entries = archive.infolist()

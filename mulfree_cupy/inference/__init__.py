@@ -1,7 +1,7 @@
-"""A trained network as one fast function, with NumPy alone.
+"""A trained network as one fast function, with NumPy only.
 
-`load` reads one from a file into a `Predictor`. Underneath a `Network` is plain data, a list of
-layers; it is folded into steps, and these are bound to memory that is planned once.
+`load` reads one from a file into a `Predictor`. A `Network` is plain data, a list of layers; these
+are fused into steps, which are bound to memory that is planned once.
 """
 
 from mulfree_cupy.inference.file import load, read, save_npz, save_safetensors

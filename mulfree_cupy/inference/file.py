@@ -1,4 +1,4 @@
-"""Networks in files: plain arrays, and JSON that says what they are for."""
+"""Network files: plain arrays, and a JSON description."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from mulfree_cupy.inference.predictor import Predictor
 
 FORMAT = 1
 
-# Of training runs, which hold more than a network: what the facts of a checkpoint and of its recipe
-# are called. Here they are checked by name, by `train.checkpoint` for what they say.
+# Names of the facts in a training checkpoint and in its recipe. Only names are checked here;
+# `train.checkpoint` checks the values.
 CHECKPOINT_FORMAT = 5
 CHECKPOINT_FACTS = {
     *("format", "recipe", "history", "epoch", "sums", "shape", "classes", "data", "network"),
@@ -52,10 +52,10 @@ def load(path: str | os.PathLike) -> Predictor:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it holds no network, is damaged, of a later format, or something in it does not hold; the
-        message names the file. Nothing in a file is ever executed.
+        If it holds no network, is damaged, of a later format, or inconsistent; the message names
+        the file. Nothing in a file is ever executed.
     ImportError
-        If it is a safetensors file, and there is no package safetensors.
+        If it is a safetensors file, and the package safetensors is not installed.
 
     Examples
     --------
@@ -68,7 +68,7 @@ def load(path: str | os.PathLike) -> Predictor:
 
 
 def read(path: str | os.PathLike) -> Network:
-    """The network of a file, as `load` takes it."""
+    """The network of a file that `load` accepts."""
     return _read(path, lambda network: network)
 
 
@@ -82,14 +82,14 @@ def _read(path: str | os.PathLike, make: Callable[[Network], Any]) -> Any:
         network = _network_in(path)
         if network is not None:
             return make(network)
-    from mulfree_cupy.train import checkpoint  # older than the descriptions: its name tells all
+    from mulfree_cupy.train import checkpoint  # an old file without description: built by name
 
     return make(checkpoint.load(path).network)
 
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """What is wrong with a file becomes a ValueError of one line that names it."""
+    """Turn errors in reading a file into a one-line ValueError that names it."""
     try:
         yield
     except KeyError as error:
@@ -117,17 +117,17 @@ def _network_in(path: Path) -> Network | None:
 
 
 def is_described(path: str | os.PathLike) -> bool:
-    """Whether a file holds a network alone, as `save_npz` writes it, and no training run."""
+    """Whether a file holds only a network, as `save_npz` writes it, and not a training run."""
     if Path(path).suffix == ".safetensors":
         return True
     try:
         return Path(path).is_file() and ENTRY in files.read_npz(path)
-    except (OSError, ValueError):  # whoever reads it says what is wrong
+    except (OSError, ValueError):  # the reader reports what is wrong
         return False
 
 
 def save_npz(path: str | os.PathLike, network: Network) -> None:
-    """Write a network; `path` appears only when it is whole."""
+    """Write a network atomically."""
     with files.replaced(path) as file:
         np.savez(file, **_all_arrays(network), **{ENTRY: np.array(as_json(network))})
 
@@ -138,7 +138,7 @@ def save_safetensors(path: str | os.PathLike, network: Network) -> None:
     Raises
     ------
     ImportError
-        Without the package safetensors.
+        If the package safetensors is not installed.
     """
     try:
         from safetensors.numpy import save
@@ -154,7 +154,7 @@ def _all_arrays(network: Network) -> dict[str, np.ndarray]:
 
 
 def as_json(network: Network) -> str:
-    """What is written of a network beside its arrays."""
+    """The description of a network, without its arrays."""
     return json.dumps(
         {
             "format": FORMAT,
@@ -191,7 +191,7 @@ def _described(description: Any, arrays: dict[str, np.ndarray]) -> Network:
 
 
 def _checkpoint(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> Network:
-    """Of a training run, whose arrays have a prefix and company."""
+    """The network of a training run, whose arrays have a prefix, among other arrays."""
     _check_format(facts, CHECKPOINT_FORMAT)
     recipe = CHECKPOINT_RECIPE - (set() if facts["format"] >= 5 else RECIPE_SINCE_5)
     for what, given, known in (

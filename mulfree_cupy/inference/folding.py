@@ -1,4 +1,4 @@
-"""Layers joined into steps: what follows a convolution becomes its epilogue."""
+"""Layers fused into steps: what follows a convolution becomes its epilogue."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import numpy as np
 from mulfree_cupy.inference.network import Layer, Network
 from mulfree_cupy.ops.batch_norm import scale_of
 
-# What has an epilogue on the CPU, as `Epilogue` says; a Winograd convolution takes its scale and
-# offset into weights and bias, and of the rest the residual and the clipping at 0.
+# Operations whose CPU kernels have an `Epilogue`. A Winograd convolution folds scale and offset
+# into weights and bias; its epilogue has only the residual and the ReLU.
 WITH_EPILOGUE = "conv", "adder_conv", "binary_conv", "shift_conv", "shift_adder_conv", "linear"
 
 
 @dataclass(frozen=True, eq=False)
 class Epilogue:
-    """What becomes of a step's sums before they are stored.
+    """The operations applied to a step's sums before they are stored.
 
-    ``clip((sum - origin) * scale + offset + residual * residual_scale, low, high)``, rounded where
-    the answer is uint8. The arrays hold one number a filter, None for 0, 1 and 0; `residual` is the
-    name of an answer. An adder's sums lie many deviations away from 0, so the origin is taken off
-    first.
+    ``clip((sum - origin) * scale + offset + residual * residual_scale, low, high)``, rounded if the
+    output is uint8. The arrays hold one number per filter, None for 0, 1 and 0; `residual` is the
+    name of an output. An adder's sums are many standard deviations away from 0, so the origin is
+    subtracted first.
     """
 
     origin: np.ndarray | None = None
@@ -37,7 +37,7 @@ class Epilogue:
 
     @property
     def is_none(self) -> bool:
-        """Whether the sums are stored as they are."""
+        """Whether the sums are stored unchanged."""
         return self.is_open and self.origin is self.scale is self.offset is None
 
     @property
@@ -53,13 +53,13 @@ class Step:
     Parameters
     ----------
     op : str
-        Of the layer that it began as.
+        Operation of its first layer.
     layers : tuple of str
-        The names of its layers, from the first to the one whose answer is the step's.
+        The names of its layers; the last one's output is the step's.
     inputs : tuple of str
-        The answers that it takes, without the residual.
+        Names of its inputs, without the residual.
     arrays : dict of str to array
-        By what they are to the operation.
+        By their role in the operation.
     options : dict
     epilogue : Epilogue
     """
@@ -81,25 +81,25 @@ class Step:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """All answers that it reads."""
+        """Names of all its inputs, with the residual."""
         residual = self.epilogue.residual
         return self.inputs if residual is None else (*self.inputs, residual)
 
 
 def title(layers: Sequence[str]) -> str:
-    """The names of a step's layers, their common parent once."""
+    """The names of a step's layers, with their common prefix once."""
     parent = layers[0].rpartition(".")[0] + "."
     return " + ".join([layers[0], *(name.removeprefix(parent) for name in layers[1:])])
 
 
 def fold(network: Network) -> list[Step]:
-    """The steps of a network, in an order in which they can be computed."""
+    """The steps of a network, in topological order."""
     uses = Counter(name for layer in network.layers for name in layer.inputs)
-    steps: dict[str, Step] = {}  # by the name of the answer
+    steps: dict[str, Step] = {}  # by the name of the output
     for layer in network.layers:
         for host in layer.inputs:
             joined = uses[host] == 1 and host in steps and _joined(steps[host], layer, network)
-            if joined:  # at the place of the layer, when the residual is there
+            if joined:  # at the layer's position, after the residual is computed
                 del steps[host]
                 steps[layer.name] = joined
                 break
@@ -112,7 +112,7 @@ def fold(network: Network) -> list[Step]:
 
 
 def _joined(step: Step, layer: Layer, network: Network) -> Step | None:
-    """The step with the layer behind it, or None if it has no place for it."""
+    """The step fused with the next layer, or None if its epilogue cannot hold it."""
     join = _JOINS.get(layer.op)
     others = [name for name in layer.inputs if name != step.output]
     if join is None or len(others) != len(layer.inputs) - 1 or not step.epilogue.is_open:

@@ -1,4 +1,4 @@
-"""Steps as calls of the compiled CPU kernels, on arrays that are there already."""
+"""Steps as calls of the compiled CPU kernels on preallocated arrays."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from mulfree_cupy.ops.winograd import WinogradWeights
 from mulfree_cupy.ops.winograd.convolution import fastest, transforms_for_kernels
 
 Call = Callable[[], Any]
-# Of a step: from its inputs, its residual or None and its output, all arrays, to a call.
+# Maps a step's inputs, its residual (or None) and its output to a call.
 Bind = Callable[[list[np.ndarray], "np.ndarray | None", np.ndarray], Call]
 
 
 def kernel_for(step: Step) -> Bind:
-    """Prepare a step once, such as by packing its weights."""
+    """Prepare a step once, e.g. pack its weights."""
     return _KERNELS[step.op](step)
 
 
@@ -33,7 +33,7 @@ def _images(matrix: np.ndarray) -> np.ndarray:
 
 
 def _finished(epilogue: Epilogue, residual: np.ndarray | None) -> dict[str, Any]:
-    """The keyword arguments of the kernels ..._fused."""
+    """The keyword arguments of the ..._fused kernels."""
     return {
         "origin": epilogue.origin,
         "scale": epilogue.scale,
@@ -49,14 +49,14 @@ def _convolution(step: Step, function: str) -> Bind:
     kernels = launch.cpu_kernels()
     weight, bias, options = _images(step.arrays["weight"]), step.arrays.get("bias"), step.options
     if function == "binary_conv" and options.get("scale", True):
-        bias = filter_scale(weight)  # what this kernel has in the place of a bias
+        bias = filter_scale(weight)  # this kernel takes the scale instead of a bias
     groups = options.get("groups", 1)
     packed = getattr(kernels, f"pack_{function}")(weight, groups)
     window = *window_of(function, options, weight.shape[2:]), groups
 
     def bind(inputs, residual, out):
         arguments = _images(inputs[0]), packed, bias, _images(out), *window
-        if step.epilogue.is_none:  # whole sums may be stored too
+        if step.epilogue.is_none:  # int32 sums may be stored too
             return partial(getattr(kernels, function), *arguments)
         finish = _finished(step.epilogue, residual)
         return partial(getattr(kernels, f"{function}_fused"), *arguments, **finish)
@@ -125,7 +125,7 @@ def _batch_norm(step: Step) -> Bind:
 
 
 def _rescale(step: Step) -> Bind:
-    """Of images, and what no convolution is in front of: where it lies if that is float32."""
+    """A rescale of images, or without a convolution before it; computed in `out` if float32."""
     options = step.options
     low, high = options["low"], options["high"]
 
@@ -196,7 +196,7 @@ def _pool(step: Step, function: Callable) -> Bind:
 
 
 def _flatten(step: Step) -> Bind:
-    """Nothing to do: the answer lies where the input does."""
+    """Nothing to do: the output shares the input's memory."""
     return lambda inputs, residual, out: _nothing
 
 

@@ -1,7 +1,7 @@
-"""A trained network as plain data: a list of layers, and the arrays that they name.
+"""A trained network as plain data: a list of layers, and the arrays they refer to.
 
-What a stranger needs to run it is in the list alone. Each layer is one row of `OPERATIONS`, takes
-the answers of layers before it, and has arrays and options; nothing in it is code.
+The list is all that another program needs to run it. Each layer is an operation of `OPERATIONS` on
+the outputs of earlier layers, with arrays and options; nothing in it is code.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mulfree_cupy import arrays as kinds
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.inference.operations import OPERATIONS, OPTIONS, dtypes
 
-IMAGES = "images"  # the network's input, normalised, by its name among the answers
+IMAGES = "images"  # name of the network's normalised input
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Layer:
     op : str
         A key of `OPERATIONS`.
     name : str
-        Of the layer and of its answer.
+        Of the layer and of its output.
     inputs : tuple of str
-        The answers that it takes, by name; ``"images"`` are the normalised images.
+        Names of the layers whose outputs it takes; ``"images"`` are the normalised images.
     arrays : dict of str to str
-        By what they are to the operation, such as ``"weight"``, their names in the network.
+        Names of arrays in the network, by their role, such as ``"weight"``.
     options : dict
-        Numbers, texts and lists of them.
+        Numbers, strings and lists of them.
     """
 
     op: str
@@ -53,7 +53,7 @@ class Layer:
         fewest, most = operation.inputs
         if not fewest <= len(self.inputs) <= most:
             raise ValueError(
-                f"layer {self.name!r}: {self.op} takes {fewest} to {most} answers of other layers, "
+                f"layer {self.name!r}: {self.op} takes the outputs of {fewest} to {most} layers, "
                 f"got {len(self.inputs)}"
             )
         for what, given, known in (
@@ -78,7 +78,7 @@ class Layer:
             )
 
     def described(self) -> dict[str, Any]:
-        """As JSON has it; `from_description` is the way back."""
+        """The layer as a JSON-compatible dict; the inverse of `from_description`."""
         return {
             "op": self.op,
             "name": self.name,
@@ -88,7 +88,7 @@ class Layer:
         }
 
     def answer(self, answers: Mapping[str, Array], arrays: Mapping[str, Array]) -> Array:
-        """What it computes, by the package's own functions, of the answers and arrays it names."""
+        """Compute its output with the package's functions."""
         inputs = [answers[name] for name in self.inputs]
         xp = kinds.namespace(inputs[0])
         given = {role: xp.asarray(arrays[name]) for role, name in self.arrays.items()}
@@ -99,7 +99,7 @@ class Layer:
 
     @classmethod
     def from_description(cls, description: Mapping[str, Any]) -> Layer:
-        """Raise a TypeError or ValueError if it does not describe a layer."""
+        """Raise a TypeError or ValueError unless it describes a layer."""
         wanted = {"op": str, "name": str, "inputs": list, "arrays": dict, "options": dict}
         if not isinstance(description, dict) or description.keys() != wanted.keys():
             raise ValueError(
@@ -121,14 +121,14 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A trained network, checked: whatever holds of one is checked here, once.
+    """A trained network, fully validated on construction.
 
     Parameters
     ----------
     layers : tuple of Layer
-        Each after those whose answers it takes; the last one's answer is the network's.
+        In topological order; the last one's output is the network's.
     arrays : dict of str to array
-        What the layers name; read-only here.
+        The layers' arrays; read-only here.
     image : tuple of 3 ints
         Channels, height and width.
     classes : tuple of str
@@ -139,13 +139,12 @@ class Network:
     Attributes
     ----------
     forms : dict of str to (tuple of ints, dtype)
-        Shape, without the batch, and dtype of every layer's answer, and of the images.
+        Shape, without the batch, and dtype of every layer's output, and of the images.
 
     Raises
     ------
     TypeError, ValueError
-        If something is missing, of another kind or does not fit the rest; the message names the
-        layer.
+        If something is missing, invalid or inconsistent; the message names the layer.
     FloatingPointError
         If a number is not finite.
     """
@@ -207,13 +206,13 @@ class Network:
             )
 
     def normalised(self, images: Array) -> Array:
-        """What the first layer takes, of raw images."""
+        """Normalise raw images for the first layer."""
         xp = kinds.namespace(images)
         mean, std = (xp.asarray(a, np.float32)[:, None, None] for a in (self.mean, self.std))
         return (images.astype(np.float32) - mean) / std
 
     def __call__(self, images: Array) -> Array:
-        """The answers to normalised images, layer by layer, by the package's own functions.
+        """The logits of normalised images, computed layer by layer with the package's functions.
 
         Parameters
         ----------
@@ -227,7 +226,7 @@ class Network:
         return self.answers(images)[self.layers[-1].name]
 
     def answers(self, images: Array) -> dict[str, Array]:
-        """The answers of all layers to normalised images, by name."""
+        """The outputs of all layers for normalised images, by name."""
         answers = {IMAGES: images}
         for layer in self.layers:
             answers[layer.name] = layer.answer(answers, self.arrays)
@@ -238,6 +237,6 @@ _MOST_SIDE = 4096  # channels too
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:
-    view = np.ascontiguousarray(array).view()  # as kernels take it
+    view = np.ascontiguousarray(array).view()  # as kernels require
     view.flags.writeable = False
     return view

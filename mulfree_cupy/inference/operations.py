@@ -1,4 +1,4 @@
-"""What the layers of a network compute: one row an operation, by the package's own functions."""
+"""The operations of a network's layers, one row each, computed by the package's functions."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from mulfree_cupy.ops.winograd import WinogradWeights, winograd_conv
 
 @dataclass(frozen=True)
 class Operation:
-    """A kind of layer: how many answers it takes, its arrays and options, and what it computes.
+    """A kind of layer: its number of inputs, its arrays and options, and its function.
 
-    Of arrays and options it is said whether they are needed. ``run(*inputs, **arrays, **options)``.
+    Arrays and options map to whether they are required. ``run(*inputs, **arrays, **options)``.
     """
 
     run: Callable[..., Array]
@@ -37,7 +37,7 @@ class Operation:
 def _floats(op: str, *inputs: Array | None) -> None:
     for x in inputs:
         if x is not None and x.dtype.kind != "f":
-            raise TypeError(f"{op}: takes floating-point numbers, got {x.dtype}; rescale it before")
+            raise TypeError(f"{op}: takes floating-point numbers, got {x.dtype}; rescale it first")
 
 
 def _alike(op: str, a: Array, b: Array) -> None:
@@ -106,7 +106,7 @@ def _rescale(x, residual=None, *, scale, offset, low, high, dtype, residual_scal
 
 
 def window_of(op: str, options: Mapping[str, Any], kernel: Sizes) -> tuple[Sizes, Sides, Sizes]:
-    """Stride, padding and dilation of a layer that slides such a window over images."""
+    """Stride, padding and dilation of a layer with such a window."""
     given = {name: options[name] for name in _STEPS if name in options}
     if op == "winograd_conv":
         given.setdefault("padding", 1)
@@ -114,13 +114,13 @@ def window_of(op: str, options: Mapping[str, Any], kernel: Sizes) -> tuple[Sizes
 
 
 def border_sides(border: Any) -> Sides:
-    """The rows and columns (before, after) of `pad`, whose border is spelled as a padding is."""
+    """The rows and columns (before, after) of `pad`, whose border has the forms of a padding."""
     _, sides, _ = window_options("pad", (1, 1), padding=border)
     return sides
 
 
 def _pad(x, *, border, value):
-    """Rows and columns of one value on all sides."""
+    """Pad all sides with a constant."""
     sides = (0, 0), (0, 0), *border_sides(border)
     return namespace(x).pad(x, sides, constant_values=value)
 
@@ -188,7 +188,7 @@ OPERATIONS = {
 
 
 def dtypes(op: str, role: str) -> tuple[type, ...]:
-    """What an array may be of, by what it is to an operation."""
+    """The dtypes allowed for an array, by its role in an operation."""
     if role == "mask":
         return (np.bool_,)
     if role == "shifts":
@@ -197,7 +197,7 @@ def dtypes(op: str, role: str) -> tuple[type, ...]:
     return np.float32, np.float64, *whole.get(role, ())
 
 
-_MOST = 1 << 16  # of sizes, strides and the like: no network has more
+_MOST = 1 << 16  # largest size, stride and the like of any network
 
 
 def _whole(least: int, most: int = _MOST) -> Callable[[Any], bool]:
@@ -231,7 +231,7 @@ def _number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < float("inf")
 
 
-# Of an option, by its name: whether a value will do, and what to say of one that does not.
+# For each option: whether a value is valid, and the description of valid values for errors.
 OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
         ("stride", "dilation", "kernel_size"), (_pair(1), "a whole number from 1, or two of them")

@@ -1,4 +1,4 @@
-"""The steps of a network bound to memory that is planned once: a call allocates nothing."""
+"""The steps of a network bound to memory planned once: a call allocates nothing."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mulfree_cupy.inference.folding import Step, fold
 from mulfree_cupy.inference.kernels import kernel_for
 from mulfree_cupy.inference.network import IMAGES, Network
 
-_LINE = 64  # bytes; where arrays begin
+_LINE = 64  # bytes; alignment of arrays
 
-# Of the memory for a call, beyond which it is cut into several: as much as stays in a cache, but no
-# less than the weights, which are read anew in every part.
+# Memory of a call, beyond which the batch is split: as much as stays in a cache, but no less than
+# the weights, which are read again in every part.
 _AT_ONCE = 4 << 20
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the answers of a step lie: bytes an image from the beginning of the memory."""
+    """The location of a step's output: bytes per image from the start of the memory."""
 
     offset: int
     shape: tuple[int, ...]
@@ -36,7 +36,7 @@ class Place:
 
 
 class Plan:
-    """A network as kernels to call in turn, and where their answers lie.
+    """A network as a sequence of kernel calls, with the memory layout of their outputs.
 
     Parameters
     ----------
@@ -46,11 +46,11 @@ class Plan:
     ----------
     steps : list of Step
     places : dict of str to Place
-        Of the images and of the answer of every step, by name.
+        Of the images and of the output of every step, by name.
     nbytes : int
         Of the memory for one image.
     images : int
-        How many are computed at once.
+        Number computed at once.
     """
 
     def __init__(self, network: Network):
@@ -66,12 +66,12 @@ class Plan:
         )
 
     def memory(self) -> np.ndarray:
-        """For `bind`; its first byte begins a cache line."""
+        """Memory for `bind`, aligned to a cache line."""
         raw = np.empty(self.images * self.nbytes + _LINE, np.uint8)
         return raw[-raw.ctypes.data % _LINE :][: self.images * self.nbytes]
 
     def bind(self, memory: np.ndarray, images: int) -> Program:
-        """The calls for so many images, all arrays bound."""
+        """The calls for a number of images, with all arrays bound."""
         arrays = {}
         for name, place in self.places.items():
             start = place.offset * self.images
@@ -95,7 +95,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Program:
-    """Calls in turn, from raw images to the answers: two that normalise, and one a step."""
+    """The sequence of calls from raw images to logits: two that normalise, and one per step."""
 
     calls: list[Callable[[], Any]]
     images: np.ndarray
@@ -106,7 +106,7 @@ class Program:
             call()
 
     def timed(self) -> list[float]:
-        """The same; the seconds of each call."""
+        """As `__call__`; returns the seconds of each call."""
         times = [time.perf_counter()]
         for call in self.calls:
             call()
@@ -115,12 +115,12 @@ class Program:
 
 
 def _placed(steps: list[Step], network: Network) -> tuple[dict[str, Place], int]:
-    """Places such that no answer lies over one that is still to be read; and the bytes in all."""
+    """Places in which no output overlaps one still to be read; and the total bytes."""
     last_use = {IMAGES: 0}
     for i, step in enumerate(steps):
         for name in (*step.sources, step.output):
             last_use[name] = i
-    owner = {IMAGES: IMAGES}  # of the memory: answers that share it with the one they were made of
+    owner = {IMAGES: IMAGES}  # of the memory: outputs computed in place share their input's
     for i, step in enumerate(steps):
         source = owner[step.inputs[0]]
         in_place = step.op in _IN_PLACE and last_use[source] == i and _same(network, source, step)
@@ -148,7 +148,7 @@ def _placed(steps: list[Step], network: Network) -> tuple[dict[str, Place], int]
     return places, max(offsets[name] + size[name] for name in offsets)
 
 
-_IN_PLACE = "batch_norm", "add", "relu"  # element by element
+_IN_PLACE = "batch_norm", "add", "relu"  # element-wise
 
 
 def _same(network: Network, source: str, step: Step) -> bool:

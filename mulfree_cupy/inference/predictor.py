@@ -1,4 +1,4 @@
-"""Images in, answers out: a trained network as a function."""
+"""A trained network as a function of images."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from mulfree_cupy.arrays import Array
 from mulfree_cupy.inference.network import Network
 from mulfree_cupy.inference.plan import Plan, Program
 
-_KEPT = 8  # programs for as many different numbers of images, in each memory
+_KEPT = 8  # programs for different batch sizes, per workspace
 
 
 class Predictor:
     """A trained network, as `mulfree_cupy.load` returns it.
 
-    On NumPy arrays it runs as a plan: normalisations folded into the convolutions before them,
-    weights packed once, memory planned once and used again by later calls. On CuPy arrays it runs
-    layer by layer. Threads may share one; it can be pickled and copied, and works after a fork.
+    On NumPy arrays it runs as a plan: normalisations folded into the preceding convolutions,
+    weights packed once, memory planned once and reused by later calls. On CuPy arrays it runs layer
+    by layer. It is thread-safe, can be pickled and copied, and works after a fork.
 
     Parameters
     ----------
@@ -33,12 +33,12 @@ class Predictor:
     classes : tuple of str
         Their names, in the order of the logits.
     plan : Plan or None
-        What runs on NumPy arrays; None without compiled kernels, or for a float64 network.
+        Used for NumPy arrays; None without compiled kernels, or for a float64 network.
 
     Raises
     ------
     ValueError
-        If no kernel serves a step of the plan.
+        If no kernel supports a step of the plan.
 
     Examples
     --------
@@ -52,11 +52,11 @@ class Predictor:
 
     def __init__(self, network: Network):
         self.network = network
-        # Made here, and memory taken and given back without a lock, which a fork might leave
-        # locked: what a deque does at either end is atomic.
+        # Created here; workspaces are taken and returned without a lock, which a fork might leave
+        # locked: a deque's operations at its ends are atomic.
         self.plan = _plan_of(network)
         self._free: collections.deque[_Memory] = collections.deque()
-        if self.plan is not None:  # run once, on zeros, so that all that it calls is known to serve
+        if self.plan is not None:  # run once on zeros, to check that every kernel supports its call
             self._free.append(_Memory(self.plan))
             program = self._free[0].program(1)
             program.images.fill(0)
@@ -73,10 +73,10 @@ class Predictor:
         Parameters
         ----------
         images : array, shape (N, C, H, W)
-            Pixels as those that it was trained on, as a rule 0 to 255, of an integer or floating
-            dtype; they are normalised here.
+            Raw pixels as in training, usually 0 to 255, of an integer or floating dtype; they are
+            normalised here.
         out : array of float32, shape (N, number of classes), optional
-            Receives the answer of NumPy images.
+            Receives the result for NumPy images.
 
         Returns
         -------
@@ -85,10 +85,10 @@ class Predictor:
         Raises
         ------
         TypeError
-            If the images are no real numbers.
+            If the images are not real numbers.
         ValueError
-            If they have another shape, or `out` does not fit; or if an image is not finite and the
-            network rounds to whole numbers.
+            If they or `out` have the wrong shape, or an image is not finite and the network is
+            quantised.
         """
         images = self._checked(images)
         shape, dtype = (len(images), len(self.classes)), np.dtype(np.float32)
@@ -123,7 +123,7 @@ class Predictor:
         Raises
         ------
         FloatingPointError
-            If an answer is not finite.
+            If a logit is not finite.
         """
         logits = self(images)
         logits = logits if isinstance(logits, np.ndarray) else logits.get()
@@ -186,7 +186,7 @@ def _plan_of(network: Network) -> Plan | None:
 
 
 class _Memory:
-    """For one call at a time, with the programs bound to it."""
+    """Memory for one call at a time, with the programs bound to it."""
 
     def __init__(self, plan: Plan):
         self.plan, self.memory = plan, plan.memory()

@@ -1,4 +1,4 @@
-"""What a network costs as it is run: a plan step by step, and where the time goes."""
+"""Cost of a network's plan, step by step, with times."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ REPEATS = 9
 
 @dataclass(frozen=True)
 class StepCost:
-    """Of one image, but for `seconds`, the median of a whole batch, None where it was not timed.
+    """Cost per image, except `seconds`, the median for a whole batch, None if not timed.
 
-    `terms` are products or differences that are summed up; `nbytes` are read and written, weights
-    apart.
+    `terms` are the products or differences summed; `nbytes` are read and written, without weights.
     """
 
     layers: tuple[str, ...]
@@ -34,7 +33,7 @@ class StepCost:
 
 @dataclass(frozen=True)
 class Profile:
-    """The costs of all steps; `images` is the size of the timed batch, and `seconds` its time."""
+    """The costs of all steps; `images` is the size of the timed batch, `seconds` its time."""
 
     steps: list[StepCost]
     memory: int
@@ -58,7 +57,7 @@ class Profile:
                 line += f" {1e3 * step.seconds:8.3f} {step.seconds / self.seconds:6.1%}"
             lines.append(line)
         terms, weights = (sum(getattr(s, n) for s in self.steps) for n in ("terms", "weights"))
-        lines.append(f"an image: {terms:,} terms; weights: {weights:,} bytes")
+        lines.append(f"per image: {terms:,} terms; weights: {weights:,} bytes")
         lines.append(f"memory for one image: {self.memory:,} bytes")
         if timed:
             lines.append(f"{self.images} images: {1e3 * self.seconds:.3f} ms")
@@ -85,7 +84,7 @@ def profile(predictor: Predictor, images: np.ndarray) -> Profile:
     Raises
     ------
     ValueError
-        If the predictor has no plan, for want of compiled kernels.
+        If the predictor has no plan, because there are no compiled kernels.
 
     Examples
     --------

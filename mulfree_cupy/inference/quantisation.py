@@ -1,9 +1,9 @@
-"""A trained network in whole numbers of few bits, from calibration images, with NumPy alone.
+"""Post-training quantisation to integers of few bits, from calibration images, with NumPy only.
 
-Whole numbers q stand for ``(q - zero) * scale``. An adder convolution needs the same scale for its
-weights as for what it takes, for ``|a - b| = scale * |qa - qb|``; and as all ``a`` lie between two
-ends, ``|a - w| = |a - clip(w)| + |w - clip(w)|``, so that weights beyond the ends cost no bits:
-what they exceed them by is a number a filter, and goes into its bias.
+Integers q represent ``(q - zero) * scale``. An adder convolution needs the same scale for weights
+and activations, since ``|a - b| = scale * |qa - qb|``. As all activations lie in a range, ``|a - w|
+= |a - clip(w)| + |w - clip(w)|``, so that weights outside the range cost no bits: their excess is a
+constant per filter, and is folded into its bias.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from mulfree_cupy.progress import progress
 FEWEST_IMAGES = 64
 FEWEST_BITS, MOST_BITS = 2, 8  # values are stored as uint8
 
-# Where a range may end, in per cent of the values within it. The end with the least squared error
-# of clipping and rounding is taken.
+# Candidate ranges, as the percentage of values inside. The one with the least squared error of
+# clipping and rounding is chosen.
 PERCENTILES = 99.0, 99.5, 99.8, 99.9, 99.95, 99.98, 99.99, 100.0
-_SAMPLE = 1 << 20  # of the values of an answer, to choose its range by
+_SAMPLE = 1 << 20  # largest number of values used to choose a range
 
-# In trained networks they are within 4 % of 1; those of filters that hardly vary could be anything.
+# In trained networks they are within 4 % of 1; for filters that hardly vary they are arbitrary.
 _SLOPES = 0.5, 2.0
 
-_MOST = float(np.finfo(np.float32).max)  # no limit, as JSON has it
+_MOST = float(np.finfo(np.float32).max)  # "no limit" in JSON, which has no infinity
 _SERVED = {
     *("conv", "adder_conv", "linear", "batch_norm", "relu", "add", "concatenate", "pad"),
     *("max_pool", "avg_pool", "global_average_pool", "flatten"),
 }
-_PASSING = "max_pool", "flatten"  # what can be done to whole numbers as well
+_PASSING = "max_pool", "flatten"  # operations that work on integers too
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Whole numbers from 0 to `levels`, for ``(whole - zero) * scale``."""
+    """Integers q from 0 to `levels`, representing ``(q - zero) * scale``."""
 
     scale: float
     zero: int
@@ -49,7 +49,7 @@ class Grid:
 
     @classmethod
     def between(cls, low: float, high: float, levels: int) -> Grid:
-        """A grid with a zero on it, over a range that is widened to 0 if need be."""
+        """A grid that represents 0 exactly, over a range extended to include 0."""
         low, high = min(0.0, float(low)), max(0.0, float(high))
         scale = (high - low) / levels or 1.0
         return cls(scale, round(-low / scale), levels)
@@ -63,27 +63,27 @@ class Grid:
         return (self.levels - self.zero) * self.scale
 
     def places(self, values: np.ndarray) -> np.ndarray:
-        """Where values lie, in whole numbers and parts of them, and beyond the ends too."""
+        """Unrounded, unclipped positions of values on the grid."""
         return values / self.scale + self.zero
 
     def nearest(self, values: np.ndarray) -> np.ndarray:
-        """The values for which the grid has a number, of those given the nearest."""
+        """Round and clip values to the grid."""
         whole = np.clip(np.rint(self.places(values)), 0, self.levels)
         return (whole - self.zero) * self.scale
 
 
 @dataclass(frozen=True)
 class Operands:
-    """What became of the operands of a convolution.
+    """How the operands of a convolution were quantised.
 
     Parameters
     ----------
     name : str
         Of the layer.
     grid : Grid
-        Of what it takes, and of an adder convolution's weights.
+        Of its input, and of an adder convolution's weights.
     clipped_activations, clipped_weights : float
-        The shares beyond the ends of the grid.
+        The fractions outside the range of the grid.
     """
 
     name: str
@@ -94,9 +94,9 @@ class Operands:
 
 @dataclass(frozen=True)
 class Quantised:
-    """A network in whole numbers, and a row on each of its convolutions of whole numbers.
+    """A quantised network, and a row for each of its quantised convolutions.
 
-    `whole_sums` says whether these take and sum whole numbers, as adders do.
+    `whole_sums` says whether these compute in integers, as adders do.
     """
 
     network: Network
@@ -107,23 +107,22 @@ class Quantised:
 def quantize(
     network: Network, images: np.ndarray, *, bits: int = 8, percentile: float | None = None
 ) -> Quantised:
-    """Put the convolutions of a trained network into whole numbers of few bits.
+    """Quantise the convolutions of a trained network to integers of few bits.
 
-    The convolutions that see the images, unless they are adders, and the linear layers stay as
-    they are.
+    Convolutions of the images, unless they are adders, and linear layers are left unchanged.
 
     Parameters
     ----------
     network : Network
-        With adder convolutions, or with ordinary ones alone, see the notes.
+        With adder convolutions, or only ordinary ones: see Notes.
     images : array, shape (N, C, H, W)
-        Raw, of the training part: ranges and means are taken from them.
+        Raw training images, from which ranges and means are computed.
     bits : int, default 8
         2 to 8, of activations and weights, which are stored as uint8.
     percentile : float, optional
-        The share of the values, in per cent, that the range of an answer holds; of answers of both
-        signs it is cut off on both sides. Without it that of `PERCENTILES` whose squared error of
-        clipping and rounding is the least, for each answer.
+        The percentage of an output's values inside its range; outputs of both signs are clipped on
+        both sides. By default, for each output, the one of `PERCENTILES` with the least squared
+        error of clipping and rounding.
 
     Returns
     -------
@@ -132,21 +131,21 @@ def quantize(
     Raises
     ------
     TypeError
-        If an argument is of another kind.
+        If an argument has the wrong type.
     ValueError
-        If there are too few images or of another shape, `bits` or `percentile` lie beyond their
-        limits, or the network has no convolutions that can be quantised, or others as well.
+        If there are too few images or they have the wrong shape, `bits` or `percentile` is out of
+        range, or the network has no convolutions that can be quantised, or some that cannot.
 
     Notes
     -----
-    Adder convolutions take uint8 and sum in int32, those of up to 4 bits by the kernels for so few.
-    The scale and offset of the normalisation behind one become those of a ``rescale`` to the next
-    one's uint8; a residual is added in it. They are corrected so that each filter's sums have the
-    mean and the deviation that they had on the calibration images before.
+    Adder convolutions take uint8 and accumulate in int32; up to 4 bits they use the low-bit
+    kernels. The scale and offset of the following normalisation become those of a ``rescale`` to
+    the next layer's uint8, which also adds a residual. They are corrected so that each filter's
+    sums keep the mean and standard deviation that they had on the calibration images.
 
-    In a network without adder convolutions the ordinary ones are quantised for comparison, and no
-    faster: their weights are rounded with a scale a filter, what they take is rounded to uint8, and
-    both are computed with as float32.
+    In a network without adder convolutions the ordinary ones are quantised for comparison only, and
+    are not faster: weights are rounded with one scale per filter, activations to uint8, and both
+    are computed with as float32.
 
     Examples
     --------
@@ -198,10 +197,10 @@ def _operands(steps: list[Step]) -> list[Step]:
 
 
 class _Quantiser:
-    """Goes through a network from the first step to the last, with the calibration images.
+    """Runs a network step by step on the calibration images, quantising as it goes.
 
-    Answers are known by their names in the network as it was; each has one layer in the new one for
-    every form in which it is needed, uint8 and float32.
+    Outputs keep their names of the original network; each has one layer in the new network for
+    every dtype in which it is needed, uint8 and float32.
     """
 
     def __init__(
@@ -215,16 +214,16 @@ class _Quantiser:
         self.network, self.steps, self.operands = network, steps, operands
         self.levels = levels
         self.percentiles = PERCENTILES if percentile is None else (percentile,)
-        self.whole = {step.inputs[0] for step in operands}  # answers to store as uint8
+        self.whole = {step.inputs[0] for step in operands}  # outputs to store as uint8
         for step in reversed(steps):
             if step.op in _PASSING and step.output in self.whole:
                 self.whole.add(step.inputs[0])
-        self.before: dict[str, np.ndarray] = {}  # the answers of the network as it was
+        self.before: dict[str, np.ndarray] = {}  # outputs of the original network
         self.grids: dict[str, Grid] = {}
         self.forms: dict[str, dict[str, str]] = {}  # to the new layers, by dtype
         self.layers: list[Layer] = []
         self.arrays: dict[str, np.ndarray] = {}
-        self.answers: dict[str, np.ndarray] = {}  # of the new layers
+        self.answers: dict[str, np.ndarray] = {}  # outputs of the new layers
         self.rows: list[Operands] = []
 
     def run(self, images: np.ndarray) -> Quantised:
@@ -249,7 +248,7 @@ class _Quantiser:
         return Quantised(new, self.rows, self.operands[0].op == "adder_conv")
 
     def _forget(self, done: int) -> None:
-        """Free the memory of answers that no step takes any more."""
+        """Free outputs that no later step reads."""
         names = {name for step in self.steps[done:] for name in step.sources}
         layers = {layer for name in names for layer in self.forms.get(name, {}).values()}
         self.before = {name: a for name, a in self.before.items() if name in names}
@@ -263,7 +262,7 @@ class _Quantiser:
         arrays: Mapping[str, np.ndarray],
         options: Mapping[str, object],
     ) -> str:
-        """A layer of the new network, and its answer."""
+        """Add a layer to the new network and compute its output."""
         names = {role: f"{name}.{role}" for role in arrays}
         self.arrays |= {names[role]: np.ascontiguousarray(a) for role, a in arrays.items()}
         layer = Layer(op, name, tuple(inputs), names, options)
@@ -272,7 +271,7 @@ class _Quantiser:
         return name
 
     def _copy(self, layer: Layer) -> None:
-        """As it was; on whole numbers where its answer has to be."""
+        """Keep the step unchanged, on integers if its output must be uint8."""
         whole = layer.op in _PASSING and layer.name in self.whole
         dtype = "uint8" if whole else "float32"
         inputs = [self._form(name, dtype) for name in layer.inputs]
@@ -283,7 +282,7 @@ class _Quantiser:
             self.grids[layer.name] = self.grids[layer.inputs[0]]
 
     def _form(self, name: str, dtype: str) -> str:
-        """The layer that has an answer of the old network in a dtype."""
+        """The new layer that holds an output of the original network in a dtype."""
         forms = self.forms[name]
         if dtype not in forms:
             ((_, source),) = forms.items()
@@ -310,7 +309,7 @@ class _Quantiser:
         return min(grids, key=lambda grid: np.square(grid.nearest(values) - values).mean())
 
     def _convolution(self, step: Step) -> None:
-        """A convolution and a rescale behind it, for what followed it."""
+        """A convolution followed by a rescale, which replaces its epilogue."""
         joined = len(step.layers) > 1
         name = step.layers[0] if joined else f"{step.output}.sums"
         kind = self._adder_conv if step.op == "adder_conv" else self._conv
@@ -320,7 +319,7 @@ class _Quantiser:
         self._rescale(step, name, slope * unit, slope * constant + shift)
 
     def _adder_conv(self, step: Step, name: str) -> tuple[float, np.ndarray]:
-        """Sums in int32; the scale and each filter's offset that make them the old ones."""
+        """Sums in int32, with the scale and per-filter offset that restore the original sums."""
         (source,) = step.inputs
         x, grid, options = self._form(source, "uint8"), self.grids[source], dict(step.options)
         places = grid.places(step.arrays["weight"].astype(np.float64))
@@ -336,14 +335,14 @@ class _Quantiser:
         if bits <= packing.MOST_BITS:
             options["bits"] = bits
         weight = np.rint(within).astype(np.uint8)
-        # The mean of the sums is taken off as well, as a float32 has few digits left beside it.
+        # The mean of the sums is subtracted as well, because it would cost float32 its precision.
         layer = Layer("adder_conv", name, (x,), {"weight": "weight"}, options)
         mean = np.rint(layer.answer(self.answers, {"weight": weight}).mean(axis=(0, 2, 3)))
         bias = -np.rint(excess) - mean
         if np.abs(bias).max() > np.iinfo(np.int32).max:
             raise ValueError(
-                f"quantize: layer {name!r}: its weights are too large beside what it takes, "
-                f"from {grid.low:g} to {grid.high:g}, for sums in int32"
+                f"quantize: layer {name!r}: its weights are too large for int32 sums, with inputs "
+                f"from {grid.low:g} to {grid.high:g}"
             )
         arrays = {"weight": weight, "bias": bias.astype(np.int32)}
         self._add("adder_conv", name, [x], arrays, options)
@@ -352,7 +351,7 @@ class _Quantiser:
         return grid.scale, constant + step.arrays.get("bias", 0)
 
     def _conv(self, step: Step, name: str) -> tuple[float, np.ndarray]:
-        """Of rounded operands as float32, or of the old ones if it is none to quantise."""
+        """Sums of rounded operands as float32, or of the original ones if it is not quantised."""
         (source,) = step.inputs
         weight = step.arrays["weight"]
         if step in self.operands:
@@ -399,7 +398,7 @@ class _Quantiser:
 
 
 def _match(sums: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Slope and shift that give each filter's sums the mean and deviation of the wanted ones."""
+    """Slope and shift that give each filter's sums the wanted mean and standard deviation."""
     over = {"axis": (0, 2, 3), "dtype": np.float64}
     deviation = sums.std(**over)
     varies = deviation > 0

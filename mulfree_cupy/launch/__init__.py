@@ -1,9 +1,9 @@
-"""How a kernel gets to run: compiled for the CPU, through CuPy on a GPU, or emulated.
+"""Kernel launches: compiled for the CPU, through CuPy on a GPU, or emulated.
 
-The compiled CPU kernels and their NumPy twins are one set of functions, `cpu_kernels`. CUDA kernels
-go through a *device* (`device`): the launchers, one module an operation, take one and do not ask
-which it is. `select` says which kernel serves a call, `tiling` how a launch is cut, `limits` what a
-GPU can take.
+The compiled CPU kernels and their NumPy equivalents are one set of functions, `cpu_kernels`. CUDA
+kernels are launched on a *device* (`device`), a GPU or the emulator: the launchers, one module per
+operation, work with either. `select` chooses the kernel of a call, `tiling` its tiles and grid,
+`limits` has the limits of GPUs.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ __all__ = ["check_kernel", "cpu_kernels", "device_for"]
 
 @functools.cache
 def cpu_kernels() -> ModuleType:
-    """The compiled CPU kernels, or their NumPy twins where the install had no C++ compiler.
+    """The compiled CPU kernels, or their NumPy equivalents where there was no C++ compiler.
 
     Raises
     ------
     ValueError
-        If MULFREE_CPU_FEATURES names what this machine has not.
+        If MULFREE_CPU_FEATURES names a feature that this machine lacks.
     """
     try:
         from mulfree_cupy import _cpu as kernels

@@ -1,9 +1,8 @@
 """Launchers of cuda/adder: the ladder of L1-distance kernels, and AdderNet's gradients.
 
-Rungs 1 to 4 multiply matrices, so a convolution goes through im2col, a bounded part at a time.
-Rung 5, and for uint8 rung 6, gather the windows themselves: they are what the public functions use,
-but for the depthwise convolution, which has a kernel of its own. Rung 7, for float16, is for those
-who ask for it by name.
+Rungs 1 to 4 multiply matrices, so a convolution goes through im2col, in parts of bounded size. Rung
+5, and for uint8 rung 6, are implicit convolutions and the default; a depthwise convolution has a
+separate kernel. Rung 7, for float16, must be requested by name.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from mulfree_cupy.launch.tiling import chunks, conv_tile, half_tile, plane_launc
 
 _TILE = {"1_naive": 16, "2_shared_tile": 16, "3_register_tile": 64}
 _MATMUL_KERNELS = (*_TILE, "4_vectorised_loads")
-_PACKED = "6_uint8", "7_half2"  # several channels in a word
+_PACKED = "6_uint8", "7_half2"  # several channels per word
 
 
 @on_device_of_arrays
@@ -65,7 +64,7 @@ def adder_conv(device, x, w, bias, out, geometry: ConvGeometry, kernel: str | No
 
 
 def _batched_matmul(device, kernel, a, b, out) -> None:
-    """Rungs 1 to 4 on a (A, M, L), b (B, L, P), out (B, M, P); image z of b meets a[z % A]."""
+    """Rungs 1 to 4 on a (A, M, L), b (B, L, P), out (B, M, P), with a[z % A] for b[z]."""
     defines, tile, block = {"T": c_type(a)}, _TILE.get(kernel), (16, 16)
     if kernel == "4_vectorised_loads":
         tile, each = (128, 8) if a.itemsize == 4 and min(a.shape[1], b.shape[2]) > 64 else (64, 4)
@@ -77,7 +76,7 @@ def _batched_matmul(device, kernel, a, b, out) -> None:
             "P_VECTOR": min(vector(b, b.shape[2]), vector(out, b.shape[2])),
         }
     a_batch, length, p = len(a), a.shape[2], b.shape[2]
-    images = limits.GRID_LIMIT // a_batch * a_batch  # a grid's third dimension; then its second
+    images = limits.GRID_LIMIT // a_batch * a_batch  # limits of grid z, then of grid y
     rows = a.shape[1] if a_batch * len(b) > 1 else limits.GRID_LIMIT * tile
     for z in range(0, len(b), images):
         for m in range(0, a.shape[1], rows):
@@ -90,7 +89,7 @@ def _batched_matmul(device, kernel, a, b, out) -> None:
 
 
 def _implicit_conv(function, device, kernel, x, w, bias, out, geometry: ConvGeometry) -> None:
-    """Rungs 5 to 7, and depthwise. A launch takes as many images as offsets of 32 bits allow."""
+    """Rungs 5 to 7, and depthwise, with as many images per launch as 32-bit offsets allow."""
     g, channels, packed = geometry, geometry.channels // geometry.groups, kernel in _PACKED
     words = -(-channels * x.itemsize // 4) if packed else channels
     at_once = implicit.images_at_once(function, g, words * g.groups)
@@ -110,7 +109,7 @@ def _implicit_conv(function, device, kernel, x, w, bias, out, geometry: ConvGeom
 
 
 def _packed(device, x, channels: int):
-    """As many channels of x (N, groups*channels, H, W) as fit a word: (N*groups, words, H, W)."""
+    """Pack the channels of x (N, groups*channels, H, W) into words: (N*groups, words, H, W)."""
     images, plane = x.shape[0] * x.shape[1] // channels, x.shape[2] * x.shape[3]
     words = device.xp.empty((images, -(-channels * x.itemsize // 4), *x.shape[2:]), np.uint32)
     pixels = 4 if plane % 4 == 0 and address(x) % (4 * x.itemsize) == 0 else 1
@@ -125,7 +124,7 @@ def _packed(device, x, channels: int):
 
 
 @on_device_of_arrays
-@np.errstate(invalid="ignore", over="ignore")  # NaN and Inf go through in silence
+@np.errstate(invalid="ignore", over="ignore")  # NaN and Inf propagate without warnings
 def adder_conv_backward(device, grad, x, w, grad_x, grad_w, geometry: ConvGeometry) -> None:
     """Write sum (x - w) grad into grad_w and sum clip(w - x, -1, 1) grad into grad_x."""
     adder_conv_grad_x(device, grad, x, w, grad_x, geometry)

@@ -1,7 +1,7 @@
-"""What kernels are told, as C sees it: the names of element types, numbers, and structs.
+"""Kernel arguments in C: names of element types, scalars, and structs.
 
-A struct goes by value, as a NumPy structured scalar or 0-d array. Its fields of dtype ``object``
-hold arrays, or None for a null pointer: so tables of pointers are passed.
+A struct is passed by value, as a NumPy structured scalar or 0-d array. Fields of dtype ``object``
+are pointers: they hold arrays, or None for a null pointer.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ MOVED_AS = {
     8: "unsigned long long",
     16: "ulonglong2",
 }
-POINTER = np.dtype(object)  # as wide as a pointer
-PAIR = (np.int32, 2)  # cuda/geometry.cuh has this struct and the next
+POINTER = np.dtype(object)  # of the size of a pointer
+PAIR = (np.int32, 2)  # this struct and the next are declared in cuda/geometry.cuh
 _PAIRS = "size", "kernel", "stride", "pad", "dilation", "out", "step"
 CONVOLUTION = np.dtype(
     [(name, np.int32) for name in ("images", "groups", "channels", "filters")]
@@ -48,12 +48,12 @@ def int64(*values: int) -> tuple[np.int64, ...]:
 
 @functools.lru_cache(1024)
 def convolution_struct(g: ConvGeometry, images: int, channels: int | None = None) -> np.void:
-    """The struct of a convolution of some images.
+    """The `Conv` struct of a convolution of some images.
 
     Parameters
     ----------
     channels : int, optional
-        Of one group as the kernel sees them, where several are packed in a word.
+        Number per group, in words where several are packed into one.
     """
     step = (s // math.gcd(s, d) for s, d in zip(g.stride, g.dilation, strict=True))
     if channels is None:
@@ -83,7 +83,7 @@ def pointers(struct: np.ndarray) -> Iterator[tuple[str, int, Any]]:
 
 
 def with_addresses(struct: np.ndarray, address: Callable[[Any], int]) -> np.ndarray:
-    """The struct as C sees it, each array replaced by its address."""
+    """The struct's bytes in C, each array replaced by its address."""
     if not struct.dtype.hasobject:
         return np.asarray(struct)
     names, fields = struct.dtype.names, struct.dtype.fields

@@ -1,4 +1,4 @@
-"""Launchers of cuda/batch: a batch taken out of a data set of bytes, and its loss added up.
+"""Launchers of cuda/batch: gather a batch from a data set of bytes, and accumulate its loss.
 
 ``progress`` is float64 of shape (4,), the fields of `Progress`; arrays are C-contiguous.
 """
@@ -13,7 +13,7 @@ from mulfree_cupy.launch.tiling import plane_launch
 
 
 class Progress(NamedTuple):
-    """As cuda/batch/progress.cuh has it, and says what each means."""
+    """As declared and documented in cuda/batch/progress.cuh."""
 
     loss: float = 0.0
     right: float = 0.0
@@ -43,7 +43,7 @@ def take(device, images, labels, plan, mean, std, progress, y, shown, batch_size
 
 @on_device_of_arrays
 def tally(device, loss, right, progress, count: int) -> None:
-    """Add the mean loss of `count` images, and how many of them were right, to the progress."""
+    """Add the mean loss of `count` images, and the number classified correctly, to the progress."""
     device.launch(
         "batch/tally.cu",
         "tally",

@@ -19,14 +19,14 @@ from mulfree_cupy.launch.tiling import (
 )
 
 _THREADS = 256
-_PART = 2**14  # bytes of which a block takes the moments, 16 numbers of float32 a thread
+_PART = 2**14  # bytes reduced by a block, 16 float32 per thread
 
 
 @on_device_of_arrays
 def batch_norm(
     device, x, weight, bias, residual, y, mean, variance, running, relu, eps, momentum, kernel=None
 ) -> None:
-    """Normalise x by its own statistics into y; write these, and move the running ones to them.
+    """Normalise x by its own statistics into y; write these, and update the running ones.
 
     ``residual`` may be None, and so may ``running``, the running mean and variance.
     """
@@ -100,7 +100,7 @@ def batch_norm_backward(
 
 
 def _launch(device, kernel, entry, wide, blocks, threads, args, more) -> None:
-    """`wide` are the arrays whose elements move several at once, where all of them can."""
+    """`wide` are the arrays accessed with vector loads and stores, if all of them allow it."""
     x = args[0]
     defines = {"T": c_type(x), "VECTOR": _width(wide, x), "THREADS": threads, **more}
     device.launch(f"batch_norm/{kernel}.cu", entry, defines, (blocks,), (threads,), args)
@@ -111,7 +111,7 @@ def _width(wide, x) -> int:
 
 
 def _count(function: str, x) -> int:
-    """Elements of a channel; the kernels number them, and the channels, with 32 bits."""
+    """Elements of a channel; the kernels index them, and the channels, with 32 bits."""
     count = len(x) * x.shape[2]
     limits.check_sizes(function, limits.INT32, {"N*H*W": count, "C": x.shape[1]})
     return count
@@ -122,5 +122,5 @@ def _sizes(x) -> tuple[np.int32, ...]:
 
 
 def _least(x, relu: bool) -> np.floating:
-    """What no answer is below."""
+    """Lower bound of the output: 0 with a ReLU."""
     return x.dtype.type(0 if relu else -np.inf)

@@ -1,8 +1,8 @@
-"""Launchers of cuda/binary: words of bits, and the ladder that counts where two of them differ.
+"""Launchers of cuda/binary: packing into words, and the ladder of XOR and population count.
 
-One ladder serves two operations. Of signs, the count gives a sum of products of -1 and 1; of
-thermometer codes, which have as many ones as the value says, it is the distance of two values. A
-code of few bits is packed as if each of its levels were a channel.
+One ladder serves two operations. For signs, the count gives a sum of products of -1 and 1; for
+thermometer codes, in which the value v is v ones, it is the distance of two values. Each level of a
+thermometer code is packed like a channel.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ _THREADS = 256
 
 
 class Codes(NamedTuple):
-    """What a channel is coded as, and how many channels go together."""
+    """How channels are encoded and packed."""
 
-    channels: int  # of a group
-    levels: int  # bits of a channel
-    word: int  # bits of a word
+    channels: int  # per group
+    levels: int  # bits per channel
+    word: int  # bits per word
 
     @property
     def words(self) -> int:
-        """Of a pixel of a group."""
+        """Per pixel of a group."""
         return -(-self.channels * self.levels // self.word)
 
 
 class Weights(NamedTuple):
-    """What a kernel reads of w, made once for many calls by `pack_weights`."""
+    """Packed weights, made once for many calls by `pack_weights`."""
 
     kernel: str
     codes: Codes
     words: Array  # fragments, for tensor cores
-    sums: Array | None  # of their ones
+    sums: Array | None  # population counts
 
     @property
     def nbytes(self) -> int:
@@ -52,7 +52,7 @@ class Weights(NamedTuple):
 
 
 def pack_weights(device, w, groups: int, bits: int | None = None, kernel: str | None = None):
-    """The `Weights` of w (K, C/groups, kh, kw): of its signs, or of numbers of so many bits."""
+    """The `Weights` of w (K, C/groups, kh, kw): of its signs, or of numbers of `bits` bits."""
     kernel = choose(Call("binary_conv", w.dtype, architecture=device.architecture), kernel)
     channels, levels = w.shape[1], 1 if bits is None else 2**bits - 1
     codes = Codes(channels, levels, _word(channels * levels, kernel))
@@ -91,8 +91,7 @@ def adder_conv(
 ) -> None:
     """Write bias[k] - sum of abs(x - w) over each window into out, x and w of few bits.
 
-    x and w are uint8, and taken for 2**bits - 1 where they are more; bias and out are int32. w may
-    be `Weights`.
+    x and w are uint8, clamped to 2**bits - 1; bias and out are int32. w may be `Weights`.
     """
     if not isinstance(w, Weights):
         w = pack_weights(device, w, geometry.groups, bits, kernel)
@@ -112,10 +111,10 @@ def _conv(function, device, x, w: Weights, values, out, g: ConvGeometry, defines
 
 
 def _word(bits: int, kernel: str) -> int:
-    """Bits of the words of a pixel.
+    """Word size in bits.
 
-    Tensor cores take those of the next tap right behind a word: the widest that pads a pixel no
-    further than 32 do, or 8 or 16 if these hold it.
+    For tensor cores the words of successive taps are adjacent: the widest word that pads a pixel no
+    more than 32 bits would, or 8 or 16 if these hold it.
     """
     if kernel == "1_naive":
         return 64

@@ -1,7 +1,7 @@
 """Launchers of cuda/convolution: im2col, col2im, and the ladder of the ordinary convolution.
 
-The same code serves CuPy and the emulator: `device` brings the array module and the launch. Arrays
-are C-contiguous, checked and not empty.
+The same code serves CuPy and the emulator: `device` has the array module and the launch function.
+Arrays are C-contiguous, checked and not empty.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from mulfree_cupy.launch.tiling import chunks, plane_launch
 
 
 def parts(g: ConvGeometry, itemsize: int) -> Iterator[tuple[slice, slice]]:
-    """Images, or pixels of one, whose im2col matrix and outputs stay within the workspace.
+    """Ranges of images, or of one image's pixels, whose im2col matrix and outputs fit the
+    workspace.
 
-    The pixels are a multiple of 32, or all of an image's.
+    Pixels are a multiple of 32, or the whole image.
     """
     _, rows, pixels = g.cols_shape
     at_once = max(1, limits.WORKSPACE // ((rows + g.filters) * itemsize * 32)) * 32
@@ -87,13 +88,13 @@ def by_group(outputs, g: ConvGeometry):
 
 
 def _is_product(geometry: ConvGeometry) -> bool:
-    """A 1x1 kernel that visits every pixel once: x itself is the matrix."""
+    """A 1x1 kernel with stride 1 and no padding: x itself is the matrix."""
     g = geometry
     return g.kernel == g.stride == (1, 1) and g.padded_size == g.size
 
 
 @on_device_of_arrays
-@np.errstate(invalid="ignore", over="ignore")  # NaN and Inf go through in silence
+@np.errstate(invalid="ignore", over="ignore")  # NaN and Inf propagate without warnings
 def conv(device, x, w, bias, out, geometry: ConvGeometry, kernel: str | None = None) -> None:
     """Write the cross-correlation of x with w, plus the bias, into out."""
     kernel = choose(Call("conv", x.dtype, geometry), kernel)
@@ -110,7 +111,7 @@ def conv(device, x, w, bias, out, geometry: ConvGeometry, kernel: str | None = N
 
 
 def _conv_by_im2col(device, x, w, bias, out, g: ConvGeometry) -> None:
-    """Im2col and a product at a time."""
+    """Im2col and matrix products, part by part."""
     limits.check_geometry("conv", g)
     filters, answer = w.reshape(g.groups, g.filters // g.groups, g.taps), by_group(out, g)
     for images, pixels in parts(g, x.itemsize):

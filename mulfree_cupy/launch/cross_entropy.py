@@ -9,7 +9,7 @@ from mulfree_cupy.launch.arguments import c_type, int32
 from mulfree_cupy.launch.device import on_device_of_arrays
 
 _THREADS = 256
-_ROWS = _THREADS // 32  # a block, each by a warp
+_ROWS = _THREADS // 32  # per block, one per warp
 
 
 @on_device_of_arrays

@@ -29,12 +29,12 @@ class Device:
         return int(self.xp.cuda.Device().compute_capability)
 
     def constant(self, values: np.ndarray):
-        """A small NumPy array's values on the current device, for kernels to read alone.
+        """A small NumPy array's values on the current device, read-only.
 
         The first call copies them and waits for the copy, so that any stream may read them; later
-        ones with equal values do neither, and so can be captured in a CUDA graph. What a graph
-        reads must stay where it is: nothing is evicted, and what is more than the cache holds is
-        copied in every call.
+        calls with equal values do neither, and so can be captured in a CUDA graph. A graph's arrays
+        must not move: nothing is evicted, and values beyond the cache's capacity are copied in
+        every call.
         """
         xp = self.xp
         key = xp.cuda.Device().id, values.dtype.str, values.shape, values.tobytes()
@@ -61,8 +61,8 @@ class Device:
             One to three sizes each.
         args : tuple
             CuPy arrays, None for a null pointer, and NumPy scalars, among them structs
-            (`arguments`). CuPy checks neither count nor types, and hands a Python int over as 64
-            bits, so a Python number is refused here.
+            (`arguments`). CuPy checks neither count nor types, and passes a Python int as 64 bits,
+            so Python numbers are rejected here.
         shared_mem : int
             Bytes of dynamic shared memory.
         """
@@ -87,7 +87,7 @@ class Device:
 
 @functools.cache
 def _kernel(device_id, path, entry, defines):
-    """One compiled kernel; the limit of its shared memory is a property of the device too."""
+    """One compiled kernel; its shared-memory limit is set per device."""
     import cupy
 
     module = cupy.RawModule(code=source.read(path, dict(defines)), options=("--std=c++17",))

@@ -1,4 +1,4 @@
-"""What the launchers need of a device, and which one serves an array."""
+"""The interface of a device, and the choice of an array's device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mulfree_cupy.launch import emulator
 
 
 class Device(Protocol):
-    """Where CUDA kernels run; the launchers take one and do not ask which it is."""
+    """Where CUDA kernels run: a GPU or the emulator."""
 
     @property
     def xp(self) -> Any:
@@ -25,7 +25,7 @@ class Device(Protocol):
         """Its compute capability, 90 for 9.0."""
 
     def constant(self, values: np.ndarray) -> Array:
-        """A small NumPy array's values for kernels to read alone, copied once at most."""
+        """A small NumPy array's values on the device, read-only, copied at most once."""
 
     def launch(
         self,
@@ -53,7 +53,7 @@ def device_for(array: Array) -> Device | None:
 
 
 def on_device_of_arrays(launcher: Callable) -> Callable:
-    """The launcher, with its first array's GPU current: kernels and new arrays belong there."""
+    """Decorator: run the launcher with its first array's GPU as the current device."""
 
     @functools.wraps(launcher)
     def launch(device: Device, first, *args, **options) -> None:

@@ -1,7 +1,7 @@
-"""Launchers of the implicit products, which the ordinary and the adder convolution share.
+"""Launchers of the implicit convolutions, shared by the ordinary and the adder convolution.
 
-A kernel is given as its file below ``cuda/`` without the ending, and its entry. All of them gather
-the windows themselves, with offsets of 32 bits: a launch takes as many images as that allows.
+A kernel is given by its file below ``cuda/`` without suffix, and its entry. All compute window
+offsets themselves, in 32 bits: a launch takes as many images as that allows.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from mulfree_cupy.launch.tiling import (
     vector,
 )
 
-_LEAST_PART = 128  # pixels that a part of the gradient of w sums, or all there are
-_REDUCED = 32  # outputs of a block of add_parts
-_DEPTHWISE_ROWS = 8  # the most outputs a thread of depthwise.cu
+_LEAST_PART = 128  # pixels per part of the gradient of w
+_REDUCED = 32  # outputs per block of add_parts
+_DEPTHWISE_ROWS = 8  # most outputs per thread of depthwise.cu
 _DEPTHWISE_THREADS = 128
 
 
 def images_at_once(function: str, g: ConvGeometry, channels: int) -> int:
-    """Images whose offsets fit 32 bits, those of the padding around them too."""
+    """Number of images whose offsets, padding included, fit 32 bits."""
     limits.check_geometry(function, g, limits.LONGEST)
     x_size, out_size = channels * math.prod(g.padded_size), math.prod(g.out_shape[1:])
     sizes = {
@@ -47,7 +47,7 @@ def images_at_once(function: str, g: ConvGeometry, channels: int) -> int:
 def conv_launch(
     device, kernel, entry, defines, x, w, parameters, out, g: ConvGeometry, choose_tile=conv_tile
 ) -> None:
-    """A sum over each window of x, made an output with the `parameters`: the bias, mostly."""
+    """Launch a sum over each window of x, with `parameters` (mostly the bias) for the epilogue."""
     filters, length = g.filters // g.groups, w[0].size
     images, pixels = len(out), len(out) * math.prod(g.out_size)
     tile = choose_tile(x.itemsize, filters, pixels, g.groups)
@@ -69,7 +69,7 @@ def conv_launch(
 
 
 def large_window(g: ConvGeometry) -> dict[str, int]:
-    """The macro of a window that has more rows or columns than gather.cuh has bits for."""
+    """The macro for windows with more rows or columns than gather.cuh has bits for."""
     large = any(size > most for size, most in zip(g.kernel, limits.WINDOW, strict=True))
     return {"LARGE_WINDOW": 1} if large else {}
 
@@ -77,7 +77,7 @@ def large_window(g: ConvGeometry) -> dict[str, int]:
 def depthwise_launch(
     device, kernel, entry, defines, x, w, parameters, out, g: ConvGeometry
 ) -> None:
-    """`conv_launch` of a depthwise convolution: all that shapes the loops is a macro."""
+    """`conv_launch` of a depthwise convolution: all loop bounds are macros."""
     strips = -(-g.out_height // _DEPTHWISE_ROWS)
     planes = len(out) * g.filters
     defines = {
@@ -99,7 +99,7 @@ def depthwise_launch(
 
 
 def grad_x_launches(function, device, kernel, entry, arrays, w, grad_x, g: ConvGeometry) -> None:
-    """A launch for all phases of the stride; `arrays` begin with grad, their images go with x's."""
+    """One launch for all phases of the stride; `arrays` begin with grad, and are sliced with x."""
     channels = g.channels // g.groups
     tile = grad_x_tile(grad_x.itemsize, channels)
     rows, columns = (-(-size // step) for size, step in zip(g.x_shape[2:], g.stride, strict=True))
@@ -117,7 +117,7 @@ def grad_x_launches(function, device, kernel, entry, arrays, w, grad_x, g: ConvG
 
 
 def grad_w_launches(function, device, kernel, entry, grad, x, w, grad_w, g: ConvGeometry) -> None:
-    """The pixels in parts, as many as fill a GPU, then one launch that adds the parts up."""
+    """Split-K over the pixels, with enough parts to fill a GPU, then one launch to reduce them."""
     filters = g.filters // g.groups
     images = list(chunks(g.batch, images_at_once(function, g, g.channels)))
     tile = grad_w_tile(w.itemsize, filters, g.taps)
@@ -138,22 +138,22 @@ def grad_w_launches(function, device, kernel, entry, grad, x, w, grad_w, g: Conv
 def in_parts(
     device, out, images: list[slice], plane: int, least: int, most: int
 ) -> Iterator[tuple[slice, int, Array]]:
-    """Cut a sum over the pixels of all images into parts, and add these up into out at the end.
+    """Split a sum over the pixels of all images into parts, and reduce them into out at the end.
 
     Parameters
     ----------
     images : list of slice
-        Those that a launch takes at once, the first the most.
+        The images of each launch; the first slice is the largest.
     plane : int
-        Pixels of an image.
+        Pixels per image.
     least, most : int
-        The fewest pixels of a part, but for the last, and the most parts of the first images.
+        The fewest pixels per part, except the last, and the most parts of the first launch.
 
     Yields
     ------
     images : slice
     part : int
-        Pixels of a part of theirs.
+        Pixels per part.
     sums : array, (parts, *out.shape)
         To be written.
     """
@@ -171,12 +171,12 @@ def in_parts(
 
 
 def room_for_parts(device, out, count: int) -> Array:
-    """Where the parts of a sum go before `add_parts`: out itself, if it is one."""
+    """Workspace for the parts of a sum: out itself, if there is one part."""
     return out[None] if count == 1 else device.xp.empty((count, *out.shape), out.dtype)
 
 
 def add_parts(device, parts, out) -> None:
-    """Add up what was written to `room_for_parts`."""
+    """Reduce the parts in `room_for_parts` into out."""
     if len(parts) > 1:
         device.launch(
             "adder/add_parts.cu",

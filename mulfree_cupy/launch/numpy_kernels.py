@@ -1,8 +1,8 @@
-"""The CPU kernels in NumPy alone, for an install that had no C++ compiler.
+"""The CPU kernels in pure NumPy, for installations without a C++ compiler.
 
-Same names, arguments and answers as the compiled module; the sums run tap by tap over slices of the
-padded image, so that nothing like im2col is stored. What is summed is put in C order first: NumPy
-adds along memory, so that other layouts would be rounded otherwise.
+Same names, arguments and results as the compiled module; sums run tap by tap over slices of the
+padded image, without storing an im2col matrix. Operands are put in C order first: NumPy adds in
+memory order, so other layouts would round differently.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mulfree_cupy.launch.numpy_winograd import (  # noqa: F401
     winograd_sparse,
 )
 
-_WORKSPACE = 64 << 20  # bytes; a chunk of the batch at a time stays below it
+_WORKSPACE = 64 << 20  # bytes; limit for a chunk of the batch
 
 
 compiler = "none"
@@ -168,7 +168,7 @@ def conv_grad_w(grad, x, grad_w, stride, padding, dilation, groups):
             for i, j, seen in _taps(
                 padded[:, c], grad_w.shape[2:], stride, dilation, grad.shape[2:]
             ):
-                # Not a product of BLAS, which may leave out a zero times NaN.
+                # Not by BLAS, which may skip a zero times NaN.
                 grad_w[k, :, i, j] += np.einsum("nkhw,nchw->kc", g, seen)
 
 
@@ -185,8 +185,7 @@ def adder_conv_grad_w(grad, x, w, grad_w, stride, padding, dilation, groups):
                     )
 
 
-# Unsigned numbers, and complex ones for lack of a longer one, in the place of any elements of
-# their size: a shift moves bits.
+# View elements as unsigned integers of their size, or complex for 16 bytes: a shift copies bits.
 _BITS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
 
 
@@ -205,14 +204,14 @@ def shift_backward(grad, shifts, grad_x, stride):
 
 
 def _shifted(shifts: np.ndarray, size: tuple, stride: tuple) -> Iterator[tuple]:
-    """(channel, where in the answer it shows its image, and what it shows there)."""
+    """(channel, index of the output region inside the image, index of its source)."""
     for c, offsets in enumerate(shifts.tolist()):
         (rows, seen_rows), (columns, seen_columns) = map(_shown, offsets, size, stride)
         yield (slice(None), c, rows, columns), (slice(None), c, seen_rows, seen_columns)
 
 
 def _shown(offset: int, size: int, step: int) -> tuple[slice, slice]:
-    """The pixels p of an axis with 0 <= p * step + offset < size, and those places."""
+    """Slices of the pixels p with 0 <= p * step + offset < size, and of their sources."""
     first = max(0, -(offset // step))
     end = min(-(-size // step), -((offset - size) // step))
     if first >= end:

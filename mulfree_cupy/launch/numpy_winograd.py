@@ -1,4 +1,4 @@
-"""The Winograd convolution as array code: tiles of an image, a product by position, tiles back.
+"""The Winograd convolution as array code: input tiles, a product per position, output tiles.
 
 `tiles` and `untile` are adjoint to each other, which makes forward and backward the same few lines:
 out = untile(U tiles(x; BT); A), grad_x = untile(U^T tiles(grad; A); BT).
@@ -14,9 +14,9 @@ import numpy as np
 from mulfree_cupy.geometry import Sides
 
 _NONE = ((0, 0), (0, 0))  # no padding
-_WORKSPACE = 64 << 20  # bytes; a band of tiles at a time stays below it
+_WORKSPACE = 64 << 20  # bytes; limit for a band of tiles
 
-# BT and AT with Lavin's points, by positions of a tile; those of other points are given.
+# BT and AT with Lavin's points, by tile size; other matrices are passed in.
 _LAVIN = {
     16: (
         np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]),
@@ -58,7 +58,7 @@ def winograd_blocks(indptr, indices, values, shape):
 
 
 def winograd_costs(dtype):
-    return 0.0, 1.0, 1.0  # all forms are multiplied densely
+    return 0.0, 1.0, 1.0  # all forms use dense products
 
 
 def winograd_conv(x, plan, bias, out, padding, relu, matrices):
@@ -67,7 +67,8 @@ def winograd_conv(x, plan, bias, out, padding, relu, matrices):
 
 
 def forward(x, product, bias, out, padding, relu, matrices):
-    """`winograd_conv` with any product of weights (t*t, K, C) and tiles (t*t, C, P)."""
+    """`winograd_conv` with any function for the product of weights (t*t, K, C) and tiles (t*t, C,
+    P)."""
     BT, AT = matrices
     out[...] = 0 if bias is None else bias[:, None, None]
     for band in _bands(x, out, AT):
@@ -75,7 +76,7 @@ def forward(x, product, bias, out, padding, relu, matrices):
 
 
 def transformed(x, padding, relu, matrices):
-    """Yield what meets the weights, (t*t, C, P), P tiles at a time."""
+    """Yield transformed tiles (t*t, C, P), P at a time."""
     BT, AT = matrices
     height, width = (size + sum(sides) for size, sides in zip(x.shape[2:], padding, strict=True))
     out = np.empty((len(x), 0, height - 2, width - 2))
@@ -110,7 +111,7 @@ def _seen(x, band, BT, padding, relu):
 
 @dataclass(frozen=True)
 class Band:
-    """Tiles, each m pixels further on than the last: those of some images and rows of tiles."""
+    """Tiles m pixels apart: those of some images and rows of tiles."""
 
     m: int
     images: slice
@@ -119,10 +120,10 @@ class Band:
 
 
 def _bands(x: np.ndarray, out: np.ndarray, AT: np.ndarray) -> Iterator[Band]:
-    """Cut the tiles of an output (N, K, OH, OW) so that the arrays of a band fit the workspace."""
+    """Split the tiles of an output (N, K, OH, OW) into bands that fit the workspace."""
     m, t = AT.shape
     rows, columns = -(-out.shape[2] // m), -(-out.shape[3] // m)
-    # As many again for halfway sums, and for what a gradient needs.
+    # As many again for intermediate sums, and for gradients.
     bytes_a_tile = 4 * t * t * (x.shape[1] + out.shape[1]) * x.itemsize
     most = max(1, _WORKSPACE // max(1, bytes_a_tile * columns))
     images, height = max(1, most // rows), min(most, rows)
@@ -140,7 +141,7 @@ def tiles(image: np.ndarray, band: Band, matrix: np.ndarray, padding: Sides) -> 
     """
     canvas, on_canvas, in_image = _canvas(image, band, matrix, padding)
     canvas[on_canvas] = image[in_image]
-    coefficients = matrix.tolist()  # of Python's floats, which leave float32 as it is
+    coefficients = matrix.tolist()  # Python floats, which do not promote float32
     t, (images, channels) = len(matrix), canvas.shape[:2]
     shape = channels, images, len(band.rows), band.columns
     answer = np.empty((t, t, *shape), image.dtype)
@@ -173,7 +174,7 @@ def untile(
 
 
 def _canvas(image, band, matrix, padding) -> tuple[np.ndarray, tuple, tuple]:
-    """Zeros for all pixels of a band's tiles, and where on them which part of the image lies."""
+    """Zeros for all pixels of a band's tiles, and matching slices of them and of the image."""
     side = matrix.shape[1]
     sizes, on_canvas, in_image = [], [], []
     places = (band.rows.start, len(band.rows)), (0, band.columns)

@@ -1,7 +1,7 @@
-"""Which CUDA kernel serves which call: the kernels of each operation, and what each refuses.
+"""Kernel selection: the CUDA kernels of each operation, and the calls each supports.
 
-A ladder stands from its first rung to its last. Without ``kernel=`` the last that can serve a call
-and is meant for such calls runs; with it that kernel runs, or the error says why it cannot.
+Ladders are listed from first rung to last. Without ``kernel=`` the last kernel that supports the
+call and is a default for it runs; with it that kernel runs, or the error says why it cannot.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from mulfree_cupy.geometry import ConvGeometry, Pair
 from mulfree_cupy.launch import limits, tiling
 from mulfree_cupy.launch.device import device_for
 
-SHIFT_SIDE = 16  # of the tile of the first two rungs of shift, whose shifts they compute themselves
+SHIFT_SIDE = 16  # of the tile of shift's first two rungs, which compute the shifts from the channel
 
 
 @dataclass(frozen=True)
 class Call:
-    """What the choice of a kernel looks at; of each operation, what it has."""
+    """The properties of a call on which the choice of its kernel depends."""
 
     function: str
     dtype: np.dtype
     geometry: ConvGeometry | None = None
     shifts: np.ndarray | None = None
-    size: Pair = (0, 0)  # of the image that is shifted
+    size: Pair = (0, 0)  # of the shifted image
     stride: Pair = (1, 1)
     weights: Any = None  # WinogradWeights
-    elements: int = 0  # of a channel of batch normalisation
+    elements: int = 0  # per channel of batch normalisation
     architecture: int = 90  # of the device, as in sm_90
 
 
@@ -39,7 +39,8 @@ Refusal = str | None  # as in "kernel '4_frozen' takes m=2"
 
 
 class Kernel(NamedTuple):
-    """A kernel, why it refuses a call (None if it does not), and whether it is one's default."""
+    """A kernel, a function that says why it cannot serve a call (or None), and one for whether it
+    is a default."""
 
     name: str
     refusal: Callable[[Call], Refusal] = lambda call: None
@@ -47,7 +48,8 @@ class Kernel(NamedTuple):
 
 
 def can_use(kernel: str, call: Call) -> tuple[bool, str]:
-    """Whether a kernel can serve a call, and if not, why: "takes at most 8192 weights"."""
+    """The reason why a kernel cannot serve a call, such as "takes at most 8192 weights", or
+    None."""
     check_name(call.function, kernel)
     (found,) = (k for k in KERNELS[call.function] if k.name == kernel)
     reason = found.refusal(call)
@@ -55,12 +57,12 @@ def can_use(kernel: str, call: Call) -> tuple[bool, str]:
 
 
 def choose(call: Call, kernel: str | None = None) -> str:
-    """The kernel that serves a call: the one that is asked for, if any.
+    """The kernel that serves a call: the requested one, if any.
 
     Raises
     ------
     ValueError
-        If there is no such kernel, or it cannot.
+        If there is no such kernel, or it cannot serve the call.
     """
     if kernel is None:
         return next(
@@ -83,7 +85,7 @@ def names(function: str) -> tuple[str, ...]:
 
 
 def check_name(function: str, kernel: str) -> None:
-    """Refuse a name that no kernel has."""
+    """Raise for an unknown kernel name."""
     if kernel not in names(function):
         raise ValueError(
             f"{function}: no kernel named {kernel!r}; there are {', '.join(names(function))}"
@@ -91,9 +93,9 @@ def check_name(function: str, kernel: str) -> None:
 
 
 def check_kernel(function: str, kernel: str | None, **argument: Array) -> None:
-    """Refuse the name of no kernel, or one for a NumPy array.
+    """Raise for an unknown kernel name, or for a NumPy array.
 
-    The array stands under the name of the argument it is.
+    The array is given under the name of its argument.
     """
     if kernel is None:
         return
@@ -118,18 +120,19 @@ def _all_of(*conditions: Callable[[Call], Refusal]) -> Callable[[Call], Refusal]
 
 
 def _groups_of_a_grid(call: Call) -> Refusal:
-    """Of the products of matrices, a group each along a grid's z."""
+    """For matrix products, with one group per block along grid z."""
     groups = call.geometry.groups if call.geometry else 1
     if groups > limits.GRID_LIMIT:
         return f"takes at most {limits.GRID_LIMIT} groups, got {groups}"
 
 
 def _depthwise(call: Call) -> Refusal:
-    """Few filters a channel, which would not fill a tile, and a window that is written as code."""
+    """For few filters per channel, which would not fill a tile, and windows small enough to
+    unroll."""
     g = call.geometry
     if g.channels != g.groups or g.filters > 4 * g.groups:
         return (
-            f"takes a channel a group and at most 4 filters, got {g.channels} channels and "
+            f"takes one channel per group and at most 4 filters, got {g.channels} channels and "
             f"{g.filters} filters in {g.groups} groups"
         )
     if max(g.kernel) > 7 or max(*g.stride, *g.dilation) > 4:
@@ -140,7 +143,7 @@ def _depthwise(call: Call) -> Refusal:
 
 
 def modulo_mapping(shifts: np.ndarray, size: Pair) -> tuple[int, int] | None:
-    """The kernel size and dilation whose modulo table this is, where the tile holds its halo."""
+    """Kernel size and dilation of a modulo table whose halo fits the tile."""
     limit = np.array(size)
     for k in (3, *range(1, int(len(shifts) ** 0.5) + 1)):
         for dilation in range(1, (SHIFT_SIDE // 2 - 1) // max(1, k // 2) + 1):
@@ -151,7 +154,7 @@ def modulo_mapping(shifts: np.ndarray, size: Pair) -> tuple[int, int] | None:
 
 
 def modulo_table(channels: int, kernel_size: int, dilation: int) -> np.ndarray:
-    """What rungs 1 and 2 compute: all zeros where there are fewer channels than shifts."""
+    """The shifts of rungs 1 and 2: all zeros where there are fewer channels than shifts."""
     c = np.arange(channels)
     table = np.stack([c // kernel_size % kernel_size, c % kernel_size], axis=1) - kernel_size // 2
     table[channels // kernel_size**2 * kernel_size**2 :] = 0
@@ -160,14 +163,12 @@ def modulo_table(channels: int, kernel_size: int, dilation: int) -> np.ndarray:
 
 def _modulo_of_3x3(call: Call) -> Refusal:
     if call.stride != (1, 1) or modulo_mapping(call.shifts, call.size) != (3, 1):
-        return "takes stride 1 and the modulo shifts of 3x3 with dilation 1 alone"
+        return "takes only stride 1 and the modulo shifts of 3x3 with dilation 1"
 
 
 def _modulo(call: Call) -> Refusal:
     if call.stride != (1, 1) or not modulo_mapping(call.shifts, call.size):
-        return (
-            "takes stride 1 and modulo shifts with dilation * (kernel_size // 2) of 7 at most alone"
-        )
+        return "takes only stride 1 and modulo shifts with dilation * (kernel_size // 2) at most 7"
 
 
 def _small_tiles(call: Call) -> Refusal:
@@ -186,11 +187,11 @@ def _few_weights(call: Call) -> Refusal:
 def _held_by_registers(call: Call) -> Refusal:
     most = tiling.channel_capacity(call.dtype.itemsize)
     if call.elements > most:
-        return f"takes at most {most} elements a channel, got {call.elements}"
+        return f"takes at most {most} elements per channel, got {call.elements}"
 
 
 def _multiplies_bits(call: Call) -> bool:
-    """Whether tensor cores do: from sm_100 on 8 products of bytes take the place of one."""
+    """Whether tensor cores have binary products: from sm_100 on they are emulated by 8 of bytes."""
     return 80 <= call.architecture < 100
 
 
@@ -220,7 +221,7 @@ _SHIFT_CONV = (*_SHIFT, Kernel("4_fused_conv"))
 
 KERNELS: dict[str, tuple[Kernel, ...]] = {
     "adder_matmul": tuple(
-        # A product of matrices that are there already has no windows to gather.
+        # A matrix product has no windows to gather.
         k._replace(by_default=lambda call: False) if k.name == "5_implicit_conv" else k
         for k in _ADDER
     ),
@@ -232,7 +233,7 @@ KERNELS: dict[str, tuple[Kernel, ...]] = {
     "shift_backward": _SHIFT,
     "shift_conv": _SHIFT_CONV,
     "shift_adder_conv": _SHIFT_CONV,
-    "winograd_conv": (  # defaults as an H100 timed them (docs/cuda.md)
+    "winograd_conv": (  # defaults from timings on an H100 (docs/cuda.md)
         Kernel("1_dense"),
         Kernel("2_sparse", by_default=lambda call: call.weights.density <= 0.1),
         Kernel("3_fused", _small_tiles, by_default=lambda call: False),

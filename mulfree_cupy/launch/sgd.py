@@ -1,7 +1,7 @@
 """Launcher of cuda/sgd: one step of gradient descent on many tensors, in two launches.
 
-A table of the tensors' addresses is passed by value, so that gradients may lie elsewhere in every
-step and nothing is copied to the device.
+A table of the tensors' addresses is passed by value, so that gradients may move between steps and
+nothing is copied to the device.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def sgd(
     velocities : sequence of arrays or None
         None without momentum.
     adders : int
-        The first of the tensors, whose gradients are scaled by `factor`.
+        Number of leading tensors whose gradients are scaled by `factor`.
     adaptive : bool
-        Whether that is ``factor * sqrt(size / sum(gradient**2))`` instead.
+        Whether they are scaled by ``factor * sqrt(size / sum(gradient**2))`` instead.
     """
     for part in chunks(len(parameters), TENSORS):
         table, blocks = _table(gradients[part], parameters[part], velocities[part])
@@ -83,7 +83,7 @@ def sgd(
 
 
 def _table(gradients, parameters, velocities) -> tuple[np.void, list[int]]:
-    """What the kernels take, and how many blocks each tensor has."""
+    """The kernels' table, and the number of blocks of each tensor."""
     table, count = np.zeros((), _TABLE), len(parameters)
     for name, arrays in (
         ("gradients", gradients),

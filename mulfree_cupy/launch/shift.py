@@ -1,8 +1,8 @@
 """Launchers of cuda/shift: the ladder of shifts, and the shift inside the 1x1 convolution after it.
 
-``shifts`` is a NumPy array (C, 2), int32, of (dh, dw), none further than the image is large: beyond
-that is nothing but zeros. The device's copy of it is kept. Arrays are C-contiguous, checked and not
-empty, ``stride`` is a pair.
+``shifts`` is a NumPy array (C, 2), int32, of (dh, dw), clamped to the image size: beyond that all
+is zero. Its device copy is cached. Arrays are C-contiguous, checked and not empty, ``stride`` is a
+pair.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _PLANES = np.dtype(  # as in cuda/shift/table.cuh
     + [("by_stride", np.uint64, 2)],
     align=True,
 )
-_THREADS = 256  # of rung 3, 16 bytes each
-_LEAST_PART = 512  # pixels that a part of a weight's gradient sums, or all there are
+_THREADS = 256  # per block of rung 3, 16 bytes each
+_LEAST_PART = 512  # pixels per part of the weight gradient
 _ELEMENTS = {"float16": ("__half", "float"), "float32": ("float",) * 2, "float64": ("double",) * 2}
 
 
@@ -44,7 +44,7 @@ _ELEMENTS = {"float16": ("__half", "float"), "float32": ("float",) * 2, "float64
 def shift(device, x, shifts, out, stride, kernel: str | None = None, most_blocks=None) -> None:
     """Write x[n, c, h*stride + dh[c], w*stride + dw[c]] into out, 0 outside of x.
 
-    `most_blocks` bounds the grid of rungs 1 and 2; the published kernels take 128.
+    `most_blocks` bounds the grid of rungs 1 and 2; 128 in the published kernels.
     """
     kernel = _chosen("shift", kernel, x, shifts, x, stride)
     if kernel == "3_table":
@@ -74,7 +74,7 @@ def _chosen(function: str, kernel: str | None, source, shifts, image, stride) ->
 
 
 def _planes(function: str, x, y) -> Iterator[tuple]:
-    """Planes whose indices fit 32 bits: the channel of the first, and those of x and y as bits."""
+    """Planes whose indices fit 32 bits: the channel of the first, and x and y viewed as bits."""
     if x.itemsize not in BITS:
         sizes = ", ".join(map(str, BITS))
         raise TypeError(f"{function}: x must have elements of {sizes} bytes, got {x.dtype}")
@@ -83,7 +83,7 @@ def _planes(function: str, x, y) -> Iterator[tuple]:
     limits.check_sizes(function, limits.INT32, {"C + H*W": channels + largest})
     x, y = (a.view(BITS[a.itemsize]).reshape(batch * channels, -1) for a in (x, y))
     at_once = (limits.INT32 - channels) // largest
-    at_once = at_once // 16 * 16 or at_once  # all of them aligned as the first is
+    at_once = at_once // 16 * 16 or at_once  # keeps every part aligned like the first
     for planes in chunks(batch * channels, at_once):
         yield planes.start % channels, x[planes], y[planes]
 
@@ -115,7 +115,7 @@ def _by_table(function: str, device, x, shifts, y, stride, backward: bool = Fals
 
 
 def _divisor(d: int) -> np.uint64:
-    """What table.cuh multiplies and shifts by to divide n < 2**31: exact, by Granlund's theorem.
+    """Multiplier and shift with which table.cuh divides n < 2**31: exact, by Granlund's theorem.
 
     With 2**(l-1) < d <= 2**l and m = ceil(2**(31+l) / d), m fits 32 bits and m*d exceeds 2**(31+l)
     by less than d, so that n*m / 2**(31+l) exceeds n/d by less than 1/d.
@@ -146,7 +146,7 @@ def _by_tiles(function, device, kernel, x, shifts, y, stride, direction, most_bl
 def shift_conv(device, x, w, shifts, bias, out, stride, kernel: str | None = None) -> None:
     """Write bias[k] + sum_c w[k, c] * (x shifted)[c] into out, for w (K, C).
 
-    The rungs of `shift` store the shifted tensor, a bounded part at a time, before the product.
+    The rungs of `shift` store the shifted tensor, in parts of bounded size, before the product.
     """
     kernel = _chosen("shift_conv", kernel, x, shifts, x, stride)
     if kernel == "4_fused_conv":
@@ -170,13 +170,13 @@ def shift_adder_conv(device, x, w, shifts, bias, out, stride, kernel: str | None
 
 
 def _moved_at_once(x, out) -> list[slice]:
-    """Images, as many as the workspace holds once they are shifted."""
+    """Slices of images whose shifted copies fit the workspace."""
     moved = x.itemsize * math.prod((x.shape[1], *out.shape[2:]))
     return list(chunks(len(x), max(1, limits.WORKSPACE // (2 * moved))))
 
 
 def _moved(device, x, w, shifts, out, stride, kernel=None) -> tuple:
-    """The images, shifted, and w and the 1x1 convolution of them."""
+    """Shift the images; returns them with w and the geometry of the 1x1 convolution."""
     moved = device.xp.empty((*x.shape[:2], *out.shape[2:]), x.dtype)
     shift(device, x, shifts, moved, stride, kernel)
     g = ConvGeometry(*moved.shape[:2], moved.shape[2:], len(w), (1, 1))
@@ -202,7 +202,7 @@ def _fused(function, device, kernel, x, w, shifts, bias, out, stride) -> None:
 
 
 def _images_at_once(function: str, x, y, w) -> int:
-    """Images whose offsets fit 32 bits, those a shift away from the image too."""
+    """Number of images whose offsets, shifts included, fit 32 bits."""
     (channels, height, width), filters = x.shape[1:], len(w)
     x_size, y_size = (channels + 2) * height * width, filters * y.shape[2] * y.shape[3]
     sizes = {
@@ -222,13 +222,13 @@ def _defines(x, tile: Tile, w=None) -> dict[str, object]:
 
 
 def _pointwise(x, y, stride) -> np.void:
-    """The 1x1 convolution after the shift, as a kernel is told of it."""
+    """The kernel argument for the 1x1 convolution after the shift."""
     g = ConvGeometry(*x.shape[:2], x.shape[2:], y.shape[1], (1, 1), stride)
     return convolution_struct(g, len(x))
 
 
 @on_device_of_arrays
-@np.errstate(invalid="ignore", over="ignore")  # NaN and Inf go through in silence
+@np.errstate(invalid="ignore", over="ignore")  # NaN and Inf propagate without warnings
 def shift_conv_backward(device, grad, x, w, shifts, grad_x, grad_w, stride) -> None:
     """Write the gradients of sum(shift_conv(x, w) * grad) by x and w into grad_x and grad_w."""
     transposed = device.xp.ascontiguousarray(w.T)
@@ -259,7 +259,7 @@ def _fused_grad_x(device, grad, transposed, shifts, grad_x, stride) -> None:
 
 
 def _fused_grad_w(device, grad, x, shifts, grad_w, stride, images: list[slice]) -> None:
-    """Write the gradient (K, C), of the type of its sums."""
+    """Write the gradient (K, C) in the accumulator's type."""
     filters, channels = grad_w.shape
     tile = shift_grad_w_tile(filters, channels)
     tiles, plane = tile.blocks(filters, channels), grad[0, 0].size
@@ -281,7 +281,7 @@ def _fused_grad_w(device, grad, x, shifts, grad_w, stride, images: list[slice]) 
 def shift_adder_conv_backward(device, grad, x, w, shifts, grad_x, grad_w, stride) -> None:
     """Write AdderNet's gradients of the 1x1 adder convolution after the shift.
 
-    They are those of adder, between a shift and its adjoint; some images at a time.
+    Computed by adder's kernels, between a shift and its adjoint, for some images at a time.
     """
     images = _moved_at_once(x, grad)
     parts = room_for_parts(device, grad_w, len(images))

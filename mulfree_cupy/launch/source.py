@@ -1,8 +1,8 @@
-"""Find a CUDA file, put its ``#define`` lines in front, and expand its local includes.
+"""Read a CUDA file, prepend its ``#define`` lines, and expand its local includes.
 
 Includes are expanded here, and not by the compiler, because CuPy's kernel cache is keyed by the
-source text alone: an edited header would otherwise go unnoticed. ``#line`` directives keep every
-report, from NVRTC's or from the emulator's, on the line of the file that a reader opens.
+source text alone: an edited header would otherwise go unnoticed. ``#line`` directives let NVRTC and
+the emulator report lines of the original files.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def read(path: str, defines: Mapping[str, object] | None = None) -> str:
     path : str
         The file below ``cuda/``, such as ``"adder/1_naive.cu"``.
     defines : mapping, optional
-        Macros: ``{"T": "float"}`` puts ``#define T float`` in front.
+        Macros: ``{"T": "float"}`` prepends ``#define T float``.
 
     Raises
     ------
@@ -63,9 +63,9 @@ def read(path: str, defines: Mapping[str, object] | None = None) -> str:
 
 @contextlib.contextmanager
 def stand_in(path: str, file: Path) -> Iterator[None]:
-    """Within the block, `read` gives the text of another file in the place of ``cuda/<path>``.
+    """Within the block, `read` returns the text of another file instead of ``cuda/<path>``.
 
-    Its local includes are those of the folder of ``cuda/<path>``.
+    Its local includes are resolved in the folder of ``cuda/<path>``.
     """
     token = _stand_ins.set({**_stand_ins.get(), path: file})
     try:
@@ -84,7 +84,7 @@ def _expanded(path: str) -> str:
 
 
 def _with_includes(file: Path, label: str, path: str) -> str:
-    """The text of a file, called `label` in reports, that stands at ``cuda/<path>``."""
+    """The text of a file at ``cuda/<path>``, called `label` in reports."""
     root = cuda_directory()
     parts = [f'#line 1 "{label}"\n']
     text, end = file.read_text(encoding="utf-8"), 0
@@ -99,18 +99,18 @@ def _with_includes(file: Path, label: str, path: str) -> str:
 
 @dataclass(frozen=True)
 class Kernel:
-    """What the opening comment of one CUDA file says.
+    """A CUDA file, described by its opening comment.
 
     Attributes
     ----------
     name : str
-        The file's name without its ending, ``"2_shared_tile"``.
+        The file's name without suffix, ``"2_shared_tile"``.
     operation : str
-        The room it stands in, ``"adder"``.
+        Its folder, ``"adder"``.
     path : str
-        Where it stands below ``cuda/``.
+        Relative to ``cuda/``.
     idea, fixes, cost : str
-        Its one idea, what the rung before it did badly, and its loads and adds per output.
+        Its main idea, the weakness of the previous rung, and its loads and adds per output.
     """
 
     name: str
@@ -122,7 +122,7 @@ class Kernel:
 
     @property
     def rung(self) -> int:
-        """Its number in the operation's ladder, 0 for a kernel beside it."""
+        """Its number in the operation's ladder, 0 if it is not part of it."""
         number, separator, _ = self.name.partition("_")
         return int(number) if separator and number.isdigit() else 0
 

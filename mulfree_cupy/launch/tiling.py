@@ -1,7 +1,7 @@
-"""How a launch is cut: tiles, the parts of a sum, the threads and blocks of a plane.
+"""Launch configurations: tiles, parts of a split sum, threads and blocks.
 
-A tile is chosen by what it has to cover, and made smaller where too few blocks would stand on the
-GPU; `docs/cuda.md` has what each costs.
+A tile is chosen by the extent to cover, and made smaller where there would be too few blocks for
+the GPU; `docs/cuda.md` has the cost of each.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import NamedTuple
 from mulfree_cupy.arrays import address
 from mulfree_cupy.launch import limits
 
-DEPTH = 8  # terms a step, of most tiles
+DEPTH = 8  # terms per step, in most tiles
 
 
 class Tile(NamedTuple):
-    """The sums of a block, and those of one of its threads (cuda/adder/tile.cuh)."""
+    """Outputs per block and per thread (cuda/adder/tile.cuh)."""
 
     rows: int
     columns: int
@@ -29,7 +29,7 @@ class Tile(NamedTuple):
         return self.rows // self.each_row * (self.columns // self.each_column)
 
     def blocks(self, rows: int, columns: int, groups: int = 1) -> int:
-        """Tiles that cover so many rows and columns of each group."""
+        """Number of tiles that cover the rows and columns of each group."""
         return -(-rows // self.rows) * -(-columns // self.columns) * groups
 
     def fills(self, rows: int, columns: int, groups: int = 1) -> bool:
@@ -37,33 +37,33 @@ class Tile(NamedTuple):
         return self.blocks(rows, columns, groups) >= 2 * limits.FULL
 
     def defines(self, rows: str = "F") -> dict[str, int]:
-        """The macros; `rows` is the letter of what lies along the rows."""
+        """The macros; `rows` is the letter of the row dimension."""
         names = rows, "P", f"EACH_{rows}", "EACH_P", "DEPTH"
         return dict(zip(names, self, strict=True))
 
 
 def vector(array, *lengths: int) -> int:
-    """Elements that move as one: 16 bytes' worth if all lengths are multiples of it, or one."""
+    """Elements per vector: 16 bytes' worth if all lengths are multiples of it, else one."""
     n = 16 // array.itemsize
     aligned = address(array) % 16 == 0 and all(length % n == 0 for length in lengths)
     return n if aligned else 1
 
 
 def chunks(total: int, size: int) -> Iterator[slice]:
-    """Ranges of at most `size` that make up the total."""
+    """Ranges of at most `size` that cover `total`."""
     for start in range(0, total, size):
         yield slice(start, min(start + size, total))
 
 
 def plane_launch(pixels: int, planes: int, images: int) -> tuple[tuple, tuple]:
-    """Grid and block with a thread a pixel; the kernel walks further along y and z."""
+    """Grid and block with one thread per pixel; the kernel loops further along y and z."""
     threads = min(256, -(-pixels // 32) * 32)
     most = limits.GRID_LIMIT
     return (-(-pixels // threads), min(planes, most), min(images, most)), (threads,)
 
 
 def small_conv_tile(itemsize: int, filters: int, pixels: int, groups: int) -> Tile:
-    """No more rows than there are filters to fill them, 8 x 8 outputs a thread, 128 threads."""
+    """No more rows than filters, 8 x 8 outputs per thread, 128 threads."""
     if filters == 1:
         return Tile(1, 512, 1, 4) if itemsize == 4 else Tile(1, 256, 1, 2)
     if filters <= 4:
@@ -79,7 +79,7 @@ def small_conv_tile(itemsize: int, filters: int, pixels: int, groups: int) -> Ti
 
 
 def conv_tile(itemsize: int, filters: int, pixels: int, groups: int) -> Tile:
-    """Of 5_implicit_conv: 16 x 8 outputs a thread where that leaves enough blocks."""
+    """Of 5_implicit_conv: 16 x 8 outputs per thread where that leaves enough blocks."""
     if itemsize == 4 and 4 < filters <= 16:
         return Tile(16, 256, 16, 8, 4)
     if itemsize == 4 and filters > 32:
@@ -90,20 +90,20 @@ def conv_tile(itemsize: int, filters: int, pixels: int, groups: int) -> Tile:
 
 
 def half_tile(itemsize: int, filters: int, pixels: int, groups: int) -> Tile:
-    """Of 7_half2, with 8 x 8 at most: a thread has two sums for an output."""
+    """Of 7_half2, with at most 8 x 8: a thread has two sums per output."""
     tile = small_conv_tile(itemsize, filters, pixels, groups)
     return tile._replace(depth=DEPTH if filters <= 4 else 2 * DEPTH)
 
 
 def word_tile(itemsize: int, filters: int, pixels: int, groups: int) -> Tile:
-    """Of cuda/binary/2_register_tile.cu: 8 x 4 outputs a thread, since POPC sets the pace."""
+    """Of cuda/binary/2_register_tile.cu: 8 x 4 outputs per thread, since POPC is the bottleneck."""
     rows = next((rows for rows in (1, 4, 16, 32) if filters <= rows), 64)
     each = min(8, rows)
     return Tile(rows, 512 * each // rows, each, 4)
 
 
 class BitTile(NamedTuple):
-    """Of cuda/binary/3_tensor_cores.cu: filters of a block, in 16."""
+    """Of cuda/binary/3_tensor_cores.cu: filters per block, in units of 16."""
 
     tiles: int
     pixels: int = 128
@@ -114,7 +114,7 @@ class BitTile(NamedTuple):
 
 
 def bit_tile(filters: int, pixels: int, groups: int) -> BitTile:
-    """As many filters as leave two blocks for nearly every multiprocessor, and are there."""
+    """As many filters, up to K, as leave two blocks per multiprocessor."""
     for tiles in (4, 2, 1):
         tile = BitTile(tiles)
         if filters > 8 * tiles and tile.blocks(filters, pixels, groups) >= 2 * limits.FULL:
@@ -136,7 +136,7 @@ def grad_x_tile(itemsize: int, channels: int) -> Tile:
 
 
 def grad_w_tile(itemsize: int, filters: int, taps: int) -> Tile:
-    """Filters by taps: as few places as can be for which there is no filter or no tap."""
+    """Filters by taps, with the least padding."""
     heights = (8, 16, 32) if itemsize == 8 else (8, 16, 32, 64)
     f = next((f for f in heights if filters <= f), heights[-1])
     widths = (32, 64) if itemsize == 8 else (32, 64, 96, 144)  # 144 is 16 channels of 3 x 3
@@ -145,8 +145,8 @@ def grad_w_tile(itemsize: int, filters: int, taps: int) -> Tile:
 
 
 def grad_w_parts(itemsize: int, tile: Tile, blocks: int) -> int:
-    """Parts of the pixels for which all blocks are resident at once, as grad_w.cu asks."""
-    threads = 384 if tile.each_row == 8 or itemsize == 8 else 576  # of a multiprocessor
+    """Number of parts for which all blocks are resident at once, as grad_w.cu requires."""
+    threads = 384 if tile.each_row == 8 or itemsize == 8 else 576  # per multiprocessor
     return limits.MULTIPROCESSORS * min(16, threads // tile.threads) // blocks
 
 
@@ -155,12 +155,12 @@ def shift_grad_w_tile(filters: int, channels: int) -> Tile:
 
 
 def shift_grad_w_parts(blocks: int) -> int:
-    """Parts of the pixels that make four blocks for nearly every multiprocessor."""
+    """Number of parts that gives about four blocks per multiprocessor."""
     return 4 * limits.FULL // blocks
 
 
 class FusedTile(NamedTuple):
-    """Of cuda/winograd/3_fused.cu: tiles a thread, warps a block, and channels in its slab."""
+    """Of cuda/winograd/3_fused.cu: tiles per thread, warps per block, and channels per slab."""
 
     each: int
     warps: int
@@ -181,7 +181,7 @@ _SLAB = 32 * 1024  # bytes of shared memory for V
 
 
 def winograd_fused_tile(itemsize: int, filters: int, tiles: int) -> FusedTile:
-    """As many tiles a thread as leave a block for nearly every multiprocessor."""
+    """As many tiles per thread as leave about one block per multiprocessor."""
     for each, warps in ((4, 16), (4, 8), (2, 8), (2, 4), (1, 4)):
         tile = FusedTile(each, warps, _SLAB // (32 * each * itemsize))
         across, down = tile.blocks(tiles, filters)
@@ -192,7 +192,7 @@ def winograd_fused_tile(itemsize: int, filters: int, tiles: int) -> FusedTile:
 
 
 class FrozenTile(NamedTuple):
-    """Of cuda/winograd/4_frozen.cu: filters a thread, warps along the filters and the tiles."""
+    """Of cuda/winograd/4_frozen.cu: filters per thread, warps along the filters and the tiles."""
 
     rows: int
     warps_k: int
@@ -210,22 +210,22 @@ class FrozenTile(NamedTuple):
 
 
 def winograd_frozen_tile(itemsize: int, filters: int, tiles: int) -> FrozenTile:
-    """16 filters a thread, or 8 in float64; up to 64 filters and 64 tiles a block."""
+    """16 filters per thread, or 8 in float64; up to 64 filters and 64 tiles per block."""
     rows = 64 // itemsize
     wide = FrozenTile(rows, min(4, -(-filters // rows)), 2)
     across, down = wide.blocks(tiles, filters)
     return wide if across * down >= limits.FULL else wide._replace(warps_p=1)
 
 
-_HELD = 128  # bytes of a channel that a thread of batch normalisation keeps in registers,
-_FEW, _MANY = 256, 512  # and the threads that do so for few elements and for more
-_LEAST, _LONGEST = 2**12, 2**16  # elements of a part; a thread sums at most 256 in their own type
+_HELD = 128  # bytes of a channel that a thread of batch normalisation keeps in registers
+_FEW, _MANY = 256, 512  # threads per block for few elements and for many
+_LEAST, _LONGEST = 2**12, 2**16  # elements per part; a thread sums at most 256 in the element type
 
 
 def channel_parts(channels: int, count: int) -> tuple[int, int]:
-    """Parts of a channel and the elements of one, multiples of a vector.
+    """Number of parts of a channel, and elements per part, a multiple of the vector.
 
-    16 blocks for nearly every multiprocessor, about two rounds of those that it holds at once.
+    About 16 blocks per multiprocessor, two waves of resident blocks.
     """
     parts = min(-(-count // _LEAST), -(-16 * limits.FULL // channels))
     parts = max(parts, -(-count // _LONGEST))
@@ -234,15 +234,15 @@ def channel_parts(channels: int, count: int) -> tuple[int, int]:
 
 
 def channel_capacity(itemsize: int, width: int | None = None) -> int:
-    """Elements of a channel that registers hold.
+    """Most elements of a channel that registers hold.
 
-    In the gradient, one element at a time, as on odd planes (a `width` of 1), the many threads have
+    In the gradient with scalar accesses (a `width` of 1, as on odd planes), `_MANY` threads have
     too few registers.
     """
     return (_FEW if width == 1 else _MANY) * _HELD // itemsize
 
 
 def channel_in_registers(itemsize: int, count: int) -> tuple[int, int]:
-    """Threads of a block that holds a channel, and the elements each of them has room for."""
+    """Threads per block that holds a channel, and elements per thread."""
     each = _HELD // itemsize
     return (_FEW if count <= _FEW * each else _MANY), each

@@ -1,7 +1,7 @@
-"""Launchers of cuda/winograd: in steps through V, the input in the Winograd domain, or fused.
+"""Launchers of cuda/winograd: in steps through V, the transformed input, or fused.
 
-The first two rungs write V and its products for a part of the tiles at a time, and so does the
-gradient. Weights are `WinogradWeights`, and keep what is packed of them for a kernel.
+The first two rungs and the gradient store V and its products for a part of the tiles at a time.
+Weights are `WinogradWeights`, which cache the packed form of each kernel.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _IMAGE_TILES = np.dtype(  # as in cuda/winograd/transform.cuh
 
 @dataclass(frozen=True)
 class Tiles:
-    """Tiles of a convolution's outputs, m x m each, counted through rows and images."""
+    """The m x m output tiles of a convolution, numbered by image, row and column."""
 
     m: int
     images: int
@@ -45,13 +45,13 @@ class Tiles:
         return self.images * self.rows * self.columns
 
     def parts(self, g: ConvGeometry, itemsize: int) -> Iterator[slice]:
-        """Ranges whose transformed inputs and outputs stay within the workspace, or 32 tiles."""
+        """Ranges whose transformed inputs and outputs fit the workspace, at least 32 tiles."""
         bytes_a_tile = (self.m + 2) ** 2 * (g.channels + g.filters) * itemsize
         return chunks(len(self), max(1, limits.WORKSPACE // (32 * bytes_a_tile)) * 32)
 
 
 @on_device_of_arrays
-@np.errstate(invalid="ignore", over="ignore")  # NaN and Inf go through in silence
+@np.errstate(invalid="ignore", over="ignore")  # NaN and Inf propagate without warnings
 def winograd_conv(
     device,
     x,
@@ -75,7 +75,7 @@ def winograd_conv(
 
 
 def _check_sizes(function: str, g: ConvGeometry, m: int) -> None:
-    """Refuse what overflows 32 bits."""
+    """Raise for sizes that overflow 32 bits."""
     sizes = {**limits.padded_sizes(g), "C": g.channels, "K": g.filters}
     limits.check_sizes(function, limits.INT32, sizes)
     tiles = {"the number of tiles": len(Tiles.of(g, m))}
@@ -83,7 +83,7 @@ def _check_sizes(function: str, g: ConvGeometry, m: int) -> None:
 
 
 def _in_steps(device, x, weights, matrices, bias, out, g, relu, kernel) -> None:
-    """Rungs 1 and 2: transform, multiply at each position, transform back."""
+    """Rungs 1 and 2: input transform, a product per position, output transform."""
     BT, _, AT = matrices
     tiles = Tiles.of(g, weights.m)
     product = _dense_product if kernel == "1_dense" else _sparse_product
@@ -121,7 +121,8 @@ def _sparse_product(device, weights, seen):
 
 
 def _input_transform(device, image, matrix, tiles: Tiles, part: slice, padding, relu=False):
-    """matrix d matrix^T of some tiles d of an image, (t*t, C, tiles), in a multiple of 32 tiles."""
+    """matrix d matrix^T of some tiles d of an image, (t*t, C, tiles), padded to a multiple of 32
+    tiles."""
     channels, count = image.shape[1], -(-(part.stop - part.start) // 32) * 32
     v = device.xp.empty((len(matrix) ** 2, channels, count), image.dtype)
     arrays, more = (image, v), (relu, count)
@@ -132,7 +133,8 @@ def _input_transform(device, image, matrix, tiles: Tiles, part: slice, padding, 
 def _output_transform(
     device, products, bias, image, matrix, tiles: Tiles, part: slice, padding
 ) -> None:
-    """Write bias + matrix^T p matrix of some tiles p into an image, where later tiles add to it."""
+    """Write bias + matrix^T p matrix of some tiles p into an image; overlapping tiles
+    accumulate."""
     overlap = (matrix.shape[1] - 1) // tiles.m
     first, last = (
         tile // tiles.columns + tile // tiles.columns // tiles.rows * overlap
@@ -147,7 +149,7 @@ def _output_transform(
 def _per_thread(
     device, way, matrix, image, tiles: Tiles, part: slice, padding, threads, arrays, more
 ) -> None:
-    """Transform some tiles of an image, a tile or a block of pixels and all planes a thread."""
+    """Launch the transform of some tiles of an image."""
     planes = image.shape[1]
     places = len(tiles), tiles.rows, tiles.columns, part.start, part.stop
     defines = {
@@ -179,7 +181,7 @@ def _fused(device, x, weights, bias, out, g: ConvGeometry, relu: bool) -> None:
 
 
 def _by_chunk(indptr, indices, values, chunk: int, channels: int):
-    """The rows of a CSR once for each chunk of columns, which are counted from its first."""
+    """The rows of a CSR split into chunks of columns, with column indices relative to the chunk."""
     rows, chunks_ = len(indptr) - 1, -(-channels // chunk)
     row = indices // chunk * rows + np.repeat(np.arange(rows), np.diff(indptr))
     sizes = {"rows of weights": rows * chunks_, "entries": len(row)}
@@ -203,7 +205,7 @@ def _frozen(device, x, weights, bias, out, g: ConvGeometry, relu: bool) -> None:
 
 
 def generate(weights, rows: int) -> tuple[str, np.ndarray]:
-    """PRODUCTS of 4_frozen.cu for the places of some weights, and their values in its order."""
+    """PRODUCTS of 4_frozen.cu for the positions of the weights, and their values in its order."""
     _, indices, values = weights.csr
     filters = weights.shape[2]
     row = np.repeat(np.arange(16 * filters), np.diff(weights.csr[0]))
@@ -252,7 +254,7 @@ def _launch_fused(
 def winograd_conv_backward(
     device, grad, x, weights, matrices: Matrices, grad_x, grad_u, g: ConvGeometry, relu: bool
 ) -> None:
-    """Write both gradients of sum(winograd_conv(x, weights) * grad), that of u not yet masked.
+    """Write both gradients of sum(winograd_conv(x, weights) * grad); grad_u is not masked yet.
 
     Per tile dM = A grad A^T; grad_u sums dM V^T, and grad_x adds up B (U^T dM, where V > 0) B^T.
     """
@@ -261,7 +263,7 @@ def winograd_conv_backward(
     transposed = weights.dense.reshape(-1, g.filters, g.channels).transpose(0, 2, 1)
     total = grad_u.reshape(-1, g.filters, g.channels)
     total[...] = 0
-    for part in tiles.parts(g, 2 * x.itemsize):  # V and dM, and products beside them
+    for part in tiles.parts(g, 2 * x.itemsize):  # V, dM and products
         seen = _input_transform(device, x, BT, tiles, part, g.before, relu)
         flow = _input_transform(device, grad, AT.T, tiles, part, (0, 0))
         total += xp.matmul(flow, seen.transpose(0, 2, 1))

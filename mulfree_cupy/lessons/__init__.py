@@ -1,6 +1,6 @@
-"""The CUDA kernels one at a time, with no GPU: run them, watch them, write them oneself.
+"""The CUDA kernels one at a time, without a GPU: run, trace and write them.
 
-``mulfree kernels`` is the same on the command line.
+On the command line: ``mulfree kernels``.
 """
 
 from mulfree_cupy.lessons.exercises import Verdict, check, exercise

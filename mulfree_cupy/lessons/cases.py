@@ -1,4 +1,4 @@
-"""What each CUDA kernel is tried on: a call that launches it, and the formula of its answer."""
+"""Test case of each CUDA kernel: a call that launches it, and the formula of its result."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Case:
     Attributes
     ----------
     call : str
-        As one would write it, with shapes in the place of arrays.
+        As source code, with shapes instead of arrays.
     arrays : tuple of ndarray
         Its inputs.
     solve : callable
-        Of these arrays, on a device: what the kernels answer, an array or several.
+        Run the kernels on these arrays on a device; returns one array or several.
     expect : callable
-        Of these arrays: the same by the formulas, in float64.
+        The same by the formulas, in float64.
     tolerance : float
-        Of an error, relative to the largest number expected; 0 where every sum is exact.
+        Largest error, relative to the largest expected number; 0 where every sum is exact.
     """
 
     call: str
@@ -45,12 +45,12 @@ class Case:
 
 
 def case_of(path: str) -> Case:
-    """The case of ``cuda/<path>``, of which every kernel has one."""
+    """The case of ``cuda/<path>``."""
     return _CASES[path.removesuffix(".cu")]()
 
 
 def _case(function: Callable, expect: Callable, *arrays: np.ndarray, **options: Any) -> Case:
-    """A call of a function with options; the formula takes the same but for `kernel`."""
+    """A call of a function with options; the formula takes the same except `kernel`."""
     named = [f"{name}={value!r}" for name, value in options.items() if np.ndim(value) == 0]
     call = f"{function.__name__}({', '.join([*(str(a.shape) for a in arrays), *named])})"
     common = {name: value for name, value in options.items() if name != "kernel"}
@@ -58,7 +58,7 @@ def _case(function: Callable, expect: Callable, *arrays: np.ndarray, **options: 
 
 
 def _integers(*shape: int, dtype: Any = np.float32) -> np.ndarray:
-    """Whole numbers from -4 to 4, which any order of additions sums up exactly; of bytes 0 to 8."""
+    """Integers from -4 to 4, whose sums are exact in any order; for bytes 0 to 8."""
     numbers = np.random.default_rng(shape).integers(-4, 5, shape)
     return (numbers + 4 * (np.dtype(dtype).kind == "u")).astype(dtype)
 
@@ -181,7 +181,7 @@ def _batches() -> Case:
     loader = data.Loader(dataset, 5, **options)
 
     def batches(images):
-        """Those of an epoch, and what the device counted of them."""
+        """The batches of an epoch, and the device's progress counters."""
         xp = namespace(images)
         feed = data.Feed(loader, xp)
         feed.start(0)

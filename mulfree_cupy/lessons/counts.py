@@ -1,4 +1,4 @@
-"""What kernels did to memory, side by side."""
+"""Memory accesses of kernels, side by side."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _an_output(name: str) -> _Measure:
 
 
 def _a_request(name: str, requests: str) -> _Measure:
-    """Of a warp's request, if there are any."""
+    """Per warp-level request, if there are any."""
 
     def measure(trial: Trial) -> float | None:
         of, total = getattr(trial.total, requests), getattr(trial.total, name)
@@ -33,20 +33,20 @@ def _barriers(trial: Trial) -> float | None:
 
 
 MEASURES: dict[str, _Measure] = {
-    "threads an output": _threads,
-    "global loads an output": _an_output("global_loads"),
-    "global stores an output": _an_output("global_stores"),
-    "global bytes an output": lambda trial: 32 * trial.total.sectors / trial.outputs,
-    "sectors a request": _a_request("sectors", "global_requests"),
-    "shared loads an output": _an_output("shared_loads"),
-    "shared stores an output": _an_output("shared_stores"),
-    "bank conflicts a request": _a_request("bank_conflicts", "shared_requests"),
-    "barriers a block": _barriers,
+    "threads per output": _threads,
+    "global loads per output": _an_output("global_loads"),
+    "global stores per output": _an_output("global_stores"),
+    "global bytes per output": lambda trial: 32 * trial.total.sectors / trial.outputs,
+    "sectors per request": _a_request("sectors", "global_requests"),
+    "shared loads per output": _an_output("shared_loads"),
+    "shared stores per output": _an_output("shared_stores"),
+    "bank conflicts per request": _a_request("bank_conflicts", "shared_requests"),
+    "barriers per block": _barriers,
 }
 
 
 def table(trials: Mapping[str, Trial]) -> str:
-    """The measures of traced trials, a column each under its heading."""
+    """The measures of traced trials, one column each."""
     rows = [["", *trials]]
     for label, measure in MEASURES.items():
         rows.append([label, *(number(measure(trial)) for trial in trials.values())])
@@ -58,7 +58,7 @@ def table(trials: Mapping[str, Trial]) -> str:
 
 
 def number(value: float | None) -> str:
-    """With three digits or more; a dash where there is nothing to measure."""
+    """With at least three digits; a dash for None."""
     if not value:
         return "-"
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"

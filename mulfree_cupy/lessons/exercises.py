@@ -1,4 +1,4 @@
-"""Exercises: a kernel's file without what it does, and the verdict on what was written there."""
+"""Exercises: a kernel's file without its bodies, and the check of a solution."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from mulfree_cupy.lessons.trials import Trial, attempt, find
 _TITLE = re.compile(r"^// Exercise (\S+):", re.MULTILINE)
 _COMMENT_OR_DIRECTIVE = re.compile(r"(?:[ \t]*//[^\n]*\n|[ \t]*#(?:[^\n]*\\\n)*[^\n]*\n)+|\s+")
 _COUNTED = (
-    "global loads an output",
-    "global bytes an output",
-    "shared loads an output",
-    "bank conflicts a request",
-    "barriers a block",
+    "global loads per output",
+    "global bytes per output",
+    "shared loads per output",
+    "bank conflicts per request",
+    "barriers per block",
 )
-_SPARE = 1.1  # as many times the rung's own counts pass
+_SPARE = 1.1  # factor by which counts may exceed the rung's own
 
 
 def exercise(name: str, out: str | os.PathLike | None = None) -> Path:
-    """Write a kernel's file with its bodies left out, to be filled in and given to `check`.
+    """Write a kernel's file with empty bodies, to be filled in and passed to `check`.
 
     Parameters
     ----------
@@ -43,9 +43,9 @@ def exercise(name: str, out: str | os.PathLike | None = None) -> Path:
     Raises
     ------
     FileExistsError
-        If the file exists: it may hold somebody's answer.
+        If the file exists: it may hold a solution.
     ValueError
-        If there is no such kernel, or its text stands in a header that kernels share.
+        If there is no such kernel, or its code is in a shared header.
 
     Examples
     --------
@@ -78,16 +78,16 @@ def exercise(name: str, out: str | os.PathLike | None = None) -> Path:
 
 @dataclass(frozen=True, repr=False)
 class Verdict:
-    """Whether a file does what a kernel does, and as well.
+    """Whether a file is correct, and as efficient as the kernel.
 
     Attributes
     ----------
     trial : Trial
         Of the file.
     rungs : dict of str to Trial
-        Of the kernel itself, and of the rung before it.
+        Of the kernel itself, and of the previous rung.
     short : list of str
-        What the file needs more of than the kernel, by more than a tenth.
+        Measures in which the file exceeds the kernel by more than a tenth.
     """
 
     trial: Trial
@@ -96,7 +96,7 @@ class Verdict:
 
     @property
     def solved(self) -> bool:
-        """The answer is right, nothing was found, and the counts are those of the kernel."""
+        """The result is right, there are no findings, and the counts match the kernel's."""
         return self.trial.passed and not self.short
 
     def __str__(self) -> str:
@@ -113,14 +113,15 @@ class Verdict:
 
 
 def check(file: str | os.PathLike, name: str | None = None) -> Verdict:
-    """Run a file in the place of a kernel, and hold it to the formula and to the kernel's counts.
+    """Run a file instead of a kernel; compare its result with the formula and its counts with the
+    kernel's.
 
     Parameters
     ----------
     file : path
         CUDA C++ with the kernel's functions and their parameters, as `exercise` writes them.
     name : str, optional
-        The kernel, as in `find`; by default what the file is an exercise in.
+        The kernel, as in `find`; by default the one that the file names.
 
     Returns
     -------
@@ -129,11 +130,11 @@ def check(file: str | os.PathLike, name: str | None = None) -> Verdict:
     Raises
     ------
     ValueError
-        If it is not known which kernel the file stands for.
+        If the kernel is not known.
     CompilationError, NotImplementedError
-        If it is no CUDA C++, or needs what the emulator has not.
+        If it does not compile, or uses what the emulator lacks.
     EmulationFault
-        If it cannot be run to its end.
+        If it cannot run to completion.
     """
     file = Path(file)
     title = _TITLE.search(file.read_text(encoding="utf-8"))
@@ -166,7 +167,7 @@ def _stands_alone(kernel: Kernel) -> bool:
 
 
 def _without_bodies(kernel: Kernel, text: str, name: str) -> str:
-    """The text with its kernels empty, without its device functions, and with its launch told."""
+    """The text with empty kernels, without device functions, and with its launch configuration."""
     trial = attempt(kernel, check=False, trace=True)
     launch = next(ln for ln in trial.report.launches if ln.path == kernel.path)
     defines = "".join(
@@ -190,12 +191,12 @@ def _without_bodies(kernel: Kernel, text: str, name: str) -> str:
         elif "__device__" not in part or not body:
             parts.append(part)
         elif parts[-1].startswith("//"):
-            parts.pop()  # what is said of a function goes with it
+            parts.pop()  # a function's comment goes with it
     return re.sub(r"\n{3,}", "\n\n", "".join(parts))
 
 
 def _top_level(text: str) -> Iterator[str]:
-    """Comments, directives and declarations in turn, each with what follows it on its line."""
+    """Comments, directives and declarations in order, each up to the end of its line."""
     at = 0
     while at < len(text):
         plain = _COMMENT_OR_DIRECTIVE.match(text, at)
@@ -205,7 +206,7 @@ def _top_level(text: str) -> Iterator[str]:
 
 
 def _end_of_declaration(text: str, at: int) -> int:
-    """Behind the ; or the closing } of depth 0."""
+    """The position after the ; or the closing } at depth 0."""
     depth = 0
     for place in range(at, len(text)):
         depth += {"{": 1, "}": -1}.get(text[place], 0)

@@ -1,4 +1,4 @@
-"""A kernel's steps as a page to look at: one file of HTML that needs nothing else."""
+"""A kernel's steps as a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def page(
     *,
     file: str | os.PathLike | None = None,
 ) -> Path:
-    """Write what one block of a kernel does, step by step, as a page for a browser.
+    """Write a web page that shows one block of a kernel step by step.
 
-    Every step is an access of the threads of the block to memory, as the emulator saw it: which
-    thread, at which line, which element; shared memory by bank, with its conflicts.
+    Every step is a memory access of the block's threads, as recorded by the emulator: thread, line
+    and element; shared memory by bank, with conflicts.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def page(
     block : tuple of 1 to 3 int
         The block to follow.
     file : path, optional
-        CUDA C++ that stands in for the kernel, as in `check`.
+        CUDA C++ that replaces the kernel, as in `check`.
 
     Returns
     -------
@@ -90,7 +90,7 @@ def page(
 
 
 def _described(steps: list[Step]) -> dict[str, list]:
-    """Steps with the memories and the source lines that they speak of, by number."""
+    """Steps with their memories and source lines, by number."""
     memories = list(dict.fromkeys(step.memory for step in steps))
     names = list(dict.fromkeys(step.file for step in steps))
     return {

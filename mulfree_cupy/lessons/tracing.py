@@ -1,4 +1,4 @@
-"""A kernel's accesses line by line, and in all beside those of the rung before it."""
+"""A kernel's accesses line by line, and in total next to the previous rung's."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from mulfree_cupy.lessons.trials import Trial, attempt, find
 
 @dataclass(frozen=True, repr=False)
 class Trace:
-    """What a kernel and the one before it did to memory; prints as tables.
+    """Memory accesses of a kernel and of the previous rung; prints as tables.
 
     Attributes
     ----------
     trial : Trial
     before : Trial or None
-        Of the rung before it, if it is not the first.
+        Of the previous rung, if there is one.
     """
 
     trial: Trial
@@ -42,14 +42,14 @@ class Trace:
 
 
 def trace(name: str, *, file: str | os.PathLike | None = None) -> Trace:
-    """Run a kernel in the emulator and count what it does to memory.
+    """Run a kernel in the emulator and count its memory accesses.
 
     Parameters
     ----------
     name : str
         As in `find`.
     file : path, optional
-        CUDA C++ that stands in for the kernel, as in `check`.
+        CUDA C++ that replaces the kernel, as in `check`.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def trace(name: str, *, file: str | os.PathLike | None = None) -> Trace:
 
 
 def rung_before(kernel: Kernel) -> Kernel | None:
-    """The last of the operation with a lower number, if the kernel has one itself."""
+    """The previous rung of the operation, if the kernel is a rung."""
     number = kernel.rung
     if not number:
         return None

@@ -1,4 +1,4 @@
-"""Run one kernel on its case: is the answer right, and what did the emulator find and count."""
+"""Run one kernel on its case: correctness, findings and counts."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from mulfree_cupy.lessons.cases import Case, case_of
 
 @dataclass(frozen=True)
 class Trial:
-    """A kernel, or what stands in for it, run on its case.
+    """A kernel, or its replacement, run on its case.
 
     Attributes
     ----------
     kernel : Kernel
     case : Case
     report : Report
-        What the emulator found and counted; empty on a GPU.
+        The emulator's findings and counts; empty on a GPU.
     outputs : int
-        Numbers that the call answers.
+        Number of outputs of the call.
     error : float
-        The largest, relative to the largest number expected.
+        The largest, relative to the largest expected number.
     wrong : str
-        In which way the answer is wrong, if it is.
+        Description of what is wrong with the result, or "".
     seconds : float
         Of the call, compilation included.
     """
@@ -47,17 +47,17 @@ class Trial:
 
     @property
     def passed(self) -> bool:
-        """Whether the answer is right and no fault was found."""
+        """Whether the result is right and no fault was found."""
         return not self.wrong and not self.faults
 
     @property
     def faults(self) -> list[Finding]:
-        """What was found, but for notes."""
+        """The findings, without notes."""
         return [finding for finding in self.report.findings if finding.level == "error"]
 
     @property
     def total(self) -> Counts:
-        """The counts of all kernels that the call launched."""
+        """The sum of the counts of all launched kernels."""
         total = Counts()
         for counts in self.report.counts.values():
             total += counts
@@ -65,13 +65,13 @@ class Trial:
 
     @property
     def own(self) -> list[str]:
-        """The kernel's functions that were launched."""
+        """Names of the launched functions."""
         launched = self.report.launches
         return list(dict.fromkeys(ln.kernel for ln in launched if ln.path == self.kernel.path))
 
 
 def find(name: str) -> Kernel:
-    """The kernel that a name stands for.
+    """The kernel of a name.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def find(name: str) -> Kernel:
     Raises
     ------
     ValueError
-        If none is called so, or several are; the message names those that there are.
+        If there is none of this name, or several; the message lists the kernels.
 
     Examples
     --------
@@ -125,7 +125,7 @@ def attempt(
     ----------
     kernel : Kernel
     file : Path, optional
-        CUDA C++ that stands in for it, with the same functions.
+        CUDA C++ that replaces it, with the same functions.
     device : {"emulator", "cuda"}
     check, trace, follow
         As in `emulated_cuda`.
@@ -133,9 +133,9 @@ def attempt(
     Raises
     ------
     EmulationFault
-        With ``check=True`` at the first fault, and where a kernel cannot go on.
+        With ``check=True`` at the first fault, and where a kernel cannot continue.
     CompilationError, NotImplementedError
-        If the text is no CUDA C++, or needs what the emulator has not.
+        If the text does not compile, or uses what the emulator lacks.
     """
     case = case_of(kernel.path)
     block = (
@@ -165,7 +165,8 @@ def _module(device: str) -> Any:
 
 @contextmanager
 def _marked_memory(device: str) -> Iterator[None]:
-    """Within, `empty` arrays are full of what no answer is, and not of an earlier one's numbers."""
+    """Within the block, `empty` arrays are filled with a poison value instead of earlier
+    results."""
     xp = _module(device)
     plain = xp.empty
 
@@ -183,13 +184,13 @@ def _marked_memory(device: str) -> Iterator[None]:
 
 
 def _arrays(answer: Any) -> list[np.ndarray]:
-    """One answer or several, as NumPy arrays."""
+    """One result or several, as NumPy arrays."""
     several = answer if isinstance(answer, tuple) else (answer,)
     return [a.get() if hasattr(a, "get") else np.asarray(a) for a in several]
 
 
 def _compare(answer: np.ndarray, expected: np.ndarray, tolerance: float) -> tuple[float, str]:
-    """The relative error, and what is wrong beyond the tolerance."""
+    """The relative error, and the message if it exceeds the tolerance."""
     answer, expected = np.atleast_1d(answer), np.atleast_1d(expected)
     largest = max(1.0, float(np.abs(expected).max()))
     errors = np.abs(answer.astype(np.float64) - expected) / largest

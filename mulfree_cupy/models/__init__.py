@@ -1,4 +1,4 @@
-"""The papers' networks, each from one definition for its own form and the twins beside it."""
+"""The papers' networks, each defined once for all kinds of convolution."""
 
 from mulfree_cupy.models.lenet import LeNet
 from mulfree_cupy.models.registry import MODELS, MOST, RESNET20, build, default_shape

@@ -1,4 +1,4 @@
-"""What the networks ask of the kind of convolution that they are made of."""
+"""Properties of the kinds of convolution that networks depend on."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from mulfree_cupy import nn
 
 
 def takes_signs(convolution: type | partial) -> bool:
-    """Whether it sees the signs of its input alone.
+    """Whether it uses only the signs of its input.
 
-    Then no ReLU may be in front of it, nor a shortcut lead through it; and as in the papers the
-    first convolution and the classifier are ordinary.
+    Then it must not follow a ReLU, nor be part of a shortcut; and as in the papers the first
+    convolution and the classifier are ordinary.
     """
     return getattr(convolution, "func", convolution) is nn.BinaryConv

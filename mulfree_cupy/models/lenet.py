@@ -10,12 +10,11 @@ from mulfree_cupy.models.kinds import takes_signs
 
 
 class LeNet(nn.Module):
-    """LeNet-5-BN: two 5x5 convolutions with pooling, then three layers on the flattened planes.
+    """LeNet-5-BN: two 5x5 convolutions with pooling, then three fully connected layers.
 
-    As in AdderNet's experiment on digits, every layer is of the chosen kind, the last one too: a
-    fully connected layer is a convolution whose kernel is the whole image. In the binary form the
-    first and the last are ordinary, and planes are pooled before they are normalised, as in
-    `VGGSmall`.
+    As in AdderNet's experiment on digits, every layer is of the chosen kind, including the last: a
+    fully connected layer is a convolution whose kernel is the whole image. In the binary variant
+    the first and the last are ordinary, and pooling precedes normalisation, as in `VGGSmall`.
 
     Parameters
     ----------
@@ -23,11 +22,10 @@ class LeNet(nn.Module):
         `nn.AdderConv`, `nn.BinaryConv` or `nn.Conv`.
     rng : numpy.random.Generator
     channels, size, classes : int
-        Of the images (square, of 2 to 256 pixels) and their labels. Images below 16 pixels keep
-        their size in the first layer and are pooled once less.
+        Of the images (square, of 2 to 256 pixels) and their labels. Images below 16 pixels are
+        padded in the first layer and pooled only once.
     plane : bool
-        Have two numbers, without a ReLU, in place of 84 before the last layer, for pictures of what
-        it tells classes apart by.
+        Use two features, without a ReLU, instead of 84 before the last layer, to plot them.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The networks by the name that the command line gives them."""
+"""The networks by their names on the command line."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ for _form in FORMS:
         }
 
 
-# The forms of one network by what the papers call them, to be compared.
+# The variants of one network by their names in the papers, for comparison.
 RESNET20 = {
     "CNN": "conv-resnet20",
     "AdderNet": "adder-resnet20",
@@ -83,7 +83,7 @@ RESNET20 = {
     "sparse Winograd": "winograd-relu-resnet20",
 }
 
-# Of the data: far beyond any data set, and short of what no memory holds.
+# Limits for the data: larger than any data set, and small enough for memory.
 MOST = {"channels": 4096, "size": 4096, "classes": 65536}
 
 
@@ -94,13 +94,13 @@ def build(name: str, *, seed: int = 0, **shape: int) -> nn.Module:
     ----------
     name : str
         A key of `MODELS`. Either ``adder-``, ``binary-``, ``conv-`` or ``sign-adder-`` (filters
-        trained on the derivative's sign, as in AdderNet's ablation), and ``lenet``, ``vggsmall``,
+        trained with the true derivative, as in AdderNet's ablation), and ``lenet``, ``vggsmall``,
         ``resnet20``, ``resnet32``, ``resnet18`` or ``resnet50``. Or ``shiftresnet``,
         ``depthwise-resnet``, ``shift-adder-resnet`` or ``sc2-resnet``, the depth, 20, 56 or 110,
         and ``-e`` with the expansion, 1, 3, 6 or 9. Or ``shiftnet-a``, ``-b`` or ``-c``. Or
         ``spatial-``, ``winograd-``, ``winograd-relu-``, ``winograd4-`` or ``winograd4-relu-``, then
-        ``resnet20``, ``resnet32``, ``vgg-nagadomi``, ``convpool-cnn-c`` or ``resnet18``, and of the
-        last three, if they are to be narrow, the filters of the first group, ``-8``, ``-16`` or
+        ``resnet20``, ``resnet32``, ``vgg-nagadomi``, ``convpool-cnn-c`` or ``resnet18``, and for
+        narrow versions of the last three the filters of the first group, ``-8``, ``-16`` or
         ``-32``. Or ``conv-lenet-plane`` or ``adder-lenet-plane``, whose last features are two
         numbers.
     seed : int
@@ -111,8 +111,7 @@ def build(name: str, *, seed: int = 0, **shape: int) -> nn.Module:
     Raises
     ------
     ValueError
-        If there is no such network, it cannot take images of this size, or more than `MOST` is
-        asked for.
+        If there is no such network, it cannot take images of this size, or `shape` exceeds `MOST`.
 
     Examples
     --------
@@ -129,7 +128,7 @@ def build(name: str, *, seed: int = 0, **shape: int) -> nn.Module:
 
 
 def default_shape(name: str) -> dict[str, int]:
-    """The ``channels``, ``size`` and ``classes`` that a network is built for if none are given.
+    """The default ``channels``, ``size`` and ``classes`` of a network.
 
     Examples
     --------

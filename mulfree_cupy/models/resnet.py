@@ -2,9 +2,9 @@
 
 As in the AdderNet reference, the first convolution and the classifier are ordinary, the 1x1
 convolutions of the shortcuts are of the chosen kind, and the logits are batch-normalised. Binary
-networks have no ReLU, and ordinary convolutions in their shortcuts, as Bi-Real networks do: signs
-are seen by the binary convolutions alone, and what is added up is real. There ImageNet's planes are
-pooled before they are normalised, as in XNOR-Net, for the signs to be of both kinds.
+networks have no ReLU, and ordinary convolutions in their shortcuts, as in Bi-Real networks: only
+the binary convolutions take signs, and sums are real-valued. For ImageNet pooling then precedes
+normalisation, as in XNOR-Net, so that both signs occur.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mulfree_cupy.models.kinds import takes_signs
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut."""
+    """Two 3x3 convolutions and a shortcut."""
 
     expansion = 1
 
@@ -39,7 +39,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions beside a shortcut, the last four times as wide."""
+    """1x1, 3x3 and 1x1 convolutions, the last four times as wide, and a shortcut."""
 
     expansion = 4
 
@@ -76,9 +76,10 @@ def stages(
     widths: Sequence[int],
     depths: Sequence[int],
 ) -> nn.Sequential:
-    """Blocks made by ``block(before, after, stride)``: `depths` of them with each of the widths.
+    """Stages of blocks made by ``block(before, after, stride)``, with `depths` blocks of each
+    width.
 
-    The first block of each stage but the first has stride 2.
+    The first block of each stage except the first has stride 2.
     """
     blocks = []
     for stage, (width, depth) in enumerate(zip(widths, depths, strict=True)):

@@ -1,8 +1,8 @@
-"""From one table of shifts to another, the network's answers staying as they are.
+"""Conversion between tables of shifts, without changing the network's output.
 
-A channel between two 1x1 convolutions has no place of its own: if the rows of the first convolution
-and the columns of the second are reordered alike, nothing changes. So weights that were trained
-with one order of shifts serve any other order of the same shifts.
+The order of channels between two 1x1 convolutions is arbitrary: permuting the rows of the first and
+the columns of the second alike changes nothing. So weights trained with one order of shifts can be
+converted to any other order of the same shifts.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from mulfree_cupy.ops.shift import check_table
 
 @dataclass(frozen=True)
 class Inside:
-    """The channels between the two 1x1 convolutions of a block, and the layers that know them.
+    """The channels between the two 1x1 convolutions of a block, and the layers indexed by them.
 
-    `expand` makes them, `norm` normalises them, `shift` moves them about a kernel of `kernel_size`,
-    `project` reads them. `project` may be the same layer as `shift`.
+    `expand` computes them, `norm` normalises them, `shift` shifts them by a kernel of
+    `kernel_size`, `project` reads them. `project` may be the same layer as `shift`.
     """
 
     expand: nn.Module
@@ -42,12 +42,12 @@ def permutation(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     Returns
     -------
     numpy.ndarray, shape (C,)
-        ``source[order] == target``; channels that move alike keep their order.
+        ``source[order] == target``; channels with equal shifts keep their order.
 
     Raises
     ------
     ValueError
-        If the tables do not hold the same shifts equally often, or have another shape.
+        If the tables do not contain the same shifts equally often, or a shape is wrong.
     TypeError
         If a table holds no integers.
 
@@ -76,12 +76,12 @@ def permutation(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def convert(network: nn.Module, table: Callable[[int, int], np.ndarray]) -> None:
-    """Give a network another order of its shifts, in place; its answers stay.
+    """Reorder a network's shifts, in place, without changing its output.
 
     Parameters
     ----------
     network : Module
-        With NumPy weights, made of blocks of `ShiftResNet` or of `ShiftNet`.
+        With NumPy weights, with blocks of `ShiftResNet` or `ShiftNet`.
     table : callable
         ``table(channels, kernel_size)`` is the new table of a block, such as
         `mulfree_cupy.group_shifts`.
@@ -89,14 +89,14 @@ def convert(network: nn.Module, table: Callable[[int, int], np.ndarray]) -> None
     Raises
     ------
     ValueError
-        If a table does not hold the block's shifts equally often, or a shift has not both its
-        neighbours in its block, as the first one of an SC2 block. Nothing is changed then.
+        If a table does not contain the block's shifts equally often, or a shift is not between two
+        convolutions of its block, as the first one of an SC2 block. Then nothing is changed.
     TypeError
-        If `table` is no function, such as a table itself: blocks have different channels.
+        If `table` is not a function, e.g. a table itself: blocks have different channels.
 
     Notes
     -----
-    An optimiser's momentum is not reordered: start it afresh.
+    An optimiser's momentum is not reordered: reset it.
 
     Examples
     --------

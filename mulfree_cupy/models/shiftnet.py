@@ -1,14 +1,14 @@
-"""The paper's pre-activation blocks, CSC and SC2, and the networks of them, ShiftNet-A, B and C.
+"""The paper's pre-activation blocks, CSC and SC2, and the networks ShiftNet-A, B and C.
 
-Published of ShiftNet [1]_ on ImageNet are 4.1, 1.1 and 0.78 million parameters, and 1.4 and 0.371
-billion product-sums of A and B. The authors' code and weights are not public. What stands here:
+Published for ShiftNet [1]_ on ImageNet are 4.1, 1.1 and 0.78 million parameters, and 1.4 and 0.371
+billion multiply-adds for A and B. The authors' code and weights are not public. Here:
 
-- A is the table that circulates in independent code: a 7x7 convolution with stride 2, then groups
-  of 64, 128, 256 and 512 channels with the kernels, expansions and depths below. It has 4.19
-  million parameters (4.16 without those of normalisations) and 1.42 billion product-sums.
+- A follows the table used in independent implementations: a 7x7 convolution with stride 2, then
+  groups of 64, 128, 256 and 512 channels with the kernels, expansions and depths below. It has 4.19
+  million parameters (4.16 without normalisation) and 1.42 billion multiply-adds.
 - B is A with half of its channels: 1.18 million (1.17) and 0.371 billion.
-- C is reconstructed from its parameters alone: B with half of the blocks after each group's first,
-  0.79 million (0.78). The paper may have got there another way.
+- C is reconstructed from its number of parameters only: B with half of the blocks after each
+  group's first, 0.79 million (0.78). The paper's C may differ.
 
 .. [1] B. Wu et al., "Shift: A Zero FLOP, Zero Parameter Alternative to Spatial Convolutions",
    CVPR 2018.
@@ -28,11 +28,11 @@ from mulfree_cupy.ops.shift import modulo_shifts
 
 
 class Preactivation(nn.Module):
-    """CSC, or with `shift_first` SC2, normalised and activated before each 1x1 convolution.
+    """CSC, or SC2 with `shift_first`, with pre-activation before each 1x1 convolution.
 
     CSC is BN, ReLU, 1x1, shift, BN, ReLU, 1x1 with the stride; SC2 has another shift in front.
-    Where the width grows the answer is the average-pooled input with new channels behind it, else
-    the input is added.
+    Where the width grows, new channels are concatenated to the average-pooled input, else the input
+    is added.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Preactivation(nn.Module):
 class Group:
     """Blocks of one width.
 
-    The first has an expansion of its own, and a stride of 2 if it changes the width.
+    The first has a separate expansion, and a stride of 2 if it changes the width.
     """
 
     width: int
@@ -95,7 +95,7 @@ class ShiftNet(nn.Module):
         Filters, kernel size and stride of the first convolution.
     groups : sequence of Group
     shift_first : bool
-        SC2 blocks in the place of CSC.
+        SC2 blocks instead of CSC.
     channels, classes : int
         Of the images (any size) and their labels.
     """
@@ -164,7 +164,7 @@ def sc2_resnet(
     size: int = 32,
     classes: int = 10,
 ) -> ShiftNet:
-    """The shell of ResNet-20, 56 or 110 for small images, with SC2 blocks."""
+    """ResNet-20, 56 or 110 for small images, with SC2 blocks."""
     blocks = (depth - 2) // 6
     groups = [Group(width, blocks, (expansion, expansion)) for width in (16, 32, 64)]
     stem = 16, 3, 1

@@ -1,7 +1,7 @@
-"""ShiftResNet for 32-pixel images, and its twins with other layers in the shifts' place.
+"""ShiftResNet for 32-pixel images, and variants with other layers instead of shifts.
 
-The block is the one of the authors' CIFAR code: 1x1, shift, 1x1 (CSC) with the normalisations and
-activations after the convolutions. One block stands for the two 3x3 convolutions of a ResNet block.
+The block is that of the authors' CIFAR code: 1x1, shift, 1x1 (CSC) with normalisations and
+activations after the convolutions. One block replaces the two 3x3 convolutions of a ResNet block.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _depthwise(channels: int, filters: int, rng: np.random.Generator, stride: in
     )
 
 
-# The 1x1 convolution of a block, and what mixes pixels and then channels.
+# A block's first 1x1 convolution, and its layer that mixes pixels and then channels.
 KINDS = {
     "shift": (nn.Conv, _shifted(nn.ShiftConv)),
     "depthwise": (nn.Conv, _depthwise),
@@ -40,7 +40,7 @@ KINDS = {
 
 
 class CSC(nn.Module):
-    """1x1 convolution to ``expansion`` times the width, 3x3 shift, 1x1 convolution, a shortcut.
+    """1x1 convolution to ``expansion`` times the width, 3x3 shift, 1x1 convolution, shortcut.
 
     The stride belongs to the second convolution, and no activation follows the sum.
     """
@@ -77,8 +77,8 @@ class ShiftResNet(nn.Module):
     Parameters
     ----------
     kind : {"shift", "depthwise", "shift-adder"}
-        What the blocks are made of: shifts between 1x1 convolutions; a 3x3 depthwise convolution in
-        the shift's place; or shifts between 1x1 adder convolutions, which multiply nothing.
+        Type of the blocks: shifts between 1x1 convolutions; a 3x3 depthwise convolution instead of
+        the shift; or shifts between 1x1 adder convolutions, without multiplications.
     rng : numpy.random.Generator
     depth : int
         20, 32, 44, ...: 6 n + 2, as for the ResNet whose blocks are replaced.

@@ -10,11 +10,12 @@ from mulfree_cupy.models.kinds import takes_signs
 
 
 class VGGSmall(nn.Module):
-    """Six 3x3 convolutions, 128-128-256-256-512-512, pooled after every second, and one classifier.
+    """Six 3x3 convolutions, 128-128-256-256-512-512, with pooling after every second, and a
+    classifier.
 
-    The first convolution and the classifier are ordinary in all forms. In the binary one planes are
-    pooled before they are normalised, as in XNOR-Net: of the largest of four numbers that are
-    normalised already, nearly all would be positive.
+    The first convolution and the classifier are always ordinary. In the binary variant pooling
+    precedes normalisation, as in XNOR-Net: the maximum of four normalised numbers is nearly always
+    positive.
 
     Parameters
     ----------

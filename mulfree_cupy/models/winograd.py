@@ -1,9 +1,9 @@
-"""The Winograd pruning paper's networks, each in the three forms that it compares.
+"""The Winograd pruning paper's networks, each in the paper's three forms.
 
-A network is built of units: a normalisation, a ReLU, a 3x3 convolution. In the form ``spatial`` the
-convolution is an ordinary one, in ``winograd`` its weights are in the Winograd domain, and in
-``winograd-relu`` the ReLU is there too. Pooling comes before a unit and sees maps that were not
-clipped. The image itself goes through a linear convolution in all forms.
+A network consists of units: normalisation, ReLU, 3x3 convolution. In the form ``spatial`` the
+convolution is ordinary, in ``winograd`` its weights are in the Winograd domain, and in
+``winograd-relu`` the ReLU is too. Pooling precedes a unit, before its ReLU. The first convolution
+is linear in all forms.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from mulfree_cupy.autograd import Tensor
 
 @dataclass(frozen=True)
 class Form:
-    """Where the weights live, None for the image's domain or m of F(m x m, 3 x 3), and the ReLU."""
+    """The weights' domain, None for spatial or m of F(m x m, 3 x 3), and whether the ReLU is in
+    it."""
 
     m: int | None = None
     relu_in_domain: bool = False
@@ -30,8 +31,8 @@ class Form:
     ) -> nn.Module:
         """A 3x3 convolution that keeps the size, or with `relu` a Winograd-ReLU layer.
 
-        In the Winograd domain a linear one trains as the spatial one does, since it learns slowly
-        by plain gradients; so does any of F(4x4, 3x3).
+        In the Winograd domain a linear one, and any of F(4x4, 3x3), is trained with preconditioned
+        gradients, since it learns slowly with plain ones.
         """
         if self.m is None:
             return nn.MaskedConv(channels, filters, 3, rng, padding=1)
@@ -42,7 +43,7 @@ class Form:
     def unit(
         self, channels: int, filters: int, rng: np.random.Generator, *, dropout: float = 0.0
     ) -> list[nn.Module]:
-        """Normalisation, ReLU and convolution, with a dropout before the latter."""
+        """Normalisation, ReLU, dropout and convolution."""
         inside = self.relu_in_domain
         return [
             nn.BatchNorm(channels, relu=not inside),
@@ -61,22 +62,23 @@ FORMS = {
 
 
 class VGGNagadomi(nn.Module):
-    """Eight convolutions, 64-64, 128-128, 256-256-256-256, pooled after each group, then 1024-1024.
+    """Eight convolutions, 64-64, 128-128, 256-256-256-256, with pooling after each group, then
+    1024-1024.
 
     Parameters
     ----------
     form : Form
     rng : numpy.random.Generator
     width : int
-        Filters of the first group; all other widths are in proportion.
+        Filters of the first group; all other widths scale with it.
     channels, size, classes : int
         Of the images (square, of 8 to 256 pixels) and their labels.
 
     Notes
     -----
-    With a normalisation before every convolution but the first, and dropout between the fully
-    connected layers only, as the pruning paper's followers have it; Nagadomi's own has neither
-    normalisation nor 32 pixels.
+    With normalisation before every convolution except the first, and dropout only between the fully
+    connected layers, as in later work on Winograd pruning; Nagadomi's original has no normalisation
+    and another image size.
 
     References
     ----------
@@ -171,7 +173,7 @@ class ConvPoolCNN(nn.Module):
 
 
 class _Block(nn.Module):
-    """Two units and a normalisation, added to the clipped input."""
+    """Two units and a normalisation, added to the input after its ReLU."""
 
     def __init__(self, form: Form, before: int, width: int, first: bool, rng: np.random.Generator):
         self.branch = nn.Sequential(
@@ -187,7 +189,7 @@ class _Block(nn.Module):
 def _groups(
     form: Form, widths: Sequence[int], depth: int, pooled: Container[int], rng: np.random.Generator
 ) -> nn.Sequential:
-    """Groups of `depth` blocks, those whose numbers are in `pooled` behind a pooling."""
+    """Groups of `depth` blocks; those whose numbers are in `pooled` follow a pooling."""
     layers, before = [], widths[0]
     for group, width in enumerate(widths):
         if group in pooled:
@@ -199,14 +201,14 @@ def _groups(
 
 
 class WinogradResNet(nn.Module):
-    """The paper's ResNet-18: every 3x3 convolution has stride 1, the last group 14x14 pixels.
+    """The paper's ResNet-18: all 3x3 convolutions have stride 1, the last group has 14x14 pixels.
 
     Parameters
     ----------
     form : Form
     rng : numpy.random.Generator
     width : int
-        Filters of the first group; those of the others are 2, 4 and 8 times as many.
+        Filters of the first group; the others have 2, 4 and 8 times as many.
     channels, size, classes : int
         Of the images (square, any size) and their labels.
 
@@ -246,7 +248,7 @@ class WinogradResNet(nn.Module):
 
 
 class WinogradCifarResNet(nn.Module):
-    """ResNet-20 or 32 for small images, of the blocks of the paper's ResNet-18.
+    """ResNet-20 or 32 for small images, with the blocks of the paper's ResNet-18.
 
     Parameters
     ----------
@@ -259,9 +261,9 @@ class WinogradCifarResNet(nn.Module):
 
     Notes
     -----
-    `CifarResNet` with its convolutions and sums where the paper has them: the ReLU before a
-    convolution, and pooling where a stride of 2 was, which no tile can have. The first convolution
-    is ordinary and not pruned. None of this is published.
+    `CifarResNet` in the paper's order: the ReLU before a convolution, and pooling instead of a
+    stride of 2, which Winograd tiles do not allow. The first convolution is ordinary and not
+    pruned. This network is not published.
     """
 
     def __init__(

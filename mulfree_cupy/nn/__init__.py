@@ -1,4 +1,4 @@
-"""Layers on the tape. Every layer with weights has them as ``.weight``."""
+"""Neural-network layers. Weights are the attribute ``.weight``."""
 
 from mulfree_cupy.nn.layers import (
     AdderConv,

@@ -1,4 +1,4 @@
-"""What a network computes in evaluation, read off the tape as layers of `inference.Network`."""
+"""A network in evaluation mode, traced on the tape, as layers of `inference.Network`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mulfree_cupy.nn.module import Module
 
 
 def describe(model: Module, channels: int, size: int) -> list[Layer]:
-    """The layers of a network in evaluation mode, in an order in which they can be computed.
+    """The layers of a network in evaluation mode, in topological order.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def describe(model: Module, channels: int, size: int) -> list[Layer]:
     Raises
     ------
     NotImplementedError
-        If the network computes what no layer does.
+        If the network has an operation without a layer.
 
     Examples
     --------
@@ -45,7 +45,7 @@ def describe(model: Module, channels: int, size: int) -> list[Layer]:
     """
     images = Tensor(np.zeros((1, channels, size, size), np.float32), requires_grad=True)
     answer = model.eval()(images)
-    # Layers may have swapped their arrays, so these are named only now.
+    # Layers may have replaced their arrays when run, so these are named only now.
     known = {id(value): name for name, _, _, value in model.named_state()}
     reader = _Reader(known, images)
     for tensor in from_first_to_last(answer):
@@ -63,7 +63,7 @@ def network_of(
     mean: float | Sequence[float] = 0.0,
     std: float | Sequence[float] = 1.0,
 ) -> Network:
-    """A network as `mulfree_cupy.inference` takes it, with copies of the weights.
+    """A network for `mulfree_cupy.inference`, with copies of the weights.
 
     Parameters
     ----------
@@ -71,8 +71,8 @@ def network_of(
         As in `describe`.
     classes : sequence of str, optional
         Their names; by default "0", "1", ...
-    mean, std : number or one a channel
-        Of a pixel: the network takes ``(images - mean) / std``.
+    mean, std : number or one per channel
+        Of a pixel: the network's input is ``(images - mean) / std``.
 
     Returns
     -------
@@ -83,7 +83,7 @@ def network_of(
     NotImplementedError
         As `describe`.
     ValueError
-        If the numbers of classes, means or deviations do not fit.
+        If the number of classes, means or deviations does not fit.
 
     Examples
     --------
@@ -106,12 +106,12 @@ def network_of(
 
 
 class _Reader:
-    """Takes what the tape recorded, one operation after another, into `layers`."""
+    """Converts the tape's operations, in order, to `layers`."""
 
     def __init__(self, known: dict[int, str], images: Tensor):
-        self.known = known  # parameters and the arrays of buffers, to their names
+        self.known = known  # names of parameters and buffers
         self.answers = {id(images): IMAGES}
-        self.weights: dict[int, dict[str, str]] = {}  # what was made of parameters alone
+        self.weights: dict[int, dict[str, str]] = {}  # computed from parameters only
         self.layers: list[Layer] = []
 
     def read(self, tensor: Tensor, node: Node) -> None:
@@ -135,12 +135,12 @@ class _Reader:
         (weight,) = map(self._weight, node.inputs)
         if node.operation == "masked":
             return {**weight, "mask": self.known[id(node.options["mask"])]}
-        if node.operation == "transpose":  # on its way into a linear layer
+        if node.operation == "transpose":  # of a linear layer's weight
             return weight
         _unknown(node)
 
     def _add_bias(self, tensor: Tensor, node: Node) -> None:
-        """The bias of a linear layer, which the tape adds in an operation of its own."""
+        """The bias of a linear layer, which is a separate operation on the tape."""
         source, bias = node.inputs
         last = self.layers[-1] if self.layers else None
         if last is None or last.op != "linear" or self.answers.get(id(source)) != last.name:
@@ -150,7 +150,7 @@ class _Reader:
         self.answers[id(tensor)] = last.name
 
     def _sources(self, op: str, node: Node) -> tuple[tuple[str, ...], dict[str, str]]:
-        """The answers that an operation takes, and its arrays by what they are to it."""
+        """The inputs of an operation, and its arrays by role."""
         inputs, arrays, roles = [], {}, iter(("weight", "bias"))
         for source in node.inputs:
             weight = self._weight(source)
@@ -167,7 +167,7 @@ class _Reader:
         return tuple(inputs), arrays
 
     def _free_name(self, op: str, arrays: dict[str, str]) -> str:
-        """That of the module whose arrays they are, or of the operation with a number."""
+        """The name of the module that has these arrays, or of the operation with a number."""
         array = arrays.get("weight", arrays.get("shifts"))
         name = f"{op}1" if array is None else array.rpartition(".")[0] or op
         taken, count = {layer.name for layer in self.layers}, 1
@@ -186,7 +186,7 @@ def _unknown(node: Node) -> Any:
 
 
 def _with(*options: str) -> Callable[[Node], tuple[str, dict[str, Any]]]:
-    """Of the same name, with these of the options."""
+    """The layer's options, restricted to these."""
     return lambda node: (
         node.operation,
         {name: _plain(node.options[name]) for name in options if name in node.options},
@@ -194,7 +194,7 @@ def _with(*options: str) -> Callable[[Node], tuple[str, dict[str, Any]]]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it."""
+    """As a JSON value."""
     if isinstance(value, (tuple, list)):
         return [_plain(part) for part in value]
     return value.item() if isinstance(value, np.generic) else value

@@ -16,7 +16,7 @@ from mulfree_cupy.ops.packing import PackedWeights, pack
 class Packing(Module):
     """A layer that packs its weight once for evaluation on the CPU.
 
-    Meanwhile ``weight.data`` is a read-only array of the layer's own: assign to it to change it.
+    Meanwhile ``weight.data`` is a read-only copy: assign to it to change it.
     """
 
     weight: Parameter
@@ -35,9 +35,9 @@ class Packing(Module):
             self._packed = None
 
     def packed(self, op: str, *others: Tensor, groups: int = 1) -> dict[str, PackedWeights]:
-        """The option ``packed`` of the layer's operation beside other inputs; none in training.
+        """The option ``packed`` of the layer's operation for these other inputs; none in training.
 
-        `op` is what `pack` is to pack for.
+        `op` is that of `pack`.
         """
         data = self.weight.data
         floats = data.dtype in (np.float32, np.float64)
@@ -47,7 +47,7 @@ class Packing(Module):
             return {}  # the sums may be of another dtype than the weight
         kept = self._packed
         if kept is None or kept[0] is not data or data.flags.writeable or not kept[1].is_current:
-            if data.flags.writeable:  # by others too, who may have views of it
+            if data.flags.writeable:  # there may be writeable views of it
                 self.weight.data = data = data.copy()
                 data.flags.writeable = False
             kept = data, pack(data, op, groups=groups)
@@ -59,10 +59,10 @@ class Packing(Module):
 
 
 class _Windowed(Packing):
-    """What Conv and the like share: a weight (K, C/groups, kh, kw) that slides over an image."""
+    """Base of the convolutions: a weight (K, C/groups, kh, kw)."""
 
     operation: str
-    op: str  # as `pack` names it
+    op: str  # for `pack`
 
     def __init__(
         self,
@@ -108,15 +108,15 @@ class Conv(_Windowed):
     rng : numpy.random.Generator
         Draws the weights: normal, variance 2 / (K*kh*kw/groups).
     bias : bool
-        Zero at first.
+        Initialised to zero.
     stride, padding, dilation, groups
         As in `mulfree_cupy.conv`.
 
     Attributes
     ----------
     weight : Parameter, shape (filters, channels/groups, kh, kw)
-        Packed for evaluation on the CPU, and then an array of the layer's own, read-only until
-        `train`: assign to ``weight.data`` to change it.
+        Packed for evaluation on the CPU, and then a read-only copy until `train`: assign to
+        ``weight.data`` to change it.
     """
 
     operation, op = "conv", "conv"
@@ -138,17 +138,18 @@ class AdderConv(_Windowed):
     channels, filters : int
     kernel_size : int or pair of ints
     rng : numpy.random.Generator
-        Draws the weights, normal with variance 1, and biases in [0, 1), as the reference does.
+        Draws the weights, normal with variance 1, and biases, uniform in [0, 1), as in the
+        reference.
     bias : bool
     stride, padding, dilation, groups
         As in `mulfree_cupy.adder_conv`.
     sign : bool
-        Train the filters on the sign of the difference, the true derivative, for comparison.
+        Train the filters with the true derivative, a sign, for comparison.
 
     Attributes
     ----------
     weight : Parameter, shape (filters, channels/groups, kh, kw)
-        As `Conv` has it.
+        As in `Conv`.
     """
 
     operation, op = "adder_conv", "adder"
@@ -163,17 +164,17 @@ class AdderConv(_Windowed):
 
 
 class BinaryConv(_Windowed):
-    """XNOR-Net's convolution of signs; what comes in must have both of them.
+    """XNOR-Net's convolution of signs; the input must have both signs.
 
-    So no ReLU may be in front of it, behind which every sign is the same.
+    So it must not follow a ReLU, whose outputs all have the same sign.
 
     Parameters
     ----------
     channels, filters : int
     kernel_size : int or pair of ints
     rng : numpy.random.Generator
-        Draws the weights as for `Conv`. Their signs are what x meets; the weights themselves are
-        trained.
+        Draws the weights as for `Conv`. Their signs are used in the convolution; the real-valued
+        weights are trained.
     groups : int
     stride, padding, dilation, scale
         As in `mulfree_cupy.binary_conv`.
@@ -181,7 +182,7 @@ class BinaryConv(_Windowed):
     Attributes
     ----------
     weight : Parameter, shape (filters, channels/groups, kh, kw)
-        As `Conv` has it.
+        As in `Conv`.
     """
 
     operation, op = "binary_conv", "binary"
@@ -198,7 +199,7 @@ class BinaryConv(_Windowed):
         **options: object,
     ):
         if options.get("bias"):
-            raise ValueError("BinaryConv: there is no bias; a BatchNorm behind it has one")
+            raise ValueError("BinaryConv: there is no bias; the BatchNorm after it has one")
         super().__init__(channels, filters, kernel_size, rng, groups=groups, **options)
 
 
@@ -224,8 +225,8 @@ class Linear(Module):
 class BatchNorm(Module):
     """Batch normalisation of (N, C, H, W) or, as on AdderNet's logits, (N, C).
 
-    A residual and the ReLU that follow it in every network are part of the same pass over memory:
-    ``y = relu((x - mean) / sqrt(variance + eps) * weight + bias + residual)``.
+    The residual addition and ReLU that follow it in every network are fused: ``y = relu((x - mean)
+    / sqrt(variance + eps) * weight + bias + residual)``.
 
     Parameters
     ----------
@@ -267,7 +268,7 @@ class ReLU(Module):
 
 
 class _Pool(Module):
-    """What MaxPool and AvgPool share: a window that slides over each plane."""
+    """Base of MaxPool and AvgPool."""
 
     operation: str
 
@@ -283,13 +284,13 @@ class _Pool(Module):
 
 
 class MaxPool(_Pool):
-    """Largest value of each window, which must see some of the image: padding below kernel_size."""
+    """Largest value of each window; padding must be smaller than kernel_size."""
 
     operation = "max_pool"
 
 
 class AvgPool(_Pool):
-    """Mean of each window, of integers as float64; outside the image is 0, and counts."""
+    """Mean of each window, zero padding included; float64 for integers."""
 
     operation = "avg_pool"
 
@@ -309,12 +310,12 @@ class Flatten(Module):
 
 
 class Dropout(Module):
-    """Zero a share of the values while training, scaling up the rest, integers as float64.
+    """Zero a fraction of the values in training and scale up the rest; float64 for integers.
 
     Parameters
     ----------
     share : float
-        Of the values to drop.
+        Fraction of the values to drop.
     rng : numpy.random.Generator
         Draws the masks.
     """

@@ -1,4 +1,4 @@
-"""What every layer is: parameters by name, a training and an evaluation mode, and a call."""
+"""Base class of layers: named parameters, training and evaluation mode, call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _observer = contextvars.ContextVar("observer", default=None)
 
 @contextlib.contextmanager
 def observed(callback: Callable[[Module, Tensor, float], None]) -> Iterator[None]:
-    """Inside it, `callback` gets every module called, its answer, and the seconds it took."""
+    """Inside it, `callback` is called with every module that runs, its output and its seconds."""
     token = _observer.set(callback)
     try:
         yield
@@ -34,8 +34,8 @@ class Parameter(Tensor):
     ----------
     data : array
     adder : bool
-        Whether it is the filter bank of an adder convolution, whose gradient the optimiser scales
-        by AdderNet's adaptive rate.
+        Whether it holds the filters of an adder convolution, whose gradient the optimiser scales by
+        AdderNet's adaptive rate.
     """
 
     __slots__ = ("adder",)
@@ -46,11 +46,11 @@ class Parameter(Tensor):
 
 
 class Module:
-    """A layer, or layers put together: the Parameters, arrays and Modules among its attributes.
+    """A layer or network, defined by the Parameters, arrays and Modules among its attributes.
 
-    Subclasses write ``forward``. Parameters and Modules are found in lists, tuples and dicts too.
-    NumPy or CuPy arrays that are attributes themselves are buffers, saved but not trained; scalars
-    such as ``np.float32(0.1)`` are no arrays.
+    Subclasses define ``forward``. Parameters and Modules are found in lists, tuples and dicts too.
+    Attributes that are NumPy or CuPy arrays are buffers, saved but not trained; scalars such as
+    ``np.float32(0.1)`` are not.
     """
 
     training = True
@@ -63,6 +63,19 @@ class Module:
         answer = self.forward(*inputs)
         callback(self, answer, time.perf_counter() - start)
         return answer
+
+    def __repr__(self) -> str:
+        contents = _contents(
+            {k: v for k, v in vars(self).items() if k[0] != "_" and k != "training"}
+        )
+        settings = [
+            f"{name.removeprefix('options.')}={text}"
+            for name, value in contents
+            if (text := _short(value))
+        ]
+        lines = [f"{name}: {child!r}".replace("\n", "\n  ") for name, child in self.children()]
+        inside = "".join(f"\n  {line}" for line in lines) + "\n" * bool(lines)
+        return f"{type(self).__name__}({', '.join(settings)}{inside})"
 
     def children(self) -> Iterator[tuple[str, Module]]:
         """(name, module) of the modules directly inside, in the order they were assigned."""
@@ -81,7 +94,7 @@ class Module:
                 yield name, value
 
     def parameters(self) -> list[Parameter]:
-        """Everything to train."""
+        """All Parameters, in order."""
         return [parameter for _, parameter in self.named_parameters()]
 
     def _state_by_name(self) -> dict[str, tuple[Module, str, Any]]:
@@ -117,19 +130,18 @@ class Module:
         }
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
-        """Take over parameters and buffers.
+        """Load parameters and buffers.
 
         Raises
         ------
-        KeyError
-            If a name is missing or unknown; the message lists them.
         ValueError
-            If an array has another shape than the one it replaces, or two have the same name.
+            If a name is missing or unknown (the message lists them), an array's shape differs from
+            the one it replaces, or two have the same name.
         """
         own = self._state_by_name()
         missing, unknown = own.keys() - state.keys(), state.keys() - own.keys()
         if missing or unknown:
-            raise KeyError(
+            raise ValueError(
                 f"load_state_dict: missing {sorted(missing) or 'nothing'}, "
                 f"unknown {sorted(unknown) or 'nothing'}"
             )
@@ -161,7 +173,7 @@ class Module:
     def to(self, xp: Any) -> Module:
         """Move parameters and buffers to NumPy or CuPy arrays, in place.
 
-        Buffers of integers, the tables of shifts, stay in NumPy: the host reads them.
+        Integer buffers, the tables of shifts, stay NumPy arrays: the host reads them.
         """
         for _, module, attribute, value in self.named_state():
             if isinstance(value, Parameter):
@@ -173,7 +185,7 @@ class Module:
 
 
 def _contents(container: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of what is in it, and in the lists, tuples and dicts in it."""
+    """(dotted name, value) of its items, recursively through lists, tuples and dicts."""
     for name, value in container.items():
         if isinstance(value, (list, tuple)):
             value = dict(enumerate(value))
@@ -181,6 +193,13 @@ def _contents(container: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from ((f"{name}.{inner}", v) for inner, v in _contents(value))
         else:
             yield str(name), value
+
+
+def _short(value: Any) -> str:
+    """A parameter or buffer by its shape, a setting by its value, nothing of all else."""
+    if isinstance(value, Parameter) or _is_array(value):
+        return str(tuple(value.shape))
+    return repr(value) if isinstance(value, (bool, int, float, str, tuple)) else ""
 
 
 def _is_array(value: Any) -> bool:

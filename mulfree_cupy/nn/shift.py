@@ -1,4 +1,4 @@
-"""Layers that move channels: alone, and before a 1x1 convolution, an ordinary one or an adder's."""
+"""Shift layers: alone, and fused with an ordinary or adder 1x1 convolution."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mulfree_cupy.ops.shift import check_table
 
 
 class Shift(Module):
-    """Moves every channel by its own whole pixels; nothing to train.
+    """Shift every channel by a number of pixels; no parameters.
 
     Parameters
     ----------
     shifts : int array, shape (C, 2)
-        (dh, dw) by channel, such as from `mulfree_cupy.modulo_shifts`. A buffer, so that weights
-        are saved with the table that they were trained with.
+        (dh, dw) per channel, such as from `mulfree_cupy.modulo_shifts`. A buffer, so that weights
+        are saved with their table.
     stride : int or pair of ints
     """
 
@@ -31,7 +31,7 @@ class Shift(Module):
 
 
 class _ShiftedPointwise(Packing):
-    """What ShiftConv and ShiftAdderConv share: a weight (K, C) behind a table of shifts."""
+    """Base of ShiftConv and ShiftAdderConv: a weight (K, C) after a table of shifts."""
 
     operation: str
     unshifted: type  # which draws the weights
@@ -62,7 +62,7 @@ class _ShiftedPointwise(Packing):
 
 
 class ShiftConv(_ShiftedPointwise):
-    """Shift and 1x1 convolution in one pass; only the input is kept for the backward.
+    """Shift and 1x1 convolution in one pass; only the input is kept for the backward pass.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ class ShiftConv(_ShiftedPointwise):
     rng : numpy.random.Generator
         Draws the weights as for `Conv`.
     bias : bool
-        Zero at first.
+        Initialised to zero.
     stride : int or pair of ints
     """
 

@@ -1,4 +1,4 @@
-"""Convolutions whose weights can be pruned, in the Winograd domain and ordinary ones."""
+"""Convolutions with prunable weights, in the Winograd domain and ordinary ones."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ class WinogradConv(Module):
     ----------
     channels, filters : int
     rng : numpy.random.Generator
-        Draws the weights. With `relu`: normal, of the variance `initial_variance`. Without: the
-        transform of the spatial weights that `Conv` would draw.
+        Draws the weights. With `relu`: normal with variance `initial_variance`. Without: the
+        transform of spatial weights drawn as for `Conv`.
     bias : bool
-        Zero at first.
+        Initialised to zero.
     padding
         As in `mulfree_cupy.winograd_conv`.
     relu : bool
-        Clip the transformed input at zero: then no ReLU belongs before the layer, nor behind it.
+        Apply a ReLU to the transformed input: then no ReLU belongs before or after the layer.
     m : int
         Of F(m x m, 3 x 3), 2 or 4.
     points : str
         As in `mulfree_cupy.winograd_matrices`.
     gradient : {"plain", "preconditioned", "importance"}
-        What `weight` gets as its gradient. ``"preconditioned"``: the one by which a step is a step
-        on the spatial weights behind it. ``"importance"``: divided by ``(I / min(I))**1.5`` with
-        the factors I of `importance`. By the plain one a layer without `relu`, or of m = 4, learns
-        slowly, or diverges at rates that suit spatial weights.
+        How the gradient of `weight` is scaled. ``"preconditioned"``: so that a step equals a step
+        on the underlying spatial weights. ``"importance"``: divided by ``(I / min(I))**1.5`` with
+        the factors I of `importance`. With the plain one a layer without `relu`, or with m = 4,
+        learns slowly, or diverges at learning rates for spatial weights.
 
     Attributes
     ----------
     weight : Parameter, shape (t, t, K, C)
-        Read-only once the layer ran; assign to ``weight.data`` to change it.
+        Read-only once the layer has run; assign to ``weight.data`` to change it.
     mask : array of bool, shape (t, t, K, C)
         What is left after `prune`; a buffer. Entries of `weight` outside it have no effect.
 
@@ -108,7 +108,7 @@ class WinogradConv(Module):
 
     @property
     def weights(self) -> WinogradWeights:
-        """Weight and mask, packed anew only after one of them changed."""
+        """Weight and mask, repacked only after one of them changed."""
         if self._packed:
             (kept,) = self._packed
             if kept.dense is self.weight.data and kept.mask is self.mask:
@@ -124,7 +124,7 @@ class WinogradConv(Module):
             return float(self.mask.mean())
 
     def prune(self, density: float, score: str = "magnitude", *, block: int = 1) -> None:
-        """Keep that share of the weights, as `WinogradWeights.prune` does."""
+        """Prune the weights to this density, as `WinogradWeights.prune` does."""
         self._take(self.weights.prune(density, score, block=block))
 
     def freeze(self) -> None:
@@ -135,13 +135,13 @@ class WinogradConv(Module):
         bias = [self.bias] if hasattr(self, "bias") else []
         kernel = None
         if self.training:
-            # While the weights change in every step, packing them as sparse ones does not pay.
+            # In training the weights change in every step, so sparse packing does not pay.
             kernel = "dense" if launch.device_for(x.data) is None else "1_dense"
         options = {"weights": self.weights, "kernel": kernel, **self.options}
         return apply("winograd_conv", x, self.weight, *bias, **options)
 
     def _take(self, weights: WinogradWeights) -> None:
-        # Arrays shared with `weights` are read-only, so that what is packed cannot be outdated.
+        # Arrays shared with `weights` are read-only, so that the packed form cannot become stale.
         self.weight.data, self.mask, self._packed = weights.dense, weights.mask, (weights,)
 
     def _scaled(self, gradient: Array) -> Array:
@@ -180,15 +180,15 @@ class MaskedConv(Conv):
             return float(self.mask.mean())
 
     def prune(self, density: float, score: str = "magnitude", *, block: int = 1) -> None:
-        """Keep that share of the weights, those of largest magnitude; what was pruned stays so."""
+        """Prune to this density by magnitude; pruned weights stay pruned."""
         if score != "magnitude" or block != 1:
             raise ValueError(
                 f"MaskedConv.prune: score must be 'magnitude' and block 1, got {score!r} and "
-                f"{block}; other ones are for Winograd weights"
+                f"{block}; others are for Winograd weights"
             )
         with device_of(self.mask):
             xp, w = namespace(self.mask), self.weight.data
-            # Entries pruned before come after those that are zero.
+            # Pruned entries rank below zeros.
             scores = xp.where(self.mask, abs(w), -1)
             self.mask = highest("MaskedConv.prune", scores, density) & self.mask
             self.weight.data = xp.where(self.mask, w, w.dtype.type(0))

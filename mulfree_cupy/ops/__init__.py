@@ -1,1 +1,1 @@
-"""One module an operation: checks, geometry, then the CPU kernel or the CUDA launcher."""
+"""One module per operation: checks, geometry, then the CPU kernel or the CUDA launcher."""

@@ -20,23 +20,23 @@ __all__ = [
     "adder_matmul",
 ]
 
-INTEGERS = np.uint8, np.int8, np.int16  # what is summed exactly, in int32
+INTEGERS = np.uint8, np.int8, np.int16  # summed exactly, in int32
 
 
 @arrays.on_device_of_arguments
 def adder_matmul(
     a: Array, b: Array, *, out: Array | None = None, kernel: str | None = None
 ) -> Array:
-    """Matrix product with ``-abs(a - b)`` in the place of ``a * b``.
+    """Matrix product with ``-abs(a - b)`` instead of ``a * b``.
 
     Parameters
     ----------
     a : array, shape (M, L)
-        float32, float64, uint8, int8 or int16; float16 for ``kernel="7_half2"`` alone.
+        float32, float64, uint8, int8 or int16; float16 only for ``kernel="7_half2"``.
     b : array, shape (L, P)
-        Mixtures are promoted as NumPy does; integers among themselves are exact.
+        Mixed dtypes are promoted as by NumPy; integers with integers are exact.
     out : array, shape (M, P), optional
-        Receives the answer; must not overlap an input.
+        Receives the result; must not overlap an input.
     kernel : str, optional
         Name of a CUDA kernel such as ``"2_shared_tile"``, for study; see `kernels`.
 
@@ -114,27 +114,27 @@ def adder_conv(
     Parameters
     ----------
     x : array, shape (N, C, H, W), (N, C, L) or (N, C, D, H, W)
-        float32, float64, uint8, int8 or int16, in any memory order; float16 for
-        ``kernel="7_half2"`` alone. A GPU computes int8 and int16 in float64, as exactly.
+        float32, float64, uint8, int8 or int16, in any memory order; float16 only for
+        ``kernel="7_half2"``. A GPU computes int8 and int16 in float64, also exactly.
     w : array, shape (K, C/groups, kh, kw), or with the axes of x, or PackedWeights
-        Mixtures are promoted as NumPy does; integers among themselves are exact. See `pack`.
+        Mixed dtypes are promoted as by NumPy; integers with integers are exact. See `pack`.
     bias : array, shape (K,), optional
-        Added to each filter's plane; of an integer dtype that fits int32 when x and w are integers.
-        There the sum must fit int32 too, which is checked on the CPU and not on a GPU. Of float32
-        or a dtype that fits it when they are float16.
+        Added to each filter's plane. When x and w are integers, of an integer dtype that fits
+        int32; the sum must fit int32 too, which is checked on the CPU but not on a GPU. When they
+        are float16, of float32 or a dtype that fits it.
     stride, padding, dilation
         As in `conv`.
     groups : int
         Divides C and K; ``groups=C`` is the depthwise form.
     bits : int, optional
-        From 1 to 4, for x and w of uint8: numbers above ``2**bits - 1`` count as that, so that a
-        distance can be a population count, where that is faster. 1 is the binary network's.
-    out : array, shape (N, K, OH, OW), or with the axes of x, optional
-        Receives the answer; must not overlap an input.
+        From 1 to 4, for x and w of uint8: numbers are clamped to ``2**bits - 1``, so that a
+        distance can be computed as a population count, where that is faster. 1 for binary networks.
+    out : array, shape (N, K, OH, OW), optional
+        Receives the result; must not overlap an input.
     kernel : str, optional
-        Name of a CUDA kernel such as ``"2_shared_tile"``, for study; see `kernels`. The default
-        is the fastest that is as exact as its dtype. ``"7_half2"`` takes x and w in float16 and is
-        not: see the notes.
+        Name of a CUDA kernel such as ``"2_shared_tile"``, for study; see `kernels`. The default is
+        the fastest with the accuracy of its dtype. ``"7_half2"`` takes x and w in float16 and is
+        less accurate: see Notes.
 
     Returns
     -------
@@ -151,19 +151,19 @@ def adder_conv(
     Notes
     -----
     ``y[n,k,h,w] = bias[k] - sum_cij abs(x[n, c, h*stride - padding + i*dilation, ...] -
-    w[k,c,i,j])``. A padded tap is x = 0 and does count: it adds ``-abs(w)``.
+    w[k,c,i,j])``. Padding is x = 0 and does count: it adds ``-abs(w)``.
 
-    With `bits` a number v is its thermometer code, as many ones as v, at most ``2**bits - 1``, and
-    a distance the ones in the exclusive or of two codes.
+    With `bits` a number is represented by its thermometer code, v as v ones out of ``2**bits - 1``
+    bits, and a distance is the population count of the XOR of two codes.
 
     Outputs are large and close together (about -670 +- 26 for 576 taps of unit variance), so they
     must not be stored in a 16-bit float before their batch normalisation.
 
-    ``"7_half2"`` takes differences and sums of 16 terms in float16. With u = 2**-11 an answer is
-    within ``16 * u * (1 + 16 * u)`` of its ``sum_cij abs(x - w)``, 0.8 %, beside the rounding of
-    float32; where x and w are float32 made float16, ``u * sum_cij (abs(x) + abs(w))`` comes on top.
-    A difference or a sum of 16 above 65504 is infinite, and so the answer -inf: never so where no
-    number exceeds 2000.
+    ``"7_half2"`` computes differences and sums of 16 terms in float16. With u = 2**-11 the relative
+    error of ``sum_cij abs(x - w)`` is at most ``16 * u * (1 + 16 * u)``, 0.8 %, plus the rounding
+    of float32; converting x and w from float32 to float16 adds ``u * sum_cij (abs(x) + abs(w))``. A
+    difference or a sum of 16 above 65504 overflows, and the result is -inf; this cannot happen if
+    no number exceeds 2000.
 
     References
     ----------
@@ -231,7 +231,7 @@ def adder_conv_backward(
     grad : array, shape (N, K, OH, OW)
     x : array, shape (N, C, H, W)
     w : array, shape (K, C/groups, kh, kw)
-        Or all with one axis, or with three.
+        Or all of them in 1-D or 3-D.
     stride, padding, dilation, groups
         As given to `adder_conv`.
 
@@ -290,9 +290,9 @@ def adder_conv_sign_backward(
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
 ) -> tuple[Array, Array]:
-    """`adder_conv_backward` with the true derivative by w, which AdderNet is compared with.
+    """`adder_conv_backward` with the true derivative by w, for comparison with AdderNet's.
 
-    A signed sum is no matrix product: on the CPU this is plain array code for w, for study and not
+    A sum of signs is not a matrix product: on the CPU grad_w is plain array code, for study and not
     for speed.
 
     Parameters
@@ -335,7 +335,7 @@ def adder_conv_sign_backward(
 
 
 def _sign_gradient(grad, x, w, grad_w, stride, padding, dilation, groups):
-    grad, x = arrays.contiguous(grad), arrays.contiguous(x)  # NumPy adds along memory
+    grad, x = arrays.contiguous(grad), arrays.contiguous(x)  # NumPy adds in memory order
     padded = np.pad(x, ((0, 0), (0, 0), *padding))
     channels, filters = w.shape[1], len(w) // groups
     for i, j, window in geometry.windows(w.shape[2:], stride, dilation, grad.shape[2:]):
@@ -348,14 +348,14 @@ def _sign_gradient(grad, x, w, grad_w, stride, padding, dilation, groups):
 
 @arrays.on_device_of_arguments
 def adaptive_rate(grad_w: Array, eta: float = 0.2) -> Array:
-    """AdderNet's adaptive learning rate: a layer's gradient at a fixed root mean square.
+    """AdderNet's adaptive learning rate: a layer's gradient scaled to a fixed root mean square.
 
     Parameters
     ----------
     grad_w : array
         A layer's weight gradient, float32 or float64, any shape.
     eta : float
-        The root mean square of the answer.
+        The root mean square of the result.
 
     Returns
     -------
@@ -371,8 +371,8 @@ def adaptive_rate(grad_w: Array, eta: float = 0.2) -> Array:
 
     Notes
     -----
-    The answer does not depend on the scale of grad_w, so accumulate or all-reduce gradients
-    before calling it, not after.
+    The result does not depend on the scale of grad_w, so accumulate or all-reduce gradients before
+    calling it, not after.
 
     Examples
     --------
@@ -385,18 +385,18 @@ def adaptive_rate(grad_w: Array, eta: float = 0.2) -> Array:
     if grad_w.size == 0:
         return grad_w.copy()
     xp = arrays.namespace(grad_w)
-    # Scaled by the largest entry, so that squares neither overflow nor vanish.
+    # Scaled by the largest entry, so that squares neither overflow nor underflow.
     largest = xp.maximum(grad_w.max(), -grad_w.min())
     with np.errstate(invalid="ignore"):
         answer = xp.asarray(grad_w / xp.where(largest == 0, xp.ones_like(largest), largest))
-    # In C order whatever the layout, and not by BLAS, whose sums depend on its threads.
+    # In C order for any layout, and not by BLAS, whose sums depend on its threads.
     norm = xp.sqrt(xp.square(answer.ravel()).sum())
     answer *= eta * np.sqrt(grad_w.size) / xp.where(norm == 0, xp.ones_like(norm), norm)
     return answer
 
 
 def _launch(launcher, device, *inputs, out, **options):
-    """int8 and int16 have no CUDA kernel of their own: float64 sums them as exactly."""
+    """int8 and int16 have no CUDA kernel: they are computed in float64, also exactly."""
     if inputs[0].dtype not in (np.int8, np.int16):
         launcher(device, *inputs, out=out, **options)
         return
@@ -407,7 +407,7 @@ def _launch(launcher, device, *inputs, out, **options):
 
 
 def _supported(function, taps, kernel, given, a, b, bias):
-    """The arrays in a dtype that the adder kernels serve, and the dtype of their answer."""
+    """The arrays in a dtype of the adder kernels, and the dtype of the result."""
     first, second, *_ = given
     if a.dtype.kind in "iub" and (common := np.result_type(a, b)) in INTEGERS:
         largest = np.iinfo(common).max - np.iinfo(common).min
@@ -416,7 +416,7 @@ def _supported(function, taps, kernel, given, a, b, bias):
                 f"{function}: bias must be of an integer dtype that fits int32 when {first} is "
                 f"{a.dtype}, got {bias.dtype}; {arrays.conversion(given['bias'], 'int32')}"
             )
-        most = (2**31 - 1) // largest  # taps, each of the largest difference, that an int32 holds
+        most = (2**31 - 1) // largest  # taps of the largest difference that fit int32
         if taps > most:
             raise ValueError(
                 f"{function}: a sum over {taps} taps of {common} can exceed int32; "

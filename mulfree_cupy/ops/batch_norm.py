@@ -1,7 +1,7 @@
-"""Batch normalisation with the residual and the ReLU that follow it, in as few passes as it takes.
+"""Batch normalisation fused with the residual and the ReLU that follow it.
 
-On the CPU a pass is a compiled kernel, or without a compiler an array expression; on the GPU the
-passes are those of cuda/batch_norm.
+On the CPU a pass is a compiled kernel, or an array expression without a compiler; the GPU's are in
+cuda/batch_norm.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def batch_norm(
     eps : float
         Added to the variance.
     mean, variance : arrays, shape (C,), optional
-        Use these in the place of the batch's own.
+        Used instead of the batch's own.
     running : pair of arrays, shape (C,), optional
-        A mean and a variance that follow the batch's own, in place:
-        ``running = (1 - momentum) * running + momentum * batch``, the batch's variance unbiased.
+        A running mean and variance, updated in place: ``running = (1 - momentum) * running +
+        momentum * batch``, the batch's variance unbiased.
     momentum : float
     kernel : str, optional
         A CUDA kernel for the batch's own statistics: "1_three_passes", "2_parts" or "3_registers".
@@ -63,10 +63,9 @@ def batch_norm(
     Raises
     ------
     ValueError
-        If shapes do not fit, or a number is negative or not finite; if mean is given without
-        variance or the other way round, or together with running or kernel; if a batch without
-        elements has no statistics, or one with a single value a channel no unbiased variance; for
-        an unknown kernel.
+        If shapes do not fit, or a number is negative or not finite; if only one of mean and
+        variance is given, or they are given with running or kernel; if a batch is empty, or has a
+        single value per channel and so no unbiased variance; for an unknown kernel.
     TypeError
         If a dtype is not served, or the arrays are on different devices.
 
@@ -123,14 +122,15 @@ def batch_norm(
         if running is not None:
             _follow(running, mean, variance, x.size // len(weight), momentum)
     scale = scale_of(weight, variance, eps)
-    # About the mean: x * scale + shift would cancel where the mean is many deviations from zero.
+    # Relative to the mean: x * scale + shift would cancel where the mean is many deviations from
+    # zero.
     run = kernels.batch_norm if kernels else _normalise
     y = run(planes, mean, scale, bias, added, relu)
     return y.reshape(x.shape), mean, variance
 
 
 def scale_of(weight: Array, variance: Array, eps: float) -> Array:
-    """What a channel is multiplied by, once its mean is taken off."""
+    """Factor of a channel after its mean is subtracted."""
     return weight / np.sqrt(variance + variance.dtype.type(eps))
 
 
@@ -152,7 +152,7 @@ def _launched(
 
 
 def _check_running(x, mean, variance):
-    """The arrays that are updated in place, so nothing is converted."""
+    """The arrays to update in place, so nothing is converted."""
     running = {"running mean": mean, "running variance": variance}
     _, mean, variance = arrays.take_in_place("batch_norm", x=x, **running)
     _check("batch_norm", x, **running)
@@ -163,7 +163,7 @@ def _check_running(x, mean, variance):
         )
     if x.size // x.shape[1] < 2:
         raise ValueError(
-            f"batch_norm: one value a channel has no variance, x of shape {x.shape}; "
+            f"batch_norm: one value per channel has no variance, x of shape {x.shape}; "
             "use a larger batch"
         )
     return mean, variance
@@ -193,7 +193,7 @@ def batch_norm_backward(
     Parameters
     ----------
     grad, x, y : arrays, shape (N, C, H, W) or (N, C)
-        The gradient of the answer, the input and the answer.
+        The gradient of the output, the input and the output.
     weight, mean, variance : arrays, shape (C,)
         As given to and returned by `batch_norm`.
     relu, eps
@@ -201,12 +201,12 @@ def batch_norm_backward(
     fixed : bool
         Whether mean and variance were given, and so do not depend on x.
     residual : bool
-        Whether the residual's gradient is wanted.
+        Whether to return the residual's gradient.
 
     Returns
     -------
     grad_x, grad_weight, grad_bias, grad_residual : arrays
-        The last is None if it is not wanted.
+        The last is None unless `residual` is set.
 
     Raises
     ------
@@ -249,7 +249,7 @@ def batch_norm_backward(
     else:
         constant, along_x = slope * sums / count, slope * grad_weight * inverse / count
     run = kernels.batch_norm_grad if kernels else _grad
-    # Without a ReLU the residual's gradient is the answer's, unchanged.
+    # Without a ReLU the residual's gradient is the output's, unchanged.
     grad_x, flow = run(*given, slope, constant, along_x, residual and relu)
     grad_residual = (flow.reshape(x.shape) if relu else grad) if residual else None
     return grad_x.reshape(x.shape), grad_weight, sums, grad_residual
@@ -284,12 +284,12 @@ def _planes(x):
 
 
 def _kernels(x):
-    """The compiled kernels where they can serve."""
+    """The compiled kernels, or None where they do not apply."""
     kernels = launch.cpu_kernels() if arrays.namespace(x) is np else None
     return kernels if hasattr(kernels, "batch_norm") and x.size else None
 
 
-# The passes as array expressions.
+# The same passes as array expressions.
 
 
 def _moments(x):
@@ -305,7 +305,7 @@ def _normalise(x, mean, scale, bias, residual, relu):
 
 
 def _flow(grad, answer):
-    """The gradient that passes the ReLU."""
+    """The gradient after the ReLU's backward pass."""
     return grad if answer is None else np.where(answer <= 0, 0, grad)
 
 
@@ -316,7 +316,7 @@ def _sums(grad, x, answer, mean):
 
 
 def _grad(grad, x, answer, mean, slope, constant, along_x, wants_flow):
-    """flow * slope - constant - (x - mean) * along_x, and the flow itself if it is wanted."""
+    """flow * slope - constant - (x - mean) * along_x, and the flow itself if requested."""
     flow = _flow(grad, answer)
     centred = (x - mean[:, None]) * along_x[:, None]
     grad_x = flow * slope[:, None] - constant[:, None] - centred

@@ -1,4 +1,5 @@
-"""The binary convolution of BNN and XNOR-Net: numbers are their signs, products are XNORs."""
+"""The binary convolution of BNN and XNOR-Net: signs instead of numbers, XNOR instead of
+products."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ __all__ = ["binary_conv", "binary_conv_backward", "pack_signs"]
 
 @arrays.on_device_of_arguments
 def pack_signs(x: Array) -> Array:
-    """Pack the signs of 64 channels into a word.
+    """Pack signs into words of 64 channels.
 
     Parameters
     ----------
@@ -95,15 +96,15 @@ def binary_conv(
     scale : bool
         Multiply by each filter's mean ``abs(w)``, as XNOR-Net does.
     out : array, shape (N, K, OH, OW), optional
-        Receives the answer; must not overlap an input.
+        Receives the result; must not overlap an input.
     kernel : str, optional
         Name of a CUDA kernel such as ``"1_naive"``, for study; see `kernels`. The default is the
-        fastest that the GPU has.
+        fastest that the GPU supports.
 
     Returns
     -------
     array, shape (N, K, OH, OW)
-        float32, or float64 if an input is, or float16 if both are. Without `scale` they are
+        float32, or float64 if an input is, or float16 if both are. Without `scale` the values are
         integers, exact up to 2**24 taps in float32 and 2**11 in float16.
 
     Raises
@@ -116,11 +117,11 @@ def binary_conv(
     Notes
     -----
     ``y[n,k,h,w] = scale[k] * sum_cij sign(x[n, c, h*stride - padding + i*dilation, ...]) *
-    sign(w[k,c,i,j])`` with ``sign(v) = 1`` where ``v >= 0``, else -1, for NaN too. A padded tap
-    counts as 0, which is neither sign.
+    sign(w[k,c,i,j])`` with ``sign(v) = 1`` where ``v >= 0``, else -1, for NaN too. Padding counts
+    as 0, which is neither sign.
 
     XNOR-Net [1]_ multiplies by the mean of ``abs(x)`` over each window as well, which its authors
-    found to matter little; here x is its sign alone.
+    found to matter little; here only the sign of x is used.
 
     References
     ----------
@@ -154,7 +155,7 @@ def binary_conv(
     factor = None
     if scale and g.taps:
         made = packed is not None and packed.dtype == w.dtype
-        # A product is rounded to float16 once, at its end.
+        # Rounded to float16 once, after the scale.
         wide = w.astype(np.float32) if w.dtype == np.float16 else w
         factor = packed.scale if made else filter_scale(wide)
 
@@ -190,7 +191,7 @@ def binary_conv_backward(
 ) -> tuple[Array, Array]:
     """Gradients of the binary convolution by the straight-through estimator.
 
-    The sign has no useful derivative: in its place stands 1 where its argument is in [-1, 1], and 0
+    The sign has no useful derivative: it is replaced by 1 where the argument is in [-1, 1], and 0
     elsewhere. A finite-difference check must therefore fail.
 
     Parameters
@@ -214,13 +215,13 @@ def binary_conv_backward(
 
     Notes
     -----
-    With b = scale * sign(w), the filters that x meets, and G the gradient by b of the ordinary
+    With the effective filters b = scale * sign(w) and G the gradient by b of the ordinary
     convolution of sign(x), ``grad_x`` is its gradient by sign(x) where ``abs(x) <= 1``, and
 
     ``grad_w = scale * (abs(w) <= 1) * G + sign(w) * mean(sign(w) * G)``,
 
-    the mean over each filter: the chain rule, by the sign and by the scale. XNOR-Net's text has
-    ``(1/n + scale * (abs(w) <= 1)) * G``, which takes the mean for G of the one weight.
+    with the mean over each filter: the chain rule through the sign and the scale. XNOR-Net's text
+    has ``(1/n + scale * (abs(w) <= 1)) * G``, which takes the mean for G of the one weight.
 
     Examples
     --------
@@ -248,4 +249,4 @@ def binary_conv_backward(
 def _straight_through(grad, a):
     inside = a <= 1
     inside &= a >= -1
-    return grad * inside
+    return arrays.namespace(a).where(inside, grad, grad.dtype.type(0))

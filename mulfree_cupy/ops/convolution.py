@@ -1,4 +1,4 @@
-"""Ordinary convolution and its two halves, im2col and col2im: the line to measure against."""
+"""Ordinary convolution, im2col and col2im: the baseline."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def im2col(
     padding: PaddingLike = 0,
     dilation: int | tuple[int, int] = 1,
 ) -> Array:
-    """Lay every window of an image out as a column, so that a convolution becomes a product.
+    """Arrange every window of an image as a column, so that a convolution becomes a matrix product.
 
     Parameters
     ----------
     x : array, shape (N, C, H, W)
         NumPy, CuPy or ``__dlpack__``; any real dtype.
     kernel_size, stride, dilation : int or pair of ints
-        The window (kh, kw), its steps, the distance between taps.
+        The window (kh, kw), its step, the distance between taps.
     padding : int, pair of ints, two pairs of ints, "same" or "valid"
         Zeros around the image, as in `conv`.
 
@@ -45,7 +45,7 @@ def im2col(
     ValueError
         If x is not 4-D, a parameter is out of range, or the kernel exceeds the padded image.
     TypeError
-        If x does not hold real numbers, or a parameter is of another kind.
+        If x does not hold real numbers, or a parameter has the wrong type.
 
     Examples
     --------
@@ -82,21 +82,21 @@ def col2im(
     padding: PaddingLike = 0,
     dilation: int | tuple[int, int] = 1,
 ) -> Array:
-    """Add columns back into the image they came from: the adjoint of `im2col`.
+    """Accumulate columns into an image: the adjoint of `im2col`.
 
     Parameters
     ----------
     cols : array, shape (N, C*kh*kw, OH*OW)
         float32 or float64, rows in (c, i, j) order.
     x_shape : tuple of 4 ints
-        (N, C, H, W) of the answer.
+        (N, C, H, W) of the result.
     kernel_size, stride, padding, dilation
         As given to `im2col`.
 
     Returns
     -------
     array, shape (N, C, H, W), dtype of cols
-        Where windows overlap their entries are summed; pixels under no window are zero.
+        Where windows overlap their entries are summed; pixels outside all windows are zero.
 
     Raises
     ------
@@ -147,7 +147,7 @@ def conv(
     out: Array | None = None,
     kernel: str | None = None,
 ) -> Array:
-    """Ordinary convolution (cross-correlation, as in every network) along one to three axes.
+    """Ordinary convolution (cross-correlation, as in every network) in 1-D, 2-D or 3-D.
 
     Parameters
     ----------
@@ -158,23 +158,23 @@ def conv(
     bias : array, shape (K,), optional
     stride, dilation : int, or one for each axis
     padding : int, one for each axis, a pair of ints for each axis, "same" or "valid"
-        Zeros around the image: as many before an axis as after it, or (before, after), as
-        `numpy.pad` and JAX have them. ``"same"``, for stride 1 alone, gives as many outputs as
-        there are pixels: of its ``dilation*(kh - 1)`` rows half are in front and half behind, where
-        the odd one goes, as in PyTorch. ``"valid"`` is 0.
+        Zeros around the image: the same number before and after each axis, or pairs
+        (before, after) as in `numpy.pad` and JAX. ``"same"``, only for stride 1, keeps the size: it
+        adds ``dilation*(kh - 1)`` rows, half of them before and half after, the odd one after, as
+        in PyTorch. ``"valid"`` is 0.
     groups : int
         Divides C and K; ``groups=C`` is the depthwise convolution.
     out : array, shape (N, K, OH, OW), or with the axes of x, optional
-        Receives the answer; must not overlap an input.
+        Receives the result; must not overlap an input.
     kernel : str, optional
         Name of a CUDA kernel, ``"1_im2col"`` or ``"2_implicit_conv"``, for study. The default is
-        the second, and a kernel of its own for a depthwise convolution; the first is a product of
-        matrices, which on a GPU is cuBLAS's.
+        the second, or a special kernel for a depthwise convolution; the first is a matrix product,
+        by cuBLAS on a GPU.
 
     Returns
     -------
     array, shape (N, K, OH, OW), or with the axes of x
-        Of the inputs' common dtype.
+        In the common dtype of the inputs.
 
     Raises
     ------
@@ -186,13 +186,13 @@ def conv(
     Notes
     -----
     ``y[n,k,h,w] = bias[k] + sum_cij x[n, c, h*stride - padding + i*dilation, ...] * w[k,c,i,j]``,
-    x being zero outside the image. Neither factor is conjugated, as in PyTorch, where
-    `scipy.signal.correlate` conjugates the second.
+    x being zero outside the image. Complex weights are not conjugated, as in PyTorch;
+    `scipy.signal.correlate` conjugates them.
 
-    A row is an image of one row, and is not copied. The planes that the depth taps of a volume see
-    are copied, as channels of an image, for a few outputs in depth at a time. A complex convolution
-    is a real one of twice the channels and filters: four real ones, each part a sum as accurate as
-    theirs, and not Gauss's three, whose imaginary part is a difference of larger sums.
+    A 1-D convolution copies nothing. A 3-D convolution copies the input planes of the depth taps,
+    for a few output depths at a time. A complex convolution is a real one with twice the channels
+    and filters, equivalent to four real ones; three, by Gauss's trick, are less accurate where real
+    and imaginary parts differ in magnitude.
 
     Examples
     --------
@@ -239,7 +239,7 @@ def conv_backward(
     grad : array, shape (N, K, OH, OW)
     x : array, shape (N, C, H, W)
     w : array, shape (K, C/groups, kh, kw)
-        Or all with one axis, or with three.
+        Or all of them in 1-D or 3-D.
     stride, padding, dilation, groups
         As given to `conv`.
 
@@ -256,10 +256,9 @@ def conv_backward(
 
     Notes
     -----
-    The gradient of a real L by a complex z is ``dL/d(re z) + i dL/d(im z)``, as in PyTorch: the
-    direction in which L grows fastest; JAX has its conjugate. So these are the gradients of the
-    real part of ``(conv(x, w) * conj(grad)).sum()``: sums of ``conj(w) * grad`` and
-    ``conj(x) * grad``.
+    For complex numbers, the gradient of a real L with respect to z is
+    ``dL/d(re z) + i dL/d(im z)``, as in PyTorch; in JAX it is the conjugate. So these are the
+    gradients of the real part of ``(conv(x, w) * conj(grad)).sum()``.
 
     Examples
     --------
@@ -301,7 +300,7 @@ _COMPLEX_TOO = {
 
 
 def _complex_conv(g, x, w, bias, out, given, kernel):
-    """Real and imaginary parts are channels and filters of a real convolution."""
+    """A real convolution of real and imaginary parts as separate channels and filters."""
     if bias is not None:
         geometry.check_shape("conv", "bias", bias.shape, (g.filters,), "(K,)")
         bias = _parts(bias[None])[0]
@@ -328,36 +327,35 @@ def _options(g):
 
 
 def _parts(a: Array) -> Array:
-    """Real and imaginary parts of each channel beside one another: (N, 2*C, ...)."""
+    """Real and imaginary part of each channel, interleaved: (N, 2*C, ...)."""
     return arrays.namespace(a).stack((a.real, a.imag), 2).reshape(len(a), -1, *a.shape[2:])
 
 
 def _filters_of_parts(w: Array) -> Array:
-    """What makes the `_parts` of y of those of x: (2*K, 2*C/groups, ...)."""
+    """Real filters that map the `_parts` of x to those of y: (2*K, 2*C/groups, ...)."""
     stack = arrays.namespace(w).stack
     rows = stack((w.real, -w.imag), 2), stack((w.imag, w.real), 2)
     return stack(rows, 1).reshape(2 * len(w), 2 * w.shape[1], *w.shape[2:])
 
 
 def _joined(parts: Array, answer: Array) -> Array:
-    """Fill a complex array with what has these `_parts`."""
+    """Fill a complex array from its `_parts`."""
     answer.real[...], answer.imag[...] = parts[:, 0::2], parts[:, 1::2]
     return answer
 
 
 @arrays.on_device_of_arguments
 def matmul(a: Array, b: Array) -> Array:
-    """``a @ b`` of floats by the convolutions' kernels: the same bits for every number of threads.
+    """``a @ b`` of floats by the convolution kernels: bit-identical for any number of threads.
 
-    Neither NumPy's BLAS, which may round otherwise with another number of its threads, nor cuBLAS,
-    which a CUDA graph refuses, has a part in it; but on a GPU only two matrices of one dtype take
-    the kernels.
+    It avoids BLAS, whose rounding may depend on its number of threads, and cuBLAS, which cannot be
+    captured in a CUDA graph; on a GPU only for two matrices of one dtype.
 
     Parameters
     ----------
     a, b : array
-        At least 2-D, of one namespace. Best is a `b` that is the transpose of a matrix in C order,
-        as a linear layer's weight is.
+        At least 2-D, of one namespace. Fastest if `b` is the transpose of a matrix in C order, such
+        as a linear layer's weight.
 
     Returns
     -------
@@ -391,7 +389,7 @@ def _as_images(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def _on_cpu(product, a: Array, b: Array) -> Array:
-    """The product of two matrices, or of two stacks of them, by a CPU kernel where it has one."""
+    """The product of two matrices, or of two stacks of them, by a CPU kernel if there is one."""
     dtype, terms = np.result_type(a.dtype, b.dtype), a.shape[-1]
     has_kernel = launch.device_for(a) is None and dtype in (np.float32, np.float64)
     if not has_kernel or terms != b.shape[-2]:
@@ -406,7 +404,7 @@ def _on_cpu(product, a: Array, b: Array) -> Array:
     return answer
 
 
-_FEW_ROWS = 32  # of a: too few to pay for packing a b whose columns lie apart
+_FEW_ROWS = 32  # of a: too few for packing a strided b to pay
 PLAIN = (1, 1), ((0, 0), (0, 0)), (1, 1), 1  # stride, padding, dilation, groups
 
 
@@ -417,11 +415,11 @@ def _along_columns(kernels, a: Array, b: Array, answer: Array) -> None:
 
 
 def _along_sums(kernels, a: Array, b: Array, answer: Array) -> None:
-    """The weights' gradient of one: the terms of a sum are the pixels."""
+    """As the weight gradient of a 1x1 convolution, which sums over pixels."""
     kernels.conv_grad_w(a[None, :, None], b.T[None, :, None], answer[:, :, None, None], *PLAIN)
 
 
-@np.errstate(invalid="ignore", over="ignore")  # NaN and Inf go through in silence
+@np.errstate(invalid="ignore", over="ignore")  # NaN and Inf propagate without warnings
 def forward(function, launcher, on_cpu, g, x, w, bias, out, dtype, given, **options):
     """Check bias and out, then fill out by the CPU kernel or the launcher.
 
@@ -450,7 +448,7 @@ def forward(function, launcher, on_cpu, g, x, w, bias, out, dtype, given, **opti
 
 
 def refuse_half_on_cpu(function, given, x):
-    """Where kernels for a GPU alone take float16; `given` is x as the caller gave it."""
+    """Raise for float16 on the CPU; `given` is x as the caller passed it."""
     if x.dtype == np.float16 and launch.device_for(x) is None:
         raise TypeError(
             f"{function}: float16 is for GPUs, the CPU has no arithmetic for it; "
@@ -459,7 +457,7 @@ def refuse_half_on_cpu(function, given, x):
 
 
 def take_for_backward(function, grad, x, w, also=(), check=arrays.real_numbers):
-    """As `arrays.take_floats`; x and w must be floats without the help of grad."""
+    """As `arrays.take_floats`; x and w must have a float dtype before promotion with grad."""
     given = dict(grad=grad, x=x, w=w)
     taken = arrays.take(function, check=check, **given)
     arrays.common_floats(function, dict(x=x, w=w), taken[1:], also)

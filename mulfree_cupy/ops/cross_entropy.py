@@ -1,4 +1,4 @@
-"""The softmax, and its cross-entropy on a batch: mean, right answers and gradient."""
+"""Softmax and cross-entropy: mean loss, number of correct predictions and gradient."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ __all__ = ["cross_entropy", "softmax"]
 
 @arrays.on_device_of_arguments
 def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array, Array]:
-    """Mean over the batch of ``-log(softmax(logits)[label])``, and what goes with it.
+    """Mean over the batch of ``-log(softmax(logits)[label])``, with its gradient.
 
     Parameters
     ----------
     logits : array, shape (N, classes)
         float32 or float64.
     labels : array of int, shape (N,), or array, shape (N, classes)
-        NumPy labels are checked to be classes, and copied to the device of the logits. Labels on a
-        GPU are not looked at: one that is no class makes the loss NaN. int32 ones go there as they
-        are. Of the dtype of the logits, and where these are, it may be the share of each class
-        instead, q; the loss is the mean of ``-sum_k q[k] log(softmax(logits)[k])`` then.
+        NumPy labels are checked, and copied to the device of the logits. Labels on a GPU are not
+        checked: an invalid one makes the loss NaN; int32 avoids a conversion. Alternatively the
+        probability q of each class, of the logits' dtype and device; the loss is then the mean of
+        ``-sum_k q[k] log(softmax(logits)[k])``.
 
     Returns
     -------
     loss : array of one number
-        Like `right` it stays on the device.
+        On the device, like `right`.
     right : array of one int
-        How many rows have their first largest logit at the label, or at the first largest share.
+        Number of rows whose (first) largest logit is at the label, or at the (first) largest q.
     gradient : array, shape (N, classes)
         Of the loss, by the logits.
 
     Raises
     ------
     ValueError
-        If shapes do not fit, or a label is no class.
+        If shapes do not fit, or a label is not a class.
     TypeError
         If a dtype is not served, or labels are on another GPU.
 
@@ -56,8 +56,8 @@ def cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array, Array]:
         return _of_shares(logits, labels)
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.dtype.kind not in "iu":
         raise ValueError(
-            "cross_entropy: expected logits (N, classes) and N integer labels, or shares of the "
-            "shape and dtype of the logits, got logits of shape "
+            "cross_entropy: expected logits (N, classes) and N integer labels, or probabilities "
+            "of the shape and dtype of the logits, got logits of shape "
             f"{logits.shape}, dtype {logits.dtype}, and labels of shape {labels.shape}, "
             f"dtype {labels.dtype}"
         )
@@ -106,7 +106,7 @@ def softmax(logits: Array) -> Array:
 
 
 def _exponentials(logits):
-    """``exp(logits - m)``, with m the maximum of a row; its sum over a row; and what was raised."""
+    """``exp(logits - m)``, with m the maximum of a row; its sum over a row; and ``logits - m``."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     exponentials = namespace(logits).exp(shifted)
     return exponentials, exponentials.sum(axis=-1, keepdims=True), shifted

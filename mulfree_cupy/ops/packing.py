@@ -1,4 +1,4 @@
-"""Weights packed once, to be passed in the place of w as often as one likes."""
+"""Weights packed once, to be passed instead of w in any number of calls."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ MOST_BITS = 4  # of a low-bit adder
 
 
 class PackedWeights:
-    """Weights in the order in which the CPU kernels read them, made by `pack` and never changed.
+    """Immutable weights in the memory layout of the kernels, made by `pack`.
 
-    An operation takes them in the place of w and gives the same answer, bit for bit, without
-    packing w in every call. Threads may share them; a pickle holds the weights, and is packed anew
-    where it is opened. On a GPU, whose other kernels read weights as they are, only those of
-    `binary_conv`, and of `adder_conv` with `bits`, are packed.
+    An operation takes them instead of w and gives the same result, bit for bit, without packing w
+    in every call. They are thread-safe; a pickle holds the plain weights, which are packed again
+    when loaded. On a GPU only weights of `binary_conv`, and of `adder_conv` with `bits`, are
+    packed: the other kernels read plain weights.
 
     Attributes
     ----------
@@ -39,9 +39,9 @@ class PackedWeights:
         The operation that they were packed for.
     groups : int
     bits : int or None
-        Those of a low-bit adder.
+        For a low-bit adder.
     scale : array, shape (K,), or None
-        Of the filters of a binary convolution, the mean of ``abs(w)``.
+        For a binary convolution, the mean of ``abs(w)`` of each filter.
     nbytes : int
         Of the packed form.
 
@@ -58,8 +58,8 @@ class PackedWeights:
     def __init__(self, array: Array, op: str, groups: int, bits: int | None = None):
         self._op, self._groups, self._bits = op, groups, bits
         self._scale = filter_scale(array) if op == "binary" and array.size else None
-        self._features = self._packed = None  # where there is a packed form
-        if arrays.namespace(array) is np:  # over bytes, which nobody can write to
+        self._features = self._packed = None  # set if there is a packed form
+        if arrays.namespace(array) is np:  # backed by bytes, which are immutable
             array = np.ndarray(array.shape, array.dtype, np.ascontiguousarray(array).tobytes())
             kernels = launch.cpu_kernels()
             self._features = kernels.features()
@@ -117,7 +117,9 @@ class PackedWeights:
         return f"PackedWeights({self.op}, {sizes}{groups}{bits}, {self.dtype}, {size})"
 
     def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
-        raise TypeError("packed weights stand for w in a convolution alone; pass their .array")
+        raise TypeError(
+            "packed weights can only be passed as w of a convolution; pass their .array"
+        )
 
     def __reduce__(self):
         return PackedWeights, (self.array, self.op, self.groups, self.bits)
@@ -138,22 +140,22 @@ def pack(
     Parameters
     ----------
     w : array, shape (K, C/groups, kh, kw), or (K, C) for the shift convolutions
-        float32 or float64; for `adder_conv` integers too. It is copied. Or with a kernel of one
-        axis or three, as the operation takes it.
+        float32 or float64; for `adder_conv` integers too. It is copied. Or in 1-D or 3-D, as the
+        operation takes it.
     op : {"conv", "adder", "binary", "winograd"}
         ``"conv"``: for `conv` and `shift_conv`; ``"adder"``: for `adder_conv` and
         `shift_adder_conv`; ``"binary"``: for `binary_conv`; ``"winograd"``: for `winograd_conv`.
     groups : int
-        Those of the calls.
+        As in the calls.
     bits : int, optional
-        For ``"adder"`` and w of uint8: those of the calls of `adder_conv`.
+        For ``"adder"`` and w of uint8: as in the calls of `adder_conv`.
     **options
-        For ``"winograd"``: those of `WinogradWeights.from_spatial`.
+        For ``"winograd"``: as in `WinogradWeights.from_spatial`.
 
     Returns
     -------
     PackedWeights or WinogradWeights
-        To be passed in the place of w.
+        To be passed instead of w.
 
     Raises
     ------
@@ -177,7 +179,7 @@ def pack(
             raise ValueError(f"pack: the Winograd convolution has no groups, got groups={groups}")
         return WinogradWeights.from_spatial(w, **options)
     if options:
-        raise TypeError(f"pack: {next(iter(options))} is an option for op='winograd' alone")
+        raise TypeError(f"pack: {next(iter(options))} is an option for op='winograd' only")
     groups = geometry.integer("pack", "groups", groups)
     (taken,) = arrays.take("pack", w=w)
     served = _SERVED[op]
@@ -189,7 +191,7 @@ def pack(
         )
     if not 2 <= taken.ndim <= 5 or (taken.ndim == 2 and groups != 1):
         raise ValueError(
-            f"pack: w must have shape (K, C/groups, kh, kw), or a kernel of one axis or three, or "
+            f"pack: w must have shape (K, C/groups, kh, kw), or one in 1-D or 3-D, or "
             f"(K, C) with groups=1, got {taken.shape} with groups={groups}"
         )
     if taken.shape[0] % groups:
@@ -217,14 +219,14 @@ def check_bits(function: str, bits: Any, *, op: str = "adder", **operands: Array
     Raises
     ------
     TypeError
-        If `bits` is no int, or an operand of another dtype, or the operation not the adder.
+        If `bits` is not an int, an operand has another dtype, or the operation is not the adder.
     ValueError
-        If there are too few or too many.
+        If `bits` is out of range.
     """
     if bits is None:
         return None
     if op != "adder":
-        raise TypeError(f"{function}: bits is an option for op='adder' alone")
+        raise TypeError(f"{function}: bits is an option for op='adder' only")
     bits = geometry.integer(function, "bits", bits)
     if bits > MOST_BITS:
         raise ValueError(f"{function}: bits must be at most {MOST_BITS}, got {bits}")
@@ -239,13 +241,15 @@ def check_bits(function: str, bits: Any, *, op: str = "adder", **operands: Array
 
 def filter_scale(w: Array) -> Array:
     """XNOR-Net's scale of each filter, the mean of ``abs(w)``, in the dtype of w."""
-    return abs(arrays.contiguous(w).reshape(len(w), -1)).mean(axis=1)
+    # A float32 sum of large weights would overflow.
+    mean = abs(arrays.contiguous(w)).mean(axis=(1, 2, 3), dtype=np.float64)
+    return mean.astype(w.dtype, copy=False)
 
 
 def unpack(
     function: str, w: Any, op: str, groups: int = 1, bits: int | None = None
 ) -> tuple[Any, PackedWeights | None]:
-    """The weights that an operation was given, and what they are packed in, or None."""
+    """The weights passed to an operation, and their `PackedWeights`, or None."""
     if isinstance(w, WinogradWeights):
         raise ValueError(
             f"{function}: w was packed for op='winograd', pack(w, op={op!r}) is needed"
@@ -267,14 +271,14 @@ def unpack(
 
 
 def for_kernels(function: str, packed: PackedWeights | None, w: Array) -> Any:
-    """What the CPU kernels take for w: its packed form if there is one, else itself.
+    """The argument of the CPU kernels for w: its packed form if there is one, else itself.
 
     Raises
     ------
     TypeError
-        If the call computes in another dtype than the one that was packed.
+        If the call computes in another dtype than that of the packed weights.
     ValueError
-        If other CPU features are in use now.
+        If the CPU features in use have changed.
     """
     if packed is None:
         return w
@@ -294,7 +298,7 @@ def for_kernels(function: str, packed: PackedWeights | None, w: Array) -> Any:
 
 
 def for_device(function: str, packed: PackedWeights | None, w: Array, kernel: str | None) -> Any:
-    """What the CUDA kernels of bits take for w: its packed form if it is for the default kernel."""
+    """The argument of the bit-wise CUDA kernels for w: its packed form for the default kernel."""
     if kernel is not None or isinstance(w, np.ndarray):  # or emulated, and packed for the CPU
         return w
     return for_kernels(function, packed, w)

@@ -1,7 +1,7 @@
 """Max and average pooling, and the mean of each plane.
 
-NumPy arrays of float32, float64 and, where the answer is as large, uint8 are served by compiled
-kernels; all others, and an install without a compiler, by array expressions.
+NumPy arrays of float32, float64 and, except for `avg_pool`, uint8 use compiled kernels; all others,
+and installations without a compiler, array expressions.
 """
 
 from __future__ import annotations
@@ -34,10 +34,9 @@ def max_pool(
     stride : int or pair of ints, optional
         By default `kernel_size`.
     padding : int, pair of ints, two pairs of ints, "same" or "valid"
-        As in `conv`: how far windows reach beyond the image, of which each must see some. So it is
-        below `kernel_size`.
+        As in `conv`. Must be smaller than `kernel_size`, so that no window is all padding.
     out : array, shape (N, C, OH, OW), dtype of x, optional
-        Receives the answer; must not overlap x.
+        Receives the result; must not overlap x.
 
     Returns
     -------
@@ -48,7 +47,7 @@ def max_pool(
     ValueError
         If shapes, parameters or `out` do not fit.
     TypeError
-        If x does not hold real numbers, or a parameter is of another kind.
+        If x does not hold real numbers, or a parameter has the wrong type.
 
     Examples
     --------
@@ -85,7 +84,7 @@ def avg_pool(
     padding: PaddingLike = 0,
     out: Array | None = None,
 ) -> Array:
-    """Mean of each window; outside the image is 0, and counts.
+    """Mean of each window, zero padding included.
 
     Parameters
     ----------
@@ -97,7 +96,7 @@ def avg_pool(
     padding : int, pair of ints, two pairs of ints, "same" or "valid"
         As in `conv`.
     out : array, shape (N, C, OH, OW), optional
-        Receives the answer; must not overlap x.
+        Receives the result; must not overlap x.
 
     Returns
     -------
@@ -109,7 +108,7 @@ def avg_pool(
     ValueError
         If shapes, parameters or `out` do not fit.
     TypeError
-        If x does not hold real numbers, or a parameter is of another kind.
+        If x does not hold real numbers, or a parameter has the wrong type.
 
     Examples
     --------
@@ -143,13 +142,12 @@ def global_average_pool(x: Array, *, out: Array | None = None) -> Array:
     x : array, shape (N, C, H, W)
         Real numbers, in any memory order.
     out : array, shape (N, C), optional
-        Receives the answer; must not overlap x.
+        Receives the result; must not overlap x.
 
     Returns
     -------
     array, shape (N, C)
-        Of the dtype of x; float32 if that is uint8, whose sums are exact, and float64 if it is
-        another integer.
+        Of the dtype of x; float32 for uint8, whose sums are exact, and float64 for other integers.
 
     Raises
     ------
@@ -180,7 +178,7 @@ def global_average_pool(x: Array, *, out: Array | None = None) -> Array:
 
 
 def _kernels(x, *served):
-    """The compiled kernels where they can serve."""
+    """The compiled kernels, or None where they do not apply."""
     if namespace(x) is not np or x.dtype not in served or not x.size:
         return None
     kernels = launch.cpu_kernels()
@@ -193,7 +191,7 @@ def _pooled(kernel, x, g, out):
     return arrays.deliver(y, out)
 
 
-# What the array expressions are made of, and the gradients (autograd/rules.py).
+# Used by the array expressions and the gradients (autograd/rules.py).
 
 
 def window(function, x, kernel_size, stride, padding) -> geometry.ConvGeometry:
@@ -205,7 +203,7 @@ def window(function, x, kernel_size, stride, padding) -> geometry.ConvGeometry:
 
 
 def windows(g) -> list[tuple]:
-    """The index of what each position of the window sees of the bordered image."""
+    """Index into the padded image for each position of the window."""
     taps = geometry.windows(g.kernel, g.stride, g.dilation, g.out_shape[2:])
     return [(..., *slices) for _, _, slices in taps]
 
@@ -218,21 +216,21 @@ def bordered(image, outside, g):
 
 
 def inside(padded, g):
-    """What of a bordered image is the image."""
+    """View of the image inside the padded image."""
     (top, left), (height, width) = g.before, g.size
     return padded[..., top : top + height, left : left + width]
 
 
 def lowest(dtype):
-    """What is larger than no number."""
+    """The smallest value of the dtype."""
     return -np.inf if dtype.kind == "f" else False if dtype.kind == "b" else np.iinfo(dtype).min
 
 
 def share(g, dtype):
-    """The part of a mean that each number of a window is; of float16, in float32."""
+    """Each number's term in the mean of its window; float32 for float16."""
     return np.promote_types(dtype, np.float32).type(1 / (g.kernel[0] * g.kernel[1]))
 
 
 def summable(a):
-    """The array, or one of float32 in the place of float16, whose sums soon exceed it."""
+    """The array, converted from float16 to float32, because sums overflow float16."""
     return a.astype(np.float32) if a.dtype == np.float16 else a

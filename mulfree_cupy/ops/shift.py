@@ -1,4 +1,4 @@
-"""Shift convolution: every channel moves by a few pixels of its own, then a 1x1 convolution."""
+"""Shift convolution: a per-channel shift by a few pixels, then a 1x1 convolution."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ __all__ = [
 def modulo_shifts(
     channels: int, kernel_size: int | tuple[int, int] = 3, *, dilation: int | tuple[int, int] = 1
 ) -> np.ndarray:
-    """The table of shifts in which neighbouring channels move differently.
+    """The table of shifts in which neighbouring channels have different shifts.
 
     Parameters
     ----------
     channels : int
         At least ``kh*kw``, so that every shift has a channel.
     kernel_size : int or pair of ints
-        (kh, kw): the shifts are those of the taps of such a kernel about its centre.
+        (kh, kw): the shifts are the taps of such a kernel, relative to its centre.
     dilation : int or pair of ints
         Distance between neighbouring shifts.
 
@@ -51,16 +51,16 @@ def modulo_shifts(
     ValueError
         If there are fewer channels than shifts, or a parameter is out of range.
     TypeError
-        If a parameter is no int or pair of ints.
+        If a parameter is not an int or pair of ints.
 
     See Also
     --------
-    group_shifts : as many channels a shift, in another order.
+    group_shifts : as many channels per shift, in another order.
 
     Notes
     -----
-    ``dw = dilation * (c % k - k//2)``, ``dh = dilation * ((c // k) % k - k//2)``; the last
-    ``C mod k*k`` channels stay where they are.
+    ``dw = dilation * (c % k - k//2)``, ``dh = dilation * ((c // k) % k - k//2)``; the last ``C mod
+    k*k`` channels are not shifted.
 
     Examples
     --------
@@ -83,7 +83,7 @@ def modulo_shifts(
 def group_shifts(
     channels: int, kernel_size: int | tuple[int, int] = 3, *, dilation: int | tuple[int, int] = 1
 ) -> np.ndarray:
-    """The table of shifts in which channels that move alike are neighbours.
+    """The table of shifts in which channels with the same shift are neighbours.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def group_shifts(
     -------
     numpy.ndarray, shape (C, 2), int64
         ``C // (kh*kw)`` consecutive channels for each (dh, dw), in the order of the kernel's taps;
-        the channels left over come last and stay where they are.
+        the remaining channels come last and are not shifted.
 
     Raises
     ------
@@ -124,20 +124,20 @@ def shift(
     out: Array | None = None,
     kernel: str | None = None,
 ) -> Array:
-    """Move every channel of x by its own number of rows and columns.
+    """Shift every channel of x by its own number of rows and columns.
 
     Parameters
     ----------
     x : array, shape (N, C, H, W)
-        Any dtype of 1, 2, 4, 8 or 16 plain bytes, in any memory order. Bits are moved, not
-        numbers: NaN payloads and the sign of zero stay.
+        Any dtype of 1, 2, 4, 8 or 16 plain bytes, in any memory order. Bits are copied: NaN
+        payloads and the sign of zero are kept.
     shifts : array of integers, shape (C, 2)
-        (dh, dw) of every channel, of any size; see `modulo_shifts` and `group_shifts`.
-        NumPy's own serve a GPU best: CuPy's are read back, and the call waits for that.
+        (dh, dw) of every channel, of any size; see `modulo_shifts` and `group_shifts`. Pass a NumPy
+        array even on a GPU: a CuPy array is read back, which synchronises.
     stride : int or pair of ints
-        Only every stride-th pixel of the moved image is computed.
+        Only every stride-th pixel of the shifted image is computed.
     out : array, shape (N, C, ceil(H/stride), ceil(W/stride)), optional
-        Receives the answer; must not overlap x.
+        Receives the result; must not overlap x.
     kernel : str, optional
         Name of a CUDA kernel, for study; see `kernels`. The default is the fastest.
 
@@ -150,12 +150,12 @@ def shift(
     ValueError
         If shapes, parameters or `out` do not fit, or there is no such kernel.
     TypeError
-        If x is not of plain bytes, shifts are no integers, or arrays are on different devices.
+        If x is not of plain bytes, shifts are not integers, or arrays are on different devices.
 
     Notes
     -----
     ``y[n,c,h,w] = x[n, c, h*stride + dh[c], w*stride + dw[c]]``, zero bits outside the image. This
-    is the depthwise convolution whose kernels have a single one; no number is multiplied.
+    is a depthwise convolution with one-hot kernels; nothing is multiplied.
 
     References
     ----------
@@ -192,7 +192,7 @@ def shift_backward(
     stride: int | tuple[int, int] = 1,
     kernel: str | None = None,
 ) -> Array:
-    """Move every channel back: the adjoint of `shift`.
+    """Shift every channel back: the adjoint of `shift`.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ def shift_backward(
         Of any dtype that `shift` takes.
     shifts : array of integers, shape (C, 2)
     x_shape : tuple of 4 ints
-        (N, C, H, W) of the answer.
+        (N, C, H, W) of the result.
     stride : int or pair of ints
         As given to `shift`.
     kernel : str, optional
@@ -209,7 +209,7 @@ def shift_backward(
     Returns
     -------
     array, shape (N, C, H, W), dtype of grad
-        Bits of zero where no pixel came from.
+        Zero where `shift` read no pixel.
 
     Raises
     ------
@@ -260,12 +260,12 @@ def shift_conv(
     w : array, shape (K, C), or PackedWeights
         See `pack`.
     shifts : array of integers, shape (C, 2)
-        (dh, dw) of every channel, of any size; see `modulo_shifts` and `group_shifts`.
-        NumPy's own serve a GPU best: CuPy's are read back, and the call waits for that.
+        (dh, dw) of every channel, of any size; see `modulo_shifts` and `group_shifts`. Pass a NumPy
+        array even on a GPU: a CuPy array is read back, which synchronises.
     bias : array, shape (K,), optional
     stride : int or pair of ints
     out : array, shape (N, K, ceil(H/stride), ceil(W/stride)), optional
-        Receives the answer; must not overlap an input.
+        Receives the result; must not overlap an input.
     kernel : str, optional
         Name of a CUDA kernel, for study; see `kernels`. The default is the fastest.
 
@@ -317,7 +317,7 @@ def shift_conv_backward(
     Returns
     -------
     grad_x, grad_w : arrays, shapes of x and w
-        In their common dtype; float16 is summed in float32.
+        In their common dtype; float16 is accumulated in float32.
 
     Raises
     ------
@@ -374,7 +374,7 @@ def shift_adder_conv(
     Notes
     -----
     ``y[n,k,h,w] = bias[k] - sum_c abs(x[n, c, h*stride + dh[c], w*stride + dw[c]] - w[k,c])``.
-    What lies outside the image is x = 0 and does count: it adds ``-abs(w)``.
+    Outside the image x = 0 does count: it adds ``-abs(w)``.
 
     Examples
     --------
@@ -409,9 +409,9 @@ def shift_adder_conv_backward(
 
     Notes
     -----
-    With s the shifted image, ``grad_w[k,c] = sum_nhw (s - w) * grad``, and
-    ``sum_k clip(w - s, -1, 1) * grad`` is moved back to the pixels of x that s shows; pixels that
-    it does not show have gradient zero.
+    With s the shifted image, ``grad_w[k,c] = sum_nhw (s - w) * grad``, and ``sum_k clip(w - s, -1,
+    1) * grad`` is shifted back to the pixels of x; pixels that s does not contain have gradient
+    zero.
 
     Examples
     --------
@@ -431,13 +431,14 @@ def shift_adder_conv_backward(
 
 
 def _taps(function, channels, kernel_size, dilation):
-    """The number of channels, and (dh, dw) of the taps of a kernel about its centre, by rows."""
+    """The number of channels, and (dh, dw) of a kernel's taps relative to its centre, in row-major
+    order."""
     channels = geometry.integer(function, "channels", channels, 0)
     kh, kw = geometry.pair(function, "kernel_size", kernel_size, 1)
     step_h, step_w = geometry.pair(function, "dilation", dilation, 1)
     if channels < kh * kw:
         raise ValueError(
-            f"{function}: channels must be at least {kh}*{kw} = {kh * kw}, one a shift, got "
+            f"{function}: channels must be at least {kh}*{kw} = {kh * kw}, one per shift, got "
             f"{channels}; take more channels or a smaller kernel_size, or write the table by hand"
         )
     rows, columns = step_h * (np.arange(kh) - kh // 2), step_w * (np.arange(kw) - kw // 2)
@@ -446,7 +447,7 @@ def _taps(function, channels, kernel_size, dilation):
 
 
 def check_table(function: str, name: str, table: Array, channels: int | None = None) -> Array:
-    """The argument `name` as an array of integers (C, 2), with C as given if it is."""
+    """The argument `name` as an array of integers (C, 2); C is checked if given."""
     table = arrays.take_one(function, name, table)
     if table.dtype.kind not in "iu":
         raise TypeError(
@@ -462,9 +463,9 @@ def check_table(function: str, name: str, table: Array, channels: int | None = N
 
 
 def _table(function, shifts, x, g):
-    """Shifts checked, as the kernels that serve x take them: NumPy, on the CPU int64, of any size.
+    """Check shifts and convert them for the kernels of x: a NumPy array, int64 for the CPU.
 
-    Shifts on a GPU are read back, a synchronisation; the launchers keep the device's copy.
+    Shifts on a GPU are read back, which synchronises; the launchers cache a device copy.
     """
     shifts = check_table(function, "shifts", shifts, g.channels)
     if arrays.namespace(shifts) is not np:
@@ -474,12 +475,12 @@ def _table(function, shifts, x, g):
         shifts = np.minimum(shifts, np.uint64(2**31)).astype(np.int64)
     if launch.device_for(x) is None:
         return np.ascontiguousarray(shifts, np.int64)
-    most = np.array(g.size)  # beyond the image one shift is as good as another
+    most = np.array(g.size)  # all shifts beyond the image are equivalent
     return np.ascontiguousarray(np.minimum(np.maximum(shifts, -most), most), np.int32)
 
 
 def _move(function, source, table, target, stride, kernel):
-    """Run the bare move `function` between two arrays of one dtype."""
+    """Run the kernel `function` between two arrays of one dtype."""
     if not source.size:
         return
     device = launch.device_for(source)

@@ -1,8 +1,8 @@
-"""Convolutions along one, two or three axes, all by the kernels for two.
+"""1-D, 2-D and 3-D convolutions, all by the 2-D kernels.
 
-A row is an image of one row, which costs nothing. A volume is as many images as it has outputs in
-depth, and the planes that the depth taps see are channels of these: copied a part at a time, once a
-depth tap, which is little beside the filters and the taps of a plane that meet each copy.
+A 1-D convolution is that of images of one row, without a copy. A 3-D convolution is that of one
+image per output depth, whose channels are the input planes of the depth taps. These are copied, a
+part of the volume at a time: kd copies of x, few compared with its K*kh*kw uses by the 2-D kernel.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mulfree_cupy.geometry import ConvGeometry
 from mulfree_cupy.launch import limits
 from mulfree_cupy.launch.tiling import chunks
 
-_CACHED = 4 << 20  # bytes of a part of a volume, on a CPU: what was just copied is in a cache yet
+_CACHED = 4 << 20  # bytes of a part of a volume on a CPU, small enough to stay in a cache
 
 
 def forward(
@@ -27,7 +27,7 @@ def forward(
     w: Array,
     out: Array,
 ) -> None:
-    """Fill out by ``compute(x, w, out, geometry)`` of arrays with a height and a width."""
+    """Fill out by ``compute(x, w, out, geometry)``, a 2-D convolution."""
     if len(g.size) == 2:
         compute(x, w, out, g)
     elif len(g.size) == 1:
@@ -48,7 +48,7 @@ def backward(
     grad_x: Array,
     grad_w: Array,
 ) -> None:
-    """Fill grad_x and grad_w by ``compute(grad, x, w, grad_x, grad_w, geometry)`` as `forward`."""
+    """Fill grad_x and grad_w by ``compute(grad, x, w, grad_x, grad_w, geometry)``, in 2-D."""
     if len(g.size) == 2:
         compute(grad, x, w, grad_x, grad_w, g)
     elif len(g.size) == 1:
@@ -67,7 +67,7 @@ def backward(
 
 
 def rows(g: ConvGeometry) -> ConvGeometry:
-    """The geometry of a convolution along one axis, as one of images of a row."""
+    """The 2-D geometry of a 1-D convolution."""
     return ConvGeometry(
         *(g.batch, g.channels, (1, *g.size), g.filters, (1, *g.kernel), (1, *g.stride)),
         *(((0, 0), *g.padding), (1, *g.dilation), g.groups),
@@ -80,19 +80,19 @@ def as_rows(array: Array) -> Array:
 
 
 def as_filters(w: Array) -> Array:
-    """A view (K, C, kh, kw) of weights of any axes, in C order: depth taps are channels."""
+    """A view (K, C, kh, kw) of C-contiguous weights of any rank; depth taps become channels."""
     window = (1, 1, *w.shape[2:])[-2:]
     return w.reshape(len(w), math.prod(w.shape[1:]) // math.prod(window), *window)
 
 
 def by_channel(vector: Array, axes: int) -> Array:
-    """One number a channel, beside arrays of so many axes."""
+    """One number per channel, to broadcast against arrays of so many spatial axes."""
     return vector.reshape(-1, *(1,) * axes)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Some outputs in depth of some images: as images of a convolution along two axes."""
+    """Some output depths of some images, as images of a 2-D convolution."""
 
     whole: ConvGeometry
     images: slice
@@ -112,7 +112,7 @@ class _Part:
         )
 
     def columns(self, x: Array) -> Array:
-        """The planes of x that each output meets, zeros outside, (images, C*kd, H, W)."""
+        """The input planes of each output depth, zero in the padding: (images, C*kd, H, W)."""
         g = self.whole
         images = self.images.stop - self.images.start
         shape = images, self.count, g.channels, g.kernel[0], *g.size[1:]
@@ -124,17 +124,17 @@ class _Part:
         return columns.reshape(self.geometry.x_shape)
 
     def add(self, columns: Array, x: Array) -> None:
-        """Add columns back to the planes they came from: the adjoint of `columns`."""
+        """Accumulate columns into the planes of x: the adjoint of `columns`."""
         g = self.whole
         columns = columns.reshape(-1, self.count, g.channels, g.kernel[0], *g.size[1:])
         for tap, outputs, planes in self._seen():
             x[self.images, :, planes] += columns[:, outputs, :, tap].swapaxes(1, 2)
 
     def _seen(self) -> Iterator[tuple[int, slice, slice]]:
-        """Of each depth tap: which outputs of the part see planes of x by it, and which planes."""
+        """For each depth tap, the output depths with a plane of x at it, and these planes."""
         (size, *_), (stride, *_), (dilation, *_) = (getattr(self.whole, n) for n in _AXIS)
         for tap in range(self.whole.kernel[0]):
-            first = tap * dilation - self.whole.before[0]  # what output 0 sees
+            first = tap * dilation - self.whole.before[0]  # the plane of output 0
             start = max(self.depths.start, -(first // stride))
             stop = min(self.depths.stop, (size - 1 - first) // stride + 1)
             if start < stop:
@@ -142,11 +142,11 @@ class _Part:
                 yield tap, slice(start - self.depths.start, stop - self.depths.start), planes
 
     def of_outputs(self, out: Array) -> Array:
-        """The view (images, K, depths, OH, OW) of an array of the shape of the answer."""
+        """View (images, K, depths, OH, OW) of the whole output."""
         return out[self.images, :, self.depths]
 
     def by_depth(self, y: Array) -> Array:
-        """Images of outputs as `of_outputs` has them."""
+        """The 2-D output in the shape of `of_outputs`."""
         return y.reshape(-1, self.count, *y.shape[1:]).swapaxes(1, 2)
 
 
@@ -154,12 +154,12 @@ _AXIS = "size", "stride", "dilation"
 
 
 def _room(x: Array) -> int:
-    """Bytes for the planes and the answers of a part."""
+    """Bytes for the input planes and the outputs of a part."""
     return _CACHED if launch.device_for(x) is None else limits.WORKSPACE
 
 
 def _parts(g: ConvGeometry, itemsize: int, room: int) -> Iterator[_Part]:
-    """A volume, or several if they are small, in parts for which there is room, or of a plane."""
+    """Parts that fit `room`, or of one output depth; several images if these are small."""
     depth, *plane = g.out_size
     planes = g.channels * g.kernel[0] * g.size[1] * g.size[2] + g.filters * plane[0] * plane[1]
     at_once = max(1, room // (planes * itemsize))

@@ -23,7 +23,7 @@ class SGD:
     Parameters
     ----------
     parameters : iterable of Parameter
-        One that comes several times counts once.
+        Duplicates are ignored.
     rate : float
         Learning rate; assign `rate` to follow a schedule.
     momentum, weight_decay : float
@@ -31,12 +31,12 @@ class SGD:
     adder : {"adaptive", "adaptive in backward", "fixed"}
         How the gradient of adder filters is scaled. ``"adaptive"``: by `adaptive_rate` in `step`,
         after accumulation and after any all-reduce. ``"adaptive in backward"``: the reference's
-        order, each backward pass scaling its own gradient before it is added to the others.
-        ``"fixed"``: by the number `adder_scale`.
+        order, in which each backward pass scales its gradient before accumulation. ``"fixed"``: by
+        the number `adder_scale`.
     eta : float
         Root mean square of a scaled gradient.
     adder_scale : float
-        For ``adder="fixed"``; the AdderNet paper's ablation has 100.
+        For ``adder="fixed"``; 100 in the AdderNet paper's ablation.
 
     Raises
     ------
@@ -48,11 +48,11 @@ class SGD:
     ``g = scaled gradient + weight_decay * w``, ``v = momentum * v + g``,
     ``w -= rate * (g + momentum * v if nesterov else v)``.
 
-    On a GPU a step is two launches for up to 120 tensors, without synchronisation. The first one
-    gives every parameter an array of its own, which later ones update in place: what was taken from
-    ``parameter.data`` since then follows, unless it is copied. The rate is on the
-    device too, where assigning to `rate` writes it. So a captured CUDA graph of a step can be
-    launched again, and follows a schedule; the other numbers are part of the graph.
+    On a GPU a step is two launches for up to 120 tensors, without synchronisation. The first step
+    copies every parameter to a new array, which later steps update in place: references to
+    ``parameter.data`` taken after that see the updates. The rate is stored on the device, where
+    assigning to `rate` writes it. So a captured CUDA graph of a step can be replayed, and follows a
+    schedule; the other settings are part of the graph.
 
     Examples
     --------
@@ -112,7 +112,7 @@ class SGD:
         self._rate = rate
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Set all gradients to None."""
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -133,7 +133,7 @@ class SGD:
 
     def _step(self, i: int) -> None:
         parameter = self.parameters[i]
-        xp = namespace(parameter.data)  # whose asarray undoes that NumPy makes scalars
+        xp = namespace(parameter.data)  # asarray: NumPy's 0-d results are scalars
         gradient = self._scaled(parameter)
         if self.weight_decay:
             gradient = gradient + parameter.dtype.type(self.weight_decay) * parameter.data
@@ -184,7 +184,7 @@ class SGD:
         )
 
     def _take_over(self, chosen: list[int]) -> None:
-        """Give these parameters arrays that nobody else holds, and put the rate beside them."""
+        """Copy these parameters to arrays of their own, and the rate to their device."""
         first, *_ = given = [self.parameters[i].data for i in chosen]
         arrays.take("SGD.step", **{f"parameter {i}": a for i, a in zip(chosen, given, strict=True)})
         xp = namespace(first)
@@ -199,7 +199,7 @@ class SGD:
             self._rate_on_device = xp.full(1, self._rate, np.float64)
 
     def _velocity(self, i: int, xp: Any) -> Array:
-        """A velocity of the parameter's own, from the one there is or from rest."""
+        """A copy of the parameter's velocity, or zeros."""
         own, kept = self._own[i], self.velocities[i]
         if kept is None:
             return xp.zeros_like(own)
@@ -226,7 +226,7 @@ class SGD:
         }
 
     def load_state_dict(self, state: dict[str, Array]) -> None:
-        """Take over the velocities of `state_dict`."""
+        """Load the velocities of `state_dict`."""
         for i, parameter in enumerate(self.parameters):
             saved = state.get(f"velocity.{i}")
             if saved is not None and tuple(saved.shape) != parameter.shape:

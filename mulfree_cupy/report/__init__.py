@@ -1,1 +1,1 @@
-"""What things cost, in tables: kernels' registers and machine code, networks' operations."""
+"""Costs, in tables and figures: kernels' registers and machine code, networks' operations."""

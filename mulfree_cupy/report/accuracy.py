@@ -1,4 +1,4 @@
-"""What a network is worth on labelled images."""
+"""Accuracy of a network on labelled images."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def _sizes(shape: tuple[int, ...]) -> str:
 
 
 def accuracy(predictor: Predictor, dataset: Dataset, xp: Any = np) -> float:
-    """Share of right answers, computed where the arrays of `xp` are.
+    """Accuracy, computed with arrays of `xp`.
 
     Raises
     ------
     FloatingPointError
-        If an answer is not finite.
+        If a logit is not finite.
     """
     right = 0
     for start in progress(range(0, len(dataset), _BATCH), "testing", "image", scale=_BATCH):

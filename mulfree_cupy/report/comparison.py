@@ -1,4 +1,4 @@
-"""Networks side by side: one table as Markdown, CSV and a page, and the pictures of `figures`."""
+"""Comparison of networks: one table as Markdown, CSV and HTML, and the plots of `figures`."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from mulfree_cupy.report.counts import SUMS, count
 from mulfree_cupy.train import Run
 
 _TITLES = {model: title for title, model in models.RESNET20.items()}
-# Whose features are two numbers, for pictures of these and of first layers.
+# Networks with two features, for plots of these and of first layers.
 PLANE = {"conv-lenet-plane": "CNN", "adder-lenet-plane": "AdderNet"}
-_IMAGES = 128  # of a timed call
+_IMAGES = 128  # per timed call
 _SECONDS = 0.5  # of timing
-_POINTS = 2000  # in a plane
+_POINTS = 2000  # per feature plot
 
 
 @dataclass(frozen=True)
 class Row:
-    """One network: the mean accuracy of its runs and their deviation, and what the first costs.
+    """One network: the mean accuracy of its runs and their deviation, and the costs of the first.
 
-    `seconds` are of one image, of the median call with many.
+    `seconds` are per image, from the median call of a batch.
     """
 
     title: str
@@ -83,7 +83,7 @@ def measure(runs: Sequence[Run], test: Dataset) -> list[Row]:
 
 
 def _title(model: str) -> str:
-    """What a network is called, which may have a teacher."""
+    """The title of a network, with its teacher if it has one."""
     name, _, teacher = model.partition("@")
     taught = f", taught by {_TITLES.get(teacher, teacher)}" if teacher else ""
     return _TITLES.get(name, name) + taught
@@ -139,7 +139,7 @@ def _cells(row: Row) -> list[str]:
 def write(
     out: Path, runs: Sequence[Run], plane: Sequence[Run], test: Dataset, notes: Sequence[str]
 ) -> list[Row]:
-    """Write the table and all pictures into a folder, and return the rows of the table.
+    """Write the table and all plots into a folder, and return the rows of the table.
 
     Parameters
     ----------
@@ -150,10 +150,10 @@ def write(
         The networks of `PLANE`.
     test : Dataset
     notes : sequence of str
-        What to say beside the table.
+        Printed below the table.
     """
     rows = measure(runs, test)
-    title = f"{len(rows)} networks on {test.name}"
+    title = f"{len(rows)} network{'s' * (len(rows) > 1)} on {test.name}"
     head = [field.name for field in fields(Row)]
     output.write_table(out / "comparison.csv", head, [astuple(row) for row in rows])
     text = "\n\n".join([f"# {title}", table(rows), *notes])
@@ -166,7 +166,7 @@ def write(
 def _draw(
     out: Path, rows: Sequence[Row], runs: Sequence[Run], plane: Sequence[Run], test: Dataset
 ) -> dict[str, str]:
-    """Draw all pictures; their files, with what to say of each."""
+    """Draw all plots; returns their files and captions."""
     by_title = {_title(model): each for model, each in _by_model(runs).items()}
     networks = {title: file.read(each[0].path) for title, each in by_title.items()}
     points = {row.title: (row.joules, _accuracies(by_title[row.title])) for row in rows}
@@ -185,25 +185,29 @@ def _draw(
         out / "features.png", planes, test.classes, f"Features of test images of {test.name}"
     )
     return {
-        "energy.png": "Test accuracy against the energy that the arithmetic for one image takes by "
+        "energy.png": "Test accuracy against the energy of the arithmetic for one image, by "
         "the published 45 nm table; bars span the runs.",
-        "curves.png": "Learning curves.",
+        "curves.png": "Learning curves."
+        + " The training loss of a taught network is that by its teacher's answers and the labels."
+        * any("@" in run.model for run in runs),
         "weights.png": "Weights of each network's largest convolution, those left after pruning, "
         "with a Laplacian and a Gaussian of greatest likelihood.",
         "filters.png": "Filters of the first layer of a LeNet-5-BN, each from its least (black) to "
         "its greatest weight (white).",
         "features.png": "Test images in the plane of the last two features of a LeNet-5-BN that "
-        "has two instead of 84: nothing is projected.",
+        "has two instead of 84: nothing is projected."
+        + f" {len(test.classes)} classes: colours repeat."
+        * (len(test.classes) > len(figures.CLASSES)),
     }
 
 
 def _summing(network: Network) -> list[str]:
-    """The names of the weights of all layers that sum up, in order."""
+    """The names of the weights of all convolutions and linear layers, in order."""
     return [layer.arrays["weight"] for layer in network.layers if layer.op in SUMS]
 
 
 def _largest_weights(network: Network) -> np.ndarray:
-    """Those of the largest layer, without those that were pruned."""
+    """The weights of the largest layer, without pruned ones."""
     layers = [layer for layer in network.layers if layer.op in SUMS]
     layer = max(layers, key=lambda layer: network.arrays[layer.arrays["weight"]].size)
     weights = network.arrays[layer.arrays["weight"]]
@@ -226,6 +230,7 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; }
+td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 2px solid #333; }
 figure { margin: 2.5rem 0; } img { max-width: 100%; height: auto; }
@@ -237,7 +242,7 @@ figcaption, .notes { color: #555; font-size: 13px; }
 def _page(
     out: Path, title: str, rows: Sequence[Row], notes: Sequence[str], captions: Mapping[str, str]
 ) -> str:
-    """One file with everything in it."""
+    """A self-contained HTML page."""
     title = html.escape(title)
     parts = [
         "<!doctype html>",

@@ -1,9 +1,8 @@
-"""What one image costs in a convolution, of any form: its terms, and the operations of each.
+"""Cost of a convolution per image, in any form: its terms, and the operations of each.
 
-A term is what a sum adds up: a product, AdderNet's abs(x - w), or an XNOR of two signs. The rule of
-the Winograd pruning papers counts a product with a zero weight or activation as none, and
-transforms as free. Only hardware that skips zero activations reaches it; what the weights alone
-save is `static`.
+A term of a sum is a product, AdderNet's abs(x - w), or an XNOR of two signs. The Winograd pruning
+papers do not count products with a zero weight or activation, nor transforms. Only hardware that
+skips zero activations achieves this; `static` counts the savings by zero weights only.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from mulfree_cupy.launch.numpy_winograd import transformed
 from mulfree_cupy.ops.winograd.matrices import checked, matrices
 from mulfree_cupy.report.energy import Operations
 
-# What the sums of each form add up.
+# The term of each form.
 FORMS = {
     "dense": "product",
     "spatial": "product",
@@ -34,9 +33,10 @@ PRUNABLE = "spatial", "native", "winograd-relu"
 
 
 def operations_of(term: str, dtype: str = "float32") -> Operations:
-    """Of one term and its place in a sum: a product-sum is a multiplication and an addition.
+    """Operations of one term with its accumulation: a multiply-add is a multiplication and an
+    addition.
 
-    Sums of 8-bit numbers have 32 bits.
+    8-bit numbers are accumulated in 32 bits.
 
     Examples
     --------
@@ -54,7 +54,7 @@ def operations_of(term: str, dtype: str = "float32") -> Operations:
 
 @dataclass(frozen=True)
 class Convolution:
-    """One convolution of one image; a fully connected layer is a 1x1 one of one pixel.
+    """One convolution of one image; a fully connected layer is a 1x1 convolution of one pixel.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class Convolution:
         pruned Winograd weights, dense activations; ``"winograd-relu"``: both sparse; ``"adder"``;
         ``"binary"``.
     weight_density, activation_density : float
-        Shares that are not zero, from 0 to 1, in the domain in which they meet.
+        Nonzero fractions, from 0 to 1, in the domain of the products.
     m, points
         As of `mulfree_cupy.winograd_matrices`.
     dtype : str
@@ -77,8 +77,8 @@ class Convolution:
     Raises
     ------
     ValueError
-        If the form is none of these, or it is of the Winograd domain and the kernel not 3x3, or
-        there is no such transform, or a share is no such number.
+        If the form is unknown, it is in the Winograd domain and the kernel not 3x3, there is no
+        such transform, or a density is out of range.
 
     Examples
     --------
@@ -128,17 +128,17 @@ class Convolution:
 
     @property
     def tiles(self) -> int:
-        """Output tiles of one image, those that reach beyond it included."""
+        """Output tiles of one image, including those that extend beyond it."""
         return int(np.prod([-(-size // self.m) for size in self.size]))
 
     @property
     def direct(self) -> int:
-        """Terms of the dense convolution, for F(2x2, 3x3) the papers' 36 a tile."""
+        """Terms of the dense convolution; 36 per tile of F(2x2, 3x3), as in the papers."""
         return self.channels * self.filters * int(np.prod(self.kernel) * np.prod(self.size))
 
     @property
     def static(self) -> float:
-        """Terms whose weight is not zero."""
+        """Terms with a nonzero weight."""
         dense = self.direct
         if self.in_winograd_domain:
             dense = self.channels * self.filters * (self.m + 2) ** 2 * self.tiles
@@ -146,7 +146,7 @@ class Convolution:
 
     @property
     def dynamic(self) -> float:
-        """Those of `static` whose activation is not zero either."""
+        """Terms of `static` with a nonzero activation."""
         return self.static * (1 if self.form == "native" else self.activation_density)
 
     @property
@@ -164,7 +164,7 @@ class Convolution:
 
     @property
     def operations(self) -> Operations:
-        """Of the terms whose weight is not zero, transforms included."""
+        """Operations of the terms with a nonzero weight, transforms included."""
         term = operations_of(FORMS[self.form], self.dtype)
         counts = Counter({operation: n * self.static for operation, n in term.items()})
         for operation, count in zip(("multiplication", "addition"), self.transforms, strict=True):
@@ -183,12 +183,12 @@ def _cost(matrix: np.ndarray) -> np.ndarray:
 def activation_density(
     x: np.ndarray, form: str, *, m: int = 2, points: str = "lavin", padding: PaddingLike = 1
 ) -> float:
-    """Share of a layer's activations that are not zero, measured where they meet the weights.
+    """Nonzero fraction of a layer's activations, in the domain of the products.
 
     Parameters
     ----------
     x : array, shape (N, C, H, W)
-        The layer's input; integers are taken as floats.
+        The layer's input; integers are converted to floats.
     form : str
         As of `Convolution`; for the two Winograd forms x is transformed, for ``"winograd-relu"``
         clipped.
@@ -231,14 +231,14 @@ def activation_density(
 
 
 def reduction(layers: Iterable[Convolution], count: str = "dynamic") -> float:
-    """How many times fewer terms, products as a rule, layers take than their dense convolutions.
+    """Ratio of the terms of the dense convolutions to the terms of the layers.
 
     Parameters
     ----------
     layers : iterable of Convolution
     count : str
-        ``"dynamic"``, ``"static"``, or ``"operations"``: all of them, where a dense convolution
-        has a multiplication and an addition a term.
+        ``"dynamic"``, ``"static"``, or ``"operations"``: all operations, with a multiplication and
+        an addition per dense term.
 
     Returns
     -------
@@ -264,7 +264,7 @@ def reduction(layers: Iterable[Convolution], count: str = "dynamic") -> float:
 
 
 def table(layers: Iterable[Convolution]) -> str:
-    """What pruning saves by layer, in the layers that can be pruned, and in all, as text.
+    """Savings by pruning as text: per layer, over all prunable layers, and in total.
 
     Parameters
     ----------

@@ -1,14 +1,13 @@
-"""What one image costs a network: operations, parameters, bytes and energy, step by step.
+"""Cost of a network per image: operations, parameters, bytes and energy, step by step.
 
-A network is counted as it is run: normalisations and sums behind a convolution are of its step, and
-only the answer of a step is stored. There are two rules:
+Steps are counted as executed: normalisations and sums after a convolution are fused into its step,
+and only the output of a step is stored. There are two rules:
 
-- ``"everything"``: each layer as what it is, pruned weights left out, with Winograd's transforms,
+- ``"everything"``: each layer as it is, without pruned weights, with Winograd transforms,
   normalisations, biases, residual sums and the sums and factors of pooling;
-- ``"papers"``, that of the published tables: convolutions and fully connected layers alone, all of
-  them as the kind that most of the network is, so that an AdderNet whose first layer and classifier
-  are ordinary has no multiplication; products with a zero weight or activation as none, and
-  transforms as free.
+- ``"papers"``, as in the published tables: only convolutions and fully connected layers, all
+  counted as the kind of the majority, so that an AdderNet with ordinary first layer and classifier
+  has no multiplications; without products with a zero weight or activation, and without transforms.
 
 Comparisons (ReLU, maxima, signs) are not counted, nor is the normalisation of the image.
 """
@@ -40,26 +39,26 @@ RULES = "everything", "papers"
 
 @dataclass(frozen=True)
 class StepCounts:
-    """One step's share.
+    """The costs of one step.
 
     Parameters
     ----------
     name, op : str
-        The names of its layers, and what it began as.
+        The names of its layers, and the operation of the first.
     shape : tuple of ints
-        Of its answer, without the batch.
+        Of its output, without the batch.
     parameters : int
-        Trained numbers, without those that were pruned.
+        Number of parameters, without pruned ones.
     weight_bytes : int
-        Of these as they are kept: signs as bits, and a bit for each weight that might be pruned.
+        Of these as stored: signs as bits, and a mask bit for each prunable weight.
     activation_bytes : int
-        Of its answer.
+        Of its output.
     convolution : Convolution or None
         Its terms.
     moves : int
-        Numbers that shifts put elsewhere, which takes no arithmetic.
+        Numbers moved by shifts, without arithmetic.
     others : Operations
-        Those besides the terms.
+        Operations besides the terms.
     """
 
     name: str
@@ -74,19 +73,19 @@ class StepCounts:
 
     @property
     def operations(self) -> Operations:
-        """By the rule ``"everything"``."""
+        """All operations, by the rule ``"everything"``."""
         return self.others + (self.convolution.operations if self.convolution else Counter())
 
 
 @dataclass(frozen=True)
 class Counts:
-    """A network's steps in the order of computation, and their sums."""
+    """A network's steps in order of execution, and their totals."""
 
     steps: list[StepCounts]
 
     @property
     def convolutions(self) -> list[Convolution]:
-        """Of all steps that have one."""
+        """The convolutions of all steps that have one."""
         return [step.convolution for step in self.steps if step.convolution]
 
     @property
@@ -107,7 +106,7 @@ class Counts:
 
     @property
     def term(self) -> str:
-        """What most of the network's sums add up."""
+        """The most frequent kind of term."""
         terms = Counter()
         for convolution in self.convolutions:
             terms[FORMS[convolution.form]] += convolution.direct
@@ -129,11 +128,11 @@ class Counts:
         return [_published(step.convolution, term) for step in self.steps]
 
     def operations(self, rule: str = "everything") -> Operations:
-        """Those of all steps."""
+        """The sum over all steps."""
         return sum(self.by_step(rule), Counter())
 
     def number(self, operation: str, rule: str = "everything") -> int:
-        """How many additions, multiplications or XNORs, of any type: ``"addition"``, ...
+        """Number of additions, multiplications or XNORs of any type: ``"addition"``, ...
 
         Examples
         --------
@@ -148,25 +147,26 @@ class Counts:
 
     @property
     def energy(self) -> float:
-        """Joules of all arithmetic, by the published table."""
+        """Energy of all arithmetic in joules, by the published table."""
         return energy.arithmetic(self.operations())
 
     @property
     def memory_energy(self) -> float:
-        """Joules of a small SRAM that holds all: weights read once, answers written and read once.
+        """Energy in joules of a small SRAM that holds everything: weights read once, outputs
+        written and read once.
 
-        A lower bound; from DRAM it is 130 to 260 times as much.
+        A lower bound; DRAM takes 130 to 260 times as much.
         """
         return energy.memory(self.weight_bytes + 2 * self.activation_bytes)
 
 
 def number(operations: Operations, operation: str) -> int:
-    """How many of one kind, of any type."""
+    """Number of operations of one kind, of any type."""
     return round(sum(n for (name, _), n in operations.items() if name == operation))
 
 
 def table(networks: Mapping[str, Counts], rule: str = "everything") -> str:
-    """One line a network, by its name, as Markdown.
+    """A Markdown table with one row per network.
 
     Examples
     --------
@@ -186,7 +186,7 @@ def table(networks: Mapping[str, Counts], rule: str = "everything") -> str:
 
 
 def table_of_steps(counts: Counts, rule: str = "everything") -> str:
-    """One line a step and one of all, as Markdown."""
+    """A Markdown table with one row per step and the total."""
     head = ["layers", "answer", "parameters", "weights KiB", "answers KiB", *_COLUMNS]
     everything = counts.operations(rule)
     rows = [
@@ -233,14 +233,14 @@ def _published(convolution: Convolution | None, term: str) -> Operations:
 
 
 def count(network: Network, images: np.ndarray | None = None) -> Counts:
-    """Count what one image costs a network.
+    """Count the cost of a network per image.
 
     Parameters
     ----------
     network : inference.Network
     images : array, shape (N, C, H, W), optional
-        Raw ones, on which the shares of activations that are not zero are measured where layers
-        could skip them: those that can be pruned. By default no activation is zero.
+        Raw images, on which the activation density of prunable layers is measured. By default it is
+        1.
 
     Returns
     -------
@@ -273,7 +273,7 @@ def _count(
             moves += network.forms[layer.inputs[0]][0][0] * math.prod(answer[1:])
         if layer.op in SUMS:
             convolution = _convolution(network, layer, answers)
-        kind = answer_type.name if answer_type.kind == "f" else "float32"  # of what is rescaled
+        kind = answer_type.name if answer_type.kind == "f" else "float32"  # for rescale
         for operation, each in OTHERS[layer.op](network, layer).items():
             others[operation, kind] += each * math.prod(answer)
     stored = 0 if step.op == "flatten" else math.prod(shape) * dtype.itemsize
@@ -292,7 +292,7 @@ def _count(
 
 
 def _kept(network: Network, layer: Layer) -> tuple[int, int]:
-    """Parameters of a layer, and the bytes that they take."""
+    """Parameters of a layer, and their bytes."""
     parameters = nbytes = 0
     for role, name in layer.arrays.items():
         array = network.arrays[name]
@@ -315,7 +315,7 @@ def _kept(network: Network, layer: Layer) -> tuple[int, int]:
 def _convolution(
     network: Network, layer: Layer, answers: Mapping[str, np.ndarray] | None
 ) -> Convolution:
-    """The terms of a layer; activations are measured if the answers to images are given."""
+    """The terms of a layer; activations are measured if outputs for images are given."""
     weight = network.arrays[layer.arrays["weight"]]
     form, mask = SUMS[layer.op], layer.arrays.get("mask")
     details: dict = {"dtype": network.forms[layer.inputs[0]][1].name}
@@ -342,7 +342,7 @@ def _convolution(
     return Convolution(layer.name, channels, filters, size, kernel, form, **details)
 
 
-# What the sums of a layer add up: a form of `Convolution`, which a mask or a ReLU may change.
+# The form of `Convolution` of each layer, which a mask or a ReLU may change.
 SUMS = {
     "conv": "dense",
     "linear": "dense",
@@ -359,7 +359,7 @@ def _bias(network: Network, layer: Layer) -> dict[str, int]:
 
 
 def _scaled(network: Network, layer: Layer) -> dict[str, int]:
-    """A factor and an offset; a residual that is added; and its factor, if it has one."""
+    """Operations per number: scale and offset; residual addition; and the residual's scale."""
     residual = len(layer.inputs) - 1
     factor = int("residual_scale" in layer.options)
     return {"multiplication": 1 + residual * factor, "addition": 1 + residual}
@@ -378,7 +378,7 @@ def _mean(network: Network, layer: Layer) -> dict[str, int]:
     return {"multiplication": 1, "addition": math.prod(network.forms[layer.inputs[0]][0][1:])}
 
 
-# The operations of each number of an answer, besides the terms of sums.
+# Operations per output number, besides the terms of sums.
 OTHERS: dict[str, Callable[[Network, Layer], dict[str, int]]] = {
     **dict.fromkeys(SUMS, _bias),
     "binary_conv": _filter_scale,

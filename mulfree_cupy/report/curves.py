@@ -1,4 +1,4 @@
-"""Learning curves as a picture and as a table."""
+"""Learning curves as a plot and as a table."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _COLUMNS = "train_loss", "train_accuracy", "test_accuracy", "running_accuracy", 
 
 
 def write(path: str | Path, histories: Mapping[str, History], title: str = "") -> None:
-    """Draw the curves of one or several runs into `path` (PNG), with a CSV of that name beside it.
+    """Draw the curves of one or several runs into `path` (PNG), and write a CSV of the same name.
 
     Parameters
     ----------
     path : path
-        Of the picture.
+        Of the PNG.
     histories : mapping of str to History
-        By the name that the legend shows.
+        By their names in the legend.
     title : str
     """
     rows = [
@@ -37,12 +37,13 @@ def _drawn(histories: Mapping[str, History], title: str):
     figure, (losses, accuracies) = output.pyplot().subplots(1, 2, figsize=(9, 3.6))
     for name, h in histories.items():
         epochs = range(1, len(h.test_accuracy) + 1)
-        (line,) = losses.plot(epochs, h.train_loss, label=name)
-        color = line.get_color()
-        accuracies.plot(epochs, _percent(h.train_accuracy), "--", color=color, alpha=0.5)
-        accuracies.plot(epochs, _percent(h.test_accuracy), color=color, label=name)
+        look = {"marker": "." if len(epochs) == 1 else None}
+        (line,) = losses.plot(epochs, h.train_loss, label=name, **look)
+        look["color"] = line.get_color()
+        accuracies.plot(epochs, _percent(h.train_accuracy), "--", alpha=0.5, **look)
+        accuracies.plot(epochs, _percent(h.test_accuracy), label=name, **look)
         if h.running_accuracy != h.test_accuracy:
-            accuracies.plot(epochs, _percent(h.running_accuracy), ":", color=color, alpha=0.7)
+            accuracies.plot(epochs, _percent(h.running_accuracy), ":", alpha=0.7, **look)
     losses.set(xlabel="epoch", ylabel="training loss", yscale="log")
     accuracies.set(
         xlabel="epoch", ylabel="accuracy, %\n(dashed: training,\ndotted: running statistics)"

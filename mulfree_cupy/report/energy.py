@@ -1,4 +1,4 @@
-"""Operations by the type of their numbers, and the energy that they take.
+"""Operations by data type, and their energy.
 
 References
 ----------
@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-# How many of each, by (operation, type): "addition", "multiplication" or "xnor" of "float32", ...
+# Number by (operation, type): "addition", "multiplication" or "xnor" of "float32", ...
 Operations = Counter[tuple[str, str]]
 
-# The table has neither XNOR nor popcount. Counting n bits takes fewer than n full adders, and an
-# addition of 8 bits is eight of them; a gate such as XNOR is a part of one. So each is assumed to
-# take an eighth of that addition.
+# The table has neither XNOR nor popcount. Counting n bits takes fewer than n full adders, an 8-bit
+# addition eight of them, and an XNOR is part of one. So each is assumed to take an eighth of an
+# 8-bit addition.
 _FULL_ADDER = 0.03 / 8
 
 PICOJOULES: dict[tuple[str, str], float] = {
@@ -31,13 +31,13 @@ PICOJOULES: dict[tuple[str, str], float] = {
     ("addition", "bit"): _FULL_ADDER,
     ("xnor", "bit"): _FULL_ADDER,
 }
-# Of 8 bytes, read or written.
+# Per 8 bytes read or written.
 SRAM_PICOJOULES = 10.0  # a cache of 8 KiB
 DRAM_PICOJOULES = 1300.0, 2600.0
 
 
 def arithmetic(operations: Operations) -> float:
-    """Joules of operations; NaN if the table has no such type.
+    """Energy of operations in joules; NaN if the table has no such type.
 
     Examples
     --------
@@ -53,5 +53,5 @@ def arithmetic(operations: Operations) -> float:
 
 
 def memory(nbytes: float, picojoules: float = SRAM_PICOJOULES) -> float:
-    """Joules of bytes that are read or written, eight at a time."""
+    """Energy in joules of reading or writing bytes, eight at a time."""
     return nbytes / 8 * picojoules * 1e-12

@@ -1,4 +1,4 @@
-"""An ONNX model in ONNX Runtime, beside the network that it was made of."""
+"""An ONNX model in ONNX Runtime, compared with the network it was exported from."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from mulfree_cupy.config import get_num_threads
 from mulfree_cupy.inference import Network, Predictor
 from mulfree_cupy.inference.onnx import IMAGES
 
-_REPEATS, _ENOUGH = 9, 1.0  # runs at most, and seconds after which there are no more
-_TOO_LONG = 60.0  # seconds that a batch may be expected to take
+_REPEATS, _ENOUGH = 9, 1.0  # most runs, and seconds after which to stop
+_TOO_LONG = 60.0  # limit for the expected seconds of a batch
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """On a batch of so many images; the seconds are medians.
+    """Results for a batch of `images`; the seconds are medians.
 
-    `difference` is the largest one between two logits, as a share of the largest logit.
+    `difference` is the largest between two logits, relative to the largest logit.
     """
 
     images: int
@@ -42,28 +42,28 @@ class Comparison:
 def compare(
     path: str | Path, network: Network, batches: tuple[int, ...] = (1, 32)
 ) -> Iterator[Comparison]:
-    """Run a model on random images, as many threads for it as for us.
+    """Run a model on random images, with the same number of threads for both.
 
     Parameters
     ----------
     path : str or path
         Of the model.
     network : Network
-        That it was made of.
+        The network it was exported from.
     batches : tuple of int
-        Numbers of images; one that would take ONNX Runtime more than a minute is left out.
+        Batch sizes; those that would take ONNX Runtime more than a minute are skipped.
 
     Yields
     ------
     Comparison
-        As soon as it is made.
+        As soon as it is measured.
 
     Raises
     ------
     ImportError
-        Without ONNX Runtime.
+        If ONNX Runtime is not installed.
     ValueError
-        If ONNX Runtime does not run the model.
+        If ONNX Runtime cannot run the model.
     """
     import onnxruntime
 
@@ -71,7 +71,7 @@ def compare(
     options.intra_op_num_threads, options.log_severity_level = get_num_threads(), 3
     try:
         session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
-    except Exception as error:  # of classes of its own
+    except Exception as error:  # of its own classes
         raise ValueError(f"ONNX Runtime does not take {path}: {error}") from error
     predictor, rng, an_image = Predictor(network), np.random.default_rng(0), 0.0
     for count in batches:
@@ -86,7 +86,7 @@ def compare(
 
 
 def _timed(run: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
-    """What it answers, and the median of its seconds after a first run, which warms it."""
+    """The output, and the median of the seconds after a warm-up run."""
     answer, seconds = run(), []
     while len(seconds) < _REPEATS and sum(seconds) < _ENOUGH:
         start = time.perf_counter()

@@ -1,15 +1,18 @@
-"""Pictures of networks side by side: what they cost, how they learn, what they learn.
+"""Plots that compare networks: cost, learning curves, weights, features.
 
-Colours can be told apart by the colour-blind (Okabe and Ito's, Petroff's), and lines and points are
-named where they are.
+Colours suit the colour-blind (Okabe and Ito's, Petroff's), and lines and points are labelled
+directly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+import itertools
+import textwrap
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +24,7 @@ CLASSES = (
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
     *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
 )
+_MARKERS, _DASHES = "osD", ("-", "--", ":")
 _STYLE = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -40,20 +44,39 @@ _STYLE = {
 
 @contextmanager
 def _styled() -> Iterator:
-    """Matplotlib's pyplot, drawing in our style."""
+    """Matplotlib's pyplot with our style."""
     pyplot = output.pyplot()
     with pyplot.rc_context(_STYLE):
         yield pyplot
 
 
-def _colours(titles: Sequence[str]) -> dict[str, str]:
-    return {title: PALETTE[i % len(PALETTE)] for i, title in enumerate(titles)}
+class _Look(NamedTuple):
+    """How a network is drawn; colours repeat with other markers and dashes."""
+
+    colour: str
+    marker: str
+    dashes: str
+
+
+def _looks(titles: Iterable[str]) -> dict[str, _Look]:
+    looks = [
+        _Look(colour, marker, dashes)
+        for marker, dashes in zip(_MARKERS, _DASHES, strict=True)
+        for colour in PALETTE
+    ]
+    return dict(zip(titles, itertools.cycle(looks), strict=False))
+
+
+def _wrapped(title: str, width: int) -> str:
+    """A title on several lines, its teacher on one of its own."""
+    parts = title.split(", ")
+    return ",\n".join("\n".join(textwrap.wrap(part, width)) for part in parts)
 
 
 def accuracy_over_energy(
     path: Path, points: Mapping[str, tuple[float, Sequence[float]]], title: str
 ) -> None:
-    """Draw test accuracies over the energy of an image's arithmetic.
+    """Draw test accuracy over the energy of an image's arithmetic.
 
     Parameters
     ----------
@@ -63,13 +86,15 @@ def accuracy_over_energy(
     title : str
     """
     with _styled() as pyplot:
-        figure, axes = pyplot.subplots(figsize=(5.2, 3.6))
-        colours, places = _colours(list(points)), {}
+        size = (5.2, 3.6) if len(points) < 7 else (7, 5)
+        figure, axes = pyplot.subplots(figsize=size)
+        looks, places = _looks(points), {}
         for name, (joules, accuracies) in points.items():
             x, ys = 1e6 * joules, 100 * np.array(accuracies)
             y = ys.mean()
             spread = [[y - ys.min()], [ys.max() - y]]
-            axes.errorbar(x, y, spread, fmt="o", ms=7, capsize=3, color=colours[name])
+            look = looks[name]
+            axes.errorbar(x, y, spread, fmt=look.marker, ms=7, capsize=3, color=look.colour)
             places[name] = x, y
         axes.set(
             xlabel="energy of the arithmetic for one image, µJ (45 nm)", ylabel="test accuracy, %"
@@ -78,12 +103,16 @@ def accuracy_over_energy(
         _logarithmic(axes.xaxis)
         output.head(figure, title)
         figure.canvas.draw()  # for the places of texts
-        _name_points(axes, places, colours)
+        _name_points(axes, places, looks)
         output.write_picture(path, figure, dpi=200)
 
 
-def _name_points(axes, places: Mapping[str, tuple[float, float]], colours: Mapping[str, str]):
-    """Write names beside points, each on the first side where it covers nothing."""
+def _name_points(axes, places: Mapping[str, tuple[float, float]], looks: Mapping[str, _Look]):
+    """Label points, each on the first side where the label covers nothing.
+
+    Labels are left out of the layout, which a long one would squeeze. One without room stands above
+    its point, moved into the figure.
+    """
     figure = axes.figure
     renderer = figure.canvas.get_renderer()
     taken = []
@@ -93,28 +122,38 @@ def _name_points(axes, places: Mapping[str, tuple[float, float]], colours: Mappi
     sides = [
         ((8, 0), "left", "center"), ((-8, 0), "right", "center"), ((0, 8), "center", "bottom"),
         ((0, -8), "center", "top"), ((7, 7), "left", "bottom"), ((7, -7), "left", "top"),
-        ((-7, 7), "right", "bottom"), ((-7, -7), "right", "top"),
+        ((-7, 7), "right", "bottom"), ((-7, -7), "right", "top"), ((0, 20), "center", "bottom"),
+        ((0, -20), "center", "top"), ((7, 24), "left", "bottom"), ((7, -24), "left", "top"),
+        ((-7, 24), "right", "bottom"), ((-7, -24), "right", "top"), ((0, 8), "center", "bottom"),
     ]  # fmt: skip
     for name, place in places.items():
         for offset, horizontal, vertical in sides:
             text = axes.annotate(
-                name, place, offset, textcoords="offset points", color=colours[name],
-                ha=horizontal, va=vertical, fontweight="bold", parse_math=False,
+                _wrapped(name, 24), place, offset, textcoords="offset points",
+                color=looks[name].colour, ha=horizontal, va=vertical, fontweight="bold",
+                parse_math=False,
             )  # fmt: skip
+            text.set_in_layout(False)
             box = text.get_window_extent(renderer)
-            inside = axes.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 < axes.bbox.y1
+            inside = axes.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+            inside = inside and axes.bbox.y0 < box.y0 and box.y1 < axes.bbox.y1
             clear = all(
                 box.x1 < left or box.x0 > right or box.y1 < low or box.y0 > high
                 for left, low, right, high in taken
             )
-            if (inside and clear) or offset == sides[-1][0]:
+            if inside and clear:
                 break
             text.remove()
+        else:
+            axes.add_artist(text)
+            over = max(0, box.x1 - figure.bbox.x1) - max(0, axes.bbox.x0 - box.x0)
+            text.set_position((offset[0] - over * 72 / figure.dpi, offset[1]))
+            box = text.get_window_extent(renderer)
         taken.append((box.x0, box.y0, box.x1, box.y1))
 
 
 def learning_curves(path: Path, runs: Mapping[str, Sequence[Run]], title: str) -> None:
-    """Draw training loss and test error by epoch, the mean of runs with the span of all.
+    """Draw training loss and test error by epoch: the mean of runs and their range.
 
     Parameters
     ----------
@@ -125,19 +164,21 @@ def learning_curves(path: Path, runs: Mapping[str, Sequence[Run]], title: str) -
     """
     with _styled() as pyplot:
         figure, panels = pyplot.subplots(1, 2, figsize=(9, 3.6))
-        colours, ends = _colours(list(runs)), {}
+        looks, ends = _looks(runs), {}
         for name, each in runs.items():
+            colour, marker, dashes = looks[name]
             histories = [run.history for run in each]
             losses = np.array([history.train_loss for history in histories])
             errors = 100 * (1 - np.array([history.test_accuracy for history in histories]))
             pruned = [epoch - 1 for epoch in each[0].prunings]
             for axes, values in zip(panels, (losses, errors), strict=True):
                 epochs, mean = np.arange(1, values.shape[1] + 1), values.mean(axis=0)
-                axes.plot(epochs, mean, color=colours[name], lw=1.6)
-                axes.plot(epochs[pruned], mean[pruned], "v", color=colours[name], ms=5)
+                only = {"marker": marker, "ms": 4} if len(epochs) == 1 else {}
+                axes.plot(epochs, mean, dashes, color=colour, lw=1.6, **only)
+                axes.plot(epochs[pruned], mean[pruned], "v", color=colour, ms=5)
                 if len(each) > 1:
                     span = values.min(axis=0), values.max(axis=0)
-                    axes.fill_between(epochs, *span, color=colours[name], alpha=0.15, lw=0)
+                    axes.fill_between(epochs, *span, color=colour, alpha=0.15, lw=0)
             ends[name] = epochs[-1], mean[-1]
         for axes, label in zip(panels, ("training loss", "test error, %"), strict=True):
             axes.set(xlabel="epoch", ylabel=label)
@@ -148,21 +189,18 @@ def learning_curves(path: Path, runs: Mapping[str, Sequence[Run]], title: str) -
             panels[0].legend(loc="upper right")
         output.head(figure, title)
         figure.canvas.draw()  # for the places of texts
-        _name_ends(panels[1], ends, colours)
+        _name_ends(panels[1], ends, looks)
         output.write_picture(path, figure, dpi=200)
 
 
 def _logarithmic(axis) -> None:
-    """Make an axis logarithmic, with plain numbers; what is 0 lies beyond its end."""
+    """Make an axis logarithmic, with plain numbers, unless there are zeros on it."""
     from matplotlib import ticker
 
-    least, name = axis.get_minpos(), axis.axis_name
-    if not np.isfinite(least):  # nothing is above 0
+    if axis.get_data_interval()[0] <= 0:
         return
-    getattr(axis.axes, f"set_{name}scale")("log", nonpositive="clip")
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
     low, high = axis.get_view_interval()
-    low = max(low, least / 2)
-    getattr(axis.axes, f"set_{name}lim")(low, high)
     span = high / low
     if span < 6:
         axis.set_major_locator(ticker.MaxNLocator(5))
@@ -172,14 +210,14 @@ def _logarithmic(axis) -> None:
     axis.set_minor_locator(ticker.NullLocator())
 
 
-def _name_ends(axes, ends: Mapping[str, tuple[float, float]], colours: Mapping[str, str]) -> None:
-    """Write names beside the ends of lines, moved apart where they would overlap."""
+def _name_ends(axes, ends: Mapping[str, tuple[float, float]], looks: Mapping[str, _Look]) -> None:
+    """Label the ends of lines, moved apart where labels would overlap."""
     scale = 72 / axes.figure.dpi  # of pixels to points
     height = 11.0
     ends = {name: (x, np.clip(y, *axes.get_ylim())) for name, (x, y) in ends.items()}
     order = sorted(ends, key=lambda name: ends[name][1])
     wanted = [axes.transData.transform(ends[name])[1] * scale for name in order]
-    # The nearest places in this order that are a height apart: pooled where they would be nearer.
+    # The nearest positions in this order a label's height apart: pooled where closer.
     pools: list[tuple[float, int]] = []
     for i, y in enumerate(wanted):
         total, count = y - i * height, 1
@@ -192,13 +230,13 @@ def _name_ends(axes, ends: Mapping[str, tuple[float, float]], colours: Mapping[s
     for name, y, place in zip(order, wanted, placed, strict=True):
         axes.annotate(
             name, ends[name], (6, place - y), textcoords="offset points", va="center",
-            color=colours[name], fontweight="bold", annotation_clip=False, parse_math=False,
+            color=looks[name].colour, fontweight="bold", annotation_clip=False, parse_math=False,
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Maximum-likelihood fits to weights, with the mean log-likelihood of one."""
+    """Maximum-likelihood fits to weights, with the mean log-likelihood per weight."""
 
     mean: float
     deviation: float
@@ -209,7 +247,7 @@ class Fit:
 
     @classmethod
     def of(cls, weights: np.ndarray) -> Fit:
-        """Of weights that are not all alike."""
+        """Fit weights that are not all equal."""
         mean, deviation = float(weights.mean()), float(weights.std())
         median = float(np.median(weights))
         scale = float(np.abs(weights - median).mean())
@@ -220,10 +258,10 @@ class Fit:
     @property
     def verdict(self) -> str:
         better = "Laplace" if self.laplace > self.gaussian else "Gaussian"
-        return f"{better} fits better\nby {abs(self.laplace - self.gaussian):.3f} nats a weight"
+        return f"{better} fits better\nby {abs(self.laplace - self.gaussian):.3f} nats per weight"
 
     def densities(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The Gaussian's and the Laplacian's."""
+        """Densities of the Gaussian and the Laplacian."""
         z = (x - self.mean) / self.deviation
         gaussian = np.exp(-0.5 * z**2) / (self.deviation * np.sqrt(2 * np.pi))
         return gaussian, np.exp(-np.abs(x - self.median) / self.scale) / (2 * self.scale)
@@ -240,25 +278,25 @@ def weight_histograms(
     weights : mapping of str to array
         By the name of the network.
     pruned : container of str
-        Names of those whose small weights are gone, to which nothing is fitted.
+        Names of pruned networks, to which nothing is fitted.
     title : str
     """
     with _styled() as pyplot:
-        size = 2.1 * len(weights), 2.4
+        size = max(4.6, 2.1 * len(weights)), 2.6
         figure, panels = pyplot.subplots(1, len(weights), figsize=size, squeeze=False)
-        colours = _colours(list(weights))
+        looks = _looks(weights)
         for axes, (name, w) in zip(panels[0], weights.items(), strict=True):
             low, high = np.percentile(w, (0.2, 99.8))
-            axes.hist(w, 60, range=(low, high), density=True, color=colours[name], alpha=0.4)
+            axes.hist(w, 60, range=(low, high), density=True, color=looks[name].colour, alpha=0.4)
             if name in pruned:
-                verdict = "the small ones are pruned:\nnothing is fitted"
+                verdict = "small weights pruned:\nnothing fitted"
             else:
                 fit, x = Fit.of(w), np.linspace(low, high, 401)
                 gaussian, laplace = fit.densities(x)
                 axes.plot(x, laplace, color="black", lw=1.2, label="Laplace")
                 axes.plot(x, gaussian, "--", color="black", lw=1.2, label="Gaussian")
                 verdict = fit.verdict
-            axes.set_title(name, color=colours[name], parse_math=False)
+            axes.set_title(_wrapped(name, 22), color=looks[name].colour, parse_math=False)
             axes.set(yticks=[])
             axes.set_xlabel(verdict, fontsize=8)
             axes.spines["left"].set_visible(False)
@@ -266,13 +304,13 @@ def weight_histograms(
             axes.locator_params(axis="x", nbins=4)
         handles, labels = panels[0][0].get_legend_handles_labels()
         if handles:
-            figure.legend(handles, labels, loc="outside upper right", ncols=2, fontsize=8)
+            figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
         output.head(figure, title)
         output.write_picture(path, figure, dpi=200)
 
 
 def filters(path: Path, weights: Mapping[str, np.ndarray], title: str) -> None:
-    """Draw the filters of first layers, a row a network.
+    """Draw the filters of first layers, one row per network.
 
     Parameters
     ----------
@@ -302,7 +340,7 @@ def filters(path: Path, weights: Mapping[str, np.ndarray], title: str) -> None:
 
 @dataclass(frozen=True)
 class Plane:
-    """Two-dimensional features of images, their labels, and the classifier behind them.
+    """Two-dimensional features of images, their labels, and the classifier.
 
     Parameters
     ----------
@@ -311,8 +349,8 @@ class Plane:
     weights : array, shape (classes, 2)
     accuracy : float
     directions : bool
-        Whether the classifier compares features with its weights by their direction, as products
-        do, or by their place, as distances do.
+        Whether the classifier compares features with its weights by direction (products) or by
+        position (distances).
     """
 
     features: np.ndarray
@@ -359,7 +397,7 @@ def features(path: Path, planes: Mapping[str, Plane], classes: Sequence[str], ti
 
 
 def _name_classes(axes, plane: Plane, classes: Sequence[str]) -> None:
-    """Write the names of classes on their medians, those that cover no other."""
+    """Label classes at their medians, where labels do not overlap."""
     taken = []
     for label, name in enumerate(classes):
         of_class = plane.features[plane.labels == label]

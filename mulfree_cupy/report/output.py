@@ -1,4 +1,4 @@
-"""Tables and pictures in files, which are whole or absent."""
+"""Tables and plots, written atomically."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def pyplot() -> ModuleType:
-    """matplotlib.pyplot, drawing into files alone.
+    """matplotlib.pyplot with a backend for files only.
 
     Raises
     ------
@@ -36,7 +36,7 @@ def pyplot() -> ModuleType:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table that also reads well in a terminal: first column left, the others right."""
+    """A Markdown table, aligned for terminals: first column left, the others right."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
 
     def line(cells: Sequence[str]) -> str:
@@ -48,7 +48,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a file of UTF-8; what is no text becomes ?."""
+    """Write a UTF-8 file; what cannot be encoded becomes ?."""
     with replaced(path) as file:
         file.write(text.encode(errors="replace"))
 
@@ -65,7 +65,7 @@ def write_table(path: str | Path, head: Sequence[str], rows: Iterable[Sequence[A
 
 
 def head(figure: Figure, text: str) -> None:
-    """Put a line above a figure: as it is, no mathematics, and with ? for what is no text."""
+    """Set a figure's title verbatim, without mathematics; what cannot be encoded becomes ?."""
     figure.suptitle(text.encode(errors="replace").decode(), fontsize=10, parse_math=False)
 
 

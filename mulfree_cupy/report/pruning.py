@@ -1,4 +1,4 @@
-"""What pruning saves and costs: a table, and the curve of accuracy over density."""
+"""Savings and accuracy of pruning: a table, and a plot over density."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ _IMAGES = 100  # on which activations are measured
 
 @dataclass(frozen=True)
 class Row:
-    """A step of pruning, and how many times fewer multiplications its network takes.
+    """A step of pruning, and the reduction of multiplications.
 
-    `static` and `dynamic` as in `convolutions`, of the pruned layers; those of the whole network
-    count the others too.
+    `static` and `dynamic` as in `convolutions`, for the pruned layers and for the whole network.
     """
 
     density: float
@@ -64,12 +63,12 @@ def measure(steps: Sequence[Step], test: data.Dataset) -> list[Row]:
 
 
 def measured(network: Network, test: data.Dataset) -> list[Convolution]:
-    """The convolutions of a network, their activations measured on some images of a data set.
+    """The convolutions of a network, with activations measured on images of a data set.
 
     Raises
     ------
     ValueError
-        If none can be pruned.
+        If none is prunable.
 
     Examples
     --------
@@ -83,7 +82,7 @@ def measured(network: Network, test: data.Dataset) -> list[Convolution]:
     """
     layers = count(network, data.sample(test, _IMAGES).images).convolutions
     if not any(layer.form in PRUNABLE for layer in layers):
-        raise ValueError("pruning.measured: the network has no layer that can be pruned")
+        raise ValueError("pruning.measured: the network has no prunable layer")
     return layers
 
 
@@ -112,12 +111,12 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def write(path: str | Path, runs: Mapping[str, Sequence[Row]], title: str = "") -> None:
-    """Draw accuracy and savings over density into `path` (PNG), with a CSV of that name beside it.
+    """Draw accuracy and savings over density into `path` (PNG), and write a CSV of the same name.
 
     Parameters
     ----------
     path : path
-        Of the picture.
+        Of the PNG.
     runs : mapping of str to sequence of Row
         By the name of the network.
     title : str
@@ -128,18 +127,18 @@ def write(path: str | Path, runs: Mapping[str, Sequence[Row]], title: str = "") 
 
 
 def read(path: str | Path) -> dict[str, list[Row]]:
-    """The runs of a CSV that `write` wrote.
+    """Read the runs from a CSV of `write`.
 
     Raises
     ------
     ValueError
-        If it is no such file.
+        If it is not such a file.
     """
     runs = defaultdict(list)
     with Path(path).open(newline="") as file:
         reader = csv.DictReader(file)
         if reader.fieldnames != ["network", *_FIELDS]:
-            raise ValueError(f"{path} is no table of mulfree prune, its columns are others")
+            raise ValueError(f"{path} is not a table of mulfree prune: it has other columns")
         for row in reader:
             runs[row["network"]].append(Row(*(float(row[field]) for field in _FIELDS)))
     return dict(runs)

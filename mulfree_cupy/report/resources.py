@@ -33,7 +33,7 @@ from mulfree_cupy.ops.winograd import WinogradWeights, winograd_matrices
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
-# Of one multiprocessor: threads, blocks, KiB of shared memory, KiB of it that each block costs.
+# Per multiprocessor: threads, blocks, KiB of shared memory, KiB of it reserved per block.
 _LIMITS = {
     "sm_75": (1024, 16, 64, 0),
     "sm_80": (2048, 32, 164, 1),
@@ -48,7 +48,7 @@ _REGISTERS = 65536
 
 @dataclass(frozen=True)
 class Variant:
-    """One kernel as a launcher asks for it."""
+    """One kernel with the macros and block of a launcher."""
 
     path: str
     entry: str
@@ -59,20 +59,20 @@ class Variant:
 
 @dataclass(frozen=True)
 class Row:
-    """What the compiler says of one variant on one architecture.
+    """Compiler report for one variant on one architecture.
 
     Attributes
     ----------
     registers : int
-        A thread's.
+        Per thread.
     shared : int
-        Bytes of shared memory a block.
+        Bytes of shared memory per block.
     spills : int
         Bytes that did not fit the registers.
     occupancy : float
-        Resident threads over the most that the multiprocessor holds.
+        Resident threads over the multiprocessor's maximum.
     warnings : str
-        What NVRTC complained about; empty if nothing.
+        NVRTC's warnings, or "".
     cubin : bytes
         The machine code.
     """
@@ -88,7 +88,7 @@ class Row:
 
 
 class Recorder:
-    """A device that notes the launches instead of running them."""
+    """A device that records launches instead of running them."""
 
     xp = np
     architecture = 90
@@ -107,9 +107,9 @@ class Recorder:
 
 
 def variants() -> list[Variant]:
-    """Every kernel with every element type and tile that the launchers ask for.
+    """Every kernel with every element type and tile that the launchers use.
 
-    Of variants that differ only in the width of their loads, the widest.
+    Of variants that differ only in vector width, the widest.
     """
     device = Recorder()
     depthwise = ConvGeometry(1, 4, (16, 16), 4, (2, 2), groups=4)
@@ -160,7 +160,7 @@ def _record_batch(device) -> None:
 
 
 def _record_binary(device) -> None:
-    """Of signs every type, tile and width of a word, of low bits every number of them."""
+    """For signs every type, tile and word size, for low bits every number of bits."""
 
     def record(g, dtype, bits=None):
         x, w = np.zeros(g.x_shape, dtype), np.zeros(g.w_shape, dtype)
@@ -186,7 +186,7 @@ def _record_binary(device) -> None:
 
 
 def _record_shift(device) -> None:
-    """The tiles of tile.cuh are adder's: here a large one for each type, and a small one."""
+    """The tiles are adder's (tile.cuh): here a large and a small one for each type."""
     table, modulo = np.zeros((64, 2), np.int32), select.modulo_table(64, 3, 1).astype(np.int32)
     for dtype in (np.uint8, np.uint16, np.float32, np.float64, np.complex128):
         x = np.zeros((2, 64, 4, 4), dtype)
@@ -220,7 +220,8 @@ def _record_halves(device, g: ConvGeometry) -> None:
 
 
 def _record_depthwise(device, dtype) -> None:
-    """Its windows are macros: the usual ones, the largest, and one that is left to the tiles."""
+    """Window sizes are macros: the usual ones, the largest, and one that falls back to the
+    tiles."""
     for side, step, each in ((3, 1, 1), (3, 2, 1), (5, 1, 1), (7, 1, 1), (7, 4, 4), (8, 1, 1)):
         g = ConvGeometry(1, 4, (64, 64), 4 * each, (side, side), (step, step), groups=4)
         _record_forward(device, dtype, g)
@@ -274,7 +275,7 @@ def _record_training(device) -> None:
 
 
 def _record_batch_norm(device) -> None:
-    """Channels of few elements, of as many as registers hold, and of more; with odd planes too."""
+    """Channels with few elements, as many as fit in registers, and more; with odd planes too."""
     for dtype in (np.float32, np.float64):
         c = np.zeros(2, dtype)
         for images, pixels in itertools.product((4, 128, 250, 512), (49, 64)):
@@ -289,7 +290,7 @@ def _record_batch_norm(device) -> None:
 
 
 def compile_variant(variant: Variant, architecture: str) -> Row:
-    """Compile one variant as CuPy does, denormals flushed, and read what the compiler reports.
+    """Compile one variant as CuPy does, flushing denormals, and parse the compiler's report.
 
     Raises
     ------
@@ -338,7 +339,7 @@ def _number(pattern: str, text: str) -> int:
 
 
 def occupancy(architecture: str, threads: int, registers: int, shared: int) -> float:
-    """Resident threads of one multiprocessor over the most that it holds.
+    """Resident threads of one multiprocessor over its maximum.
 
     Examples
     --------
@@ -360,7 +361,7 @@ def compile_all(
 ) -> list[Row]:
     """Compile variants (all of them, if none are chosen) for some architectures."""
     try:
-        import cuda.core  # noqa: F401 - once, before threads do: its first import is not for several
+        import cuda.core  # noqa: F401 - before threads start: its first import is not thread-safe
         import nvidia  # noqa: F401 - the compiler's headers
     except ImportError as error:
         raise ImportError(

@@ -1,4 +1,4 @@
-"""The machine code of a compiled kernel, read on a machine without a GPU."""
+"""The machine code (SASS) of a compiled kernel, without a GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PREDICATE = re.compile(r"^@!?U?P\w+\s+")
 
 
 def disassemble(cubin: bytes) -> str:
-    """The text that nvdisasm prints, from the wheel nvidia-cuda-nvdisasm."""
+    """The output of nvdisasm, from the wheel nvidia-cuda-nvdisasm."""
     import nvidia
 
     program = next(
@@ -60,6 +60,6 @@ def opcode(instruction: str) -> str:
 
 
 def inner_loop(text: str, arithmetic: tuple[str, ...]) -> tuple[list[str], Counter]:
-    """The loop with the most of some opcodes (the shortest such), and its opcodes counted."""
+    """The (shortest) loop with the most of some opcodes, and its opcode counts."""
     counted = [(loop, Counter(map(opcode, loop))) for loop in loops(text)]
     return max(counted, key=lambda c: (sum(c[1][op] for op in arithmetic), -len(c[0])))

@@ -1,4 +1,4 @@
-"""A picture of a layer's Winograd kernels: what pruning left of them, by tile position."""
+"""Plot of a layer's pruned Winograd kernels by tile position."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def mean_magnitude(weights: WinogradWeights) -> np.ndarray:
 def draw(
     path: str | PathLike, weights: WinogradWeights, *, most: int = 12, title: str = ""
 ) -> None:
-    """Draw kernels as t x t tiles, beside the mean magnitude and the density by tile position.
+    """Draw kernels as t x t tiles, with mean magnitude and density by tile position.
 
     Parameters
     ----------
     path : path
-        Of the picture.
+        Of the PNG.
     weights : WinogradWeights
     most : int
-        Filters, and channels, shown: the first of each. Pruned entries are white.
+        Number of filters and channels shown. Pruned entries are white.
     title : str
     """
     figure, (kernels, magnitude, density) = output.pyplot().subplots(
@@ -60,7 +60,7 @@ def draw_all(folder: str | PathLike, network: Network) -> None:
     Raises
     ------
     ValueError
-        If there is none.
+        If there is no Winograd layer.
     """
     layers = [layer for layer in network.layers if layer.op == "winograd_conv"]
     if not layers:

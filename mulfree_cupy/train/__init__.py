@@ -1,4 +1,4 @@
-"""Training: recipes, runs that stop and resume bit for bit, checkpoints."""
+"""Training: recipes, checkpoints, and runs that resume bit-identically."""
 
 from mulfree_cupy.train.ablation import ablation
 from mulfree_cupy.train.calibration import calibrated, gather_statistics

@@ -1,4 +1,4 @@
-"""AdderNet's ablation: which gradient the filters get, and at which rate."""
+"""AdderNet's ablation: gradient and learning rate of the filters."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def ablation(
     for name, changes in progress(RUNS.items(), "runs", "run"):
         recipe = Recipe(**changes, epochs=epochs, batch_size=batch_size, augment="none", seed=seed)
         run = Training(recipe, train, test, device=device)
-        # A rate that is too large diverges: a curve that ends early is a result too.
+        # Too large a rate diverges: a curve that ends early is a result too.
         with contextlib.suppress(FloatingPointError):
             run.run(progress=False)
         histories[name] = run.history

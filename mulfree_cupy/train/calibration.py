@@ -1,4 +1,4 @@
-"""BatchNorm's statistics gathered anew from training images."""
+"""Recomputation of BatchNorm statistics from training images."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def gather_statistics(model: nn.Module, batches: Iterable[Array]) -> None:
     """Set the running mean and variance of every BatchNorm to averages over some batches.
 
     Every BatchNorm normalises each batch by the batch's own statistics, as in training; all other
-    layers are in evaluation mode, so that no dropout draws. But for the statistics, which are
-    written to in place, the network stays as it is, and if anything raises they stay too.
+    layers are in evaluation mode, without dropout. Only the statistics change, in place, and not if
+    anything raises.
 
     Parameters
     ----------
     model : Module
     batches : iterable of arrays
-        Of images, prepared as in training, where the network is.
+        Images, prepared as in training, on the network's device.
 
     Raises
     ------
@@ -42,12 +42,12 @@ def gather_statistics(model: nn.Module, batches: Iterable[Array]) -> None:
 
         running_mean = sum_b n_b m_b / sum_b n_b,    running_var = sum_b n_b v_b / sum_b n_b
 
-    averaged in float64 as the batches come: ``average = (1 - t) average + t new`` with
-    ``t = n_b / (n_1 + ... + n_b)``. The bits depend on the batches and their order alone.
+    averaged in float64 batch by batch: ``average = (1 - t) average + t new`` with ``t = n_b / (n_1
+    + ... + n_b)``. The result depends only on the batches and their order, bit for bit.
 
-    The running statistics of training are averages over batches of a network that changed
-    meanwhile. An adder's filters move fast and the mean of its answers is many deviations from
-    zero, so while the rate is high they are those of another network.
+    The running statistics of training are averages over batches during which the weights changed.
+    An adder's filters change fast and the mean of its outputs is many deviations from zero, so
+    while the rate is high these statistics lag behind the weights.
 
     References
     ----------
@@ -73,7 +73,7 @@ def gather_statistics(model: nn.Module, batches: Iterable[Array]) -> None:
 
 @contextlib.contextmanager
 def _gathering(model: nn.Module, layers: list[nn.BatchNorm]) -> Iterator[None]:
-    """Inside it only the BatchNorms train, and on float64 arrays in the place of their own."""
+    """Inside it only the BatchNorms are in training mode, with float64 arrays as statistics."""
     modes = [(module, module.training) for _, module in model.modules()]
     before = [(layer.running_mean, layer.running_var, layer.momentum) for layer in layers]
     try:
@@ -100,10 +100,10 @@ def calibrated(
     images: int | None = None,
     xp: Any = np,
 ) -> Checkpoint:
-    """A checkpoint with statistics gathered anew, from batches as in training.
+    """A checkpoint with statistics recomputed from batches as in training.
 
-    They are the first of the last epoch that was trained: from as many images as the recipe's
-    `calibration` come the very bits that training gathered.
+    The batches are the first of the last trained epoch: with as many images as the recipe's
+    `calibration` the result is bit-identical to that of training.
 
     Parameters
     ----------
@@ -112,9 +112,9 @@ def calibrated(
     train : data.Dataset
         The training images.
     images : int, optional
-        How many, rounded up to whole batches: 2560, or all if there are fewer.
+        Number, rounded up to whole batches; default 2560, or all if fewer.
     xp : module
-        Where to compute, as `namespace_of` returns it.
+        Array module, as returned by `namespace_of`.
 
     Raises
     ------
@@ -128,7 +128,7 @@ def calibrated(
     check_data(source, saved, train)
     if saved.sums["seen"]:
         raise ValueError(
-            f"{source} is inside an epoch, and a run that goes on from there would end with other "
+            f"{source} is inside an epoch, and a run resumed from there would end with other "
             "statistics than one that never stopped; resume it to the end of the epoch"
         )
     loader = in_training(saved.recipe, train, saved.mean, saved.std)

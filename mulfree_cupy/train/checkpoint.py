@@ -1,4 +1,4 @@
-"""Checkpoints: one npz file with all a run needs to go on, which no crash can spoil."""
+"""Checkpoints: one npz file with the full state of a run, written atomically."""
 
 from __future__ import annotations
 
@@ -21,45 +21,44 @@ from mulfree_cupy.inference.network import Layer, Network
 from mulfree_cupy.nn.description import describe
 from mulfree_cupy.train.recipe import History, Recipe, integer
 
-# 1 had the batches of an epoch beside its images; it and 2 had no digest of the data; up to 3 no
-# statistics were gathered, and the layers were not described; up to 4 there were no teachers.
+# Format 1 stored batches as well as images of an epoch; up to 2 there was no digest of the data; up
+# to 3 no calibration and no description of the layers; up to 4 no teachers.
 FORMAT = CHECKPOINT_FORMAT
 SCHEDULES = ("continue", "restart")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A training run as it is on disk: whatever holds of one is checked here, once.
+    """The stored state of a training run, fully validated on construction.
 
     Parameters
     ----------
     recipe : Recipe
     history : History
-        Of the whole epochs.
+        Of the completed epochs.
     epoch : int
-        How many of them are done.
+        Number of completed epochs.
     sums : dict
-        Of the epoch under way: ``loss``, ``right`` answers and images ``seen``.
+        Of the current epoch: ``loss``, ``right`` predictions and images ``seen``.
     shape : dict of str to int
-        ``channels``, ``size`` and ``classes``, as `models.build` takes them.
+        ``channels``, ``size`` and ``classes``, as in `models.build`.
     classes : tuple of str
         Their names.
     data : str or None
-        `data.digest` of the training and the test part; None if the format had none, or the network
-        was trained elsewhere.
+        `data.digest` of the training and the test part; None for old formats and imported networks.
     mean, std : array, shape (channels,)
         Of the training images.
     model : Module
-        With its weights.
+        With trained weights.
     teacher : Module or None
-        The recipe's, with its weights.
+        The recipe's teacher, with trained weights.
     velocities : dict of str to array
         As `optim.SGD.state_dict` returns them.
 
     Raises
     ------
     TypeError, ValueError
-        If something is missing, of another kind, out of range or does not fit the rest.
+        If something is missing, invalid, out of range or inconsistent.
     FloatingPointError
         If a weight or a velocity is not finite.
     """
@@ -114,7 +113,7 @@ class Checkpoint:
                 raise ValueError(f"{name} is a variance below 0")
 
     def _check_velocities(self) -> None:
-        """All of them, or none where there was no step with momentum."""
+        """The velocities of all parameters, or none if there was no step with momentum."""
         if self.velocities or (self.recipe.momentum and (self.epoch or self.sums["seen"])):
             parameters = enumerate(trained(self.recipe, self.model, self.teacher))
             _check_fit("optim", self.velocities, {f"velocity.{i}": p for i, p in parameters})
@@ -126,7 +125,7 @@ class Checkpoint:
 
     @property
     def network(self) -> Network:
-        """What `inference` needs of it."""
+        """The network for `inference`."""
         size = self.shape["size"]
         return Network(
             _layers(self.recipe.model, **self.shape),
@@ -138,14 +137,13 @@ class Checkpoint:
         )
 
     def resumed(self, schedule: str | None = None, **changes: Any) -> Recipe:
-        """The recipe to go on by.
+        """The recipe of a resumed run.
 
         Parameters
         ----------
         schedule : {"continue", "restart"}, optional
-            How the rate goes on: from where it is, or from that of the recipe, down along a cosine
-            over the epochs that are left. The default leaves it as it is, but where `epochs`
-            changes: there it is ``"continue"``.
+            Learning rate: a cosine over the remaining epochs, from the current rate or from the
+            recipe's. By default the schedule is unchanged, or ``"continue"`` if `epochs` changes.
         **changes
             Entries of the recipe, such as ``epochs``.
 
@@ -156,8 +154,8 @@ class Checkpoint:
         Raises
         ------
         ValueError
-            If this would be another network; if there is no epoch left for what changes; or if it
-            is the order or the batches of an epoch under way.
+            If the network would change; if no epoch is left for the changes; or if they affect the
+            order or the batches of the current epoch.
         """
         old = self.recipe
         if schedule not in (None, *SCHEDULES):
@@ -165,19 +163,19 @@ class Checkpoint:
         if changes.get("model", old.model) != old.model:
             raise ValueError(f"it is of the network {old.model}, not {changes['model']}")
         if changes.keys() & {"teacher", "teacher_learns"}:
-            raise ValueError("its teacher, or that it has none, is part of it and cannot change")
+            raise ValueError("its teacher, or the lack of one, cannot change")
         changed = [name for name in changes if changes[name] != getattr(old, name, None)]
         epochs = changes.get("epochs", old.epochs)
         if (changed or schedule) and epochs <= self.epoch:
             raise ValueError(
-                f"{self.epoch} epochs are done, so epochs must be more to go on, got {epochs}"
+                f"{self.epoch} epochs are done, so epochs must be more to resume, got {epochs}"
             )
         new = replace(old, **changes)
         for name in ("batch_size", "augment", "seed"):
             was, asked = getattr(old, name), getattr(new, name)
             if self.sums["seen"] and asked != was:
                 raise ValueError(
-                    f"{name} is {was} in the epoch under way, of which {self.sums['seen']} images "
+                    f"{name} is {was} in the current epoch, of which {self.sums['seen']} images "
                     f"are done, and cannot become {asked} before the next"
                 )
         if schedule is None and new.epochs == old.epochs:
@@ -193,7 +191,7 @@ def trained(recipe: Recipe, model: nn.Module, teacher: nn.Module | None) -> list
 
 
 def save(path: str | os.PathLike, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint to `path`, where it appears only when it is whole."""
+    """Write a checkpoint to `path` atomically."""
     shape = checkpoint.shape
     facts = {
         "format": FORMAT,
@@ -223,7 +221,7 @@ def load(path: str | os.PathLike) -> Checkpoint:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it is no checkpoint, damaged, of a later format, or something in it does not hold.
+        If it is not a checkpoint, damaged, of a later format, or inconsistent.
     """
     path = Path(path)
     if not path.is_file():
@@ -243,7 +241,7 @@ def load(path: str | os.PathLike) -> Checkpoint:
 
 @functools.cache
 def _layers(model: str, channels: int, size: int, classes: int) -> tuple[Layer, ...]:
-    """By names alone, so that those of fresh weights serve."""
+    """By names only, so that a newly built model's can be used."""
     network = models.build(model, channels=channels, size=size, classes=classes)
     return tuple(describe(network, channels, size))
 
@@ -259,7 +257,7 @@ def _checkpoint(arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> Checkpo
         facts["recipe"] = {**facts["recipe"], "calibration": 0}
         facts["history"] = {**facts["history"]}
         facts["history"]["running_accuracy"] = facts["history"]["test_accuracy"]
-    else:  # for `inference`; here the network's name tells all
+    else:  # for `inference`; here the network is built from its name
         described = facts["network"]
         if not isinstance(described, list) or not described:
             raise TypeError(f"network must be a list of layers, got {described!r:.50}")
@@ -304,7 +302,7 @@ def _check_digest(digest: Any) -> None:
 
 
 def _part(facts: dict[str, Any], name: str, wanted: Iterable[str]) -> dict[str, Any]:
-    """A dict among the facts that has these entries and no others."""
+    """A dict among the facts with exactly these entries."""
     if not isinstance(facts[name], dict):
         raise TypeError(f"{name} must have entries, got {facts[name]!r:.50}")
     _check_names(name, facts[name], wanted)

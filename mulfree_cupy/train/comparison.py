@@ -1,4 +1,4 @@
-"""Several networks trained on the same data by the same recipe, those that can be pruned pruned."""
+"""Several networks trained on the same data with the same recipe; prunable ones are pruned."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ RECORD = "comparison.json"
 
 _CHECKPOINT = "checkpoint.npz"
 DENSITIES = 0.6, 0.4
-_SHARE = 5  # of the epochs that follow each pruning: one in so many
+_SHARE = 5  # one in so many epochs follows each pruning
 
 
 @dataclass(frozen=True)
 class Run:
-    """A network that was trained.
+    """A trained network.
 
     Parameters
     ----------
     model : str
-        As `compare` was given it, with its teacher.
+        As passed to `compare`, with its teacher.
     seed : int
     path : Path
         Of its last checkpoint.
     history : History
-        Of all its epochs, those before and after a pruning in one.
+        Of all its epochs, before and after pruning.
     prunings : tuple of int
-        The numbers of epochs after which it was pruned.
+        Epochs after which it was pruned.
     """
 
     model: str
@@ -59,21 +59,21 @@ def compare(
     device: str = "cpu",
     progress: bool = True,
 ) -> list[Run]:
-    """Train networks by one recipe, each in a folder of its own, and go on where that stopped.
+    """Train networks with one recipe, each in its own folder; resumes a stopped comparison.
 
     Parameters
     ----------
     names : sequence of str
-        Of the networks. One with layers that can be pruned is trained for fewer epochs, pruned to
-        each of `DENSITIES` and trained again after each, for as many epochs in all. With
-        ``"adder-resnet20@conv-resnet20"`` the former is taught by the latter, which must stand
-        before it: by that of the same seed.
+        Of the networks, each once. A prunable one is trained for fewer epochs, then pruned to each
+        of `DENSITIES` and retrained, for the same total number of epochs. In
+        ``"adder-resnet20@conv-resnet20"`` the latter, with the same seed, is the teacher; it must
+        come earlier in the list.
     recipe : Recipe
-        Its model and seed are replaced.
+        Model and seed are overridden.
     train, test : data.Dataset
     out : path
-        A folder, new or with a comparison by the same recipe on the same data, of these networks
-        or others. What is finished there is not trained again.
+        A folder, new or with a comparison by the same recipe on the same data, of these networks or
+        others. Finished networks are not trained again.
     seeds : int
         Runs of each network, with the seeds 0, 1, ...
     device : {"cpu", "cuda"}
@@ -87,21 +87,13 @@ def compare(
     Raises
     ------
     ValueError
-        If there is no such network or no such teacher before it, or `out` holds another run, or a
-        comparison by another recipe or on other data.
+        If there is no such network or no such teacher before it, there are fewer than 3 epochs for
+        a network that is pruned, or `out` holds another run, or a comparison or a network by
+        another recipe or on other data.
     Interrupted
-        At Ctrl-C, after the step under way and the checkpoint.
+        At Ctrl-C, after the current step and the checkpoint.
     """
-    shape = shape_of(train)
-    pruned = {}
-    for i, name in enumerate(names):  # all, before the first is trained
-        model, _, teacher = name.partition("@")
-        network = models.build(model, **shape)
-        pruned[name] = any(hasattr(module, "prune") for _, module in network.modules())
-        if teacher and teacher not in names[:i]:
-            raise ValueError(
-                f"compare: the teacher of {name} must stand before it, got {', '.join(names[:i])}"
-            )
+    pruned = _checked(names, recipe, train)  # before any is trained
     runs: list[Run] = []
     with folder.taken(out, resumed=RECORD) as out:
         record, ours = out / RECORD, _described(recipe, train, test)
@@ -122,6 +114,31 @@ def compare(
     return runs
 
 
+def _checked(names: Sequence[str], recipe: Recipe, train: data.Dataset) -> dict[str, bool]:
+    """Whether each of the networks is pruned."""
+    pruned: dict[str, bool] = {}
+    for name in names:
+        model, taught, teacher = name.partition("@")
+        try:
+            network = models.build(model, **shape_of(train))
+        except ValueError as error:
+            raise ValueError(f"compare: {name!r}: {error}") from None
+        if taught and teacher not in pruned:
+            before = f"after {', '.join(pruned)}" if pruned else "first"
+            raise ValueError(
+                f"compare: the teacher of {name} must come before it, and it is {before}"
+            )
+        if name in pruned:
+            raise ValueError(f"compare: {name} is there twice; seeds= trains it more than once")
+        pruned[name] = any(hasattr(module, "prune") for _, module in network.modules())
+        if pruned[name] and recipe.epochs <= len(DENSITIES):
+            raise ValueError(
+                f"compare: epochs must be at least {len(DENSITIES) + 1}, got {recipe.epochs}: "
+                f"{name} is pruned {len(DENSITIES)} times and trained before and after each"
+            )
+    return pruned
+
+
 def _trained(
     recipe: Recipe,
     train: data.Dataset,
@@ -136,6 +153,14 @@ def _trained(
         options = {"device": device, "path": path}
         if path.exists():
             run = Training.resume(path, train, test, **options)
+            if run.recipe != recipe:
+                ours, theirs = asdict(recipe), asdict(run.recipe)
+                different = [
+                    f"{name} {theirs[name]!r} instead of {ours[name]!r}"
+                    for name in ours
+                    if theirs[name] != ours[name]
+                ]
+                raise ValueError(f"{path} is not of this comparison: {', '.join(different)}")
         else:
             network = load_teacher(teacher, train)[1] if teacher else None
             run = Training(recipe, train, test, teacher=network, **options)
@@ -154,7 +179,7 @@ def _pruned(
     teacher: Path | None,
 ) -> Run:
     after = max(1, recipe.epochs // _SHARE)
-    before = max(1, recipe.epochs - after * len(DENSITIES))
+    before = recipe.epochs - after * len(DENSITIES)
     shorter = replace(recipe, epochs=before)
     dense = _trained(shorter, train, test, where / "dense", device, progress, teacher)
     options = {"out": where, "device": device, "progress": progress}
@@ -167,7 +192,7 @@ def _pruned(
 
 
 def _described(recipe: Recipe, train: data.Dataset, test: data.Dataset) -> dict:
-    """What all runs have in common, as JSON gives it back."""
+    """What all runs have in common, as JSON values."""
     common = asdict(recipe)
     del common["model"], common["seed"]
     return json.loads(json.dumps({**common, "data": data.digest(train, test)}))

@@ -1,4 +1,4 @@
-"""Training steps on a GPU that the host starts and does not wait for."""
+"""Asynchronous training steps on a GPU."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from mulfree_cupy.data.feed import Feed, Progress, Reading
 from mulfree_cupy.ops.cross_entropy import cross_entropy
 from mulfree_cupy.train.replay import Replay
 
-AHEAD = 32  # steps between two readings of the progress; the host is two of them ahead at most
+AHEAD = 32  # steps between two readings of the progress; the host is at most two readings ahead
 
 
 class DeviceSteps:
-    """The steps of an epoch: batch, forward, backward and update in one go on the device.
+    """The steps of an epoch: batch, forward, backward and update, all on the device.
 
-    Whole batches are replayed as a CUDA graph where the network allows it (see `Replay`); the
-    short one at the end of an epoch is launched as it is.
+    Full batches are replayed as a CUDA graph where the network allows it (see `Replay`); a partial
+    batch at the end of an epoch is launched normally.
 
     Parameters
     ----------
     networks : list of Module
-        Of which arrays carry over from step to step.
+        Their arrays persist from step to step.
     objective : callable
-        As `CrossEntropy`, of these networks.
+        Such as `CrossEntropy`, of these networks.
     optimiser : SGD
     loader : Loader
     xp : module
@@ -54,19 +54,18 @@ class DeviceSteps:
     def epoch(
         self, epoch: int, done: Progress, before: Callable[[], None]
     ) -> Iterator[Progress | None]:
-        """Run the steps of an epoch that are left; after each, what is known of the progress.
+        """Run the remaining steps of an epoch; yield the latest known progress after each.
 
         Parameters
         ----------
         epoch : int
         done : Progress
-            What an earlier run of this epoch has done.
+            Progress of an earlier, interrupted run of this epoch.
         before : callable
-            Called before each step is started, and again where it is launched: after a capture that
-            failed, it begins anew.
+            Called before each step, and again if the step is restarted after a failed capture.
         """
         if self.replay is not None:
-            self._xp.cuda.get_current_stream().synchronize()  # with what it did to the network
+            self._xp.cuda.get_current_stream().synchronize()  # its updates of the network included
             self.replay.start_anew(self._state)
         with self._stream:
             self.feed.start(epoch, done)
@@ -83,7 +82,7 @@ class DeviceSteps:
             yield known
 
     def progress(self) -> Progress:
-        """What has been done of the epoch; waits for the device."""
+        """Progress of the epoch; synchronises with the device."""
         with self._stream:
             return self.feed.read().wait()
 
@@ -103,7 +102,7 @@ class DeviceSteps:
         self.feed.tally(loss, right, count)
 
     def _settings(self) -> list[dict[str, Any]]:
-        """The numbers, words and options of the optimiser and modules, which launches may hold.
+        """The scalar settings of the optimiser and modules, which may be baked into launches.
 
         Not the learning rate: it is on the device.
         """
@@ -111,7 +110,7 @@ class DeviceSteps:
         return [_plain(vars(owner)) for owner in (self.optimiser, self.objective, *modules)]
 
     def _state(self) -> dict[str, Array]:
-        """The arrays on the device that carry over from one step to the next."""
+        """The device arrays that persist between steps."""
         state = {
             f"{i}.{name}" if i else name: a.data if isinstance(a, Tensor) else a
             for i, network in enumerate(self.networks)
@@ -126,7 +125,7 @@ class DeviceSteps:
 
 
 def _plain(container: dict) -> dict:
-    """The public numbers and words in it, those of its dictionaries and tuples too."""
+    """Its public numbers and strings, also in dicts and tuples."""
     found = {}
     for name, value in container.items():
         if isinstance(value, tuple):
@@ -141,7 +140,8 @@ def _plain(container: dict) -> dict:
 
 
 def right_answers(model: nn.Module, feed: Feed) -> int:
-    """How many images of a feed a network in evaluation mode gets right; waits once, at the end.
+    """Number of images that a network in evaluation mode classifies correctly; synchronises once,
+    at the end.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""A trained network read back, and its share of right answers."""
+"""Loading of trained networks, and their accuracy."""
 
 from __future__ import annotations
 
@@ -23,15 +23,18 @@ def load_model(path: str | os.PathLike, xp: Any = np) -> tuple[nn.Module, Checkp
 
 
 def load_teacher(path: str | os.PathLike, train: data.Dataset) -> tuple[str, nn.Module]:
-    """The name of the trained network of a checkpoint and the network, to teach on a data set.
+    """A checkpoint's network as a teacher for a data set, with its name.
 
     Raises
     ------
     ValueError
-        If it is for other images or classes, or was trained on images normalised otherwise.
+        If it is for other images or classes, was trained with another normalisation, or was not
+        trained for an epoch.
     """
     saved = checkpoint.load(path)
     check_data(path, saved, train)
+    if not saved.epoch and saved.data is not None:  # an imported network was trained elsewhere
+        raise ValueError(f"{path} cannot teach: it was not trained for an epoch")
     for ours, theirs in zip(data.statistics(train), (saved.mean, saved.std), strict=True):
         if not np.array_equal(ours, theirs):
             raise ValueError(
@@ -49,12 +52,12 @@ def evaluate(
     xp: Any = np,
     batch_size: int = 500,
 ) -> float:
-    """Share of right answers of a network on a data set.
+    """Accuracy of a network on a data set.
 
     Raises
     ------
     FloatingPointError
-        If an answer of the network is not finite.
+        If a logit is not finite.
     """
     model.eval()
     loader = in_order(dataset, mean, std, batch_size)
@@ -76,14 +79,14 @@ def evaluate(
 def in_order(
     dataset: data.Dataset, mean: np.ndarray, std: np.ndarray, batch_size: int = 500
 ) -> data.Loader:
-    """The batches that a network is tested on."""
+    """The batches for testing."""
     return data.Loader(dataset, batch_size, shuffle=False, mean=mean, std=std, seed=0)
 
 
 def in_training(
     recipe: Recipe, dataset: data.Dataset, mean: np.ndarray, std: np.ndarray
 ) -> data.Loader:
-    """The batches that a network is trained on."""
+    """The batches for training."""
     return data.Loader(
         dataset,
         recipe.batch_size,
@@ -96,7 +99,7 @@ def in_training(
 
 
 def first_fault(model: nn.Module, x: Array) -> str:
-    """The first layer, in the order of computation, whose answer is not finite."""
+    """Message naming the first executed layer whose output is not finite."""
     names = {id(module): name for name, module in model.modules()}
     faults = []
 
@@ -141,7 +144,7 @@ def check_data(source: str | os.PathLike, saved: Checkpoint, dataset: data.Datas
 
 
 def shape_of(dataset: data.Dataset) -> dict[str, int]:
-    """What a network must know of the images."""
+    """The shape arguments of a network for these images."""
     _, channels, height, width = dataset.images.shape
     if height != width:
         raise ValueError(f"the networks take square images, got {height} x {width}")

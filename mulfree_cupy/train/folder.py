@@ -1,4 +1,4 @@
-"""The folder of a run: who has it, and what a killed run left in it."""
+"""Folders of runs: locking, and cleaning up after killed runs."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from pathlib import Path
 
 from mulfree_cupy.files import UNFINISHED, reason
 
-# The file by which each kind of run is known, and what to say of it.
+# The file that identifies each kind of run, and its description in errors.
 RECORDS = {
-    "checkpoint.npz": "a training run; go on with it by --resume {}, or",
+    "checkpoint.npz": "a training run; resume it with --resume {}, or",
     "plan.json": "a pruning run; resume it, or",
-    "comparison.json": "a comparison; go on with it by mulfree compare, or",
+    "comparison.json": "a comparison; resume it with mulfree compare, or",
     "ablation.csv": "an ablation;",
 }
-_LOCK = ".mulfree.lock"  # removed at the end, so of a name that no other program uses
+_LOCK = ".mulfree.lock"  # removed at the end, so the name must be unique to this program
 
 
 @contextlib.contextmanager
 def taken(out: str | os.PathLike, *, resumed: str | None = None) -> Iterator[Path]:
-    """The folder `out` for one run, made if need be and locked against all others.
+    """The folder `out` for one run, created if needed and locked against all others.
 
-    The lock is the operating system's and ends with the process, however that ends. What a killed
-    run left unfinished is removed; so is the folder, if it is new and nothing was written.
+    The operating system releases the lock when the process ends, however it ends. Unfinished files
+    of a killed run are removed; so is the folder, if it is new and empty.
 
     Parameters
     ----------
     out : path
     resumed : str, optional
-        The file of a run in it that is to be gone on with.
+        The file of the run in it that is resumed.
 
     Raises
     ------
     ValueError
-        If it holds a run, and not only the one to be gone on with, or another process has it.
+        If it holds a run other than the resumed one, or another process has locked it.
     OSError
-        If it cannot be made or written to.
+        If it cannot be created or written to.
     """
     out = Path(out)
     with _held(out, _made(out), {resumed}) as folder:
@@ -49,7 +49,7 @@ def taken(out: str | os.PathLike, *, resumed: str | None = None) -> Iterator[Pat
 
 @contextlib.contextmanager
 def next_free(name: str) -> Iterator[Path]:
-    """The first of the folders `name`, `name`-2, ... that is not there, as by `taken`."""
+    """As `taken`, of the first of the folders `name`, `name`-2, ... that does not exist."""
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     with _held(next(out for out in map(Path, names) if _made(out)), True) as folder:
         yield folder
@@ -57,20 +57,20 @@ def next_free(name: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def of_file(path: str | os.PathLike) -> Iterator[Path]:
-    """The folder of a file that is to be written, as by `taken`, whatever runs it holds."""
+    """As `taken`, of the folder of a file to write, whatever runs it holds."""
     out = Path(path).parent
     with _held(out, _made(out), RECORDS) as folder:
         yield folder
 
 
 def _made(out: Path) -> bool:
-    """Make a folder; whether it is new. Of several processes only one is told that it is."""
+    """Create a folder; returns whether it is new, True in only one of several processes."""
     try:
         out.mkdir(parents=True)
     except FileExistsError:
         return False
     except OSError as error:
-        raise OSError(f"{out} cannot be the folder of a run: {reason(error)}") from error
+        raise OSError(f"out: {out} cannot be the folder of a run: {reason(error)}") from error
     return True
 
 
@@ -79,28 +79,28 @@ def _held(out: Path, new: bool, welcome: Container[str | None] = ()) -> Iterator
     try:
         lock = _locked(out / _LOCK)
     except OSError as error:
-        raise OSError(f"{out} cannot be the folder of a run: {reason(error)}") from error
+        raise OSError(f"out: {out} cannot be the folder of a run: {reason(error)}") from error
     if lock is None:
-        raise ValueError(f"another run is going on in {out}; take another folder")
+        raise ValueError(f"another run is active in {out}; choose another folder")
     try:
         for record, found in RECORDS.items():
             if record not in welcome and (out / record).exists():
-                raise ValueError(f"{out} holds {found.format(out / record)} take another folder")
+                raise ValueError(f"{out} holds {found.format(out / record)} choose another folder")
         for file in out.iterdir():
             if UNFINISHED.fullmatch(file.name):
                 file.unlink()
         yield out
     finally:
-        with contextlib.suppress(OSError):  # Windows removes no open file
+        with contextlib.suppress(OSError):  # Windows cannot remove an open file
             (out / _LOCK).unlink()
         os.close(lock)
         if new:
-            with contextlib.suppress(OSError):  # as a rule it is not empty
+            with contextlib.suppress(OSError):  # usually it is not empty
                 out.rmdir()
 
 
 def _locked(path: Path) -> int | None:
-    """A descriptor of the file that holds a lock on it, or None if another one does."""
+    """A file descriptor that holds the lock, or None if another process does."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -116,7 +116,7 @@ def _locked(path: Path) -> int | None:
                 stacklevel=2,
             )
             return descriptor
-        # Who held the lock before may have removed the file since it was opened here.
+        # The previous owner may have removed the file after it was opened here.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 return descriptor

@@ -1,4 +1,4 @@
-"""What a step of training makes small: the cross-entropy of the labels, or what a teacher adds."""
+"""Training objectives: cross-entropy, and distillation from a teacher."""
 
 from __future__ import annotations
 
@@ -16,40 +16,41 @@ Shape = tuple[int, ...]
 
 
 class CrossEntropy:
-    """Of a network's answers and the labels."""
+    """Cross-entropy of a network's logits and the labels."""
 
     def __init__(self, model: nn.Module):
         self.model = model
 
     def __call__(self, images: Array, labels: Array) -> tuple[Array, Array, Callable[[], None]]:
-        """The loss of a batch, how many answers are right, and what adds to the gradients."""
+        """The loss of a batch, the number of correct predictions, and a function that
+        backpropagates."""
         logits = self.model(Tensor(images))
         loss, right, gradient = cross_entropy(logits.data, labels)
         return loss, right, lambda: logits.backward(gradient)
 
 
 class Distillation:
-    """Of the labels and of a teacher's answers to the same images, softened; and of its features.
+    """Cross-entropy plus distillation from a teacher's softened outputs and features.
 
     Parameters
     ----------
     model, teacher : Module
     recipe : Recipe
-        Whose `temperature`, `teacher_share` and `teacher_features` are T, s and f below. Where its
-        `teacher_learns`, the teacher is trained along, by the labels, and its parameters must be
-        the optimiser's too; otherwise it is in evaluation mode, and stays as it is.
+        Its `temperature`, `teacher_share` and `teacher_features` are T, s and f below. With
+        `teacher_learns` the teacher is trained simultaneously, on the labels, and its parameters
+        must be in the optimiser; otherwise it is in evaluation mode, and fixed.
 
     Notes
     -----
-    With the network's logits z, the teacher's t, and the softened answers q = softmax(t / T)::
+    With the network's logits z, the teacher's t, and the soft targets q = softmax(t / T)::
 
         loss = (1 - s) H(labels, softmax(z)) + s T^2 KL(q, softmax(z / T))
                + f sum_l mean (exp(-|a_l|) - exp(-c_l^2 / 2))^2
 
-    Here a_l and c_l are the network's and the teacher's last normalised answer of each shape (C, H,
-    W) that both have. The filters of an adder are near a Laplace distribution, those of a
-    convolution near a Gaussian, so that of one the Laplacian kernel is compared with the
-    Gaussian kernel of the other [2]_.
+    Here a_l and c_l are the network's and the teacher's last normalised activations of each shape
+    (C, H, W) that both have. The filters of an adder are nearly Laplace-distributed, those of a
+    convolution nearly Gaussian, so the Laplacian kernel of one is compared with the Gaussian kernel
+    of the other [2]_.
 
     References
     ----------
@@ -83,12 +84,12 @@ class Distillation:
             if self.learns:
                 taught.backward(cross_entropy(taught.data, labels)[2])
 
-        return namespace(gradient).asarray(loss), right, backward  # no scalar of NumPy
+        return namespace(gradient).asarray(loss), right, backward  # not a NumPy scalar
 
     def _of_answers(
         self, logits: Array, taught: Array, labels: Array
     ) -> tuple[Array, Array, Array]:
-        """Loss, right answers and gradient, but for the features."""
+        """Loss, number of correct predictions and gradient, without the feature term."""
         loss, right, gradient = cross_entropy(logits, labels)
         share, temperature = self.share, self.temperature
         if not share:
@@ -101,7 +102,7 @@ class Distillation:
 
 
 def _with_features(model: nn.Module, images: Array) -> tuple[Tensor, dict[Shape, Tensor]]:
-    """The answer, and the last normalised planes of each shape on the way to it."""
+    """The output, and the last normalised activations of each shape."""
     features: dict[Shape, Tensor] = {}
 
     def watch(module: nn.Module, answer: Tensor, _: float) -> None:
@@ -113,7 +114,7 @@ def _with_features(model: nn.Module, images: Array) -> tuple[Tensor, dict[Shape,
 
 
 def _distance(adder: Array, convolution: Array) -> tuple[Array, Array]:
-    """Between the kernels' values of two features, and its gradient by the first."""
+    """Distance between the kernels of two features, and its gradient by the first."""
     xp = namespace(adder)
     laplacian = xp.exp(-abs(adder))
     difference = laplacian - xp.exp(convolution * convolution * -0.5)
@@ -123,6 +124,6 @@ def _distance(adder: Array, convolution: Array) -> tuple[Array, Array]:
 
 
 def _with_gradients(gradients: list[tuple[Tensor, Array]]) -> Tensor:
-    """A number whose gradient by each of the tensors is the array beside it."""
+    """A scalar whose gradient by each tensor is the given array."""
     products = [(tensor * Tensor(gradient)).sum() for tensor, gradient in gradients]
     return functools.reduce(operator.add, products)

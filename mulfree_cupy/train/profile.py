@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, layer by layer."""
+"""Time of a training step by layer."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class LayerTime:
 
 @dataclass(frozen=True)
 class StepProfile:
-    """Median seconds of a whole training step, and of the layers in it."""
+    """Median seconds of a whole training step, and of its layers."""
 
     step: float
     layers: list[LayerTime]
 
     @property
     def convolutions(self) -> float:
-        """The share of the step that the convolutions take."""
+        """The fraction of the step spent in convolutions."""
         return sum(t.forward + t.backward for t in self.layers if "Conv" in t.kind) / self.step
 
     def __str__(self) -> str:
@@ -123,6 +123,6 @@ def profile(model: nn.Module, images: Array, labels: Array) -> StepProfile:
 
 
 def _synchroniser(images: Array):
-    """What waits for the device, so that a host clock tells the truth."""
+    """A function that synchronises with the device, for host timing."""
     xp = namespace(images)
     return (lambda: None) if xp is np else xp.cuda.get_current_stream().synchronize

@@ -1,4 +1,4 @@
-"""Prune a trained network and train it again, in steps of falling density."""
+"""Prune and retrain a trained network in steps of decreasing density."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ RECORD = "plan.json"
 
 @dataclass(frozen=True)
 class Plan:
-    """What decides a pruning run, besides the network and the data.
+    """All settings of a pruning run, besides the network and the data.
 
     Parameters
     ----------
     schedule : sequence of floats
-        The densities to prune to, falling, each from 0 to 1.
+        The densities to prune to, decreasing, each above 0 and at most 1.
     first_layer : float
-        The least density of the layer that sees the image.
+        The minimum density of the first layer.
     epochs : int
-        Of training after each pruning.
+        Of retraining after each pruning.
     rate : float
-        The learning rate that these begin with.
+        The initial learning rate of each retraining.
     score : {"magnitude", "importance"}
     block : int
         Both as in `WinogradWeights.prune`.
@@ -40,7 +40,7 @@ class Plan:
     Raises
     ------
     ValueError
-        If a number is out of range, the schedule does not fall or there is no such score.
+        If a number is out of range, the schedule does not decrease or there is no such score.
     """
 
     schedule: tuple[float, ...]
@@ -57,7 +57,7 @@ class Plan:
                 raise ValueError(f"Plan: densities must be above 0 and at most 1, got {density}")
         falling = all(a > b for a, b in zip(self.schedule, self.schedule[1:], strict=False))
         if not self.schedule or not falling:
-            raise ValueError(f"Plan: schedule must be densities that fall, got {self.schedule}")
+            raise ValueError(f"Plan: schedule must be decreasing densities, got {self.schedule}")
         integer("Plan", "epochs", self.epochs)
         number("Plan", "rate", self.rate)
         if self.score not in ("magnitude", "importance"):
@@ -67,7 +67,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Step:
-    """A network on the way: the density asked for, the share of weights left, its checkpoint."""
+    """A pruning step: the target density, the fraction of weights left, and the checkpoint."""
 
     density: float
     kept: float
@@ -81,12 +81,12 @@ def prunable(model: nn.Module) -> list[nn.Module]:
     Raises
     ------
     ValueError
-        If there is none.
+        If there are none.
     """
     layers = [module for _, module in model.modules() if hasattr(module, "prune")]
     if not layers:
         raise ValueError(
-            "prune: the network has no layers that can be pruned; take one whose name begins with "
+            "prune: the network has no prunable layers; use one whose name begins with "
             "spatial-, winograd- or winograd-relu-"
         )
     return layers
@@ -100,9 +100,9 @@ def prune_layers(
     score: str = "magnitude",
     block: int = 1,
 ) -> None:
-    """Prune all layers to one density, the one that sees the image to `first_layer` at least.
+    """Prune all layers to one density, the first one to at least `first_layer`.
 
-    An ordinary convolution that sees the image, as in ResNet-18, is left alone.
+    An ordinary first convolution, as in ResNet-18, is not pruned.
     """
     image_layer = next(
         module for _, module in model.modules() if isinstance(module, (nn.Conv, nn.WinogradConv))
@@ -113,7 +113,7 @@ def prune_layers(
 
 
 def kept(model: nn.Module) -> float:
-    """Share of the weights left in the layers that can be pruned."""
+    """Fraction of the weights left in the prunable layers."""
     masks = [layer.mask for layer in prunable(model)]
     return sum(int(mask.sum()) for mask in masks) / sum(mask.size for mask in masks)
 
@@ -141,7 +141,7 @@ def prune(
         A folder, which gets ``plan.json`` and a checkpoint for each density.
     device : {"cpu", "cuda"}
     resume : bool
-        Go on with the run in `out`, to the very bits of one that never stopped.
+        Resume the run in `out`, bit-identical to an uninterrupted run.
     progress : bool
 
     Returns
@@ -152,15 +152,15 @@ def prune(
     Raises
     ------
     ValueError
-        If the network cannot be pruned, or is for other images, or `out` holds another run, or one
-        and not `resume`.
+        If the network is not prunable or for other images, or `out` holds another run, or one
+        without `resume`.
     Interrupted
-        At Ctrl-C, after the step under way and the checkpoint.
+        At Ctrl-C, after the current step and the checkpoint.
 
     Notes
     -----
-    Each density starts from the last network of the one before, with velocities at zero and the
-    recipe of `source`, but for epochs, rate and seed, which is one more each time.
+    Each density starts from the previous network, with velocities at zero and the recipe of
+    `source`, except epochs, rate and seed, which is incremented.
     """
     xp = namespace_of(device)
     model, saved = load_model(source, xp)
@@ -172,7 +172,9 @@ def prune(
         if record.exists():
             check_record(record, ours, "plan of mulfree prune")
         elif any(out.glob("*-density-*.npz")):
-            raise ValueError(f"{out} holds a pruning run without its {RECORD}; take another folder")
+            raise ValueError(
+                f"{out} holds a pruning run without its {RECORD}; choose another folder"
+            )
         accuracy = evaluate(model, test, saved.mean, saved.std, xp)
         steps = [Step(before, before, accuracy, Path(source))]
         densities = enumerate(plan.schedule, start=1)
@@ -196,7 +198,7 @@ def prune(
                     score=plan.score,
                     block=plan.block,
                 )
-            if not record.exists():  # by now nothing is left that could be refused
+            if not record.exists():  # everything has been validated by now
                 with files.replaced(record) as file:
                     file.write(json.dumps(ours, indent=1).encode())
             history = run.run(progress=progress)
@@ -205,17 +207,17 @@ def prune(
 
 
 def _described(plan: Plan, source: str | os.PathLike) -> dict:
-    """The plan and its network, as JSON gives them back."""
+    """The plan and its network, as JSON values."""
     digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()
     return json.loads(json.dumps({**asdict(plan), "source": digest}))
 
 
 def check_record(path: Path, ours: dict, what: str) -> None:
-    """Refuse to go on with another run than the one recorded; `what` says which kind it is."""
+    """Raise if the recorded run differs; `what` names its kind."""
     try:
         theirs = dict(json.loads(path.read_text()))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no {what}, or is damaged: {error}") from error
+        raise ValueError(f"{path} is not a {what}, or is damaged: {error}") from error
     different = [name for name in ours if theirs.get(name) != ours[name]]
     if different:
-        raise ValueError(f"{path} is of another run: it has another {', '.join(different)}")
+        raise ValueError(f"{path} belongs to another run: it has another {', '.join(different)}")

@@ -1,4 +1,4 @@
-"""What decides a training run besides the data, and what is kept of how it went."""
+"""The settings of a training run besides the data, and its history."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ AUGMENTATIONS = {
     "crop and flip": data.Compose(data.RandomCrop(), data.RandomFlip()),
 }
 
-IMAGES = 2560  # from which statistics are gathered: with more, no network tests better
+IMAGES = 2560  # for calibration: more does not improve test accuracy
 
-# Entries of a `Recipe` by name: AdderNet's own, for hundreds of epochs, and for few.
+# Presets of `Recipe`: AdderNet's, for hundreds of epochs, and one for few.
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": {},
     "fast": {"batch_size": 64, "nesterov": True},
@@ -28,20 +28,20 @@ class Recipe:
     """How to train: everything that decides the result, besides the data.
 
     The defaults are the AdderNet reference's for CIFAR, with fewer epochs. `augment` is a key of
-    `AUGMENTATIONS`; the rest is as in `mulfree_cupy.optim.SGD`. The rate falls along half a cosine
-    from `first_epoch`, which is 0 unless a run was gone on with, to the end of `epochs`.
+    `AUGMENTATIONS`; the rest is as in `mulfree_cupy.optim.SGD`. The rate decays along half a cosine
+    from `first_epoch`, which is 0 except in resumed runs, to the end of `epochs`.
 
-    After each epoch BatchNorm's statistics are gathered anew, as by `gather_statistics`, from as
-    many of its first batches as hold `calibration` images, or all; 0 leaves the running ones.
+    After each epoch BatchNorm's statistics are recomputed by `gather_statistics` from its first
+    batches, at least `calibration` images, or all; 0 keeps the running ones.
 
-    With a `teacher`, the name of a network, what is trained follows its answers and features too:
-    `temperature`, `teacher_share` and `teacher_features` are T, s and f of `Distillation`. The
-    teacher is one that `Training` is given or, if `teacher_learns`, one trained along.
+    With a `teacher`, the name of a network, the training objective is `Distillation`, with T, s and
+    f `temperature`, `teacher_share` and `teacher_features`. The teacher is passed to `Training` or,
+    if `teacher_learns`, trained simultaneously.
 
     Raises
     ------
     TypeError
-        If a number is none.
+        If a number has the wrong type.
     ValueError
         If a number is out of range or a choice unknown.
     """
@@ -113,11 +113,11 @@ class Recipe:
 
 @dataclass
 class History:
-    """One number an epoch in each list.
+    """One number per epoch in each list.
 
-    `test_accuracy` is that of the network as it is saved, with the statistics gathered at the end
-    of the epoch; `running_accuracy` that of the same weights with the running statistics of
-    training. They are equal where none are gathered.
+    `test_accuracy` is that of the network as saved, with the statistics recomputed at the end of
+    the epoch; `running_accuracy` that of the same weights with the running statistics of training.
+    They are equal without calibration.
     """
 
     train_loss: list[float] = field(default_factory=list)
@@ -126,9 +126,16 @@ class History:
     running_accuracy: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
+    def last(self) -> str:
+        """The last epoch in words."""
+        return (
+            f"loss {self.train_loss[-1]:.3f}, accuracy {self.train_accuracy[-1]:.2%} in training, "
+            f"{self.test_accuracy[-1]:.2%} in the test, {self.seconds[-1]:.1f} s"
+        )
+
 
 def integer(owner: str, name: str, value: Any, least: int = 1) -> int:
-    """An int, at least `least`, of 63 bits at most, and no bool."""
+    """Raise unless it is an int (not a bool) from `least` to below 2**63."""
     if isinstance(value, bool):
         raise TypeError(f"{owner}: {name} must be an int, got {value}")
     if geometry.integer(owner, name, value, least) >= 2**63:

@@ -1,4 +1,4 @@
-"""A step that a GPU repeats, as one CUDA graph instead of hundreds of launches."""
+"""A repeated GPU step as one CUDA graph instead of hundreds of launches."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 from mulfree_cupy.arrays import Array
 
 State = Callable[[], dict[str, Array]]
-WARM_UP = 3  # ordinary steps: kernels are compiled, tables uploaded, and the pool gets its memory
+WARM_UP = 3  # ordinary steps: compile kernels, upload tables, and fill the memory pool
 
 
 class Replay:
-    """A step that is called over and over: a few times as it is, then as a CUDA graph.
+    """A repeated step: launched normally a few times, then replayed as a CUDA graph.
 
-    The graph holds the step's launches and their arguments. So the step must be the same launches
-    each time, on arrays that stay where they are, and must wait for nothing and copy nothing from
-    the host. Where it does otherwise it is called as it is for ever, and `obstacle` says why.
+    The graph holds the step's launches and their arguments. So the step must make the same launches
+    each time, on arrays that do not move, without synchronising or copying from the host. Otherwise
+    it is always launched normally, and `obstacle` says why.
 
     Attributes
     ----------
     stream : cupy.cuda.Stream
-        Must be current at each call. It is none of those that wait for the default stream.
+        Must be current at each call. A non-blocking stream.
     obstacle : str or None
         Why the step cannot be replayed.
     """
@@ -34,7 +34,7 @@ class Replay:
 
         self._cupy = cupy
         self.stream = cupy.cuda.Stream(non_blocking=True)
-        # The graph's own: what its launches use between them nobody else is given.
+        # A private pool: the graph's temporary memory must not be given to others.
         self._pool = cupy.cuda.MemoryPool()
         self.obstacle: str | None = None
         self._graph: Any = None
@@ -48,17 +48,17 @@ class Replay:
         return self._graph is not None
 
     def __call__(self, step: Callable[[], None], state: State, settings: Any = None) -> None:
-        """Run the step, or launch the graph of an earlier call's.
+        """Run the step, or launch the captured graph.
 
         Parameters
         ----------
         step : callable
-            Takes nothing; its launches go to the current stream.
+            Takes no arguments; launches on the current stream.
         state : callable
-            Returns the CuPy arrays by name that carry over from one step to the next.
+            Returns the CuPy arrays, by name, that persist between steps.
         settings : any
-            Numbers of the host's that the launches hold: where they are not equal to those of the
-            call before, all begins anew.
+            Host values baked into the launches: if they differ from those of the previous call, the
+            graph is captured again.
         """
         if settings != self._settings:
             self._forget()
@@ -76,7 +76,7 @@ class Replay:
             self._find_what_moved(before)
 
     def start_anew(self, state: State) -> None:
-        """Forget the graph if an array of the state is another one since."""
+        """Discard the graph if an array of the state has been replaced."""
         if self._places and self._places != _addresses(state):
             self._forget()
 
@@ -94,7 +94,7 @@ class Replay:
         graph = None
         pinned = self._pinned_allocator()
         if pinned is None:
-            self._refuse("pinned memory has an allocator that could not be put back")
+            self._refuse("pinned memory has an allocator that could not be restored")
             return
         self.stream.begin_capture()
         try:
@@ -103,7 +103,7 @@ class Replay:
         except Exception as raised:
             error = raised
         finally:
-            try:  # it must end whatever happened, or the stream takes no more work
+            try:  # capture must always end, or the stream is unusable
                 graph = self.stream.end_capture()
             except Exception as raised:
                 error = error or raised
@@ -122,7 +122,7 @@ class Replay:
 
     @contextlib.contextmanager
     def _no_copies(self, pinned: Callable[[int], Any]) -> Iterator[None]:
-        """Inside it a copy from the host raises: a graph would repeat it from memory long freed."""
+        """Inside it a copy from the host raises: a graph would repeat it from freed memory."""
         here = threading.get_ident()
 
         def allocate(size):
@@ -137,9 +137,9 @@ class Replay:
             self._cupy.cuda.set_pinned_memory_allocator(pinned)
 
     def _pinned_allocator(self) -> Callable[[int], Any] | None:
-        """What allocates pinned memory: a pool or CuPy itself; None if it is something else.
+        """The allocator of pinned memory: a pool or CuPy's default; None if it is unknown.
 
-        CuPy keeps the function to itself, so some memory is asked where it comes from.
+        CuPy has no getter for it, so it is found from an allocation.
         """
         pinned_memory = self._cupy.cuda.pinned_memory
         memory = self._cupy.cuda.alloc_pinned_memory(1).mem

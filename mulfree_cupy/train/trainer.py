@@ -18,6 +18,7 @@ import numpy as np
 from mulfree_cupy import data, models, nn, optim
 from mulfree_cupy.data.feed import Progress
 from mulfree_cupy.progress import progress as progress_bar
+from mulfree_cupy.progress import report
 from mulfree_cupy.train import checkpoint
 from mulfree_cupy.train.calibration import gather_statistics
 from mulfree_cupy.train.checkpoint import Checkpoint
@@ -36,7 +37,7 @@ from mulfree_cupy.train.recipe import History, Recipe
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop; what it had done is saved, if the run has a path."""
+    """The run was asked to stop; its state is saved, if the run has a path."""
 
 
 class Training:
@@ -48,18 +49,18 @@ class Training:
     train, test : data.Dataset
     device : {"cpu", "cuda"}
     path : path, optional
-        Where the checkpoint goes: at the start, after every epoch and at an interruption. What is
-        there is replaced; inside `folder.taken` no other run is.
+        The checkpoint, written at the start, after every epoch and at an interruption. An existing
+        file is overwritten; use `folder.taken` to protect other runs.
     teacher : Module, optional
-        The recipe's teacher, trained, as `load_teacher` returns it; by default, for one that learns
-        along, a fresh one.
+        The recipe's trained teacher, as returned by `load_teacher`; a new one if it learns
+        simultaneously.
 
     Raises
     ------
     ValueError
-        If the images are all of one class, the test images are others than the training images, a
-        batch would hold one image, which has no variance for batch normalisation, or there is a
-        teacher that the recipe does not name or the other way round.
+        If all images are of one class, the test images differ from the training images in shape or
+        classes, a batch would hold one image, which has no variance for batch normalisation, or
+        teacher and recipe do not match.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Training:
     ):
         if len(train.classes) < 2:
             raise ValueError(
-                f"there must be at least 2 classes to tell apart, and {train.name} has "
+                f"there must be at least 2 classes, and {train.name} has "
                 f"{', '.join(map(repr, train.classes)) or 'none'}"
             )
         self.shape, self.classes = shape_of(train), tuple(train.classes)
@@ -88,7 +89,7 @@ class Training:
         self.path = None if path is None else Path(path)
         self.history = History()
         self.epoch = self.step = 0
-        self.sums = {"loss": 0.0, "right": 0, "seen": 0}  # of the epoch under way
+        self.sums = {"loss": 0.0, "right": 0, "seen": 0}  # of the current epoch
         self.mean, self.std = data.statistics(train)
         self.digest = data.digest(train, test)
         self.model = models.build(recipe.model, seed=recipe.seed, **self.shape).to(self.xp)
@@ -96,7 +97,7 @@ class Training:
             teacher = models.build(recipe.teacher, seed=recipe.seed, **self.shape)
         if (teacher is None) == bool(recipe.teacher):
             raise ValueError(
-                "a recipe names a teacher and Training is given it, unless it learns along; got "
+                "a teacher named by the recipe must be passed, unless it learns, and no other; got "
                 f"{recipe.teacher!r} and {'none' if teacher is None else 'one'}"
             )
         self.teacher = None if teacher is None else teacher.to(self.xp)
@@ -133,12 +134,12 @@ class Training:
         Raises
         ------
         Interrupted
-            At Ctrl-C, after the step under way and the checkpoint.
+            At Ctrl-C, after the current step and the checkpoint.
         FloatingPointError
-            If the loss is not finite; the message names the first layer that is at fault.
+            If the loss is not finite; the message names the first faulty layer.
         """
         with _interruptible() as asked_to_stop:
-            self._save()  # so that a place that cannot be written is known before an epoch is spent
+            self._save()  # fail before an epoch is spent if the path cannot be written
             while self.epoch < self.recipe.epochs:
                 self._run_epoch(progress, asked_to_stop)
                 self._save()
@@ -175,10 +176,13 @@ class Training:
         self.history.running_accuracy.append(running_accuracy)
         self.history.seconds.append(time.perf_counter() - start)
         self.epoch, self.step = self.epoch + 1, 0
+        if progress:
+            name = f"{self.recipe.model}, epoch {self.epoch}/{self.recipe.epochs}"
+            report(f"{name}: {self.history.last()}")
         self.sums = dict.fromkeys(self.sums, 0)
 
     def _host_steps(self) -> Iterator[float]:
-        """Do the steps that are left of the epoch; after each, the mean loss so far."""
+        """Run the remaining steps of the epoch; yield the mean loss so far after each."""
         for images, labels in itertools.islice(self.loader, self.step, None):
             self._seed_dropout()
             loss, right = self._train_step(images, labels)
@@ -202,7 +206,7 @@ class Training:
         return value, int(right)
 
     def _device_steps(self) -> Iterator[float | None]:
-        """The same on a GPU, whose loss is known later."""
+        """As `_host_steps`, on a GPU, where the loss is known later."""
         if self.device_steps is None:
             self.device_steps = DeviceSteps(
                 self.networks, self.objective, self.optimiser, self.loader, self.xp
@@ -225,13 +229,13 @@ class Training:
         if progress.fault >= 0:
             raise FloatingPointError(
                 f"the loss is {progress.loss} in epoch {self.epoch + 1}, step "
-                f"{int(progress.fault) + 1}; the network has gone on from there: to learn which "
+                f"{int(progress.fault) + 1}; training has continued since: to find which "
                 "layer is at fault, resume the last checkpoint with device='cpu'"
             )
         return progress
 
     def _seed_dropout(self) -> None:
-        """A step's masks depend on the place of the step alone."""
+        """Seed dropout, so that a step's masks depend only on its position."""
         modules = itertools.chain(*(network.modules() for network in self.networks))
         for i, (_, module) in enumerate(modules):
             if isinstance(module, nn.Dropout):
@@ -243,7 +247,7 @@ class Training:
         gather_statistics(self.model, source.first_images(self.epoch, batches))
 
     def evaluate(self, dataset: data.Dataset | None = None) -> float:
-        """Share of right answers on a data set, the test set by default."""
+        """Accuracy on a data set, the test set by default."""
         if dataset is not None or self.xp is np:
             return evaluate(self.model, dataset or self.test, self.mean, self.std, self.xp)
         if self._test_feed is None:  # copied to the GPU once, not in every epoch
@@ -281,7 +285,7 @@ class Training:
         schedule: str | None = None,
         **changes: Any,
     ) -> Training:
-        """Go on from a checkpoint.
+        """Resume from a checkpoint.
 
         Parameters
         ----------
@@ -289,14 +293,14 @@ class Training:
         train, test, device, path
             As in `Training`.
         schedule, **changes
-            As in `Checkpoint.resumed`: how the rate goes on, and entries of the recipe to replace,
-            such as ``epochs``.
+            As in `Checkpoint.resumed`: the learning-rate schedule, and entries of the recipe to
+            replace, such as ``epochs``.
 
         Raises
         ------
         ValueError
-            If the checkpoint is of another network or of other images, or something would change
-            that cannot any more.
+            If the checkpoint is of another network or of other images, or a change is not possible
+            any more.
         """
         saved = checkpoint.load(source)
         check_data(source, saved, train)
@@ -320,7 +324,7 @@ class Training:
             )
         run.model.load_state_dict(saved.weights)
         velocities = saved.velocities
-        if recipe.momentum and (run.epoch or run.step) and not velocities:  # from rest
+        if recipe.momentum and (run.epoch or run.step) and not velocities:  # start at zero
             parameters = enumerate(run.optimiser.parameters)
             velocities = {f"velocity.{i}": np.zeros(p.shape, p.dtype) for i, p in parameters}
         run.optimiser.load_state_dict(velocities)
@@ -337,7 +341,7 @@ def _interruptible() -> Iterator[list]:
             raise KeyboardInterrupt
         asked.append(number)
 
-    # A background job ignores Ctrl-C, and only the main thread hears of it.
+    # Background jobs ignore Ctrl-C, and only the main thread receives it.
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     if ignored or threading.current_thread() is not threading.main_thread():
         yield asked

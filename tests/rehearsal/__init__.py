@@ -1,4 +1,4 @@
-"""The real CuPy on make-believe H100s: faults of API, dtype, shape, compilation and launch show.
+"""The real CuPy on simulated H100s, to find errors of API, dtype, shape, compilation and launch.
 
 CUDA's runtime, driver and cuBLAS are replaced by `cuda.c` and `cublas.c`, in the host's memory;
 NVRTC is the real one. No kernel is executed, so values are meaningless, and times too.
@@ -88,7 +88,7 @@ def rehearse(*command: str | os.PathLike, devices: int = 1, **options) -> Rehear
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """The environment in which Python's processes find the make-believe devices."""
+    """The environment in which Python processes find the simulated devices."""
     built = _build()
     paths = {"PYTHONPATH": HERE / "path", "LD_LIBRARY_PATH": built}
     joined = {

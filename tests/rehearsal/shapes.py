@@ -1,4 +1,4 @@
-"""What a rehearsal compares: no kernel has run, so shapes alone."""
+"""Comparisons in rehearsal: only shapes, since no kernel has run."""
 
 import numpy as np
 import pytest

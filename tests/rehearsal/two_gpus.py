@@ -1,4 +1,5 @@
-"""Arrays on GPU 1 while GPU 0 is current: run in rehearsal, where GPU 0 refuses GPU 1's memory."""
+"""Arrays on GPU 1 while GPU 0 is current: run in rehearsal, where GPU 0 cannot access GPU 1's
+memory."""
 
 import sys
 

@@ -1,4 +1,4 @@
-// Rate of the binary tensor-core product, AND and popcount, from registers alone.
+// Throughput of the binary tensor-core product, AND and popcount, on registers only.
 //
 // Every warp keeps CHAINS independent 16x8 accumulators and lengthens each STEPS times a round.
 // Launch enough blocks of 256 threads to fill every multiprocessor. With V warps in all, a launch

@@ -1,4 +1,4 @@
-// Rate of packed half additions, two of which make two L1 terms, from registers alone.
+// Throughput of packed half additions, two of which make two L1 terms, on registers only.
 //
 // As vabsdiff4.cu: every thread keeps CHAINS independent sums and lengthens each STEPS times a
 // round. With T threads in all, a launch of
@@ -7,11 +7,11 @@
 //
 // does T * rounds * STEPS * CHAINS pairs of instructions, two terms each: a difference, and a sum
 // with its absolute value; and writes one value a thread to out[T]. An addition is HADD2, or
-// HFMA2.MMA, the first operand times 1, on another pipe: the compiler shares them out. But what is
-// one half twice it reads as .H0_H0, which HFMA2.MMA cannot. So the sums of hadd2_pair, which begin
-// at the seed, are all HADD2, and a half of its differences; hfma2_hadd2 takes the difference as
-// HFMA2 with a one that the compiler cannot see, all on HADD2's pipe; both_pipes begins at two
-// different halves, and each pipe has a half of the differences and of the sums.
+// HFMA2.MMA, the first operand times 1, on another pipe: the compiler balances them. But a half
+// broadcast to both lanes is read as .H0_H0, which HFMA2.MMA cannot do. So the sums of hadd2_pair,
+// which start at the seed, and half of its differences are all HADD2; hfma2_hadd2 computes the
+// difference as HFMA2 with a one hidden from the compiler, all on HADD2's pipe; both_pipes starts
+// at two different halves, and each pipe has half of the differences and of the sums.
 #include <cuda_fp16.h>
 
 #define CHAINS 16

@@ -1,4 +1,4 @@
-// Rate of the population count that a distance of two words of bits rests on, from registers alone.
+// Throughput of XOR and population count of words, on registers only.
 //
 // As vabsdiff4.cu: every thread keeps CHAINS independent sums and lengthens each STEPS times a round.
 // With T threads in all, a launch of

@@ -1,4 +1,4 @@
-// Rates of the two instructions that an L1 distance is made of, from registers alone.
+// Throughput of the two instructions of an L1 distance, on registers only.
 //
 // Every thread keeps CHAINS independent sums and lengthens each STEPS times a round; nothing is
 // loaded. Launch enough blocks of 256 threads to fill every multiprocessor several times over.
@@ -50,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(256)
     for (int step = 0; step < STEPS; ++step)
 #pragma unroll
       for (int i = 0; i < CHAINS; ++i) {
-        // The other operand follows the sum, or the difference would be taken once for all.
+        // The other operand depends on the sum, or the difference would be hoisted out of the loop.
         sum[i] = __dp4a(__vabsdiffu4(a[i], sum[i]), b, sum[i]);
       }
   }

@@ -1,4 +1,4 @@
-// What a product costs in each form of the weights, by which a form is chosen.
+// The cost of a product in each form of the weights, for choosing a form.
 #pragma once
 
 #include "../peak.hpp"
@@ -6,7 +6,7 @@
 
 namespace mulfree::MULFREE_ISA {
 
-// Seconds that a full block's products by weights of at most one group of filters and one chunk of channels take.
+// Seconds of a full block's products with weights of at most one group of filters and one chunk of channels.
 template <class T>
 inline double winograd_seconds(const WinogradWeights<T>& weights, index positions, index filters, index channels) {
     Carver measure(nullptr);

@@ -1,15 +1,15 @@
-// Winograd's convolution, fused: a block of tiles, numbered through rows, planes and images, is
-// transformed into slabs that stay in the second-level cache, multiplied position by position by packed
-// weights (plan.hpp), dense or sparse, and transformed back.
+// Fused Winograd convolution: a block of tiles, numbered through rows, planes and images, is transformed into slabs
+// that stay in the L2 cache, multiplied per position by packed weights (plan.hpp), dense or sparse, and transformed
+// back.
 #pragma once
 
 #include "transform.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
-// m[row] (+)= sum over its entries of value[row] * v[channel], of one job, or of two of which the first is not the
-// longer, as the accumulators of one row would wait for each other. Every row adds up its channels one by one, in
-// their order: passing over a zero is the same as adding it, and all forms give the same bits.
+// m[row] (+)= sum over its entries of value[row] * v[channel], for one job, or for two of which the first is not
+// longer, to hide the latency of the accumulators. Every row adds its channels in order: skipping a zero is the same
+// as adding it, so all forms are bit-identical.
 template <int ROWS, int VECTORS, int JOBS, class T>
 inline void multiply(const WinogradEntry<T, ROWS>* e, const WinogradJob* job, const T* v, T* m, bool first) {
     constexpr index ROW = BLOCK_TILES<T>;
@@ -58,7 +58,7 @@ __attribute__((noinline)) void multiply_section(const WinogradWeights<T>& w, ind
     if (JOBS == 2 && job < end) multiply<ROWS, VECTORS, 1>(entry, job, v, m, first);
 }
 
-// With four vectors of four filters the accumulators fill half of AVX-512's registers, and all others'.
+// Four vectors of four filters fill half of AVX-512's registers, and all of other instruction sets'.
 #if defined(__AVX512F__)
 template <int ROWS>
 constexpr int VECTORS_AT_ONCE = 4;
@@ -67,7 +67,7 @@ template <int ROWS>
 constexpr int VECTORS_AT_ONCE = ROWS == 1 ? 4 : 2;
 #endif
 
-// A block's product by the weights of one section.
+// A block's product with the weights of one section.
 template <int ROWS, class T>
 inline void multiply_vectors(const WinogradWeights<T>& w, index section, index vectors, const T* v, T* m,
                              bool first) {
@@ -106,7 +106,7 @@ struct WinogradForward {
     const Axis& target_height() const { return p.out_height; }
     const Axis& target_width() const { return p.out_width; }
     void in(const Vec<T>* d, Vec<T>* v) const { transform.input(d, v); }
-    // Blocks may be cut anywhere.
+    // Blocks may be split anywhere.
     index tiles_a_unit() const { return BLOCK_TILES<T>; }
 
     struct Scratch {
@@ -134,7 +134,7 @@ private:
         Vec<T> z[OUT][OUT];
     };
 
-    // Not inlined, and of a copy, so that the transform has the registers.
+    // Not inlined, and with a copy, to leave the registers to the transform.
     __attribute__((noinline)) void store_finished(const Scratch& more, const Patches<OUT, STEP, T>& y, index k, index v,
                                                   Numbers numbers) const {
         Vec<T> residual[OUT][OUT] = {};
@@ -142,14 +142,14 @@ private:
         for (int i = 0; i < OUT * OUT; ++i) {
             Vec<T>& z = numbers.z[i / OUT][i % OUT];
             if (more.given) z += residual[i / OUT][i % OUT];
-            if (p.relu_of_y) z = z < Vec<T>{} ? Vec<T>{} : z;  // so that a NaN stays
+            if (p.relu_of_y) z = z < Vec<T>{} ? Vec<T>{} : z;  // propagates NaN
         }
         y.store(k, v, numbers.z);
     }
 };
 
-// What a thread works in: source tiles -> v -> product -> m -> target tiles. Rows of weights are taken
-// GROUPS groups at a time, so that both slabs fit the second-level cache.
+// A thread's workspace: source tiles -> v -> product -> m -> target tiles. Rows of weights are processed GROUPS
+// groups at a time, so that both slabs fit the L2 cache.
 template <class Pass, class T>
 struct WinogradBlock {
     static constexpr int TILE = Pass::TILE;
@@ -220,7 +220,7 @@ inline void for_each_tile(const Winograd<T>& p, const Pass& pass) {
     const index pieces = ceil_div(tiles, length), groups = ceil_div(pass.rows(), WINOGRAD_GROUP);
     const double terms = double(tiles) * p.channels * p.filters * B::POSITIONS;
 
-    // Few pieces: cut the rows of weights as well, so that every thread has something to do.
+    // Few pieces: split the rows of weights as well, so that every thread has work.
     const index most = threads_for(index(1) << 30, terms);
     const index splits = smaller(groups, ceil_div(2 * most, pieces));
 

@@ -1,5 +1,5 @@
-// Winograd's gradients: by x the forward pass's engine run on the gradient, with the transforms' transposes;
-// by U products of long thin matrices, position by position.
+// Gradients of the Winograd convolution: by x the forward engine on the gradient, with the transposed transforms; by
+// U products of tall and skinny matrices, per position.
 #pragma once
 
 #include "../weight_gradient.hpp"
@@ -7,8 +7,8 @@
 
 namespace mulfree::MULFREE_ISA {
 
-// Source: the gradient. Target: the gradient by x, where neighbouring tiles overlap and are added, so that
-// whole images are one thread's.
+// Source: the gradient. Target: the gradient by x, where neighbouring tiles overlap and accumulate, so each image is
+// processed by one thread.
 template <class Transform, class T>
 struct WinogradGradX {
     static constexpr int TILE = Transform::TILE, STEP = Transform::OUT, IN = STEP, OUT = TILE;
@@ -64,8 +64,8 @@ inline void winograd_grad_x(const Winograd<T>& p) {
     });
 }
 
-// grad_u[position][k][c] = sum over all tiles of the transformed gradient times the transformed x. A block
-// of filters by a block of channels, at all positions, is one thread's.
+// grad_u[position][k][c] = sum over all tiles of the transformed gradient times the transformed x. A unit of work is
+// a block of filters by a block of channels, at all positions.
 constexpr index GRAD_U_SIDE = 32;
 
 template <class Transform, class T>
@@ -81,7 +81,7 @@ struct WinogradGradU {
     Patches<OUT, OUT, const T> grad;
     Slab<T> v, m;
     T* total;
-    index rows[GRAD_U_SIDE];  // where the rows of x's tiles start
+    index rows[GRAD_U_SIDE];  // starts of the rows of x's tiles
 
     WinogradGradU(const Winograd<T>& p_, Carver& scratch)
         : p(p_),

@@ -1,11 +1,11 @@
-// Where the numbers of tiles lie in an image of any strides, and how vectors of tiles are read and written.
+// Addresses of tiles in an image of any strides, and reading and writing of vectors of tiles.
 #pragma once
 
 #include "../../engine/driver.hpp"
 
 namespace mulfree::MULFREE_ISA {
 
-constexpr int WINOGRAD_VECTORS = 4;  // of tiles, in a block
+constexpr int WINOGRAD_VECTORS = 4;  // of tiles per block
 template <class T>
 constexpr index BLOCK_TILES = WINOGRAD_VECTORS * LANES<T>;
 
@@ -33,7 +33,7 @@ struct RemoveConst<const T> {
     using type = T;
 };
 
-// The even and the odd numbers of a and b, one behind the other; and the reverse, numbers of a and b in turn.
+// Deinterleave: the even, then the odd numbers of a and b; and interleave, numbers of a and b alternating.
 struct Halves {
     Vec<float> first, second;
 };
@@ -80,8 +80,8 @@ inline Halves zip(Vec<float> a, Vec<float> b) {
 #endif
 }
 
-// STEP vectors of numbers in the order of memory become STEP vectors of which lane l holds the numbers
-// STEP * l, STEP * l + 1, ...; and back.
+// Transposes STEP vectors in memory order to STEP vectors of which lane l has the numbers STEP * l, STEP * l + 1,
+// ...; and back.
 template <int STEP>
 inline void part(Vec<float> (&v)[STEP]) {
     const Halves a = unzip(v[0], v[1]);
@@ -106,7 +106,7 @@ inline void join(Vec<float> (&v)[STEP]) {
     }
 }
 
-// Adds to the lanes of a mask from p on, or replaces them.
+// Adds to, or overwrites, the lanes of a mask from p on.
 inline void store_masked(float* p, std::uint32_t mask, Vec<float> v, bool add) {
     if (mask == bits(0, LANES<float>)) return store(p, add ? v + load(p) : v);
     if (add) v += load_masked(p, mask);
@@ -122,15 +122,15 @@ inline void store_masked(float* p, std::uint32_t mask, Vec<float> v, bool add) {
 #endif
 }
 
-// A run of tiles, STEP numbers apart, in an image whose rows are contiguous. A row of their numbers is read
-// in parts: part h of row i begins at `at[i] + STEP * h` with lane 0's numbers STEP * h, ..., STEP * h + STEP - 1,
-// those of lane 1 follow, and so on. Rows outside the image have the distance 0 between channels.
+// A run of tiles, STEP numbers apart, in an image whose rows are contiguous. A row of their numbers is read in parts:
+// part h of row i begins at `at[i] + STEP * h` with lane 0's numbers STEP * h, ..., STEP * h + STEP - 1, followed by
+// those of lane 1, and so on. Rows outside the image have a channel stride of 0.
 template <int SIDE, int STEP, class T>
 struct RowRun {
     static constexpr int PARTS = (SIDE + STEP - 1) / STEP;
     T* at[SIDE];
     index channel[SIDE];
-    std::uint32_t mask[PARTS][STEP];  // of each vector of a part, the numbers that are the tiles' and inside
+    std::uint32_t mask[PARTS][STEP];  // of each vector of a part, the numbers that belong to the tiles and are inside
 
     void move_to(const Run& run, const Image<T>& image, const Axis& h, const Axis& w) {
         const index column = run.column * STEP + w.offset;
@@ -160,7 +160,7 @@ private:
     }
     static T* outside() {
         static const typename RemoveConst<T>::type zeros[STEP * LANES<float> + SIDE] = {};
-        return const_cast<T*>(zeros);  // never written to, as its distance between channels tells
+        return const_cast<T*>(zeros);  // never written to, because its channel stride is 0
     }
 };
 
@@ -190,7 +190,7 @@ inline void load_rows(const RowRun<SIDE, STEP, const float>* begin, const RowRun
         }
 }
 
-// Stores or adds them.
+// Stores or accumulates them.
 template <int SIDE, int STEP>
 inline void store_rows(const RowRun<SIDE, STEP, float>* begin, const RowRun<SIDE, STEP, float>* end, index channel,
                        const Vec<float> (&y)[SIDE][SIDE], bool add) {
@@ -212,7 +212,7 @@ inline void store_rows(const RowRun<SIDE, STEP, float>* begin, const RowRun<SIDE
         }
 }
 
-// SIDE x SIDE numbers of each of a block's tiles, which lie STEP apart.
+// SIDE x SIDE numbers of each of a block's tiles, which are STEP apart.
 template <int SIDE, int STEP, class T>
 class Patches {
     using Number = typename RemoveConst<T>::type;

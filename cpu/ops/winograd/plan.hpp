@@ -1,6 +1,6 @@
 // Winograd weights packed once for many calls: entries in the order in which the product reads them. Rows of a
-// section are sorted by their length, so that the processor predicts where their loops end, and that two taken
-// together are of about one length.
+// section are sorted by length, so that the ends of their loops are predicted, and two processed together have
+// similar lengths.
 #pragma once
 
 #include <algorithm>
@@ -37,8 +37,8 @@ public:
                 });
         });
 
-        // Jobs, and where the entries of each lie: entry i has those before it and as many of the job that is
-        // read in turn with it, if any.
+        // Jobs, and the positions of their entries: entry i follows the previous ones and as many of the alternating
+        // job, if any.
         struct Place {
             index start, other, second, used;
             index next() {
@@ -91,7 +91,7 @@ public:
         return plan;
     }
 
-    // Every column, in rows of four filters; weight(position, filter, channel).
+    // Dense: every column, in rows of four filters; weight(position, filter, channel).
     template <class Weight>
     static WinogradPlan dense(index tile, index filters, index channels, Weight weight) {
         return pack<WINOGRAD_ROWS>("dense", tile, filters, channels, [=](index position, index row, auto f) {
@@ -104,7 +104,7 @@ public:
         });
     }
 
-    // t * t CSR matrices one below the other; values come ROWS an entry.
+    // t * t CSR matrices stacked vertically; ROWS values per entry.
     template <int ROWS>
     static WinogradPlan sparse(const char* form, index tile, index filters, index channels,
                                const std::int64_t* indptr, const std::int32_t* indices, const T* values) {

@@ -1,5 +1,5 @@
-// Winograd's transforms, a vector of tiles at a time, between images with any strides and slabs
-// [position of the tile][channel][tile of the block].
+// Winograd transforms, a vector of tiles at a time, between images with any strides and slabs [position of the
+// tile][channel][tile of the block].
 #pragma once
 
 #include "patches.hpp"
@@ -29,7 +29,8 @@ struct Transform2 {
     }
 };
 
-// F(4 x 4, 3 x 3) with Lavin's points 0, +-1, +-2: what the two signs of a point share is computed once.
+// F(4 x 4, 3 x 3) with Lavin's points 0, +-1, +-2: subexpressions common to the two signs of a point are computed
+// once.
 template <class T>
 struct Transform4 {
     static constexpr int TILE = 6, OUT = 4;
@@ -71,7 +72,7 @@ private:
     static V plus(V a, T times, V b) { return multiply_add(broadcast(times), b, a); }
 };
 
-// F(4 x 4, 3 x 3), for points that its matrices stand for.
+// F(4 x 4, 3 x 3) with any points, given by matrices.
 template <class T>
 struct TransformByMatrices {
     static constexpr int TILE = 6, OUT = 4;
@@ -85,7 +86,7 @@ struct TransformByMatrices {
     void input_grad(const V* v, V* d) const { product<TILE, TILE>(bt, 1, TILE, v, d); }
 
 private:
-    // Not inlined: a transform of both axes calls it a dozen times, and the compiler would take a minute.
+    // Not inlined: a transform of both axes calls it a dozen times, and compilation would take a minute.
     template <int IN, int OUTPUTS>
     __attribute__((noinline)) static void product(const T* matrix, index row, index column, const V* in, V* out) {
         for (int i = 0; i < OUTPUTS; ++i) {
@@ -121,8 +122,7 @@ inline void both_axes(const V (&from)[IN][IN], V (&to)[OUT][OUT], Along along) {
     }
 }
 
-// Numbers [position][row][tile]; positions lie an odd number of lines apart, or their rows would all fall
-// into the same sets of the cache.
+// Numbers [position][row][tile]; positions are an odd number of lines apart, to avoid cache set conflicts.
 template <class T>
 struct Slab {
     T* data;
@@ -135,8 +135,8 @@ struct Slab {
     T* row(index position, index r) const { return data + position * position_stride + r * row_stride; }
 };
 
-// The tiles of channels [first, first + count) of an image through `along` into the rows of the slab, at
-// `tile`; negative numbers become zero where relu.
+// Transforms the tiles of channels [first, first + count) of an image by `along` into the rows of the slab, at
+// `tile`; optionally with a ReLU.
 template <int TILE, int SIDE, int STEP, class T, class Along>
 inline void transform_in(const Patches<SIDE, STEP, const T>& patches, index first, index count, index vectors,
                          bool relu, const Slab<T>& slab, index tile, Along along) {

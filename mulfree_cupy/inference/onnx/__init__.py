@@ -1,4 +1,4 @@
-"""A trained network as an ONNX model: `model` writes it, `layers` what each layer becomes."""
+"""ONNX export of a trained network: `model` writes the file, `layers` converts each layer."""
 
 from mulfree_cupy.inference.onnx.model import IMAGES, LOGITS, OPSET, save_onnx, to_onnx
 

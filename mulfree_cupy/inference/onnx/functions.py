@@ -1,14 +1,14 @@
-"""Convolutions that no standard operator computes, as functions of operators that are standard."""
+"""Convolutions without a standard operator, as ONNX functions of standard operators."""
 
 from __future__ import annotations
 
 OPSET = 17  # of the standard operators
 DOMAIN = "mulfree"  # of the functions
 
-# The terms of all images and filters would fill memory, so an image's are computed in steps of a
-# few filters, C * kh*kw * OH*OW numbers a filter. x is (N, C, H, W) of any dtype; w is (steps,
-# groups, filters a step and group, C/groups * kh*kw, 1), of the dtype of the sums; taps are one-hot
-# kernels, (kh*kw, 1, kh, kw), which cut a channel into its windows; planes are K, OH and OW.
+# The terms of all images and filters would fill memory, so one image is computed in steps of a few
+# filters, C * kh*kw * OH*OW numbers per filter. x is (N, C, H, W) of any dtype; w is (steps,
+# groups, filters per step and group, C/groups * kh*kw, 1), of the dtype of the sums; taps are
+# one-hot kernels, (kh*kw, 1, kh, kw), which extract a channel's windows; planes are K, OH and OW.
 _ADDER = """
 <domain: "mulfree", opset_import: ["" : 17]>
 NAME <strides, pads, dilations, planes> (x, w, taps) => (y) {

@@ -1,4 +1,4 @@
-"""The nodes and constants of an ONNX graph, as they are added."""
+"""Builder of an ONNX graph's nodes and constants."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mulfree_cupy.inference.onnx.functions import DOMAIN, FUNCTIONS
 
 
 class Graph:
-    """It begins with the normalisation of the images.
+    """An ONNX graph under construction, beginning with the normalisation of the images.
 
     Parameters
     ----------
@@ -25,9 +25,9 @@ class Graph:
     ----------
     nodes, constants : lists of onnx.NodeProto and onnx.TensorProto
     functions : dict of str to onnx.FunctionProto
-        That nodes call.
+        Functions that nodes call.
     answers : dict of str to str
-        By the names of layers, the outputs that are their answers.
+        Graph outputs by the name of the layer.
     """
 
     def __init__(self, onnx: Any, network: Network, taken: Iterable[str]):
@@ -43,7 +43,7 @@ class Graph:
         self.answers = {IMAGES: self.node("Div", [centred, std], "normalised")}
 
     def node(self, op: str, inputs: Iterable[str], name: str, **attributes: Any) -> str:
-        """Its only output, called `name` or alike."""
+        """Add a node and return its only output, named `name` with a suffix if taken."""
         output = self._free(name)
         make = self._onnx.helper.make_node
         self.nodes.append(make(op, list(inputs), [output], name=output, **attributes))
@@ -62,7 +62,7 @@ class Graph:
         return name
 
     def weight(self, layer: Layer, role: str, form: Callable | None = None) -> str:
-        """An array of a layer as a constant; as it is, once for all layers that have it."""
+        """An array of a layer as a constant, shared by all layers that use it."""
         name = layer.arrays[role]
         if form is not None or (role == "weight" and "mask" in layer.arrays):
             array = self.array(layer, role)
@@ -72,7 +72,7 @@ class Graph:
         return self._shared[name]
 
     def array(self, layer: Layer, role: str) -> np.ndarray:
-        """Masked, and in float32 if it is of floating point."""
+        """The array, masked, and as float32 if it is floating-point."""
         array = self.network.arrays[layer.arrays[role]]
         if role == "weight" and "mask" in layer.arrays:
             array = array * self.network.arrays[layer.arrays["mask"]]
@@ -87,7 +87,7 @@ class Graph:
         return self.node("Cast", [x], f"{x}/{np.dtype(dtype)}", to=to)
 
     def floats(self, layer: Layer, x: str) -> str:
-        """What became of the first answer that a layer takes, as float32."""
+        """The layer's first input as float32."""
         return x if self.dtype(layer.inputs[0]).kind == "f" else self.cast(x, np.float32)
 
     def _free(self, name: str) -> str:

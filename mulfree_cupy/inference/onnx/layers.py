@@ -1,4 +1,4 @@
-"""What each layer of a network becomes in an ONNX graph: one function an operation."""
+"""Conversion of each layer to ONNX: one function per operation."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from mulfree_cupy.ops import binary
 from mulfree_cupy.ops.packing import filter_scale
 from mulfree_cupy.ops.winograd import winograd_matrices
 
-# Of an adder convolution, at once: they stay in a cache, and are many beside the cost of a step.
+# Terms of an adder convolution per step: they fit a cache, and amortise the cost of a step.
 _TERMS = 1 << 16
 
 
 def _window(layer: Layer, kernel: Sizes) -> dict[str, Any]:
-    """The attributes of what slides over images."""
+    """The attributes of a sliding window."""
     strides, sides, dilations = window_of(layer.op, layer.options, kernel)
     return {"strides": strides, "pads": _pads(sides), "dilations": dilations}
 
 
 def _pads(sides: Sides) -> list[int]:
-    """What is before each axis, then what is after each."""
+    """The padding before each axis, then the padding after each."""
     return [*(before for before, _ in sides), *(after for _, after in sides)]
 
 
 def _by_channel(vector: np.ndarray) -> np.ndarray:
-    """One number a channel, beside images."""
+    """Per-channel numbers, shaped to broadcast over images."""
     return vector[:, None, None]
 
 
@@ -111,9 +111,9 @@ def _binary_conv(graph: Graph, layer: Layer, x: str) -> str:
 
 
 def _shift(graph: Graph, layer: Layer, x: str) -> str:
-    """A depthwise convolution whose kernels have a single one."""
+    """A depthwise convolution with one-hot kernels."""
     (channels, *sides), dtype = graph.network.forms[layer.inputs[0]]
-    shifts = graph.array(layer, "shifts").clip(-np.array(sides), sides)  # further shows no more
+    shifts = graph.array(layer, "shifts").clip(-np.array(sides), sides)  # beyond is all padding
     reach = abs(shifts).max(axis=0)
     kernels = np.zeros((channels, 1, *(2 * reach + 1)), np.float32)
     rows, columns = (shifts + reach).T
@@ -172,7 +172,7 @@ def _winograd_conv(graph: Graph, layer: Layer, x: str) -> str:
 
 
 def _spatial(u: np.ndarray, G: np.ndarray) -> np.ndarray | None:
-    """The 3x3 kernels g of which u is ``G g G^T`` but for rounding; None if there are none."""
+    """The 3x3 kernels g with ``u = G g G^T`` up to rounding, or None."""
     back = np.linalg.pinv(G)
     kernels = np.einsum("ai,ijkc,bj->kcab", back, u.astype(np.float64), back)
     error = abs(np.einsum("ia,kcab,jb->ijkc", G, kernels, G) - u).max(initial=0)
@@ -190,7 +190,7 @@ def _batch_norm(graph: Graph, layer: Layer, x: str, residual: str | None = None)
 
 
 def _rescale(graph: Graph, layer: Layer, x: str, residual: str | None = None) -> str:
-    """In float64 where NumPy takes it beside int32, so that roundings are the same."""
+    """In float64 where NumPy promotes int32 to it, for the same rounding."""
     dtype = np.result_type(graph.dtype(layer.inputs[0]), np.float32)
     form = _by_channel if len(graph.network.forms[layer.name][0]) == 3 else np.asarray
 

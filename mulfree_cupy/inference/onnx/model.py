@@ -22,7 +22,7 @@ IR_VERSION = 8  # the first that has functions
 
 
 def save_onnx(path: str | os.PathLike, network: Network) -> None:
-    """Write what `to_onnx` makes; `path` appears only when it is whole."""
+    """Write the model of `to_onnx` atomically."""
     model = to_onnx(network)
     with files.replaced(path) as file:
         file.write(model.SerializeToString())
@@ -40,15 +40,15 @@ def to_onnx(network: Network) -> ModelProto:
     onnx.ModelProto
         From ``images``, raw pixels as float32 of shape (N, C, H, W), to ``logits``, of shape
         (N, number of classes). Its metadata hold ``classes`` and ``network``, the description that
-        `save_npz` writes, as JSON. All operators are standard ones: those of adder and Winograd
-        convolutions are in functions that the model brings along.
+        `save_npz` writes, as JSON. All operators are standard ones: adder and Winograd convolutions
+        are functions defined in the model.
 
     Raises
     ------
     ImportError
-        Without the package onnx.
+        If the package onnx is not installed.
     ValueError
-        If the network cannot be said in ONNX.
+        If the network cannot be expressed in ONNX.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The arguments of a launch, checked against the kernel's parameters and turned into C values."""
+"""Launch arguments: checks against the kernel's parameters, and conversion to C values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Arguments:
     pointers: ctypes.Array
     arrays: list[Array]
     descriptions: list[str]  # of the arrays, by their `name`
-    arrays_by_name: list[tuple[str, np.ndarray]]  # and what a kernel's text calls them
+    arrays_by_name: list[tuple[str, np.ndarray]]  # and the kernel's parameter names
     values: list[Any]  # keeps alive what the pointers point to
 
 
@@ -35,7 +35,7 @@ def convert(
     Raises
     ------
     TypeError
-        If their number, or the type of one, is not what the kernel takes.
+        If their number, or a type, does not match the kernel.
     ValueError
         If an array is not C-contiguous, or is read-only where the kernel may write.
     """
@@ -93,7 +93,7 @@ def _pointer(label: str, value: Any, parameter: Parameter) -> int | None:
         raise ValueError(f"{label}: the array is read-only and the kernel's pointer is not const")
     kind, size, dtype = parameter.pointee_kind.decode(), parameter.pointee_size, value.dtype
     wrong = (kind == "f" and dtype.itemsize != {"f": size, "c": 2 * size}.get(dtype.kind, 0)) or (
-        # Narrow integers may be read as words, several at a time; wide ones not in pieces.
+        # Narrow integers may be read as words; wide ones not in pieces.
         kind == "i" and size > 1 and (dtype.kind not in "iubV" or dtype.itemsize > size)
     )
     if wrong:
@@ -150,7 +150,7 @@ def _scalar(label: str, value: Any, parameter: Parameter) -> Any:
     if isinstance(value, bool):
         value = np.bool_(value)
     elif isinstance(value, int) and kind == "i":
-        # CuPy passes a long long, of which the kernel takes the lower bytes.
+        # CuPy passes a long long, of which the kernel uses the lower bytes.
         bits = 8 * parameter.size
         if not -(1 << bits - 1) <= value < 1 << bits:
             raise ValueError(f"{label}: {value} does not fit an integer of {parameter.size} bytes")

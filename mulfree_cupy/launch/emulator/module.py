@@ -1,4 +1,4 @@
-"""The variables that the kernels of one module share, as the host sees them."""
+"""The variables shared by the kernels of a module, on the host."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mulfree_cupy.launch.emulator.variables import initial_values, symbols_of
 class Globals:
     """The ``__device__`` and ``__constant__`` memory of a module.
 
-    Every kernel of it, checked or not, is a library of its own with its own copy of the variables:
-    a launch begins with what is kept here and what it leaves is kept.
+    Every kernel, checked or not, is a separate library with its own copy of the variables: they are
+    copied in before a launch and out after it.
     """
 
     def __init__(self, code: str, options: tuple[str, ...]) -> None:
@@ -36,7 +36,7 @@ class Globals:
 
     @contextlib.contextmanager
     def lent(self, places: dict[str, int]) -> Iterator[None]:
-        """Have the values where a library has its variables, by symbol, and take them back."""
+        """Context: copy the values into a library's variables, by symbol, and back."""
         shared = [(m, places[s]) for s, m in self._memory.items() if s in places]
         for memory, place in shared:
             ctypes.memmove(place, memory.ctypes.data, memory.nbytes)

@@ -1,4 +1,4 @@
-"""Read the runtime's findings and counts after a launch, and look up the lines they speak of."""
+"""Reading of the runtime's findings and counts after a launch, with source lines."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def read_findings(
     guards = runtime.table(library, "guards")
     pcs = {pc for r in rows for pc in (r.pc, r.other_pc, *r.calls[: r.call_count]) if pc}
     frames = source_frames(library, pcs.union(guards))
-    # A plain read beside an atomic access is no fault on a line that guards one.
+    # A plain read that races with an atomic access is allowed on a line that guards one.
     guarded = [frames[pc][:1] for pc in guards]
     found = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""What a launch found and counted, in words and numbers."""
+"""Findings and counts of launches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class EmulationFault(RuntimeError):
-    """A kernel did what it must not do.
+    """A fault in a kernel.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ class Finding:
 
 @dataclass
 class Counts:
-    """What threads did to memory, added up over a line or a kernel.
+    """Memory accesses of threads, summed over a line or a kernel.
 
     Loads, stores and atomics count threads; requests count warps. A request to global memory moves
     32-byte sectors; a request to shared memory takes one pass over the 32 banks, and one more for
@@ -120,7 +120,7 @@ class KernelCounts(Counts):
     lines: dict[tuple[str, int], Counts] = field(default_factory=dict)
 
     def line(self, number: int) -> Counts:
-        """The counts of the line of that number, whatever its file."""
+        """The counts of a line number in any file."""
         total = Counts()
         for (_, line), counts in self.lines.items():
             if line == number:
@@ -155,7 +155,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Memory:
-    """An array that a kernel was given, or shared memory of its block.
+    """An array argument of a kernel, or shared memory of its block.
 
     Attributes
     ----------
@@ -179,7 +179,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Step:
-    """One access of the threads of a block: of each the n-th at an instruction since a barrier.
+    """One access of the threads of a block: each thread's n-th at an instruction since a barrier.
 
     Attributes
     ----------
@@ -192,7 +192,7 @@ class Step:
     size : int
         Bytes that a thread accesses.
     offsets : ndarray of int64
-        Of each thread, in bytes from the start of the memory; -1 of one that takes no part.
+        Of each thread, in bytes from the start of the memory; -1 for an inactive thread.
     """
 
     interval: int
@@ -206,7 +206,7 @@ class Step:
 
 @dataclass(repr=False)
 class Report:
-    """What the emulator saw while an `emulated_cuda` block was active.
+    """Findings and counts of an `emulated_cuda` block.
 
     Attributes
     ----------
@@ -217,7 +217,7 @@ class Report:
     launches : list of Launch
         Of the package's own kernels, in order, with ``trace=True``.
     steps : dict of str to list of Step
-        Every access of the block that is followed, in the first launch of each kernel.
+        Every access of the followed block, in the first launch of each kernel.
     """
 
     findings: list[Finding] = field(default_factory=list)

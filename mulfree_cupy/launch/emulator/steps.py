@@ -1,4 +1,4 @@
-"""Every access of one block, step by step, as the runtime kept its warps' requests."""
+"""Every access of one block, step by step, from the recorded requests of its warps."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _KINDS = "load", "store", "atomic"
 def read_steps(library: ctypes.CDLL, launch: runtime.Launch, arguments: Arguments) -> list[Step]:
     """The steps of the block that the last launch followed, in their order.
 
-    Lanes do not go in step, and warps run in turn: what stands on one line of a loop, in the same
-    turn since the last barrier, is one step.
+    Lanes do not run in lockstep, and warps run sequentially: accesses of one line in the same
+    iteration since the last barrier are one step.
     """
     events, sites = runtime.events(library), runtime.table(library, "sites")
     regions = runtime.table(library, "regions")

@@ -1,8 +1,8 @@
-"""The variables of a kernel's text: set apart when it is linked, found again when it is loaded.
+"""The variables of a kernel: separated when it is linked, located when it is loaded.
 
-A kernel and the runtime are one shared library. So that an overrun lands in no neighbour, and least
-of all in the runtime, the linker puts a gap on either side of every variable of the kernel's own
-(`linker_script`); the library's symbols then tell where each one lies (`read_variables`).
+A kernel and the runtime are one shared library. So that an overrun does not reach another variable
+or the runtime, the linker puts a gap on either side of every variable of the kernel
+(`linker_script`); their addresses are read from the library's symbols (`read_variables`).
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class _Section(NamedTuple):
 
 
 def linker_script(object_file: bytes, file: str) -> str:
-    """What sets the variables of the object file apart; compile with ``-fdata-sections``."""
+    """Linker script that separates the variables of the object file; compile with
+    ``-fdata-sections``."""
     pieces: dict[str, list[str]] = {}
     for section in _sections(object_file):
         place = next((p for p in _PLACES if section.name.startswith(p[0])), None)
@@ -85,7 +86,7 @@ def read_variables(library: bytes, constants: set[str]) -> list[Variable]:
 
 
 def initial_values(object_file: bytes) -> dict[str, bytes]:
-    """What the variables of an object file hold before the first launch, by symbol.
+    """Initial values of the variables of an object file, by symbol.
 
     Left out are those that are ``const`` and those that hold addresses.
     """
@@ -123,7 +124,7 @@ def shared_size(library: bytes) -> int:
 
 
 def source_name(symbol: str) -> str:
-    """The name that the text gives to a variable, out of its symbol's."""
+    """The source name of a variable, from its symbol."""
     if not symbol.startswith("_Z"):
         return symbol
     # The last name before template arguments; of a function's own variable, the name behind it.

@@ -1,4 +1,4 @@
-"""The convolution in the Winograd domain, of dense or sparse weights, and its gradients."""
+"""Winograd convolution with dense or sparse weights, and its gradients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KERNELS = ("dense", "sparse", "blocks", "scipy")
 
 
 @arrays.on_device_of_arguments
-@np.errstate(invalid="ignore", over="ignore")  # NaN and Inf go through in silence
+@np.errstate(invalid="ignore", over="ignore")  # NaN and Inf propagate without warnings
 def winograd_conv(
     x: Array,
     weights: WinogradWeights,
@@ -41,19 +41,19 @@ def winograd_conv(
     weights : WinogradWeights, shape (t, t, K, C)
     bias : array, shape (K,), optional
     padding : int, pair of ints, two pairs of ints, "same" or "valid"
-        Zeros around the image, as in `conv`; the first tile begins where they do. Tiles reach past
-        the other end as need be, over zeros, and their answers are cropped.
+        Zeros around the image, as in `conv`; the first tile begins at their first row and column.
+        Tiles may extend past the other end, over zeros, and their outputs are cropped.
     relu : bool
-        Clip the transformed input at zero. The layer is then no convolution: it depends on where
-        the tiles begin, and on the signs of the transform.
+        Apply a ReLU to the transformed input. The layer is then not a convolution: it depends on
+        where the tiles begin, and on the signs of the transform.
     out : array, shape (N, K, OH, OW), optional
-        Receives the answer; must not overlap an input.
+        Receives the result; must not overlap an input.
     kernel : str, optional
-        On the CPU ``"dense"``, ``"sparse"``, ``"blocks"`` (four filters share the places of their
-        weights) or ``"scipy"``. The default is what the weights' density makes fastest.
-        On a GPU a rung of ``cuda/winograd``: ``"1_dense"``, ``"2_sparse"``, and for m = 2
-        ``"3_fused"`` or ``"4_frozen"``; by default the last for `WinogradWeights.freeze`, else the
-        second up to a density of 1/10 and the first above.
+        On the CPU ``"dense"``, ``"sparse"``, ``"blocks"`` (four filters share a sparsity pattern)
+        or ``"scipy"``. The default is the fastest for the weights' density. On a GPU a rung of
+        ``cuda/winograd``: ``"1_dense"``, ``"2_sparse"``, and for m = 2 ``"3_fused"`` or
+        ``"4_frozen"``; by default the last after `WinogradWeights.freeze`, else the second up to a
+        density of 1/10 and the first above.
 
     Returns
     -------
@@ -71,8 +71,8 @@ def winograd_conv(
     -----
     ``AT @ (sum_c U * V) @ AT.T`` for each tile d of t x t pixels, m pixels apart, with
     ``V = BT @ d @ BT.T``, or ``max(V, 0)`` for the Winograd-ReLU layer [1]_, and the matrices of
-    `winograd_matrices`. An infinite or NaN pixel may spoil any output of its tiles,
-    further ones never. At a pruned weight a kernel may multiply it by zero, or pass over it.
+    `winograd_matrices`. An infinite or NaN pixel may affect any output of its tiles, but no others.
+    At a pruned weight a kernel may multiply it by zero, or skip it.
 
     References
     ----------
@@ -152,8 +152,8 @@ def winograd_conv_backward(
     Notes
     -----
     With ``dM = A @ grad @ A.T`` for each tile: ``grad_u = mask * sum dM * V`` over the tiles, and
-    each tile's ``B @ (sum_k U * dM) @ B.T`` (where relu: of its entries at which V > 0) is added
-    into grad_x, where tiles overlap.
+    each tile's ``B @ (sum_k U * dM) @ B.T`` (with relu: masked to V > 0) is accumulated into
+    grad_x, as tiles overlap.
 
     Examples
     --------
@@ -210,24 +210,24 @@ def _checked(function, x, weights, padding, **other):
 
 
 def fastest(weights: WinogradWeights) -> str:
-    """The compiled kernel that has the least to do, by number and cost of its products."""
+    """The compiled kernel with the lowest cost, by number and time of its products."""
     costs = _costs(launch.cpu_kernels().features(), weights.dtype.name)
     return min(costs, key=lambda form: costs[form] * weights.products[form])
 
 
 @functools.cache
 def _costs(features: str, dtype: str) -> dict[str, float]:
-    """Seconds a product by form, measured once a process, instruction set and dtype.
+    """Seconds per product for each form, measured once per process, instruction set and dtype.
 
-    A choice by them changes no bit: all forms add up the same products in the same order, or pass
-    over those by zero.
+    The choice does not affect results: all forms sum the same products in the same order, or skip
+    those by zero.
     """
     forms = "dense", "sparse", "blocks"
     return dict(zip(forms, launch.cpu_kernels().winograd_costs(dtype), strict=True))
 
 
 def transforms_for_kernels(weights: WinogradWeights) -> tuple | None:
-    """What the CPU kernels want of the transform: those with Lavin's points they know."""
+    """The transform as an argument of the CPU kernels, which have Lavin's built in."""
     BT, _, AT = matrices(weights.m, weights.points)
     return None if weights.points == "lavin" else (BT, AT)
 

@@ -1,4 +1,4 @@
-"""Winograd's transforms F(m x m, 3 x 3) from interpolation points, and their use in training."""
+"""Winograd transforms F(m x m, 3 x 3) from interpolation points, and scalings for training."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ def winograd_matrices(
     ValueError
         If there are no such m and points.
     TypeError
-        If m is no int.
+        If m is not an int.
 
     Notes
     -----
     With p_j the product of ``(a - a_l)`` over all other points l, at a = a_j:
     ``AT[i,j] = a_j**i``, ``G[j,i] = a_j**i / p_j``, and row j of BT holds the coefficients of the
-    polynomial with all other points as roots. Signs could be moved between BT and the others freely
-    in a convolution, but not in a Winograd-ReLU layer, which clips what BT gives. So they are part
-    of the model, and are Lavin's.
+    polynomial with all other points as roots. In a convolution signs could be moved freely between
+    BT and the others, but not in a Winograd-ReLU layer, which clips the output of BT. So they are
+    part of the model; Lavin's are used.
 
     References
     ----------
@@ -72,7 +72,7 @@ def winograd_matrices(
 
 
 def checked(function: str, m: int, points: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `winograd_matrices`, for an argument of `function`, and not to be written to."""
+    """As `winograd_matrices`, for an argument of `function`; read-only."""
     m = geometry.integer(function, "m", m)
     if not isinstance(points, str) or (m, points) not in POINTS:
         listed = ", ".join(f"m={m} with {name!r}" for m, name in POINTS)
@@ -84,7 +84,7 @@ def checked(function: str, m: int, points: str) -> tuple[np.ndarray, np.ndarray,
 
 @functools.cache
 def matrices(m: int, points: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """As `winograd_matrices`, of arguments known to be good, and not to be written to."""
+    """As `winograd_matrices`, of valid arguments; read-only."""
     finite = np.array(POINTS[m, points], np.float64)
     t = m + _TAPS - 1
     BT, G, AT = np.zeros((t, t)), np.zeros((t, _TAPS)), np.zeros((m, t))
@@ -106,7 +106,7 @@ def matrices(m: int, points: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def importance(m: int, *, points: str = "lavin") -> np.ndarray:
-    """How much a weight at each tile position counts: the factors of importance pruning.
+    """The influence of a weight at each tile position: the factors of importance pruning.
 
     Parameters
     ----------
@@ -116,8 +116,8 @@ def importance(m: int, *, points: str = "lavin") -> np.ndarray:
     Returns
     -------
     array, shape (t, t), float64
-        ``I[i,j] = |A_i| |A_j| |B_i| |B_j|``, norms of the columns of AT and of the rows of BT: what
-        white noise at the input becomes at the output through a weight 1 there.
+        ``I[i,j] = |A_i| |A_j| |B_i| |B_j|``, norms of the columns of AT and of the rows of BT: the
+        output's norm for white noise at the input and a weight 1 at this position.
 
     Raises
     ------
@@ -141,7 +141,7 @@ def importance(m: int, *, points: str = "lavin") -> np.ndarray:
 def initial_variance(
     channels: int, m: int = 2, *, relu: bool = False, points: str = "lavin"
 ) -> np.ndarray:
-    """Variance of freshly drawn Winograd weights, by tile position, that keeps a layer's scale.
+    """Initial variance of Winograd weights, by tile position, that preserves a layer's scale.
 
     Parameters
     ----------
@@ -150,8 +150,8 @@ def initial_variance(
     m, points
         As in `winograd_matrices`.
     relu : bool
-        For a Winograd-ReLU layer, whose input is normalised and is clipped after the transform;
-        else for a layer whose input was clipped before, as He et al. have it.
+        For a Winograd-ReLU layer, whose input is normalised and clipped after the transform; else
+        for a layer whose input has passed a ReLU, as in He et al.
 
     Returns
     -------
@@ -165,8 +165,8 @@ def initial_variance(
     Notes
     -----
     Linear: the variance of ``G g G^T`` for g of variance 2/(9C). ReLU: ``1/(18C)`` everywhere for
-    m = 2. For m = 4, in inverse proportion to `importance` squared, so that every position gives
-    as much to the output, and the mean output variance is that of the input.
+    m = 2. For m = 4, inversely proportional to `importance` squared, so that every position
+    contributes equally to the output, and the mean output variance is that of the input.
 
     Examples
     --------
@@ -188,7 +188,7 @@ def initial_variance(
 
 @arrays.on_device_of_arguments
 def precondition(grad_u: Array, *, points: str = "lavin") -> Array:
-    """The gradient by which a step on U is a step on the spatial kernel behind it.
+    """The gradient by which a step on U equals a step on the underlying spatial kernel.
 
     Parameters
     ----------
@@ -205,14 +205,14 @@ def precondition(grad_u: Array, *, points: str = "lavin") -> Array:
     Raises
     ------
     ValueError
-        If the shape is not such, or there is no such transform.
+        If the shape is invalid, or there is no such transform.
     TypeError
         If the dtype is not served.
 
     Notes
     -----
     Plain gradient descent on U diverges at rates that suit spatial weights, since U has directions
-    that no spatial kernel reaches and whose gradients are large.
+    that no spatial kernel reaches, with large gradients.
 
     Examples
     --------
@@ -229,5 +229,5 @@ def precondition(grad_u: Array, *, points: str = "lavin") -> Array:
     )
     _, G, _ = checked("precondition", t - 2, points)
     both = arrays.namespace(grad_u).asarray(G @ G.T, dtype=grad_u.dtype)
-    xp, grad_u = arrays.namespace(grad_u), arrays.contiguous(grad_u)  # einsum sums as it lies
+    xp, grad_u = arrays.namespace(grad_u), arrays.contiguous(grad_u)  # einsum sums in memory order
     return xp.einsum("ia,abkc,bj->ijkc", both, grad_u, both)

@@ -1,4 +1,4 @@
-"""Which weights pruning keeps."""
+"""Selection of the weights that pruning keeps."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["highest", "prune_spatial", "sum_filters"]
 
 @arrays.on_device_of_arguments
 def prune_spatial(w: Array, density: float) -> Array:
-    """Zero all but the largest of a layer's spatial weights, as Han et al. do.
+    """Magnitude pruning of a layer's spatial weights, as in Han et al.
 
     Parameters
     ----------
     w : array
         float32 or float64, of any shape.
     density : float, from 0 to 1
-        Exactly ``max(1, round(density * size))`` entries are kept; of equals, the first.
+        Exactly ``max(1, round(density * size))`` entries are kept; of ties, the first.
 
     Returns
     -------
@@ -28,7 +28,7 @@ def prune_spatial(w: Array, density: float) -> Array:
     ValueError
         If density is out of range, or a weight is NaN.
     TypeError
-        If density is no number, or w not float32 or float64.
+        If density is not a number, or w not float32 or float64.
 
     References
     ----------
@@ -48,7 +48,7 @@ def prune_spatial(w: Array, density: float) -> Array:
 
 
 def highest(function: str, scores: Array, density: float) -> Array:
-    """True at the ``max(1, round(density * size))`` highest scores, the first among equals."""
+    """True at the ``max(1, round(density * size))`` highest scores, the first among ties."""
     try:
         density = float(density)
     except (TypeError, ValueError):

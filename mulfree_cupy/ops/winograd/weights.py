@@ -24,8 +24,8 @@ __all__ = ["WinogradWeights"]
 class WinogradWeights:
     """Weights of a Winograd convolution: a K x C matrix for each of the t x t tile positions.
 
-    Made by `from_spatial`, `from_dense`, `from_sparse` or `load`, and not changed afterwards: the
-    packed forms that kernels ask for are made once.
+    Made by `from_spatial`, `from_dense`, `from_sparse` or `load`, and immutable: the packed forms
+    for the kernels are cached.
 
     Attributes
     ----------
@@ -38,7 +38,7 @@ class WinogradWeights:
     points : str
         Interpolation points, see `winograd_matrices`.
     frozen : bool
-        Whether a GPU kernel may be compiled for the mask, see `freeze`.
+        Whether a GPU kernel may be compiled for this mask, see `freeze`.
 
     Examples
     --------
@@ -69,7 +69,7 @@ class WinogradWeights:
         Parameters
         ----------
         w : array, shape (K, C, 3, 3)
-            float32 or float64; float16 as said at `from_dense`.
+            float32 or float64; float16 as in `from_dense`.
         m, points
             As in `winograd_matrices`.
         allow_float16 : bool
@@ -121,15 +121,15 @@ class WinogradWeights:
         Parameters
         ----------
         u : array, shape (t, t, K, C)
-            t is 4 or 6. float32 or float64; float16 to keep them in half the space, `winograd_conv`
-            computes with them in the dtype of x.
+            t is 4 or 6. float32 or float64; or float16 for storage only, `winograd_conv` computes
+            in the dtype of x.
         mask : array, shape (t, t, K, C), optional
             Entries where it is zero are pruned; the default keeps those that are not zero.
         points : str
             As in `winograd_matrices`.
         allow_float16 : bool
-            Admits float16 for t = 6, where rounding them errs by up to a fiftieth of the
-            output's size; for t = 4 that is a five-hundredth, and needs no leave.
+            Allow float16 for t = 6, where rounding causes errors of up to 1/50 of the output; for t
+            = 4 these are 1/500, and it is always allowed.
 
         Returns
         -------
@@ -181,7 +181,7 @@ class WinogradWeights:
         ----------
         matrices : sequence of t*t sparse matrices or arrays, shape (K, C) each
             float32 or float64, of any SciPy format, position (i, j) at ``i*t + j``. Duplicate
-            entries are summed, zeros that are stored are not kept.
+            entries are summed, explicit zeros dropped.
         shape : tuple of 4 ints
             (t, t, K, C).
         points : str
@@ -194,9 +194,9 @@ class WinogradWeights:
         Raises
         ------
         ValueError
-            If number or shapes do not fit, or there is no such transform.
+            If the number of matrices or a shape does not fit, or there is no such transform.
         TypeError
-            If a matrix is not a sparse one, or of another dtype.
+            If a matrix is not sparse, or has another dtype.
 
         Examples
         --------
@@ -250,7 +250,7 @@ class WinogradWeights:
 
     @property
     def nbytes(self) -> int:
-        """Of the entries, pruned ones included."""
+        """Bytes of all entries, pruned ones included."""
         return self.dense.nbytes
 
     @functools.cached_property
@@ -272,7 +272,7 @@ class WinogradWeights:
         )
 
     def astype(self, dtype: Any, *, allow_float16: bool = False) -> WinogradWeights:
-        """The weights in another dtype; themselves if it is theirs."""
+        """The weights in another dtype, or themselves if they have it already."""
         if self.dtype == dtype:
             return self
         with arrays.device_of(self.dense):
@@ -281,16 +281,16 @@ class WinogradWeights:
         return converted.freeze() if self.frozen else converted
 
     def freeze(self) -> WinogradWeights:
-        """The same weights, for whose mask a GPU kernel may be compiled.
+        """The same weights, with permission to compile a GPU kernel for their mask.
 
         Returns
         -------
         WinogradWeights
-            On a GPU, and for m = 2, `winograd_conv` then takes a kernel with the places of the
-            weights in its code and their values in an array. Compiling it takes up to a minute,
-            once a mask: weights of another object with the same mask use it again, and CuPy keeps
-            it on disk. Layers with more than 8192 weights left have too long a code, and keep the
-            kernel for all masks. On the CPU nothing changes.
+            On a GPU, and for m = 2, `winograd_conv` then uses a kernel with the positions of the
+            weights in its code and their values in an array. Compiling it takes up to a minute per
+            mask: other weights with the same mask reuse it, and CuPy caches it on disk. Layers with
+            more than 8192 weights left would need too much code, and use the kernel for all masks.
+            On the CPU nothing changes.
 
         Examples
         --------
@@ -303,18 +303,18 @@ class WinogradWeights:
         return WinogradWeights(self.dense, self.mask, self.points, frozen=True)
 
     def prune(self, density: float, score: str = "magnitude", *, block: int = 1) -> WinogradWeights:
-        """Keep the highest-scoring entries, taken over all positions of the layer.
+        """Keep the highest-scoring entries over all positions of the layer.
 
         Parameters
         ----------
         density : float, from 0 to 1
-            Exactly ``max(1, round(density * size))`` entries are kept; of equals, the first. What
-            was pruned before stays so, hence a density above the present one changes nothing.
+            Exactly ``max(1, round(density * size))`` entries are kept; of ties, the first. Pruned
+            entries stay pruned, so a density above the current one changes nothing.
         score : str
             ``"magnitude"``, or ``"importance"``: magnitude times the factor of `importance`.
         block : int
-            So many successive filters keep or lose an entry as one, by the sum of their scores;
-            exactly that share of these groups is kept. With 4 the CPU kernel ``"blocks"`` serves.
+            Number of successive filters that share a pattern, by the sum of their scores; `density`
+            is then the exact fraction of such groups kept. The CPU kernel ``"blocks"`` needs 4.
 
         Returns
         -------
@@ -323,9 +323,9 @@ class WinogradWeights:
         Raises
         ------
         ValueError
-            If density, score or block are not such, or a weight is NaN.
+            If density, score or block is invalid, or a weight is NaN.
         TypeError
-            If density is no number, or block no integer.
+            If density is not a number, or block not an integer.
 
         Examples
         --------
@@ -349,7 +349,7 @@ class WinogradWeights:
             scores = scores * factors[:, :, None, None]
         left = sum_filters(self.mask, block) > 0
         scores = sum_filters(xp.where(self.mask, scores, 0), block)
-        # Entries pruned before come after those that are zero.
+        # Pruned entries rank below zeros.
         kept = highest(name, xp.where(left, scores, -1), density)
         kept = xp.repeat(kept, block, axis=2)[:, :, : self.shape[2]]
         return self._checked(name, self.dense, kept & self.mask, self.points, True)
@@ -358,7 +358,7 @@ class WinogradWeights:
     def matrices(self) -> tuple[csr_array, ...]:
         """A SciPy CSR array (K, C) for each tile position, (i, j) at ``i*t + j``; needs SciPy.
 
-        They are read-only, as the weights are; copy one to change it.
+        They are read-only; copy one to change it.
         """
         csr_array = _scipy_sparse().csr_array
         t, _, filters, channels = self.shape
@@ -376,7 +376,7 @@ class WinogradWeights:
 
     @functools.cached_property
     def csr(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """indptr (t*t*K + 1,), indices, values: the matrices on top of one another, as one CSR."""
+        """indptr (t*t*K + 1,), indices, values: the matrices stacked vertically, as one CSR."""
         t, _, filters, channels = self.shape
         mask, dense = _on_host(self.mask), _on_host(self.dense)
         rows = mask.reshape(t * t * filters, channels)
@@ -384,13 +384,13 @@ class WinogradWeights:
 
     @functools.cached_property
     def blocks(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """As `csr`, of groups of four filters, which share a pattern; values (entries, 4)."""
+        """As `csr`, for groups of four filters that share a pattern; values (entries, 4)."""
         mask, groups = self.block_mask, _in_fours(self.dense).swapaxes(1, 2)
         return _indptr(mask), np.nonzero(mask)[1].astype(np.int32), groups[mask]
 
     @functools.cached_property
     def products(self) -> dict[str, int]:
-        """Products a tile in each form of `plan`, zeros of blocks included."""
+        """Products per tile in each form of `plan`, zeros of blocks included."""
         blocks = 4 * int(np.count_nonzero(self.block_mask))
         return {"dense": self.size, "sparse": self.nnz, "blocks": blocks}
 
@@ -400,7 +400,7 @@ class WinogradWeights:
         return _in_fours(self.mask).any(axis=1)
 
     def plan(self, form: str) -> Any:
-        """The weights as the CPU kernels want them, packed at the first call.
+        """The weights packed for the CPU kernels, cached.
 
         Parameters
         ----------
@@ -410,7 +410,7 @@ class WinogradWeights:
         Returns
         -------
         object
-            For the CPU kernel `winograd_conv` alone.
+            For the CPU kernel `winograd_conv`.
         """
         kernels = launch.cpu_kernels()
 
@@ -424,7 +424,7 @@ class WinogradWeights:
         return self.kept(form, kernels, pack)
 
     def kept(self, form: str | tuple, where: ModuleType, pack: Callable[[], Any]) -> Any:
-        """What `pack` makes of the weights for some kernel, made once a form and array module."""
+        """The result of `pack`, cached per form and array module."""
         if (form, where) not in self._plans:
             self._plans[form, where] = pack()
         return self._plans[form, where]
@@ -433,7 +433,7 @@ class WinogradWeights:
         return WinogradWeights, (self.dense, self.mask, self.points, self.frozen)
 
     def save(self, file: str | PathLike) -> None:
-        """Write an .npz file of just this name, with or without the suffix, whole or not at all.
+        """Write an .npz file atomically, under exactly this name, with or without the suffix.
 
         `scipy.sparse.load_npz` reads it too, as one (t*t*K, C) CSR array.
         """
@@ -460,7 +460,7 @@ class WinogradWeights:
         OSError
             If the file cannot be read.
         ValueError
-            If it is not such a one, or is damaged.
+            If it is not such a file, or is damaged.
         """
         name = "WinogradWeights.load"
         try:
@@ -477,9 +477,9 @@ class WinogradWeights:
             return cls._checked(name, dense, mask, str(saved["winograd_points"]), True)
         except OSError:
             raise
-        except Exception as error:  # whatever NumPy raises on entries that do not fit
+        except Exception as error:  # any error of NumPy for invalid entries
             raise ValueError(
-                f"{name}: {file} is no file of WinogradWeights, or is damaged: {error}"
+                f"{name}: {file} is not a WinogradWeights file, or is damaged: {error}"
             ) from error
 
 
@@ -498,7 +498,7 @@ def _indptr(rows: np.ndarray) -> np.ndarray:
 
 
 def _in_fours(array: Array) -> np.ndarray:
-    """(t, t, K, C) as (groups, 4, C), each position's filters filled up with zeros."""
+    """(t, t, K, C) as (groups, 4, C), each position's filters padded with zeros."""
     t, _, filters, channels = array.shape
     stacked = _on_host(array).reshape(t * t, filters, channels)
     filled = np.pad(stacked, ((0, 0), (0, -filters % 4), (0, 0)))
