@@ -8,8 +8,9 @@ from numpy.testing import assert_array_equal
 from problems import WAYS, run
 
 import mulfree_cupy as mf
-from mulfree_cupy import autograd, nn
+from mulfree_cupy import autograd, inference, nn
 from mulfree_cupy.geometry import window_options
+from mulfree_cupy.nn.description import network_of
 from mulfree_cupy.ops.adder import adder_conv_sign_backward
 from mulfree_cupy.ops.pooling import avg_pool, max_pool
 
@@ -121,6 +122,25 @@ def test_layers_take_it(kind):
     assert layer(autograd.Tensor(X)).shape == (2, 6, 7, 6)
     y = layer.eval()(autograd.Tensor(X, requires_grad=True))
     y.sum().backward()
+
+
+@pytest.mark.parametrize("padding", [((0, 1), (2, 0)), "same", "valid"])
+@pytest.mark.parametrize("winograd", [False, True])
+def test_a_trained_network_has_it_in_numbers(padding, winograd):
+    rng = np.random.default_rng(0)
+    layer = (
+        nn.WinogradConv(3, 5, rng, padding=padding)
+        if winograd
+        else nn.Conv(3, 5, (2, 3), rng, padding=padding, dilation=(1, 2))
+    )
+    pool = nn.MaxPool(3, stride=1, padding=padding if padding == "valid" else "same")
+    model = nn.Sequential(layer, pool, nn.GlobalAveragePool())
+    network = network_of(model, 3, 8)
+    for described in network.layers[:2]:
+        assert not isinstance(described.options["padding"], str)
+    images = rng.normal(size=(2, 3, 8, 8)).astype("f")
+    expected = model(autograd.Tensor(images)).data
+    np.testing.assert_allclose(inference.Predictor(network)(images), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_pool_has_a_stride_which_same_refuses():

@@ -214,17 +214,10 @@ def _pair(least: int) -> Callable[[Any], bool]:
     return check
 
 
-def _border(value: Any) -> bool:
+def _sides(value: Any) -> bool:
     two = isinstance(value, (list, tuple)) and len(value) == 2
     pairs = two and all(isinstance(sides, (list, tuple)) for sides in value)
     return all(map(_pair(0), value)) if pairs else _pair(0)(value)
-
-
-def _padding(value: Any) -> bool:
-    return value in ("same", "valid") if isinstance(value, str) else _border(value)
-
-
-_SIDES = "a whole number from 0, two of them or two pairs of them"
 
 
 def _number(value: Any) -> bool:
@@ -236,8 +229,9 @@ OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
         ("stride", "dilation", "kernel_size"), (_pair(1), "a whole number from 1, or two of them")
     ),
-    "padding": (_padding, f"{_SIDES}, 'same' or 'valid'"),
-    "border": (_border, _SIDES),
+    **dict.fromkeys(
+        ("padding", "border"), (_sides, "a whole number from 0, two of them or two pairs of them")
+    ),
     "groups": (_whole(1), "a whole number from 1"),
     "bits": (_whole(1, MOST_BITS), f"a whole number from 1 to {MOST_BITS}"),
     **dict.fromkeys(("relu", "scale"), (lambda value: type(value) is bool, "true or false")),

@@ -242,7 +242,7 @@ def check_bits(function: str, bits: Any, *, op: str = "adder", **operands: Array
 def filter_scale(w: Array) -> Array:
     """XNOR-Net's scale of each filter, the mean of ``abs(w)``, in the dtype of w."""
     # A float32 sum of large weights would overflow.
-    mean = abs(arrays.contiguous(w)).mean(axis=(1, 2, 3), dtype=np.float64)
+    mean = abs(arrays.contiguous(w)).mean(axis=tuple(range(1, w.ndim)), dtype=np.float64)
     return mean.astype(w.dtype, copy=False)
 
 
