@@ -119,7 +119,8 @@ def test_what_they_say_of_themselves():
     low = mf.pack(draw((4, 32, 3, 3), "uint8"), "adder", bits=2)
     assert low.bits == 2 and "4x32x3x3, bits=2, uint8" in repr(low)
     binary = mf.pack(w := draw((4, 32, 3, 3)), "binary")
-    assert_array_equal(binary.scale, abs(w).reshape(4, -1).mean(axis=1))
+    scale = abs(w).reshape(4, -1).mean(axis=1, dtype=float)
+    assert_array_equal(binary.scale, scale.astype("f"))
     assert binary.nbytes < binary.array.nbytes / 2  # a tile of 8 filters where there are 4
     assert packed.scale is packed.bits is None
 
