@@ -21,13 +21,19 @@ X86 = {
     "cpu/kernels_avx2.cpp": ["-mavx2", "-mfma"],
     "cpu/kernels_avx512_popcount.cpp": [*AVX512, "-mavx512vpopcntdq"],
     "cpu/kernels_baseline.cpp": [],
+    "cpu/kernels_avx512_distances.cpp": AVX512,
+    "cpu/kernels_avx2_distances.cpp": ["-mavx2", "-mfma"],
+    "cpu/kernels_baseline_distances.cpp": [],
 }
 ARM = {
     "cpu/kernels_neon_dotprod.cpp": ["-march=armv8.2-a+dotprod"],
     "cpu/kernels_neon.cpp": [],
+    "cpu/kernels_neon_dotprod_distances.cpp": ["-march=armv8.2-a+dotprod"],
+    "cpu/kernels_neon_distances.cpp": [],
 }
 INSTRUCTION_SETS = {"x86_64": X86, "amd64": X86, "aarch64": ARM, "arm64": ARM}.get(
-    platform.machine().lower(), {"cpu/kernels_baseline.cpp": []}
+    platform.machine().lower(),
+    {"cpu/kernels_baseline.cpp": [], "cpu/kernels_baseline_distances.cpp": []},
 )
 # Every source with its own flags.
 SOURCES = {

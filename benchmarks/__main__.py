@@ -82,6 +82,15 @@ def parser() -> argparse.ArgumentParser:
     _timed(binary, _binary)
     _layers(binary)
 
+    distances = commands.add_parser(
+        "distances",
+        help="distances of rows beside scikit-learn, SciPy and FAISS (about a minute)",
+        description="Times pairwise_l1 and nearest_l1 of float32 and uint8 beside the other "
+        "libraries that are installed, in one process on the same threads. A wrong answer stops "
+        "the run with exit status 1.",
+    )
+    _timed(distances, _distances)
+
     batch1 = commands.add_parser(
         "batch1",
         help="one image at a time, with packed weights, beside torch (about a minute)",
@@ -214,9 +223,9 @@ def parser() -> argparse.ArgumentParser:
         description="Rewrites the text between <!-- benchmark:NAME --> and "
         "<!-- /benchmark:NAME --> in the pages of docs/ from the newest JSON of each kind in "
         "benchmarks/results/. NAME is adder-SET, adder-beside-SET, batch1-SET, binary-SET, "
-        "inference-SET, shift-SET, shift-beside-SET or winograd-SET, where SET is an instruction "
-        "set, training, errors, curves-NAME, pruning-NAME, comparison-NAME, recipe-NAME, emulator, "
-        "gpu or gpu-status.",
+        "distances-SET, inference-SET, shift-SET, shift-beside-SET or winograd-SET, where SET is "
+        "an instruction set, training, errors, curves-NAME, pruning-NAME, comparison-NAME, "
+        "recipe-NAME, emulator, gpu or gpu-status.",
     )
     report.add_argument(
         "--check", action="store_true", help="write nothing; exit status 1 if a file would change"
@@ -280,6 +289,12 @@ def _binary(options: argparse.Namespace) -> int:
 
     chosen = layers.select(options.layers, layers.QUICK if options.quick else binary.LAYERS)
     return binary.run(chosen, options.threads, options.out, options.quick)
+
+
+def _distances(options: argparse.Namespace) -> int:
+    from benchmarks import distances
+
+    return distances.run(options.threads, options.out, options.quick)
 
 
 def _winograd(options: argparse.Namespace) -> int:

@@ -38,6 +38,7 @@ def current_sections() -> dict[str, str]:
         binary,
         comparison,
         curves,
+        distances,
         emulator,
         errors,
         goals,
@@ -62,6 +63,8 @@ def current_sections() -> dict[str, str]:
         sections[f"batch1-{record['cpu_features']}"] = batch1.document(record)
     for record in records(timing.RESULTS, "binary"):
         sections[f"binary-{record['cpu_features']}"] = binary.document(record)
+    for record in records(timing.RESULTS, "distances"):
+        sections[f"distances-{record['cpu_features']}"] = distances.document(record)
     for record in records(timing.RESULTS, "inference"):
         sections[f"inference-{record['cpu_features']}"] = inference.document(record)
     for record in records(timing.RESULTS, "winograd"):

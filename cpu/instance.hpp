@@ -47,6 +47,7 @@ extern const Kernels MULFREE_JOIN(MULFREE_ISA, _kernels) = {
     MULFREE_ISA::max_pool<std::uint8_t>, MULFREE_ISA::plane_means<std::uint8_t, float>,
     MULFREE_ISA::peak,
     MULFREE_POPCOUNT_KERNELS,
+    &MULFREE_JOIN(MULFREE_ISA, _distances),
 };
 
 }  // namespace mulfree

@@ -209,6 +209,40 @@ struct Winograd {
     T* grad_u;                   // [position][filter][channel]
 };
 
+// Rows of contiguous numbers, `stride` numbers apart.
+template <class T>
+struct Rows {
+    const T* data;
+    index count, stride;
+};
+
+// out[i, j] = the L1 distance of row i of a from row j of b, rows of `length` numbers.
+template <class T, class D>
+struct Distances {
+    Rows<T> a, b;
+    index length;
+    D* out;
+    index out_row;
+};
+
+// Of every row of a, the k nearest rows of b, nearest first, ties by index: distances and indices, both C-contiguous.
+template <class T, class D>
+struct Nearest {
+    Rows<T> a, b;
+    index length, k;
+    D* distances;
+    std::int64_t* indices;
+};
+
+// out[y, x] = the sum of |image - pattern| with the pattern placed at (y, x), over all channels. All are C-contiguous,
+// channel by channel.
+template <class T, class D>
+struct Matching {
+    index channels, height, width, rows, columns;
+    const T *image, *pattern;
+    D* out;
+};
+
 // An operation's row of the table. pack() writes the weights of a convolution, of which it uses nothing else, for a
 // convolution's `packed`: packed_bytes() bytes, aligned to 64.
 template <class X, class Y>
@@ -244,6 +278,20 @@ struct PopcountKernels {
     double (*peak)(index bits, double seconds);  // of terms of 1 or 2 bits
 };
 
+// Distances of rows and windows; and their peak rate, in terms per second, for elements of this many bytes.
+template <class T, class D>
+struct DistanceFunctions {
+    void (*all)(const Distances<T, D>&);
+    void (*nearest)(const Nearest<T, D>&);
+    void (*match_template)(const Matching<T, D>&);
+};
+struct DistanceKernels {
+    DistanceFunctions<float, float> f32;
+    DistanceFunctions<double, double> f64;
+    DistanceFunctions<std::uint8_t, std::int32_t> u8;
+    double (*peak)(int element_bytes, double seconds);
+};
+
 // The kernels of one instruction set.
 struct Kernels {
     const char* name;
@@ -259,6 +307,7 @@ struct Kernels {
     void (*plane_means_u8)(const PlaneMeans<std::uint8_t, float>&);
     double (*peak)(int operation, double seconds);
     PopcountKernels popcount;
+    const DistanceKernels* distances;
 };
 
 enum PeakOperation { PEAK_FMA, PEAK_MAX_ADD, PEAK_SUB_ABS_ADD, PEAK_U8_MAX_DOT };
@@ -266,10 +315,13 @@ enum PeakOperation { PEAK_FMA, PEAK_MAX_ADD, PEAK_SUB_ABS_ADD, PEAK_U8_MAX_DOT }
 #if defined(__aarch64__)
 extern const Kernels neon_kernels;
 extern const Kernels neon_dotprod_kernels;
+extern const DistanceKernels neon_distances, neon_dotprod_distances;
 #else
 extern const Kernels baseline_kernels;
+extern const DistanceKernels baseline_distances;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels;
+extern const DistanceKernels avx2_distances, avx512_distances, avx512_distances_by_fma;
 extern const Kernels avx512_kernels;  // except what
 extern const PopcountKernels avx512_popcount_kernels;  // needs VPOPCNTDQ
 #endif

@@ -11,6 +11,7 @@ from mulfree_cupy.launch.source import kernels
 from mulfree_cupy.ops.adder import adaptive_rate, adder_conv, adder_conv_backward, adder_matmul
 from mulfree_cupy.ops.binary import binary_conv, binary_conv_backward, pack_signs
 from mulfree_cupy.ops.convolution import col2im, conv, conv_backward, im2col
+from mulfree_cupy.ops.distances import match_template_l1, nearest_l1, pairwise_l1
 from mulfree_cupy.ops.packing import PackedWeights, pack
 from mulfree_cupy.ops.shift import (
     group_shifts,
@@ -72,9 +73,12 @@ __all__ = [
     "keep_freed_memory",
     "kernels",
     "load",
+    "match_template_l1",
     "modulo_shifts",
+    "nearest_l1",
     "pack",
     "pack_signs",
+    "pairwise_l1",
     "set_num_threads",
     "shift",
     "shift_adder_conv",

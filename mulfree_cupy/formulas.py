@@ -134,6 +134,24 @@ def _backward(slope_x, slope_w, grad, x, w, stride, padding, dilation, groups):
     return np.concatenate(parts_x, axis=1), np.concatenate(parts_w)
 
 
+def pairwise_l1(a, b):
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return np.abs(a[:, None] - b).sum(axis=2)
+
+
+def nearest_l1(queries, points, k):
+    distances = pairwise_l1(queries, points)
+    indices = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(distances, indices, axis=1), indices
+
+
+def match_template_l1(image, template):
+    windows = np.lib.stride_tricks.sliding_window_view(
+        np.asarray(image, np.float64), np.shape(template)
+    )
+    return np.abs(windows - template).sum(axis=tuple(range(-np.ndim(template), 0)))
+
+
 def conv_backward(grad, x, w, *, stride=1, padding=0, dilation=1, groups=1):
     """Of complex numbers: d (re(y) re(grad) + im(y) im(grad)) / d re + i * that by im."""
     return _backward(

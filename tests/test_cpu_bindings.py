@@ -217,6 +217,28 @@ CALLS = [  # every function with arguments that it takes
     ),
     ("plane_means", {"x": X, "out": ones(2, 4)}),
     ("plane_means", {"x": BYTES["x"], "out": ones(2, 4)}),
+    *(
+        (name, {**rows, **answers})
+        for n in (np.float32, np.float64, np.uint8)
+        for d in [np.int32 if n is np.uint8 else n]
+        for name, rows, answers in (
+            (
+                "pairwise_l1",
+                {"a": np.ones((5, 9), n), "b": np.ones((7, 9), n)},
+                {"out": np.ones((5, 7), d)},
+            ),
+            (
+                "nearest_l1",
+                {"queries": np.ones((5, 9), n), "points": np.ones((7, 9), n)},
+                {"distances": np.ones((5, 3), d), "indices": np.ones((5, 3), np.int64)},
+            ),
+            (
+                "match_template_l1",
+                {"image": np.ones((2, 9, 8), n), "template": np.ones((2, 3, 5), n)},
+                {"out": np.ones((7, 4), d)},
+            ),
+        )
+    ),
     ("batch_norm_moments", {"x": PIECE}),
     (
         "batch_norm",

@@ -22,6 +22,7 @@ MODULES = [
     *(f"mulfree_cupy.{name}" for name in ("autograd", "formulas", "lessons")),
     "mulfree_cupy.launch.emulator",
     "mulfree_cupy.compat.chainer",
+    "mulfree_cupy.compat.sklearn",
 ]
 
 
@@ -107,7 +108,7 @@ def calls():
     """A small call of each operation in the table of the first page, of a dtype."""
     x, w, grad = numbers(2, 4, 6, 6), numbers(3, 4, 3, 3), numbers(2, 3, 6, 6)
     wide, mixing, shifts = numbers(2, 9, 6, 6), numbers(3, 9), mf.modulo_shifts(9)
-    cols, square = numbers(2, 36, 36), numbers(5, 5)
+    cols, square, image = numbers(2, 36, 36), numbers(5, 5), numbers(9, 8)
 
     def transformed(dtype):
         return mf.WinogradWeights.from_dense(numbers(4, 4, 3, 4)(dtype))
@@ -119,6 +120,9 @@ def calls():
         "col2im": lambda d: mf.col2im(cols(d), (2, 4, 6, 6), 3, padding=1),
         "adder_conv": lambda d: mf.adder_conv(x(d), w(d), padding=1),
         "adder_matmul": lambda d: mf.adder_matmul(square(d), square(d)),
+        "pairwise_l1": lambda d: mf.pairwise_l1(square(d), square(d)),
+        "nearest_l1": lambda d: mf.nearest_l1(square(d), square(d), 2),
+        "match_template_l1": lambda d: mf.match_template_l1(image(d), square(d)),
         "adder_conv_backward": lambda d: mf.adder_conv_backward(grad(d), x(d), w(d), padding=1),
         "binary_conv": lambda d: mf.binary_conv(x(d), w(d), padding=1),
         "binary_conv_backward": lambda d: mf.binary_conv_backward(grad(d), x(d), w(d), padding=1),
@@ -194,7 +198,7 @@ def test_every_example_is_shown():
 
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning_and_needs_no_network(tmp_path):
-    for package in ("sphinx", "numpydoc", "myst_parser", "pydata_sphinx_theme", "sklearn", "tqdm"):
+    for package in ("sphinx", "numpydoc", "myst_parser", "pydata_sphinx_theme", "skimage", "tqdm"):
         pytest.importorskip(package)
     done = run("-m", "sphinx", "-W", "-q", "-b", "html", "-d", tmp_path / "trees", DOCS, tmp_path)
     assert done.returncode == 0, done.stderr

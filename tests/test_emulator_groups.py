@@ -56,9 +56,6 @@ extern "C" __global__ void grid(unsigned long long* y) {
     y[4 * i + 1] = g.block_rank() * 1000 + g.num_blocks();
     y[4 * i + 2] = g.group_dim().x + 10 * g.dim_blocks().y + 100 * g.block_index().y;
     y[4 * i + 3] = i + g.is_valid();
-#ifdef SYNC
-    g.sync();
-#endif
 }"""
 
 
@@ -99,8 +96,6 @@ def test_grid():
     i = np.arange(240)
     expected = [i * 0 + 240, i // 40 * 1000 + 6, 3 + 20 + 100 * (i // 120), i]
     np.testing.assert_array_equal(y, np.transpose(expected))
-    with pytest.raises(NotImplementedError, match="grid-wide synchronisation"):
-        RawKernel(CODE, "grid", ("-DSYNC",))((1,), (1,), (y,))
 
 
 def test_a_barrier_of_too_small_a_group_is_a_race():
@@ -122,3 +117,45 @@ extern "C" __global__ void f(int* x, int size) {
     with pytest.raises(EmulationFault, match="data race") as fault:
         RawKernel(code, "f")((1,), (8,), (x, I32(4)))
     assert fault.value.finding.kind == "race"
+
+
+WIDE = """
+#include <cooperative_groups.h>
+#include <cooperative_groups/reduce.h>
+namespace cg = cooperative_groups;
+extern "C" __global__ void wide(const int* x, int* y) {
+    __shared__ cg::block_tile_memory<256> memory;
+    __shared__ int s[256];
+    auto block = cg::this_thread_block(memory);
+    auto tile = cg::tiled_partition<64>(block);
+    auto warp = cg::tiled_partition<32>(tile);
+    int t = block.thread_rank(), first = t - tile.thread_rank();
+    s[t] = x[t];
+    if (tile.meta_group_rank() != 2) {           // the third does other things
+        SYNC;
+        y[t] = s[first + (tile.thread_rank() + 40) % 64];
+        y[t] += 1000 * cg::reduce(tile, x[t], cg::plus<int>());
+        SYNC;
+        s[t] = tile.any(t == 70) + 2 * tile.all(t < 64) + 4 * warp.meta_group_rank();
+        y[256 + t] = s[t] + 100 * tile.shfl(x[t], 5);
+    }
+}"""
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_tiles_of_several_warps(check):
+    x, y = np.random.default_rng(3).integers(0, 9, 256).astype(I32), np.zeros((2, 4, 64), I32)
+    with emulated_cuda(check=check):
+        RawKernel(WIDE, "wide", ("-DSYNC=tile.sync()",))((1,), (256,), (x, y))
+    tiles = x.reshape(4, 64)
+    first = np.roll(tiles, -40, 1) + 1000 * tiles.sum(1, keepdims=True)
+    tile, lane = np.indices((4, 64))
+    second = (tile == 1) + 2 * (tile == 0) + 4 * (lane // 32) + 100 * tiles[:, 5:6]
+    np.testing.assert_array_equal(y, np.where(tile == 2, 0, [first, second]))
+
+
+def test_tiles_of_several_warps_are_ordered_by_their_barrier():
+    x, y = np.zeros(256, I32), np.zeros(512, I32)
+    with pytest.raises(EmulationFault) as fault:
+        RawKernel(WIDE, "wide", ("-DSYNC=warp.sync()",))((1,), (256,), (x, y))
+    assert fault.value.finding.kind in ("race", "uninitialised")

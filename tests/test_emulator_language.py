@@ -340,12 +340,13 @@ extern "C" __global__ void math(const float* x, float* out, cuda::std::int32_t n
         ('asm volatile("bar.sync 1, 64;");', "inline PTX"),
         ("nvcuda::wmma::experimental::bmma_sync(x, x, x, x);", "tensor-core fragments of bits"),
         ("float v = tex2D<float>(t, 0, 0);", "textures"),
+        ("__nv_fp8_e4m3 v(x[0]);", "floating point of 8 bits"),
         ("child<<<1, 1>>>();", "a kernel launch inside a kernel"),
-        ("cooperative_groups::this_grid().sync();", "grid-wide"),
     ],
 )
 def test_what_a_cpu_cannot_run_is_refused(line, named):
     code = f"""#include <mma.h>
+#include <cuda_fp8.h>
 extern "C" __global__ void f(float* x) {{
     // asm in a comment, "asm" in a string: neither counts
     const char* text = "asm volatile";
@@ -358,7 +359,7 @@ extern "C" __global__ void f(float* x) {{
     x = np.zeros(1, F32)
     RawKernel(code, "f")((1,), (1,), (x,))
     assert x[0] == 1
-    with pytest.raises(NotImplementedError, match=f"f:8: {named}.*#ifdef MULFREE_EMULATOR"):
+    with pytest.raises(NotImplementedError, match=f"f:9: {named}.*#ifdef MULFREE_EMULATOR"):
         RawKernel(code.replace("#ifdef", "#ifndef"), "f")((1,), (1,), (x,))
 
 
@@ -374,3 +375,48 @@ def test_printf(capfd):
     code = """extern "C" __global__ void hello(int n) { if (threadIdx.x == 2) printf("thread %d of %d\\n", threadIdx.x, n); }"""
     RawKernel(code, "hello")((1,), (4,), (I32(4),))
     assert capfd.readouterr().out == "thread 2 of 4\n"
+
+
+def test_shared_memory_declared_behind_a_pragma():
+    code = """
+extern "C" __global__ void f(float* x) {
+#pragma nv_diag_suppress 20054
+
+    __shared__ float s[8];
+#pragma unroll
+    for (int i = 0; i < 1; ++i) s[threadIdx.x] = x[threadIdx.x];
+    __syncthreads();
+    x[threadIdx.x] = s[7 - threadIdx.x];
+}"""
+    x = np.arange(8, dtype=F32)
+    RawKernel(code, "f")((1,), (8,), (x,))
+    np.testing.assert_array_equal(x, np.arange(8)[::-1])
+
+
+def test_objects_with_virtual_functions_that_the_kernel_makes():
+    # A constructor writes where the table of virtual functions is: that memory has been written.
+    code = """
+#include <new>
+struct Shape { __device__ virtual float area() const = 0; };
+struct Square : Shape {
+    float side;
+    __device__ Square(float s) : side(s) {}
+    __device__ float area() const override { return side * side; }
+};
+struct Disc : Shape {
+    float radius;
+    __device__ Disc(float r) : radius(r) {}
+    __device__ float area() const override { return 3 * radius * radius; }
+};
+extern "C" __global__ void areas(const float* x, float* y) {
+    __shared__ __align__(16) unsigned char room[8 * sizeof(Square)];
+    __shared__ Shape* shapes[8];
+    int t = threadIdx.x;
+    if (t % 2) shapes[t] = new (room + t * sizeof(Square)) Square(x[t]);
+    else shapes[t] = new (room + t * sizeof(Square)) Disc(x[t]);
+    __syncthreads();
+    y[t] = shapes[7 - t]->area();
+}"""
+    x, y = np.arange(8, dtype=F32), np.zeros(8, F32)
+    RawKernel(code, "areas")((1,), (8,), (x, y))
+    np.testing.assert_array_equal(y, (np.where(np.arange(8) % 2, x * x, 3 * x * x))[::-1])

@@ -101,11 +101,15 @@ extern "C" __global__ void loaded(const half* a, const half* b, half* c) {
 
 
 @pytest.mark.parametrize("check", [True, False])
-def test_ldmatrix(check):
+@pytest.mark.parametrize("count_first", [False, True])
+def test_ldmatrix(count_first, check):
+    code = LOADED
+    if count_first:
+        code = code.replace("m8n8.x4.", "x4.m8n8.").replace("m8n8.x2.trans.", "x2.trans.m8n8.")
     a, b = rng.integers(-9, 9, (16, 16)).astype(F16), rng.integers(-9, 9, (16, 8)).astype(F16)
     c = np.zeros((16, 8), F16)
     with emulated_cuda(check=check):
-        RawKernel(LOADED, "loaded", ("-DSYNC=__syncthreads()",))((1,), (32,), (a, b, c))
+        RawKernel(code, "loaded", ("-DSYNC=__syncthreads()",))((1,), (32,), (a, b, c))
     np.testing.assert_array_equal(c, (a.astype(F32) @ b.astype(F32) + 1).astype(F16))
 
 

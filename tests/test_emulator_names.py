@@ -116,7 +116,6 @@ def test_what_is_not_used_is_not_refused():
     [
         ("x[0] = by_ptx(n)", 7, "inline PTX"),
         ("by_fragments<16>(nullptr, x)", 12, "tensor-core"),
-        ("over_the_grid(x)", 21, "grid-wide"),
         ("x[0] = over_the_cluster(x[1])", 25, "thread block clusters"),
         ("plain(x)", 28, "inline PTX"),
         ("if (n > 100) plain(x)", 28, "inline PTX"),
@@ -182,3 +181,17 @@ extern "C" __global__ void f(T* x) {
     x = np.ones(32, F32)
     RawKernel(code, "f", tuple(options))((1,), (32,), (x,))
     assert x[0] == 4 * 32
+
+
+def test_one_of_several_kernels_of_a_name():
+    code = """
+namespace ours {
+__global__ void fill(int* x) { x[threadIdx.x] = 1; }
+__global__ void fill(float* x, float v) { x[threadIdx.x] = v; }
+}"""
+    x, y = np.zeros(4, I32), np.zeros(4, F32)
+    RawKernel(code, "static_cast<void (*)(int*)>(ours::fill)")((1,), (4,), (x,))
+    RawKernel(code, "static_cast<void (*)(float*, float)>(&ours::fill)")((1,), (4,), (y, F32(2)))
+    assert x.tolist() == [1] * 4 and y.tolist() == [2] * 4
+    with pytest.raises(ValueError, match="no __global__ function named 'pour'"):
+        RawKernel(code, "static_cast<void (*)(int*)>(pour)")((1,), (4,), (x,))

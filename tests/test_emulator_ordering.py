@@ -109,6 +109,52 @@ def test_a_plain_read_that_guards_nothing(name, lines):
         RawKernel(HINTS, name)((1,), (64,), (np.zeros(64, I32),))
 
 
+SPREAD = """
+__device__ void raise(float* d, float v) {
+    int* bits = (int*)d;
+    int old = *bits, assumed;
+    do {
+        assumed = old;
+        if (__int_as_float(assumed) >= v) return;
+        old = atomicCAS(bits, assumed, __float_as_int(v));
+    } while (assumed != old);
+}
+extern "C" __global__ void looks_twice(float* d, const float* x) {
+    float v = x[blockIdx.x * blockDim.x + threadIdx.x];
+    float known = *d;
+    if (v <= known) return;
+    raise(d, v);
+}
+extern "C" __global__ void by_a_leader(float* d, const float* x) {
+    float v = x[blockIdx.x * blockDim.x + threadIdx.x];
+    float known = *d;
+    for (int k = 16; k; k /= 2) v = fmaxf(v, __shfl_xor_sync(~0u, v, k));
+    if (threadIdx.x % 32 == 3 && v > known) atomicMax((int*)d, __float_as_int(v));
+}
+extern "C" __global__ void looks_and_tells(float* d, const float* x) {
+    float known = *d;                                                                     // 23
+    if (x[threadIdx.x] > 100) atomicMax((int*)d, __float_as_int(x[threadIdx.x] + known));  // 24
+    __syncthreads();
+    atomicAdd(d, known);                                                                  // 26
+    if (threadIdx.x == 1) d[1] = *d;                                                      // 27
+}"""
+
+
+@pytest.mark.parametrize("name", ["looks_twice", "by_a_leader"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_guard_some_lines_before_the_atomic(name, order):
+    for x in (np.arange(128, dtype=F32), np.random.default_rng(0).permutation(128).astype(F32)):
+        d = np.zeros(1, F32)
+        clean(SPREAD, name, (2,), (64,), (d, x[::order].copy()))
+        assert d[0] == 127
+
+
+def test_what_is_read_before_a_barrier_guards_nothing_behind_it():
+    race(
+        SPREAD, "looks_and_tells", (1,), (64,), (np.ones(2, F32), np.zeros(64, F32)), lines={26, 27}
+    )
+
+
 # ---- fences, tickets and locks ------------------------------------------------------------------
 
 TICKETS = """

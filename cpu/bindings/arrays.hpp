@@ -182,5 +182,6 @@ void bind_shift(py::module_& m);
 void bind_winograd(py::module_& m);
 void bind_batch_norm(py::module_& m);
 void bind_pool(py::module_& m);
+void bind_distances(py::module_& m);
 
 }  // namespace mulfree

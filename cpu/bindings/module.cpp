@@ -5,6 +5,9 @@
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "../engine/threads.hpp"
 #include "arrays.hpp"
@@ -27,6 +30,15 @@ bool has_dot_products() {
 }
 #endif
 
+#if defined(__x86_64__)
+// AMD's family 1Ah.
+bool is_zen5() {
+    unsigned int eax = 0, ebx = 0, ecx = 0, edx = 0;
+    if (!__builtin_cpu_is("amd") || !__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return false;
+    return (eax >> 8 & 0xf) + (eax >> 20 & 0xff) == 0x1a;
+}
+#endif
+
 std::vector<const Kernels*> available() {
 #if defined(__aarch64__)
     std::vector<const Kernels*> found{&neon_kernels};
@@ -41,6 +53,7 @@ std::vector<const Kernels*> available() {
         __builtin_cpu_supports("avx512vnni")) {
         static Kernels all = avx512_kernels;
         all.popcount = __builtin_cpu_supports("avx512vpopcntdq") ? avx512_popcount_kernels : avx2_kernels.popcount;
+        if (is_zen5()) all.distances = &avx512_distances_by_fma;
         found.push_back(&all);
     }
 #endif
@@ -68,12 +81,17 @@ double peak(const std::string& operation, double seconds) {
         WithoutGil others_run;
         return chosen->popcount.peak(operation == "popcount" ? 1 : 2, seconds);
     }
+    for (const auto& [name, bytes] : {std::pair("l1_u8", 1), std::pair("l1_f32", 4), std::pair("l1_f64", 8)})
+        if (operation == name) {
+            WithoutGil others_run;
+            return chosen->distances->peak(bytes, seconds);
+        }
     for (const auto& [name, number] : names)
         if (operation == name) {
             WithoutGil others_run;
             return chosen->peak(number, seconds);
         }
-    throw std::invalid_argument("operation must be fma, max_add, sub_abs_add, u8_max_dot, popcount or popcount_2_bits, got " +
+    throw std::invalid_argument("operation must be fma, max_add, sub_abs_add, u8_max_dot, popcount, popcount_2_bits, l1_u8, l1_f32 or l1_f64, got " +
                                 operation);
 }
 
@@ -106,4 +124,5 @@ PYBIND11_MODULE(_cpu, m) {
     bind_winograd(m);
     bind_batch_norm(m);
     bind_pool(m);
+    bind_distances(m);
 }

@@ -1,4 +1,4 @@
-// Fibers: one stack a CUDA thread, switched by hand where the machine allows it.
+// Fibers: one stack per CUDA thread, switched in assembly where possible.
 //
 // On x86-64 a switch saves six registers (about 10 ns); elsewhere ucontext does the work, which asks
 // the kernel for the signal mask each time and is some forty times slower.
@@ -56,11 +56,16 @@ inline void prepare_fiber(Fiber &fiber, char *stack, size_t size, void (*entry)(
     fiber.stack_pointer = top - 6;
 }
 
+// Below it a fiber that waits has nothing on its stack; null if that is not known.
+inline char *lowest_used(const Fiber &fiber) { return static_cast<char *>(fiber.stack_pointer); }
+
 #else
 
 struct Fiber {
     ucontext_t context;
 };
+
+inline char *lowest_used(const Fiber &) { return nullptr; }
 
 inline void switch_fiber(Fiber &from, Fiber &to) { swapcontext(&from.context, &to.context); }
 

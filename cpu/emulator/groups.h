@@ -1,5 +1,5 @@
 // cooperative_groups: the block, tiles of a warp, threads that are active together, and partitions of
-// these; of the grid what can be asked, but no barrier.
+// these; the grid.
 #pragma once
 
 namespace cooperative_groups {
@@ -19,6 +19,14 @@ class thread_block {
 };
 
 inline thread_block this_thread_block() { return {}; }
+
+// What a GPU needs for tiles of several warps; the runtime keeps what is needed here.
+template <unsigned Threads>
+struct block_tile_memory {
+    char mulfree_unused;
+};
+template <unsigned Threads>
+inline thread_block this_thread_block(block_tile_memory<Threads> &) { return {}; }
 
 // Lanes of one warp: what tiles and coalesced groups have in common.
 class lanes {
@@ -72,9 +80,9 @@ class lanes {
     unsigned mask_;
 };
 
-template <unsigned Size, class Parent = thread_block>
+template <unsigned Size, class Parent = thread_block, bool several_warps = (Size > 32)>
 class thread_block_tile : public lanes {
-    static_assert(Size <= 32 && (Size & (Size - 1)) == 0, "a tile has 1, 2, 4, ... 32 threads");
+    static_assert((Size & (Size - 1)) == 0, "a tile has 1, 2, 4, ... 1024 threads");
 
   public:
     thread_block_tile()
@@ -83,6 +91,54 @@ class thread_block_tile : public lanes {
     static constexpr unsigned size() { return Size; }
     static unsigned meta_group_rank() { return Parent().thread_rank() / Size; }
     static unsigned meta_group_size() { return (Parent().size() + Size - 1) / Size; }
+};
+
+// A tile of several warps: threads of the block by ranks.
+template <unsigned Size, class Parent>
+class thread_block_tile<Size, Parent, true> {
+    static_assert(Size <= 1024 && (Size & (Size - 1)) == 0, "a tile has 1, 2, 4, ... 1024 threads");
+
+  public:
+    static unsigned thread_rank() { return thread_block::thread_rank() % Size; }
+    static constexpr unsigned num_threads() { return Size; }
+    static constexpr unsigned size() { return Size; }
+    static unsigned meta_group_rank() { return thread_block::thread_rank() / Size; }
+    static unsigned meta_group_size() { return (thread_block::size() + Size - 1) / Size; }
+    static void sync(MULFREE_HERE) { mulfree_meet(meeting(0), members(), true, file, line); }
+    template <class T>
+    T shfl(T v, int rank, MULFREE_HERE) const { return exchanged(v, rank, file, line); }
+    template <class T>
+    T shfl_xor(T v, unsigned mask, MULFREE_HERE) const {
+        return exchanged(v, static_cast<int>(thread_rank() ^ mask), file, line);
+    }
+    int any(int p, MULFREE_HERE) const { return count(p, file, line) != 0; }
+    int all(int p, MULFREE_HERE) const { return count(p, file, line) == members(); }
+
+  private:
+    // What finds the runtime's meeting of this tile's threads; not an address that is read.
+    static const void *meeting(unsigned kind) {
+        return reinterpret_cast<const void *>(1ull + 2 * (Size + meta_group_rank()) + kind);
+    }
+    static unsigned members() {
+        const unsigned left = thread_block::size() - meta_group_rank() * Size;
+        return left < Size ? left : Size;
+    }
+    // Orders nothing, as a shuffle does not.
+    template <class T>
+    MULFREE_UNSEEN static T exchanged(T v, int rank, const char *file, int line) {
+        static_assert(sizeof(T) <= 128, "a value of at most 128 bytes");
+        char *const first = mulfree_room() + 128 * meta_group_rank() * Size;
+        *reinterpret_cast<T *>(first + 128 * thread_rank()) = v;
+        mulfree_meet(meeting(1), members(), false, file, line);
+        const T other = *reinterpret_cast<const T *>(first + 128 * (static_cast<unsigned>(rank) % Size));
+        mulfree_meet(meeting(1), members(), false, file, line);
+        return other;
+    }
+    static unsigned count(int p, const char *file, int line) {
+        unsigned n = 0;
+        for (unsigned i = 0; i < members(); ++i) n += exchanged(p != 0, static_cast<int>(i), file, line);
+        return n;
+    }
 };
 
 class coalesced_group : public lanes {
@@ -113,8 +169,8 @@ class thread_group {
 
 class grid_group {
   public:
-    void sync() const;  // refused
-    static bool is_valid() { return false; }
+    static void sync(MULFREE_HERE) { mulfree_grid_barrier(file, line); }
+    static bool is_valid() { return mulfree_is_cooperative(); }
     static unsigned long long block_rank() { return (1ull * blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x; }
     static unsigned long long num_blocks() { return 1ull * gridDim.x * gridDim.y * gridDim.z; }
     static unsigned long long thread_rank() { return block_rank() * thread_block::size() + thread_block::thread_rank(); }

@@ -45,8 +45,9 @@ MULFREE_CALLBACKS(16)
 
 void __tsan_read_range(void *p, size_t size) { on_access(uintptr_t(p), size, 1, Access::read, MULFREE_CALLER); }
 void __tsan_write_range(void *p, size_t size) { on_access(uintptr_t(p), size, 1, Access::write, MULFREE_CALLER); }
-void __tsan_vptr_update(void **, void *) {}
-void __tsan_vptr_read(void **) {}
+// A constructor sets the pointer to the table of its class's virtual functions.
+void __tsan_vptr_update(void **p, void *) { on_access(uintptr_t(p), sizeof *p, sizeof *p, Access::write, MULFREE_CALLER); }
+void __tsan_vptr_read(void **p) { on_access(uintptr_t(p), sizeof *p, sizeof *p, Access::read, MULFREE_CALLER); }
 void __tsan_func_entry(void *) {}
 void __tsan_func_exit() {}
 void __tsan_init() {}

@@ -1,7 +1,7 @@
-// What a compiled kernel and the runtime know of each other.
+// The interface between a compiled kernel and the runtime.
 //
-// The runtime (runtime.cpp) is compiled once and linked to every kernel. A kernel calls it where CUDA
-// has something that C++ has not: its own coordinates, barriers, warps, shared memory, atomics.
+// The runtime (runtime.cpp) is compiled once and linked to every kernel. A kernel calls it for what C++ lacks: its
+// coordinates, barriers, warps, shared memory, atomics.
 #pragma once
 
 #include <cstddef>
@@ -69,6 +69,16 @@ uint64_t mulfree_collective(mulfree_emulator::Collective what, unsigned mask, ui
 void mulfree_exchange(const void *mine, size_t size, void *all, const char *file, int line);
 unsigned mulfree_active_mask(const char *file, int line);
 int mulfree_lane();
+// Barriers in two halves for some of the block's threads (meetings.h); a phase is over when all arrived.
+void mulfree_meeting_open(const void *at, unsigned expected);
+uint64_t mulfree_meeting_arrive(const void *at, unsigned count, bool leave, const char *file, int line);  // the phase
+bool mulfree_meeting_over(const void *at, uint64_t phase, const char *file, int line);
+void mulfree_meeting_wait(const void *at, uint64_t phase, const char *file, int line);
+// Arrives and waits for `expected` threads; at is no address, but tells meetings apart.
+void mulfree_meet(const void *at, unsigned expected, bool orders, const char *file, int line);
+char *mulfree_room();  // 128 bytes for each thread of a block, which the checks do not see
+void mulfree_grid_barrier(const char *file, int line);
+bool mulfree_is_cooperative();  // the launch allows it
 void mulfree_fence(bool device);
 void mulfree_atomic(void *address, int size);  // announces an atomic access by the caller
 void mulfree_spin();  // the caller may be waiting for another thread: now and then that one runs

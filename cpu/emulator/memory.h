@@ -1,9 +1,8 @@
-// Which memory a kernel may touch, and who touched it last.
+// The memory that a kernel may access, and its last accesses.
 //
 // Every array passed, every __shared__ variable and every variable of the kernel's text is a Region;
-// nothing else may be touched, least of all the emulator's own state. A region has a shadow: for each
-// of its cells (a word, or less once a kernel goes below words) the last write and the last read, each
-// stamped with thread and time (ordering.h).
+// nothing else may be accessed. A region has a shadow: for each of its cells (a word, or less once a kernel goes
+// below words) the last write and the last read, each stamped with thread and time (ordering.h).
 #pragma once
 
 #include <sys/mman.h>
@@ -132,8 +131,8 @@ MULFREE_RARE inline void *place_for_good(SharedVariable v) {
 
 // ---- the heap -----------------------------------------------------------------------------------
 
-// What malloc and new give: pieces with gaps between them. Nothing is given twice in a launch, so that
-// a pointer kept too long is found; all of it goes back when the launch ends.
+// The memory of malloc and new: blocks with gaps between them. Addresses are not reused within a launch, so that
+// dangling pointers are found; everything is released when the launch ends.
 constexpr size_t heap_size = 64 << 20, heap_limit = 8 << 20;  // the limit is a GPU's, for what is in use
 constexpr size_t granule = 16, heap_gap = 64;
 
@@ -370,6 +369,41 @@ MULFREE_RARE inline bool is_guard(uint32_t pc) {
     return false;
 }
 
+// Two plain reads of one place by one thread with no barrier between them: the first guards what the
+// second guards.
+struct Reread {
+    uint32_t first, then;
+};
+inline Rows<Reread> rereads;
+inline Reread last_rereads[256];  // those that need not be added again
+
+MULFREE_RARE inline void open_guards() {
+    guards.clear();
+    rereads.clear();
+    std::memset(last_rereads, 0, sizeof last_rereads);
+}
+
+MULFREE_RARE inline void add_reread(uint32_t first, uint32_t then) {
+    Reread &last = last_rereads[(first * 31 + then) & 255];
+    if (last.first == first && last.then == then) return;
+    last = {first, then};
+    if (rereads.count == 4096) return;
+    now.busy = true;  // it may allocate: no signal may leave from here
+    rereads.add(last);
+    now.busy = false;
+}
+
+MULFREE_RARE inline void close_guards() {
+    for (bool more = true; more;) {
+        more = false;
+        for (const Reread &r : rereads)
+            if (is_guard(r.then) && !is_guard(r.first)) {
+                guards.add(r.first);
+                more = true;
+            }
+    }
+}
+
 // ---- the shadow ---------------------------------------------------------------------------------
 
 // Halves the cells as long as an access is smaller than one.
@@ -425,17 +459,25 @@ inline void check_cells(int index, uintptr_t address, size_t size, Access access
         }
         Stamp &read = cell->read;
         if (writes) {
-            const bool mine = read.thread == now.current && read.time >= now.floor;
+            // The lanes are those that have read since the last barrier.
+            const bool mine = read.time >= now.floor && read.thread / warp_size == now.current / warp_size &&
+                              (read.thread == now.current || (read.spread == uint8_t(Spread::warp) &&
+                                                              read.lanes >> now.current % warp_size & 1));
             if (access == Access::atomic && mine && !is_guard(read.pc)) guards.add(read.pc);
             if (!(access == Access::atomic && read.kind == uint8_t(Access::atomic)) &&
                 !follows_reads(me, read, region.shared))
                 report_conflict(read, address, size, access, pc, index);
+            else if (access == Access::write)
+                read = {};  // who comes after this write comes after these reads
             // A plain write is not made up for by an atomic one of the same thread.
             const bool plain = access == Access::atomic && write.kind == uint8_t(Access::write) &&
                                write.thread == now.current && write.time >= now.floor;
             if (plain) continue;
             cell->write = {now.time, offset, static_cast<uint16_t>(now.current), uint8_t(access), 0, 0};
         } else {
+            if ((!region.shared || write.kind == uint8_t(Access::atomic)) && read.thread == now.current &&
+                read.pc != offset && read.time >= now.floor && access == Access::read && read.kind == uint8_t(Access::read))
+                add_reread(read.pc, offset);
             add_reader(read, me, region.shared);
             // A plain reader is remembered rather than an atomic one: more conflicts with it.
             const bool alone = read.spread == uint8_t(Spread::thread);
@@ -482,6 +524,7 @@ inline void on_access(uintptr_t address, size_t size, size_t align, Access acces
     if (now.launch->check) {
         const bool shared = regions[index].shared;
         Thread &me = now.threads[now.current];
+        me.touched = now.time;
         if (address & (align - 1)) refuse_access(Kind::misaligned, address, size, access, pc, index);
         if (writes) {
             if (!is_writable(index, address)) refuse_access(Kind::read_only, address, size, access, pc, index);

@@ -1,4 +1,4 @@
-// What happened before what: the order that barriers, fences and atomic accesses make.
+// The happens-before relation, from barriers, fences and atomic accesses.
 //
 // A clock counts the events that order (barriers, warp barriers, fences), and every access is stamped
 // with its time. What a thread knows to be over is kept as times: everything of its block before the
@@ -21,7 +21,7 @@ struct Stamp {
     uint16_t thread;
     uint8_t kind;    // Access
     uint8_t spread;  // of a read
-    uint32_t lanes;  // of a read by one warp
+    uint32_t lanes;  // of a read by one warp; of one by the block: the warps
 };
 
 // A thread's release at a location: to its own block, and to others.
@@ -44,7 +44,8 @@ struct Location {
 
 inline Rows<Location> locations;
 inline Rows<uint32_t> slots_of_locations;  // hashed by address: one more than the index, 0 is empty
-inline Rows<uint32_t> block_starts;        // times, of each block so far
+inline Rows<uint32_t> block_starts;        // times, of each block since the grid's last barrier,
+inline Rows<uint64_t> blocks_started;      // and their numbers
 inline Rows<Knowledge> knowledge_of_block, knowledge_of_thread[max_threads];
 inline uint32_t seen[max_threads][max_threads];  // a row is valid once its thread has acquired
 
@@ -87,30 +88,44 @@ MULFREE_RARE inline Location &location_at(uintptr_t address) {
 
 // ---- events -------------------------------------------------------------------------------------
 
-MULFREE_RARE inline void open_ordering() {
-    now.time = 1;
+MULFREE_RARE inline void forget_releases() {
     block_starts.clear();
+    blocks_started.clear();
     for (Location &location : locations) {
         location.releases.free();
         location.knowledge.free();
     }
     locations.clear();
     slots_of_locations.clear();
+    for (Rows<Knowledge> &knowledge : knowledge_of_thread) knowledge.clear();
+}
+
+MULFREE_RARE inline void open_ordering() {
+    now.time = now.grid_floor = 1;
+    forget_releases();
     for (unsigned i = 0; i < max_threads; ++i) {
         Thread &t = now.threads[i];
-        t.acquired = t.fence = t.device_fence = t.global_write = 0;
+        t.acquired = t.fence = t.device_fence = t.global_write = t.touched = 0;
         std::memset(t.lane_seen, 0, sizeof t.lane_seen);
-        knowledge_of_thread[i].clear();
     }
 }
 
 inline void begin_block_of_time() {
     now.block_start = now.floor = now.published = ++now.time;
     for (uint32_t &floor : now.warp_floor) floor = now.time;
-    if (now.launch->check) block_starts.add(now.time);
+    if (now.launch->check) {
+        block_starts.add(now.time);
+        blocks_started.add(now.block);
+    }
     knowledge_of_block.clear();
     if (locations.count)
         for (unsigned i = 0; i < now.thread_count; ++i) knowledge_of_thread[i].clear();
+}
+
+// All blocks wait: everything up to now is over for all.
+inline void pass_grid_barrier() {
+    now.grid_floor = ++now.time;
+    forget_releases();
 }
 
 inline void pass_block_barrier() {
@@ -235,7 +250,7 @@ MULFREE_RARE inline uint64_t block_of(uint32_t time) {
         const size_t middle = (low + high) / 2;
         (block_starts[middle] <= time ? low : high) = middle;
     }
-    return low;
+    return blocks_started[low];
 }
 
 MULFREE_RARE inline bool is_released(const Rows<Knowledge> &knowledge, const Stamp &s, uint64_t block) {
@@ -273,7 +288,7 @@ inline bool follows_thread(const Thread &me, unsigned thread, uint32_t time) {
 
 // Whether an earlier access is over before the current thread's next one.
 inline bool follows(const Thread &me, const Stamp &s, bool shared) {
-    if (s.time < now.block_start) return !s.time || shared || follows_block(s);
+    if (s.time < now.block_start) return s.time < now.grid_floor || shared || follows_block(s);
     return s.time < now.floor || follows_thread(me, s.thread, s.time);
 }
 
@@ -281,12 +296,12 @@ inline bool follows(const Thread &me, const Stamp &s, bool shared) {
 inline bool follows_reads(const Thread &me, const Stamp &s, bool shared) {
     const Spread spread = static_cast<Spread>(s.spread);
     if (spread == Spread::grid && !shared && !knowledge_of_thread[now.current].count && !knowledge_of_block.count)
-        return !s.time;
+        return s.time < now.grid_floor;
     if (s.time < now.floor || spread == Spread::thread || spread == Spread::grid) return follows(me, s, shared);
     const unsigned first = spread == Spread::warp ? s.thread / warp_size * warp_size : 0;
     const unsigned last = spread == Spread::warp ? first + warp_size : now.thread_count;
     for (unsigned i = first; i < last; ++i)
-        if ((spread == Spread::block || s.lanes >> (i - first) & 1) && !follows_thread(me, i, s.time)) return false;
+        if ((s.lanes >> (spread == Spread::block ? i / warp_size : i - first) & 1) && !follows_thread(me, i, s.time)) return false;
     return true;
 }
 
@@ -296,8 +311,9 @@ inline void add_reader(Stamp &s, const Thread &me, bool shared) {
     const uint32_t mine = 1u << now.current % warp_size;
     Spread spread = static_cast<Spread>(s.spread);
     uint32_t lanes = s.lanes;
+    const bool by_block = spread == Spread::block;
     if (s.time < now.block_start) {
-        spread = !s.time || shared || follows_block(s) ? Spread::thread : Spread::grid;
+        spread = s.time < now.grid_floor || shared || follows_block(s) ? Spread::thread : Spread::grid;
         lanes = 0;
     } else if (spread != Spread::grid && s.time < now.floor) {
         spread = Spread::thread;
@@ -311,8 +327,9 @@ inline void add_reader(Stamp &s, const Thread &me, bool shared) {
     }
     if (spread == Spread::thread) lanes = 0;
     if (spread == Spread::warp && !(lanes & ~mine)) spread = Spread::thread;
+    if (spread == Spread::block && !by_block) lanes = 1u << s.thread / warp_size;
     s.spread = static_cast<uint8_t>(spread);
-    s.lanes = lanes | mine;
+    s.lanes = lanes | (spread == Spread::block ? 1u << warp : mine);
 }
 
 }  // namespace mulfree_emulator

@@ -10,9 +10,12 @@
 #include <cstdio>
 #include <cstring>
 #include <ctime>
+#include <utility>
 
 #include "collectives.h"
+#include "grid.h"
 #include "instrumentation.h"
+#include "meetings.h"
 #include "signals.h"
 #include "xorwow.h"
 
@@ -158,8 +161,27 @@ void release_barrier() {
     now.busy = false;
 }
 
+// Threads wait for a phase of a meeting that nobody is left to end; says which other thread does not come.
+bool report_deserted_meeting() {
+    Finding f = waiting_thread(Kind::divergent_barrier, State::at_meeting);
+    if (!f.file) return false;
+    for (unsigned i = 0; i < now.thread_count; ++i) {
+        const Thread &t = now.threads[i];
+        if (t.stopped || (t.state == State::at_meeting && t.waits_at == now.threads[f.thread].waits_at)) continue;
+        f.other_thread = i;
+        f.text = t.state == State::exited ? "has returned" : "waits at another barrier";
+        if (t.state != State::exited) f.other_file = t.file, f.other_line = t.line;
+        break;
+    }
+    if (!f.text) f.kind = Kind::trap, f.text = "waits at a barrier that expects more threads than come";
+    report(f);
+    now.exited = now.thread_count;  // nobody can go on: the block ends here
+    return true;
+}
+
 // No thread can go on: some lanes of a warp wait for others that wait elsewhere, or have ended.
 void report_deadlock() {
+    if (report_deserted_meeting()) return;
     Finding f = waiting_thread(Kind::divergent_collective, State::in_collective);
     const Thread &waiting = now.threads[f.thread];
     const unsigned first = f.thread / warp_size * warp_size;
@@ -239,9 +261,10 @@ bool run_warps() {
     return ran;
 }
 
-void run_block() {
+void start_block() {
     const uint32_t *dim = now.launch->block;
-    now.exited = now.waiting = now.interval = 0;
+    blockIdx = {now.block_x, now.block_y, now.block_z};
+    now.exited = now.waiting = now.at_grid = now.interval = 0;
     now.barrier_diverged = false;
     unsigned i = 0;
     for (unsigned z = 0; z < dim[2]; ++z)
@@ -257,15 +280,39 @@ void run_block() {
             }
     now.busy = true;  // it may allocate: no signal may leave from here
     begin_block_of_time();
+    close_meetings();
     now.busy = false;
+}
+
+// Runs the block until its threads have ended, or wait for the whole grid.
+void run_block() {
     unsigned rounds = 0;
     while (now.exited < now.thread_count) {
         const bool ran = run_warps();
+        if (now.at_grid && now.at_grid + now.exited == now.thread_count) break;
         if (now.waiting && now.waiting + now.exited == now.thread_count) release_barrier();
         else if (!ran) report_deadlock();
         if ((++rounds & 255) == 0) stop_if_out_of_time();
     }
     if (now.stopping) abandon_launch();
+}
+
+void pause_if_it_waits() {
+    if (!now.at_grid) return;
+    now.busy = true;  // it may allocate: no signal may leave from here
+    pause_block(paused_blocks.add({}));
+    now.busy = false;
+}
+
+// Some blocks wait for the whole grid, but others have ended.
+void report_grid_deadlock() {
+    now.busy = true;
+    resume_block(paused_blocks[0]);
+    now.busy = false;
+    Finding f = waiting_thread(Kind::trap, State::ready);
+    f.text = "waits for all blocks of the grid, and one has ended without this barrier";
+    report(f);
+    abandon_launch();
 }
 
 void run_grid() {
@@ -274,10 +321,27 @@ void run_grid() {
         for (now.block_y = 0; now.block_y < grid[1]; ++now.block_y)
             for (now.block_x = 0; now.block_x < grid[0]; ++now.block_x) {
                 if (now.interrupted) return;
-                blockIdx = {now.block_x, now.block_y, now.block_z};
+                start_block();
                 run_block();
+                pause_if_it_waits();
                 if ((++now.block & 255) == 0) stop_if_out_of_time();
             }
+    while (paused_blocks.count) {
+        if (paused_blocks.count != uint64_t(grid[0]) * grid[1] * grid[2]) report_grid_deadlock();
+        now.busy = true;  // it may allocate: no signal may leave from here
+        pass_grid_barrier();
+        std::swap(paused_blocks, resuming_blocks);
+        paused_blocks.clear();
+        for (PausedBlock &paused : resuming_blocks) {
+            now.busy = true;
+            resume_block(paused);
+            blockIdx = {now.block_x, now.block_y, now.block_z};
+            now.busy = false;
+            if (now.interrupted) return;
+            run_block();
+            pause_if_it_waits();
+        }
+    }
 }
 
 }  // namespace
@@ -417,6 +481,80 @@ void mulfree_free(void *p) {
     leave_thread();
 }
 
+void mulfree_meeting_open(const void *at, unsigned expected) {
+    now.busy = true;  // it may allocate: no signal may leave from here
+    open_meeting(at, expected);
+    now.busy = false;
+}
+
+uint64_t mulfree_meeting_arrive(const void *at, unsigned count, bool leave, const char *file, int line) {
+    Meeting *m = meeting_at(at);
+    if (!m) mulfree_trap("arrives at a barrier that the block has not initialised", file, line);
+    if (count > m->pending) mulfree_trap("arrives at a barrier that expects fewer threads", file, line);
+    const uint64_t phase = m->phase;
+    now.busy = true;
+    add_arrival(*m);
+    m->expected -= leave;
+    m->pending -= count;
+    const bool over = !m->pending;
+    if (over) finish_phase(*m);
+    now.busy = false;
+    if (!over) yield();  // the others arrive before this one goes on
+    return phase;
+}
+
+bool mulfree_meeting_over(const void *at, uint64_t phase, const char *file, int line) {
+    const Meeting *m = meeting_at(at);
+    if (!m) mulfree_trap("waits at a barrier that the block has not initialised", file, line);
+    if (m->phase <= phase) return false;
+    now.busy = true;
+    learn_arrivals(*m, phase);
+    now.busy = false;
+    return true;
+}
+
+void mulfree_meeting_wait(const void *at, uint64_t phase, const char *file, int line) {
+    Thread &me = now.threads[now.current];
+    me.waits_at = at;
+    me.value = phase;
+    me.file = file;
+    me.line = line;
+    while (!mulfree_meeting_over(at, phase, file, line)) wait(State::at_meeting);
+}
+
+void mulfree_meet(const void *at, unsigned expected, bool orders, const char *file, int line) {
+    now.busy = true;  // it may allocate: no signal may leave from here
+    if (!meeting_at(at)) open_meeting(at, expected);
+    Meeting &m = *meeting_at(at);
+    const uint64_t phase = m.phase;
+    if (orders) add_arrival(m);
+    if (!--m.pending) finish_phase(m);
+    now.busy = false;
+    Thread &me = now.threads[now.current];
+    me.waits_at = at;
+    me.value = phase;
+    me.file = file;
+    me.line = line;
+    while (meeting_at(at)->phase <= phase) wait(State::at_meeting);
+    if (orders) mulfree_meeting_over(at, phase, file, line);
+}
+
+char *mulfree_room() {
+    static char room[max_threads * 128];
+    return room;
+}
+
+void mulfree_grid_barrier(const char *file, int line) {
+    if (!now.launch->cooperative)
+        mulfree_trap("waits for the grid in a launch that is not cooperative: "
+                     "RawKernel(..., enable_cooperative_groups=True)", file, line);
+    mulfree_barrier(0, file, line);
+    ++now.at_grid;
+    wait(State::at_grid);
+}
+
+bool mulfree_is_cooperative() { return now.launch->cooperative; }
+
 void mulfree_fence(bool device) { fence(device); }
 
 void *mulfree_shared(SharedVariable *variable) {
@@ -479,7 +617,7 @@ __attribute__((visibility("default"))) int mulfree_launch(const Kernel *kernel, 
     now.deadline = clock_seconds() + launch->seconds;
     finding_count = 0;
     pending.size = 0;
-    guards.clear();
+    open_guards();
     open_ordering();
     open_memory();
     if (launch->trace) open_trace();
@@ -490,6 +628,8 @@ __attribute__((visibility("default"))) int mulfree_launch(const Kernel *kernel, 
         run_grid();
     }
     restore_signals(former_stack);
+    forget_paused_blocks();
+    close_guards();
     std::fesetround(FE_TONEAREST);  // a signal may leave from an operation in another mode
     close_memory();
     now.launch = nullptr;

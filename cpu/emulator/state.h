@@ -23,7 +23,7 @@ namespace mulfree_emulator {
 
 constexpr unsigned max_threads = 1024, warp_size = 32, max_warps = max_threads / warp_size;
 
-enum class State : uint8_t { ready, yielded, at_barrier, in_collective, converging, exited };
+enum class State : uint8_t { ready, yielded, at_barrier, at_meeting, at_grid, in_collective, converging, exited };
 
 struct Thread {
     Fiber fiber;
@@ -40,6 +40,8 @@ struct Thread {
     unsigned mask;
     int source;
     uint64_t value, result;
+    uint32_t touched;      // when it last accessed memory that the checks see
+    const void *waits_at;  // a meeting, for the phase `value`
     const char *file;
     int line;
     uintptr_t spin;  // where it last may have waited for another thread in a loop
@@ -104,6 +106,7 @@ struct Launch {
     const Variable *variables;
     int variable_count;
     int guide;          // a barrier is one for all threads, as the programming guide asks
+    int cooperative;    // blocks may wait for the whole grid
     double seconds;     // the time limit
 };
 
@@ -118,7 +121,7 @@ struct Launcher {
     uint64_t block;
     uint32_t block_x, block_y, block_z;
     char *stack;                  // of the current thread
-    unsigned exited, waiting;     // threads of the block
+    unsigned exited, waiting, at_grid;  // threads of the block
     uint32_t interval;            // barriers that the block has passed
     bool barrier_diverged;        // a thread waits at another line than the first that came
     const char *barrier_file;
@@ -127,6 +130,7 @@ struct Launcher {
     uint32_t time;                // counts barriers, warp barriers and fences through the launch
     uint32_t block_start, floor;  // times: of the block's start, of its last barrier
     uint32_t warp_floor[max_warps];  // of the last barrier of the whole warp
+    uint32_t grid_floor;          // the time of the grid's last barrier
     uint32_t published;           // what of the block came before this is fenced towards other blocks
     unsigned long number;         // of this launch
     bool stopping;                // a fault was found; the launch ends at the next barrier

@@ -34,10 +34,10 @@ def adder_matmul(device, a, b, out, kernel: str | None = None) -> None:
     if kernel in _MATMUL_KERNELS:
         _batched_matmul(device, kernel, a[None], b[None], out[None])
     else:
-        _implicit_conv(
+        implicit_conv(
             "adder_matmul", device, kernel,
             b.reshape(1, length, 1, p), a.reshape(m, length, 1, 1), None, out.reshape(1, m, 1, p),
-            ConvGeometry(1, length, (1, p), m, (1, 1)),
+            ConvGeometry(1, length, (1, p), m, (1, 1)), kernel in _PACKED,
         )  # fmt: skip
 
 
@@ -46,7 +46,8 @@ def adder_conv(device, x, w, bias, out, geometry: ConvGeometry, kernel: str | No
     """Write bias[k] - sum of abs(x - w) over each window into out."""
     kernel = choose(Call("adder_conv", x.dtype, geometry), kernel)
     if kernel not in _MATMUL_KERNELS:
-        _implicit_conv("adder_conv", device, kernel, x, w, bias, out, geometry)
+        packed = kernel in _PACKED
+        implicit_conv("adder_conv", device, kernel, x, w, bias, out, geometry, packed)
         return
     g, xp = geometry, device.xp
     limits.check_geometry("adder_conv", g)
@@ -88,9 +89,14 @@ def _batched_matmul(device, kernel, a, b, out) -> None:
             device.launch(f"adder/{kernel}.cu", "adder_matmul", defines, grid, block, args)
 
 
-def _implicit_conv(function, device, kernel, x, w, bias, out, geometry: ConvGeometry) -> None:
-    """Rungs 5 to 7, and depthwise, with as many images per launch as 32-bit offsets allow."""
-    g, channels, packed = geometry, geometry.channels // geometry.groups, kernel in _PACKED
+def implicit_conv(
+    function, device, kernel, x, w, bias, out, geometry: ConvGeometry, packed: bool
+) -> None:
+    """Rungs 5 to 7, depthwise and distance, with as many images per launch as 32-bit offsets allow.
+
+    `packed`: several channels per word.
+    """
+    g, channels = geometry, geometry.channels // geometry.groups
     words = -(-channels * x.itemsize // 4) if packed else channels
     at_once = implicit.images_at_once(function, g, words * g.groups)
     defines = {} if packed else {"T": c_type(x)}

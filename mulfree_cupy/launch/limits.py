@@ -18,6 +18,8 @@ DYNAMIC_SHARED = 227 * 1024  # on request, on an H100
 
 # Of a large GPU, which launches should fill.
 MULTIPROCESSORS = 132  # an H100's
+RESIDENT_BLOCKS = 32 * MULTIPROCESSORS  # at one time, at most
+RESIDENT_THREADS = 2048 * MULTIPROCESSORS
 FULL = 128  # blocks, about one per multiprocessor: with fewer the GPU is partly idle
 WORKSPACE = 64 * 2**20  # bytes stored between two launches
 

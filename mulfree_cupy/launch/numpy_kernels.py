@@ -102,6 +102,26 @@ def adder_conv(x, w, bias, out, stride, padding, dilation, groups):
     _forward(add_tap, x, w, bias, out, stride, padding, dilation, groups)
 
 
+def pairwise_l1(a, b, out):
+    for rows in _chunks(len(b), 2 * b[:1].size * out.itemsize):
+        points = b[rows].astype(out.dtype)
+        for row, distances in zip(a.astype(out.dtype), out, strict=True):
+            distances[rows] = np.abs(points - row).sum(axis=1, dtype=out.dtype)
+
+
+def nearest_l1(queries, points, distances, places):
+    row = np.empty((1, len(points)), distances.dtype)
+    for query, (nearest, which) in enumerate(zip(distances, places, strict=True)):
+        pairwise_l1(queries[query : query + 1], points, row)
+        which[...] = np.argsort(row[0], kind="stable")[: len(which)]
+        nearest[...] = row[0, which]
+
+
+def match_template_l1(image, template, out):
+    adder_conv(image[None], template[None], None, out[None, None], (1, 1), (0, 0), (1, 1), 1)
+    np.negative(out, out=out)
+
+
 def _low_bit_adder_conv(bits, x, w, bias, out, stride, padding, dilation, groups):
     most = np.uint8(2**bits - 1)
     adder_conv(

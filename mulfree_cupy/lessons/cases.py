@@ -207,6 +207,16 @@ def _distances_of_bits(kernel: str | None) -> Case:
     )
 
 
+def _match(dtype: Any = np.float32) -> Case:
+    arrays = _integers(30, 40, dtype=dtype), _integers(5, 7, dtype=dtype)
+    return _case(mf.match_template_l1, formulas.match_template_l1, *arrays)
+
+
+def _nearest() -> Case:
+    rows = _integers(20, 9, dtype=np.uint8), _integers(30, 9, dtype=np.uint8)
+    return _case(mf.nearest_l1, formulas.nearest_l1, *rows, k=5)
+
+
 _ADDERS = ("1_naive", "2_shared_tile", "3_register_tile", "4_vectorised_loads", "5_implicit_conv")
 _CASES: dict[str, Callable[[], Case]] = {
     **{f"adder/{name}": partial(_conv, "adder_conv", kernel=name) for name in _ADDERS},
@@ -218,6 +228,9 @@ _CASES: dict[str, Callable[[], Case]] = {
     "adder/grad_w": partial(_gradients, mf.adder_conv_backward),
     "adder/add_parts": partial(_gradients, mf.adder_conv_backward),
     "adder/sign_grad_w": partial(_gradients, adder_conv_sign_backward),
+    "adder/distance": _match,
+    "adder/distance_uint8": partial(_match, np.uint8),
+    "adder/nearest": _nearest,
     "convolution/im2col": partial(_columns, "im2col"),
     "convolution/col2im": partial(_columns, "col2im"),
     "convolution/2_implicit_conv": partial(_conv, "conv"),

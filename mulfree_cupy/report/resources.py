@@ -23,6 +23,7 @@ from mulfree_cupy.launch import (
     binary,
     convolution,
     cross_entropy,
+    distances,
     select,
     sgd,
     shift,
@@ -123,6 +124,7 @@ def variants() -> list[Variant]:
         _record_forward(device, dtype, ConvGeometry(4, 64, (128, 128), 64, (1, 1)))
         _record_forward(device, dtype, small)
         _record_forward(device, dtype, depthwise)
+        _record_distances(device, dtype)
     for dtype in (np.float32, np.float64):
         _record_depthwise(device, dtype)
         for channels in (64, 32, 16, 4):
@@ -212,6 +214,15 @@ def _record_forward(device, dtype, g: ConvGeometry) -> None:
     adder.adder_conv(device, x, w, None, out, g)
     if dtype is not np.uint8:
         convolution.conv(device, x, w, None, out, g)
+
+
+def _record_distances(device, dtype) -> None:
+    out_dtype = np.int32 if dtype is np.uint8 else dtype
+    for m, p in ((128, 32768), (64, 32768), (32, 32768), (16, 32768), (4, 32768), (64, 64)):
+        a, b = np.zeros((m, 64), dtype), np.zeros((p, 64), dtype)
+        distances.pairwise(device, a, b, np.zeros((m, p), out_dtype))
+    nearest, places = np.zeros((64, 5), out_dtype), np.zeros((64, 5), np.int64)
+    distances.nearest(device, a, b, nearest, places)
 
 
 def _record_halves(device, g: ConvGeometry) -> None:

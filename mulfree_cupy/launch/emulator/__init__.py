@@ -1,7 +1,7 @@
 """Run CUDA C++ on the CPU: `RawKernel` with CuPy's protocol on NumPy arrays, and `emulated_cuda`.
 
-The kernel's text is compiled by the C++ compiler of the machine behind headers that give it CUDA's
-language. While it runs it can be checked and its accesses counted; ``docs/emulator.md`` tells how.
+The kernel's source is compiled by the machine's C++ compiler with headers that implement CUDA's
+language. Its accesses can be checked and counted; see ``docs/emulator.md``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -58,13 +59,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Settings:
-    """How kernels run now: with checks or without, counted or not, and where the report goes."""
+    """Current settings: checks, counts, and the report."""
 
     check: bool | Literal["collect"]
     trace: bool
     report: Report
     guide: bool = True  # a barrier is one for all threads, as the programming guide asks
-    follow: tuple[int, int, int] | None = None  # the block whose accesses are kept
+    follow: tuple[int, int, int] | None = None  # the block whose accesses are recorded
 
 
 _settings: contextvars.ContextVar[Settings | None] = contextvars.ContextVar(
@@ -74,7 +75,7 @@ _one_launch = threading.Lock()
 
 
 def active() -> Settings | None:
-    """The settings of the innermost `emulated_cuda` block, None outside of all."""
+    """The settings of the innermost `emulated_cuda` block, or None."""
     return _settings.get()
 
 
@@ -85,21 +86,21 @@ def emulated_cuda(
     barriers: Literal["guide", "hardware"] = "guide",
     follow: Sequence[int] | None = None,
 ) -> Iterator[Report]:
-    """Run NumPy arrays through the CUDA kernels, on the CPU.
+    """Context in which operations on NumPy arrays run the CUDA kernels, on the CPU.
 
     Parameters
     ----------
     check : bool or "collect"
-        True raises `EmulationFault` at the launch that does wrong; ``"collect"`` gathers the faults
-        in ``report.findings`` and goes on; False checks nothing and is several times faster.
+        True raises `EmulationFault` at the faulty launch; ``"collect"`` collects faults in
+        ``report.findings`` and continues; False checks nothing and is several times faster.
     trace : bool
         Count loads, stores, sectors, bank conflicts and barriers into ``report.counts``.
     barriers : {"guide", "hardware"}
-        ``"guide"``: threads that wait at another barrier, or have returned, are a fault, as the
-        programming guide has it. ``"hardware"``: a barrier opens when all threads that have not
+        ``"guide"``: threads that wait at another barrier, or have returned, are a fault, as in the
+        programming guide. ``"hardware"``: a barrier is complete when all threads that have not
         returned wait at some barrier, as on GPUs since Volta.
     follow : tuple of 1 to 3 int, optional
-        A block of whose threads every access is kept in ``report.steps``; it needs ``trace=True``.
+        A block whose accesses are recorded in ``report.steps``; needs ``trace=True``.
 
     Yields
     ------
@@ -109,7 +110,8 @@ def emulated_cuda(
     Raises
     ------
     ValueError
-        If `check` or `barriers` is none of these, or `follow` no block, or given without `trace`.
+        If `check` or `barriers` has another value, or `follow` is invalid, or given without
+        `trace`.
 
     Examples
     --------
@@ -140,7 +142,7 @@ def emulated_cuda(
 
 
 class RawKernel:
-    """A CUDA kernel given as text, called as `cupy.RawKernel` is, on NumPy arrays.
+    """A CUDA kernel from source, with the interface of `cupy.RawKernel`, on NumPy arrays.
 
     Parameters
     ----------
@@ -150,14 +152,16 @@ class RawKernel:
         The ``__global__`` function: its name if ``extern "C"``, else a name expression such as
         ``"scale<float, 4>"``.
     options : tuple of str
-        ``-D``, ``-U``, ``-I`` and ``-std`` are obeyed; what concerns only NVRTC is ignored.
+        ``-D``, ``-U``, ``-I`` and ``-std`` are used; other options of NVRTC are ignored.
     backend : str
         Accepted for CuPy's sake.
+    enable_cooperative_groups : bool
+        Launch so that a block may wait for the whole grid: ``this_grid().sync()``.
 
     Notes
     -----
-    Outside of `emulated_cuda` a launch is checked and not counted. The kernel is compiled at the
-    first call and kept on disk.
+    Outside of `emulated_cuda` a launch is checked but not counted. The kernel is compiled at the
+    first call and cached on disk.
 
     Examples
     --------
@@ -176,22 +180,28 @@ class RawKernel:
     """
 
     def __init__(
-        self, code: str, name: str, options: Sequence[str] = (), backend: str = "nvrtc"
+        self,
+        code: str,
+        name: str,
+        options: Sequence[str] = (),
+        backend: str = "nvrtc",
+        *,
+        enable_cooperative_groups: bool = False,
     ) -> None:
         _check_text("RawKernel", code, options)
         if not isinstance(name, str):
             raise TypeError(f"RawKernel: name must be a string, got {type(name).__name__}")
         self.code, self.name, self.options, self.backend = code, name, tuple(options), backend
+        self.enable_cooperative_groups = bool(enable_cooperative_groups)
         self._largest_dynamic: int | None = None  # what static memory leaves of 48 KiB
         self._compiled: dict[bool, tuple[Any, runtime.Kernel]] = {}
         self._module: RawModule | None = None  # that it is a function of
 
     @property
     def max_dynamic_shared_size_bytes(self) -> int:
-        """The most ``shared_mem`` a launch may ask for.
+        """The maximum ``shared_mem`` of a launch.
 
-        With the kernel's static shared memory it is 48 KiB at most unless it is set, and 227 KiB if
-        it is.
+        Together with static shared memory at most 48 KiB unless set, and 227 KiB if set.
         """
         if self._largest_dynamic is not None:
             return self._largest_dynamic
@@ -206,7 +216,7 @@ class RawKernel:
         self._largest_dynamic = size
 
     def compile(self) -> None:
-        """Compile now, for the checks and counts that are active, and not at the first call."""
+        """Compile now, for the active checks and counts, instead of at the first call."""
         self._library(active())
 
     def __call__(
@@ -227,11 +237,11 @@ class RawKernel:
         Raises
         ------
         EmulationFault
-            If the kernel does what it must not do.
+            If a fault is found in the kernel.
         ValueError, TypeError
-            If the launch or an argument is not what CUDA or the kernel takes.
+            If the launch configuration or an argument is invalid.
         CompilationError, NotImplementedError
-            If the text is no CUDA C++, or needs what a CPU has not.
+            If the source does not compile, or needs unsupported features.
         """
         settings = active() or Settings(True, False, Report())
         most = limits.GRID_X, limits.GRID_LIMIT, limits.GRID_LIMIT
@@ -239,6 +249,8 @@ class RawKernel:
         block = _dimensions(self.name, "block", block, limits.BLOCK)
         if block[0] * block[1] * block[2] > limits.BLOCK_THREADS:
             raise ValueError(f"kernel {self.name!r}: a block has 1024 threads at most, got {block}")
+        if self.enable_cooperative_groups:
+            _check_cooperative(self.name, grid, block)
         library, kernel = self._library(settings)
         self._check_shared(library.shared_size, shared_mem)
         # A name that could not be read is empty.
@@ -259,6 +271,7 @@ class RawKernel:
             variables=library.variables,
             variable_count=len(library.variables),
             guide=settings.guide,
+            cooperative=self.enable_cooperative_groups,
             seconds=float(os.environ.get("MULFREE_EMULATOR_SECONDS", 60)),
         )
         shared = contextlib.nullcontext()
@@ -279,8 +292,8 @@ class RawKernel:
             f for f in findings if settings.check == "collect" or f.level == "note"
         )
         if errors and settings.check != "collect":
-            # What explains the others first: behind a divergent barrier threads race, and a racing
-            # thread may read what is not written yet.
+            # Causes first: after a divergent barrier threads race, and a racing thread may read
+            # uninitialised memory.
             causes = ("divergent_barrier", "race", "uninitialised")
             kinds = [f.kind for f in errors]
             found = next((kinds.index(kind) for kind in causes if kind in kinds), 0)
@@ -295,7 +308,7 @@ class RawKernel:
         return (z * height + y) * width + x if inside else -1
 
     def _check_shared(self, static: int, dynamic: int) -> None:
-        """Refuse more shared memory than a block can have."""
+        """Raise if a block cannot have this much shared memory."""
         if static > limits.STATIC_SHARED:
             raise ValueError(
                 f"kernel {self.name!r}: its __shared__ variables take {static} bytes, "
@@ -324,18 +337,21 @@ class RawKernel:
 
 
 class RawModule:
-    """Kernels and variables given as one text, as `cupy.RawModule` takes it, on NumPy arrays.
+    """Kernels and variables from one source, with the interface of `cupy.RawModule`, on NumPy
+    arrays.
 
     Parameters
     ----------
     code : str
         CUDA C++.
     options : tuple of str
-        As `RawKernel` takes them.
+        As in `RawKernel`.
     backend : str
         Accepted for CuPy's sake.
+    enable_cooperative_groups : bool
+        For all its kernels, as `RawKernel` takes it.
     name_expressions : sequence of str, optional
-        Accepted for CuPy's sake: any name expression can be asked for.
+        Accepted for compatibility with CuPy; any name expression can be used.
 
     Examples
     --------
@@ -360,17 +376,25 @@ class RawModule:
         code: str,
         options: Sequence[str] = (),
         backend: str = "nvrtc",
+        enable_cooperative_groups: bool = False,
         name_expressions: Sequence[str] | None = None,
     ) -> None:
         _check_text("RawModule", code, options)
         self.code, self.options, self.backend = code, tuple(options), backend
+        self.enable_cooperative_groups = bool(enable_cooperative_groups)
         self.name_expressions = name_expressions
         self._functions: dict[str, RawKernel] = {}
 
     def get_function(self, name: str) -> RawKernel:
         """The kernel of this name or name expression; it is compiled at its first call."""
         if name not in self._functions:
-            kernel = RawKernel(self.code, name, self.options, self.backend)
+            kernel = RawKernel(
+                self.code,
+                name,
+                self.options,
+                self.backend,
+                enable_cooperative_groups=self.enable_cooperative_groups,
+            )
             kernel._module = self
             self._functions[name] = kernel
         return self._functions[name]
@@ -386,9 +410,9 @@ class RawModule:
         Returns
         -------
         ndarray of uint8
-            Its bytes: the next launch finds what is written to them, and they hold what it left.
-            ``numpy.ndarray(shape, dtype, module.get_global(name))`` is a view, as
-            ``cupy.ndarray(shape, dtype, pointer)`` is in CuPy.
+            Its bytes, shared with the kernels: writes are visible to the next launch, and vice
+            versa. ``numpy.ndarray(shape, dtype, module.get_global(name))`` is a view, like
+            ``cupy.ndarray(shape, dtype, pointer)`` in CuPy.
 
         Raises
         ------
@@ -434,8 +458,21 @@ def _dimensions(
     return (*(int(s) for s in sizes), 1, 1)[:3]
 
 
+def _check_cooperative(
+    kernel: str, grid: tuple[int, int, int], block: tuple[int, int, int]
+) -> None:
+    """Refuse blocks that wait for one another and are more than a GPU holds at once."""
+    blocks, threads = math.prod(grid), math.prod(block)
+    if blocks > limits.RESIDENT_BLOCKS or blocks * threads > limits.RESIDENT_THREADS:
+        raise ValueError(
+            f"kernel {kernel!r}: a cooperative grid must fit a GPU at once, with at most "
+            f"{limits.RESIDENT_BLOCKS} blocks and {limits.RESIDENT_THREADS} threads; "
+            f"got {blocks} blocks of {threads}"
+        )
+
+
 class Device:
-    """The emulator as the launchers see a device."""
+    """The emulator as a `Device` of the launchers."""
 
     xp = np
     architecture = 90  # its __CUDA_ARCH__ is 900
@@ -444,7 +481,7 @@ class Device:
         self._kernels: dict[tuple[str, str], RawKernel] = {}
 
     def constant(self, values: np.ndarray) -> np.ndarray:
-        """The array itself: it is where the kernels are."""
+        """The array itself: kernels run in host memory."""
         return values
 
     def launch(

@@ -1,8 +1,8 @@
-"""Compile kernels for the CPU, and keep what was compiled.
+"""Compilation of kernels for the CPU, and the cache.
 
-A kernel is compiled twice at most: plain, and instrumented for checks and counts. The runtime they
-are linked with is compiled once. Everything lies in ``$MULFREE_CACHE_DIR``, else in
-``$XDG_CACHE_HOME/mulfree_cupy``, under a hash of all that went into it.
+A kernel is compiled at most twice: plain, and instrumented for checks and counts. The runtime they
+are linked with is compiled once. Everything is cached in ``$MULFREE_CACHE_DIR``, else in
+``$XDG_CACHE_HOME/mulfree_cupy``, under a hash of all inputs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mulfree_cupy.launch import source
-from mulfree_cupy.launch.emulator.translation import Translation, refusal, translate
+from mulfree_cupy.launch.emulator.translation import (
+    Translation,
+    overload,
+    refusal,
+    translate,
+)
 from mulfree_cupy.launch.emulator.variables import linker_script
 
 _WARNINGS = ["-w", "-fno-diagnostics-show-caret", "-fdiagnostics-color=never"]
@@ -31,13 +36,13 @@ _KERNEL = [
     "-fno-strict-aliasing", "-fno-exceptions", "-U_FORTIFY_SOURCE", "-fcf-protection=none",
     "-fdata-sections", "-ffunction-sections", "-fno-builtin-printf", "-fstack-clash-protection",
 ]  # fmt: skip
-# The C library's functions that write through a pointer, which the runtime has them announce, and
-# those that end the process.
+# C library functions that write through a pointer, which the runtime wraps with checks, and those
+# that end the process.
 _WRAPPED = (
     "sincos", "sincosf", "modf", "modff", "frexp", "frexpf", "remquo", "remquof",
     "exit", "_exit", "_Exit", "quick_exit", "abort",
 )  # fmt: skip
-# The calls of -fsanitize=thread reach the emulator's own functions. Without scalar replacement a
+# The calls inserted by -fsanitize=thread are the emulator's functions. Without scalar replacement a
 # float4 stays one access, as it is on a GPU; without merging equal code each line keeps its own.
 _INSTRUMENTED = ["-fsanitize=thread", "-fno-optimize-sibling-calls", "-fstack-protector-strong"]
 _PLAIN = ["-fno-stack-protector"]
@@ -93,7 +98,7 @@ def compile_variables(code: str, options: tuple[str, ...]) -> bytes:
 
 
 def cache_directory() -> Path:
-    """Where compiled kernels are kept; made if it is not there."""
+    """The cache directory; created if needed."""
     chosen = os.environ.get("MULFREE_CACHE_DIR")
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(chosen) if chosen else Path(root) / "mulfree_cupy"
@@ -154,7 +159,7 @@ def _standard(flags: tuple[str, ...]) -> str:
 
 
 def _flags(options: tuple[str, ...]):
-    """Of CUDA's options those that a host compiler knows: macros, include folders, the standard."""
+    """The options that a host compiler supports: macros, include folders, the standard."""
     standard, rest = "-std=c++17", iter(options)
     for option in rest:
         short = re.match(r"-[DUI]", option)
@@ -171,7 +176,7 @@ def _flags(options: tuple[str, ...]):
 
 
 def _load(file: Path) -> ctypes.CDLL | None:
-    """The library, if it is there and whole."""
+    """The library, or None if it is missing or damaged."""
     if _read(file) is not None:
         with contextlib.suppress(OSError):
             return ctypes.CDLL(str(file))
@@ -179,7 +184,7 @@ def _load(file: Path) -> ctypes.CDLL | None:
 
 
 def _read(file: Path) -> bytes | None:
-    """What was kept, if it is there and whole: its SHA-256 stands behind its end."""
+    """The cached bytes, or None if missing or damaged: the file ends with their SHA-256."""
     try:
         data = file.read_bytes()
         if hashlib.sha256(data[:-32]).digest() == data[-32:]:
@@ -192,7 +197,7 @@ def _read(file: Path) -> bytes | None:
 
 
 def _prune(folder: Path) -> None:
-    """Drop the compiled kernels that were not used for longest, if there are too many."""
+    """Remove the least recently used kernels if the cache is too large."""
     kernels = []
     for file in (*folder.glob("*.so"), *folder.glob("*.variables")):
         with contextlib.suppress(OSError):  # another process drops them too
@@ -239,7 +244,7 @@ def _build(file, code, name, flags, instrumented, compiler) -> None:
             compiler,
             "-shared",
             "-Wl,-Bsymbolic",
-            "-Wl,--gc-sections,-z,defs",  # what is not used may stay undefined
+            "-Wl,--gc-sections,-z,defs",  # unused functions may be undefined
             *(f"-Wl,--wrap={function}" for function in _WRAPPED),
             *(["-Wl,-T,variables.ld"] if script else []),
             "kernel.o",
@@ -261,9 +266,10 @@ def _compile(
     title = name or "module"
     preprocessed = _preprocess(prepared, folder, code, title, flags)
     translation = translate(preprocessed, name, (prepared.headers, prepared.cache))
+    address = name if name and overload(name) else f"&{name}"
     described = (
         f"{_EXPORT} const mulfree_emulator::Kernel *mulfree_kernel() "
-        f"{{ return mulfree_emulator::describe(&{name}); }}\n"
+        f"{{ return mulfree_emulator::describe({address}); }}\n"
         f'{_EXPORT} const char mulfree_parameters[] = "{",".join(translation.parameters)}";\n'
         f'{_EXPORT} const char mulfree_constants[] = "{",".join(translation.constants)}";\n'
     )
@@ -277,7 +283,7 @@ def _compile(
 
 @contextlib.contextmanager
 def _refusals(translation: Translation) -> Iterator[None]:
-    """Say of a compiler's or linker's error if it comes from what the emulator does not run."""
+    """Raise NotImplementedError for compiler or linker errors caused by unsupported features."""
     try:
         yield
     except CompilationError as error:
@@ -307,7 +313,7 @@ def _refusals(translation: Translation) -> Iterator[None]:
 
 
 class _Prepared:
-    """What every kernel needs, made once: the runtime's object file and the precompiled header."""
+    """Shared by all kernels, made once: the runtime's object file and the precompiled header."""
 
     def __init__(self, compiler: str, standard: str, instrumented: bool) -> None:
         self.headers, self.cache = str(source.headers()), str(cache_directory().resolve())
@@ -385,7 +391,7 @@ class _Prepared:
 
 
 def _write(file: Path, data: bytes) -> None:
-    """Put the file there at once and whole, whoever else may be writing it."""
+    """Write a file atomically."""
     with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as scratch:
         scratch.write(data)
     os.replace(scratch.name, file)

@@ -1,4 +1,4 @@
-"""Inline PTX as C++: the few instructions that texts use where CUDA C++ has no name for them."""
+"""Translation of inline PTX to C++: the few instructions that CUDA C++ lacks."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def _matrix_instructions() -> Iterator[tuple[str, int, str]]:
     yield halves, 10, f"{_OWN}mma_half({{operands}})"
     for n, words in ((1, "{0}"), (2, "{0}, {1}"), (4, "{0}, {1}, {2}, {3}")):
         for order, transposed in (("", "false"), (r"\.trans", "true")):
-            load = rf"ldmatrix\.sync\.aligned\.m8n8\.x{n}{order}\.shared(::cta)?\.b16"
+            # Texts have both orders, and NVIDIA's assembler takes both.
+            shape = rf"(m8n8\.x{n}{order}|x{n}{order}\.m8n8)"
+            load = rf"ldmatrix\.sync\.aligned\.{shape}\.shared(::cta)?\.b16"
             here = "__builtin_FILE(), __builtin_LINE()"
             yield load, n + 1, f"{_OWN}load_matrices<{transposed}>({here}, {{{n}}}, {words})"
 
@@ -103,7 +105,7 @@ class _UnknownError(Exception):
 
 
 def statement(text: str, blank: str) -> str | None:
-    """What stands between the parentheses of an ``asm`` as a C++ statement.
+    """Translate the operands of an ``asm`` to a C++ statement.
 
     Parameters
     ----------
@@ -113,7 +115,7 @@ def statement(text: str, blank: str) -> str | None:
     Returns
     -------
     str or None
-        None if the emulator does not know an instruction of it.
+        None if it contains an unsupported instruction.
     """
     start, *operands = _split(text, blank, ":")
     assembly = "".join(raw or _unescaped(plain) for _, raw, plain in _LITERAL.findall(start))
@@ -184,7 +186,7 @@ def _operand(text: str, registers: set[str]) -> str:
 
 
 def _split(text: str, blank: str, separator: str) -> list[str]:
-    """Split where the separator stands outside of all brackets."""
+    """Split at separators outside of all brackets."""
     pieces, depth, start = [], 0, 0
     for i, c in enumerate(blank):
         depth += (c in "([{") - (c in ")]}")

@@ -69,6 +69,7 @@ class Launch(ctypes.Structure):
         ("variables", ctypes.POINTER(Variable)),
         ("variable_count", ctypes.c_int),
         ("guide", ctypes.c_int),
+        ("cooperative", ctypes.c_int),
         ("seconds", ctypes.c_double),
     ]
 

@@ -1,8 +1,8 @@
-"""From the text of a CUDA file to C++: the few things that a header cannot express.
+"""Translation of CUDA to C++: the few things that a header cannot express.
 
-The text is preprocessed first, with the emulator's headers in front, so that macros and ``#ifdef``
-are settled. What is left to rewrite are ``__shared__`` declarations, three function attributes, and
-what has no meaning on a CPU: that becomes a call which the linker finds undefined if it is used.
+The source is preprocessed first, with the emulator's headers, so that macros and ``#ifdef`` are
+resolved. Then ``__shared__`` declarations and three function attributes are rewritten, and
+unsupported features become calls that the linker reports as undefined if they are used.
 """
 
 from __future__ import annotations
@@ -37,25 +37,21 @@ _ALIGNMENT = re.compile(
 
 _NOT_A_NAME = ("__attribute__", "alignas", "decltype")  # before the parenthesis of a function
 
-# What is refused, as the text writes it and as the linker names what refused.h does not define.
+# Unsupported features: patterns of source text and of linker errors for what refused.h declares.
 _REFUSED = [
     (r"mulfree_refused_ptx", "inline PTX with such an instruction"),
     (r"\bbmma_sync\b", "tensor-core fragments of bits"),
-    (
-        r"\bCUtensorMap\b|\bcuda\s*::\s*ptx\b|\bcuda\s*::\s*barrier\b",
-        "the tensor memory accelerator",
-    ),
-    (r"\bcuda\s*::\s*pipeline\b|\bcuda\s*::\s*memcpy_async\b", "cuda::pipeline"),
+    (r"\bCUtensorMap\b|\bcuda\s*::\s*ptx\b", "the tensor memory accelerator"),
     (r"\btex[123]D\w*|\bsurf[123]D\w*|\btexture\s*<", "textures and surfaces"),
+    (r"\b__nv_fp8\w*|\b__nv_cvt_\w*fp8\w*", "floating point of 8 bits"),
     (r"\bthis_cluster\b|\bcluster_group\b", "thread block clusters"),
-    (r"\bgrid_group::sync\b", "grid-wide synchronisation"),
     (r"<<<|mulfree_refused_launch", "a kernel launch inside a kernel"),
 ]
 _ASM = re.compile(r"\b(?:asm|__asm__|__asm)\b(?:\s*(?:volatile|__volatile__))?\s*\(")
 
 
 def refusal(words: str) -> str | None:
-    """What of these words the emulator does not run, None if it knows no reason."""
+    """The unsupported feature in a text, or None."""
     return next((what for pattern, what in _REFUSED if re.search(pattern, words)), None)
 
 
@@ -148,6 +144,7 @@ def _rewrite(text: str, blank: str, file: str, line: int) -> str:
         if found[0] == "__shared__":
             start = max((blank.rfind(c, end, start) for c in ";{}"), default=-1) + 1
             start = max(start, end)
+            start = re.compile(r"\s*").match(blank, start).end()  # a pragma keeps its line
             stop = _end_of_statement(blank, found.end())
             place = f'"{file}", {_line_at(blank, found.start(), line)}'
             new = _shared(blank[start:stop], place)
@@ -185,7 +182,7 @@ def _end_of_statement(blank: str, position: int) -> int:
 
 
 def _shared(declaration: str, place: str) -> str:
-    """A ``__shared__`` declaration as references into the block's shared memory."""
+    """Rewrite a ``__shared__`` declaration as references into the block's shared memory."""
     newlines = "\n" * declaration.count("\n")
     alignments = []
 
@@ -252,7 +249,8 @@ def _constants(code: str) -> tuple[str, ...]:
 
 
 def _parameters(code: str, name: str) -> tuple[str, ...]:
-    base = re.match(r"[\w:]*", name)[0].rpartition("::")[2]
+    picked = overload(name)
+    base = re.match(r"[\w:]*", picked or name)[0].rpartition("::")[2]
     kernels: dict[str, str] = {}
     for found in re.finditer(r"\b__global__\b", code):
         position = found.end()
@@ -264,9 +262,17 @@ def _parameters(code: str, name: str) -> tuple[str, ...]:
     if base not in kernels:
         known = ", ".join(kernels) or "none"
         raise ValueError(f"no __global__ function named {base!r} in the text; there are: {known}")
+    if picked:  # the compiler knows which one it is
+        return ()
     pieces = [p.partition("=")[0].strip() for p in _split(kernels[base])]
     names = [re.search(r"(\w+)\s*(?:\[[^\]]*\]\s*)*$", p) for p in pieces if p and p != "void"]
     return tuple(n[1] if n else "" for n in names)
+
+
+def overload(name: str) -> str | None:
+    """The function of which a name expression picks an overload by a cast, or None."""
+    cast = re.fullmatch(r"static_cast\s*<.*>\s*\(\s*&?\s*([\w:]+).*\)", name, re.DOTALL)
+    return cast and cast[1]
 
 
 def _closing(code: str, position: int) -> int:

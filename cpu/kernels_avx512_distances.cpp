@@ -1,0 +1,9 @@
+#if defined(__x86_64__)
+#define MULFREE_ISA avx512
+#include "distance_instance.hpp"
+
+namespace mulfree {
+extern const DistanceKernels avx512_distances = avx512::distance_kernels<false>();
+extern const DistanceKernels avx512_distances_by_fma = avx512::distance_kernels<true>();
+}
+#endif
