@@ -118,7 +118,7 @@ def nearest_l1(queries, points, distances, places):
 
 
 def match_template_l1(image, template, out):
-    adder_conv(image[None], template[None], None, out[None, None], (1, 1), (0, 0), (1, 1), 1)
+    adder_conv(image[None], template[None], None, out[None, None], *_POINT)
     np.negative(out, out=out)
 
 
