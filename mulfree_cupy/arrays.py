@@ -43,6 +43,12 @@ def real_numbers(function: str, name: str, array: Array) -> None:
         )
 
 
+def real_or_complex_numbers(function: str, name: str, array: Array) -> None:
+    """Raise unless the array holds numbers."""
+    if array.dtype.kind != "c":
+        real_numbers(function, name, array)
+
+
 def plain_bits(function: str, name: str, array: Array) -> None:
     """Raise unless elements can be copied as 1, 2, 4, 8 or 16 bytes, with 0 as all-zero bytes."""
     if array.dtype.hasobject or array.dtype.itemsize not in (1, 2, 4, 8, 16):
@@ -200,10 +206,11 @@ def take_floats(
     *,
     optional: tuple[str, ...] = (),
     also: tuple[type, ...] = (),
+    check: Callable[[str, str, Array], None] = real_numbers,
     **arguments: Any,
 ) -> list[Array]:
     """As `take`, all in their common dtype, which must be float32, float64 or one of `also`."""
-    arrays = take(function, optional=optional, **arguments)
+    arrays = take(function, optional=optional, check=check, **arguments)
     return common_floats(function, arguments, arrays, also)
 
 
@@ -220,8 +227,10 @@ def common_floats(
         named = {name: array for name, array in zip(given, taken, strict=True) if array is not None}
         listed = ", ".join(f"{name} {array.dtype}" for name, array in named.items())
         other = next(name for name, array in named.items() if array.dtype not in served)
+        *first, last = (np.dtype(t).name for t in served if t is not np.float16)
+        names = f"{', '.join(first)} or {last}"
         raise TypeError(
-            f"{function}: the common dtype must be float32 or float64, got {listed}; "
+            f"{function}: the common dtype must be {names}, got {listed}; "
             f"{conversion(given[other])}"
         )
     return [None if a is None else a.astype(dtype, copy=False) for a in taken]

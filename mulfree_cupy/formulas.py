@@ -6,26 +6,46 @@ Kernels are tested against these, so they are as simple as possible, not fast.
 import numpy as np
 
 
-def _pair(value):
-    return value if isinstance(value, tuple) else (value, value)
+def _each(value, axes):
+    return value if isinstance(value, tuple) else (value,) * axes
+
+
+def _sides(padding, kernel, dilation):
+    """(before, after) of each axis, however `padding` is spelled."""
+    if padding == "same":
+        added = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        return [(size // 2, size - size // 2) for size in added]
+    each = _each(0 if padding == "valid" else padding, len(kernel))
+    return [_each(sides, 2) for sides in each]
+
+
+def _wide(a):
+    a = np.asarray(a)
+    return a.astype(np.complex128 if a.dtype.kind == "c" else np.float64)
 
 
 def _windows(x, kernel, stride, padding, dilation):
-    """Yield (i, j, view) where view[n, c, p, q] is the input of tap (i, j) at output pixel (p,
-    q)."""
-    (kh, kw), (sh, sw), (ph, pw), (dh, dw) = map(_pair, (kernel, stride, padding, dilation))
-    padded = np.pad(np.asarray(x, np.float64), ((0, 0), (0, 0), (ph, ph), (pw, pw)))
-    height = (padded.shape[2] - dh * (kh - 1) - 1) // sh + 1
-    width = (padded.shape[3] - dw * (kw - 1) - 1) // sw + 1
-    for i in range(kh):
-        for j in range(kw):
-            rows = i * dh + sh * np.arange(height)
-            columns = j * dw + sw * np.arange(width)
-            yield i, j, padded[:, :, rows[:, None], columns]
+    """Yield (tap, view) where view[n, c, *p] is the input of the tap at output p."""
+    axes = x.ndim - 2
+    kernel, stride, dilation = (_each(value, axes) for value in (kernel, stride, dilation))
+    padded = np.pad(_wide(x), ((0, 0), (0, 0), *_sides(padding, kernel, dilation)))
+    steps = [
+        step * np.arange((size - d * (k - 1) - 1) // step + 1)
+        for size, k, step, d in zip(padded.shape[2:], kernel, stride, dilation, strict=True)
+    ]
+    for tap in np.ndindex(*kernel):
+        seen = [d * t + step for d, t, step in zip(dilation, tap, steps, strict=True)]
+        yield tap, padded[(slice(None), slice(None), *np.ix_(*seen))]
+
+
+def _at(w, tap):
+    """The weights of a tap, broadcast against its inputs: (1, K, C, 1, ...)."""
+    chosen = w[(slice(None), slice(None), *tap)]
+    return chosen.reshape(1, *chosen.shape, *(1,) * len(tap))
 
 
 def im2col(x, kernel_size, *, stride=1, padding=0, dilation=1):
-    views = np.stack([v for _, _, v in _windows(x, kernel_size, stride, padding, dilation)], axis=2)
+    views = np.stack([v for _, v in _windows(x, kernel_size, stride, padding, dilation)], axis=2)
     n, c, taps, oh, ow = views.shape
     return views.reshape(n, c * taps, oh * ow)
 
@@ -45,17 +65,17 @@ def _pooled(x, kernel, stride, padding):
     """(Input of each position of the window, and whether it is inside the image), stacked."""
     x, stride = np.asarray(x, np.float64), kernel if stride is None else stride
     given = kernel, stride, padding, 1
-    views = np.stack([v for _, _, v in _windows(x, *given)])
-    return views, np.stack([v for _, _, v in _windows(np.ones(x.shape), *given)]) == 1
+    views = np.stack([v for _, v in _windows(x, *given)])
+    return views, np.stack([v for _, v in _windows(np.ones(x.shape), *given)]) == 1
 
 
 def max_pool(x, kernel, *, stride=None, padding=0):
-    views, inside = _pooled(x, _pair(kernel), stride, padding)
+    views, inside = _pooled(x, _each(kernel, 2), stride, padding)
     return np.where(inside, views, -np.inf).max(axis=0)
 
 
 def avg_pool(x, kernel, *, stride=None, padding=0):
-    return _pooled(x, _pair(kernel), stride, padding)[0].mean(axis=0)
+    return _pooled(x, _each(kernel, 2), stride, padding)[0].mean(axis=0)
 
 
 def global_average_pool(x):
@@ -63,17 +83,17 @@ def global_average_pool(x):
 
 
 def _forward(term, x, w, bias, stride, padding, dilation, groups):
-    x, w = np.asarray(x, np.float64), np.asarray(w, np.float64)
+    x, w = _wide(x), _wide(w)
     parts = []
     for xg, wg in zip(np.split(x, groups, axis=1), np.split(w, groups), strict=True):
         parts.append(
             sum(
-                term(view[:, None], wg[None, :, :, i, j, None, None]).sum(axis=2)
-                for i, j, view in _windows(xg, w.shape[2:], stride, padding, dilation)
+                term(view[:, None], _at(wg, tap)).sum(axis=2)
+                for tap, view in _windows(xg, w.shape[2:], stride, padding, dilation)
             )
         )
     y = np.concatenate(parts, axis=1)
-    return y if bias is None else y + np.asarray(bias, np.float64)[:, None, None]
+    return y if bias is None else y + _along(y, bias)
 
 
 def conv(x, w, bias=None, *, stride=1, padding=0, dilation=1, groups=1):
@@ -91,7 +111,7 @@ def adder_matmul(a, b):
 
 def _backward(slope_x, slope_w, grad, x, w, stride, padding, dilation, groups):
     """grad_x and grad_w from the slopes d y / d x and d y / d w of one term at (x, w)."""
-    grad, x, w = (np.asarray(a, np.float64) for a in (grad, x, w))
+    grad, x, w = map(_wide, (grad, x, w))
     parts_x, parts_w = [], []
     for g, xg, wg in zip(
         np.split(grad, groups, axis=1),
@@ -99,16 +119,17 @@ def _backward(slope_x, slope_w, grad, x, w, stride, padding, dilation, groups):
         np.split(w, groups),
         strict=True,
     ):
-        columns, grad_w = [], np.zeros_like(wg)
-        for i, j, view in _windows(xg, w.shape[2:], stride, padding, dilation):
-            tap = wg[None, :, :, i, j, None, None]
-            flow = g[:, :, None]
-            columns.append((slope_x(view[:, None], tap) * flow).sum(axis=1))
-            grad_w[:, :, i, j] = (slope_w(view[:, None], tap) * flow).sum(axis=(0, 3, 4))
-        cols = np.stack(columns, axis=2).reshape(x.shape[0], -1, g.shape[2] * g.shape[3])
-        parts_x.append(
-            col2im(cols, xg.shape, w.shape[2:], stride=stride, padding=padding, dilation=dilation)
-        )
+        window = w.shape[2:], stride, padding, dilation
+        grad_x, grad_w = np.zeros(xg.size + 1, x.dtype), np.zeros_like(wg)  # [0] is the padding
+        places = np.arange(1, xg.size + 1).reshape(xg.shape)
+        for (tap, view), (_, place) in zip(
+            _windows(xg, *window), _windows(places, *window), strict=True
+        ):
+            flow, weights = g[:, :, None], _at(wg, tap)
+            np.add.at(grad_x, place.astype(int), (slope_x(view[:, None], weights) * flow).sum(1))
+            terms = slope_w(view[:, None], weights) * flow
+            grad_w[(slice(None), slice(None), *tap)] = terms.sum((0, *range(3, terms.ndim)))
+        parts_x.append(grad_x[1:].reshape(xg.shape))
         parts_w.append(grad_w)
     return np.concatenate(parts_x, axis=1), np.concatenate(parts_w)
 
@@ -132,9 +153,10 @@ def match_template_l1(image, template):
 
 
 def conv_backward(grad, x, w, *, stride=1, padding=0, dilation=1, groups=1):
+    """Of complex numbers: d (re(y) re(grad) + im(y) im(grad)) / d re + i * that by im."""
     return _backward(
-        lambda a, b: b + np.zeros_like(a),
-        lambda a, b: a + np.zeros_like(b),
+        lambda a, b: np.conj(b) + np.zeros_like(a),
+        lambda a, b: np.conj(a) + np.zeros_like(b),
         *(grad, x, w, stride, padding, dilation, groups),
     )
 
@@ -156,7 +178,7 @@ def adder_conv_sign_backward(grad, x, w, *, stride=1, padding=0, dilation=1, gro
 
 
 def shift(x, shifts, *, stride=1):
-    (sh, sw), (height, width) = _pair(stride), x.shape[2:]
+    (sh, sw), (height, width) = _each(stride, 2), x.shape[2:]
     rows, columns = sh * np.arange(-(-height // sh)), sw * np.arange(-(-width // sw))
     y = np.zeros((*x.shape[:2], len(rows), len(columns)), x.dtype)
     for c, (dh, dw) in enumerate(shifts):
@@ -197,7 +219,7 @@ def shift_adder_conv_backward(grad, x, w, shifts, *, stride=1):
 
 def _along(x, channels):
     """Per-channel numbers, broadcast along the channels of x."""
-    return np.asarray(channels, np.float64).reshape(-1, *(1,) * (x.ndim - 2))
+    return _wide(channels).reshape(-1, *(1,) * (x.ndim - 2))
 
 
 def _all_but_channels(x):
@@ -273,9 +295,10 @@ WINOGRAD = {
 
 def _tiles(x, m, out_shape, padding):
     """x with zeros all around, and (first row, first column) of each tile of t x t pixels on it."""
-    (ph, pw), (rows, columns) = _pair(padding), (-(-size // m) for size in out_shape)
-    low = rows * m + 2 - x.shape[2] - ph, columns * m + 2 - x.shape[3] - pw
-    ends = [(p, max(0, extra)) for p, extra in zip((ph, pw), low, strict=True)]
+    rows, columns = (-(-size // m) for size in out_shape)
+    (top, _), (left, _) = padding
+    low = rows * m + 2 - x.shape[2] - top, columns * m + 2 - x.shape[3] - left
+    ends = [(p, max(0, extra)) for p, extra in zip((top, left), low, strict=True)]
     padded = np.pad(np.asarray(x, np.float64), ((0, 0), (0, 0), *ends))
     return padded, [(m * i, m * j) for i in range(rows) for j in range(columns)]
 
@@ -284,7 +307,8 @@ def winograd_conv(x, u, matrices, bias=None, *, padding=1, relu=False):
     """A^T [ sum_c U . V ] A of each tile; the first begins at -padding, and the last is cropped."""
     BT, _, AT = matrices
     m, t = AT.shape
-    height, width = (size + 2 * p - 2 for size, p in zip(x.shape[2:], _pair(padding), strict=True))
+    padding = _sides(padding, (3, 3), (1, 1))
+    height, width = (size + sum(p) - 2 for size, p in zip(x.shape[2:], padding, strict=True))
     padded, places = _tiles(x, m, (height, width), padding)
     y = np.zeros((x.shape[0], u.shape[2], height + m, width + m))
     for i, j in places:
@@ -301,6 +325,7 @@ def winograd_conv_backward(grad, x, u, matrices, *, padding=1, relu=False):
     """grad_x and grad_u, the latter at every entry: what autograd would give, tile by tile."""
     BT, _, AT = matrices
     m, t = AT.shape
+    padding = _sides(padding, (3, 3), (1, 1))
     padded, places = _tiles(x, m, grad.shape[2:], padding)
     grad_padded, grad_u = np.zeros_like(padded), np.zeros(u.shape)
     grad = np.pad(np.asarray(grad, np.float64), ((0, 0), (0, 0), (0, m), (0, m)))
@@ -312,8 +337,8 @@ def winograd_conv_backward(grad, x, u, matrices, *, padding=1, relu=False):
         if relu:
             dv = dv * (v > 0)
         grad_padded[:, :, i : i + t, j : j + t] += BT.T @ dv @ BT
-    (ph, pw), (height, width) = _pair(padding), x.shape[2:]
-    return grad_padded[:, :, ph : ph + height, pw : pw + width], grad_u
+    ((top, _), (left, _)), (height, width) = padding, x.shape[2:]
+    return grad_padded[:, :, top : top + height, left : left + width], grad_u
 
 
 def sgd(w, g, v, *, rate, momentum=0, nesterov=False, decay=0, adaptive=False, eta=0.2, scale=1):
@@ -382,7 +407,7 @@ def sign(a):
 
 
 def filter_scale(w):
-    return np.abs(np.asarray(w, np.float64)).mean(axis=(1, 2, 3))
+    return np.abs(np.asarray(w, np.float64)).reshape(len(w), -1).mean(axis=1)
 
 
 def pack_signs(x):
@@ -396,14 +421,15 @@ def pack_signs(x):
 
 def binary_conv(x, w, *, scale=True, **options):
     y = conv(sign(x), sign(w), **options)  # zero padding
-    return y * filter_scale(w)[:, None, None] if scale else y
+    return y * _along(y, filter_scale(w)) if scale else y
 
 
 def binary_conv_backward(grad, x, w, *, scale=True, **options):
     """y = conv(b(x), a * b(w)): the chain rule, where b' = (abs <= 1) and a = mean(abs(w))."""
-    a = filter_scale(w)[:, None, None, None] if scale else np.ones((len(w), 1, 1, 1))
+    beside = len(w), *(1,) * (w.ndim - 1)
+    a = (filter_scale(w) if scale else np.ones(len(w))).reshape(beside)
     grad_b, grad_product = conv_backward(grad, sign(x), a * sign(w), **options)
-    grad_a = (grad_product * sign(w)).sum(axis=(1, 2, 3), keepdims=True)
+    grad_a = (grad_product * sign(w)).reshape(len(w), -1).sum(axis=1).reshape(beside)
     grad_w = grad_product * a * (np.abs(w) <= 1)
     if scale:
         grad_w += grad_a * sign(w) / w[0].size  # d mean(abs(w)) / d w

@@ -2,67 +2,93 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 import operator
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 Pair = tuple[int, int]
+Sizes = tuple[int, ...]  # one a spatial axis
+Sides = tuple[Pair, ...]  # (before, after) of each spatial axis
+PaddingLike = int | Sizes | Sides | str  # what the argument `padding` may be
 
 
-class ConvGeometry(NamedTuple):
-    """The sizes of one convolution of x (N, C, H, W) with w (K, C/groups, kh, kw)."""
+@dataclass(frozen=True)
+class ConvGeometry:
+    """The sizes of one convolution of x (N, C, *size) with w (K, C/groups, *kernel).
+
+    Kernels take 2-D ones; `mulfree_cupy.ops.spatial` reduces 1-D and 3-D to these.
+    """
 
     batch: int
     channels: int
-    height: int
-    width: int
+    size: Sizes
     filters: int
-    kernel: Pair
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    dilation: Pair = (1, 1)
+    kernel: Sizes
+    stride: Sizes = (1, 1)
+    padding: Sides = ((0, 0), (0, 0))
+    dilation: Sizes = (1, 1)
     groups: int = 1
+
+    @functools.cached_property
+    def out_size(self) -> Sizes:
+        return tuple(
+            map(output_size, self.size, self.kernel, self.stride, self.padding, self.dilation)
+        )
+
+    @property
+    def height(self) -> int:
+        return self.size[-2]
+
+    @property
+    def width(self) -> int:
+        return self.size[-1]
 
     @property
     def out_height(self) -> int:
-        return output_size(
-            self.height, self.kernel[0], self.stride[0], self.padding[0], self.dilation[0]
-        )
+        return self.out_size[-2]
 
     @property
     def out_width(self) -> int:
-        return output_size(
-            self.width, self.kernel[1], self.stride[1], self.padding[1], self.dilation[1]
-        )
+        return self.out_size[-1]
 
     @property
-    def x_shape(self) -> tuple[int, int, int, int]:
-        return self.batch, self.channels, self.height, self.width
+    def before(self) -> Sizes:
+        """The padding before each axis, where the first window begins."""
+        return tuple(before for before, _ in self.padding)
 
     @property
-    def w_shape(self) -> tuple[int, int, int, int]:
+    def padded_size(self) -> Sizes:
+        return tuple(size + sum(sides) for size, sides in zip(self.size, self.padding, strict=True))
+
+    @property
+    def x_shape(self) -> Sizes:
+        return self.batch, self.channels, *self.size
+
+    @property
+    def w_shape(self) -> Sizes:
         return self.filters, self.channels // self.groups, *self.kernel
 
-    @property
-    def out_shape(self) -> tuple[int, int, int, int]:
-        return self.batch, self.filters, self.out_height, self.out_width
+    @functools.cached_property
+    def out_shape(self) -> Sizes:
+        return self.batch, self.filters, *self.out_size
 
     @property
     def cols_shape(self) -> tuple[int, int, int]:
-        rows = self.channels * self.kernel[0] * self.kernel[1]
-        return self.batch, rows, self.out_height * self.out_width
+        rows = self.channels * math.prod(self.kernel)
+        return self.batch, rows, math.prod(self.out_size)
 
-    @property
+    @functools.cached_property
     def taps(self) -> int:
         """Terms in one output's sum."""
-        return self.channels // self.groups * self.kernel[0] * self.kernel[1]
+        return self.channels // self.groups * math.prod(self.kernel)
 
 
-def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+def output_size(size: int, kernel: int, stride: int, padding: Pair, dilation: int) -> int:
     """Number of positions of the kernel along one axis."""
-    return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+    return (size + padding[0] + padding[1] - dilation * (kernel - 1) - 1) // stride + 1
 
 
 def windows(
@@ -109,22 +135,93 @@ def number(function: str, argument: str, value: object, least: float = 0.0) -> f
 
 
 def pair(function: str, argument: str, value: object, least: int) -> Pair:
-    """An int or a pair of ints, both at least `least`, as a pair."""
-    if type(value) is int:  # the common case, in a third of the time
-        first = second = value
-    else:
-        values = value if isinstance(value, (tuple, list)) else (value, value)
-        try:
-            first, second = map(operator.index, values)
-        except (TypeError, ValueError):
-            raise TypeError(
-                f"{function}: {argument} must be an int or a pair of ints, got {value!r}"
-            ) from None
-    if first < least or second < least:
+    """An int or a pair of ints, all at least `least`, as a pair."""
+    return per_axis(function, argument, value, least, 2)
+
+
+def per_axis(function: str, argument: str, value: object, least: int, axes: int) -> Sizes:
+    """An int or one for each spatial axis, all at least `least`, as one for each axis."""
+    if type(value) is int and least <= value <= _MOST:  # the common case, at once
+        return (value,) * axes
+    values = value if isinstance(value, (tuple, list)) else (value,) * axes
+    try:
+        values = tuple(map(operator.index, values))
+    except TypeError:
+        values = ()
+    if len(values) != axes:
+        raise TypeError(f"{function}: {argument} must be an int or {_SEVERAL[axes]}, got {value!r}")
+    if min(values) < least:
         raise ValueError(f"{function}: {argument} must be at least {least}, got {value!r}")
-    if first > _MOST or second > _MOST:
+    if max(values) > _MOST:
         raise ValueError(f"{function}: {argument} must be below 2**31, got {value!r}")
-    return first, second
+    return values
+
+
+_SEVERAL = {1: "a tuple of one", 2: "a pair of ints", 3: "a triple of ints"}
+
+
+def window_options(
+    function: str,
+    kernel: Sizes,
+    *,
+    stride: object = 1,
+    padding: object = 0,
+    dilation: object = 1,
+) -> tuple[Sizes, Sides, Sizes]:
+    """Checked stride, padding and dilation of a window, for each axis."""
+    stride = per_axis(function, "stride", stride, 1, len(kernel))
+    dilation = per_axis(function, "dilation", dilation, 1, len(kernel))
+    return stride, _padding(function, padding, kernel, stride, dilation), dilation
+
+
+def _padding(function: str, value: object, kernel: Sizes, stride: Sizes, dilation: Sizes) -> Sides:
+    """The padding before and after each axis, from any of its forms.
+
+    An int, an int for each axis, a pair (before, after) for each axis, ``"valid"``, or ``"same"``,
+    which keeps the size and so is defined only for stride 1: it adds ``dilation * (kernel - 1)`` to
+    each axis, the odd one after it, as in PyTorch.
+    """
+    if type(value) is int and 0 <= value <= _MOST:  # the common case
+        return ((value, value),) * len(kernel)
+    if isinstance(value, str):
+        return _named_padding(function, value, kernel, stride, dilation)
+    sides = _read_sides(value, len(kernel))
+    if sides is None:
+        raise TypeError(
+            f"{function}: padding must be an int, {_SEVERAL[len(kernel)]}, a pair (before, after) "
+            f"for each of {len(kernel)} axes, 'same' or 'valid', got {value!r}"
+        )
+    if min(map(min, sides)) < 0:
+        raise ValueError(f"{function}: padding must be at least 0, got {value!r}")
+    if max(map(max, sides)) > _MOST:
+        raise ValueError(f"{function}: padding must be below 2**31, got {value!r}")
+    return sides
+
+
+def _read_sides(value: object, axes: int) -> Sides | None:
+    """Of ints only or of pairs only; None for anything else."""
+    values = value if isinstance(value, (tuple, list)) else (value,) * axes
+    if len(values) != axes:
+        return None
+    if not isinstance(values[0], (tuple, list)):
+        values = zip(values, values, strict=True)
+    try:
+        return tuple([(operator.index(before), operator.index(after)) for before, after in values])
+    except (TypeError, ValueError):
+        return None
+
+
+def _named_padding(
+    function: str, name: str, kernel: Sizes, stride: Sizes, dilation: Sizes
+) -> Sides:
+    if name == "valid":
+        return ((0, 0),) * len(kernel)
+    if name != "same":
+        raise ValueError(f"{function}: padding must be 'same', 'valid' or ints, got {name!r}")
+    if max(stride) > 1:
+        raise ValueError(f"{function}: padding='same' is for stride 1, got stride {stride}")
+    added = [step * (size - 1) for size, step in zip(kernel, dilation, strict=True)]
+    return tuple((size // 2, size - size // 2) for size in added)
 
 
 def shape4(
@@ -141,12 +238,12 @@ def shape4(
     return shape
 
 
-def check_rank(function: str, argument: str, shape: tuple, axes: str) -> None:
+def check_rank(function: str, argument: str, shape: tuple, axes: str, why: str = "") -> None:
     """`axes` names the dimensions that the argument must have, such as ``"N, C, H, W"``."""
     rank = axes.count(",") + 1
     if len(shape) != rank:
         raise ValueError(
-            f"{function}: {argument} must have {rank} dimensions ({axes}), got shape {shape}"
+            f"{function}: {argument} must have {rank} dimensions ({axes}){why}, got shape {shape}"
         )
 
 
@@ -159,6 +256,10 @@ def check_shape(function: str, argument: str, shape: tuple, expected: tuple, why
         )
 
 
+_AXES = {1: ("N, C, L", "K, C/groups, k"), 2: ("N, C, H, W", "K, C/groups, kh, kw")}
+_AXES[3] = "N, C, D, H, W", "K, C/groups, kd, kh, kw"
+
+
 def window(
     function: str,
     x_shape: tuple,
@@ -168,26 +269,33 @@ def window(
     stride: object = 1,
     padding: object = 0,
     dilation: object = 1,
-    groups: object = 1,
+    groups: int = 1,
     source: str = "kernel_size",
+    axes: int = 2,
 ) -> ConvGeometry:
-    """The checked geometry of a kernel sliding over x; `source` names the origin of the kernel
-    size."""
-    check_rank(function, "x", x_shape, "N, C, H, W")
-    kernel = pair(function, source, kernel_size, 1)
-    stride = pair(function, "stride", stride, 1)
-    padding = pair(function, "padding", padding, 0)
-    dilation = pair(function, "dilation", dilation, 1)
-    geometry = ConvGeometry(*x_shape, filters, kernel, stride, padding, dilation, groups)
-    _, _, height, width = x_shape
-    if height < 1 or width < 1:
-        raise ValueError(f"{function}: x must have H >= 1 and W >= 1, got shape {x_shape}")
-    if max(height, width) + 2 * max(padding) > _MOST:
+    """The checked geometry of a kernel sliding over x; `source` names the origin of its size."""
+    check_rank(function, "x", x_shape, _AXES[axes][0])
+    kernel = per_axis(function, source, kernel_size, 1, axes)
+    options = window_options(function, kernel, stride=stride, padding=padding, dilation=dilation)
+    return _fitting(function, x_shape, filters, kernel, *options, groups)
+
+
+@functools.lru_cache(1024)  # most calls repeat
+def _fitting(function, x_shape, filters, kernel, stride, padding, dilation, groups) -> ConvGeometry:
+    """The geometry, if the kernel lies in the padded image."""
+    batch, channels, *size = x_shape
+    geometry = ConvGeometry(
+        batch, channels, tuple(size), filters, kernel, stride, padding, dilation, groups
+    )
+    if min(size) < 1:
+        sizes = " and ".join(f"{axis} >= 1" for axis in _AXES[len(size)][0].split(", ")[2:])
+        raise ValueError(f"{function}: x must have {sizes}, got shape {x_shape}")
+    if max(geometry.padded_size) > _MOST:
         raise ValueError(
             f"{function}: the padded image must have fewer than 2**31 rows and columns: x has "
             f"shape {x_shape}, padding {padding}"
         )
-    if geometry.out_height < 1 or geometry.out_width < 1:
+    if min(geometry.out_size) < 1:
         raise ValueError(
             f"{function}: the kernel {kernel} with dilation {dilation} is larger than the padded "
             f"image: x has shape {x_shape}, padding {padding}"
@@ -204,10 +312,14 @@ def convolution(
     padding: object = 0,
     dilation: object = 1,
     groups: object = 1,
+    most_axes: int = 3,
 ) -> ConvGeometry:
-    """The checked geometry of a convolution of x (N, C, H, W) with w (K, C/groups, kh, kw)."""
-    check_rank(function, "x", x_shape, "N, C, H, W")
-    check_rank(function, "w", w_shape, "K, C/groups, kh, kw")
+    """The checked geometry of a convolution of x (N, C, *size) with w (K, C/groups, *kernel)."""
+    axes = len(x_shape) - 2
+    if not 1 <= axes <= most_axes:
+        served = " or ".join(f"({_AXES[n][0]})" for n in range(1, most_axes + 1))
+        raise ValueError(f"{function}: x must have dimensions {served}, got shape {x_shape}")
+    check_rank(function, "w", w_shape, _AXES[axes][1], f" beside x of shape {x_shape}")
     channels, filters = x_shape[1], w_shape[0]
     groups = integer(function, "groups", groups)
     if channels % groups or filters % groups:
@@ -230,4 +342,5 @@ def convolution(
         dilation=dilation,
         groups=groups,
         source="the kernel of w",
+        axes=axes,
     )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import mulfree_cupy as mf
 from mulfree_cupy import launch
-from mulfree_cupy.geometry import convolution
+from mulfree_cupy.geometry import ConvGeometry, convolution
 from mulfree_cupy.launch import numpy_kernels
 
 WAYS = ["cpu", "numpy", "emulated", pytest.param("gpu", marks=pytest.mark.gpu)]
@@ -97,6 +97,34 @@ def unaligned(array):
     return view
 
 
+def sides(padding):
+    """(before, after) of each axis, where one number stands for both."""
+    return tuple(p if isinstance(p, (tuple, list)) else (p, p) for p in padding)
+
+
+def images_of(
+    batch, channels, height, width, filters, kernel,
+    stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1,
+):  # fmt: skip
+    """A geometry, unchecked."""
+    size = height, width
+    return ConvGeometry(
+        batch, channels, size, filters, kernel, stride, sides(padding), dilation, groups
+    )
+
+
+@st.composite
+def paddings(draw, most=3):
+    """A number for each of two axes, or a pair."""
+    one = st.integers(0, most)
+    return draw(st.tuples(*(st.one_of(one, st.tuples(one, one)) for _ in range(2))).map(_spelled))
+
+
+def _spelled(padding):
+    """As it may be: all of one kind."""
+    return sides(padding) if any(isinstance(p, tuple) for p in padding) else padding
+
+
 @dataclass
 class Problem:
     x: np.ndarray
@@ -117,10 +145,10 @@ def problems(draw, dtypes=("float32", "float64"), most=6):
     groups = draw(st.integers(1, 3))
     channels, filters = draw(small), draw(small)
     kernel, dilation = draw(pair(1, 4)), draw(pair(1, 2))
-    padding, stride = draw(pair(0, 3)), draw(pair(1, 3))
+    padding, stride = draw(paddings()), draw(pair(1, 3))
     size = [
-        max(1, d * (k - 1) + 1 - 2 * p) + draw(st.integers(0, 9))
-        for k, d, p in zip(kernel, dilation, padding, strict=True)
+        max(1, d * (k - 1) + 1 - sum(p)) + draw(st.integers(0, 9))
+        for k, d, p in zip(kernel, dilation, sides(padding), strict=True)
     ]
     dtype = np.dtype(draw(st.sampled_from(dtypes)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))

@@ -14,7 +14,8 @@ _cpu = pytest.importorskip("mulfree_cupy._cpu")
 REFUSED = (ValueError, TypeError, MemoryError)
 DTYPES = [np.float32, np.float64, np.uint8, np.int32, np.int64, np.float16, object]
 NUMBERS = [-(2**63), -(2**40), -1, 0, 1, 2, 3, 5, 2**31, 2**40, 2**62, 2**63 - 1]
-OPTIONS = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}
+NONE, ONE = ((0, 0), (0, 0)), ((1, 1), (1, 1))  # padding
+OPTIONS = {"stride": (1, 1), "padding": ONE, "dilation": (1, 1)}
 TABLE = np.array([(0, 1), (-1, 0), (0, 0), (1, -1)])
 
 
@@ -122,7 +123,7 @@ CALLS = [  # every function with arguments that it takes
         "conv",
         {
             "x": X, "w": ones(6, 4, 6, 5), "bias": None, "out": ones(2, 6, 1, 1),
-            **OPTIONS, "padding": (0, 0), "groups": 1,
+            **OPTIONS, "padding": NONE, "groups": 1,
         },
     ),
     ("conv_grad_x", {"grad": GRAD, "w": W, "grad_x": X, **OPTIONS, "groups": 1}),
@@ -182,34 +183,34 @@ CALLS = [  # every function with arguments that it takes
     (
         "winograd_conv",
         {
-            "x": X, "plan": plan(), "bias": ones(6), "out": GRAD, "padding": (1, 1), "relu": True,
+            "x": X, "plan": plan(), "bias": ones(6), "out": GRAD, "padding": ONE, "relu": True,
             "matrices": None,
         },
     ),
     (
         "winograd_conv",
         {
-            "x": X, "plan": plan(6), "bias": None, "out": GRAD, "padding": (1, 1), "relu": True,
+            "x": X, "plan": plan(6), "bias": None, "out": GRAD, "padding": ONE, "relu": True,
             "matrices": (np.ones((6, 6)), np.ones((4, 6))), "residual": GRAD, "relu_of_out": True,
         },
     ),
     (
         "winograd_conv_grad_x",
         {
-            "grad": GRAD, "x": X, "u": U, "grad_x": X, "padding": (1, 1), "relu": True,
+            "grad": GRAD, "x": X, "u": U, "grad_x": X, "padding": ONE, "relu": True,
             "matrices": None,
         },
     ),
     (
         "winograd_conv_grad_u",
-        {"grad": GRAD, "x": X, "grad_u": U, "padding": (1, 1), "relu": False, "matrices": None},
+        {"grad": GRAD, "x": X, "grad_u": U, "padding": ONE, "relu": False, "matrices": None},
     ),
     *(
         (
             name,
             {
                 "x": x, "out": x[..., :3, :3].copy(), "kernel": (2, 5), "stride": (2, 1),
-                "padding": (0, 1),
+                "padding": ((0, 0), (1, 1)),
             },
         )
         for name, x in (("max_pool", X), ("avg_pool", X), ("max_pool", BYTES["x"]))
@@ -306,6 +307,9 @@ def hostile(draw, value):
         return draw(hostile_arrays(value))
     if isinstance(value, tuple) and isinstance(value[0], np.ndarray):
         return tuple(draw(hostile_arrays(a)) for a in value)
+    if isinstance(value, tuple) and isinstance(value[0], tuple):
+        changed = draw(st.integers(0, len(value) - 1))
+        return tuple(draw(hostile(v)) if i == changed else v for i, v in enumerate(value))
     if isinstance(value, tuple):
         whole = list(value)
         # A plan (tile, filters, channels) of 2**31 channels would be given the memory it takes.
@@ -382,7 +386,7 @@ def test_hostile_arguments_are_refused_or_harmless(features, call, data):
 
 
 X3, W3, GRAD3 = ones(2, 4, 6, 5), ones(6, 4, 3, 3), ones(2, 6, 6, 5)
-GEOMETRY = ((1, 1), (1, 1), (1, 1), 1)
+GEOMETRY = ((1, 1), ONE, (1, 1), 1)
 
 
 @pytest.mark.parametrize(
@@ -418,10 +422,14 @@ GEOMETRY = ((1, 1), (1, 1), (1, 1), 1)
         ("batch_norm_moments", (ones(2, 0, 3),), "expected no empty arrays"),
         (
             "max_pool",
-            (X3, ones(2, 4, 3, 5), (2, 2), (2, 1), (0, 0)),
+            (X3, ones(2, 4, 3, 5), (2, 2), (2, 1), NONE),
             "sizes, stride, .* do not match",
         ),
-        ("avg_pool", (X3, ones(2, 3, 6, 5), (1, 1), (1, 1), (0, 0)), "x and out do not match"),
+        (
+            "avg_pool",
+            (X3, ones(2, 3, 6, 5), (1, 1), (1, 1), NONE),
+            "x and out do not match",
+        ),
         ("plane_means", (X3, ones(4, 2)), "x and out do not match"),
         (
             "batch_norm_sums",

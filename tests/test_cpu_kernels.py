@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from problems import unaligned
+from problems import sides, unaligned
 
 from mulfree_cupy import formulas as spec
 
@@ -36,8 +36,12 @@ PROBLEMS = {
     "phases of several chunks of channels": (2, 70, 6, 7, 9, (3, 3), (2, 2), (1, 1), (1, 1), 1),
     "1x1, stride 2, padding": (2, 9, 9, 71, 3, (1, 1), (2, 2), (2, 1), (1, 1), 1),
     "no tap meets x": (2, 3, 1, 1, 4, (1, 1), (2, 2), (1, 1), (1, 1), 1),
+    "uneven padding": (2, 5, 9, 40, 6, (3, 4), (1, 1), ((0, 3), (2, 1)), (1, 1), 1),
+    "uneven padding, stride": (2, 4, 9, 40, 6, (3, 4), (2, 3), ((5, 0), (1, 4)), (2, 1), 2),
+    "padding at one end alone": (2, 70, 1, 17, 9, (5, 3), (1, 1), ((0, 4), (2, 0)), (1, 1), 1),
     "stride and dilation share a factor": (1, 4, 13, 14, 5, (3, 3), (2, 4), (2, 2), (2, 2), 1),
 }
+POINT = (1, 1), ((0, 0), (0, 0)), (1, 1), 1  # stride, padding, dilation, groups
 LAYOUTS = ["C", "F", "reversed", "every second", "unaligned", "broadcast"]
 
 
@@ -51,8 +55,8 @@ def features(request):
 
 @pytest.fixture(params=PROBLEMS.values(), ids=PROBLEMS.keys())
 def problem(request):
-    n, c, h, w, k, kernel, *geometry = request.param
-    return (n, c, h, w), (k, c // geometry[-1], *kernel), geometry
+    n, c, h, w, k, kernel, stride, padding, dilation, groups = request.param
+    return (n, c, h, w), (k, c // groups, *kernel), (stride, sides(padding), dilation, groups)
 
 
 def options(geometry):
@@ -164,7 +168,7 @@ def test_codes_at_their_farthest(features, taps):
     x, w = np.full((1, 64, 1, taps), 255, np.uint8), np.zeros((3, 64, 1, taps), np.uint8)
     for bits in (1, 2, 3, 4):
         out = fresh((1, 3, 1, 1), np.int32)
-        geometry = (1, 1), (0, 0), (1, 1), 1
+        geometry = POINT
         getattr(_cpu, f"adder_conv_{bits}bit")(x, w, None, out, *geometry)
         assert (out == -64 * taps * (2**bits - 1)).all()
 
@@ -176,7 +180,7 @@ def test_every_pair_of_codes(features, bits, times):
     numbers = np.arange(16) >> bits * np.arange(4 // bits)[:, None] & 2**bits - 1
     x = np.tile(numbers, (times, 1)).astype(np.uint8)[None, :, None, :]
     w = np.tile(numbers.T, times).astype(np.uint8, order="C")[:, :, None, None]
-    geometry = (1, 1), (0, 0), (1, 1), 1
+    geometry = POINT
     distances = abs(numbers[:, None, :] - numbers[:, :, None]).sum(axis=0) * times
     out = fresh((1, 16, 1, 16), np.int32)
     getattr(_cpu, f"adder_conv_{bits}bit")(x, w, None, out, *geometry)
@@ -192,7 +196,7 @@ def test_every_pair_of_codes(features, bits, times):
 def test_uint8_extremes(features, low, high):
     x = np.full((1, 4096, 2, 2), low, np.uint8)
     w = np.full((3, 4096, 1, 1), high, np.uint8)
-    y = forward("adder_conv", x, w, None, ((1, 1), (0, 0), (1, 1), 1))
+    y = forward("adder_conv", x, w, None, POINT)
     assert (y == -4096 * (high - low)).all()
 
 
@@ -206,7 +210,7 @@ def test_accuracy_with_a_shared_offset(features, taps, offset):
     rng = np.random.default_rng(3)
     x = (rng.normal(size=(2, channels, 9, 11)) + offset).astype(np.float32)
     w = (rng.normal(size=(17, channels, *kernel)) + offset).astype(np.float32)
-    geometry = ((1, 1), (0, 0), (1, 1), 1)
+    geometry = POINT
     want = spec.adder_conv(x, w, **options(geometry))
     np.testing.assert_allclose(forward("adder_conv", x, w, None, geometry), want, rtol=2e-6)
 
@@ -221,7 +225,7 @@ def test_accuracy_at_any_scale(features, scale):
     rng = np.random.default_rng(4)
     x = (rng.normal(size=(2, 9, 8, 16)) * scale).astype(np.float32)
     w = (rng.normal(size=(5, 9, 3, 3)) * scale).astype(np.float32)
-    geometry = ((1, 1), (1, 1), (1, 1), 1)
+    geometry = ((1, 1), ((1, 1), (1, 1)), (1, 1), 1)
     want = spec.adder_conv(x, w, **options(geometry))
     np.testing.assert_allclose(forward("adder_conv", x, w, None, geometry), want, rtol=2e-6)
     grad = rng.normal(size=want.shape).astype(np.float32)
@@ -245,7 +249,7 @@ def test_nan_and_infinity(features, dtype, where, value):
     }
     arrays[where][1, 2, 1, 2] = value
     x, w, grad = arrays["x"], arrays["w"], arrays["grad"]
-    geometry = ((1, 1), (1, 1), (1, 1), 1)
+    geometry = ((1, 1), ((1, 1), (1, 1)), (1, 1), 1)
     for name in ("conv", "adder_conv"):
         want = getattr(spec, name)(x, w, **options(geometry))
         got = forward(name, x, w, None, geometry)
@@ -266,7 +270,7 @@ for n, c, h, w, k, s in ((4, 16, 32, 32, 40, 1), (3, 70, 14, 15, 70, 2), (1, 300
     x[0, 0] += 1000  # some tiles take the accurate way
     weight = rng.normal(size=(k, c, 3, 3)).astype("f")
     y = np.empty((n, k, (h - 1) // s + 1, (w - 1) // s + 1), "f")
-    g = ((s, s), (1, 1), (1, 1), 1)
+    g = ((s, s), ((1, 1), (1, 1)), (1, 1), 1)
     grad_x, grad_w = np.empty_like(x), np.empty_like(weight)
     for call in (
         lambda: _cpu.conv(x, weight, None, y, *g), lambda: _cpu.adder_conv(x, weight, None, y, *g),
@@ -309,9 +313,9 @@ def test_wrong_features_in_the_environment_are_named():
 def test_shapes_that_do_not_match_are_refused():
     x, w = np.zeros((1, 2, 4, 4), "f"), np.zeros((3, 2, 3, 3), "f")
     with pytest.raises(ValueError, match="do not match"):
-        _cpu.adder_conv(x, w, None, np.zeros((1, 4, 2, 2), "f"), (1, 1), (0, 0), (1, 1), 1)
+        _cpu.adder_conv(x, w, None, np.zeros((1, 4, 2, 2), "f"), *POINT)
     with pytest.raises(ValueError, match="C-contiguous"):
-        _cpu.adder_conv(x, w, None, np.zeros((2, 2, 3, 1), "f").T, (1, 1), (0, 0), (1, 1), 1)
+        _cpu.adder_conv(x, w, None, np.zeros((2, 2, 3, 1), "f").T, *POINT)
 
 
 MEMORY = """
@@ -321,7 +325,7 @@ from mulfree_cupy import _cpu
 n, c, h, k = 1, 4096, 6, 1024
 x, w = np.ones((n, c, h, h), "f"), np.ones((k, c, 3, 3), "f")
 y, grad_x, grad_w = np.zeros((n, k, h, h), "f"), np.zeros_like(x), np.zeros_like(w)
-g = ((1, 1), (1, 1), (1, 1), 1)
+g = ((1, 1), ((1, 1), (1, 1)), (1, 1), 1)
 grad_x += 1; grad_w += 1; y += 1
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 _cpu.adder_conv(x, w, None, y, *g)

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from problems import unaligned
+from problems import sides, unaligned
 
 from mulfree_cupy import formulas as spec
 
@@ -21,9 +21,11 @@ PROBLEMS = {
     "full blocks over images": (16, 4, 8, 8, 4, (1, 1)),
     "narrow images": (40, 2, 3, 1, 3, (2, 3)),
     "rows longer than a block": (1, 2, 5, 150, 3, (1, 1)),
+    "uneven padding": (2, 5, 7, 33, 9, ((0, 3), (2, 1))),
     "several chunks of channels": (1, 270, 6, 5, 6, (1, 1)),
     "several groups and blocks of filters": (2, 6, 9, 9, 330, (1, 1)),
 }
+ONE = (1, 1), (1, 1)
 LAYOUTS = ["C", "channels last", "reversed", "every second", "unaligned", "broadcast"]
 TOLERANCES = {(2, "f"): 3e-6, (4, "f"): 3e-5, (2, "d"): 1e-13, (4, "d"): 1e-13}
 
@@ -38,7 +40,8 @@ def features(request):
 
 @pytest.fixture(params=PROBLEMS.values(), ids=PROBLEMS.keys())
 def problem(request):
-    return request.param
+    *sizes, padding = request.param
+    return *sizes, sides(padding)
 
 
 def lay_out(array, layout):
@@ -91,9 +94,13 @@ def plan(form, u):
     return _cpu.winograd_sparse(indptr, indices, values[:, 0].copy(), (t, k, c))
 
 
+def out_size(height, width, padding):
+    return height + sum(padding[0]) - 2, width + sum(padding[1]) - 2
+
+
 def run(plan, x, bias, padding, relu, matrices=None, **epilogue):
-    (ph, pw), (n, _, h, w) = padding, x.shape
-    out = np.full((n, plan.shape[1], h + 2 * ph - 2, w + 2 * pw - 2), np.nan, x.dtype)
+    n, _, h, w = x.shape
+    out = np.full((n, plan.shape[1], *out_size(h, w, padding)), np.nan, x.dtype)
     _cpu.winograd_conv(x, plan, bias, out, padding, relu, matrices, **epilogue)
     return out
 
@@ -153,7 +160,7 @@ def test_answers_do_not_depend_on_the_layout(features, problem, m, given):
     (x, u, bias, padding), answers = draw(rng, m, problem, "f"), set()
     x = rng.normal(size=x.shape).astype("f")
     n, _, h, w = x.shape
-    shape = n, len(bias), h + 2 * padding[0] - 2, w + 2 * padding[1] - 2
+    shape = n, len(bias), *out_size(h, w, padding)
     grad = rng.normal(size=shape).astype("f")
     for layout in set(LAYOUTS) - {"broadcast"}:
         seen, flow = lay_out(x, layout), lay_out(grad, layout)
@@ -167,9 +174,7 @@ def test_answers_do_not_depend_on_the_layout(features, problem, m, given):
 
 @pytest.mark.parametrize("density", [0, 0.02, 1])
 def test_empty_rows_and_full_ones(features, density):
-    x, u, bias, padding = draw(
-        np.random.default_rng(1), 2, (2, 140, 6, 6, 70, (1, 1)), "f", density
-    )
+    x, u, bias, padding = draw(np.random.default_rng(1), 2, (2, 140, 6, 6, 70, ONE), "f", density)
     want = spec.winograd_conv(x, u, spec.WINOGRAD[2], bias)
     for form in ("sparse", "blocks"):
         assert_close(run(plan(form, u), x, bias, padding, False), want, 3e-6)
@@ -200,7 +205,7 @@ def test_costs_are_seconds_a_product(features, dtype):
 
 def test_indices_in_any_order_duplicates_and_zeros():
     rng = np.random.default_rng(2)
-    x, u, _, padding = draw(rng, 2, (1, 200, 4, 4, 6, (1, 1)), "d")
+    x, u, _, padding = draw(rng, 2, (1, 200, 4, 4, 6, ONE), "d")
     indptr, indices, values = csr(u)
     values = values[:, 0]
     rows = np.repeat(np.arange(16 * 6), np.diff(indptr))
@@ -217,7 +222,7 @@ def test_nan_reaches_its_tiles_and_no_other(features):
     x = np.ones((1, 1, 8, 8), np.float32)
     x[0, 0, 5, 5] = np.nan
     u = np.ones((4, 4, 1, 1), np.float32)
-    nan = np.isnan(run(plan("sparse", u), x, None, (1, 1), True)[0, 0])
+    nan = np.isnan(run(plan("sparse", u), x, None, ONE, True)[0, 0])
     assert nan.any() and not nan[:4].any() and not nan[:, :4].any()
 
 
@@ -248,15 +253,15 @@ def test_arguments_that_do_not_match_are_refused():
     x, p = np.ones((1, 2, 4, 4)), plan("dense", np.ones((4, 4, 3, 2)))
     good = np.ones((1, 3, 4, 4))
     for out, padding, given in [
-        (np.ones((1, 3, 5, 4)), (1, 1), None),
-        (np.ones((1, 2, 4, 4)), (1, 1), None),
-        (good, (2, 1), None),
-        (good, (1, 1), matrices(4)),
+        (np.ones((1, 3, 5, 4)), ONE, None),
+        (np.ones((1, 2, 4, 4)), ONE, None),
+        (good, ((1, 2), (1, 1)), None),
+        (good, ONE, matrices(4)),
     ]:
         with pytest.raises(ValueError, match=r"match|belong"):
             _cpu.winograd_conv(x, p, None, out, padding, False, given)
     with pytest.raises(TypeError):
-        _cpu.winograd_conv(x.astype("f"), p, None, good, (1, 1), False, None)
+        _cpu.winograd_conv(x.astype("f"), p, None, good, ONE, False, None)
 
 
 def test_answers_do_not_depend_on_threads():
@@ -266,9 +271,9 @@ def test_answers_do_not_depend_on_threads():
         "x, u, g = (rng.normal(size=s).astype('f') for s in ((3, 150, 19, 19), (4, 4, 130, 150),"
         "(3, 130, 19, 19)));"
         "y, dx, du = np.empty_like(g), np.empty_like(x), np.empty_like(u);"
-        "_cpu.winograd_conv(x, _cpu.winograd_dense(u), None, y, (1, 1), True, None);"
-        "_cpu.winograd_conv_grad_x(g, x, u, dx, (1, 1), True, None);"
-        "_cpu.winograd_conv_grad_u(g, x, du, (1, 1), True, None);"
+        "_cpu.winograd_conv(x, _cpu.winograd_dense(u), None, y, ((1, 1), (1, 1)), True, None);"
+        "_cpu.winograd_conv_grad_x(g, x, u, dx, ((1, 1), (1, 1)), True, None);"
+        "_cpu.winograd_conv_grad_u(g, x, du, ((1, 1), (1, 1)), True, None);"
         "print(hashlib.sha256(y.tobytes() + dx.tobytes() + du.tobytes()).hexdigest())"
     )
     answers = {

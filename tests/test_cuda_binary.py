@@ -3,34 +3,35 @@
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from problems import images_of
 from test_cuda_kernels import Emulated, Gpu, options, unwritten
 
 import mulfree_cupy as mf
 from mulfree_cupy import formulas as spec
-from mulfree_cupy.geometry import ConvGeometry
 from mulfree_cupy.launch import binary, emulator, limits, select
 
 KERNELS = select.names("binary_conv")
 FLOATS = ["float16", "float32", "float64"]
 GEOMETRIES = {
-    "one channel": ConvGeometry(2, 1, 7, 9, 5, (3, 3), padding=(1, 1)),
-    "3 channels, stride 2": ConvGeometry(1, 3, 15, 13, 16, (7, 7), (2, 2), (3, 3)),
-    "16 channels": ConvGeometry(3, 16, 4, 8, 16, (3, 3), padding=(1, 1)),
-    "31 channels, stride (2, 1), wide padding, dilation": ConvGeometry(
+    "one channel": images_of(2, 1, 7, 9, 5, (3, 3), padding=(1, 1)),
+    "3 channels, stride 2": images_of(1, 3, 15, 13, 16, (7, 7), (2, 2), (3, 3)),
+    "16 channels": images_of(3, 16, 4, 8, 16, (3, 3), padding=(1, 1)),
+    "31 channels, stride (2, 1), wide padding, dilation": images_of(
         1, 31, 9, 6, 20, (3, 2), (2, 1), (3, 2), (1, 2)
     ),
-    "64 channels": ConvGeometry(2, 64, 5, 5, 70, (3, 3), padding=(1, 1)),
-    "65 channels": ConvGeometry(1, 65, 6, 5, 17, (3, 3), padding=(2, 0)),
-    "130 channels in groups": ConvGeometry(2, 130, 3, 4, 6, (1, 3), padding=(0, 1), groups=2),
-    "depthwise": ConvGeometry(2, 4, 5, 5, 4, (3, 3), (2, 2), (1, 1), groups=4),
-    "groups, stride above kernel": ConvGeometry(
+    "64 channels": images_of(2, 64, 5, 5, 70, (3, 3), padding=(1, 1)),
+    "65 channels": images_of(1, 65, 6, 5, 17, (3, 3), padding=(2, 0)),
+    "130 channels in groups": images_of(2, 130, 3, 4, 6, (1, 3), padding=(0, 1), groups=2),
+    "depthwise": images_of(2, 4, 5, 5, 4, (3, 3), (2, 2), (1, 1), groups=4),
+    "groups, stride above kernel": images_of(
         2, 36, 8, 7, 9, (2, 3), (3, 4), (2, 0), (2, 1), groups=3
     ),
-    "1x1": ConvGeometry(3, 96, 4, 4, 33, (1, 1), (2, 2)),
-    "one pixel": ConvGeometry(1, 200, 1, 1, 40, (1, 1)),
-    "nothing but padding": ConvGeometry(1, 8, 2, 3, 3, (3, 3), padding=(9, 20)),
-    "a large window": ConvGeometry(1, 2, 18, 6, 3, (17, 2), (1, 2), (1, 1), (1, 2)),
-    "more than one block": ConvGeometry(5, 48, 6, 6, 40, (2, 2), padding=(1, 1)),
+    "1x1": images_of(3, 96, 4, 4, 33, (1, 1), (2, 2)),
+    "one pixel": images_of(1, 200, 1, 1, 40, (1, 1)),
+    "nothing but padding": images_of(1, 8, 2, 3, 3, (3, 3), padding=(9, 20)),
+    "uneven padding": images_of(2, 40, 7, 9, 20, (3, 2), (2, 1), ((0, 3), (2, 1)), (1, 2)),
+    "a large window": images_of(1, 2, 18, 6, 3, (17, 2), (1, 2), (1, 1), (1, 2)),
+    "more than one block": images_of(5, 48, 6, 6, 40, (2, 2), padding=(1, 1)),
 }
 geometries = pytest.mark.parametrize("g", GEOMETRIES.values(), ids=GEOMETRIES.keys())
 kernels = pytest.mark.parametrize("kernel", KERNELS)
@@ -187,7 +188,7 @@ def test_each_number_is_read_once(channels, plane):
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])
 def test_codes_lie_side_by_side(bits):
     """Bit l of channel c is bit c (2**bits - 1) + l, and no word holds less than it could."""
-    g = ConvGeometry(2, 23, 3, 5, 1, (1, 1))
+    g = images_of(2, 23, 3, 5, 1, (1, 1))
     x, levels = np.arange(2 * 23 * 15).reshape(g.x_shape).astype(np.uint8) % 19, 2**bits - 1
     with mf.emulated_cuda():
         words = binary._packed(emulator.device, x, binary.Codes(23, levels, 32))
@@ -200,7 +201,7 @@ def test_codes_lie_side_by_side(bits):
 
 
 def test_tensor_cores_wait_for_no_other_warp_and_load_from_no_bank_twice():
-    g = ConvGeometry(2, 64, 16, 16, 64, (3, 3), padding=(1, 1))
+    g = images_of(2, 64, 16, 16, 64, (3, 3), padding=(1, 1))
     x, w = signed(g.x_shape, "float32"), signed(g.w_shape, "float32", 1)
     out = unwritten(g.out_shape, "float32")
     with mf.emulated_cuda(trace=True) as report:

@@ -5,14 +5,13 @@ import math
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-from problems import on_gpu
+from problems import images_of, on_gpu
 from test_adder import assert_within_the_bound_of_halves
 
 import mulfree_cupy as mf
 from mulfree_cupy import formulas as spec
 from mulfree_cupy import launch as launch_room
 from mulfree_cupy import ops
-from mulfree_cupy.geometry import ConvGeometry
 from mulfree_cupy.launch import adder, convolution, emulator, implicit, limits, select
 
 FLOAT_KERNELS = select.names("adder_conv")[:5]
@@ -20,24 +19,25 @@ CONV_RUNGS = select.names("conv")[:2]
 TOLERANCE = {"float32": 1e-5, "float64": 1e-13}
 
 GEOMETRIES = {
-    "27 taps": ConvGeometry(2, 3, 7, 9, 5, (3, 3), padding=(1, 1)),
-    "147 taps, stride 2": ConvGeometry(1, 3, 15, 13, 16, (7, 7), (2, 2), (3, 3)),
-    "stride (2, 1), wide padding, dilation": ConvGeometry(
+    "27 taps": images_of(2, 3, 7, 9, 5, (3, 3), padding=(1, 1)),
+    "147 taps, stride 2": images_of(1, 3, 15, 13, 16, (7, 7), (2, 2), (3, 3)),
+    "stride (2, 1), wide padding, dilation": images_of(
         1, 4, 9, 6, 20, (3, 2), (2, 1), (3, 2), (1, 2)
     ),
-    "depthwise, stride 2": ConvGeometry(3, 4, 5, 5, 4, (3, 3), (2, 2), (1, 1), groups=4),
-    "groups, stride above kernel": ConvGeometry(
+    "depthwise, stride 2": images_of(3, 4, 5, 5, 4, (3, 3), (2, 2), (1, 1), groups=4),
+    "groups, stride above kernel": images_of(
         2, 6, 8, 7, 9, (2, 3), (3, 4), (2, 0), (2, 1), groups=3
     ),
-    "1x1": ConvGeometry(2, 5, 4, 4, 3, (1, 1)),
-    "1x1, stride 2": ConvGeometry(3, 8, 6, 6, 4, (1, 1), (2, 2)),
-    "one pixel, 70 filters": ConvGeometry(1, 3, 1, 1, 70, (1, 1)),
-    "vectors everywhere": ConvGeometry(3, 8, 4, 8, 34, (3, 3), padding=(1, 1)),
-    "a window larger than the bits of a pixel": ConvGeometry(
+    "1x1": images_of(2, 5, 4, 4, 3, (1, 1)),
+    "1x1, stride 2": images_of(3, 8, 6, 6, 4, (1, 1), (2, 2)),
+    "one pixel, 70 filters": images_of(1, 3, 1, 1, 70, (1, 1)),
+    "vectors everywhere": images_of(3, 8, 4, 8, 34, (3, 3), padding=(1, 1)),
+    "a window larger than the bits of a pixel": images_of(
         1, 2, 18, 6, 3, (17, 2), (1, 2), (1, 1), (1, 2)
     ),
-    "a wide window": ConvGeometry(1, 2, 3, 20, 20, (2, 16), padding=(1, 3)),
-    "a whole tile of 128 filters": ConvGeometry(1, 4, 5, 5, 130, (2, 2), padding=(1, 1)),
+    "uneven padding": images_of(2, 3, 7, 9, 20, (3, 2), (2, 1), ((0, 3), (2, 1)), (1, 2)),
+    "a wide window": images_of(1, 2, 3, 20, 20, (2, 16), padding=(1, 3)),
+    "a whole tile of 128 filters": images_of(1, 4, 5, 5, 130, (2, 2), padding=(1, 1)),
 }
 geometries = pytest.mark.parametrize("g", GEOMETRIES.values(), ids=GEOMETRIES.keys())
 floats = pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -115,7 +115,7 @@ def test_im2col(run, g, dtype):
 @pytest.mark.parametrize("misaligned", [False, True])
 @pytest.mark.parametrize("size", [(37, 37), (40, 37), (1501, 1), (1, 1500), (2, 2), (7, 3)])
 def test_im2col_stores_four_elements_at_once_where_it_can(size, misaligned, dtype):
-    g = ConvGeometry(2, 3, *size, 1, (3, 2), (1, 1), (1, 1), (1, 2))
+    g = images_of(2, 3, *size, 1, (3, 2), (1, 1), (1, 1), (1, 2))
     x = values(g.x_shape, "float32").astype(dtype)
     memory = unwritten(1 + math.prod(g.cols_shape), dtype)
     cols = memory[misaligned:][: math.prod(g.cols_shape)].reshape(g.cols_shape)
@@ -166,16 +166,17 @@ def test_adder_conv(run, g, kernel, dtype):
 
 
 DEPTHWISE = {
-    "3x3": ConvGeometry(2, 5, 9, 7, 5, (3, 3), padding=(1, 1), groups=5),
-    "3x3, stride 2": ConvGeometry(1, 3, 35, 10, 3, (3, 3), (2, 2), (1, 1), groups=3),
-    "dilation, wide padding": ConvGeometry(2, 3, 20, 9, 3, (3, 2), (2, 1), (5, 4), (4, 3), 3),
-    "planes of one pixel": ConvGeometry(3, 50, 1, 1, 50, (3, 3), padding=(1, 1), groups=50),
-    "planes of 4x4": ConvGeometry(3, 11, 4, 4, 11, (5, 5), padding=(2, 2), groups=11),
-    "7x7, 4 filters a channel": ConvGeometry(2, 3, 17, 8, 12, (7, 7), padding=(3, 3), groups=3),
-    "stride above kernel": ConvGeometry(2, 4, 25, 14, 8, (2, 3), (3, 4), (2, 0), (2, 1), 4),
-    "one row": ConvGeometry(2, 3, 1, 300, 3, (1, 5), padding=(0, 2), groups=3),
-    "one channel": ConvGeometry(2, 1, 8, 6, 2, (3, 3), padding=(1, 1)),
-    "nothing but padding": ConvGeometry(1, 2, 2, 3, 2, (3, 3), padding=(9, 20), groups=2),
+    "3x3": images_of(2, 5, 9, 7, 5, (3, 3), padding=(1, 1), groups=5),
+    "3x3, stride 2": images_of(1, 3, 35, 10, 3, (3, 3), (2, 2), (1, 1), groups=3),
+    "dilation, wide padding": images_of(2, 3, 20, 9, 3, (3, 2), (2, 1), (5, 4), (4, 3), 3),
+    "planes of one pixel": images_of(3, 50, 1, 1, 50, (3, 3), padding=(1, 1), groups=50),
+    "planes of 4x4": images_of(3, 11, 4, 4, 11, (5, 5), padding=(2, 2), groups=11),
+    "7x7, 4 filters a channel": images_of(2, 3, 17, 8, 12, (7, 7), padding=(3, 3), groups=3),
+    "stride above kernel": images_of(2, 4, 25, 14, 8, (2, 3), (3, 4), (2, 0), (2, 1), 4),
+    "uneven padding": images_of(2, 3, 9, 7, 3, (3, 2), (2, 1), ((0, 3), (2, 1)), (1, 2), 3),
+    "one row": images_of(2, 3, 1, 300, 3, (1, 5), padding=(0, 2), groups=3),
+    "one channel": images_of(2, 1, 8, 6, 2, (3, 3), padding=(1, 1)),
+    "nothing but padding": images_of(1, 2, 2, 3, 2, (3, 3), padding=(9, 20), groups=2),
 }
 depthwise = pytest.mark.parametrize("g", DEPTHWISE.values(), ids=DEPTHWISE.keys())
 FORWARDS = [
@@ -219,7 +220,7 @@ def test_nan_and_infinity_pass_through_depthwise(
 
 @forwards
 def test_depthwise_loads_a_row_of_its_strip_once(launcher, formula, tiled):
-    g = ConvGeometry(2, 3, 34, 35, 3, (3, 3), groups=3)
+    g = images_of(2, 3, 34, 35, 3, (3, 3), groups=3)
     x, w = values(g.x_shape, "float32"), values(g.w_shape, "float32", 1)
     out = unwritten(g.out_shape, "float32")
     with mf.emulated_cuda(check=True, trace=True) as report:
@@ -234,12 +235,12 @@ def test_depthwise_loads_a_row_of_its_strip_once(launcher, formula, tiled):
     "g, taken",
     [
         *((g, True) for g in DEPTHWISE.values()),
-        (ConvGeometry(1, 2, 9, 9, 2, (8, 1), groups=2), False),
-        (ConvGeometry(1, 2, 9, 9, 2, (1, 8), groups=2), False),
-        (ConvGeometry(1, 2, 9, 9, 2, (2, 2), (5, 1), groups=2), False),
-        (ConvGeometry(1, 2, 9, 9, 2, (2, 2), dilation=(1, 5), groups=2), False),
-        (ConvGeometry(1, 2, 9, 9, 10, (3, 3), groups=2), False),
-        (ConvGeometry(1, 4, 9, 9, 4, (3, 3), groups=2), False),
+        (images_of(1, 2, 9, 9, 2, (8, 1), groups=2), False),
+        (images_of(1, 2, 9, 9, 2, (1, 8), groups=2), False),
+        (images_of(1, 2, 9, 9, 2, (2, 2), (5, 1), groups=2), False),
+        (images_of(1, 2, 9, 9, 2, (2, 2), dilation=(1, 5), groups=2), False),
+        (images_of(1, 2, 9, 9, 10, (3, 3), groups=2), False),
+        (images_of(1, 4, 9, 9, 4, (3, 3), groups=2), False),
     ],
 )
 def test_depthwise_is_taken_for_what_it_can(launcher, formula, tiled, g, taken):
@@ -334,7 +335,7 @@ def test_a_gradient_of_x_that_fits_float32_does_not_overflow(run, value):
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @floats
 def test_nan_and_infinity_pass_through_the_gradient_of_x(run, where, value, dtype):
-    g = ConvGeometry(2, 3, 5, 6, 4, (3, 3), (2, 1), (1, 1))
+    g = images_of(2, 3, 5, 6, 4, (3, 3), (2, 1), (1, 1))
     arrays = [values(s, dtype, i) for i, s in enumerate((g.out_shape, g.x_shape, g.w_shape))]
     arrays[["grad", "x", "w"].index(where)][1, 1, 1, 2] = value
     grad_x = unwritten(g.x_shape, dtype)
@@ -345,9 +346,9 @@ def test_nan_and_infinity_pass_through_the_gradient_of_x(run, where, value, dtyp
 
 
 LONG_SUMS = {
-    "16 filters, 144 taps": ConvGeometry(3, 16, 33, 20, 16, (3, 3), padding=(1, 1)),
-    "64 filters, 288 taps, stride 2": ConvGeometry(5, 32, 20, 21, 64, (3, 3), (2, 2), (1, 1)),
-    "10 filters, 1x1": ConvGeometry(600, 64, 1, 1, 10, (1, 1)),
+    "16 filters, 144 taps": images_of(3, 16, 33, 20, 16, (3, 3), padding=(1, 1)),
+    "64 filters, 288 taps, stride 2": images_of(5, 32, 20, 21, 64, (3, 3), (2, 2), (1, 1)),
+    "10 filters, 1x1": images_of(600, 64, 1, 1, 10, (1, 1)),
 }
 
 
@@ -378,7 +379,7 @@ def test_the_gradient_of_w_by_its_sign(run, g, dtype):
 @floats
 def test_nan_and_infinity_pass_through_the_gradient_of_w(run, where, value, dtype):
     """Also of a number of pixels that no step divides, and with no sign to cancel an infinity."""
-    g = ConvGeometry(2, 3, 5, 6, 4, (3, 3), (2, 1), (1, 1))
+    g = images_of(2, 3, 5, 6, 4, (3, 3), (2, 1), (1, 1))
     arrays = [values(s, dtype, i) for i, s in enumerate((g.out_shape, g.x_shape, g.w_shape))]
     arrays[0] = np.abs(arrays[0])
     arrays[["grad", "x", "w"].index(where)][1, 1, 1, 2] = value
@@ -449,14 +450,14 @@ def test_arrays_that_are_not_aligned_take_the_narrow_loads(run):
 
 
 CHUNKED = {
-    "two images": (ConvGeometry(5, 4, 5, 4, 3, (3, 3), padding=(1, 1)), 2 * (36 + 3) * 32 * 8),
-    "32 pixels": (ConvGeometry(2, 4, 9, 11, 6, (3, 2), padding=(2, 1), groups=2), 1),
+    "two images": (images_of(5, 4, 5, 4, 3, (3, 3), padding=(1, 1)), 2 * (36 + 3) * 32 * 8),
+    "32 pixels": (images_of(2, 4, 9, 11, 6, (3, 2), padding=(2, 1), groups=2), 1),
     "64 pixels, stride and dilation": (
-        ConvGeometry(2, 3, 20, 23, 2, (3, 3), (2, 1), (2, 1), (1, 2)),
+        images_of(2, 3, 20, 23, 2, (3, 3), (2, 1), (2, 1), (1, 2)),
         2 * (27 + 2) * 32 * 8,
     ),
-    "1x1": (ConvGeometry(2, 3, 5, 10, 4, (1, 1)), 1),
-    "nothing but padding": (ConvGeometry(1, 1, 2, 3, 2, (3, 3), padding=(9, 20)), 1),
+    "1x1": (images_of(2, 3, 5, 10, 4, (1, 1)), 1),
+    "nothing but padding": (images_of(1, 1, 2, 3, 2, (3, 3), padding=(9, 20)), 1),
 }
 
 
@@ -465,7 +466,7 @@ def test_chunks_make_no_difference(run, monkeypatch, g, workspace):
     x, w = values(g.x_shape, "float64"), values(g.w_shape, "float64", 1)
     bias, grad = values(g.filters, "float64", 3), values(g.out_shape, "float64", 2)
     monkeypatch.setattr(limits, "WORKSPACE", workspace)
-    padded = g.channels * math.prod(limits.padded_image(g))
+    padded = g.channels * math.prod(g.padded_size)
     monkeypatch.setattr(limits, "INT32", 2 * max(padded, grad[0].size))
     out = unwritten(g.out_shape, "float64")
     for kernel in FLOAT_KERNELS:
@@ -488,7 +489,7 @@ def test_chunks_make_no_difference(run, monkeypatch, g, workspace):
 
 
 def test_the_matrix_of_a_large_image_stays_within_the_workspace(monkeypatch):
-    g = ConvGeometry(2, 8, 40, 40, 16, (3, 3), padding=(1, 1))
+    g = images_of(2, 8, 40, 40, 16, (3, 3), padding=(1, 1))
     largest = {}
 
     class Recorder(emulator.Device):
@@ -507,7 +508,7 @@ def test_the_matrix_of_a_large_image_stays_within_the_workspace(monkeypatch):
 
 
 def test_grids_fold_what_is_too_many_for_one_launch(run, monkeypatch):
-    g = ConvGeometry(5, 4, 5, 4, 6, (3, 3), padding=(1, 1), groups=2)
+    g = images_of(5, 4, 5, 4, 6, (3, 3), padding=(1, 1), groups=2)
     x, w = values(g.x_shape, "float64"), values(g.w_shape, "float64", 1)
     out, cols = unwritten(g.out_shape, "float64"), unwritten(g.cols_shape, "float64")
     monkeypatch.setattr(limits, "GRID_LIMIT", 3)
@@ -530,7 +531,7 @@ def test_an_image_too_large_for_32_bit_offsets_is_an_error(monkeypatch):
         adder.adder_conv(emulator.device, x, w, None, out, g)
 
 
-TOO_LONG = ConvGeometry(1, 1, 5, 4, 1, (2, 2), padding=(0, 2**30), stride=(1, 2**30))
+TOO_LONG = images_of(1, 1, 5, 4, 1, (2, 2), padding=(0, 2**30), stride=(1, 2**30))
 X, W, OUT, COLS = (
     np.zeros(shape, "float32")
     for shape in (TOO_LONG.x_shape, TOO_LONG.w_shape, TOO_LONG.out_shape, TOO_LONG.cols_shape)
@@ -549,14 +550,14 @@ X, W, OUT, COLS = (
     ],
 )
 def test_padding_beyond_32_bits_is_an_error(launcher, arrays):
-    message = rf"{launcher.__name__}: W \+ 2\*padding must be at most \d+, got 2147483652"
+    message = rf"{launcher.__name__}: W \+ padding must be at most \d+, got 2147483652"
     with pytest.raises(ValueError, match=message):
         launcher(emulator.device, *arrays, TOO_LONG)
 
 
 def test_the_implicit_kernels_refuse_what_reaches_nowhere():
     """gather.cuh marks what is outside every image by a row of -2**30."""
-    g = ConvGeometry(1, 1, 5, 4, 1, (2, 2), padding=(0, 2**29), stride=(1, 2**30))
+    g = images_of(1, 1, 5, 4, 1, (2, 2), padding=(0, 2**29), stride=(1, 2**30))
     with pytest.raises(ValueError, match=r"must be at most 1073741824, got 1073741828"):
         adder.adder_conv(emulator.device, X, W, None, OUT, g)
 

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import run
+from problems import images_of, run
 from test_winograd import Problem, assert_close, problems
 
 import mulfree_cupy as mf
 from mulfree_cupy import formulas as spec
-from mulfree_cupy.geometry import ConvGeometry
 from mulfree_cupy.launch import emulator, limits, select, tiling, winograd
 
 F2 = [(2, "lavin")]
@@ -35,7 +34,7 @@ def test_no_bias_is_no_array(kernel):
     device = emulator.Device()
     device.launch = lambda path, entry, *_: passed.append(_[-1])
     x, w = np.ones((1, 3, 6, 6), "f"), np.ones((5, 3, 3, 3), "f")
-    g, out = ConvGeometry(1, 3, 6, 6, 5, (3, 3), padding=(1, 1)), np.empty((1, 5, 6, 6), "f")
+    g, out = images_of(1, 3, 6, 6, 5, (3, 3), padding=(1, 1)), np.empty((1, 5, 6, 6), "f")
     weights, matrices = mf.WinogradWeights.from_spatial(w, 2), mf.winograd_matrices(2)
     winograd.winograd_conv(device, x, weights, matrices, None, out, g, False, kernel)
     grad_x, grad_u = np.empty_like(x), np.empty((4, 4, 5, 3), "f")

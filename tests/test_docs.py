@@ -179,6 +179,14 @@ def test_the_first_page_says_which_dtypes_a_gpu_serves():
         held("GPU")
 
 
+def test_the_example_for_cupy_prints_what_the_page_says():
+    page = (DOCS / "convolution_for_cupy.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"<!-- example -->\n```python\n(.*?)```", page, re.DOTALL)
+    (printed,) = re.findall(r"<!-- printed -->\n```text\n(.*?)```", page, re.DOTALL)
+    done = run("-c", code)
+    assert done.stdout == printed, done.stderr
+
+
 def test_every_example_is_shown():
     page = (DOCS / "gallery.md").read_text(encoding="utf-8")
     for example in (ROOT / "examples").glob("*.py"):

@@ -68,7 +68,7 @@ def convolutions(draw):
         given = table, bias
         options = {"stride": (stride, stride)}
     else:
-        name, padding = operation, tuple(k // 2 if k < 4 else 0 for k in kernel)
+        name, padding = operation, tuple((k // 2, k // 3) if k < 4 else (0, 0) for k in kernel)
         window = dict(stride=(stride, stride), padding=padding, dilation=(1, 1), groups=groups)
         answer = np.empty(mf.conv(x.astype("f"), w.astype("f"), **window).shape, number)
         getattr(_cpu, name)(x, w, bias, answer, *window.values())
@@ -148,7 +148,7 @@ def bits(a):
 def test_nothing_given_changes_nothing():
     x, w = np.arange(32, dtype="f").reshape(1, 2, 4, 4), np.ones((3, 2, 1, 1), "f")
     out = np.empty((1, 3, 4, 4), "f")
-    _cpu.conv_fused(x, _cpu.pack_conv(w, 1), None, out, (1, 1), (0, 0), (1, 1), 1)
+    _cpu.conv_fused(x, _cpu.pack_conv(w, 1), None, out, (1, 1), ((0, 0), (0, 0)), (1, 1), 1)
     assert np.array_equal(out, mf.conv(x, w))
 
 
@@ -156,7 +156,8 @@ def call(**changed):
     x, w = np.ones((1, 2, 4, 4), "f"), np.ones((3, 2, 3, 3), "f")
     given = dict(
         x=x, w=_cpu.pack_conv(w, 1), bias=None, out=np.empty((1, 3, 4, 4), "f"), stride=(1, 1),
-        padding=(1, 1), dilation=(1, 1), groups=1, scale=np.ones(3, "f"), low=0.0, high=6.0,
+        padding=((1, 1), (1, 1)), dilation=(1, 1), groups=1, scale=np.ones(3, "f"), low=0.0,
+        high=6.0,
     )  # fmt: skip
     given |= changed
     _cpu.conv_fused(**given)
@@ -181,7 +182,7 @@ def test_to_bytes_halves_go_to_the_even_number():
     values = [0.0, 0.49999997, 0.5, 1.5, 2.5, 254.5, 300]
     x, out = np.array(values, "f").reshape(1, 1, 1, 7), np.empty((1, 1, 1, 7), "u1")
     w = _cpu.pack_conv(np.ones((1, 1, 1, 1), "f"), 1)
-    call(x=x, w=w, out=out, padding=(0, 0), scale=None, low=0, high=255)
+    call(x=x, w=w, out=out, padding=((0, 0), (0, 0)), scale=None, low=0, high=255)
     assert out.ravel().tolist() == [0, 0, 0, 2, 2, 254, 255]
 
 

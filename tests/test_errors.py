@@ -1,10 +1,13 @@
 """Bad input: the message names the function, the argument and its shape, and nothing is written."""
 
+import re
+
 import numpy as np
 import pytest
 
 import mulfree_cupy as mf
 from mulfree_cupy.ops.adder import adder_conv_sign_backward
+from mulfree_cupy.ops.pooling import max_pool
 
 X, W = np.ones((2, 4, 6, 5), np.float32), np.ones((6, 4, 3, 3), np.float32)
 GRAD = np.ones((2, 6, 4, 3), np.float32)
@@ -24,8 +27,14 @@ WITH_BIAS = ["conv", "adder_conv"]
 FORWARD = [*WITH_BIAS, "binary_conv"]
 
 BAD = [
-    (dict(x=X[0]), ValueError, r"x must have 4 dimensions .*\(4, 6, 5\)"),
+    (
+        dict(x=X[0]),
+        ValueError,
+        r"w must have 3 dimensions \(K, C/groups, k\) beside x of .*\(4, 6, 5\)",
+    ),
     (dict(w=W[0]), ValueError, r"w must have 4 dimensions .*\(4, 3, 3\)"),
+    (dict(x=X[0, 0]), ValueError, r"x must have dimensions \(N, C, L\) or .*, got shape \(6, 5\)"),
+    (dict(x=X[None, None]), ValueError, r"x must have dimensions .*\(1, 1, 2, 4, 6, 5\)"),
     (dict(w=W[:, :3]), ValueError, r"w must have .* 4 channels, got 3.*\(2, 4, 6, 5\)"),
     (dict(groups=3), ValueError, r"groups=3 must divide .*\(2, 4, 6, 5\).*\(6, 4, 3, 3\)"),
     (dict(groups=4), ValueError, r"groups=4 must divide"),
@@ -42,13 +51,38 @@ BAD = [
     (dict(stride=(1, 2, 3)), TypeError, "stride must be an int or a pair of ints"),
     (dict(stride=1.0), TypeError, "stride must be an int or a pair of ints, got 1.0"),
     (dict(padding=-1), ValueError, "padding must be at least 0"),
-    (dict(padding="same"), TypeError, "padding must be an int or a pair of ints, got 'same'"),
+    (dict(padding="full"), ValueError, "padding must be 'same', 'valid' or ints, got 'full'"),
+    (dict(padding="SAME"), ValueError, "padding must be 'same', 'valid' or ints, got 'SAME'"),
+    (
+        dict(padding="same", stride=(1, 2)),
+        ValueError,
+        r"padding='same' is for stride 1, got stride \(1, 2\)",
+    ),
+    (
+        dict(padding=((1, 2), (0, -1))),
+        ValueError,
+        r"padding must be at least 0, got \(\(1, 2\), \(0, -1\)\)",
+    ),
+    (dict(padding=((1, 2), (0, 2**31))), ValueError, "padding must be below 2"),
+    *(
+        (
+            dict(padding=padding),
+            TypeError,
+            re.escape(
+                "padding must be an int, a pair of ints, a pair (before, after) for each of 2 "
+                f"axes, 'same' or 'valid', got {padding!r}"
+            ),
+        )
+        for padding in [
+            *(((1, 2),), ((1, 2), 1), (1, 2, 3), ((1, 2), (1, 2), (1, 2)), (), None, 1.5),
+            *(((1, 2), (1.0, 2)), ((1, 2), (1, 2, 3)), (1.0, 1), b"same", ("same", "same")),
+        ]
+    ),
     (dict(dilation=0), ValueError, "dilation must be at least 1"),
     (dict(dilation=3), ValueError, r"larger than the padded image: x has shape \(2, 4, 6, 5\)"),
     (dict(w=W[:, :, :0]), ValueError, "kernel of w must be at least 1"),
     (dict(x=X[:, :, :0]), ValueError, "x must have H >= 1 and W >= 1"),
     (dict(x=X.astype(object)), TypeError, "x must hold real numbers, got dtype object"),
-    (dict(x=X.astype(complex)), TypeError, "x must hold real numbers, got dtype complex128"),
     (dict(w=W.astype("datetime64[s]")), TypeError, "w must hold real numbers"),
     (dict(x="image"), TypeError, "x must hold real numbers"),
     (dict(x=[[1.0], [2.0, 3.0]]), TypeError, "x is no array"),
@@ -66,11 +100,32 @@ def test_bad_arguments(name, options, error, message):
 @pytest.mark.parametrize("name", FORWARD)
 @pytest.mark.parametrize("dtype", ["float16", "int64", "bool"])
 def test_dtypes_that_are_not_served(name, dtype):
-    message = f"the common dtype must be float32 or float64, got x {dtype}, w {dtype}"
+    served = "float32, float64, complex64 or complex128" if name == "conv" else "float32 or float64"
+    message = f"the common dtype must be {served}, got x {dtype}, w {dtype}"
     if (name, dtype) == ("binary_conv", "float16"):
         message = "float16 is for GPUs"
     with pytest.raises(TypeError, match=f"{name}: {message}"):
         CALLS[name](x=X.astype(dtype), w=W.astype(dtype))
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if not name.startswith("conv")])
+def test_complex_numbers_are_for_the_ordinary_convolution_alone(name):
+    with pytest.raises(TypeError, match=f"^{name}: x must hold real numbers, got dtype complex128"):
+        CALLS[name](x=X.astype(complex))
+
+
+@pytest.mark.parametrize("name", ["im2col", "max_pool", "winograd_conv"])
+def test_padding_that_is_none_of_its_spellings(name):
+    weights = mf.WinogradWeights.from_spatial(W)
+    call = {
+        "im2col": lambda padding: mf.im2col(X, 3, padding=padding),
+        "max_pool": lambda padding: max_pool(X, 3, padding=padding),
+        "winograd_conv": lambda padding: mf.winograd_conv(X, weights, padding=padding),
+    }[name]
+    with pytest.raises(TypeError, match=rf"^{name}: padding must be an int, .*, got \(1, 2, 3\)"):
+        call((1, 2, 3))
+    with pytest.raises(ValueError, match=f"^{name}: padding must be 'same', .*, got 'circular'"):
+        call("circular")
 
 
 SHIFTS = np.zeros((4, 2), int)
@@ -91,7 +146,7 @@ BACKWARD = {
 @pytest.mark.parametrize("name", BACKWARD)
 @pytest.mark.parametrize("dtype", ["uint8", "int64", "bool"])
 def test_what_has_no_gradient_gets_none_by_the_dtype_of_grad(name, dtype):
-    with pytest.raises(TypeError, match=f"^{name}: .*float32 or float64, got x {dtype}, w {dtype}"):
+    with pytest.raises(TypeError, match=f"^{name}: .* float64.*, got x {dtype}, w {dtype}"):
         BACKWARD[name](X.astype(dtype), W.astype(dtype))
     BACKWARD[name](X.astype(dtype), W)
 

@@ -73,6 +73,24 @@ def test_its_numbers_are_ours(name, stranger, tmp_path):
     assert_close(stranger(tmp_path / "net.npz", images), exact(network, images))
 
 
+@pytest.mark.parametrize("padding", [1, [0, 2], [[0, 1], [2, 0]]])
+@pytest.mark.parametrize("op", ["conv", "adder_conv", "binary_conv", "winograd_conv"])
+def test_paddings_of_all_forms(op, padding, stranger, tmp_path):
+    winograd = op == "winograd_conv"
+    rng, shape = np.random.default_rng(0), (4, 4, 5, 3) if winograd else (5, 3, 2, 3)
+    options = {"padding": padding} | ({"points": "lavin"} if winograd else {})
+    layers = (
+        inference.Layer(op, "a", ("images",), {"weight": "w"}, options),
+        inference.Layer("global_average_pool", "b", ("a",)),
+    )
+    weights = {"w": rng.normal(size=shape).astype("f")}
+    classes, zeros = tuple("abcde"), np.zeros(3)
+    network = inference.Network(layers, weights, (3, 6, 7), classes, zeros, zeros + 1)
+    images = rng.integers(0, 256, (2, 3, 6, 7), np.uint8)
+    inference.save_npz(tmp_path / "net.npz", network)
+    assert_close(stranger(tmp_path / "net.npz", images), inference.Predictor(network)(images))
+
+
 @pytest.mark.parametrize("bits", [None, 4, 2])
 def test_its_numbers_are_ours_in_few_bits(stranger, tmp_path, bits):
     network = quantised(np.random.default_rng(0))

@@ -1,16 +1,16 @@
 """The walls of the launchers: what a device is, which kernel serves a call, how a launch is cut."""
 
 import inspect
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
-from problems import on_gpu
+from problems import images_of, on_gpu
 
 import mulfree_cupy as mf
-from mulfree_cupy.geometry import ConvGeometry
 from mulfree_cupy.launch import (
     arguments,
     cuda,
@@ -61,8 +61,8 @@ def test_the_device_of_a_numpy_array():
 
 
 WEIGHTS = mf.WinogradWeights.from_dense(np.ones((4, 4, 4, 4)))
-DEEP = ConvGeometry(1, 8, 9, 9, 8, (3, 3))
-PLANES = DEEP._replace(groups=8)
+DEEP = images_of(1, 8, 9, 9, 8, (3, 3))
+PLANES = replace(DEEP, groups=8)
 TABLE = select.modulo_table(9, 3, 1)
 
 
@@ -73,8 +73,8 @@ def call(function, dtype="float32", **facts):
 CALLS = [
     (call("adder_conv", geometry=DEEP), "5_implicit_conv"),
     (call("adder_conv", "float64", geometry=PLANES), "depthwise"),
-    (call("adder_conv", geometry=PLANES._replace(kernel=(8, 3))), "5_implicit_conv"),
-    (call("adder_conv", geometry=PLANES._replace(filters=40)), "5_implicit_conv"),
+    (call("adder_conv", geometry=replace(PLANES, kernel=(8, 3))), "5_implicit_conv"),
+    (call("adder_conv", geometry=replace(PLANES, filters=40)), "5_implicit_conv"),
     (call("adder_conv", "uint8", geometry=PLANES), "6_uint8"),
     (call("adder_conv", "float16", geometry=DEEP), "7_half2"),
     (call("adder_matmul"), "4_vectorised_loads"),
@@ -179,7 +179,7 @@ extern "C" __global__ void places(const {name} s, int* to) {{
 
 
 def test_what_a_kernel_is_told_of_a_convolution():
-    g = ConvGeometry(5, 6, 9, 8, 4, (3, 2), (4, 6), (1, 0), (6, 1), groups=2)._replace(height=30)
+    g = images_of(5, 6, 30, 8, 4, (3, 2), (4, 6), ((1, 2), (0, 3)), (6, 1), groups=2)
     told = arguments.convolution_struct(g, 3)
     assert [told[n].item() for n in ("images", "groups", "channels", "filters")] == [3, 2, 3, 2]
     assert arguments.convolution_struct(g, 3, 1)["channels"] == 1  # words of several channels

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
+from problems import paddings
 from test_inference import FAMILIES, MEAN, STD, predictor_of, settled
 
 import mulfree_cupy as mf
@@ -141,7 +142,7 @@ def test_windows_of_any_kind(drawing):
     )
     options = {
         "stride": draw(number(1, 3)),
-        "padding": draw(number(0, 2)),
+        "padding": draw(st.one_of(number(0, 2), paddings(2))),
         "dilation": draw(number(1, 2)),
         "groups": draw(st.integers(1, 3)),
     }
@@ -176,7 +177,7 @@ def test_shifts_of_any_size(drawing):
 @given(
     side=st.tuples(st.integers(3, 11), st.integers(3, 11)),
     kind=st.sampled_from([(2, "lavin"), (4, "lavin"), (4, "barabasz")]),
-    padding=st.sampled_from([0, 1, [2, 0]]),
+    padding=st.sampled_from([0, 1, [2, 0], [[0, 2], [1, 0]]]),
     relu=st.booleans(),
     bias=st.booleans(),
 )
@@ -209,7 +210,7 @@ def test_a_winograd_convolution_is_a_plain_one_where_it_can_be(m, points):
 
 
 @pytest.mark.parametrize("op", ["max_pool", "avg_pool"])
-@pytest.mark.parametrize("padding", [0, 1, [1, 0]])
+@pytest.mark.parametrize("padding", [0, 1, [1, 0], [[0, 2], [1, 0]]])
 def test_pooling(op, padding):
     options = {"kernel_size": [3, 2], "stride": 2, "padding": padding}
     network = single(op, (3, 7, 8), {}, options)

@@ -119,7 +119,8 @@ def test_what_they_say_of_themselves():
     low = mf.pack(draw((4, 32, 3, 3), "uint8"), "adder", bits=2)
     assert low.bits == 2 and "4x32x3x3, bits=2, uint8" in repr(low)
     binary = mf.pack(w := draw((4, 32, 3, 3)), "binary")
-    assert_array_equal(binary.scale, abs(w).reshape(4, -1).mean(axis=1))
+    scale = abs(w).reshape(4, -1).mean(axis=1, dtype=float)
+    assert_array_equal(binary.scale, scale.astype("f"))
     assert binary.nbytes < binary.array.nbytes / 2  # a tile of 8 filters where there are 4
     assert packed.scale is packed.bits is None
 
@@ -165,7 +166,7 @@ W = draw((6, 4, 3, 3))
 REFUSED = {
     r"op must be one of conv, adder, binary, winograd": lambda: mf.pack(W, "shift"),
     r"groups=4 must divide the 6 filters": lambda: mf.pack(W, "conv", groups=4),
-    r"w must have shape .* got \(6, 4, 3\)": lambda: mf.pack(W[..., 0], "conv"),
+    r"w must have shape .* got \(6,\)": lambda: mf.pack(W[:, 0, 0, 0], "conv"),
     r"\(K, C\) with groups=1, got \(6, 4\) with": lambda: mf.pack(W[..., 0, 0], "conv", groups=2),
     r"has no groups, got groups=2": lambda: mf.pack(W, "winograd", groups=2),
     r"^conv: w was packed for op='winograd'": lambda: mf.conv(W, mf.pack(W, "winograd")),

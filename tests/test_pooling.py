@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
-from problems import LAYOUTS, lay_out, run
+from problems import LAYOUTS, lay_out, run, sides
 
 from mulfree_cupy import formulas as spec
 from mulfree_cupy import launch
@@ -43,7 +43,7 @@ def called(way, function, x, *arguments, **options):
 
 @st.composite
 def images(draw, kernel, padding):
-    least = [max(1, k - 2 * p) for k, p in zip(kernel, padding, strict=True)]
+    least = [max(1, k - sum(p)) for k, p in zip(kernel, sides(padding), strict=True)]
     size = [n + draw(st.one_of(st.integers(0, 9), st.integers(30, 70))) for n in least]
     shape = draw(st.integers(1, 3)), draw(st.integers(1, 4)), *size
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -62,7 +62,12 @@ def images(draw, kernel, padding):
 def poolings(draw, most_padding=None):
     pair = lambda low, high: st.tuples(st.integers(low, high), st.integers(low, high))  # noqa: E731
     kernel = draw(st.sampled_from([(2, 2), (3, 3), (1, 1), (2, 5), (7, 4)]))
-    padding = tuple(draw(st.integers(0, most_padding or k - 1)) for k in kernel)
+    most = [most_padding or k - 1 for k in kernel]
+    padding = tuple(draw(st.integers(0, size)) for size in most)
+    if draw(st.booleans()):
+        padding = tuple(
+            (p, draw(st.integers(0, size))) for p, size in zip(padding, most, strict=True)
+        )
     stride = draw(st.one_of(st.none(), st.sampled_from([(1, 1), (2, 2)]), pair(1, 9)))
     return draw(images(kernel, padding)), kernel, dict(stride=stride, padding=padding)
 
@@ -158,7 +163,7 @@ def test_errors(name):
 
 
 def test_a_window_must_see_some_of_the_image():
-    message = r"max_pool: padding \(0, 2\) must be smaller than the kernel \(2, 2\)"
+    message = r"max_pool: padding \(\(0, 0\), \(2, 2\)\) must be smaller than the kernel \(2, 2\)"
     with pytest.raises(ValueError, match=message):
         max_pool(np.ones((1, 1, 4, 4)), 2, padding=(0, 2))
     with pytest.raises(ValueError, match="avg_pool: the kernel .* is larger than the padded image"):

@@ -149,7 +149,7 @@ def whole_images():
 
 
 @pytest.mark.parametrize("mean", [0.0, 100.0, 255.0])
-@pytest.mark.parametrize("padding", [0, 1, [2, 1]])
+@pytest.mark.parametrize("padding", [0, 1, [2, 1], [[0, 3], [1, 0]]])
 def test_clipping_the_weights_changes_nothing(mean, padding, rng, uncorrected):
     """What it takes off goes into the bias, and its fraction into the offset; borders too."""
     weight = rng.integers(-1000, 1000, (5, 2, 3, 3)) - mean
@@ -184,7 +184,7 @@ def test_borders_are_of_the_zero_point(rng):
     network = quantize(one_layer(rng.normal(size=(5, 2, 3, 3)), 1, 100.0), whole_images()).network
     by_name = {layer.name: layer for layer in network.layers}
     zero = by_name["conv.padded"].options["value"]
-    assert by_name["conv.padded"].options["border"] == [1, 1]
+    assert by_name["conv.padded"].options["border"] == [[1, 1], [1, 1]]
     assert "padding" not in by_name["conv"].options
     padded = network.answers(network.normalised(whole_images()))["conv.padded"]
     assert padded.shape == (64, 2, 8, 9)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
-from problems import LAYOUTS, lay_out, run
+from problems import LAYOUTS, lay_out, paddings, run, sides
 
 import mulfree_cupy as mf
 from mulfree_cupy import formulas as spec
@@ -53,8 +53,8 @@ class Problem:
 def problems(draw, relu=(False, True), transforms=TRANSFORMS):
     """A layer of awkward sizes; none or all of its weights are pruned, or whole rows, positions."""
     m, points = draw(st.sampled_from(transforms))
-    padding = draw(st.tuples(st.integers(0, 3), st.integers(0, 3)))
-    size = [max(1, 3 - 2 * p) + draw(st.integers(0, 11)) for p in padding]
+    padding = draw(paddings())
+    size = [max(1, 3 - sum(p)) + draw(st.integers(0, 11)) for p in sides(padding)]
     batch, channels, filters = (draw(st.integers(1, most)) for most in (3, 7, 9))
     dtype = draw(st.sampled_from(["float32", "float64"]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -280,7 +280,7 @@ CALLS = {
         (dict(weights=WEIGHTS.dense), TypeError, "weights must be WinogradWeights, .*got ndarray"),
         (dict(x=None), TypeError, "x is no array, got a NoneType"),
         (dict(padding=-1), ValueError, "padding must be at least 0"),
-        (dict(padding=1.0), TypeError, "padding must be an int or a pair of ints, got 1.0"),
+        (dict(padding=1.0), TypeError, "padding must be an int, a pair of ints, .*, got 1.0"),
         (dict(x=X[:, :, :2], padding=0), ValueError, r"larger than the padded image.*\(2, 4, 2, 5"),
         (dict(x=X[..., :0]), ValueError, "x must have H >= 1 and W >= 1"),
         (dict(x=np.ma.masked_equal(X, 0)), TypeError, "x is a masked array"),

@@ -22,6 +22,7 @@ namespace mulfree {
 namespace py = pybind11;
 
 using Pair = std::pair<index, index>;
+using Sides = std::pair<Pair, Pair>;  // padding (before, after) of the rows and of the columns
 template <class T>
 using Array = py::array_t<T, 0>;
 template <class T>
@@ -142,14 +143,16 @@ Image<T> image_of(T* data, index channels, index height, index width) {
 
 // The axis of a forward pass. Steps beyond the padded image are equivalent, and so bounded.
 constexpr index LONGEST = index(1) << 40;
-inline Axis forward_axis(index size, index pixels, index taps, index stride, index padding, index dilation) {
+inline Axis forward_axis(index size, index pixels, index taps, index stride, Pair padding, index dilation) {
     require(size > 0 && taps > 0 && stride > 0 && dilation > 0, "sizes, stride and dilation must be positive");
-    require(padding >= 0 && padding < LONGEST && size < LONGEST, "padding must not be negative, nor beyond 2**40");
-    const index padded = size + 2 * padding;
+    const auto [before, after] = padding;
+    require(before >= 0 && after >= 0 && before < LONGEST && after < LONGEST && size < LONGEST,
+            "padding must not be negative, nor beyond 2**40");
+    const index padded = before + size + after;
     require(taps == 1 || dilation <= (padded - 1) / (taps - 1), "the kernel is larger than the padded image");
     const index reach = (taps - 1) * dilation;
     require(pixels == (padded - reach - 1) / stride + 1, "sizes, stride, padding and dilation do not match");
-    return {pixels, std::min(stride, padded), -padding, taps, std::min(dilation, padded), size, 0, 1};
+    return {pixels, std::min(stride, padded), -before, taps, std::min(dilation, padded), size, 0, 1};
 }
 
 struct Bits128 {

@@ -6,11 +6,11 @@
 namespace mulfree {
 namespace {
 
-Columns columns(const py::array& x, const py::array& cols, Pair kernel, Pair stride, Pair padding,
+Columns columns(const py::array& x, const py::array& cols, Pair kernel, Pair stride, Sides padding,
                 Pair dilation) {
     require(cols.ndim() == 3, "cols must have 3 dimensions");
-    const auto axis = [](index size, index taps, index s, index p, index d) {
-        const index span = size + 2 * std::clamp<index>(p, 0, LONGEST) - 1;
+    const auto axis = [](index size, index taps, index s, Pair p, index d) {
+        const index span = size + std::clamp<index>(p.first, 0, LONGEST) + std::clamp<index>(p.second, 0, LONGEST) - 1;
         const bool fits = taps > 0 && d > 0 && s > 0 && (taps == 1 || d <= span / (taps - 1));
         return forward_axis(size, fits ? (span - (taps - 1) * d) / s + 1 : 0, taps, s, p, d);
     };
@@ -30,7 +30,7 @@ Columns columns(const py::array& x, const py::array& cols, Pair kernel, Pair str
     return c;
 }
 
-void im2col_any(py::array x_array, py::array cols, Pair kernel, Pair stride, Pair padding, Pair dilation) {
+void im2col_any(py::array x_array, py::array cols, Pair kernel, Pair stride, Sides padding, Pair dilation) {
     with_bits(x_array, cols, [&](auto bits) {
         using T = decltype(bits);
         const Source<T> x(x_array);
@@ -42,7 +42,7 @@ void im2col_any(py::array x_array, py::array cols, Pair kernel, Pair stride, Pai
 }
 
 template <class T>
-void col2im_sum(const Array<T>& cols_array, Array<T> x, Pair kernel, Pair stride, Pair padding,
+void col2im_sum(const Array<T>& cols_array, Array<T> x, Pair kernel, Pair stride, Sides padding,
                 Pair dilation) {
     T* to = writable<T>(x, 4);
     const py::array cols = readable<T>(cols_array);

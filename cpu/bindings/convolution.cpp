@@ -9,7 +9,9 @@ namespace mulfree {
 namespace {
 
 struct Window {
-    Pair stride, padding, dilation;
+    Pair stride;
+    Sides padding;
+    Pair dilation;
 
     Axis height(index size, index pixels, index taps) const {
         return forward_axis(size, pixels, taps, stride.first, padding.first, dilation.first);
@@ -25,7 +27,7 @@ struct Window {
 // Returns whether that is so.
 bool meets_all_once(const py::array& x, const py::array& w, const Window& window) {
     return x.ndim() == 4 && w.ndim() == 4 && x.shape(2) == w.shape(2) && x.shape(3) == w.shape(3) &&
-           window.padding == Pair(0, 0) && window.dilation == Pair(1, 1);
+           window.padding == Sides() && window.dilation == Pair(1, 1);
 }
 template <class A>
 A as_channels(const A& a) {
@@ -160,7 +162,7 @@ void grad_w(const Array<T>& grad_array, Array<T> x_array, const Optional<T>& w, 
 // Binds f(arrays..., window, groups) with these argument names.
 template <class... Arrays, class F, class... Names>
 void bind(py::module_& m, const char* function, F f, Names... names) {
-    m.def(function, [f](Arrays... arrays, Pair stride, Pair padding, Pair dilation, index groups) {
+    m.def(function, [f](Arrays... arrays, Pair stride, Sides padding, Pair dilation, index groups) {
         f(arrays..., Window{stride, padding, dilation}, groups);
     }, exact(names)..., py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"));
 }
@@ -181,8 +183,8 @@ void bind_forward(py::module_& m, const char* function, Kernel kernel) {
         index groups) {
         forward<X, Y>(kernel(), bits(x), py::reinterpret_borrow<Array<X>>(w.array), &w, bias, out, window, groups);
     }, "x", "w", "bias", "out");
-    bind_fused<T, const A&, const PackedWeights&, const Optional<Y>&, py::array, Pair, Pair, Pair, index>(m, function, [=](
-        const A& x, const PackedWeights& w, const Optional<Y>& bias, py::array out, Pair stride, Pair padding,
+    bind_fused<T, const A&, const PackedWeights&, const Optional<Y>&, py::array, Pair, Sides, Pair, index>(m, function, [=](
+        const A& x, const PackedWeights& w, const Optional<Y>& bias, py::array out, Pair stride, Sides padding,
         Pair dilation, index groups, const EpilogueArguments<T>& arguments) {
         const Epilogue<T> epilogue = arguments.on(out, w.filters.all);
         forward<X, Y>(kernel(), bits(x), py::reinterpret_borrow<Array<X>>(w.array), &w, bias, out,

@@ -5,7 +5,7 @@ namespace mulfree {
 namespace {
 
 template <class T>
-void pool(void (*kernel)(const Pool<T>&), const Array<T>& x, Array<T> out, Pair window, Pair stride, Pair padding) {
+void pool(void (*kernel)(const Pool<T>&), const Array<T>& x, Array<T> out, Pair window, Pair stride, Sides padding) {
     T* y = writable<T>(out, 4);
     require(x.ndim() == 4, "x must have 4 dimensions");
     require(x.shape(0) == out.shape(0) && x.shape(1) == out.shape(1), "x and out do not match");
@@ -30,7 +30,7 @@ void plane_means(void (*kernel)(const PlaneMeans<X, Y>&), const Array<X>& x, Arr
 
 template <class T, class Kernel>
 void bind_windows(py::module_& m, const char* function, Kernel kernel) {
-    m.def(function, [=](Array<T> x, Array<T> out, Pair window, Pair stride, Pair padding) {
+    m.def(function, [=](Array<T> x, Array<T> out, Pair window, Pair stride, Sides padding) {
         pool<T>(kernel(), x, out, window, stride, padding);
     }, exact("x"), exact("out"), py::arg("kernel"), py::arg("stride"), py::arg("padding"));
 }

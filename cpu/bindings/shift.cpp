@@ -16,7 +16,7 @@ using Table = Array<std::int64_t>;
 Shift shift_of(const py::array& shown, const py::array& image, const Table& table, Pair stride) {
     require(shown.ndim() == 4 && image.ndim() == 4, "expected arrays of 4 dimensions");
     const auto axis = [&](int d, index step) {
-        return forward_axis(image.shape(d), shown.shape(d), 1, step, 0, 1);
+        return forward_axis(image.shape(d), shown.shape(d), 1, step, {}, 1);
     };
     require(table.ndim() == 2 && table.shape(0) == image.shape(1) && table.shape(1) == 2,
             "shifts must have a row for every channel");
@@ -123,8 +123,8 @@ void shift_grad_x(const Source<T>& grad, const Array<T>& w, const Table& table, 
     const ShiftTable shifted(s, x_dense);
     clear_hidden(s, to);
     run(Convolution<T, T>{s.batch, 1, filters, s.channels,
-                          forward_axis(s.height.pixels, s.height.pixels, 1, 1, 0, 1),
-                          forward_axis(s.width.pixels, s.width.pixels, 1, 1, 0, 1), grad.image, weights, 0, 1,
+                          forward_axis(s.height.pixels, s.height.pixels, 1, 1, {}, 1),
+                          forward_axis(s.width.pixels, s.width.pixels, 1, 1, {}, 1), grad.image, weights, 0, 1,
                           s.channels, 1, 1, nullptr,
                           image_of(to, s.channels, s.height.size, s.width.size), nullptr, &shifted.shifts});
 }

@@ -20,7 +20,7 @@ struct WinogradProblem : Winograd<T> {
     std::vector<T> matrices;
 
     WinogradProblem(index tile, index batch, index channels, index filters, index height, index width,
-                    index out_height, index out_width, Pair padding, bool relu, const Matrices& given)
+                    index out_height, index out_width, Sides padding, bool relu, const Matrices& given)
         : Winograd<T>{} {
         require(tile == 4 || tile == 6, "tiles must be 4 x 4 or 6 x 6");
         require(!given || tile == 6, "matrices belong to tiles of 6 x 6");
@@ -29,8 +29,8 @@ struct WinogradProblem : Winograd<T> {
         const index m = tile - 2;
         const auto tiles = [=](index out) { return (out + m - 1) / m; };
         this->batch = batch, this->channels = channels, this->filters = filters, this->relu = relu;
-        this->height = {tiles(out_height), m, -padding.first, tile, 1, height, 0, 1};
-        this->width = {tiles(out_width), m, -padding.second, tile, 1, width, 0, 1};
+        this->height = {tiles(out_height), m, -padding.first.first, tile, 1, height, 0, 1};
+        this->width = {tiles(out_width), m, -padding.second.first, tile, 1, width, 0, 1};
         this->out_height = {tiles(out_height), m, 0, m, 1, out_height, 0, 1};
         this->out_width = {tiles(out_width), m, 0, m, 1, out_width, 0, 1};
         if (given) {
@@ -143,7 +143,7 @@ void bind(py::module_& m, const char* plan_name, const char* dtype) {
     }, exact("indptr"), exact("indices"), exact("values"),
        py::arg("shape"));
     m.def("winograd_conv", [](Array<T> x_array, const Plan& plan, Optional<T> bias, Array<T> out,
-                              Pair padding, bool relu, Matrices matrices, Optional<T> residual, bool relu_of_out) {
+                              Sides padding, bool relu, Matrices matrices, Optional<T> residual, bool relu_of_out) {
         const Source<T> x(x_array);
         T* y = writable<T>(out, 4);
         require(!residual || same_shape(*residual, out), "residual and out must have the same shape");
@@ -162,7 +162,7 @@ void bind(py::module_& m, const char* plan_name, const char* dtype) {
        exact("out"), py::arg("padding"), py::arg("relu"), py::arg("matrices"), exact("residual") = py::none(),
        py::arg("relu_of_out") = false);
     m.def("winograd_conv_grad_x", [](Array<T> grad_array, Array<T> x_array, Array<T> u, Array<T> grad_x,
-                                     Pair padding, bool relu, Matrices matrices) {
+                                     Sides padding, bool relu, Matrices matrices) {
         const Source<T> grad(grad_array), x(x_array);
         const WinogradShape shape(u);
         const T* weights = contiguous(u, "u");
@@ -183,7 +183,7 @@ void bind(py::module_& m, const char* plan_name, const char* dtype) {
         kernels<T>().winograd_grad_x(p);
     }, exact("grad"), exact("x"), exact("u"),
        exact("grad_x"), py::arg("padding"), py::arg("relu"), py::arg("matrices"));
-    m.def("winograd_conv_grad_u", [](Array<T> grad_array, Array<T> x_array, Array<T> grad_u, Pair padding,
+    m.def("winograd_conv_grad_u", [](Array<T> grad_array, Array<T> x_array, Array<T> grad_u, Sides padding,
                                      bool relu, Matrices matrices) {
         const Source<T> grad(grad_array), x(x_array);
         const WinogradShape shape(grad_u);

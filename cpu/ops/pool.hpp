@@ -50,7 +50,7 @@ template <class Combine, class T, class Answer>
 inline void pool(const Pool<T>& p, Answer answer) {
     const Axis &h = p.height, &w = p.width;
     const index plane = h.size * w.size, reach = (w.pixels - 1) * w.step + 1;
-    const index border = -w.offset, padded = w.size + 2 * border;
+    const index border = -w.offset, padded = larger(border + w.size, reach + w.taps - 1);
     Carver measure(nullptr);
     const auto take_row = [&](Carver& scratch) { return scratch.take<T>(padded + LANES<T>); };
     take_row(measure), take_row(measure);
@@ -72,7 +72,7 @@ inline void pool(const Pool<T>& p, Answer answer) {
                     store(row + border + c, combined<Combine>(x + c, w.size, rows, [=](const T* from) {
                               return load_before(end, from);
                           }));
-                for (index c = padded - border; c < padded; ++c) row[c] = Combine::outside;
+                for (index c = border + w.size; c < padded; ++c) row[c] = Combine::outside;
                 for (index c = 0; c < reach; c += LANES<T>)
                     store(firsts + c, combined<Combine>(row + c, 1, w.taps, load<T>));
                 if (w.step == 1) pick<1>(firsts, 1, w.pixels, y, answer);

@@ -172,7 +172,7 @@ def winograd_conv(x, u, bias=None, *, weights, kernel=None, **options):
 def _with_bias(backward, x, w, bias, options):
     def pullback(g):
         gradients = backward(g, x, w, **options)
-        return gradients if bias is None else (*gradients, g.sum(axis=(0, 2, 3)))
+        return gradients if bias is None else (*gradients, g.sum(axis=(0, *range(2, g.ndim))))
 
     return pullback
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from mulfree_cupy import geometry, launch
 from mulfree_cupy.inference.folding import Epilogue, Step
+from mulfree_cupy.inference.operations import border_sides, window_of
 from mulfree_cupy.ops import pooling
 from mulfree_cupy.ops.batch_norm import scale_of
 from mulfree_cupy.ops.packing import filter_scale, kernel_name
@@ -51,13 +52,7 @@ def _convolution(step: Step, function: str) -> Bind:
         bias = filter_scale(weight)  # this kernel takes the scale instead of a bias
     groups = options.get("groups", 1)
     packed = getattr(kernels, f"pack_{function}")(weight, groups)
-    window = (
-        *(
-            geometry.pair(function, name, options.get(name, default), least)
-            for name, default, least in (("stride", 1, 1), ("padding", 0, 0), ("dilation", 1, 1))
-        ),
-        groups,
-    )
+    window = *window_of(function, options, weight.shape[2:]), groups
 
     def bind(inputs, residual, out):
         arguments = _images(inputs[0]), packed, bias, _images(out), *window
@@ -102,7 +97,7 @@ def _winograd(step: Step) -> Bind:
     weights = WinogradWeights.from_dense(arrays["weight"], arrays.get("mask"), points=points)
     packed, transforms = weights.plan(fastest(weights)), transforms_for_kernels(weights)
     bias = arrays.get("bias")
-    padding = geometry.pair("winograd_conv", "padding", options.get("padding", 1), 0)
+    _, padding, _ = window_of(step.op, options, (3, 3))
     run = launch.cpu_kernels().winograd_conv
     finish = {"relu_of_out": step.epilogue.low == 0}
 
@@ -158,11 +153,11 @@ def _rescale(step: Step) -> Bind:
 
 
 def _pad(step: Step) -> Bind:
-    rows, columns = geometry.pair("pad", "border", step.options["border"], 0)
+    (top, bottom), (left, right) = border_sides(step.options["border"])
 
     def bind(inputs, residual, out):
         height, width = out.shape[2:]
-        inside = out[:, :, rows : height - rows, columns : width - columns]
+        inside = out[:, :, top : height - bottom, left : width - right]
 
         def call():
             out.fill(step.options["value"])

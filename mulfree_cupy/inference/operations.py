@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mulfree_cupy.arrays import Array, namespace
-from mulfree_cupy.geometry import pair
+from mulfree_cupy.geometry import Sides, Sizes, window_options
 from mulfree_cupy.ops.adder import adder_conv
 from mulfree_cupy.ops.batch_norm import batch_norm
 from mulfree_cupy.ops.binary import binary_conv
@@ -105,14 +105,28 @@ def _rescale(x, residual=None, *, scale, offset, low, high, dtype, residual_scal
     return (xp.rint(y) if dtype == "uint8" else y).astype(dtype)
 
 
+def window_of(op: str, options: Mapping[str, Any], kernel: Sizes) -> tuple[Sizes, Sides, Sizes]:
+    """Stride, padding and dilation of a layer with such a window."""
+    given = {name: options[name] for name in _STEPS if name in options}
+    if op == "winograd_conv":
+        given.setdefault("padding", 1)
+    return window_options(op, kernel, **given)
+
+
+def border_sides(border: Any) -> Sides:
+    """The rows and columns (before, after) of `pad`, whose border has the forms of a padding."""
+    _, sides, _ = window_options("pad", (1, 1), padding=border)
+    return sides
+
+
 def _pad(x, *, border, value):
     """Pad all sides with a constant."""
-    rows, columns = pair("pad", "border", border, 0)
-    sides = (0, 0), (0, 0), (rows, rows), (columns, columns)
+    sides = (0, 0), (0, 0), *border_sides(border)
     return namespace(x).pad(x, sides, constant_values=value)
 
 
-_WINDOW = dict.fromkeys(("stride", "padding", "dilation", "groups"), False)
+_STEPS = "stride", "padding", "dilation"
+_WINDOW = dict.fromkeys((*_STEPS, "groups"), False)
 _POOL = dict.fromkeys(("kernel_size", "stride", "padding"), True)
 _WEIGHT = {"weight": True, "bias": False}
 _SHIFTED = {**_WEIGHT, "shifts": True}
@@ -200,6 +214,12 @@ def _pair(least: int) -> Callable[[Any], bool]:
     return check
 
 
+def _sides(value: Any) -> bool:
+    two = isinstance(value, (list, tuple)) and len(value) == 2
+    pairs = two and all(isinstance(sides, (list, tuple)) for sides in value)
+    return all(map(_pair(0), value)) if pairs else _pair(0)(value)
+
+
 def _number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < float("inf")
 
@@ -209,7 +229,9 @@ OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
         ("stride", "dilation", "kernel_size"), (_pair(1), "a whole number from 1, or two of them")
     ),
-    **dict.fromkeys(("padding", "border"), (_pair(0), "a whole number from 0, or two of them")),
+    **dict.fromkeys(
+        ("padding", "border"), (_sides, "a whole number from 0, two of them or two pairs of them")
+    ),
     "groups": (_whole(1), "a whole number from 1"),
     "bits": (_whole(1, MOST_BITS), f"a whole number from 1 to {MOST_BITS}"),
     **dict.fromkeys(("relu", "scale"), (lambda value: type(value) is bool, "true or false")),

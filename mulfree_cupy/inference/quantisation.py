@@ -16,6 +16,7 @@ import numpy as np
 from mulfree_cupy import geometry
 from mulfree_cupy.inference.folding import Step, fold
 from mulfree_cupy.inference.network import IMAGES, Layer, Network
+from mulfree_cupy.inference.operations import window_of
 from mulfree_cupy.ops import packing
 from mulfree_cupy.progress import progress
 
@@ -324,13 +325,12 @@ class _Quantiser:
         places = grid.places(step.arrays["weight"].astype(np.float64))
         within = np.clip(places, 0, grid.levels)
         excess = np.abs(places - within).sum(axis=(1, 2, 3))
-        padding = geometry.pair("quantize", "padding", options.pop("padding", 0), 0)
-        if any(padding):
-            if grid.zero:
-                border = {"border": list(padding), "value": grid.zero}
+        if grid.zero and "padding" in options:
+            _, sides, _ = window_of(step.op, options, step.arrays["weight"].shape[2:])
+            del options["padding"]
+            if any(map(any, sides)):
+                border = {"border": [list(side) for side in sides], "value": grid.zero}
                 x = self._add("pad", f"{name}.padded", [x], {}, border)
-            else:
-                options["padding"] = list(padding)
         bits = grid.levels.bit_length()
         if bits <= packing.MOST_BITS:
             options["bits"] = bits

@@ -37,7 +37,7 @@ def adder_matmul(device, a, b, out, kernel: str | None = None) -> None:
         implicit_conv(
             "adder_matmul", device, kernel,
             b.reshape(1, length, 1, p), a.reshape(m, length, 1, 1), None, out.reshape(1, m, 1, p),
-            ConvGeometry(1, length, 1, p, m, (1, 1)), kernel in _PACKED,
+            ConvGeometry(1, length, (1, p), m, (1, 1)), kernel in _PACKED,
         )  # fmt: skip
 
 

@@ -61,8 +61,8 @@ def convolution_struct(g: ConvGeometry, images: int, channels: int | None = None
     return struct(
         CONVOLUTION,
         images, g.groups, channels, g.filters // g.groups,
-        (g.height, g.width), g.kernel, g.stride, g.padding, g.dilation,
-        (g.out_height, g.out_width), tuple(step),
+        g.size, g.kernel, g.stride, g.before, g.dilation,
+        g.out_size, tuple(step),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -51,7 +52,7 @@ def _im2col(device, x, cols, g: ConvGeometry, pixels: slice, row_stride, image_s
         (
             x.view(bits),
             cols.view(bits),
-            convolution_struct(g._replace(groups=1), images),
+            convolution_struct(replace(g, groups=1), images),
             *int64(pixels.start, count, row_stride, image_stride),
         ),
     )
@@ -67,7 +68,7 @@ def col2im(device, cols, x, geometry: ConvGeometry) -> None:
         "col2im",
         {"T": c_type(x)},
         *plane_launch(g.height * g.width, g.channels, len(x)),
-        (cols, x, convolution_struct(g._replace(groups=1), len(x))),
+        (cols, x, convolution_struct(replace(g, groups=1), len(x))),
     )
 
 
@@ -89,7 +90,7 @@ def by_group(outputs, g: ConvGeometry):
 def _is_product(geometry: ConvGeometry) -> bool:
     """A 1x1 kernel with stride 1 and no padding: x itself is the matrix."""
     g = geometry
-    return g.kernel == g.stride == (1, 1) and g.padding == (0, 0)
+    return g.kernel == g.stride == (1, 1) and g.padded_size == g.size
 
 
 @on_device_of_arrays

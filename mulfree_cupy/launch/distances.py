@@ -33,7 +33,7 @@ def pairwise(device, a, b, out, function: str = "pairwise_l1") -> None:
         for some in chunks(m, rows):
             w = a[some, :, None, None]
             answer = out[some] if whole else xp.empty((len(w), x.shape[3]), out.dtype)
-            g = ConvGeometry(1, length, 1, x.shape[3], len(w), (1, 1))
+            g = ConvGeometry(1, length, x.shape[2:], len(w), (1, 1))
             _distance(function, device, x, w, answer[None, :, None, :], g)
             if not whole:
                 out[some, part] = answer
@@ -75,7 +75,7 @@ def _nearest(device, queries, points, distances, places) -> None:
 @on_device_of_arrays
 def match_template(device, image, template, out) -> None:
     """Write the distances of the template (C, h, w) from the image (C, H, W) into out (OH, OW)."""
-    g = ConvGeometry(1, *image.shape, 1, template.shape[1:])
+    g = ConvGeometry(1, len(image), image.shape[1:], 1, template.shape[1:])
     _distance("match_template_l1", device, image[None], template[None], out[None, None], g)
 
 

@@ -34,7 +34,7 @@ _DEPTHWISE_THREADS = 128
 def images_at_once(function: str, g: ConvGeometry, channels: int) -> int:
     """Number of images whose offsets, padding included, fit 32 bits."""
     limits.check_geometry(function, g, limits.LONGEST)
-    x_size, out_size = channels * math.prod(limits.padded_image(g)), math.prod(g.out_shape[1:])
+    x_size, out_size = channels * math.prod(g.padded_size), math.prod(g.out_shape[1:])
     sizes = {
         f"the elements of one padded image of x, of shape {g.x_shape},": x_size,
         f"the elements of one image of the output, of shape {g.out_shape},": out_size,
@@ -49,13 +49,13 @@ def conv_launch(
 ) -> None:
     """Launch a sum over each window of x, with `parameters` (mostly the bias) for the epilogue."""
     filters, length = g.filters // g.groups, w[0].size
-    images, pixels = len(out), len(out) * g.out_height * g.out_width
+    images, pixels = len(out), len(out) * math.prod(g.out_size)
     tile = choose_tile(x.itemsize, filters, pixels, g.groups)
     defines = {
         **defines,
         **tile.defines(),
         "W_VECTOR": vector(w, length),
-        "Y_VECTOR": min(vector(out, g.out_height * g.out_width), 16 // x.itemsize),
+        "Y_VECTOR": min(vector(out, math.prod(g.out_size)), 16 // x.itemsize),
     }
     defines |= large_window(g)
     device.launch(
@@ -122,7 +122,7 @@ def grad_w_launches(function, device, kernel, entry, grad, x, w, grad_w, g: Conv
     images = list(chunks(g.batch, images_at_once(function, g, g.channels)))
     tile = grad_w_tile(w.itemsize, filters, g.taps)
     tiles = tile.blocks(filters, g.taps, g.groups)
-    most, plane = grad_w_parts(w.itemsize, tile, tiles), g.out_height * g.out_width
+    most, plane = grad_w_parts(w.itemsize, tile, tiles), math.prod(g.out_size)
     for chunk, part, sums in in_parts(device, grad_w, images, plane, _LEAST_PART, most):
         shape = convolution_struct(g, chunk.stop - chunk.start)
         device.launch(

@@ -40,10 +40,9 @@ def check_sizes(function: str, limit: int, sizes: dict[str, int]) -> None:
 def check_geometry(function: str, g: ConvGeometry, longest: int | None = None) -> None:
     """Raise for sizes that overflow 32 bits, or a padded image with too many rows or columns."""
     check_sizes(function, INT32, {"N": g.batch, "C*kh*kw": g.cols_shape[1], "K": g.filters})
-    padded = {"H + 2*padding": padded_image(g)[0], "W + 2*padding": padded_image(g)[1]}
-    check_sizes(function, INT32 if longest is None else longest, padded)
+    check_sizes(function, INT32 if longest is None else longest, padded_sizes(g))
 
 
-def padded_image(g: ConvGeometry) -> tuple[int, int]:
-    """Height and width of the padded image."""
-    return g.height + 2 * g.padding[0], g.width + 2 * g.padding[1]
+def padded_sizes(g: ConvGeometry) -> dict[str, int]:
+    """Rows and columns of the padded image, by name."""
+    return dict(zip(("H + padding", "W + padding"), g.padded_size, strict=True))

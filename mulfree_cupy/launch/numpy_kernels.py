@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from mulfree_cupy.geometry import output_size, windows
+from mulfree_cupy.geometry import Sides, output_size, windows
 from mulfree_cupy.launch.numpy_winograd import (  # noqa: F401
     winograd_blocks,
     winograd_conv,
@@ -41,9 +41,8 @@ def set_num_threads(n: int) -> None:
     """Nothing to set: these kernels run in the caller's thread."""
 
 
-def _padded(x: np.ndarray, padding: tuple[int, int]) -> np.ndarray:
-    (ph, pw) = padding
-    return np.pad(np.ascontiguousarray(x), ((0, 0), (0, 0), (ph, ph), (pw, pw)))
+def _padded(x: np.ndarray, padding: Sides) -> np.ndarray:
+    return np.pad(np.ascontiguousarray(x), ((0, 0), (0, 0), *padding))
 
 
 def _taps(
@@ -119,7 +118,7 @@ def nearest_l1(queries, points, distances, places):
 
 
 def match_template_l1(image, template, out):
-    adder_conv(image[None], template[None], None, out[None, None], (1, 1), (0, 0), (1, 1), 1)
+    adder_conv(image[None], template[None], None, out[None, None], *_POINT)
     np.negative(out, out=out)
 
 
@@ -248,7 +247,8 @@ def shift_adder_conv(x, w, shifts, bias, out, stride):
     _shifted_forward(adder_conv, x, w, shifts, bias, out, stride)
 
 
-_POINT = (1, 1), (0, 0), (1, 1), 1  # stride, padding, dilation, groups of a 1x1 convolution
+# Stride, padding, dilation and groups of a 1x1 convolution.
+_POINT = (1, 1), ((0, 0), (0, 0)), (1, 1), 1
 
 
 def _shifted_forward(kernel, x, w, shifts, bias, out, stride):
@@ -297,12 +297,10 @@ def shift_adder_conv_grad_w(grad, x, w, shifts, grad_w, stride):
 
 
 def _sizes(x, kernel, stride, padding, dilation) -> tuple[int, int]:
-    return tuple(
-        output_size(x.shape[2 + axis], *(p[axis] for p in (kernel, stride, padding, dilation)))
-        for axis in (0, 1)
-    )
+    return tuple(map(output_size, x.shape[2:], kernel, stride, padding, dilation))
 
 
-def _cropped(padded: np.ndarray, padding: tuple[int, int]) -> np.ndarray:
-    (ph, pw), (height, width) = padding, padded.shape[2:]
-    return padded[:, :, ph : height - ph, pw : width - pw]
+def _cropped(padded: np.ndarray, padding: Sides) -> np.ndarray:
+    (top, bottom), (left, right) = padding
+    height, width = padded.shape[2:]
+    return padded[:, :, top : height - bottom, left : width - right]

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mulfree_cupy.geometry import Sides
+
+_NONE = ((0, 0), (0, 0))  # no padding
 _WORKSPACE = 64 << 20  # bytes; limit for a band of tiles
 
 # BT and AT with Lavin's points, by tile size; other matrices are passed in.
@@ -69,14 +72,14 @@ def forward(x, product, bias, out, padding, relu, matrices):
     BT, AT = matrices
     out[...] = 0 if bias is None else bias[:, None, None]
     for band in _bands(x, out, AT):
-        untile(product(_seen(x, band, BT, padding, relu)), band, AT.T, (0, 0), out)
+        untile(product(_seen(x, band, BT, padding, relu)), band, AT.T, _NONE, out)
 
 
 def transformed(x, padding, relu, matrices):
     """Yield transformed tiles (t*t, C, P), P at a time."""
     BT, AT = matrices
-    (ph, pw), (height, width) = padding, x.shape[2:]
-    out = np.empty((len(x), 0, height + 2 * ph - 2, width + 2 * pw - 2))
+    height, width = (size + sum(sides) for size, sides in zip(x.shape[2:], padding, strict=True))
+    out = np.empty((len(x), 0, height - 2, width - 2))
     for band in _bands(x, out, AT):
         yield _seen(x, band, BT, padding, relu)
 
@@ -86,7 +89,7 @@ def winograd_conv_grad_x(grad, x, u, grad_x, padding, relu, matrices):
     BT, AT = matrices or _LAVIN[len(transposed)]
     grad_x[...] = 0
     for band in _bands(x, grad, AT):
-        below = transposed @ tiles(grad, band, AT.T, (0, 0))
+        below = transposed @ tiles(grad, band, AT.T, _NONE)
         if relu:
             below *= tiles(x, band, BT, padding) > 0
         untile(below, band, BT, padding, grad_x)
@@ -98,7 +101,7 @@ def winograd_conv_grad_u(grad, x, grad_u, padding, relu, matrices):
     total[...] = 0
     for band in _bands(x, grad, AT):
         seen = _seen(x, band, BT, padding, relu)
-        total += tiles(grad, band, AT.T, (0, 0)) @ seen.swapaxes(1, 2)
+        total += tiles(grad, band, AT.T, _NONE) @ seen.swapaxes(1, 2)
 
 
 def _seen(x, band, BT, padding, relu):
@@ -130,7 +133,7 @@ def _bands(x: np.ndarray, out: np.ndarray, AT: np.ndarray) -> Iterator[Band]:
             yield Band(m, which, range(row, min(row + height, rows)), columns)
 
 
-def tiles(image: np.ndarray, band: Band, matrix: np.ndarray, padding: tuple) -> np.ndarray:
+def tiles(image: np.ndarray, band: Band, matrix: np.ndarray, padding: Sides) -> np.ndarray:
     """``matrix @ d @ matrix.T`` of each tile d, as an array (t*t, C, tiles).
 
     A tile has as many pixels a side as `matrix` has columns; the first begins at ``-padding``.
@@ -151,7 +154,7 @@ def tiles(image: np.ndarray, band: Band, matrix: np.ndarray, padding: tuple) -> 
 
 
 def untile(
-    tiled: np.ndarray, band: Band, matrix: np.ndarray, padding: tuple, image: np.ndarray
+    tiled: np.ndarray, band: Band, matrix: np.ndarray, padding: Sides, image: np.ndarray
 ) -> None:
     """Add ``matrix.T @ tile @ matrix`` of each tile to the image; what falls outside is dropped."""
     canvas, on_canvas, in_image = _canvas(image, band, matrix, padding)
@@ -175,9 +178,11 @@ def _canvas(image, band, matrix, padding) -> tuple[np.ndarray, tuple, tuple]:
     side = matrix.shape[1]
     sizes, on_canvas, in_image = [], [], []
     places = (band.rows.start, len(band.rows)), (0, band.columns)
-    for (first_tile, count), length, pad in zip(places, image.shape[2:], padding, strict=True):
+    for (first_tile, count), length, (before, _) in zip(
+        places, image.shape[2:], padding, strict=True
+    ):
         sizes.append((count - 1) * band.m + side)
-        start = first_tile * band.m - pad
+        start = first_tile * band.m - before
         first = max(0, start)
         last = max(first, min(length, start + sizes[-1]))
         on_canvas.append(slice(first - start, last - start))

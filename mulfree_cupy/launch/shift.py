@@ -179,7 +179,8 @@ def _moved(device, x, w, shifts, out, stride, kernel=None) -> tuple:
     """Shift the images; returns them with w and the geometry of the 1x1 convolution."""
     moved = device.xp.empty((*x.shape[:2], *out.shape[2:]), x.dtype)
     shift(device, x, shifts, moved, stride, kernel)
-    return moved, w[..., None, None], ConvGeometry(*moved.shape, len(w), (1, 1))
+    g = ConvGeometry(*moved.shape[:2], moved.shape[2:], len(w), (1, 1))
+    return moved, w[..., None, None], g
 
 
 def _fused(function, device, kernel, x, w, shifts, bias, out, stride) -> None:
@@ -222,7 +223,8 @@ def _defines(x, tile: Tile, w=None) -> dict[str, object]:
 
 def _pointwise(x, y, stride) -> np.void:
     """The kernel argument for the 1x1 convolution after the shift."""
-    return convolution_struct(ConvGeometry(*x.shape, y.shape[1], (1, 1), stride), len(x))
+    g = ConvGeometry(*x.shape[:2], x.shape[2:], y.shape[1], (1, 1), stride)
+    return convolution_struct(g, len(x))
 
 
 @on_device_of_arrays

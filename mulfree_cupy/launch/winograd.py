@@ -76,8 +76,7 @@ def winograd_conv(
 
 def _check_sizes(function: str, g: ConvGeometry, m: int) -> None:
     """Raise for sizes that overflow 32 bits."""
-    height, width = limits.padded_image(g)
-    sizes = {"H + 2*padding": height, "W + 2*padding": width, "C": g.channels, "K": g.filters}
+    sizes = {**limits.padded_sizes(g), "C": g.channels, "K": g.filters}
     limits.check_sizes(function, limits.INT32, sizes)
     tiles = {"the number of tiles": len(Tiles.of(g, m))}
     limits.check_sizes(function, limits.INT32 // 4, tiles)
@@ -89,7 +88,7 @@ def _in_steps(device, x, weights, matrices, bias, out, g, relu, kernel) -> None:
     tiles = Tiles.of(g, weights.m)
     product = _dense_product if kernel == "1_dense" else _sparse_product
     for part in tiles.parts(g, x.itemsize):
-        seen = _input_transform(device, x, BT, tiles, part, g.padding, relu)
+        seen = _input_transform(device, x, BT, tiles, part, g.before, relu)
         products = product(device, weights, seen)
         _output_transform(device, products, bias, out, AT.T, tiles, part, (0, 0))
 
@@ -265,10 +264,10 @@ def winograd_conv_backward(
     total = grad_u.reshape(-1, g.filters, g.channels)
     total[...] = 0
     for part in tiles.parts(g, 2 * x.itemsize):  # V, dM and products
-        seen = _input_transform(device, x, BT, tiles, part, g.padding, relu)
+        seen = _input_transform(device, x, BT, tiles, part, g.before, relu)
         flow = _input_transform(device, grad, AT.T, tiles, part, (0, 0))
         total += xp.matmul(flow, seen.transpose(0, 2, 1))
         products = xp.matmul(transposed, flow)
         if relu:
             products *= seen > 0
-        _output_transform(device, products, None, grad_x, BT, tiles, part, g.padding)
+        _output_transform(device, products, None, grad_x, BT, tiles, part, g.before)

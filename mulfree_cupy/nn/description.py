@@ -9,6 +9,7 @@ import numpy as np
 
 from mulfree_cupy.autograd import Tensor, no_grad
 from mulfree_cupy.autograd.tensor import Node, from_first_to_last
+from mulfree_cupy.geometry import pair, window_options
 from mulfree_cupy.inference.network import IMAGES, Layer, Network
 from mulfree_cupy.nn.module import Module
 
@@ -200,8 +201,30 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def _with_window(*options: str) -> Callable[[Node], tuple[str, dict[str, Any]]]:
+    """As `_with`; a padding by name becomes numbers."""
+
+    def read(node: Node) -> tuple[str, dict[str, Any]]:
+        op, given = _with(*options)(node)
+        if isinstance(given.get("padding"), str):
+            steps = {name: given[name] for name in _STEPS if name in given}
+            _, sides, _ = window_options(op, _kernel(node), **steps)
+            given["padding"] = _plain(sides)
+        return op, given
+
+    return read
+
+
+def _kernel(node: Node) -> tuple[int, int]:
+    if node.operation == "winograd_conv":
+        return 3, 3
+    if "kernel_size" in node.options:
+        return pair(node.operation, "kernel_size", node.options["kernel_size"], 1)
+    return node.inputs[1].shape[2:]
+
+
 def _winograd_conv(node: Node) -> tuple[str, dict[str, Any]]:
-    _, options = _with("padding", "relu")(node)
+    _, options = _with_window("padding", "relu")(node)
     return "winograd_conv", {**options, "points": node.options["weights"].points}
 
 
@@ -236,12 +259,13 @@ def _concatenate(node: Node) -> tuple[str, dict[str, Any]]:
     return "concatenate", {}
 
 
-_WINDOW = "stride", "padding", "dilation", "groups"
+_STEPS = "stride", "padding", "dilation"
+_WINDOW = *_STEPS, "groups"
 _POOL = "kernel_size", "stride", "padding"
 _LAYERS = {
-    "conv": _with(*_WINDOW),
-    "adder_conv": _with(*_WINDOW),
-    "binary_conv": _with(*_WINDOW, "scale"),
+    "conv": _with_window(*_WINDOW),
+    "adder_conv": _with_window(*_WINDOW),
+    "binary_conv": _with_window(*_WINDOW, "scale"),
     "shift": _with("stride"),
     "shift_conv": _with("stride"),
     "shift_adder_conv": _with("stride"),
@@ -251,8 +275,8 @@ _LAYERS = {
     "relu": _with(),
     "add": _add,
     "concatenate": _concatenate,
-    "max_pool": _with(*_POOL),
-    "avg_pool": _with(*_POOL),
+    "max_pool": _with_window(*_POOL),
+    "avg_pool": _with_window(*_POOL),
     "mean": _mean,
     "reshape": _reshape,
 }

@@ -8,7 +8,7 @@ import numpy as np
 
 from mulfree_cupy.arrays import Array, device_of, namespace
 from mulfree_cupy.autograd import Tensor, apply
-from mulfree_cupy.geometry import integer, number, pair
+from mulfree_cupy.geometry import PaddingLike, integer, number, pair
 from mulfree_cupy.nn.module import Module, Parameter
 from mulfree_cupy.ops.packing import PackedWeights, pack
 
@@ -272,7 +272,7 @@ class _Pool(Module):
 
     operation: str
 
-    def __init__(self, kernel_size: int, *, stride: int | None = None, padding: int = 0):
+    def __init__(self, kernel_size: int, *, stride: int | None = None, padding: PaddingLike = 0):
         self.options = {
             "kernel_size": kernel_size,
             "stride": kernel_size if stride is None else stride,

@@ -7,7 +7,7 @@ import numpy as np
 from mulfree_cupy import launch
 from mulfree_cupy.arrays import Array, device_of, namespace
 from mulfree_cupy.autograd import Tensor, apply
-from mulfree_cupy.geometry import integer
+from mulfree_cupy.geometry import PaddingLike, integer
 from mulfree_cupy.nn.layers import Conv
 from mulfree_cupy.nn.module import Module, Parameter
 from mulfree_cupy.ops.winograd import (
@@ -33,7 +33,8 @@ class WinogradConv(Module):
         transform of spatial weights drawn as for `Conv`.
     bias : bool
         Initialised to zero.
-    padding : int or pair of ints
+    padding
+        As in `mulfree_cupy.winograd_conv`.
     relu : bool
         Apply a ReLU to the transformed input: then no ReLU belongs before or after the layer.
     m : int
@@ -72,7 +73,7 @@ class WinogradConv(Module):
         rng: np.random.Generator,
         *,
         bias: bool = False,
-        padding: int | tuple[int, int] = 1,
+        padding: PaddingLike = 1,
         relu: bool = False,
         m: int = 2,
         points: str = "lavin",

@@ -6,9 +6,10 @@ import numpy as np
 
 from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
+from mulfree_cupy.geometry import PaddingLike
 from mulfree_cupy.launch import adder as launchers
 from mulfree_cupy.launch import binary
-from mulfree_cupy.ops.convolution import backward, forward, take_for_backward
+from mulfree_cupy.ops.convolution import PLAIN, backward, forward, take_for_backward
 from mulfree_cupy.ops.packing import check_bits, for_device, for_kernels, kernel_name, unpack
 
 __all__ = [
@@ -86,10 +87,7 @@ def adder_matmul(
             arrays.contiguous(a)[:, :, None, None],
             None,
             result[None, :, None, :],
-            (1, 1),
-            (0, 0),
-            (1, 1),
-            1,
+            *PLAIN,
         )
     else:
         a, b = arrays.contiguous(a), arrays.contiguous(b)
@@ -104,7 +102,7 @@ def adder_conv(
     bias: Array | None = None,
     *,
     stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
+    padding: PaddingLike = 0,
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     bits: int | None = None,
@@ -115,16 +113,17 @@ def adder_conv(
 
     Parameters
     ----------
-    x : array, shape (N, C, H, W)
+    x : array, shape (N, C, H, W), (N, C, L) or (N, C, D, H, W)
         float32, float64, uint8, int8 or int16, in any memory order; float16 only for
         ``kernel="7_half2"``. A GPU computes int8 and int16 in float64, also exactly.
-    w : array, shape (K, C/groups, kh, kw), or PackedWeights
+    w : array, shape (K, C/groups, kh, kw), or with the axes of x, or PackedWeights
         Mixed dtypes are promoted as by NumPy; integers with integers are exact. See `pack`.
     bias : array, shape (K,), optional
         Added to each filter's plane. When x and w are integers, of an integer dtype that fits
         int32; the sum must fit int32 too, which is checked on the CPU but not on a GPU. When they
         are float16, of float32 or a dtype that fits it.
-    stride, padding, dilation : int or pair of ints
+    stride, padding, dilation
+        As in `conv`.
     groups : int
         Divides C and K; ``groups=C`` is the depthwise form.
     bits : int, optional
@@ -139,7 +138,7 @@ def adder_conv(
 
     Returns
     -------
-    array, shape (N, K, OH, OW)
+    array, shape (N, K, OH, OW), or with the axes of x
         float32, or float64 if an input is; int32, exact, for integers; float32 for float16.
 
     Raises
@@ -196,10 +195,9 @@ def adder_conv(
     ladder = "adder_conv" if bits is None else "adder_conv with bits"
     launch.check_kernel(ladder, kernel, x=x)
 
-    def on_cpu(kernels, weights, bias, out):
+    def on_cpu(kernels, x, w, bias, out, *options):
         run = getattr(kernels, kernel_name("adder", bits))
-        options = g.stride, g.padding, g.dilation, g.groups
-        run(x, for_kernels("adder_conv", packed, weights), bias, out, *options)
+        run(x, for_kernels("adder_conv", packed, w), bias, out, *options)
 
     def on_device(device, x, w, bias, out, g):
         if bits is not None:
@@ -218,7 +216,7 @@ def adder_conv_backward(
     w: Array,
     *,
     stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
+    padding: PaddingLike = 0,
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
 ) -> tuple[Array, Array]:
@@ -233,6 +231,7 @@ def adder_conv_backward(
     grad : array, shape (N, K, OH, OW)
     x : array, shape (N, C, H, W)
     w : array, shape (K, C/groups, kh, kw)
+        Or all of them in 1-D or 3-D.
     stride, padding, dilation, groups
         As given to `adder_conv`.
 
@@ -273,11 +272,9 @@ def adder_conv_backward(
         groups=groups,
     )
 
-    def on_cpu(kernels, grad_x, grad_w):
-        weights = arrays.contiguous(w)
-        options = g.stride, g.padding, g.dilation, g.groups
-        kernels.adder_conv_grad_x(grad, x, weights, grad_x, *options)
-        kernels.adder_conv_grad_w(grad, x, weights, grad_w, *options)
+    def on_cpu(kernels, grad, x, w, grad_x, grad_w, *options):
+        kernels.adder_conv_grad_x(grad, x, w, grad_x, *options)
+        kernels.adder_conv_grad_w(grad, x, w, grad_w, *options)
 
     return backward("adder_conv_backward", launchers.adder_conv_backward, on_cpu, g, grad, x, w)
 
@@ -289,7 +286,7 @@ def adder_conv_sign_backward(
     w: Array,
     *,
     stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
+    padding: PaddingLike = 0,
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
 ) -> tuple[Array, Array]:
@@ -329,22 +326,21 @@ def adder_conv_sign_backward(
     options = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
     g = geometry.convolution(name, x.shape, w.shape, **options)
 
-    def on_cpu(kernels, grad_x, grad_w):
-        options = g.stride, g.padding, g.dilation, g.groups
-        kernels.adder_conv_grad_x(grad, x, arrays.contiguous(w), grad_x, *options)
-        _sign_gradient(grad, x, w, grad_w, g)
+    def on_cpu(kernels, grad, x, w, grad_x, grad_w, *options):
+        kernels.adder_conv_grad_x(grad, x, w, grad_x, *options)
+        _sign_gradient(grad, x, w, grad_w, *options)
 
     launcher = launchers.adder_conv_sign_backward
     return backward(name, launcher, on_cpu, g, grad, x, w)
 
 
-def _sign_gradient(grad, x, w, grad_w, g):
+def _sign_gradient(grad, x, w, grad_w, stride, padding, dilation, groups):
     grad, x = arrays.contiguous(grad), arrays.contiguous(x)  # NumPy adds in memory order
-    padded = np.pad(x, ((0, 0), (0, 0), *((p, p) for p in g.padding)))
-    channels, filters = g.channels // g.groups, g.filters // g.groups
-    for i, j, window in geometry.windows(g.kernel, g.stride, g.dilation, g.out_shape[2:]):
+    padded = np.pad(x, ((0, 0), (0, 0), *padding))
+    channels, filters = w.shape[1], len(w) // groups
+    for i, j, window in geometry.windows(w.shape[2:], stride, dilation, grad.shape[2:]):
         seen = padded[(..., *window)]
-        for k in range(g.filters):
+        for k in range(len(w)):
             first = k // filters * channels
             sign = np.sign(seen[:, first : first + channels] - w[k, :, i, j, None, None])
             grad_w[k, :, i, j] = (sign * grad[:, k, None]).sum(axis=(0, 2, 3))

@@ -7,7 +7,9 @@ import numpy as np
 
 from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
+from mulfree_cupy.geometry import PaddingLike
 from mulfree_cupy.launch import binary as launchers
+from mulfree_cupy.ops import spatial
 from mulfree_cupy.ops.convolution import (
     conv_backward,
     forward,
@@ -72,7 +74,7 @@ def binary_conv(
     w: Array,
     *,
     stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
+    padding: PaddingLike = 0,
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     scale: bool = True,
@@ -83,11 +85,12 @@ def binary_conv(
 
     Parameters
     ----------
-    x : array, shape (N, C, H, W)
+    x : array, shape (N, C, H, W) or (N, C, L)
         float32 or float64, in any memory order; on a GPU float16 too.
-    w : array, shape (K, C/groups, kh, kw), or PackedWeights
+    w : array, shape (K, C/groups, kh, kw), or with the axes of x, or PackedWeights
         See `pack`.
-    stride, padding, dilation : int or pair of ints
+    stride, padding, dilation
+        As in `conv`.
     groups : int
         Divides C and K.
     scale : bool
@@ -146,6 +149,7 @@ def binary_conv(
         padding=padding,
         dilation=dilation,
         groups=groups,
+        most_axes=2,
     )
     launch.check_kernel("binary_conv", kernel, x=x)
     factor = None
@@ -155,9 +159,8 @@ def binary_conv(
         wide = w.astype(np.float32) if w.dtype == np.float16 else w
         factor = packed.scale if made else filter_scale(wide)
 
-    def on_cpu(kernels, weights, factor, out):
-        options = g.stride, g.padding, g.dilation, g.groups
-        kernels.binary_conv(x, for_kernels("binary_conv", packed, weights), factor, out, *options)
+    def on_cpu(kernels, x, w, factor, out, *options):
+        kernels.binary_conv(x, for_kernels("binary_conv", packed, w), factor, out, *options)
 
     def on_device(device, x, w, factor, out, g):
         w = for_device("binary_conv", packed, w, kernel)
@@ -181,7 +184,7 @@ def binary_conv_backward(
     w: Array,
     *,
     stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
+    padding: PaddingLike = 0,
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     scale: bool = True,
@@ -230,14 +233,16 @@ def binary_conv_backward(
     """
     grad, x, w = take_for_backward("binary_conv_backward", grad, x, w)
     options = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
-    g = geometry.convolution("binary_conv_backward", x.shape, w.shape, **options)
+    g = geometry.convolution("binary_conv_backward", x.shape, w.shape, **options, most_axes=2)
     geometry.check_shape("binary_conv_backward", "grad", grad.shape, g.out_shape, "(N, K, OH, OW)")
     sign = signs(w)
-    factor = filter_scale(w)[:, None, None, None] if scale and g.taps else w.dtype.type(1)
+    factor = w.dtype.type(1)
+    if scale and g.taps:
+        factor = spatial.by_channel(filter_scale(w), w.ndim - 1)
     grad_x, grad_filter = conv_backward(grad, signs(x), factor * sign, **options)
     grad_w = _straight_through(factor * grad_filter, w)
     if scale and g.taps:
-        grad_w += sign * (sign * grad_filter).mean(axis=(1, 2, 3), keepdims=True)
+        grad_w += sign * (sign * grad_filter).mean(axis=tuple(range(1, w.ndim)), keepdims=True)
     return _straight_through(grad_x, x), grad_w
 
 

@@ -6,7 +6,9 @@ import numpy as np
 
 from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
+from mulfree_cupy.geometry import PaddingLike
 from mulfree_cupy.launch import convolution as launchers
+from mulfree_cupy.ops import spatial
 from mulfree_cupy.ops.packing import for_kernels, unpack
 
 __all__ = ["col2im", "conv", "conv_backward", "im2col"]
@@ -18,7 +20,7 @@ def im2col(
     kernel_size: int | tuple[int, int],
     *,
     stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
+    padding: PaddingLike = 0,
     dilation: int | tuple[int, int] = 1,
 ) -> Array:
     """Arrange every window of an image as a column, so that a convolution becomes a matrix product.
@@ -27,20 +29,23 @@ def im2col(
     ----------
     x : array, shape (N, C, H, W)
         NumPy, CuPy or ``__dlpack__``; any real dtype.
-    kernel_size, stride, padding, dilation : int or pair of ints
-        The window (kh, kw), its step, the zeros around the image, the distance between taps.
+    kernel_size, stride, dilation : int or pair of ints
+        The window (kh, kw), its step, the distance between taps.
+    padding : int, pair of ints, two pairs of ints, "same" or "valid"
+        Zeros around the image, as in `conv`.
 
     Returns
     -------
     array, shape (N, C*kh*kw, OH*OW), dtype of x
-        Rows in (c, i, j) order; ``OH = (H + 2*padding - dilation*(kh - 1) - 1) // stride + 1``.
+        Rows in (c, i, j) order; with the rows of padding above the image and below it,
+        ``OH = (H + above + below - dilation*(kh - 1) - 1) // stride + 1``.
 
     Raises
     ------
     ValueError
         If x is not 4-D, a parameter is out of range, or the kernel exceeds the padded image.
     TypeError
-        If x does not hold real numbers, or a parameter is not an int or pair of ints.
+        If x does not hold real numbers, or a parameter has the wrong type.
 
     Examples
     --------
@@ -74,7 +79,7 @@ def col2im(
     kernel_size: int | tuple[int, int],
     *,
     stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
+    padding: PaddingLike = 0,
     dilation: int | tuple[int, int] = 1,
 ) -> Array:
     """Accumulate columns into an image: the adjoint of `im2col`.
@@ -85,7 +90,7 @@ def col2im(
         float32 or float64, rows in (c, i, j) order.
     x_shape : tuple of 4 ints
         (N, C, H, W) of the result.
-    kernel_size, stride, padding, dilation : int or pair of ints
+    kernel_size, stride, padding, dilation
         As given to `im2col`.
 
     Returns
@@ -136,25 +141,30 @@ def conv(
     bias: Array | None = None,
     *,
     stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
+    padding: PaddingLike = 0,
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
     out: Array | None = None,
     kernel: str | None = None,
 ) -> Array:
-    """Ordinary 2-D convolution (cross-correlation, as in every network).
+    """Ordinary convolution (cross-correlation, as in every network) in 1-D, 2-D or 3-D.
 
     Parameters
     ----------
-    x : array, shape (N, C, H, W)
-        float32 or float64, in any memory order.
-    w : array, shape (K, C/groups, kh, kw), or PackedWeights
-        See `pack`.
+    x : array, shape (N, C, H, W), (N, C, L) or (N, C, D, H, W)
+        float32, float64, complex64 or complex128, in any memory order.
+    w : array, shape (K, C/groups, kh, kw), or with the axes of x, or PackedWeights
+        See `pack`, which is for real numbers.
     bias : array, shape (K,), optional
-    stride, padding, dilation : int or pair of ints
+    stride, dilation : int, or one for each axis
+    padding : int, one for each axis, a pair of ints for each axis, "same" or "valid"
+        Zeros around the image: the same number before and after each axis, or pairs
+        (before, after) as in `numpy.pad` and JAX. ``"same"``, only for stride 1, keeps the size: it
+        adds ``dilation*(kh - 1)`` rows, half of them before and half after, the odd one after, as
+        in PyTorch. ``"valid"`` is 0.
     groups : int
         Divides C and K; ``groups=C`` is the depthwise convolution.
-    out : array, shape (N, K, OH, OW), optional
+    out : array, shape (N, K, OH, OW), or with the axes of x, optional
         Receives the result; must not overlap an input.
     kernel : str, optional
         Name of a CUDA kernel, ``"1_im2col"`` or ``"2_implicit_conv"``, for study. The default is
@@ -163,8 +173,8 @@ def conv(
 
     Returns
     -------
-    array, shape (N, K, OH, OW)
-        float32, or float64 if an input is.
+    array, shape (N, K, OH, OW), or with the axes of x
+        In the common dtype of the inputs.
 
     Raises
     ------
@@ -176,7 +186,13 @@ def conv(
     Notes
     -----
     ``y[n,k,h,w] = bias[k] + sum_cij x[n, c, h*stride - padding + i*dilation, ...] * w[k,c,i,j]``,
-    x being zero outside the image.
+    x being zero outside the image. Complex weights are not conjugated, as in PyTorch;
+    `scipy.signal.correlate` conjugates them.
+
+    A 1-D convolution copies nothing. A 3-D convolution copies the input planes of the depth taps,
+    for a few output depths at a time. A complex convolution is a real one with twice the channels
+    and filters, equivalent to four real ones; three, by Gauss's trick, are less accurate where real
+    and imaginary parts differ in magnitude.
 
     Examples
     --------
@@ -188,16 +204,17 @@ def conv(
     """
     w, packed = unpack("conv", w, "conv", groups)
     given = dict(x=x, w=w, bias=bias)
-    x, w, bias = arrays.take_floats("conv", **given, optional=("bias",))
+    x, w, bias = arrays.take_floats("conv", **given, optional=("bias",), **_COMPLEX_TOO)
     g = geometry.convolution(
         "conv", x.shape, w.shape, stride=stride, padding=padding, dilation=dilation, groups=groups
     )
 
     launch.check_kernel("conv", kernel, x=x)
+    if x.dtype.kind == "c":
+        return _complex_conv(g, x, w, bias, out, given, kernel)
 
-    def on_cpu(kernels, weights, bias, out):
-        options = g.stride, g.padding, g.dilation, g.groups
-        kernels.conv(x, for_kernels("conv", packed, weights), bias, out, *options)
+    def on_cpu(kernels, x, w, bias, out, *options):
+        kernels.conv(x, for_kernels("conv", packed, w), bias, out, *options)
 
     return forward(
         "conv", launchers.conv, on_cpu, g, x, w, bias, out, x.dtype, given, kernel=kernel
@@ -211,7 +228,7 @@ def conv_backward(
     w: Array,
     *,
     stride: int | tuple[int, int] = 1,
-    padding: int | tuple[int, int] = 0,
+    padding: PaddingLike = 0,
     dilation: int | tuple[int, int] = 1,
     groups: int = 1,
 ) -> tuple[Array, Array]:
@@ -222,6 +239,7 @@ def conv_backward(
     grad : array, shape (N, K, OH, OW)
     x : array, shape (N, C, H, W)
     w : array, shape (K, C/groups, kh, kw)
+        Or all of them in 1-D or 3-D.
     stride, padding, dilation, groups
         As given to `conv`.
 
@@ -236,6 +254,12 @@ def conv_backward(
     TypeError
         If a dtype is not served, or the arrays are on different devices.
 
+    Notes
+    -----
+    For complex numbers, the gradient of a real L with respect to z is
+    ``dL/d(re z) + i dL/d(im z)``, as in PyTorch; in JAX it is the conjugate. So these are the
+    gradients of the real part of ``(conv(x, w) * conj(grad)).sum()``.
+
     Examples
     --------
     >>> import numpy as np, mulfree_cupy as mf
@@ -249,7 +273,7 @@ def conv_backward(
     array([[4., 4.],
            [4., 4.]])
     """
-    grad, x, w = take_for_backward("conv_backward", grad, x, w)
+    grad, x, w = take_for_backward("conv_backward", grad, x, w, **_COMPLEX_TOO)
     g = geometry.convolution(
         "conv_backward",
         x.shape,
@@ -259,13 +283,65 @@ def conv_backward(
         dilation=dilation,
         groups=groups,
     )
+    if x.dtype.kind == "c":
+        return _complex_backward(g, grad, x, w)
 
-    def on_cpu(kernels, grad_x, grad_w):
-        options = g.stride, g.padding, g.dilation, g.groups
-        kernels.conv_grad_x(grad, arrays.contiguous(w), grad_x, *options)
+    def on_cpu(kernels, grad, x, w, grad_x, grad_w, *options):
+        kernels.conv_grad_x(grad, w, grad_x, *options)
         kernels.conv_grad_w(grad, x, grad_w, *options)
 
     return backward("conv_backward", launchers.conv_backward, on_cpu, g, grad, x, w)
+
+
+_COMPLEX_TOO = {
+    "also": (np.complex64, np.complex128),
+    "check": arrays.real_or_complex_numbers,
+}
+
+
+def _complex_conv(g, x, w, bias, out, given, kernel):
+    """A real convolution of real and imaginary parts as separate channels and filters."""
+    if bias is not None:
+        geometry.check_shape("conv", "bias", bias.shape, (g.filters,), "(K,)")
+        bias = _parts(bias[None])[0]
+    out = arrays.output_array("conv", out, g.out_shape, x.dtype, **given)
+    y = conv(_parts(x), _filters_of_parts(w), bias, **_options(g), kernel=kernel)
+    result = arrays.answer(out, g.out_shape, x.dtype, like=x)
+    return arrays.deliver(_joined(y, result), out)
+
+
+def _complex_backward(g, grad, x, w):
+    geometry.check_shape("conv_backward", "grad", grad.shape, g.out_shape, "(N, K, OH, OW)")
+    arguments = _parts(grad), _parts(x), _filters_of_parts(w)
+    of_x, of_filters = conv_backward(*arguments, **_options(g))
+    grad_x, grad_w = (arrays.empty_beside(x, shape, x.dtype) for shape in (x.shape, w.shape))
+    _joined(of_x, grad_x)
+    of = of_filters.reshape(len(w), 2, w.shape[1], 2, *w.shape[2:])
+    grad_w.real[...] = of[:, 0, :, 0] + of[:, 1, :, 1]
+    grad_w.imag[...] = of[:, 1, :, 0] - of[:, 0, :, 1]
+    return grad_x, grad_w
+
+
+def _options(g):
+    return dict(stride=g.stride, padding=g.padding, dilation=g.dilation, groups=g.groups)
+
+
+def _parts(a: Array) -> Array:
+    """Real and imaginary part of each channel, interleaved: (N, 2*C, ...)."""
+    return arrays.namespace(a).stack((a.real, a.imag), 2).reshape(len(a), -1, *a.shape[2:])
+
+
+def _filters_of_parts(w: Array) -> Array:
+    """Real filters that map the `_parts` of x to those of y: (2*K, 2*C/groups, ...)."""
+    stack = arrays.namespace(w).stack
+    rows = stack((w.real, -w.imag), 2), stack((w.imag, w.real), 2)
+    return stack(rows, 1).reshape(2 * len(w), 2 * w.shape[1], *w.shape[2:])
+
+
+def _joined(parts: Array, answer: Array) -> Array:
+    """Fill a complex array from its `_parts`."""
+    answer.real[...], answer.imag[...] = parts[:, 0::2], parts[:, 1::2]
+    return answer
 
 
 @arrays.on_device_of_arguments
@@ -329,18 +405,18 @@ def _on_cpu(product, a: Array, b: Array) -> Array:
 
 
 _FEW_ROWS = 32  # of a: too few for packing a strided b to pay
-_PLAIN = (1, 1), (0, 0), (1, 1), 1  # stride, padding, dilation, groups
+PLAIN = (1, 1), ((0, 0), (0, 0)), (1, 1), 1  # stride, padding, dilation, groups
 
 
 def _along_columns(kernels, a: Array, b: Array, answer: Array) -> None:
     """A 1x1 convolution: the rows of a are filters, the columns of b the pixels of one image."""
     filters = arrays.contiguous(a)[:, :, None, None]
-    kernels.conv(b[None, :, None], filters, None, answer[None, :, None], *_PLAIN)
+    kernels.conv(b[None, :, None], filters, None, answer[None, :, None], *PLAIN)
 
 
 def _along_sums(kernels, a: Array, b: Array, answer: Array) -> None:
     """As the weight gradient of a 1x1 convolution, which sums over pixels."""
-    kernels.conv_grad_w(a[None, :, None], b.T[None, :, None], answer[:, :, None, None], *_PLAIN)
+    kernels.conv_grad_w(a[None, :, None], b.T[None, :, None], answer[:, :, None, None], *PLAIN)
 
 
 @np.errstate(invalid="ignore", over="ignore")  # NaN and Inf propagate without warnings
@@ -357,12 +433,17 @@ def forward(function, launcher, on_cpu, g, x, w, bias, out, dtype, given, **opti
     device = launch.device_for(x)
     if result.size and g.taps:
         w, bias = arrays.contiguous(w), arrays.contiguous(bias)
-        if device is None:
-            on_cpu(launch.cpu_kernels(), w, bias, result)
-        else:
-            launcher(device, arrays.contiguous(x), w, bias, result, g, **options)
+
+        def compute(x, w, out, g):
+            if device is None:
+                window = g.stride, g.padding, g.dilation, g.groups
+                on_cpu(launch.cpu_kernels(), x, w, bias, out, *window)
+            else:
+                launcher(device, arrays.contiguous(x), w, bias, out, g, **options)
+
+        spatial.forward(compute, g, x, w, result)
     else:
-        result[...] = 0 if bias is None else bias[:, None, None]
+        result[...] = 0 if bias is None else spatial.by_channel(bias, len(g.size))
     return arrays.deliver(result, out)
 
 
@@ -375,10 +456,10 @@ def refuse_half_on_cpu(function, given, x):
         )
 
 
-def take_for_backward(function, grad, x, w, also=()):
+def take_for_backward(function, grad, x, w, also=(), check=arrays.real_numbers):
     """As `arrays.take_floats`; x and w must have a float dtype before promotion with grad."""
     given = dict(grad=grad, x=x, w=w)
-    taken = arrays.take(function, **given)
+    taken = arrays.take(function, check=check, **given)
     arrays.common_floats(function, dict(x=x, w=w), taken[1:], also)
     return arrays.common_floats(function, given, taken, also)
 
@@ -391,8 +472,14 @@ def backward(function, launcher, on_cpu, g, grad, x, w):
     device = launch.device_for(x)
     if not (grad.size and g.taps):
         grad_x[...], grad_w[...] = 0, 0
-    elif device is None:
-        on_cpu(launch.cpu_kernels(), grad_x, grad_w)
-    else:
-        launcher(device, *map(arrays.contiguous, (grad, x, w)), grad_x, grad_w, g)
+        return grad_x, grad_w
+
+    def compute(grad, x, w, grad_x, grad_w, g):
+        if device is None:
+            window = g.stride, g.padding, g.dilation, g.groups
+            on_cpu(launch.cpu_kernels(), grad, x, w, grad_x, grad_w, *window)
+        else:
+            launcher(device, *map(arrays.contiguous, (grad, x, w)), grad_x, grad_w, g)
+
+    spatial.backward(compute, g, grad, x, arrays.contiguous(w), grad_x, grad_w)
     return grad_x, grad_w

@@ -9,6 +9,7 @@ import numpy as np
 from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.launch import binary
+from mulfree_cupy.ops.spatial import as_filters
 from mulfree_cupy.ops.winograd.weights import WinogradWeights
 
 __all__ = ["PackedWeights", "pack"]
@@ -32,7 +33,7 @@ class PackedWeights:
 
     Attributes
     ----------
-    array : array, shape (K, C/groups, kh, kw) or (K, C)
+    array : array, shape (K, C/groups, kh, kw), or as given to `pack`
         The weights; read-only.
     op : str
         The operation that they were packed for.
@@ -64,17 +65,12 @@ class PackedWeights:
             self._features = kernels.features()
             make = getattr(kernels, f"pack_{kernel_name(op, bits)}", None)
             if make is not None and array.size:
-                self._packed = make(array.reshape(*array.shape[:2], *self._sides(array)), groups)
+                self._packed = make(as_filters(array), groups)
         elif (op == "binary" or bits is not None) and array.size:
             device = launch.device_for(array)
-            taken = array.reshape(*array.shape[:2], *self._sides(array))
-            self._packed = binary.pack_weights(device, arrays.contiguous(taken), groups, bits)
+            taken = as_filters(arrays.contiguous(array))
+            self._packed = binary.pack_weights(device, taken, groups, bits)
         self._array = array
-
-    @staticmethod
-    def _sides(array: Array) -> tuple[int, int]:
-        """Kernel size: 1x1 where the weights are a matrix."""
-        return (*array.shape[2:], 1, 1)[:2]
 
     @property
     def array(self) -> Array:
@@ -144,7 +140,8 @@ def pack(
     Parameters
     ----------
     w : array, shape (K, C/groups, kh, kw), or (K, C) for the shift convolutions
-        float32 or float64; for `adder_conv` integers too. It is copied.
+        float32 or float64; for `adder_conv` integers too. It is copied. Or in 1-D or 3-D, as the
+        operation takes it.
     op : {"conv", "adder", "binary", "winograd"}
         ``"conv"``: for `conv` and `shift_conv`; ``"adder"``: for `adder_conv` and
         `shift_adder_conv`; ``"binary"``: for `binary_conv`; ``"winograd"``: for `winograd_conv`.
@@ -192,10 +189,10 @@ def pack(
             f"pack: w must be of one of {names} for op={op!r}, got {taken.dtype}; "
             f"{arrays.conversion(w)}"
         )
-    if taken.ndim not in (2, 4) or (taken.ndim == 2 and groups != 1):
+    if not 2 <= taken.ndim <= 5 or (taken.ndim == 2 and groups != 1):
         raise ValueError(
-            f"pack: w must have shape (K, C/groups, kh, kw), or (K, C) with groups=1, "
-            f"got {taken.shape} with groups={groups}"
+            f"pack: w must have shape (K, C/groups, kh, kw), or one in 1-D or 3-D, or "
+            f"(K, C) with groups=1, got {taken.shape} with groups={groups}"
         )
     if taken.shape[0] % groups:
         raise ValueError(f"pack: groups={groups} must divide the {taken.shape[0]} filters of w")
@@ -245,7 +242,7 @@ def check_bits(function: str, bits: Any, *, op: str = "adder", **operands: Array
 def filter_scale(w: Array) -> Array:
     """XNOR-Net's scale of each filter, the mean of ``abs(w)``, in the dtype of w."""
     # A float32 sum of large weights would overflow.
-    mean = abs(arrays.contiguous(w)).mean(axis=(1, 2, 3), dtype=np.float64)
+    mean = abs(arrays.contiguous(w)).mean(axis=tuple(range(1, w.ndim)), dtype=np.float64)
     return mean.astype(w.dtype, copy=False)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array, namespace
+from mulfree_cupy.geometry import PaddingLike
 
 __all__ = ["avg_pool", "global_average_pool", "max_pool"]
 
@@ -20,7 +21,7 @@ def max_pool(
     kernel_size: int | tuple[int, int],
     *,
     stride: int | tuple[int, int] | None = None,
-    padding: int | tuple[int, int] = 0,
+    padding: PaddingLike = 0,
     out: Array | None = None,
 ) -> Array:
     """Largest value of each window, or NaN if it holds one.
@@ -32,8 +33,8 @@ def max_pool(
     kernel_size : int or pair of ints
     stride : int or pair of ints, optional
         By default `kernel_size`.
-    padding : int or pair of ints
-        Must be smaller than `kernel_size`, so that no window is all padding.
+    padding : int, pair of ints, two pairs of ints, "same" or "valid"
+        As in `conv`. Must be smaller than `kernel_size`, so that no window is all padding.
     out : array, shape (N, C, OH, OW), dtype of x, optional
         Receives the result; must not overlap x.
 
@@ -46,7 +47,7 @@ def max_pool(
     ValueError
         If shapes, parameters or `out` do not fit.
     TypeError
-        If x does not hold real numbers, or a parameter is not an int or pair of ints.
+        If x does not hold real numbers, or a parameter has the wrong type.
 
     Examples
     --------
@@ -58,7 +59,7 @@ def max_pool(
     """
     given, x = x, arrays.take_one("max_pool", "x", x)
     g = window("max_pool", x, kernel_size, stride, padding)
-    if any(p >= k for p, k in zip(g.padding, g.kernel, strict=True)):
+    if any(max(p) >= k for p, k in zip(g.padding, g.kernel, strict=True)):
         raise ValueError(
             f"max_pool: padding {g.padding} must be smaller than the kernel {g.kernel}: a window "
             "would see nothing of the image"
@@ -80,7 +81,7 @@ def avg_pool(
     kernel_size: int | tuple[int, int],
     *,
     stride: int | tuple[int, int] | None = None,
-    padding: int | tuple[int, int] = 0,
+    padding: PaddingLike = 0,
     out: Array | None = None,
 ) -> Array:
     """Mean of each window, zero padding included.
@@ -92,7 +93,8 @@ def avg_pool(
     kernel_size : int or pair of ints
     stride : int or pair of ints, optional
         By default `kernel_size`.
-    padding : int or pair of ints
+    padding : int, pair of ints, two pairs of ints, "same" or "valid"
+        As in `conv`.
     out : array, shape (N, C, OH, OW), optional
         Receives the result; must not overlap x.
 
@@ -106,7 +108,7 @@ def avg_pool(
     ValueError
         If shapes, parameters or `out` do not fit.
     TypeError
-        If x does not hold real numbers, or a parameter is not an int or pair of ints.
+        If x does not hold real numbers, or a parameter has the wrong type.
 
     Examples
     --------
@@ -195,8 +197,9 @@ def _pooled(kernel, x, g, out):
 def window(function, x, kernel_size, stride, padding) -> geometry.ConvGeometry:
     """The checked geometry of a pooling."""
     stride = kernel_size if stride is None else stride
-    g = geometry.window(function, x.shape, kernel_size, stride=stride, padding=padding)
-    return g._replace(filters=g.channels)
+    geometry.check_rank(function, "x", x.shape, "N, C, H, W")
+    options = {"filters": x.shape[1], "stride": stride, "padding": padding}
+    return geometry.window(function, x.shape, kernel_size, **options)
 
 
 def windows(g) -> list[tuple]:
@@ -206,19 +209,16 @@ def windows(g) -> list[tuple]:
 
 
 def bordered(image, outside, g):
-    shape = (
-        *image.shape[:-2],
-        *(n + 2 * p for n, p in zip(image.shape[-2:], g.padding, strict=True)),
-    )
+    shape = *image.shape[:-2], *g.padded_size
     padded = namespace(image).full(shape, outside, image.dtype)
     inside(padded, g)[...] = image
     return padded
 
 
 def inside(padded, g):
-    """Index of the image inside the padded image."""
-    (top, side), (height, width) = g.padding, padded.shape[-2:]
-    return padded[..., top : height - top, side : width - side]
+    """View of the image inside the padded image."""
+    (top, left), (height, width) = g.before, g.size
+    return padded[..., top : top + height, left : left + width]
 
 
 def lowest(dtype):

@@ -475,7 +475,7 @@ def _table(function, shifts, x, g):
         shifts = np.minimum(shifts, np.uint64(2**31)).astype(np.int64)
     if launch.device_for(x) is None:
         return np.ascontiguousarray(shifts, np.int64)
-    most = np.array([g.height, g.width])  # all shifts beyond the image are equivalent
+    most = np.array(g.size)  # all shifts beyond the image are equivalent
     return np.ascontiguousarray(np.minimum(np.maximum(shifts, -most), most), np.int32)
 
 
@@ -513,9 +513,9 @@ def _forward(function, launcher, x, w, shifts, bias, stride, out, kernel, also):
     table = _table(function, shifts, x, g)
     launch.check_kernel(function, kernel, x=x)
 
-    def on_cpu(kernels, w, bias, out):
+    def on_cpu(kernels, x, w, bias, out, stride, *_):
         weights = for_kernels(function, packed, w)
-        getattr(kernels, function)(x, weights, table, bias, out, g.stride)
+        getattr(kernels, function)(x, weights, table, bias, out, stride)
 
     def on_device(device, x, w, bias, out, g, kernel):
         launcher(device, x, w, table, bias, out, g.stride, kernel=kernel)
@@ -530,8 +530,8 @@ def _backward(function, launcher, on_cpu, grad, x, w, shifts, stride, also):
     g = _geometry(function, x, w, stride)
     table = _table(function, shifts, x, g)
 
-    def cpu(kernels, grad_x, grad_w):
-        on_cpu(kernels, grad, x, arrays.contiguous(w), table, grad_x, grad_w, g.stride)
+    def cpu(kernels, grad, x, w, grad_x, grad_w, stride, *_):
+        on_cpu(kernels, grad, x, w, table, grad_x, grad_w, stride)
 
     def device(device, grad, x, w, grad_x, grad_w, g):
         launcher(device, grad, x, w, table, grad_x, grad_w, g.stride)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mulfree_cupy import arrays, geometry
-from mulfree_cupy.geometry import Pair
+from mulfree_cupy.geometry import PaddingLike, Pair
 from mulfree_cupy.launch.numpy_winograd import transformed
 from mulfree_cupy.ops.winograd.matrices import checked, matrices
 from mulfree_cupy.report.energy import Operations
@@ -181,7 +181,7 @@ def _cost(matrix: np.ndarray) -> np.ndarray:
 
 
 def activation_density(
-    x: np.ndarray, form: str, *, m: int = 2, points: str = "lavin", padding: int | Pair = 1
+    x: np.ndarray, form: str, *, m: int = 2, points: str = "lavin", padding: PaddingLike = 1
 ) -> float:
     """Nonzero fraction of a layer's activations, in the domain of the products.
 

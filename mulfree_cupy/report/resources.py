@@ -113,15 +113,15 @@ def variants() -> list[Variant]:
     Of variants that differ only in vector width, the widest.
     """
     device = Recorder()
-    depthwise = ConvGeometry(1, 4, 16, 16, 4, (2, 2), groups=4)
-    small = ConvGeometry(1, 64, 8, 8, 64, (1, 1))
+    depthwise = ConvGeometry(1, 4, (16, 16), 4, (2, 2), groups=4)
+    small = ConvGeometry(1, 64, (8, 8), 64, (1, 1))
     for filters in (128, 64, 32, 16, 4, 1):
-        _record_halves(device, ConvGeometry(2, 64, 128, 128, filters, (1, 1)))
+        _record_halves(device, ConvGeometry(2, 64, (128, 128), filters, (1, 1)))
     _record_halves(device, small)
     for dtype in (np.float32, np.float64, np.uint8):
         for filters in (128, 64, 32, 16, 4):
-            _record_forward(device, dtype, ConvGeometry(2, 64, 128, 128, filters, (1, 1)))
-        _record_forward(device, dtype, ConvGeometry(4, 64, 128, 128, 64, (1, 1)))
+            _record_forward(device, dtype, ConvGeometry(2, 64, (128, 128), filters, (1, 1)))
+        _record_forward(device, dtype, ConvGeometry(4, 64, (128, 128), 64, (1, 1)))
         _record_forward(device, dtype, small)
         _record_forward(device, dtype, depthwise)
         _record_distances(device, dtype)
@@ -129,7 +129,8 @@ def variants() -> list[Variant]:
         _record_depthwise(device, dtype)
         for channels in (64, 32, 16, 4):
             for filters, kernel in ((channels, (3, 3)), (8, (1, 1))):
-                _record_backward(device, dtype, ConvGeometry(2, channels, 16, 16, filters, kernel))
+                g = ConvGeometry(2, channels, (16, 16), filters, kernel)
+                _record_backward(device, dtype, g)
         _record_backward(device, dtype, depthwise)
         for kernel in select.names("adder_matmul")[:4]:
             for size in (128, 64):
@@ -174,16 +175,16 @@ def _record_binary(device) -> None:
                 binary.adder_conv(device, x, w, None, out, g, bits, kernel)
 
     for dtype in (np.float16, np.float32, np.float64):
-        record(ConvGeometry(2, 64, 128, 128, 64, (3, 3)), dtype)
+        record(ConvGeometry(2, 64, (128, 128), 64, (3, 3)), dtype)
     for filters in (128, 32, 16, 4, 1):
-        record(ConvGeometry(4, 64, 128, 128, filters, (1, 1)), np.float32)
+        record(ConvGeometry(4, 64, (128, 128), filters, (1, 1)), np.float32)
     for channels in (8, 16, 32):
-        record(ConvGeometry(4, channels, 128, 128, 64, (1, 1)), np.float32)
-    record(ConvGeometry(1, 64, 7, 7, 64, (1, 1)), np.float32)
+        record(ConvGeometry(4, channels, (128, 128), 64, (1, 1)), np.float32)
+    record(ConvGeometry(1, 64, (7, 7), 64, (1, 1)), np.float32)
     for bits in (1, 2, 3, 4):
-        record(ConvGeometry(4, 64, 128, 128, 64, (1, 1)), np.uint8, bits)
+        record(ConvGeometry(4, 64, (128, 128), 64, (1, 1)), np.uint8, bits)
     for filters in (32, 16, 4, 1):
-        record(ConvGeometry(4, 4, 128, 128, filters, (1, 1)), np.uint8, 2)
+        record(ConvGeometry(4, 4, (128, 128), filters, (1, 1)), np.uint8, 2)
 
 
 def _record_shift(device) -> None:
@@ -233,7 +234,7 @@ def _record_depthwise(device, dtype) -> None:
     """Window sizes are macros: the usual ones, the largest, and one that falls back to the
     tiles."""
     for side, step, each in ((3, 1, 1), (3, 2, 1), (5, 1, 1), (7, 1, 1), (7, 4, 4), (8, 1, 1)):
-        g = ConvGeometry(1, 4, 64, 64, 4 * each, (side, side), (step, step), groups=4)
+        g = ConvGeometry(1, 4, (64, 64), 4 * each, (side, side), (step, step), groups=4)
         _record_forward(device, dtype, g)
 
 
@@ -253,7 +254,7 @@ def _record_winograd(device) -> None:
             u = np.random.default_rng(0).normal(size=(m + 2, m + 2, 64, 2)).astype(dtype)
             weights = WinogradWeights.from_dense(u).prune(0.2)
             _record_winograd_conv(device, weights, 4, 32, "2_sparse")
-            g = ConvGeometry(1, 2, 8, 8, 64, (3, 3), padding=(1, 1))
+            g = ConvGeometry(1, 2, (8, 8), 64, (3, 3), padding=((1, 1), (1, 1)))
             grad, x, grad_u = (np.zeros(s, dtype) for s in (g.out_shape, g.x_shape, u.shape))
             used = winograd_matrices(m)
             winograd.winograd_conv_backward(device, grad, x, weights, used, x, grad_u, g, True)
@@ -268,7 +269,7 @@ def _record_winograd(device) -> None:
 
 def _record_winograd_conv(device, weights, images, size, kernel) -> None:
     filters, channels = weights.shape[2:]
-    g = ConvGeometry(images, channels, size, size, filters, (3, 3), padding=(1, 1))
+    g = ConvGeometry(images, channels, (size, size), filters, (3, 3), padding=((1, 1), (1, 1)))
     x, out = np.zeros(g.x_shape, weights.dtype), np.zeros(g.out_shape, weights.dtype)
     matrices = winograd_matrices(weights.m)
     winograd.winograd_conv(device, x, weights, matrices, None, out, g, False, kernel)

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from mulfree_cupy import geometry
+from mulfree_cupy.geometry import Sides, Sizes
 from mulfree_cupy.inference.network import Layer
 from mulfree_cupy.inference.onnx.graph import Graph
+from mulfree_cupy.inference.operations import border_sides, window_of
 from mulfree_cupy.ops import binary
 from mulfree_cupy.ops.packing import filter_scale
 from mulfree_cupy.ops.winograd import winograd_matrices
@@ -19,23 +21,15 @@ from mulfree_cupy.ops.winograd import winograd_matrices
 _TERMS = 1 << 16
 
 
-def _pair(layer: Layer, option: str, default: int, least: int) -> tuple[int, int]:
-    return geometry.pair(layer.op, option, layer.options.get(option, default), least)
-
-
-def _window(layer: Layer, *also: str) -> dict[str, Any]:
+def _window(layer: Layer, kernel: Sizes) -> dict[str, Any]:
     """The attributes of a sliding window."""
-    attributes = {
-        "strides": _pair(layer, "stride", 1, 1),
-        "pads": 2 * _pair(layer, "padding", 0, 0),
-    }
-    if "dilations" in also:
-        attributes["dilations"] = _pair(layer, "dilation", 1, 1)
-    if "group" in also:
-        attributes["group"] = layer.options.get("groups", 1)
-    if "kernel_shape" in also:
-        attributes["kernel_shape"] = _pair(layer, "kernel_size", 1, 1)
-    return attributes
+    strides, sides, dilations = window_of(layer.op, layer.options, kernel)
+    return {"strides": strides, "pads": _pads(sides), "dilations": dilations}
+
+
+def _pads(sides: Sides) -> list[int]:
+    """The padding before each axis, then the padding after each."""
+    return [*(before for before, _ in sides), *(after for _, after in sides)]
 
 
 def _by_channel(vector: np.ndarray) -> np.ndarray:
@@ -45,7 +39,12 @@ def _by_channel(vector: np.ndarray) -> np.ndarray:
 
 def _conv(graph: Graph, layer: Layer, x: str) -> str:
     inputs = [graph.floats(layer, x), *_weight_and_bias(graph, layer)]
-    return graph.node("Conv", inputs, layer.name, **_window(layer, "dilations", "group"))
+    return graph.node("Conv", inputs, layer.name, **_grouped_window(graph, layer))
+
+
+def _grouped_window(graph: Graph, layer: Layer) -> dict[str, Any]:
+    window = _window(layer, graph.array(layer, "weight").shape[2:])
+    return {**window, "group": layer.options.get("groups", 1)}
 
 
 def _linear(graph: Graph, layer: Layer, x: str) -> str:
@@ -69,7 +68,7 @@ def _adder_conv(graph: Graph, layer: Layer, x: str) -> str:
     if "bits" in layer.options:
         most = np.uint8(2 ** layer.options["bits"] - 1)
         x = graph.node("Min", [x, graph.constant(most, f"{layer.name}/most")], f"{layer.name}/low")
-    return _adder(graph, layer, x, **_window(layer, "dilations"))
+    return _adder(graph, layer, x, **_window(layer, graph.array(layer, "weight").shape[2:]))
 
 
 def _adder(graph: Graph, layer: Layer, x: str, **window: Any) -> str:
@@ -104,7 +103,7 @@ def _binary_conv(graph: Graph, layer: Layer, x: str) -> str:
     )
     signs = graph.node("Where", [positive, one, minus], f"{layer.name}/signs")
     inputs = [signs, graph.weight(layer, "weight", binary.signs)]
-    sums = graph.node("Conv", inputs, layer.name, **_window(layer, "dilations", "group"))
+    sums = graph.node("Conv", inputs, layer.name, **_grouped_window(graph, layer))
     if not layer.options.get("scale", True):
         return sums
     scale = graph.constant(_by_channel(filter_scale(weight)), f"{layer.name}/scale")
@@ -120,7 +119,8 @@ def _shift(graph: Graph, layer: Layer, x: str) -> str:
     rows, columns = (shifts + reach).T
     kernels[np.arange(channels), 0, rows, columns] = 1
     inputs = graph.floats(layer, x), graph.constant(kernels, layer.arrays["shifts"])
-    window = {"strides": _pair(layer, "stride", 1, 1), "pads": [*reach, *reach]}
+    strides, _, _ = window_of(layer.op, layer.options, (1, 1))
+    window = {"strides": strides, "pads": [*reach, *reach]}
     moved = graph.node("Conv", inputs, layer.name, **window, group=channels)
     return moved if dtype.kind == "f" else graph.cast(moved, dtype)
 
@@ -139,7 +139,7 @@ def _shift_adder_conv(graph: Graph, layer: Layer, x: str) -> str:
 
 
 def _winograd_conv(graph: Graph, layer: Layer, x: str) -> str:
-    u, padding = graph.array(layer, "weight"), _pair(layer, "padding", 1, 0)
+    u, (_, padding, _) = graph.array(layer, "weight"), window_of(layer.op, layer.options, (3, 3))
     t, filters, channels = u.shape[1:]
     BT, G, AT = winograd_matrices(t - 2, points=layer.options["points"])
     relu = layer.options.get("relu", False)
@@ -147,11 +147,14 @@ def _winograd_conv(graph: Graph, layer: Layer, x: str) -> str:
     spatial = None if relu else _spatial(u, G)
     if spatial is not None:
         inputs = [x, *_weight_and_bias(graph, layer, lambda u: spatial)]
-        return graph.node("Conv", inputs, layer.name, pads=2 * padding)
+        return graph.node("Conv", inputs, layer.name, pads=_pads(padding))
     crop = graph.network.forms[layer.name][0][1:]
     sides = graph.network.forms[layer.inputs[0]][0][1:]
     tiles = [-(-out // (t - 2)) for out in crop]
-    end = [n * (t - 2) + 2 - side - p for n, side, p in zip(tiles, sides, padding, strict=True)]
+    covered = [  # by all tiles
+        (before, n * (t - 2) + 2 - side - before)
+        for n, side, (before, _) in zip(tiles, sides, padding, strict=True)
+    ]
     forms = {
         "rows": [-1, channels, t * t, math.prod(tiles)],
         "planes": [0, (t - 2) ** 2 * filters, *tiles],
@@ -163,7 +166,7 @@ def _winograd_conv(graph: Graph, layer: Layer, x: str) -> str:
         graph.constant(np.kron(BT, BT).reshape(-1, 1, t, t).astype(np.float32), "BT"),
         graph.constant(np.kron(AT, AT).astype(np.float32), "AT"),
     ]
-    window = {"m": t - 2, "strides": [t - 2, t - 2], "pads": [*padding, *end]}
+    window = {"m": t - 2, "strides": [t - 2, t - 2], "pads": _pads(covered)}
     function = "WinogradReluConv" if relu else "WinogradConv"
     return _with_bias(graph, layer, graph.call(function, inputs, layer.name, **window, **forms))
 
@@ -211,20 +214,26 @@ def _rescale(graph: Graph, layer: Layer, x: str, residual: str | None = None) ->
 
 
 def _pad(graph: Graph, layer: Layer, x: str) -> str:
-    border = _pair(layer, "border", 0, 0)
-    sides = graph.constant(np.array(2 * (0, 0, *border)), f"{layer.name}/border")
+    sides = (0, 0), (0, 0), *border_sides(layer.options["border"])
+    pads = graph.constant(np.array(_pads(sides)), f"{layer.name}/border")
     value = graph.constant(
         graph.dtype(layer.name).type(layer.options["value"]), f"{layer.name}/value"
     )
-    return graph.node("Pad", [x, sides, value], layer.name)
+    return graph.node("Pad", [x, pads, value], layer.name)
 
 
 def _max_pool(graph: Graph, layer: Layer, x: str) -> str:
-    return graph.node("MaxPool", [x], layer.name, **_window(layer, "kernel_shape"))
+    return graph.node("MaxPool", [x], layer.name, **_pool_window(layer))
+
+
+def _pool_window(layer: Layer) -> dict[str, Any]:
+    kernel = geometry.pair(layer.op, "kernel_size", layer.options["kernel_size"], 1)
+    strides, sides, _ = window_of(layer.op, layer.options, kernel)
+    return {"strides": strides, "pads": _pads(sides), "kernel_shape": kernel}
 
 
 def _avg_pool(graph: Graph, layer: Layer, x: str) -> str:
-    attributes = {**_window(layer, "kernel_shape"), "count_include_pad": 1}
+    attributes = {**_pool_window(layer), "count_include_pad": 1}
     return graph.node("AveragePool", [graph.floats(layer, x)], layer.name, **attributes)
 
 

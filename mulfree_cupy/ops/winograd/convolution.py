@@ -8,6 +8,7 @@ import numpy as np
 
 from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
+from mulfree_cupy.geometry import PaddingLike
 from mulfree_cupy.launch import numpy_winograd, select
 from mulfree_cupy.launch import winograd as launchers
 from mulfree_cupy.ops.winograd.matrices import matrices
@@ -25,7 +26,7 @@ def winograd_conv(
     weights: WinogradWeights,
     bias: Array | None = None,
     *,
-    padding: int | tuple[int, int] = 1,
+    padding: PaddingLike = 1,
     relu: bool = False,
     out: Array | None = None,
     kernel: str | None = None,
@@ -39,9 +40,9 @@ def winograd_conv(
         call.
     weights : WinogradWeights, shape (t, t, K, C)
     bias : array, shape (K,), optional
-    padding : int or pair of ints
-        Zeros around the image; the first tile begins at ``-padding``. Tiles may extend past the
-        other end, over zeros, and their outputs are cropped.
+    padding : int, pair of ints, two pairs of ints, "same" or "valid"
+        Zeros around the image, as in `conv`; the first tile begins at their first row and column.
+        Tiles may extend past the other end, over zeros, and their outputs are cropped.
     relu : bool
         Apply a ReLU to the transformed input. The layer is then not a convolution: it depends on
         where the tiles begin, and on the signs of the transform.
@@ -57,7 +58,7 @@ def winograd_conv(
     Returns
     -------
     array, shape (N, K, OH, OW)
-        float32, or float64 if an input is; ``OH = H + 2*padding - 2``.
+        float32, or float64 if an input is; ``OH = H + above + below - 2``.
 
     Raises
     ------
@@ -123,7 +124,7 @@ def winograd_conv_backward(
     x: Array,
     weights: WinogradWeights,
     *,
-    padding: int | tuple[int, int] = 1,
+    padding: PaddingLike = 1,
     relu: bool = False,
 ) -> tuple[Array, Array]:
     """Gradients of ``(winograd_conv(x, weights) * grad).sum()`` with respect to x and the weights.
