@@ -78,7 +78,9 @@ def windows(draw):
     pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
     stride, dilation, groups = draw(pairs), draw(pairs), draw(st.integers(1, 2))
     each = st.integers(0, 3)
-    padding = draw(st.one_of(each, st.tuples(each, each)))
+    padding = draw(st.one_of(each, st.tuples(each, each), st.tuples(*[st.tuples(each, each)] * 2)))
+    if stride == (1, 1):
+        padding = draw(st.sampled_from([padding, "same"]))
     chunks = draw(st.tuples(*(st.integers(1, n) for n in (2, 2 * groups, *size))))
     name = draw(st.sampled_from(["adder_conv", "binary_conv", "conv"]))
     dtype = draw(st.sampled_from(["f", "d"] + ["B"] * (name == "adder_conv")))
@@ -100,6 +102,14 @@ def test_any_window_of_any_blocks(problem, seed):
             getattr(compat, name)(lazy, w, **options)
         return
     assert_same(getattr(compat, name)(lazy, w, **options), want)
+
+
+def test_lines_and_volumes():
+    for shape, chunks in (((2, 3, 40), (1, 3, 7)), ((2, 3, 9, 8, 7), (1, 3, 4, 3, 5))):
+        x, w = RNG.normal(size=shape), RNG.normal(size=(4, 3, *(3,) * (len(shape) - 2)))
+        got = compat.conv(da.from_array(x, chunks=chunks), w, padding="same")
+        assert got.numblocks[2] > 1
+        assert_same(got, mf.conv(x, w, padding="same"))
 
 
 def test_weights_may_be_packed_and_images_in_memory():

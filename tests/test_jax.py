@@ -141,6 +141,36 @@ def test_gradients_of_each_example(name):
         assert_allclose(got[i], want if weights else want[0], rtol=1e-5, atol=1e-5)
 
 
+def test_lines_volumes_and_complex_numbers():
+    options = dict(padding="same", groups=2)
+    for shape in ((2, 4, 9), (2, 4, 5, 6, 7)):
+        x, w = numbers(*shape), numbers(6, 2, *(3,) * (len(shape) - 2))
+        want = mf.conv(x, w, **options)
+        got = jax.jit(lambda x, w: compat.conv(x, w, **options))(x, w)
+        assert_array_equal(got, want, strict=True)
+        gradients = jax.grad(lambda x, w: compat.conv(x, w, **options).sum(), (0, 1))(x, w)
+        backward = mf.conv_backward(np.ones_like(want), x, w, **options)
+        for a, b in zip(gradients, backward, strict=True):
+            assert_array_equal(a, b, strict=True)
+
+
+def test_complex_numbers_as_in_jax_s_own_convolution():
+    def complex_numbers(*shape):
+        return numbers(*shape) + 1j * numbers(*shape)
+
+    def own(x, w):
+        return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", feature_group_count=2)
+
+    def ours(x, w):
+        return compat.conv(x, w, padding="same", groups=2)
+
+    x, w, grad = (complex_numbers(*s) for s in ((2, 4, 5, 5), (6, 2, 3, 3), (2, 6, 5, 5)))
+    (y, pullback), (want, own_pullback) = jax.vjp(ours, x, w), jax.vjp(own, x, w)
+    assert y.dtype == np.complex64
+    for a, b in zip((y, *pullback(grad)), (want, *own_pullback(grad)), strict=True):
+        assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_images_that_meet_the_same_weights_are_one_call(monkeypatch):
     calls = []
     forward = adder.forward

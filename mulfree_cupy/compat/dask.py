@@ -144,8 +144,7 @@ def _overlapping(x: Any, g: geometry.ConvGeometry) -> tuple[Any, list[_Axis]]:
     from dask.array.overlap import ensure_minimum_chunksize, overlap
 
     axes, depth = [], {0: 0, 1: 0}
-    before = getattr(g, "before", g.padding)  # the latter where both sides are padded alike
-    windows = zip(g.out_shape[2:], g.kernel, g.stride, before, g.dilation, strict=True)
+    windows = zip(g.out_size, g.kernel, g.stride, g.before, g.dilation, strict=True)
     for i, described in enumerate(windows, 2):
         axis = _Axis(x.chunks[i], *described)
         if axis.least > sum(axis.blocks):

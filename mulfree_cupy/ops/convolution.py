@@ -328,7 +328,8 @@ def _options(g):
 
 def _parts(a: Array) -> Array:
     """Real and imaginary part of each channel, interleaved: (N, 2*C, ...)."""
-    return arrays.namespace(a).stack((a.real, a.imag), 2).reshape(len(a), -1, *a.shape[2:])
+    stacked = arrays.namespace(a).stack((a.real, a.imag), 2)
+    return stacked.reshape(len(a), 2 * a.shape[1], *a.shape[2:])
 
 
 def _filters_of_parts(w: Array) -> Array:
