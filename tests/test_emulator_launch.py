@@ -280,7 +280,11 @@ def test_the_cache_is_used_and_mended(tmp_path, monkeypatch):
     assert run_tiny() == 7
     assert library.stat().st_size == len(whole)
     left = {p.suffix for p in (tmp_path / "kernels").iterdir()}
-    assert left <= {".o", ".so", ".h", ".gch"}
+    assert left <= {".o", ".so", ".h", ".gch", ".sha256"}
+    for damage in (b"", whole[:1000]):
+        for file in (tmp_path / "kernels").iterdir():
+            file.write_bytes(damage)
+        assert run_tiny() == 7
 
 
 def test_without_a_compiler(tmp_path, monkeypatch):
@@ -288,6 +292,21 @@ def test_without_a_compiler(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(RuntimeError, match=r"needs a C\+\+ compiler.*apt install g\+\+"):
+        run_tiny()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("CXX", "no-such-compiler", "CXX names no-such-compiler, which is not there"),
+        ("CXX", "false", r"false is no C\+\+ compiler: --version fails"),
+        ("MULFREE_CACHE_DIR", "/dev/null/kernels", "set MULFREE_CACHE_DIR to another"),
+        ("MULFREE_EMULATOR_SECONDS", "long", "MULFREE_EMULATOR_SECONDS must be a number, got 'lo"),
+    ],
+)
+def test_an_environment_that_will_not_do_is_named(name, value, message, monkeypatch):
+    monkeypatch.setenv(name, value)
+    with pytest.raises((RuntimeError, OSError, ValueError), match=message):
         run_tiny()
 
 

@@ -80,6 +80,30 @@ def test_an_exercise_is_solved_by_the_kernel_itself_alone(kernel, tmp_path):
     assert verdict.solved and str(verdict).startswith("solved")
 
 
+def test_lines_behind_an_include_are_the_files_own(tmp_path, capsys):
+    text = (cuda_directory() / "winograd/2_sparse.cu").read_text()
+    assert '#include "' in text
+    lines = text.splitlines()
+    number = max(i for i, line in enumerate(lines, 1) if "values[e]" in line)
+    file = tmp_path / "mine.cu"
+    file.write_text(text.replace("values[e]", "values[e + 100000]"))
+    (finding, *_) = lessons.check(file, "winograd/2").trial.report.findings
+    assert (finding.kind, finding.line) == ("out_of_bounds", number)
+    (tmp_path / "own.cuh").write_text("#define EVERY 1\n")
+    file.write_text('#include "own.cuh"\n' + text.replace("values[e]", "values[e * EVERY]"))
+    assert lessons.check(file, "winograd/2").solved
+    file.write_text(text + '#include "nowhere.cuh"\n')
+    with pytest.raises(FileNotFoundError, match=rf"mine.cu:{len(lines) + 1}: there is no header"):
+        lessons.check(file, "winograd/2")
+
+
+def test_other_parameters_are_no_traceback(tmp_path, capsys):
+    file = tmp_path / "mine.cu"
+    file.write_text(SHARED_TILE.read_text().replace("int a_batch)", "int a_batch, int more)"))
+    assert cli.main(["kernels", "check", str(file), "--as", "adder", "2"]) == 1
+    assert re.search(r"mulfree: .*mine.cu: .* takes 8 arguments", capsys.readouterr().err)
+
+
 def test_what_is_right_but_not_the_idea_is_told(tmp_path):
     verdict = lessons.check(cuda_directory() / "adder/1_naive.cu", "adder/2")
     assert verdict.trial.passed and not verdict.solved

@@ -23,7 +23,6 @@ from mulfree_cupy.cli import (
 from mulfree_cupy.config import keep_freed_memory
 from mulfree_cupy.data.dataset import OtherData
 from mulfree_cupy.files import reason
-from mulfree_cupy.launch import emulator
 from mulfree_cupy.version import __version__
 
 
@@ -47,10 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OtherData as error:
         print(f"mulfree: {error}; choose the data set with --data", file=sys.stderr)
         return 1
-    except (
-        *(ValueError, OSError, ImportError, FloatingPointError),
-        *(emulator.CompilationError, emulator.EmulationFault, NotImplementedError),
-    ) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
         print(f"mulfree: {error}", file=sys.stderr)
         return 1
 

@@ -65,7 +65,7 @@ def read(path: str, defines: Mapping[str, object] | None = None) -> str:
 def stand_in(path: str, file: Path) -> Iterator[None]:
     """Within the block, `read` returns the text of another file instead of ``cuda/<path>``.
 
-    Its local includes are resolved in the folder of ``cuda/<path>``.
+    Its local includes are looked for beside it, then in the folder of ``cuda/<path>``.
     """
     token = _stand_ins.set({**_stand_ins.get(), path: file})
     try:
@@ -84,15 +84,25 @@ def _expanded(path: str) -> str:
 
 
 def _with_includes(file: Path, label: str, path: str) -> str:
-    """The text of a file at ``cuda/<path>``, called `label` in reports."""
+    """The text of a file, at or in place of ``cuda/<path>``, called `label` in reports."""
     root = cuda_directory()
     parts = [f'#line 1 "{label}"\n']
     text, end = file.read_text(encoding="utf-8"), 0
     for include in _LOCAL_INCLUDE.finditer(text):
-        found = (root / path).parent.joinpath(include[1]).resolve().relative_to(root.resolve())
-        following = text.count("\n", 0, include.end()) + 1
-        parts += [text[end : include.start()], "\n", _expanded(found.as_posix())]
-        parts += [f'\n#line {following} "{label}"']
+        line = text.count("\n", 0, include.end()) + 1
+        own = file.parent / include[1]
+        found = (root / path).parent.joinpath(include[1]).resolve()
+        if root not in file.parents and own.is_file():
+            included = _with_includes(own, str(own), path)
+        elif found.is_file() and found.is_relative_to(root.resolve()):
+            included = _expanded(found.relative_to(root.resolve()).as_posix())
+        else:
+            folder = Path("cuda", path).parent.as_posix()
+            raise FileNotFoundError(
+                f"{label}:{line}: there is no header {include[1]}, here or in {folder}"
+            )
+        parts += [text[end : include.start()], "\n", included]
+        parts += [f'\n#line {line + 1} "{label}"']
         end = include.end()
     return "".join([*parts, text[end:]])
 

@@ -15,6 +15,7 @@ import numpy as np
 from mulfree_cupy.launch.emulator import Counts, Finding, Report, emulated_cuda
 from mulfree_cupy.launch.source import Kernel, kernels, stand_in
 from mulfree_cupy.lessons.cases import Case, case_of
+from mulfree_cupy.train.evaluation import namespace_of
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,8 @@ def attempt(
         With ``check=True`` at the first fault, and where a kernel cannot continue.
     CompilationError, NotImplementedError
         If the text does not compile, or uses what the emulator lacks.
+    ValueError
+        If the text's kernel has other parameters, or there is no such device.
     """
     case = case_of(kernel.path)
     block = (
@@ -145,8 +148,12 @@ def attempt(
     )
     start = time.perf_counter()
     replaced = stand_in(kernel.path, file) if file else nullcontext()
-    with block as report, replaced, _marked_memory(device):
-        answers = _arrays(case.solve(*map(_module(device).asarray, case.arrays)))
+    arrays = [*map(_module(device).asarray, case.arrays)]
+    try:
+        with block as report, replaced, _marked_memory(device):
+            answers = _arrays(case.solve(*arrays))
+    except TypeError as error:  # of the launch: other parameters
+        raise ValueError(f"{file or kernel.path}: {error}") from error
     seconds = time.perf_counter() - start
     expected = _arrays(case.expect(*case.arrays))
     verdicts = [_compare(a, e, case.tolerance) for a, e in zip(answers, expected, strict=True)]
@@ -158,9 +165,7 @@ def _module(device: str) -> Any:
     """Of a device's arrays."""
     if device == "emulator":
         return np
-    import cupy
-
-    return cupy
+    return namespace_of(device)
 
 
 @contextmanager

@@ -141,6 +141,15 @@ def emulated_cuda(
         _settings.reset(token)
 
 
+def _limit() -> float:
+    """Seconds that a launch may take."""
+    text = os.environ.get("MULFREE_EMULATOR_SECONDS", "60")
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"MULFREE_EMULATOR_SECONDS must be a number, got {text!r}") from None
+
+
 class RawKernel:
     """A CUDA kernel from source, with the interface of `cupy.RawKernel`, on NumPy arrays.
 
@@ -272,7 +281,7 @@ class RawKernel:
             variable_count=len(library.variables),
             guide=settings.guide,
             cooperative=self.enable_cooperative_groups,
-            seconds=float(os.environ.get("MULFREE_EMULATOR_SECONDS", 60)),
+            seconds=_limit(),
         )
         shared = contextlib.nullcontext()
         if self._module:

@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from mulfree_cupy.files import reason
 from mulfree_cupy.launch import source
 from mulfree_cupy.launch.emulator.translation import (
     Translation,
@@ -102,15 +103,24 @@ def cache_directory() -> Path:
     chosen = os.environ.get("MULFREE_CACHE_DIR")
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(chosen) if chosen else Path(root) / "mulfree_cupy"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(
+            f"{folder} cannot be the folder of compiled kernels ({reason(error)}): set "
+            "MULFREE_CACHE_DIR to another"
+        ) from error
     return folder
 
 
 def find_compiler() -> str:
     """The C++ compiler: ``$CXX``, else g++, else clang++."""
-    for candidate in (os.environ.get("CXX"), "g++", "clang++"):
-        if candidate and (found := shutil.which(candidate)):
+    chosen = os.environ.get("CXX")
+    for candidate in [chosen] if chosen else ["g++", "clang++"]:
+        if found := shutil.which(candidate):
             return found
+    if chosen:
+        raise RuntimeError(f"the environment variable CXX names {chosen}, which is not there")
     raise RuntimeError(
         "the emulator needs a C++ compiler at run time and found none: install g++ "
         "(Debian and Ubuntu: apt install g++; Fedora: dnf install gcc-c++; macOS: xcode-select "
@@ -120,7 +130,9 @@ def find_compiler() -> str:
 
 @functools.cache
 def _version(compiler: str) -> str:
-    done = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
+    done = subprocess.run([compiler, "--version"], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{compiler} is no C++ compiler: --version fails; CXX names another")
     return done.stdout
 
 
@@ -363,12 +375,13 @@ class _Prepared:
     def header(self) -> Path:
         """The header to include; GCC takes the ``.gch`` beside it instead."""
         self._finish(Path(f"{self._header}.gch"))
-        if not self._header.exists():
-            _write(self._header, f'#include "{self.headers}/emulator.h"\n'.encode())
+        line = f'#include "{self.headers}/emulator.h"\n'.encode()
+        if not self._header.exists() or self._header.read_bytes() != line:
+            _write(self._header, line)
         return self._header
 
     def _start(self, file: Path, command: list[str]) -> None:
-        if file.exists():
+        if _intact(file):
             return
         handle, scratch = tempfile.mkstemp(suffix=file.suffix, dir=self.cache)
         os.close(handle)
@@ -387,7 +400,21 @@ class _Prepared:
             raise CompilationError(
                 f"the emulator's own {file.suffix} file does not compile:\n{errors}"
             )
+        digest = hashlib.sha256(Path(scratch).read_bytes()).digest()
         os.replace(scratch, file)
+        _write(_digest_of(file), digest)
+
+
+def _digest_of(file: Path) -> Path:
+    """The SHA-256 of a file that cannot end with it, as compilers read it."""
+    return Path(f"{file}.sha256")
+
+
+def _intact(file: Path) -> bool:
+    try:
+        return hashlib.sha256(file.read_bytes()).digest() == _digest_of(file).read_bytes()
+    except OSError:
+        return False
 
 
 def _write(file: Path, data: bytes) -> None:
