@@ -233,6 +233,36 @@ def test_faults_with_the_heap(which, n, kind, line):
     assert (found.kind, found.line) == (kind, line)
 
 
+@pytest.mark.parametrize("check", [True, False])
+def test_what_is_new_and_deleted_in_one_function(check):
+    code = """
+struct Two { float a, b; Two(float x) : a(x), b(2 * x) {} };
+extern "C" __global__ void brief(float* y, int n) {
+    int* p = new int[5];
+    p[n] = n;
+    Two* two = new Two(3);
+    float* q = new float(4);
+    y[threadIdx.x] = p[n] + two->b + *q;
+    delete[] p;
+    delete two;
+    delete q;
+}"""
+    y = np.zeros(32, F32)
+    with emulated_cuda(check=check):
+        RawKernel(code, "brief")((1,), (32,), (y, I32(2)))
+    np.testing.assert_array_equal(y, 12)
+
+
+@pytest.mark.parametrize(
+    ("use", "kind"),
+    [("int* p = (int*)malloc(20); p[9] = 1; free(p);", "out_of_bounds"),
+     ("int* p = (int*)malloc(20); p[n] = 1; y[0] = p[n]; free(p); free(p);", "trap")],
+)  # fmt: skip
+def test_memory_of_one_function_is_checked(use, kind):
+    brief = RawKernel(f'extern "C" __global__ void brief(int* y, int n) {{ {use} }}', "brief")
+    assert fault(brief, (1,), (np.zeros(1, I32), I32(2))).kind == kind
+
+
 def test_more_arrays_than_any_table_has_places_for():
     code = """
 struct Many { float* of[1500]; };
