@@ -157,7 +157,7 @@ def convolutions(layer: Layer, x: np.ndarray, w: np.ndarray, threads: int) -> di
     """The same layer as an ordinary convolution, by those libraries that are there."""
     columns = np.empty((layer.batch, layer.taps, layer.out_size**2), np.float32)
     answer = np.empty((layer.batch, layer.filters, layer.out_size**2), np.float32)
-    filters, padding = w.reshape(len(w), -1), (layer.padding, layer.padding)
+    filters, padding = w.reshape(len(w), -1), ((layer.padding,) * 2,) * 2
 
     def im2col():
         launch.cpu_kernels().im2col(x, columns, (3, 3), (1, 1), padding, (1, 1))

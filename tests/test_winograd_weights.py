@@ -267,7 +267,7 @@ BAD = [
     (lambda: Weights.from_dense(U[0]), ValueError, "from_dense: u must have 4 dimensions"),
     (lambda: Weights.from_dense(U, points="x"), ValueError, "from_dense: no transform for .*'x'"),
     (lambda: Weights.from_dense(U, U[0]), ValueError, r"mask must have shape \(4, 4, 5, 7\)"),
-    (lambda: Weights.from_dense(None), TypeError, "from_dense: u must hold real numbers"),
+    (lambda: Weights.from_dense(None), TypeError, "from_dense: u is no array, got a NoneType"),
     (lambda: Weights.from_sparse(None, U.shape), TypeError, "matrices must be a seq.*got NoneType"),
     (lambda: Weights.from_sparse([], (0, 0, 3, 3)), ValueError, r"shape must be \(t, t, K, C\) wi"),
     (lambda: Weights.from_sparse([], (4, 4)), ValueError, r"shape must have .* \(t, t, K, C\)"),

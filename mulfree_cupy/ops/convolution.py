@@ -29,10 +29,12 @@ def im2col(
     ----------
     x : array, shape (N, C, H, W)
         NumPy, CuPy or ``__dlpack__``; any real dtype.
-    kernel_size, stride, dilation : int or pair of ints
-        The window (kh, kw), its step, the distance between taps.
+    kernel_size, stride : int or pair of ints
+        The window (kh, kw), and its step.
     padding : int, pair of ints, two pairs of ints, "same" or "valid"
         Zeros around the image, as in `conv`.
+    dilation : int or pair of ints
+        The distance between taps.
 
     Returns
     -------
@@ -156,12 +158,13 @@ def conv(
     w : array, shape (K, C/groups, kh, kw), or with the axes of x, or PackedWeights
         See `pack`, which is for real numbers.
     bias : array, shape (K,), optional
-    stride, dilation : int, or one for each axis
+    stride : int, or one for each axis
     padding : int, one for each axis, a pair of ints for each axis, "same" or "valid"
         Zeros around the image: the same number before and after each axis, or pairs
         (before, after) as in `numpy.pad` and JAX. ``"same"``, only for stride 1, keeps the size: it
         adds ``dilation*(kh - 1)`` rows, half of them before and half after, the odd one after, as
         in PyTorch. ``"valid"`` is 0.
+    dilation : int, or one for each axis
     groups : int
         Divides C and K; ``groups=C`` is the depthwise convolution.
     out : array, shape (N, K, OH, OW), or with the axes of x, optional
