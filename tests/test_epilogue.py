@@ -194,10 +194,10 @@ def test_to_bytes_halves_go_to_the_even_number():
         {"origin": np.ones(1, "f")},
         {"offset": np.ones(4, "f")},
         {"residual": np.ones((1, 3, 4, 3), "f")},
-        {"out": np.empty((1, 3, 4, 4), "u1"), "low": -1},
-        {"out": np.empty((1, 3, 4, 4), "u1"), "high": 256},
+        {"out": np.zeros((1, 3, 4, 4), "u1"), "low": -1},
+        {"out": np.zeros((1, 3, 4, 4), "u1"), "high": 256},
         {"groups": 2},
-        {"out": np.empty((1, 3, 4, 5), "f")},
+        {"out": np.zeros((1, 3, 4, 5), "f")},
     ],
     ids=str,
 )
@@ -216,7 +216,7 @@ def test_weights_packed_for_another_operation_are_refused():
     [
         {"residual": np.ones((1, 3, 4, 4), "d")},
         {"residual": np.ones((1, 3, 4, 4), "i1")},
-        {"out": np.empty((1, 3, 4, 4), "i4")},
+        {"out": np.zeros((1, 3, 4, 4), "i4")},
         {"scale": np.ones(3, "d")},
         {"origin": np.ones(3, "d")},
     ],
