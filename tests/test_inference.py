@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rehearsal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
@@ -542,7 +543,8 @@ def test_on_a_gpu(cupy, predictor, images):
     answer = predictor(cupy.asarray(images))
     assert isinstance(answer, cupy.ndarray)
     assert_allclose(answer.get(), predictor(images), rtol=1e-4, atol=1e-4)
-    assert_array_equal(predictor.predict(cupy.asarray(images)), predictor.predict(images))
+    if not rehearsal.active():  # which computes no answers, finite or not
+        assert_array_equal(predictor.predict(cupy.asarray(images)), predictor.predict(images))
 
 
 def test_a_network_of_float64_answers_in_float32():
