@@ -155,6 +155,49 @@ def test_what_is_read_before_a_barrier_guards_nothing_behind_it():
     )
 
 
+ADDS = """
+extern "C" __global__ void add(int which, int limit, int* d, const int* x, int* y) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (which == 0) {
+        int place = *d;                                     // 5
+        atomicAdd(d, 1);                                    // 6
+        y[place] = x[i];
+    } else if (which == 1) {
+        atomicExch(d,                                       // 9
+                   *d + x[i]);                              // 10
+    } else if (which == 2 && *d < limit) {                  // 11
+        int place = atomicAdd(d, 1);                        // 12
+        if (place < limit) y[place] = x[i];
+    } else if (which == 3) {
+        if (!d[x[i] % 4]) atomicExch(d + x[i] % 4, 1);
+    } else if (which == 4) {                                // many reads between
+        int known = *d, cost = 0;
+        for (int k = 0; k < 200; ++k) cost += x[(i + k) % 256];
+        if (cost > known) atomicMax(d, cost);
+    }
+}"""
+add = RawKernel(ADDS, "add")
+
+
+@pytest.mark.parametrize(("grid", "block"), [(1, 64), (64, 1), (4, 48)])
+@pytest.mark.parametrize(
+    ("which", "limit", "lines"),
+    [
+        (0, 0, {5, 6}),  # every thread may find the same place
+        (1, 0, {9, 10}),  # a sum that loses
+        (2, 40, set()),  # the place that the atomic access gives decides
+        (3, 0, set()),
+        (4, 0, set()),
+    ],
+)
+def test_a_read_before_an_addition_guards_it_only_as_a_condition(grid, block, which, limit, lines):
+    x, y = np.random.default_rng(0).integers(1, 99, 256).astype(I32), np.zeros(256, I32)
+    with emulated_cuda(check="collect") as report:
+        add((grid,), (block,), (I32(which), I32(limit), np.zeros(4, I32), x, y))
+    assert {f.kind for f in report.findings} == ({"race"} if lines else set())
+    assert {f.line for f in report.findings} == lines
+
+
 # ---- fences, tickets and locks ------------------------------------------------------------------
 
 TICKETS = """

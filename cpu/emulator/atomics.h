@@ -11,9 +11,9 @@ MULFREE_UNSEEN T peek(T *address) { return *address; }
 template <class T>
 MULFREE_UNSEEN void poke(T *address, T value) { *address = value; }
 
-template <class T, class Function>
+template <bool decides, class T, class Function>
 MULFREE_INLINE T atomic(T *address, Function f) {
-    mulfree_atomic(address, sizeof(T));
+    mulfree_atomic(address, sizeof(T), decides);
     const T old = peek(address), changed = f(old);
     poke(address, changed);
     if (__builtin_memcmp(&changed, &old, sizeof old) == 0) mulfree_spin();  // it may be waiting
@@ -26,10 +26,10 @@ using Same = std::common_type_t<T>;
 
 }  // namespace mulfree_emulator
 
-#define MULFREE_ATOMIC(name, expression)                                                              \
+#define MULFREE_ATOMIC(name, decides, expression)                                                     \
     template <class T>                                                                                \
     MULFREE_INLINE T name(T *address, mulfree_emulator::Same<T> v) {           \
-        return mulfree_emulator::atomic(address, [=](T old) { (void)old; return T(expression); });    \
+        return mulfree_emulator::atomic<decides>(address, [=](T old) { (void)old; return T(expression); });    \
     }                                                                                                 \
     template <class T>                                                                                \
     MULFREE_INLINE T name##_block(T *address, mulfree_emulator::Same<T> v) {   \
@@ -39,22 +39,22 @@ using Same = std::common_type_t<T>;
     MULFREE_INLINE T name##_system(T *address, mulfree_emulator::Same<T> v) {  \
         return name(address, v);                                                                      \
     }
-MULFREE_ATOMIC(atomicAdd, old + v)
-MULFREE_ATOMIC(atomicSub, old - v)
-MULFREE_ATOMIC(atomicMin, v < old ? v : old)
-MULFREE_ATOMIC(atomicMax, old < v ? v : old)
-MULFREE_ATOMIC(atomicAnd, old & v)
-MULFREE_ATOMIC(atomicOr, old | v)
-MULFREE_ATOMIC(atomicXor, old ^ v)
-MULFREE_ATOMIC(atomicInc, old >= v ? 0 : old + 1)
-MULFREE_ATOMIC(atomicDec, old == 0 || old > v ? v : old - 1)
-MULFREE_ATOMIC(atomicExch, v)
+MULFREE_ATOMIC(atomicAdd, false, old + v)
+MULFREE_ATOMIC(atomicSub, false, old - v)
+MULFREE_ATOMIC(atomicMin, true, v < old ? v : old)
+MULFREE_ATOMIC(atomicMax, true, old < v ? v : old)
+MULFREE_ATOMIC(atomicAnd, true, old & v)
+MULFREE_ATOMIC(atomicOr, true, old | v)
+MULFREE_ATOMIC(atomicXor, false, old ^ v)
+MULFREE_ATOMIC(atomicInc, false, old >= v ? 0 : old + 1)
+MULFREE_ATOMIC(atomicDec, false, old == 0 || old > v ? v : old - 1)
+MULFREE_ATOMIC(atomicExch, false, v)
 #undef MULFREE_ATOMIC
 
 #define MULFREE_COMPARE_AND_SWAP(name)                                                                   \
     template <class T>                                                                                   \
     MULFREE_INLINE T name(T *address, mulfree_emulator::Same<T> compare, mulfree_emulator::Same<T> v) {  \
-        return mulfree_emulator::atomic(address, [=](T old) { return old == compare ? T(v) : old; });    \
+        return mulfree_emulator::atomic<true>(address, [=](T old) { return old == compare ? T(v) : old; });    \
     }
 MULFREE_COMPARE_AND_SWAP(atomicCAS)
 MULFREE_COMPARE_AND_SWAP(atomicCAS_block)

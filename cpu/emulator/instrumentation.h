@@ -53,9 +53,9 @@ void __tsan_func_exit() {}
 void __tsan_init() {}
 
 // The announcements of emulator.h: atomics and copies that are not plain loads and stores.
-void mulfree_atomic(void *p, int size) {
+void mulfree_atomic(void *p, int size, bool decides) {
     if (now.launch->check || now.launch->trace)
-        on_access(uintptr_t(p), size_t(size), size_t(size), Access::atomic, MULFREE_CALLER);
+        on_access(uintptr_t(p), size_t(size), size_t(size), Access::atomic, MULFREE_CALLER, true, decides);
 }
 
 void mulfree_spin() { spin(MULFREE_CALLER); }

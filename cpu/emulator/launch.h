@@ -80,7 +80,8 @@ char *mulfree_room();  // 128 bytes for each thread of a block, which the checks
 void mulfree_grid_barrier(const char *file, int line);
 bool mulfree_is_cooperative();  // the launch allows it
 void mulfree_fence(bool device);
-void mulfree_atomic(void *address, int size);  // announces an atomic access by the caller
+// Announces an atomic access by the caller (decides: memory.h).
+void mulfree_atomic(void *address, int size, bool decides);
 void mulfree_spin();  // the caller may be waiting for another thread: now and then that one runs
 void mulfree_xorwow_skip(unsigned *v, unsigned long long n, int power);  // n * 2^power steps of five words
 void mulfree_trap(const char *what, const char *file, int line) __attribute__((noreturn));

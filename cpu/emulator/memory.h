@@ -363,11 +363,31 @@ MULFREE_RARE inline void settle_pending() {
 // line are dropped in the end (reading.py).
 inline Rows<uint32_t> guards;
 
-MULFREE_RARE inline bool is_guard(uint32_t pc) {
-    for (uint32_t guard : guards)
-        if (guard == pc) return true;
-    return false;
+// The last plain reads of each thread, each of another place, in pairs by a hash of the address; older
+// ones get lost.
+struct Look {
+    uintptr_t address;  // 0: none
+    uint32_t pc, time;
+    bool followed;      // by an atomic access
+};
+constexpr size_t look_pairs = 16;
+inline Look looks[max_threads][look_pairs][2];
+
+// The current thread's last read of a place, or the one to forget for it.
+inline Look &look_at(uintptr_t address) {
+    Look *pair = looks[now.current][(address >> 2 ^ address >> 6) % look_pairs];
+    if (pair[0].address != address) {
+        const Look former = pair[0];
+        pair[0] = pair[1];
+        pair[1] = former;
+    }
+    return pair[0];
 }
+
+// Reads before an atomicAdd or an exchange, which write whatever the place holds: these guard only if some
+// thread went without, as in `if (*count < limit) i = atomicAdd(count, 1)`.
+inline Rows<uint32_t> conditions;
+inline bool went_without[4096];  // by a hash of the read's pc
 
 // Two plain reads of one place by one thread with no barrier between them: the first guards what the
 // second guards.
@@ -376,12 +396,6 @@ struct Reread {
 };
 inline Rows<Reread> rereads;
 inline Reread last_rereads[256];  // those that need not be added again
-
-MULFREE_RARE inline void open_guards() {
-    guards.clear();
-    rereads.clear();
-    std::memset(last_rereads, 0, sizeof last_rereads);
-}
 
 MULFREE_RARE inline void add_reread(uint32_t first, uint32_t then) {
     Reread &last = last_rereads[(first * 31 + then) & 255];
@@ -393,11 +407,59 @@ MULFREE_RARE inline void add_reread(uint32_t first, uint32_t then) {
     now.busy = false;
 }
 
+inline void look(uintptr_t address, uint32_t pc) {
+    Look &last = look_at(address);
+    if (last.address == address) {
+        if (!last.followed) went_without[last.pc & 4095] = true;
+        if (last.pc != pc && last.time >= now.floor) add_reread(last.pc, pc);
+    }
+    last = {address, pc, now.time, false};
+}
+
+inline bool is_among(const Rows<uint32_t> &pcs, uint32_t pc) {
+    for (uint32_t known : pcs)
+        if (known == pc) return true;
+    return false;
+}
+
+MULFREE_RARE inline void add_once(Rows<uint32_t> &pcs, uint32_t pc) {
+    if (is_among(pcs, pc)) return;
+    now.busy = true;  // it may allocate: no signal may leave from here
+    pcs.add(pc);
+    now.busy = false;
+}
+
+// An atomic access of a thread that may have read there before: the cell says by which pc, or 0.
+MULFREE_RARE inline void add_guard(uintptr_t address, uint32_t read, bool decides) {
+    Look &last = look_at(address);
+    if (last.address == address) {
+        last.followed = true;
+        if (last.time >= now.floor) add_once(decides ? guards : conditions, last.pc);
+    } else if (decides && read) {
+        add_once(guards, read);  // which may be another lane's
+    }
+}
+
+MULFREE_RARE inline void open_guards() {
+    guards.clear();
+    conditions.clear();
+    rereads.clear();
+    std::memset(looks, 0, sizeof looks);
+    std::memset(went_without, 0, sizeof went_without);
+    std::memset(last_rereads, 0, sizeof last_rereads);
+}
+
 MULFREE_RARE inline void close_guards() {
+    for (const auto &of_thread : looks)
+        for (const auto &pair : of_thread)
+            for (const Look &last : pair)
+                if (last.address && !last.followed) went_without[last.pc & 4095] = true;
+    for (uint32_t pc : conditions)
+        if (went_without[pc & 4095]) guards.add(pc);
     for (bool more = true; more;) {
         more = false;
         for (const Reread &r : rereads)
-            if (is_guard(r.then) && !is_guard(r.first)) {
+            if (is_among(guards, r.then) && !is_among(guards, r.first)) {
                 guards.add(r.first);
                 more = true;
             }
@@ -438,7 +500,7 @@ MULFREE_RARE inline void report_conflict(const Stamp &other, uintptr_t address, 
     else report(f);
 }
 
-inline void check_cells(int index, uintptr_t address, size_t size, Access access, uintptr_t pc, bool writes) {
+inline void check_cells(int index, uintptr_t address, size_t size, Access access, uintptr_t pc, bool writes, bool decides) {
     const Region &region = regions[index];
     Shadow &s = shadows[region.shadow];
     const Thread &me = now.threads[now.current];
@@ -463,7 +525,7 @@ inline void check_cells(int index, uintptr_t address, size_t size, Access access
             const bool mine = read.time >= now.floor && read.thread / warp_size == now.current / warp_size &&
                               (read.thread == now.current || (read.spread == uint8_t(Spread::warp) &&
                                                               read.lanes >> now.current % warp_size & 1));
-            if (access == Access::atomic && mine && !is_guard(read.pc)) guards.add(read.pc);
+            if (access == Access::atomic) add_guard(address, mine ? read.pc : 0, decides);
             if (!(access == Access::atomic && read.kind == uint8_t(Access::atomic)) &&
                 !follows_reads(me, read, region.shared))
                 report_conflict(read, address, size, access, pc, index);
@@ -475,9 +537,6 @@ inline void check_cells(int index, uintptr_t address, size_t size, Access access
             if (plain) continue;
             cell->write = {now.time, offset, static_cast<uint16_t>(now.current), uint8_t(access), 0, 0};
         } else {
-            if ((!region.shared || write.kind == uint8_t(Access::atomic)) && read.thread == now.current &&
-                read.pc != offset && read.time >= now.floor && access == Access::read && read.kind == uint8_t(Access::read))
-                add_reread(read.pc, offset);
             add_reader(read, me, region.shared);
             // A plain reader is remembered rather than an atomic one: more conflicts with it.
             const bool alone = read.spread == uint8_t(Spread::thread);
@@ -507,8 +566,10 @@ inline bool is_writable(int index, uintptr_t address) {
     return false;
 }
 
-// Every access of an instrumented kernel comes here before it is executed.
-inline void on_access(uintptr_t address, size_t size, size_t align, Access access, uintptr_t pc, bool writes) {
+// Every access of an instrumented kernel comes here before it is executed. An atomic one `decides` if what the
+// place holds has a say in what is written.
+inline void on_access(uintptr_t address, size_t size, size_t align, Access access, uintptr_t pc, bool writes,
+                      bool decides = false) {
     if (!now.launch) return;  // an initialiser, while the module is loaded
     if (address - reinterpret_cast<uintptr_t>(now.stack) < now.launch->stack_size) return;  // local memory
     if (pending.size) settle_pending();
@@ -532,7 +593,8 @@ inline void on_access(uintptr_t address, size_t size, size_t align, Access acces
             if (!shared) me.global_write = now.time;
         }
         if (access == Access::atomic) order_atomic(address, shared, writes);
-        check_cells(index, address, size, access, pc, writes);
+        if (access == Access::read) look(address, static_cast<uint32_t>(pc - module_base()));
+        check_cells(index, address, size, access, pc, writes, decides);
     }
     const Region &region = regions[index];
     if (!now.launch->trace || !region.counted) return;
