@@ -367,8 +367,7 @@ inline Rows<uint32_t> guards;
 // ones get lost.
 struct Look {
     uintptr_t address;  // 0: none
-    uint32_t pc, time;
-    bool followed;      // by an atomic access
+    uint32_t pc, time;  // time 0: an atomic access has followed
 };
 constexpr size_t look_pairs = 16;
 inline Look looks[max_threads][look_pairs][2];
@@ -410,10 +409,10 @@ MULFREE_RARE inline void add_reread(uint32_t first, uint32_t then) {
 inline void look(uintptr_t address, uint32_t pc) {
     Look &last = look_at(address);
     if (last.address == address) {
-        if (!last.followed) went_without[last.pc & 4095] = true;
+        if (last.time) went_without[last.pc & 4095] = true;
         if (last.pc != pc && last.time >= now.floor) add_reread(last.pc, pc);
     }
-    last = {address, pc, now.time, false};
+    last = {address, pc, now.time};
 }
 
 inline bool is_among(const Rows<uint32_t> &pcs, uint32_t pc) {
@@ -433,8 +432,8 @@ MULFREE_RARE inline void add_once(Rows<uint32_t> &pcs, uint32_t pc) {
 MULFREE_RARE inline void add_guard(uintptr_t address, uint32_t read, bool decides) {
     Look &last = look_at(address);
     if (last.address == address) {
-        last.followed = true;
         if (last.time >= now.floor) add_once(decides ? guards : conditions, last.pc);
+        last.time = 0;
     } else if (decides && read) {
         add_once(guards, read);  // which may be another lane's
     }
@@ -453,7 +452,7 @@ MULFREE_RARE inline void close_guards() {
     for (const auto &of_thread : looks)
         for (const auto &pair : of_thread)
             for (const Look &last : pair)
-                if (last.address && !last.followed) went_without[last.pc & 4095] = true;
+                if (last.time) went_without[last.pc & 4095] = true;
     for (uint32_t pc : conditions)
         if (went_without[pc & 4095]) guards.add(pc);
     for (bool more = true; more;) {
