@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from mulfree_cupy.arrays import namespace
+from mulfree_cupy.communicator import ALONE
 from mulfree_cupy.ops import adder, binary, convolution, pooling, winograd
 from mulfree_cupy.ops import batch_norm as normalisation
 from mulfree_cupy.ops import cross_entropy as losses
@@ -177,13 +178,22 @@ def _with_bias(backward, x, w, bias, options):
     return pullback
 
 
-def batch_norm(x, weight, bias, residual=None, *, relu, eps, mean=None, variance=None, **following):
+def batch_norm(
+    x, weight, bias, residual=None,
+    *, relu, eps, mean=None, variance=None, communicator=ALONE, **following,
+):  # fmt: skip
     """`following` are the running statistics and their momentum."""
     fixed = mean is not None
     if fixed:  # running statistics, which a later step updates in place
         mean, variance = mean.copy(), variance.copy()
     y, mean, variance = normalisation.batch_norm(
-        x, weight, bias, residual, relu=relu, eps=eps, mean=mean, variance=variance, **following
+        *(x, weight, bias, residual),
+        relu=relu,
+        eps=eps,
+        mean=mean,
+        variance=variance,
+        communicator=communicator,
+        **following,
     )
 
     def pullback(g):
@@ -193,6 +203,7 @@ def batch_norm(x, weight, bias, residual=None, *, relu, eps, mean=None, variance
             eps=eps,
             fixed=fixed,
             residual=residual is not None,
+            communicator=communicator,
         )
         return gradients if residual is not None else gradients[:3]
 

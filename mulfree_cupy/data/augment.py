@@ -49,6 +49,22 @@ def still(count: int) -> Moves:
     return Moves(np.zeros(count, int), np.zeros(count, int), np.zeros(count, bool))
 
 
+def moved(images: np.ndarray, moves: Moves) -> np.ndarray:
+    """A copy of the images, each after its moves."""
+    count, channels, height, width = images.shape
+    pad = int(np.abs([moves.dy, moves.dx]).max(initial=0))
+    if pad:
+        padded = np.zeros((count, channels, height + 2 * pad, width + 2 * pad), images.dtype)
+        padded[:, :, pad : pad + height, pad : pad + width] = images
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
+        images = windows[np.arange(count), :, pad + moves.dy, pad + moves.dx]
+    else:
+        images = images.copy()
+    flipped = np.flatnonzero(moves.flip)
+    images[flipped] = images[flipped][..., ::-1]
+    return images
+
+
 @dataclass(frozen=True)
 class RandomCrop:
     """Pad each image with zeros and crop a window of the original size at a random position.
@@ -83,13 +99,7 @@ class RandomCrop:
         return still(count)._replace(dy=dy, dx=dx)
 
     def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        count, channels, height, width = images.shape
-        pad = self.padding
-        padded = np.zeros((count, channels, height + 2 * pad, width + 2 * pad), images.dtype)
-        padded[:, :, pad : pad + height, pad : pad + width] = images
-        windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
-        moves = self.draw(rng, count)
-        return windows[np.arange(count), :, pad + moves.dy, pad + moves.dx]
+        return moved(images, self.draw(rng, len(images)))
 
 
 @dataclass(frozen=True)
@@ -122,10 +132,7 @@ class RandomFlip:
         return still(count)._replace(flip=rng.random(count) < self.probability)
 
     def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        flipped = np.flatnonzero(self.draw(rng, len(images)).flip)
-        out = images.copy()
-        out[flipped] = images[flipped][..., ::-1]
-        return out
+        return moved(images, self.draw(rng, len(images)))
 
 
 class Compose:

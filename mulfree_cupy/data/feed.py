@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,8 @@ class Feed:
     Parameters
     ----------
     loader : Loader
-        Its `augment`, if any, must draw moves, as `RandomCrop` and `RandomFlip` do.
+        Its `augment`, if any, must draw moves, as `RandomCrop` and `RandomFlip` do. Of several
+        ranks each has a feed of its part of the batches.
     xp : module
         CuPy, or NumPy inside `mulfree_cupy.emulated_cuda`.
 
@@ -63,7 +63,8 @@ class Feed:
         self.mean, self.std = (
             xp.asarray(np.ascontiguousarray(a)).reshape(-1) for a in (loader.mean, loader.std)
         )
-        self.plan = xp.empty((len(loader.dataset), 4), np.int32)
+        self.counts = [loader.count(number) for number in range(len(loader))]
+        self.plan = xp.empty((sum(self.counts), 4), np.int32)
         self.progress = xp.zeros(len(Progress._fields))
         self._xp = xp
 
@@ -74,17 +75,16 @@ class Feed:
 
     def take(self, count: int) -> tuple[Array, Array]:
         """The first `count` images (count, C, H, W) and labels of the next batch."""
-        if count > self.loader.batch_size:
+        if count > self.counts[0]:
             raise ValueError(
-                f"Feed.take: count must be at most the batch size {self.loader.batch_size}, "
-                f"got {count}"
+                f"Feed.take: count must be at most the batch size {self.counts[0]}, got {count}"
             )
         shape = count, *self.images.shape[1:]
         images = self._xp.empty(shape, self.loader.dtype)
         labels = self._xp.empty(count, np.int32)
         batch.take(
             launch.device_for(images), self.images, self.labels, self.plan, self.mean, self.std,
-            self.progress, images, labels, self.loader.batch_size,
+            self.progress, images, labels, self.counts[0],
         )  # fmt: skip
         return images, labels
 
@@ -97,9 +97,7 @@ class Feed:
         """The images of an epoch's first `count` batches, or of all."""
         self.start(epoch)
         nothing = [self._xp.zeros((), dtype) for dtype in (self.loader.dtype, np.int64)]
-        rows, batch_size = len(self.plan), self.loader.batch_size
-        for first in islice(range(0, rows, batch_size), count):
-            size = min(batch_size, rows - first)
+        for size in self.counts[:count]:
             yield self.take(size)[0]
             self.tally(*nothing, size)
 

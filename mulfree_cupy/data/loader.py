@@ -11,7 +11,8 @@ from itertools import islice
 import numpy as np
 
 from mulfree_cupy import geometry
-from mulfree_cupy.data.augment import Augment, drawn
+from mulfree_cupy.communicator import ALONE, Communicator, part_of
+from mulfree_cupy.data.augment import Augment, Moves, drawn, moved
 from mulfree_cupy.data.dataset import Dataset
 
 
@@ -41,6 +42,9 @@ class Loader:
         Of the images.
     prefetch : int, default 2
         Batches prepared ahead, at least 1.
+    communicator : Communicator
+        Each of its ranks gets its part of every batch. With several, `augment`, if any, must draw
+        moves, as `RandomCrop` and `RandomFlip` do.
 
     Attributes
     ----------
@@ -87,6 +91,7 @@ class Loader:
         seed: int,
         dtype: np.dtype | type = np.float32,
         prefetch: int = 2,
+        communicator: Communicator = ALONE,
     ) -> None:
         self.dataset = dataset
         self.batch_size = geometry.integer("Loader", "batch_size", batch_size)
@@ -94,6 +99,7 @@ class Loader:
         self.augment = augment
         self.seed = geometry.integer("Loader", "seed", seed, 0)
         self.prefetch = geometry.integer("Loader", "prefetch", prefetch)
+        self.communicator = communicator
         self.epoch = 0
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.float32, np.float64):
@@ -106,6 +112,19 @@ class Loader:
     def __len__(self) -> int:
         """The number of batches."""
         return -(-len(self.dataset) // self.batch_size)
+
+    def total(self, number: int) -> int:
+        """The number of images in a batch, of all ranks."""
+        return min(self.batch_size, len(self.dataset) - number * self.batch_size)
+
+    def part(self, number: int) -> slice:
+        """This rank's rows of a batch."""
+        return part_of(self.total(number), self.communicator)
+
+    def count(self, number: int) -> int:
+        """The number of images in this rank's part of a batch."""
+        part = self.part(number)
+        return part.stop - part.start
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         epoch = geometry.integer("Loader", "epoch", self.epoch, 0)
@@ -132,7 +151,7 @@ class Loader:
             pool.shutdown(cancel_futures=True)
 
     def plan(self, epoch: int) -> np.ndarray:
-        """The order and moves of an epoch, for preparing its batches elsewhere.
+        """The order and moves of this rank's part of an epoch, for preparing it elsewhere.
 
         Parameters
         ----------
@@ -151,12 +170,11 @@ class Loader:
             If it crops an image twice.
         """
         order = self._order(geometry.integer("Loader.plan", "epoch", epoch, 0))
-        plan = np.empty((len(order), 4), np.int32)
-        plan[:, 0] = order
+        parts = []
         for number in range(len(self)):
-            rows = plan[number * self.batch_size : (number + 1) * self.batch_size, 1:]
-            rows.T[:] = drawn(self.augment, self._rng(epoch, number), len(rows))
-        return plan
+            moves = self._moves(epoch, number)
+            parts.append(np.stack([self._chosen(order, number), *moves], axis=1))
+        return np.concatenate(parts, dtype=np.int32)
 
     def _order(self, epoch: int) -> np.ndarray:
         order = np.arange(len(self.dataset))
@@ -169,11 +187,23 @@ class Loader:
         order."""
         return np.random.default_rng((self.seed, epoch, number + 1))
 
+    def _chosen(self, order: np.ndarray, number: int) -> np.ndarray:
+        start = number * self.batch_size
+        return order[start : start + self.total(number)][self.part(number)]
+
+    def _moves(self, epoch: int, number: int) -> Moves:
+        """Those of this rank's part, drawn for the batch of all ranks."""
+        part = self.part(number)
+        moves = drawn(self.augment, self._rng(epoch, number), self.total(number))
+        return Moves(*(move[part] for move in moves))
+
     def _batch(self, order: np.ndarray, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        chosen = order[number * self.batch_size : (number + 1) * self.batch_size]
+        chosen = self._chosen(order, number)
         images = self.dataset.images[chosen]
-        if self.augment is not None:
+        if self.augment is not None and self.communicator.size == 1:
             images = self.augment(images, self._rng(epoch, number))
+        elif self.augment is not None:
+            images = moved(images, self._moves(epoch, number))
         normalised = images.astype(self.dtype)
         normalised -= self.mean
         normalised /= self.std

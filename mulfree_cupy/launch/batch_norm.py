@@ -39,12 +39,8 @@ def batch_norm(
     wide = x, y, residual
     defines = {"RESIDUAL": int(residual is not None), "RUNNING": c_type(moved[0])}
     if kernel == "2_parts":
-        defines["PART"] = part = _PART // x.itemsize
-        parts = -(-count // part)
-        moments = device.xp.empty((channels, parts, 2), np.float64)
-        sizes, each = (*_sizes(x), np.int32(parts)), {"EACH": part // _THREADS}
-        grid = channels * parts, _THREADS
-        _launch(device, "2_moments", "batch_norm_moments", (x,), *grid, (x, moments, *sizes), each)
+        defines["PART"] = _PART // x.itemsize
+        moments = _moments_of_parts(device, x)
         parts, length = channel_parts(channels, count)
         args = (x, moments, *args, *int32(parts, length), *flags)
         grid = channels * parts, _THREADS
@@ -56,6 +52,27 @@ def batch_norm(
         threads, wide = _THREADS, ()
     args = (x, *args, *flags)
     _launch(device, kernel, "batch_norm", wide, channels, threads, args, defines)
+
+
+def _moments_of_parts(device, x):
+    """Mean and sum of squared distances from it, float64 (C, parts, 2)."""
+    channels, part = x.shape[1], _PART // x.itemsize
+    parts = -(-_count("batch_norm", x) // part)
+    moments = device.xp.empty((channels, parts, 2), np.float64)
+    sizes, each = (*_sizes(x), np.int32(parts)), {"EACH": part // _THREADS}
+    grid = channels * parts, _THREADS
+    _launch(device, "2_moments", "batch_norm_moments", (x,), *grid, (x, moments, *sizes), each)
+    return moments
+
+
+@on_device_of_arrays
+def batch_norm_moments(device, x):
+    """Means and variances (C, parts) of parts of the channels, float64, and the parts' lengths."""
+    moments, part = _moments_of_parts(device, x), _PART // x.itemsize
+    counts = np.full(moments.shape[1], part)
+    counts[-1] = _count("batch_norm", x) - part * (len(counts) - 1)
+    counts = device.xp.asarray(counts)
+    return moments[..., 0], moments[..., 1] / counts, counts
 
 
 @on_device_of_arrays
@@ -73,16 +90,19 @@ def batch_norm_given(device, x, weight, bias, residual, y, mean, variance, relu,
 @on_device_of_arrays
 def batch_norm_backward(
     device, grad, x, y, weight, mean, variance, grad_x, grad_weight, grad_bias, grad_residual,
-    relu, eps, given,
+    relu, eps, given, reduced=None,
 ) -> None:  # fmt: skip
-    """Write the gradients; ``grad_residual`` may be None."""
+    """Write the gradients; ``grad_residual`` may be None.
+
+    `reduced` is applied to the sums (2, C) of `grad_sums`.
+    """
     channels, count = x.shape[1], _count("batch_norm_backward", x)
     arrays = weight, mean, variance, grad_x, grad_weight, grad_bias
     args = (*arrays, grad_x if grad_residual is None else grad_residual)
     args += (x.dtype.type(eps), *_sizes(x))
     defines = {"RELU": int(relu), "RESIDUAL": int(grad_residual is not None)}
     wide = grad, x, y, grad_x, grad_residual
-    if count <= channel_capacity(x.itemsize, _width(wide, x)):
+    if reduced is None and count <= channel_capacity(x.itemsize, _width(wide, x)):
         entry = "batch_norm_grad_registers"
         threads, each = channel_in_registers(x.itemsize, count)
         args, defines["EACH"] = (grad, x, y, *args, np.bool_(given)), each
@@ -95,6 +115,8 @@ def batch_norm_backward(
     _launch(
         device, "grad_sums", "batch_norm_grad_sums", wide[:3], *grid, summed, {"RELU": int(relu)}
     )
+    if reduced is not None:  # in the place of the first part's
+        sums[:, 0], sums[:, 1:] = reduced(sums.sum(axis=1).T).T, 0
     args = (grad, x, y, sums, *args, *parting, np.bool_(given))
     _launch(device, "grad_x", "batch_norm_grad_x", wide, *grid, args, defines)
 

@@ -56,8 +56,8 @@ def on_device_of_arrays(launcher: Callable) -> Callable:
     """Decorator: run the launcher with its first array's GPU as the current device."""
 
     @functools.wraps(launcher)
-    def launch(device: Device, first, *args, **options) -> None:
+    def launch(device: Device, first, *args, **options):
         with contextlib.nullcontext() if device.xp is np else first.device:
-            launcher(device, first, *args, **options)
+            return launcher(device, first, *args, **options)
 
     return launch

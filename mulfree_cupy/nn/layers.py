@@ -8,6 +8,7 @@ import numpy as np
 
 from mulfree_cupy.arrays import Array, device_of, namespace
 from mulfree_cupy.autograd import Tensor, apply
+from mulfree_cupy.communicator import ALONE, Communicator
 from mulfree_cupy.geometry import PaddingLike, integer, number, pair
 from mulfree_cupy.nn.module import Module, Parameter
 from mulfree_cupy.ops.packing import PackedWeights, pack
@@ -236,7 +237,14 @@ class BatchNorm(Module):
     eps, momentum : float
         ``running = (1 - momentum) * running + momentum * batch``, the batch's variance unbiased;
         in place.
+
+    Attributes
+    ----------
+    communicator : Communicator
+        In training the batch is that of all its ranks; `train.Training` sets it.
     """
+
+    communicator: Communicator = ALONE
 
     def __init__(
         self, channels: int, *, relu: bool = False, eps: float = 1e-5, momentum: float = 0.1
@@ -254,6 +262,7 @@ class BatchNorm(Module):
         if self.training:
             running = self.running_mean, self.running_var
             statistics = {"running": running, "momentum": self.momentum}
+            statistics["communicator"] = self.communicator
         else:
             statistics = {"mean": self.running_mean, "variance": self.running_var}
         inputs = [x, self.weight, self.bias] + ([] if residual is None else [residual])

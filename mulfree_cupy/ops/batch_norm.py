@@ -12,6 +12,7 @@ import numpy as np
 
 from mulfree_cupy import arrays, geometry, launch
 from mulfree_cupy.arrays import Array
+from mulfree_cupy.communicator import ALONE, Communicator
 from mulfree_cupy.launch import batch_norm as launchers
 
 __all__ = ["batch_norm", "batch_norm_backward"]
@@ -31,6 +32,7 @@ def batch_norm(
     running: tuple[Array, Array] | None = None,
     momentum: float = 0.1,
     kernel: str | None = None,
+    communicator: Communicator = ALONE,
 ) -> tuple[Array, Array, Array]:
     """Normalise each channel over the batch and the pixels.
 
@@ -53,6 +55,8 @@ def batch_norm(
     momentum : float
     kernel : str, optional
         A CUDA kernel for the batch's own statistics: "1_three_passes", "2_parts" or "3_registers".
+    communicator : Communicator
+        The batch's own statistics are those of the batches of all its ranks together.
 
     Returns
     -------
@@ -107,10 +111,17 @@ def batch_norm(
         raise ValueError("batch_norm: running and kernel are for the batch's own mean and variance")
     if mean is None and x.size == 0:
         raise ValueError(f"batch_norm: x of shape {x.shape} has no statistics")
+    if communicator.size > 1 and kernel is not None:
+        raise ValueError("batch_norm: kernel is for a single rank")
     if running is not None:
-        running = _check_running(x, *running)
+        running = _check_running(x, *running, communicator.size)
     weight, bias, mean, variance = map(arrays.contiguous, (weight, bias, mean, variance))
     device = launch.device_for(x) if x.size else None
+    if mean is None and communicator.size > 1:
+        mean, variance, count = _moments_of_all(device, x, communicator)
+        if running is not None:
+            _follow(running, mean, variance, count, momentum)
+        mean, variance = mean.astype(x.dtype), variance.astype(x.dtype)
     if device is not None:
         return _launched(
             device, x, weight, bias, residual, mean, variance, running, relu, eps, momentum, kernel
@@ -151,7 +162,7 @@ def _launched(
     return y.reshape(x.shape), mean, variance
 
 
-def _check_running(x, mean, variance):
+def _check_running(x, mean, variance, ranks):
     """The arrays to update in place, so nothing is converted."""
     running = {"running mean": mean, "running variance": variance}
     _, mean, variance = arrays.take_in_place("batch_norm", x=x, **running)
@@ -161,12 +172,33 @@ def _check_running(x, mean, variance):
             "batch_norm: running must be two arrays of float32 or two of float64, got "
             f"{mean.dtype} and {variance.dtype}"
         )
-    if x.size // x.shape[1] < 2:
+    if ranks * x.size // x.shape[1] < 2:
         raise ValueError(
             f"batch_norm: one value per channel has no variance, x of shape {x.shape}; "
             "use a larger batch"
         )
     return mean, variance
+
+
+def _moments_of_all(device, x, communicator):
+    """Mean and variance of the batches of all ranks, and their number of values, in float64."""
+    planes, channels = _planes(x), x.shape[1]
+    count = x.size // channels
+    if device is not None:
+        means, variances, counts = launchers.batch_norm_moments(device, planes)
+    else:
+        kernels = _kernels(x)
+        means, variances = (kernels.batch_norm_moments if kernels else _moments)(planes)
+        means, variances, counts = means[:, None], variances[:, None], np.array([count])
+    means, variances = means.astype(np.float64), variances.astype(np.float64)
+    sums = arrays.namespace(x).empty(channels + 1)
+    sums[:-1], sums[-1] = (counts * means).sum(axis=1), count
+    communicator.sum(sums)
+    mean, total = sums[:-1] / sums[-1], sums[-1]
+    # About the mean of all: the squares themselves would cancel where the mean is large.
+    squares = (counts * (variances + np.square(means - mean[:, None]))).sum(axis=1)
+    communicator.sum(squares)
+    return mean, squares / total, total
 
 
 def _follow(running, mean, variance, count, momentum):
@@ -187,6 +219,7 @@ def batch_norm_backward(
     eps: float = 1e-5,
     fixed: bool = False,
     residual: bool = False,
+    communicator: Communicator = ALONE,
 ) -> tuple[Array, Array, Array, Array | None]:
     """Gradients of `batch_norm` with respect to x, weight, bias and residual.
 
@@ -202,11 +235,14 @@ def batch_norm_backward(
         Whether mean and variance were given, and so do not depend on x.
     residual : bool
         Whether to return the residual's gradient.
+    communicator : Communicator
+        As given to `batch_norm`.
 
     Returns
     -------
     grad_x, grad_weight, grad_bias, grad_residual : arrays
-        The last is None unless `residual` is set.
+        The last is None unless `residual` is set. With several ranks those of weight and bias are
+        a rank's share, and have to be summed over the ranks.
 
     Raises
     ------
@@ -234,13 +270,15 @@ def batch_norm_backward(
     device = launch.device_for(x) if x.size else None
     if device is not None:
         return _launched_backward(
-            device, grad, x, y, weight, mean, variance, relu, eps, fixed, residual
+            device, grad, x, y, weight, mean, variance, relu, eps, fixed, residual, communicator
         )
     kernels = _kernels(x)
     inverse = 1 / np.sqrt(variance + x.dtype.type(eps))
     answer = _planes(y) if relu else None
     given = _planes(grad), _planes(x), answer, mean
     sums, dots = (kernels.batch_norm_sums if kernels else _sums)(*given)
+    if communicator.size > 1 and not fixed:
+        sums, dots = _share_of_all(np.stack([sums, dots]), x, communicator)
     grad_weight = dots * inverse
     count = x.size // len(weight)
     slope = weight * inverse
@@ -255,14 +293,32 @@ def batch_norm_backward(
     return grad_x.reshape(x.shape), grad_weight, sums, grad_residual
 
 
-def _launched_backward(device, grad, x, y, weight, mean, variance, relu, eps, fixed, residual):
+def _share_of_all(sums, x, communicator):
+    """The sums (2, C) over all ranks, times this rank's share of the values.
+
+    Divided by the rank's own number of values they are means over all ranks.
+    """
+    count = x.size // x.shape[1]
+    xp = arrays.namespace(x)
+    of_all = xp.empty((2, x.shape[1] + 1))
+    of_all[:, :-1], of_all[:, -1] = sums, count
+    communicator.sum(of_all)
+    return (of_all[:, :-1] * (count / of_all[0, -1])).astype(sums.dtype)
+
+
+def _launched_backward(
+    device, grad, x, y, weight, mean, variance, relu, eps, fixed, residual, communicator
+):
     planes = [_planes(a) for a in (grad, x, y)]
     grad_x = arrays.empty_beside(x, planes[1].shape, x.dtype)
     grad_weight, grad_bias = (arrays.empty_beside(x, weight.shape, x.dtype) for _ in range(2))
     flow = arrays.empty_beside(x, grad_x.shape, x.dtype) if residual and relu else None
+    reduced = None
+    if communicator.size > 1 and not fixed:
+        reduced = lambda sums: _share_of_all(sums, x, communicator)  # noqa: E731
     launchers.batch_norm_backward(
         *(device, *planes, weight, mean, variance),
-        *(grad_x, grad_weight, grad_bias, flow, relu, eps, fixed),
+        *(grad_x, grad_weight, grad_bias, flow, relu, eps, fixed, reduced),
     )
     grad_residual = (grad if flow is None else flow.reshape(x.shape)) if residual else None
     return grad_x.reshape(x.shape), grad_weight, grad_bias, grad_residual
