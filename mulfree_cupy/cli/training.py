@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import time
 from collections.abc import Sequence
@@ -13,9 +14,10 @@ from typing import TYPE_CHECKING
 from mulfree_cupy.cli import options
 
 if TYPE_CHECKING:
-    from mulfree_cupy.train import Training
+    from mulfree_cupy.train import Communicator, Training
 
 INTERRUPTED = 130  # what a shell reports for Ctrl-C
+OF_TEACHERS = "temperature", "teacher_share", "teacher_features"
 
 
 def add_train(commands) -> None:
@@ -83,44 +85,71 @@ def add_train(commands) -> None:
         "--out",
         help="new folder (default: that of --resume, or mulfree-run, mulfree-run-2 ...)",
     )
+    command.add_argument(
+        "--distributed",
+        choices=["mpi", "nccl"],
+        help="divide every batch among the processes of 'mpirun -n RANKS mulfree train ...': on "
+        "CPUs (mpi), or with --device cuda on as many GPUs (nccl). The weights are those of one "
+        "process, but for rounding",
+    )
     command.set_defaults(run=_train)
 
 
 def _train(chosen: argparse.Namespace) -> int:
-    from mulfree_cupy.report import curves, output
-    from mulfree_cupy.train import Interrupted, Recipe, Training
+    from mulfree_cupy.report import output
+    from mulfree_cupy.train import connect
+    from mulfree_cupy.train.distributed import DEVICES
 
-    start = time.perf_counter()
     output.pyplot()  # fail now, not after training, if Matplotlib is missing
     if chosen.schedule and not chosen.resume:
         raise ValueError("--schedule is for resumed runs, and needs --resume")
     if chosen.teacher and chosen.resume:
         raise ValueError("--teacher is for new runs: the checkpoint of --resume has its own")
-    of_teachers = "temperature", "teacher_share", "teacher_features"
     if not (chosen.teacher or chosen.resume):
-        _refuse(chosen, of_teachers, "needs a --teacher")
+        _refuse(chosen, OF_TEACHERS, "needs a --teacher")
+    device = DEVICES.get(chosen.distributed, chosen.device)
+    if device != chosen.device:
+        raise ValueError(f"--distributed {chosen.distributed} needs --device {device}")
+    with connect(chosen.distributed) as communicator:
+        return _train_as(communicator, chosen)
+
+
+def _train_as(communicator: Communicator, chosen: argparse.Namespace) -> int:
+    """Train as one of the ranks, of which the first has the folder and prints."""
+    from mulfree_cupy.report import curves
+    from mulfree_cupy.train import Interrupted, Recipe, Training
+
+    start = time.perf_counter()
+    is_first = communicator.rank == 0
     asked = recipe_of(
         chosen,
         *("model", "epochs", "batch_size", "rate", "augment", "seed", "calibration"),
-        *of_teachers,
+        *OF_TEACHERS,
     )
-    with _folder(chosen) as out:
-        where = {"device": chosen.device, "path": out / "checkpoint.npz"}
+    with _folder(chosen) if is_first else contextlib.nullcontext() as out:
+        where = {"device": chosen.device, "communicator": communicator}
+        if is_first:
+            where["path"] = out / "checkpoint.npz"
         pair = options.load_data(chosen)
         if chosen.resume:
             asked["schedule"] = chosen.schedule
             run = Training.resume(chosen.resume, *pair, **where, **asked)
             if run.teacher is None:
-                _refuse(chosen, of_teachers, "needs a teacher, and that run has none")
+                _refuse(chosen, OF_TEACHERS, "needs a teacher, and that run has none")
         else:
             asked |= _taught(chosen.teacher, pair[0], where)
             run = Training(Recipe(**{**defaults(chosen.data, pair[0]), **asked}), *pair, **where)
-        print(_describe(run, pair))
+        if is_first:
+            print(_describe(run, pair), flush=True)
         try:
             history = run.run()
         except Interrupted:
-            print(f"Stopped in epoch {run.epoch + 1}; resume with: {_again(chosen, run.path)}")
+            if is_first:
+                again = _again(chosen, run.path, communicator.size)
+                print(f"Stopped in epoch {run.epoch + 1}; resume with: {again}")
             return INTERRUPTED
+        if not is_first:
+            return 0
         picture = out / "curve.png"
         name = run.recipe.model
         curves.write(picture, {name: history}, title=f"{name} on {pair[0].name}")
@@ -204,10 +233,12 @@ def _describe(run: Training, pair) -> str:
     )
 
 
-def _again(chosen: argparse.Namespace, checkpoint: Path) -> str:
+def _again(chosen: argparse.Namespace, checkpoint: Path, ranks: int) -> str:
     """The command that resumes a run."""
-    words = ["mulfree", "train", "--resume", str(checkpoint), "--data", chosen.data]
+    words = ["mpirun", "-n", str(ranks)] if ranks > 1 else []
+    words += ["mulfree", "train", "--resume", str(checkpoint), "--data", chosen.data]
     words += ["--image-size", str(chosen.image_size)] if chosen.image_size else []
+    words += ["--distributed", chosen.distributed] if ranks > 1 else []
     return shlex.join([*words, "--device", chosen.device])
 
 

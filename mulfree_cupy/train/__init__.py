@@ -1,9 +1,11 @@
 """Training: recipes, checkpoints, and runs that resume bit-identically."""
 
+from mulfree_cupy.communicator import Communicator
 from mulfree_cupy.train.ablation import ablation
 from mulfree_cupy.train.calibration import calibrated, gather_statistics
 from mulfree_cupy.train.checkpoint import SCHEDULES, Checkpoint
 from mulfree_cupy.train.comparison import Run, compare
+from mulfree_cupy.train.distributed import MPI, NCCL, connect
 from mulfree_cupy.train.evaluation import (
     check_data,
     evaluate,
@@ -19,9 +21,12 @@ from mulfree_cupy.train.trainer import Interrupted, Training
 
 __all__ = [
     "AUGMENTATIONS",
+    "MPI",
+    "NCCL",
     "RECIPES",
     "SCHEDULES",
     "Checkpoint",
+    "Communicator",
     "CrossEntropy",
     "Distillation",
     "History",
@@ -36,6 +41,7 @@ __all__ = [
     "calibrated",
     "check_data",
     "compare",
+    "connect",
     "evaluate",
     "gather_statistics",
     "load_model",

@@ -13,12 +13,15 @@ import numpy as np
 from mulfree_cupy import data, nn
 from mulfree_cupy.arrays import Array, device_of, namespace
 from mulfree_cupy.autograd import Tensor, no_grad
+from mulfree_cupy.communicator import ALONE, Communicator, totals
 from mulfree_cupy.train.checkpoint import Checkpoint
 from mulfree_cupy.train.evaluation import check_data, in_training, load_model
 from mulfree_cupy.train.recipe import IMAGES, integer
 
 
-def gather_statistics(model: nn.Module, batches: Iterable[Array]) -> None:
+def gather_statistics(
+    model: nn.Module, batches: Iterable[Array], communicator: Communicator = ALONE
+) -> None:
     """Set the running mean and variance of every BatchNorm to averages over some batches.
 
     Every BatchNorm normalises each batch by the batch's own statistics, as in training; all other
@@ -30,6 +33,8 @@ def gather_statistics(model: nn.Module, batches: Iterable[Array]) -> None:
     model : Module
     batches : iterable of arrays
         Images, prepared as in training, on the network's device.
+    communicator : Communicator
+        That of the BatchNorms; each rank has its part of the batches.
 
     Raises
     ------
@@ -59,9 +64,10 @@ def gather_statistics(model: nn.Module, batches: Iterable[Array]) -> None:
     with _gathering(model, layers), no_grad():
         seen = 0
         for images in batches:
-            seen += len(images)
+            (count,) = totals(communicator, len(images), xp=namespace(images))
+            seen += count
             for layer in layers:
-                layer.momentum = len(images) / seen
+                layer.momentum = count / seen
             model(Tensor(images))
         if not seen:
             raise ValueError("gather_statistics: there is no batch to gather statistics from")

@@ -11,6 +11,7 @@ import numpy as np
 from mulfree_cupy import data, nn, optim
 from mulfree_cupy.arrays import Array, namespace
 from mulfree_cupy.autograd import Tensor, no_grad
+from mulfree_cupy.communicator import sum_gradients
 from mulfree_cupy.data.feed import Feed, Progress, Reading
 from mulfree_cupy.ops.cross_entropy import cross_entropy
 from mulfree_cupy.train.replay import Replay
@@ -32,6 +33,8 @@ class DeviceSteps:
         Such as `CrossEntropy`, of these networks.
     optimiser : SGD
     loader : Loader
+        With several ranks each runs its part of every step; gradients are summed over the ranks
+        before the update, and nothing is replayed.
     xp : module
         CuPy, or NumPy inside `mulfree_cupy.emulated_cuda`, which has no graphs.
     """
@@ -46,8 +49,8 @@ class DeviceSteps:
     ):
         self.networks, self.objective, self.optimiser = networks, objective, optimiser
         self.feed = Feed(loader, xp)
-        self.batch_size, self.images = loader.batch_size, len(loader.dataset)
-        self.replay = None if xp is np else Replay()
+        self.communicator = loader.communicator
+        self.replay = Replay() if xp is not np and self.communicator.size == 1 else None
         self._stream = self.replay.stream if self.replay else contextlib.nullcontext()
         self._xp = xp
 
@@ -70,12 +73,14 @@ class DeviceSteps:
         with self._stream:
             self.feed.start(epoch, done)
         reading: Reading | None = None
-        for step in range(int(done.step), -(-self.images // self.batch_size)):
+        loader = self.feed.loader
+        for step in range(int(done.step), len(loader)):
             before()
-            count = min(self.batch_size, self.images - step * self.batch_size)
+            count, total = loader.count(step), loader.total(step)
             known = None
             with self._stream:
-                self._whole(before) if count == self.batch_size else self._step(count)
+                whole = total == loader.batch_size
+                self._whole(before, count, total) if whole else self._step(count, total)
                 if step % AHEAD == AHEAD - 1:
                     known = reading and reading.wait()
                     reading = self.feed.read()
@@ -86,18 +91,19 @@ class DeviceSteps:
         with self._stream:
             return self.feed.read().wait()
 
-    def _whole(self, before: Callable[[], None]) -> None:
+    def _whole(self, before: Callable[[], None], count: int, total: int) -> None:
         def step():
             before()
-            self._step(self.batch_size)
+            self._step(count, total)
 
         step() if self.replay is None else self.replay(step, self._state, self._settings())
 
-    def _step(self, count: int) -> None:
+    def _step(self, count: int, total: int) -> None:
         images, labels = self.feed.take(count)
         loss, right, backward = self.objective(images, labels)
         self.optimiser.zero_grad()
-        backward()
+        backward(count / total)
+        sum_gradients(self.communicator, self.optimiser.parameters)
         self.optimiser.step()
         self.feed.tally(loss, right, count)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from mulfree_cupy import data, nn
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.autograd import Tensor, no_grad
+from mulfree_cupy.communicator import ALONE, Communicator, part_of, totals
+from mulfree_cupy.data.feed import Feed
 from mulfree_cupy.train import checkpoint
 from mulfree_cupy.train.checkpoint import Checkpoint
 from mulfree_cupy.train.device import right_answers
@@ -51,8 +54,9 @@ def evaluate(
     std: np.ndarray,
     xp: Any = np,
     batch_size: int = 500,
+    communicator: Communicator = ALONE,
 ) -> float:
-    """Accuracy of a network on a data set.
+    """Accuracy of a network on a data set, of which each rank of the communicator tests a part.
 
     Raises
     ------
@@ -60,20 +64,29 @@ def evaluate(
         If a logit is not finite.
     """
     model.eval()
-    loader = in_order(dataset, mean, std, batch_size)
-    if xp is not np:
-        return right_answers(model, data.Feed(loader, xp)) / len(dataset)
+    loader = in_order(own_part(dataset, communicator), mean, std, batch_size)
+    right = _right_answers(model, loader) if xp is np else right_answers(model, Feed(loader, xp))
+    return totals(communicator, right, xp=xp)[0] / len(dataset)
+
+
+def own_part(dataset: data.Dataset, communicator: Communicator) -> data.Dataset:
+    """The images that this rank tests."""
+    part = part_of(len(dataset), communicator)
+    return replace(dataset, images=dataset.images[part], labels=dataset.labels[part])
+
+
+def _right_answers(model: nn.Module, loader: data.Loader) -> int:
     right = 0
     with no_grad():
         for images, labels in loader:
             logits = model(Tensor(images)).data
             if not np.isfinite(logits).all():
                 raise FloatingPointError(
-                    f"the network's answers on {dataset.name} are not finite; "
+                    f"the network's answers on {loader.dataset.name} are not finite; "
                     f"{first_fault(model, images)}"
                 )
             right += int((logits.argmax(axis=1) == labels).sum())
-    return right / len(dataset)
+    return right
 
 
 def in_order(
@@ -84,7 +97,11 @@ def in_order(
 
 
 def in_training(
-    recipe: Recipe, dataset: data.Dataset, mean: np.ndarray, std: np.ndarray
+    recipe: Recipe,
+    dataset: data.Dataset,
+    mean: np.ndarray,
+    std: np.ndarray,
+    communicator: Communicator = ALONE,
 ) -> data.Loader:
     """The batches for training."""
     return data.Loader(
@@ -95,6 +112,7 @@ def in_training(
         mean=mean,
         std=std,
         seed=recipe.seed,
+        communicator=communicator,
     )
 
 

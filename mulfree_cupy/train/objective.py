@@ -13,6 +13,7 @@ from mulfree_cupy.ops.cross_entropy import cross_entropy, softmax
 from mulfree_cupy.train.recipe import Recipe
 
 Shape = tuple[int, ...]
+Backward = Callable[..., None]
 
 
 class CrossEntropy:
@@ -21,12 +22,12 @@ class CrossEntropy:
     def __init__(self, model: nn.Module):
         self.model = model
 
-    def __call__(self, images: Array, labels: Array) -> tuple[Array, Array, Callable[[], None]]:
+    def __call__(self, images: Array, labels: Array) -> tuple[Array, Array, Backward]:
         """The loss of a batch, the number of correct predictions, and a function that
-        backpropagates."""
+        backpropagates the loss times its argument, by default 1."""
         logits = self.model(Tensor(images))
         loss, right, gradient = cross_entropy(logits.data, labels)
-        return loss, right, lambda: logits.backward(gradient)
+        return loss, right, lambda share=1.0: logits.backward(_scaled(gradient, share))
 
 
 class Distillation:
@@ -64,7 +65,7 @@ class Distillation:
         self.temperature = recipe.temperature
         self.share, self.features = recipe.teacher_share, recipe.teacher_features
 
-    def __call__(self, images: Array, labels: Array) -> tuple[Array, Array, Callable[[], None]]:
+    def __call__(self, images: Array, labels: Array) -> tuple[Array, Array, Backward]:
         logits, features = _with_features(self.model, images)
         if self.learns:
             taught, their_features = _with_features(self.teacher.train(), images)
@@ -79,10 +80,10 @@ class Distillation:
                 loss = loss + self.features * distance
                 gradients.append((feature, self.features * gradient))
 
-        def backward():
-            _with_gradients(gradients).backward()
+        def backward(share=1.0):
+            _with_gradients([(tensor, _scaled(g, share)) for tensor, g in gradients]).backward()
             if self.learns:
-                taught.backward(cross_entropy(taught.data, labels)[2])
+                taught.backward(_scaled(cross_entropy(taught.data, labels)[2], share))
 
         return namespace(gradient).asarray(loss), right, backward  # not a NumPy scalar
 
@@ -99,6 +100,10 @@ class Distillation:
         divergence = soft - cross_entropy(taught / temperature, shares)[0]
         loss = (1 - share) * loss + share * temperature**2 * divergence
         return loss, right, (1 - share) * gradient + share * temperature * soft_gradient
+
+
+def _scaled(gradient: Array, share: float) -> Array:
+    return gradient if share == 1 else gradient * gradient.dtype.type(share)
 
 
 def _with_features(model: nn.Module, images: Array) -> tuple[Tensor, dict[Shape, Tensor]]:

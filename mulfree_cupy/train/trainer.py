@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import math
 import os
@@ -16,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from mulfree_cupy import data, models, nn, optim
+from mulfree_cupy.communicator import ALONE, Communicator, sum_gradients, totals
 from mulfree_cupy.data.feed import Progress
 from mulfree_cupy.progress import progress as progress_bar
 from mulfree_cupy.progress import report
 from mulfree_cupy.train import checkpoint
 from mulfree_cupy.train.calibration import gather_statistics
 from mulfree_cupy.train.checkpoint import Checkpoint
-from mulfree_cupy.train.device import DeviceSteps, right_answers
+from mulfree_cupy.train.device import AHEAD, DeviceSteps, right_answers
 from mulfree_cupy.train.evaluation import (
     check_data,
     evaluate,
@@ -30,6 +32,7 @@ from mulfree_cupy.train.evaluation import (
     in_order,
     in_training,
     namespace_of,
+    own_part,
     shape_of,
 )
 from mulfree_cupy.train.objective import CrossEntropy, Distillation
@@ -56,13 +59,17 @@ class Training:
         simultaneously.
     statistics : pair of arrays, shape (channels,), optional
         Mean and standard deviation for normalisation; by default those of the training images.
+    communicator : Communicator
+        This process is one of its ranks, each of which makes the same calls. The batches of the
+        recipe are divided among the ranks; the first alone writes the checkpoint and reports.
 
     Raises
     ------
     ValueError
         If all images are of one class, the test images differ from the training images in shape or
         classes, a batch would hold one image, which has no variance for batch normalisation, or
-        teacher and recipe do not match.
+        teacher and recipe do not match; with several ranks if a batch or the test images are fewer
+        than these, or gradients would be scaled before they are summed.
     """
 
     def __init__(
@@ -75,6 +82,7 @@ class Training:
         path: str | os.PathLike | None = None,
         teacher: nn.Module | None = None,
         statistics: tuple[np.ndarray, np.ndarray] | None = None,
+        communicator: Communicator = ALONE,
     ):
         if len(train.classes) < 2:
             raise ValueError(
@@ -89,7 +97,8 @@ class Training:
             )
         self.recipe, self.test = recipe, test
         self.xp = namespace_of(device)
-        self.path = None if path is None else Path(path)
+        self.communicator = communicator
+        self.path = None if path is None or communicator.rank else Path(path)
         self.history = History()
         self.epoch = self.step = 0
         self.sums = {"loss": 0.0, "right": 0, "seen": 0}  # of the current epoch
@@ -117,14 +126,37 @@ class Training:
             adder_scale=recipe.adder_scale,
             eta=recipe.eta,
         )
-        self.loader = in_training(recipe, train, self.mean, self.std)
+        self.loader = in_training(recipe, train, self.mean, self.std, communicator)
         if recipe.batch_size == 1 or len(train) % recipe.batch_size == 1:
             raise ValueError(
                 f"batches of {recipe.batch_size} of {len(train)} images leave one of a single "
                 "image, which batch normalisation cannot take; choose another batch size"
             )
+        self._join_ranks()
         self.device_steps: DeviceSteps | None = None  # made when the first epoch begins
         self._test_feed: data.Feed | None = None
+
+    def _join_ranks(self) -> None:
+        ranks, loader = self.communicator.size, self.loader
+        smallest = min(loader.total(0), loader.total(len(loader) - 1))
+        if smallest < ranks:
+            raise ValueError(
+                f"batches of {self.recipe.batch_size} of {len(loader.dataset)} images leave one of "
+                f"{smallest}, which {ranks} ranks cannot divide; choose another batch size"
+            )
+        if len(self.test) < ranks:
+            raise ValueError(f"{ranks} ranks cannot divide {len(self.test)} test images")
+        if ranks > 1 and self.recipe.adder == "adaptive in backward":
+            raise ValueError(
+                "adder='adaptive in backward' scales the gradients of each rank before they are "
+                "summed; choose 'adaptive'"
+            )
+        for _, module in self._modules():
+            if isinstance(module, nn.BatchNorm):
+                module.communicator = self.communicator
+
+    def _modules(self) -> Iterator[tuple[str, nn.Module]]:
+        return itertools.chain(*(network.modules() for network in self.networks))
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -140,7 +172,11 @@ class Training:
             At Ctrl-C, after the current step and the checkpoint.
         FloatingPointError
             If the loss is not finite; the message names the first faulty layer.
+        ValueError
+            If the ranks do not begin with the same recipe, images and weights.
         """
+        progress = progress and self.communicator.rank == 0
+        self._check_ranks()
         with _interruptible() as asked_to_stop:
             self._save()  # fail before an epoch is spent if the path cannot be written
             while self.epoch < self.recipe.epochs:
@@ -159,13 +195,14 @@ class Training:
             title = f"epoch {self.epoch + 1}/{self.recipe.epochs}"
             bar = progress_bar(steps, title, "batch", len(self.loader) - self.step)
         show = getattr(bar, "set_postfix_str", lambda text: None)  # without tqdm there is no bar
+        stops = False
         with contextlib.closing(steps), contextlib.closing(bar):
             for loss in bar:
                 if loss is not None:
                     show(f"loss={loss:.3f}")
-                if asked_to_stop:
+                if stops := self._stops(asked_to_stop):
                     break
-        if asked_to_stop:
+        if stops:
             self._save()
             raise Interrupted
         running_accuracy, seen = self.evaluate(), self.sums["seen"]
@@ -184,29 +221,40 @@ class Training:
             report(f"{name}: {self.history.last()}")
         self.sums = dict.fromkeys(self.sums, 0)
 
+    def _stops(self, asked_to_stop: list) -> bool:
+        """Whether a rank was asked to stop, which all learn after the same step."""
+        if self.communicator.size == 1:
+            return bool(asked_to_stop)
+        if self.xp is not np and self.step % AHEAD:
+            return False  # the answer waits for the GPU
+        return totals(self.communicator, len(asked_to_stop), xp=self.xp)[0] > 0
+
     def _host_steps(self) -> Iterator[float]:
         """Run the remaining steps of the epoch; yield the mean loss so far after each."""
         for images, labels in itertools.islice(self.loader, self.step, None):
             self._seed_dropout()
             loss, right = self._train_step(images, labels)
-            self.step += 1
-            self.sums["loss"] += loss * len(labels)
+            self.sums["loss"] += loss
             self.sums["right"] += right
-            self.sums["seen"] += len(labels)
+            self.sums["seen"] += self.loader.total(self.step)
+            self.step += 1
             yield self.sums["loss"] / self.sums["seen"]
 
     def _train_step(self, images: np.ndarray, labels: np.ndarray) -> tuple[float, int]:
+        """The sum of the losses of the images of all ranks, and how many are classified right."""
         loss, right, backward = self.objective(images, labels)
-        value = float(loss)
-        if not math.isfinite(value):
+        count, total = len(labels), self.loader.total(self.step)
+        loss, right = totals(self.communicator, float(loss) * count, int(right))
+        if not math.isfinite(loss):  # on all ranks, which find the layer together
             raise FloatingPointError(
-                f"the loss is {value} in epoch {self.epoch + 1}, step {self.step + 1}; "
+                f"the loss is {loss / total} in epoch {self.epoch + 1}, step {self.step + 1}; "
                 f"{first_fault(self.model, images)}"
             )
         self.optimiser.zero_grad()
-        backward()
+        backward(count / total)
+        sum_gradients(self.communicator, self.optimiser.parameters)
         self.optimiser.step()
-        return value, int(right)
+        return loss, int(right)
 
     def _device_steps(self) -> Iterator[float | None]:
         """As `_host_steps`, on a GPU, where the loss is known later."""
@@ -214,16 +262,20 @@ class Training:
             self.device_steps = DeviceSteps(
                 self.networks, self.objective, self.optimiser, self.loader, self.xp
             )
-        done = Progress(self.sums["loss"], self.sums["right"], self.step)
+        first, begun = self.step, self.sums
+        if self.communicator.rank:  # each counts its own images, and one the earlier ones
+            begun = dict.fromkeys(begun, 0)
+        done = Progress(begun["loss"], begun["right"], first)
         try:
             for known in self.device_steps.epoch(self.epoch, done, self._seed_dropout):
                 self.step += 1
-                seen = known and self._images_of(int(self._finite(known).step))
-                yield known.loss / seen if seen else None
+                steps = known and int(self._finite(known).step) - first
+                yield known.loss / (begun["seen"] + steps * self.loader.count(0)) if steps else None
         finally:
             known = self._finite(self.device_steps.progress())
+            loss, right = totals(self.communicator, known.loss, known.right, xp=self.xp)
             seen = self._images_of(self.step)
-            self.sums = {"loss": known.loss, "right": int(known.right), "seen": seen}
+            self.sums = {"loss": loss, "right": int(right), "seen": seen}
 
     def _images_of(self, steps: int) -> int:
         return min(steps * self.loader.batch_size, len(self.loader.dataset))
@@ -239,23 +291,44 @@ class Training:
 
     def _seed_dropout(self) -> None:
         """Seed dropout, so that a step's masks depend only on its position."""
-        modules = itertools.chain(*(network.modules() for network in self.networks))
-        for i, (_, module) in enumerate(modules):
+        for i, (_, module) in enumerate(self._modules()):
             if isinstance(module, nn.Dropout):
-                module.rng = np.random.default_rng((self.recipe.seed, self.epoch, self.step, i))
+                rng = np.random.default_rng((self.recipe.seed, self.epoch, self.step, i))
+                module.rng = rng if self.communicator.size == 1 else _Rows(rng, self)
 
     def _gather_statistics(self) -> None:
         source = self.loader if self.xp is np else self.device_steps.feed
         batches = -(-self.recipe.calibration // self.recipe.batch_size)
-        gather_statistics(self.model, source.first_images(self.epoch, batches))
+        images = source.first_images(self.epoch, batches)
+        gather_statistics(self.model, images, self.communicator)
 
     def evaluate(self, dataset: data.Dataset | None = None) -> float:
         """Accuracy on a data set, the test set by default."""
         if dataset is not None or self.xp is np:
-            return evaluate(self.model, dataset or self.test, self.mean, self.std, self.xp)
+            images = dataset or self.test
+            place = {"xp": self.xp, "communicator": self.communicator}
+            return evaluate(self.model, images, self.mean, self.std, **place)
         if self._test_feed is None:  # copied to the GPU once, not in every epoch
-            self._test_feed = data.Feed(in_order(self.test, self.mean, self.std), self.xp)
-        return right_answers(self.model.eval(), self._test_feed) / len(self.test)
+            images = own_part(self.test, self.communicator)
+            self._test_feed = data.Feed(in_order(images, self.mean, self.std), self.xp)
+        right = right_answers(self.model.eval(), self._test_feed)
+        return totals(self.communicator, right, xp=self.xp)[0] / len(self.test)
+
+    def _check_ranks(self) -> None:
+        """Raise unless all ranks are at the same place of the same run."""
+        if self.communicator.size == 1:
+            return
+        digest = hashlib.sha256(repr((self.recipe, self.digest, self.epoch, self.sums)).encode())
+        states = [network.state_dict() for network in self.networks]
+        for array in itertools.chain(*map(dict.values, [*states, self.optimiser.state_dict()])):
+            digest.update(np.ascontiguousarray(array))
+        own = list(digest.digest())
+        mean = [n / self.communicator.size for n in totals(self.communicator, *own, xp=self.xp)]
+        if mean != own:
+            raise ValueError(
+                "the ranks must begin with the same recipe, images and weights, and those of rank "
+                f"{self.communicator.rank} differ from the others'"
+            )
 
     def _save(self) -> None:
         if self.path is None:
@@ -285,6 +358,7 @@ class Training:
         *,
         device: str = "cpu",
         path: str | os.PathLike | None = None,
+        communicator: Communicator = ALONE,
         schedule: str | None = None,
         **changes: Any,
     ) -> Training:
@@ -293,7 +367,7 @@ class Training:
         Parameters
         ----------
         source : path
-        train, test, device, path
+        train, test, device, path, communicator
             As in `Training`.
         schedule, **changes
             As in `Checkpoint.resumed`: the learning-rate schedule, and entries of the recipe to
@@ -311,7 +385,8 @@ class Training:
             recipe = saved.resumed(schedule, **changes)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from None
-        run = cls(recipe, train, test, device=device, path=path, teacher=saved.teacher)
+        place = {"device": device, "path": path, "communicator": communicator}
+        run = cls(recipe, train, test, **place, teacher=saved.teacher)
         means = np.array_equal(run.mean, saved.mean) and np.array_equal(run.std, saved.std)
         if not means or saved.data not in (None, run.digest):
             raise ValueError(
@@ -332,6 +407,16 @@ class Training:
             velocities = {f"velocity.{i}": np.zeros(p.shape, p.dtype) for i, p in parameters}
         run.optimiser.load_state_dict(velocities)
         return run
+
+
+class _Rows:
+    """A rank's part of what dropout draws for a batch: what one process would draw for it."""
+
+    def __init__(self, rng: np.random.Generator, run: Training):
+        self.rng, self.total, self.part = rng, run.loader.total(run.step), run.loader.part(run.step)
+
+    def random(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        return self.rng.random((self.total, *shape[1:]), dtype)[self.part]
 
 
 @contextlib.contextmanager
