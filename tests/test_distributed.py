@@ -354,11 +354,12 @@ def test_ranks_learn_from_a_teacher(digits, learns):
 
 
 def test_devices_train_what_one_trains(digits, monkeypatch):
-    """Emulated; the steps and the counts on the device are of each rank's part."""
+    """Emulated, inside an epoch; the steps and the counts on a device are of its rank's part."""
     monkeypatch.setattr(device_module, "AHEAD", 1)
 
     def epoch(communicator):
         run = Training(RECIPE, *digits, communicator=communicator)
+        run.step, run.sums = 1, {"loss": 92.0, "right": 9, "seen": 40}
         shown = list(run._device_steps())
         return run, shown
 

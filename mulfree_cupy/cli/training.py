@@ -144,9 +144,10 @@ def _train_as(communicator: Communicator, chosen: argparse.Namespace) -> int:
         try:
             history = run.run()
         except Interrupted:
-            if is_first:
-                again = _again(chosen, run.path, communicator.size)
-                print(f"Stopped in epoch {run.epoch + 1}; resume with: {again}")
+            if not is_first:
+                return 0  # a status other than 0 would end the first before it has written
+            again = _again(chosen, run.path, communicator.size)
+            print(f"Stopped in epoch {run.epoch + 1}; resume with: {again}")
             return INTERRUPTED
         if not is_first:
             return 0
