@@ -63,22 +63,26 @@ def _case(function: Callable, expect: Callable, *arrays: np.ndarray, **options: 
     return Case(call, arrays, partial(function, **options), partial(expect, **common))
 
 
-def _in_a_small_grid(case: Callable[..., Case], most: int = 2) -> Callable[..., Case]:
-    """The case with few blocks along y and z, so that a kernel must loop over the rest."""
+def _limited(case: Callable[..., Case], **limited: int) -> Callable[..., Case]:
+    """The case under smaller limits, so that a kernel must loop or a launcher split the work."""
 
     def smaller(*args: Any) -> Case:
         whole = case(*args)
 
         def solve(*arrays: Any) -> Any:
-            limit, limits.GRID_LIMIT = limits.GRID_LIMIT, most
+            kept = {name: getattr(limits, name) for name in limited}
+            vars(limits).update(limited)
             try:
                 return whole.solve(*arrays)
             finally:
-                limits.GRID_LIMIT = limit
+                vars(limits).update(kept)
 
         return replace(whole, solve=solve)
 
     return smaller
+
+
+_in_a_small_grid = partial(_limited, GRID_LIMIT=2)  # blocks along y and z
 
 
 def _integers(*shape: int, dtype: Any = np.float32) -> np.ndarray:
@@ -96,14 +100,17 @@ def _conv(name: str, dtype: Any = np.float32, **options: Any) -> Case:
     return _case(getattr(mf, name), getattr(formulas, name), *arrays, padding=1, **options)
 
 
-def _binary(kernel: str, channels: int = 2 * _CHANNELS, filters: int = _FILTERS) -> Case:
-    arrays = _integers(_IMAGES, channels, *_SIZE), _integers(filters, channels // _GROUPS, 3, 3)
+def _binary(kernel: str) -> Case:
+    """Of so many channels that a window is many words, whatever their size."""
+    x = _integers(_IMAGES, 300, *_SIZE)
+    w = _integers(_FILTERS, 300 // _GROUPS, 3, 3)
     options = {"padding": 1, "groups": _GROUPS, "scale": False, "kernel": kernel}
-    return _case(mf.binary_conv, formulas.binary_conv, *arrays, **options)
+    return _case(mf.binary_conv, formulas.binary_conv, x, w, **options)
 
 
 def _depthwise(name: str) -> Case:
-    arrays = _integers(_IMAGES, _CHANNELS, 21, 15), _integers(_CHANNELS, 1, 3, 3)
+    x, w = _integers(_IMAGES, _CHANNELS, 21, 15), _integers(_CHANNELS, 1, 3, 3)
+    arrays = x, w, _integers(_CHANNELS)  # the bias
     options = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "groups": _CHANNELS}
     return _case(getattr(mf, name), getattr(formulas, name), *arrays, **options)
 
@@ -127,7 +134,7 @@ def _im2col() -> Case:
 
 
 def _col2im() -> Case:
-    x, options = _integers(_IMAGES, 5, 11, 15), {"kernel_size": 3, "padding": 1, "stride": 2}
+    x, options = _integers(_IMAGES, 5, 11, 15), {"kernel_size": 4, "padding": 1, "stride": 2}
     cols = formulas.im2col(x, **options).astype(np.float32)
     return _case(mf.col2im, formulas.col2im, cols, x_shape=x.shape, **options)
 
@@ -146,7 +153,8 @@ def _tiled_shift(kernel: str, dilation: int = 1) -> Case:
 
 
 def _shift(kernel: str, *shape: int, stride: int = 1) -> Case:
-    options = {"shifts": mf.modulo_shifts(shape[1]), "stride": stride, "kernel": kernel}
+    shifts = mf.modulo_shifts(shape[1])[::-1].copy()  # the first channels stay
+    options = {"shifts": shifts, "stride": stride, "kernel": kernel}
     return _case(mf.shift, formulas.shift, _integers(*shape), **options)
 
 
@@ -215,6 +223,8 @@ def _batch_norm_gradients(*shape: int) -> Case:
 
 def _cross_entropy() -> Case:
     logits, labels = _integers(300, 70), np.arange(300) % 70
+    logits += np.arange(70, dtype=np.float32) // 10  # the maximum comes late, and often twice
+    labels[::2] = logits[::2].argmax(1)
     call = f"cross_entropy({logits.shape}, {labels.shape})"
     return Case(call, (logits, labels), cross_entropy, formulas.cross_entropy, 1e-5)
 
@@ -262,10 +272,10 @@ def _batches() -> Case:
     return Case(call, (images,), batches, expect, 1e-6)
 
 
-def _distances_of_bits(kernel: str, images: int, channels: int, filters: int, groups: int) -> Case:
-    x = _integers(images, channels, *_SIZE, dtype=np.uint8) % 4
-    w = _integers(filters, channels // groups, 3, 3, dtype=np.uint8) % 4
-    options = {"padding": 1, "groups": groups, "bits": 2, "kernel": kernel}
+def _distances_of_bits(kernel: str) -> Case:
+    """Of so many filters and taps that every dimension of `fragments` is odd."""
+    x, w = (_integers(*shape, dtype=np.uint8) % 4 for shape in ((2, 15, 10, 14), (120, 5, 6, 6)))
+    options = {"padding": 1, "groups": 3, "bits": 2, "kernel": kernel}
     return _case(mf.adder_conv, formulas.low_bit_adder_conv, x, w, **options)
 
 
@@ -275,8 +285,8 @@ def _match(dtype: Any = np.float32) -> Case:
 
 
 def _nearest() -> Case:
-    rows = _integers(20, 9, dtype=np.uint8), _integers(300, 9, dtype=np.uint8)
-    return _case(mf.nearest_l1, formulas.nearest_l1, *rows, k=5)
+    rows = _integers(2, 9, dtype=np.uint8), _integers(700, 9, dtype=np.uint8)
+    return _case(mf.nearest_l1, formulas.nearest_l1, *rows, k=260)
 
 
 _ADDERS = ("1_naive", "2_shared_tile", "3_register_tile", "4_vectorised_loads", "5_implicit_conv")
@@ -288,11 +298,11 @@ _CASES: dict[str, Callable[[], Case]] = {
     "adder/depthwise": partial(_depthwise, "adder_conv"),
     "adder/grad_x": partial(_gradients, mf.adder_conv_backward, 2, 40, 34, (13, 15)),
     "adder/grad_w": partial(_gradients, mf.adder_conv_backward),
-    "adder/add_parts": partial(_gradients, mf.adder_conv_backward, 1, 2, 2, (37, 39)),
+    "adder/add_parts": partial(_gradients, mf.adder_conv_backward, 1, 2, 2, (37, 43)),
     "adder/sign_grad_w": partial(_gradients, adder_conv_sign_backward),
     "adder/distance": _match,
     "adder/distance_uint8": partial(_match, np.uint8),
-    "adder/nearest": _nearest,
+    "adder/nearest": _limited(_nearest, WORKSPACE=4 * 2 * 300),
     "convolution/im2col": _in_a_small_grid(_im2col),
     "convolution/col2im": _in_a_small_grid(_col2im),
     "convolution/2_implicit_conv": partial(_conv, "conv"),
@@ -307,26 +317,26 @@ _CASES: dict[str, Callable[[], Case]] = {
     "shift/fused_adder_conv": partial(_shift_conv, "shift_adder_conv", *_SIZE),
     "shift/fused_grad_x": partial(_shift_conv, "shift_conv_backward", *_SIZE),
     "shift/fused_grad_w": partial(_shift_conv, "shift_conv_backward", 17, 21),
-    "winograd/1_input_transform": partial(_in_a_small_grid(_winograd, 16), "1_dense"),
-    "winograd/1_output_transform": partial(_in_a_small_grid(_winograd, 16), "1_dense"),
-    "winograd/2_sparse": partial(_in_a_small_grid(_winograd, 16), "2_sparse"),
+    "winograd/1_input_transform": partial(_limited(_winograd, GRID_LIMIT=16), "1_dense"),
+    "winograd/1_output_transform": partial(_limited(_winograd, GRID_LIMIT=16), "1_dense"),
+    "winograd/2_sparse": partial(_limited(_winograd, GRID_LIMIT=16), "2_sparse"),
     "winograd/3_fused": partial(_winograd, "3_fused"),
     "winograd/4_frozen": partial(_winograd, "4_frozen"),
     **{
         f"binary/{name}": partial(_binary, name)
         for name in ("1_naive", "2_register_tile", "3_tensor_cores")
     },
-    "binary/pack": partial(_in_a_small_grid(_binary), "1_naive", 300, 2),
-    "binary/ones": partial(_distances_of_bits, "2_register_tile", 3, 36, 40, 2),
-    "binary/fragments": partial(_distances_of_bits, "3_tensor_cores", 1, 54, 120, 3),
+    "binary/pack": partial(_in_a_small_grid(_binary), "1_naive"),
+    "binary/ones": partial(_binary, "2_register_tile"),
+    "binary/fragments": partial(_distances_of_bits, "3_tensor_cores"),
     "batch_norm/1_three_passes": partial(_batch_norm, "1_three_passes"),
     "batch_norm/2_moments": partial(_batch_norm, "2_parts"),
     "batch_norm/2_normalise": partial(_batch_norm, "2_parts"),
     "batch_norm/3_registers": partial(_batch_norm, "3_registers"),
     "batch_norm/given": partial(_batch_norm, None),
     "batch_norm/grad_registers": partial(_batch_norm_gradients, *_NORMALISED),
-    "batch_norm/grad_sums": partial(_batch_norm_gradients, 2, 3, 256, 256),
-    "batch_norm/grad_x": partial(_batch_norm_gradients, 2, 3, 256, 256),
+    "batch_norm/grad_sums": partial(_batch_norm_gradients, 3, 3, 82, 74),
+    "batch_norm/grad_x": partial(_batch_norm_gradients, 3, 3, 82, 74),
     "cross_entropy/rows": _cross_entropy,
     "cross_entropy/mean": _cross_entropy,
     "sgd/square_sums": _step,
