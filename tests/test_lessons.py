@@ -140,22 +140,15 @@ def test_a_fault_is_found_on_its_line(given, instead, kind, line, tmp_path):
 @pytest.mark.parametrize(
     ("name", "given", "instead"),
     [
-        ("adder/1", "p >= P", "false"),
         ("adder/1", " % a_batch", ""),
         ("adder/2", "p < P && b_row", "b_row"),
-        ("adder/2", "m < M && a_column", "a_column"),
         ("adder/2", "m < M && p < P", "m < M"),
-        ("adder/3", "first_p + p < P && ", ""),
         ("adder/4", "first_p + p < P && ", ""),
         ("adder/5", "if (p >= pixels) continue;", ""),
-        ("adder/depthwise", "first + out < shape.out.h", "true"),
         ("adder/pack_channels", "n += gridDim.z", "n += 1000"),
-        ("binary/1", "c < words", "c < 1"),
         ("binary/ones", "c < length", "c < 1"),
         ("binary/fragments", "at >= (long long)groups * tiles * steps * 128", "false"),
-        ("convolution/im2col", "c += gridDim.y", "c += 1000"),
         ("convolution/im2col", "column >= count", "false"),
-        ("convolution/col2im", "down < 0 || ", ""),
         ("convolution/col2im", " || ow >= out.w", ""),
         ("shift/1", "t += gridDim.x", "t += tiles"),
         ("shift/1", "column >= halo && ", ""),
@@ -164,9 +157,7 @@ def test_a_fault_is_found_on_its_line(given, instead, kind, line, tmp_path):
         ("shift/3", "start >= planes.total", "false"),
         ("shift/strided", "start + i < total ? x", "true ? x"),
         ("winograd/1_input_transform", "tile < tiles.count && ", ""),
-        ("winograd/1_output_transform", "k += gridDim.y", "k += 1000"),
         ("winograd/2", "k += gridDim.y", "k += 1000"),
-        ("winograd/2", "if (p >= count) return;", ""),
     ],
 )
 def test_what_is_left_out_is_told(name, given, instead, tmp_path):
