@@ -61,7 +61,7 @@ def test_a_trace_counts_what_the_idea_saves():
     naive = answer.before.report.counts["adder_matmul"]
     assert naive.global_loads == products * 2 * m * p * length
     text = str(answer)
-    assert "1_naive  2_shared_tile" in text and "cuda/adder/2_shared_tile.cu:28" in text
+    assert "1_naive  2_shared_tile" in text and "cuda/adder/2_shared_tile.cu:31" in text
     assert repr(answer) == text
     assert lessons.trace("adder/1").before is None
     assert lessons.trace("winograd/3").before.kernel.name == "2_sparse"
@@ -76,10 +76,27 @@ def test_an_exercise_is_solved_by_the_kernel_itself_alone(kernel, tmp_path):
     name = f"{kernel.operation}/{kernel.name}"
     file = lessons.exercise(name, tmp_path / "mine.cu")
     assert len(max(file.read_text().splitlines(), key=len)) < 200
+    text = (cuda_directory() / kernel.path).read_text()
+    opening = text[text.index("\n") : re.search(r"^(?!//)", text, re.MULTILINE).start()]
+    assert opening in file.read_text()  # with the formula, and what the parameters are
     empty = lessons.check(file)
     assert not empty.solved and "numbers are wrong" in str(empty)
     verdict = lessons.check(cuda_directory() / kernel.path, name)
     assert verdict.solved and str(verdict).startswith("solved")
+
+
+@pytest.mark.parametrize(
+    "kernel", [k for k in kernels() if _stands_alone(k)], ids=lambda k: f"{k.operation}/{k.name}"
+)
+def test_an_exercise_says_what_its_parameters_are(kernel):
+    """In the opening comment, but for what `shape` and the like have by their types."""
+    text = (cuda_directory() / kernel.path).read_text()
+    opening = text[: re.search(r"^(?!//)", text, re.MULTILINE).start()]
+    bounds = r"__launch_bounds__\((?:[^()]|\([^()]*\))*\)"
+    declared = re.sub(rf"//.*|<[^>]*>|{bounds}", "", text[text.index("__global__") :])
+    parameters = re.search(r"\(([^{]*?)\)\s*\{", declared)[1]
+    for name in re.findall(r"(\w+)\s*(?:,|$)", parameters):
+        assert re.search(rf"\b{name}\b", opening), name
 
 
 def test_lines_behind_an_include_are_the_files_own(tmp_path, capsys):
@@ -117,10 +134,10 @@ def test_what_is_right_but_not_the_idea_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("given", "instead", "kind", "line"),
     [
-        ("    __syncthreads();\n#pragma", "\n#pragma", "race", 32),
-        ("a_column < L ?", "a_column <= L ?", "out_of_bounds", 28),
-        ("T a_tile[TILE][TILE]", "T a_tile[TILE][TILE - 1]", "out_of_row", 28),
-        ("a_tile[ty][tx] = m", "if (tx) a_tile[ty][tx] = m", "uninitialised", 32),
+        ("    __syncthreads();\n#pragma", "\n#pragma", "race", 35),
+        ("a_column < L ?", "a_column <= L ?", "out_of_bounds", 31),
+        ("T a_tile[TILE][TILE]", "T a_tile[TILE][TILE - 1]", "out_of_row", 31),
+        ("a_tile[ty][tx] = m", "if (tx) a_tile[ty][tx] = m", "uninitialised", 35),
         ("    __syncthreads();\n#pragma", "    if (ty) __syncthreads();\n#pragma", None, None),
     ],
 )
@@ -212,7 +229,7 @@ def test_commands(tmp_path, monkeypatch, capsys):
     asm = SHARED_TILE.read_text().replace("T sum = 0;", 'T sum = 0; asm("nanosleep.u32 1;");')
     (tmp_path / "text.cu").write_text(asm)
     status, printed = run("check", "text.cu", "--as", "adder")
-    assert status == 1 and "text.cu:25: inline PTX" in printed.err
+    assert status == 1 and "text.cu:28: inline PTX" in printed.err
 
 
 def stepped(page, folder, script):
@@ -262,7 +279,7 @@ def test_a_page_is_stepped_through_by_keys(tmp_path):
     assert seen["changed"] == seen["same"] == "true" and seen["interval"] == "1"
     # Rows of 324 bytes, 16 floats of each: 2 sectors of every eighth row, else 3; a warp has 2.
     assert seen["conflicts"] == "0" and float(seen["sectors"]) == 5.75
-    assert "line 28 loads a" in seen["line"]
+    assert "line 31 loads a" in seen["line"]
     assert "in shared memory, of shape (16, 16)" in seen["tile"] and seen["narrow"] == "true"
 
 
