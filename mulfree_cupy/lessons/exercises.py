@@ -181,6 +181,10 @@ def _without_bodies(kernel: Kernel, text: str, name: str) -> str:
         f"// It is run on {trial.case.call},",
         f"// as a grid of {launch.grid} blocks of {launch.block} threads{defines}.",
     )
+    if '#include "' in text:
+        told += (
+            f"// The headers that it includes are in {(cuda_directory() / kernel.path).parent}.",
+        )
     opening, *rest = _top_level(text)
     comment = "".join(opening.partition("\n")[1:]).removeprefix("\n")
     parts = ["\n".join(told) + "\n", comment]
