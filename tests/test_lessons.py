@@ -226,6 +226,9 @@ def test_commands(tmp_path, monkeypatch, capsys):
     (tmp_path / "text.cu").write_text("\nnothing\n" + SHARED_TILE.read_text())
     status, printed = run("check", "text.cu", "--as", "adder")
     assert status == 1 and "text.cu:2" in printed.err
+    (tmp_path / "text.cu").write_bytes(bytes(range(256)))
+    status, printed = run("check", "text.cu", "--as", "adder")
+    assert status == 1 and "text.cu is no CUDA text" in printed.err
     asm = SHARED_TILE.read_text().replace("T sum = 0;", 'T sum = 0; asm("nanosleep.u32 1;");')
     (tmp_path / "text.cu").write_text(asm)
     status, printed = run("check", "text.cu", "--as", "adder")
