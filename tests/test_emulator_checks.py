@@ -266,6 +266,22 @@ def test_an_unchecked_crash_is_a_fault_too():
         run_small("wild", np.zeros(4, np.float32), (1,))
 
 
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize("statement", ["table[n](x);", "memset((void*)16, 0, n * 100);"])
+def test_a_crash_outside_of_the_text_is_where_it_was_called(statement, check):
+    code = f"""
+__device__ void (*table[2])(float*);
+extern "C" __global__ void f(float* x, int n) {{
+    if (n)
+        {statement}
+    x[n] = 1;
+}}"""
+    x = np.zeros(2, np.float32)
+    with emulated_cuda(check=check), pytest.raises(EmulationFault) as caught:
+        RawKernel(code, "f")((1,), (1,), (x, np.int32(1)))
+    assert (caught.value.finding.line, x[1]) == (5, 0), str(caught.value.finding)
+
+
 def test_views_of_one_array_are_one_memory():
     x = np.zeros(64, np.float32)
     code = """extern "C" __global__ void shift(float* to, const float* from) {

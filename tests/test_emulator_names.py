@@ -47,6 +47,48 @@ def test_names_that_are_free_on_a_gpu(check):
     np.testing.assert_array_equal(x, 60 + 7 + 5 + 6 + 4 + (3 + 4) + 1 + 16 + 1)
 
 
+FREE = """
+__constant__ float gamma = 0.5f;
+__device__ int random[2] = {3, 4};
+template <class T> __device__ T select(bool which, T a, T b) { return which ? a : b; }
+__device__ int div(int a, int b) { return (a + b - 1) / b; }
+__device__ float abort(float x) { return -x; }
+__device__ int rand() { return random[1]; }
+extern "C" __global__ void f(float* x) {
+    x[0] = select(x[0] > 0, gamma, 1.0f) + div(7, 2) + abort(1.0f) + rand();
+}"""
+HOST = """
+HEADER
+extern "C" __global__ void f(float* x) { x[0] = 5; }
+int main(int count, char** words) {
+    if (count > 1) srand(atoi(words[1]));
+    float* x = (float*)calloc(rand() % 9, sizeof(float));
+    if (!x) exit(EXIT_FAILURE);
+    f<<<1, 1>>>(x);
+    return abs(div(7, 2).quot);
+}"""
+
+
+def test_the_c_library_is_there_for_a_program_and_not_for_a_kernel_alone():
+    x = np.ones(1, F32)
+    RawKernel(FREE, "f")((1,), (1,), (x,))
+    assert x[0] == 0.5 + 4 - 1 + 4
+    for header in ("", "#include <cuda_runtime.h>", "#include <stdlib.h>", "#include <algorithm>"):
+        RawKernel(HOST.replace("HEADER", header), "f")((1,), (1,), (x,))
+        assert x[0] == 5
+
+
+def test_a_variable_called_like_a_function_that_the_emulator_calls():
+    code = 'NAMESPACE __device__ int mmap; } extern "C" __global__ void f(int* x) { x[0] = V; }'
+    with pytest.raises(NotImplementedError, match="the variable mmap: rename it"):
+        kernel = code.replace("NAMESPACE", 'extern "C" {').replace("V", "mmap")
+        RawKernel(kernel, "f")((1,), (1,), (np.zeros(1, I32),))
+    ours = code.replace("NAMESPACE", "namespace our {").replace("V", "our::mmap + 1")
+    x = np.zeros(1, I32)
+    RawKernel(ours, "f")((1,), (1,), (x,))
+    assert x[0] == 1
+
+
 def test_the_built_in_variables_in_three_dimensions():
     code = """
 extern "C" __global__ void where(int* x) {

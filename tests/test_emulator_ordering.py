@@ -440,13 +440,28 @@ extern "C" __global__ void shared_flag(int* l, int n) {
     __shared__ volatile int ready;
     ready = 0;
     while (ready == n) {}                                 // 18
+}
+extern "C" __global__ void barriers(int* l, int n) {
+    for (int i = 0; i <= n; i = 0)
+        __syncthreads();                                  // 22
+}
+extern "C" __global__ void shuffles(int* l, int n) {
+    for (int v = 0; !n; v += 1)
+        v &= __shfl_xor_sync(~0u, v, 1);                  // 26
 }"""
 
 
 @pytest.mark.parametrize("check", [True, False])
 @pytest.mark.parametrize(
     ("name", "lines"),
-    [("never", {4}), ("next_block", {7}), ("in_the_lock", {11, 12}), ("shared_flag", {18})],
+    [
+        ("never", {4}),
+        ("next_block", {7}),
+        ("in_the_lock", {11, 12}),
+        ("shared_flag", {18}),
+        ("barriers", {22}),
+        ("shuffles", {26}),
+    ],
 )
 def test_a_wait_in_vain_names_its_line(monkeypatch, name, lines, check):
     monkeypatch.setenv("MULFREE_EMULATOR_SECONDS", "0.2")

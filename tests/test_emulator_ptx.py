@@ -1,5 +1,7 @@
 """Inline PTX: the instructions that texts use are run and checked as C++, the others refused."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -120,11 +122,22 @@ extern "C" __global__ void f(int* flag, int* data, float* out, const float* in) 
 
 
 @pytest.mark.parametrize(
-    "ptx",
-    ["add.s32 %0, %0, 1;", "mov.u32 %0, %%envreg3;", "mov.u32 %0, x;", "bar.sync 1;", "nonsense",
-     "{ .reg .b128 q; }", "mov.b64 %0, {%0, %0};", "mov.u32 %0, %%laneid; add.s32 %0, %0, 1;"],
-)  # fmt: skip
-def test_what_is_not_known_is_refused(ptx):
+    ("ptx", "named"),
+    [
+        ("add.s32 %0, %0, 1;", "add.s32"),
+        ("mov.u32 %0, %%envreg3;", "mov.u32"),
+        ("mov.u32 %0, x;", "mov.u32"),
+        ("bar.sync 1;", "bar.sync"),
+        ("nonsense", "nonsense"),
+        ("{ .reg .b128 q; }", ".reg .b128"),
+        ("mov.b64 %0, {%0, %0};", "mov.b64"),
+        ("mov.u32 %0, %%laneid; add.s32 %0, %0, 1;", "add.s32"),
+        ("@x add.s32 %0, %0, 1;", "add.s32"),
+    ],
+)
+def test_what_is_not_known_is_refused_by_name(ptx, named):
     code = f'extern "C" __global__ void f(int* x) {{\n    asm("{ptx}" : "+r"(x[0]));\n}}'
-    with pytest.raises(NotImplementedError, match="f:2: inline PTX"):
+    with pytest.raises(
+        NotImplementedError, match=f"f:2: inline PTX with {re.escape(named)} does not run"
+    ):
         RawKernel(code, "f")((1,), (1,), (np.zeros(1, I32),))

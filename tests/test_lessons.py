@@ -52,14 +52,16 @@ def test_a_kernel_has_several_names():
 
 def test_a_trace_counts_what_the_idea_saves():
     answer = lessons.trace("adder/2")
-    m, p, length = 20, 2 * 12 * 12, 18 * 9
+    products, m, p, length = 3 * 2, 20, 10 * 14, 9 * 9  # one for each image and group
     counts = answer.trial.report.counts["adder_matmul"]
-    rows, columns, steps = -(-m // 16) * 16, -(-p // 32) * 32, -(-length // 16)
-    assert counts.global_loads == m * length * columns // 16 + p * length * rows // 16
-    assert counts.shared_loads == 2 * rows * columns * steps * 16
-    assert answer.before.report.counts["adder_matmul"].global_loads == 2 * m * p * length
+    rows, columns, steps = -(-m // 16) * 16, -(-p // 16) * 16, -(-length // 16)
+    of_a, of_b = m * length * columns // 16, p * length * rows // 16
+    assert counts.global_loads == products * (of_a + of_b)
+    assert counts.shared_loads == products * 2 * rows * columns * steps * 16
+    naive = answer.before.report.counts["adder_matmul"]
+    assert naive.global_loads == products * 2 * m * p * length
     text = str(answer)
-    assert "1_naive  2_shared_tile" in text and "cuda/adder/2_shared_tile.cu:28" in text
+    assert "1_naive  2_shared_tile" in text and "cuda/adder/2_shared_tile.cu:31" in text
     assert repr(answer) == text
     assert lessons.trace("adder/1").before is None
     assert lessons.trace("winograd/3").before.kernel.name == "2_sparse"
@@ -74,10 +76,27 @@ def test_an_exercise_is_solved_by_the_kernel_itself_alone(kernel, tmp_path):
     name = f"{kernel.operation}/{kernel.name}"
     file = lessons.exercise(name, tmp_path / "mine.cu")
     assert len(max(file.read_text().splitlines(), key=len)) < 200
+    text = (cuda_directory() / kernel.path).read_text()
+    opening = text[text.index("\n") : re.search(r"^(?!//)", text, re.MULTILINE).start()]
+    assert opening in file.read_text()  # with the formula, and what the parameters are
     empty = lessons.check(file)
     assert not empty.solved and "numbers are wrong" in str(empty)
     verdict = lessons.check(cuda_directory() / kernel.path, name)
     assert verdict.solved and str(verdict).startswith("solved")
+
+
+@pytest.mark.parametrize(
+    "kernel", [k for k in kernels() if _stands_alone(k)], ids=lambda k: f"{k.operation}/{k.name}"
+)
+def test_an_exercise_says_what_its_parameters_are(kernel):
+    """In the opening comment, but for what `shape` and the like have by their types."""
+    text = (cuda_directory() / kernel.path).read_text()
+    opening = text[: re.search(r"^(?!//)", text, re.MULTILINE).start()]
+    bounds = r"__launch_bounds__\((?:[^()]|\([^()]*\))*\)"
+    declared = re.sub(rf"//.*|<[^>]*>|{bounds}", "", text[text.index("__global__") :])
+    parameters = re.search(r"\(([^{]*?)\)\s*\{", declared)[1]
+    for name in re.findall(r"(\w+)\s*(?:,|$)", parameters):
+        assert re.search(rf"\b{name}\b", opening), name
 
 
 def test_lines_behind_an_include_are_the_files_own(tmp_path, capsys):
@@ -107,7 +126,7 @@ def test_other_parameters_are_no_traceback(tmp_path, capsys):
 def test_what_is_right_but_not_the_idea_is_told(tmp_path):
     verdict = lessons.check(cuda_directory() / "adder/1_naive.cu", "adder/2")
     assert verdict.trial.passed and not verdict.solved
-    assert "right, but it takes more than the kernel: global loads per output 331 for 33.5" in str(
+    assert "right, but it takes more than the kernel: global loads per output 166 for 16.9" in str(
         verdict
     )
 
@@ -115,10 +134,10 @@ def test_what_is_right_but_not_the_idea_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("given", "instead", "kind", "line"),
     [
-        ("    __syncthreads();\n#pragma", "\n#pragma", "race", 32),
-        ("a_column < L ?", "a_column <= L ?", "out_of_bounds", 28),
-        ("T a_tile[TILE][TILE]", "T a_tile[TILE][TILE - 1]", "out_of_row", 28),
-        ("a_tile[ty][tx] = m", "if (tx) a_tile[ty][tx] = m", "uninitialised", 32),
+        ("    __syncthreads();\n#pragma", "\n#pragma", "race", 35),
+        ("a_column < L ?", "a_column <= L ?", "out_of_bounds", 31),
+        ("T a_tile[TILE][TILE]", "T a_tile[TILE][TILE - 1]", "out_of_row", 31),
+        ("a_tile[ty][tx] = m", "if (tx) a_tile[ty][tx] = m", "uninitialised", 35),
         ("    __syncthreads();\n#pragma", "    if (ty) __syncthreads();\n#pragma", None, None),
     ],
 )
@@ -135,15 +154,47 @@ def test_a_fault_is_found_on_its_line(given, instead, kind, line, tmp_path):
     assert "mine.cu" in str(verdict)
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "instead"),
+    [
+        ("adder/1", " % a_batch", ""),
+        ("adder/2", "p < P && b_row", "b_row"),
+        ("adder/2", "m < M && p < P", "m < M"),
+        ("adder/4", "first_p + p < P && ", ""),
+        ("adder/5", "if (p >= pixels) continue;", ""),
+        ("adder/pack_channels", "n += gridDim.z", "n += 1000"),
+        ("binary/ones", "c < length", "c < 1"),
+        ("binary/fragments", "at >= (long long)groups * tiles * steps * 128", "false"),
+        ("convolution/im2col", "column >= count", "false"),
+        ("convolution/col2im", " || ow >= out.w", ""),
+        ("shift/1", "t += gridDim.x", "t += tiles"),
+        ("shift/1", "column >= halo && ", ""),
+        ("shift/1", "if (c < shifted)", "if (true)"),
+        ("shift/1", "    }\n    __syncthreads();", "    }"),
+        ("shift/3", "start >= planes.total", "false"),
+        ("shift/strided", "start + i < total ? x", "true ? x"),
+        ("winograd/1_input_transform", "tile < tiles.count && ", ""),
+        ("winograd/2", "k += gridDim.y", "k += 1000"),
+    ],
+)
+def test_what_is_left_out_is_told(name, given, instead, tmp_path):
+    """Every check, tail, halo and loop counts on a kernel's case."""
+    text = (cuda_directory() / lessons.find(name).path).read_text()
+    assert given in text
+    file = tmp_path / "mine.cu"
+    file.write_text(text.replace(given, instead))
+    assert not lessons.check(file, name).solved
+
+
 def test_an_earlier_answer_is_not_taken_for_one(tmp_path):
     """Unwritten output is wrong, even if memory holds a right earlier result."""
     text = SHARED_TILE.read_text()
-    (tmp_path / "mine.cu").write_text(text.replace("if (m < M && p < P) out", "if (m > M) out"))
+    (tmp_path / "mine.cu").write_text(text.replace("if (m < M && p < P) out", "if (m < 0) out"))
     plain = np.empty
     for _ in range(3):
         assert lessons.attempt(lessons.find("adder/2")).passed
         trial = lessons.attempt(lessons.find("adder/2"), file=tmp_path / "mine.cu")
-        assert "5760 of 5760 numbers are wrong" in trial.wrong
+        assert "16800 of 16800 numbers are wrong" in trial.wrong
     assert np.empty is plain
 
 
@@ -156,7 +207,7 @@ def test_commands(tmp_path, monkeypatch, capsys):
     status, printed = run("show", "adder", "2")
     assert (status, printed.out) == (0, SHARED_TILE.read_text())
     status, printed = run("run", "adder", "2")
-    assert status == 0 and "5760 numbers right, largest relative error 0.0e+00" in printed.out
+    assert status == 0 and "16800 numbers right, largest relative error 0.0e+00" in printed.out
     status, printed = run("trace", "adder", "2")
     assert status == 0 and "global loads per output" in printed.out
     status, printed = run("exercise", "adder", "2")
@@ -175,10 +226,13 @@ def test_commands(tmp_path, monkeypatch, capsys):
     (tmp_path / "text.cu").write_text("\nnothing\n" + SHARED_TILE.read_text())
     status, printed = run("check", "text.cu", "--as", "adder")
     assert status == 1 and "text.cu:2" in printed.err
+    (tmp_path / "text.cu").write_bytes(bytes(range(256)))
+    status, printed = run("check", "text.cu", "--as", "adder")
+    assert status == 1 and "text.cu is no CUDA text" in printed.err
     asm = SHARED_TILE.read_text().replace("T sum = 0;", 'T sum = 0; asm("nanosleep.u32 1;");')
     (tmp_path / "text.cu").write_text(asm)
     status, printed = run("check", "text.cu", "--as", "adder")
-    assert status == 1 and "text.cu:25: inline PTX" in printed.err
+    assert status == 1 and "text.cu:28: inline PTX" in printed.err
 
 
 def stepped(page, folder, script):
@@ -219,14 +273,17 @@ def test_a_page_is_stepped_through_by_keys(tmp_path):
         d.conflicts = steps.filter(s => memories[s.memory].shared && conflicts(s).extra).length;
         d.sectors = sectors(steps[0]);
         d.line = $("said").textContent;
+        d.tile = $("array" + memories.find(m => m.name === "a_tile").index).textContent;
+        d.narrow = document.documentElement.scrollWidth <= innerWidth;
         $("threads").dispatchEvent(new MouseEvent("mousemove"));
         """,
     )
     assert seen["start"] == seen["home"] == seen["last"] == "0" and seen["right"] == "1"
     assert seen["changed"] == seen["same"] == "true" and seen["interval"] == "1"
-    # Rows of 648 bytes, 16 floats of each: 2 sectors of every fourth row, else 3; a warp has 2.
-    assert seen["conflicts"] == "0" and float(seen["sectors"]) == 5.5
-    assert "line 28 loads a" in seen["line"]
+    # Rows of 324 bytes, 16 floats of each: 2 sectors of every eighth row, else 3; a warp has 2.
+    assert seen["conflicts"] == "0" and float(seen["sectors"]) == 5.75
+    assert "line 31 loads a" in seen["line"]
+    assert "in shared memory, of shape (16, 16)" in seen["tile"] and seen["narrow"] == "true"
 
 
 def test_a_bank_conflict_shows_on_the_page(tmp_path):
@@ -253,9 +310,14 @@ def test_a_page_is_one_file_of_real_steps(tmp_path, capsys):
     names = [m["name"] for m in described["memories"]]
     assert names == ["tile", "x", "y"] and described["block"] == [256, 1, 1]
     kinds = [(s["kind"], names[s["memory"]]) for s in described["steps"]]
-    assert kinds[1:] == [("load", "x"), ("store", "tile"), ("load", "tile"), ("store", "y")]
+    zeros, *of_a_tile = kinds[:5]  # the halo outside the image, by other lanes than x
+    assert zeros == ("store", "tile") and kinds == 3 * kinds[:5]  # 112 tiles, 48 blocks
+    assert of_a_tile == [("load", "x"), ("store", "tile"), ("load", "tile"), ("store", "y")]
     stored = np.frombuffer(base64.b64decode(described["steps"][-1]["offsets"]), np.int32)
-    assert sorted(stored[stored >= 0] // 4) == list(range(144))
+    plane, inner = np.arange(17 * 19).reshape(17, 19), slice(0, 14)  # tile 96 is plane 24's first
+    assert set(stored[stored >= 0] // 4) == {*(24 * 17 * 19 + plane[inner, inner]).flat}
+    shapes = {m["name"]: m["shape"] for m in described["memories"]}
+    assert shapes == {"tile": [16, 16], "x": [28, 323], "y": [28, 323]}
     with pytest.raises(ValueError, match="block must lie in the grid"):
         lessons.page("shift/1", tmp_path / "page.html", (1000,))
     for words, message in (

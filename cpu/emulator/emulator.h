@@ -24,6 +24,9 @@ void operator delete(void *, size_t) noexcept __asm__("mulfree_free");
 void operator delete[](void *, size_t) noexcept __asm__("mulfree_free");
 
 // Headers that leave the text the names a GPU leaves it: no <string.h> with its index, no <time.h>.
+#ifdef MULFREE_BARE
+#include <mulfree/push_library.h>
+#endif
 #include <fenv.h>
 #include <limits.h>
 #include <math.h>
@@ -33,6 +36,9 @@ void operator delete[](void *, size_t) noexcept __asm__("mulfree_free");
 #include <new>
 #include <type_traits>
 #include <utility>
+#ifdef MULFREE_BARE
+#include <mulfree/pop_library.h>
+#endif
 
 #define MULFREE_EMULATOR 1
 #define __CUDACC__ 1

@@ -223,7 +223,7 @@ void add_timeout(uintptr_t pc) {
     f.thread = i;
     f.pc = pc ? pc - module_base() : 0;
     add_calls(f);
-    if (t.state == State::yielded || t.state == State::ready) f.other_pc = t.spin ? t.spin - module_base() : 0;
+    if (t.spin && (t.state == State::yielded || t.state == State::ready)) f.other_pc = t.spin - module_base();
     else f.other_file = t.file, f.other_line = t.line;
     add_finding(f);
 }
@@ -274,6 +274,8 @@ void start_block() {
                 t.state = State::ready;
                 t.stopped = false;
                 t.steps = 0;
+                t.spin = 0;
+                t.file = nullptr;
                 t.x = x; t.y = y; t.z = z;
                 prepare_fiber(t.fiber, now.launch->stacks + i * now.launch->stack_size,
                               now.launch->stack_size, run_thread);

@@ -24,15 +24,20 @@ inline struct sigaction former[caught_count];
 inline pthread_t launching;
 alignas(16) inline char signal_stack[32768];
 
-inline uint64_t faulting_pc(void *context) {
+// Where in the kernel's text a signal came, as if it were a return address; 0 in other code. A call through a
+// pointer to no function faults at the address that it called: then it is where the call returns to.
+inline uint64_t interrupted_pc(void *context, uintptr_t fault = ~uintptr_t(0)) {
     uintptr_t pc = 0;
 #if defined(__x86_64__) && defined(__linux__)
-    pc = static_cast<uintptr_t>(static_cast<ucontext_t *>(context)->uc_mcontext.gregs[REG_RIP]);
+    const auto &registers = static_cast<ucontext_t *>(context)->uc_mcontext.gregs;
+    pc = static_cast<uintptr_t>(registers[REG_RIP]);
+    pc = pc == fault ? *reinterpret_cast<uintptr_t *>(registers[REG_RSP]) : pc + 1;
 #elif defined(__aarch64__) && defined(__linux__)
-    pc = static_cast<uintptr_t>(static_cast<ucontext_t *>(context)->uc_mcontext.pc);
+    const auto &registers = static_cast<ucontext_t *>(context)->uc_mcontext;
+    pc = static_cast<uintptr_t>(registers.pc == fault ? registers.regs[30] : registers.pc + 1);
 #endif
-    const bool ours = pc - module_base() < static_cast<uintptr_t>(&_end - &__ehdr_start);
-    return ours ? pc - module_base() + 1 : 0;  // as if it were a return address
+    const uintptr_t offset = pc - module_base();
+    return offset < static_cast<uintptr_t>(&_end - &__ehdr_start) ? offset : 0;
 }
 
 inline void on_signal(int number, siginfo_t *info, void *context) {
@@ -49,12 +54,23 @@ inline void on_signal(int number, siginfo_t *info, void *context) {
         if (number != SIGINT || !ours || now.busy) return;
     } else {
         Finding f = here(Kind::crash);
-        const uintptr_t above_guard = reinterpret_cast<uintptr_t>(info->si_addr) - reinterpret_cast<uintptr_t>(now.stack);
-        f.text = number == SIGFPE                          ? "an integer division by zero"
+        const uintptr_t fault = reinterpret_cast<uintptr_t>(info->si_addr);
+        const uintptr_t above_guard = fault - reinterpret_cast<uintptr_t>(now.stack);
+        f.text = number == SIGFPE                          ? "an integer division by zero, or of the lowest number by -1"
                  : number == SIGILL || number == SIGTRAP ? "an instruction that is none"
                  : above_guard < guard_size              ? "a stack overflow: its local variables take too much"
                                                          : "an access outside of all memory";
-        f.pc = faulting_pc(context);
+        f.pc = interrupted_pc(context, number == SIGSEGV ? fault : ~uintptr_t(0));
+        static volatile bool unwinding;
+        static Finding outer;
+        if (unwinding) {  // a fault in add_calls: the stack is overwritten
+            f = outer;
+        } else if (!f.pc) {
+            outer = f;
+            unwinding = true;
+            add_calls(f);
+        }
+        unwinding = false;
         add_finding(f);
     }
     siglongjmp(now.abandon, 1);
@@ -74,7 +90,7 @@ inline int timer_signal() { return SIGRTMAX - 2; }
 
 inline void on_timer(int, siginfo_t *info, void *context) {
     if (info->si_code != SI_TIMER || now.busy) return;  // the timer comes again
-    const uint64_t pc = faulting_pc(context);
+    const uint64_t pc = interrupted_pc(context);
     add_timeout(pc ? pc + module_base() : 0);
     siglongjmp(now.abandon, 1);
 }
@@ -116,9 +132,11 @@ inline void catch_signals(stack_t &former_stack) {
     launching = pthread_self();
     struct sigaction action{};
     action.sa_sigaction = on_signal;
-    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     sigemptyset(&action.sa_mask);
-    for (int i = 0; i < caught_count; ++i) sigaction(caught[i], &action, &former[i]);
+    for (int i = 0; i < caught_count; ++i) {
+        action.sa_flags = SA_SIGINFO | SA_ONSTACK | (caught[i] == SIGINT ? 0 : SA_NODEFER);
+        sigaction(caught[i], &action, &former[i]);
+    }
     start_timer();
 }
 

@@ -3,8 +3,9 @@
 // Fixes: nothing; the formula as written
 // Cost: 2 L global loads and 2 L adds per output, L the length of the sum
 //
-// out[m, p] = -sum over l of |a[m, l] - b[l, p]|, for a batch of b: image z of the batch reads a[z
-// % a_batch], so a group of channels meets its group of filters. A difference and the accumulation
+// out[z, m, p] = -sum over l of |a[z % a_batch, m, l] - b[z, l, p]|: one product for each z of the
+// grid. a has the filters of a_batch groups, (a_batch, M, L), b the columns of each group of each
+// image, (gridDim.z, L, P), and out is (gridDim.z, M, P). A difference and the accumulation
 // of its absolute value are two FADD: the absolute value is a free operand modifier. Everything
 // else in the loop is overhead, and here that is most of it.
 #ifndef T

@@ -3,6 +3,9 @@
 // Fixes: 1_naive reads each a[m, l] again for every p, and each b[l, p] again for every m
 // Cost: 2 L / 16 global loads, 2 L shared loads and 2 L adds per output
 //
+// out[z, m, p] = -sum over l of |a[z % a_batch, m, l] - b[z, l, p]|, as in 1_naive: a is (a_batch,
+// M, L), b (gridDim.z, L, P) and out (gridDim.z, M, P).
+//
 // The block loops over the sum in steps of 16. In each step its 256 threads load one 16x16 tile of
 // a and one of b, one element each, synchronise, and use every element 16 times. Outside the
 // matrices both tiles are zero-padded, and |0 - 0| adds nothing.

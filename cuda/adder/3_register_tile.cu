@@ -4,6 +4,9 @@
 //   bottleneck
 // Cost: 2 L / 64 global loads, 2 L / 4 shared loads and 2 L adds per output
 //
+// out[z, m, p] = -sum over l of |a[z % a_batch, m, l] - b[z, l, p]|, as in 1_naive: a is (a_batch,
+// M, L), b (gridDim.z, L, P) and out (gridDim.z, M, P).
+//
 // The block owns 64x64 outputs. For each l a thread reads 4 values of a and 4 of b for 16 outputs:
 // 8 shared loads for 32 adds. Its columns are 16 apart, so that neighbouring threads read
 // neighbouring words of b, and all read the same words of a: no bank conflicts.

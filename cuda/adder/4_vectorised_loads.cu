@@ -3,6 +3,9 @@
 // Fixes: 3_register_tile moves one word per instruction, so loads still take a fifth of issue slots
 // Cost: 2 L / TILE global loads, 2 L / EACH / (16 bytes) shared loads and 2 L adds per output
 //
+// out[z, m, p] = -sum over l of |a[z % a_batch, m, l] - b[z, l, p]|, as in 1_naive: a is (a_batch,
+// M, L), b (gridDim.z, L, P) and out (gridDim.z, M, P).
+//
 // The tile of a is stored transposed, so that a thread's rows are contiguous like its columns of b,
 // and both are read as vectors: for 8x8 outputs, 4 shared loads for 128 adds. Its rows (columns)
 // come in groups of one vector, the groups THREADS vectors apart, so that neighbouring threads read

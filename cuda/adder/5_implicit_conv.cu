@@ -18,6 +18,10 @@
 // LARGE_WINDOW: the window has more rows than 16 or columns than 15. SUM, ADD_TERM and the like: as
 // in tile.cuh, for 6_uint8 and 7_half2. PARAMETERS, Y, AT and RESULT: the epilogue, which may
 // depend on the pixel, for binary/2_register_tile.
+//
+// x: (images, groups * channels, H, W). w: (groups * filters, channels, kh, kw). bias: one of each
+// filter, or null. y: (images, groups * filters, OH, OW). shape: their geometry; channels and
+// filters are those of a group.
 #ifndef T
 #define T float
 #endif

@@ -7,6 +7,8 @@
 // + ROWS, and so on, followed by a tree reduction of the rows.
 //
 // T: float or double.
+//
+// parts: (count, size). out: (size).
 #ifndef T
 #define T float
 #endif

@@ -14,6 +14,9 @@
 //
 // T: float or double. ROWS: outputs per thread. KERNEL, STRIDE and DILATION, _H and _W: the window.
 // MULTIPLIER: filters per channel. ADD_TERM: how a term is added.
+//
+// x: (images, groups, H, W). w: (K, kh, kw), K = groups * MULTIPLIER. bias: one of each filter, or
+// null. y: (images, K, OH, OW). shape: their geometry.
 #ifndef T
 #define T float
 #endif

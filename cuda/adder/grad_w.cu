@@ -16,6 +16,10 @@
 //
 // T: float or double. F, P, EACH_F, EACH_P, DEPTH: the tile, P taps. ENTRY and TERM: the kernel's
 // name and its term, for sign_grad_w and the ordinary convolution's grad_w.
+//
+// g: (images, groups * filters, OH, OW), the gradient of the outputs. x: (images, groups *
+// channels, H, W). w: (groups * filters, channels, kh, kw). parts: one array like w for every block
+// along y. shape: their geometry. part: pixels of a part, the last one may have fewer.
 #ifndef T
 #define T float
 #endif

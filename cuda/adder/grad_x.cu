@@ -18,6 +18,9 @@
 // with the formula as written, four instructions or six; float64 always uses that.
 //
 // T, C, P, EACH_C, EACH_P, DEPTH: see transposed.cuh.
+//
+// g: (images, groups * filters, OH, OW), the gradient of the outputs. w: (groups * filters,
+// channels, kh, kw). x and grad_x: (images, groups * channels, H, W). shape: their geometry.
 #include "transposed.cuh"
 
 // saturate(a + b) in one instruction. CuPy compiles with -ftz=true, under which the intrinsic

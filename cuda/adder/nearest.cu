@@ -11,6 +11,8 @@
 //
 // T: float, double or int, no number negative. kept and indices hold `found` entries a row, sorted,
 // and best and best_indices get `k`; both are `most` apart.
+//
+// numbers: (rows, columns), a row for each block; the number of column j has the index first + j.
 #ifndef T
 #define T float
 #endif

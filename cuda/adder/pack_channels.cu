@@ -10,6 +10,8 @@
 //
 // T: unsigned char or unsigned short, the bits of an element. PIXELS: number per thread, 4 or 1; x
 // and its planes must be aligned to it.
+//
+// plane: the pixels of a plane.
 #ifndef T
 #define T unsigned char
 #endif

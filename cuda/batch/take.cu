@@ -9,6 +9,10 @@
 // every step.
 //
 // T: float or double, the elements of mean, std and y.
+//
+// images: (all images, channels, height, width). labels: one of each. plan: rows of the epoch, a
+// batch after the other, each of batch_size. count: images of this batch. y: (count, channels,
+// height, width). shown: labels of the batch.
 #ifndef T
 #define T float
 #endif

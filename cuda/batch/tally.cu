@@ -6,6 +6,8 @@
 // A loss is a mean over `count` images. The batch of the first that is not finite is recorded.
 //
 // T: float or double, of loss. RIGHT: of the number of correct predictions.
+//
+// right: the number of correct predictions. progress: see progress.cuh.
 #ifndef T
 #define T float
 #endif

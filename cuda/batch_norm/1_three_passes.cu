@@ -7,6 +7,11 @@
 // y = relu((x - mean) / sqrt(variance + eps) * weight + bias + residual), with the mean and the
 // variance of each channel over images and pixels, x of shape (images, channels, pixels). The sums
 // are float64, since a thread adds thousands of elements sequentially.
+//
+// weight, bias: one of each channel. residual: like x; with RESIDUAL 0 it is not read. count:
+// images * pixels. least: 0 for a ReLU, -infinity for none. mean, variance: the batch's, written by
+// one thread for each channel; with_running: running_mean and running_variance are updated too, by
+// momentum (publish in channel.cuh).
 #include "channel.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS)

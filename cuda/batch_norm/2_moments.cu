@@ -5,6 +5,10 @@
 // Cost: one load of 16 bytes for 4 elements, 16 bytes of moments stored for 4096
 //
 // A part stays in registers, so its variance costs no second load. 2_normalise combines the parts.
+//
+// x: (images, channels, pixels). parts_moments[c * parts + p]: the mean, and the sum of the squared
+// distances from it, of elements p * THREADS * EACH and on of channel c, numbered image by image.
+// count: images * pixels. parts: of a channel.
 #include "part.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS)

@@ -9,6 +9,13 @@
 // squared distance between the two means.
 //
 // PART: elements per part in 2_moments.
+//
+// y = relu((x - mean) / sqrt(variance + eps) * weight + bias + residual), as in 1_three_passes, x
+// of shape (images, channels, pixels). parts_moments: 2_moments'. parts: blocks of a channel, each
+// with `length` of its elements, the last with fewer. weight, bias: one of each channel. residual:
+// like x; with RESIDUAL 0 it is not read. count: images * pixels. least: 0 for a ReLU, -infinity
+// for none. mean, variance: the batch's, written by one thread for each channel; with_running:
+// running_mean and running_variance are updated too, by momentum (publish in channel.cuh).
 #ifndef PART
 #define PART 4096
 #endif

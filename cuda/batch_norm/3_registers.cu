@@ -3,6 +3,12 @@
 // Fixes: 2_moments and 2_normalise both read x, one after the other
 // Cost: one load of x, one of the residual and a store, 16 bytes each for 4 elements; one block per
 // channel of at most THREADS * EACH elements
+//
+// y = relu((x - mean) / sqrt(variance + eps) * weight + bias + residual), as in 1_three_passes, x
+// of shape (images, channels, pixels). weight, bias: one of each channel. residual: like x; with
+// RESIDUAL 0 it is not read. count: images * pixels. least: 0 for a ReLU, -infinity for none. mean,
+// variance: the batch's, written by one thread for each channel; with_running: running_mean and
+// running_variance are updated too, by momentum (publish in channel.cuh).
 #include "part.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS)

@@ -2,6 +2,12 @@
 //
 // Fixes: nothing; the statistics need no pass
 // Cost: one load of x, one of the residual and a store, 16 bytes each for 4 elements
+//
+// y = relu((x - mean) / sqrt(variance + eps) * weight + bias + residual), x of shape (images,
+// channels, pixels). mean, variance: one of each channel. weight, bias: one of each channel.
+// residual: like x; with RESIDUAL 0 it is not read. count: images * pixels. least: 0 for a ReLU,
+// -infinity for none. parts: blocks of a channel, each with `length` of its elements, the last with
+// fewer.
 #include "channel.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS)

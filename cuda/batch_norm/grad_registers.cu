@@ -3,6 +3,11 @@
 // Fixes: grad_sums and grad_x both read grad, x and y, one after the other
 // Cost: one load each of grad and x, and with a ReLU of y; a store, and one more for the residual's
 // gradient; 16 bytes each for 4 elements; one block per channel of at most THREADS * EACH elements
+//
+// The sums and the gradient are those of backward.cuh, grad, x and y of shape (images, channels,
+// pixels). weight: one of each channel. mean, variance: the statistics of x; given: they do not
+// depend on it. eps: is added to the variance. grad_weight, grad_bias: one of each channel.
+// grad_residual: the flow; with RESIDUAL 0 it is not written. count: images * pixels.
 #include "part.cuh"
 
 #include "backward.cuh"

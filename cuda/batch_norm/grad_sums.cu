@@ -4,6 +4,10 @@
 // Cost: one load each of grad and x, and with a ReLU of y, 16 bytes each for 4 elements
 //
 // sum(flow) and sum(flow * (x - mean)), flow = grad where y > 0 or NaN, or grad itself without a ReLU.
+//
+// parts_sums[c * parts + p]: the sums of flow and of flow * (x - mean), see backward.cuh, over the
+// elements of part p of channel c, `length` each and fewer in the last. means: one of each channel.
+// grad, x and y: (images, channels, pixels). count: images * pixels.
 #include "channel.cuh"
 
 #include "backward.cuh"

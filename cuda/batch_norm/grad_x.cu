@@ -5,6 +5,12 @@
 // gradient; 16 bytes each for 4 elements
 //
 // The residual's gradient is the flow; without a ReLU that is grad itself, and need not be stored.
+//
+// The gradient is that of backward.cuh, grad, x and y of shape (images, channels, pixels).
+// parts_sums: grad_sums'. weight: one of each channel. mean, variance: the statistics of x; given:
+// they do not depend on it. eps: is added to the variance. grad_weight, grad_bias: one of each
+// channel. grad_residual: the flow; with RESIDUAL 0 it is not written. count: images * pixels.
+// parts: blocks of a channel, each with `length` of its elements, the last with fewer.
 #include "channel.cuh"
 
 #include "backward.cuh"

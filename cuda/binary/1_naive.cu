@@ -9,6 +9,10 @@
 // pack.cu's.
 //
 // Y, SCALE, ADDER: as in answer.cuh. `tap_terms`: channels per group; shape.channels is its words.
+//
+// x: (images, groups, words, H, W). w: (groups * filters, words, kh, kw). values: scale or bias,
+// one of each filter, or null for a scale of 1 or a bias of 0. y: (images, groups * filters, OH,
+// OW). The unnamed parameter is for 2_register_tile.
 #define T unsigned long long
 
 #include "answer.cuh"

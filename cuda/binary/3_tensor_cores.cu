@@ -23,6 +23,9 @@
 // T: unsigned, a word of x, of 8 to 64 bits. TILES: filters per block, in units of 16. Y_VECTOR:
 // outputs per store, 1 or 2; OH*OW must be a multiple. LARGE_WINDOW: as in 5_implicit_conv. Y,
 // SCALE, ADDER: as in answer.cuh. `tap_terms`: channels per group; shape.channels is its words.
+//
+// x: (images, groups, words, H, W). w: fragments.cu's. sums: those of ones.cu. values: scale or
+// bias, one of each filter, or null. y: (images, groups * filters, OH, OW). shape: their geometry.
 #ifndef T
 #define T unsigned long long
 #endif

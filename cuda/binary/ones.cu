@@ -9,6 +9,8 @@
 // innermost. A thread computes one column j of one filter.
 //
 // T: unsigned, the words of w (filters, length, kh, kw).
+//
+// length: words of a tap. height, width: kh and kw.
 #ifndef T
 #define T unsigned long long
 #endif

@@ -14,6 +14,8 @@
 // floats would flush negative denormals to 0. NOT_NAN: the bits of infinity, the largest that are
 // not NaN. WORD: unsigned, of 8 to 64 bits, at least LEVELS. PIXELS: 4 or 1; x, words and their
 // planes must be aligned to it.
+//
+// plane: the pixels of a plane.
 #ifndef T
 #define T unsigned int
 #define NOT_NAN 0x7f800000u

@@ -6,6 +6,10 @@
 // A gather: each thread owns one pixel of x and visits the windows that contain it. Tap (i, j) of
 // output (oh, ow) is in row h if oh*sh - ph + i*dh = h, so the thread checks, tap by tap, whether
 // such an oh exists. The order of additions is fixed: the result is deterministic.
+//
+// x[n, c, h, w] = sum of cols[n, (c, i, j), (oh, ow)] over all i, j, oh, ow with h = oh*sh - ph +
+// i*dh and w = ow*sw - pw + j*dw. x: (images, channels, H, W). cols: (images, channels * kh * kw,
+// OH * OW). shape: their geometry.
 #ifndef T
 #define T float
 #endif

@@ -7,6 +7,9 @@
 // oh*sh - ph + i*dh = h and ow*sw - pw + j*dw = w.
 //
 // T, C, P, EACH_C, EACH_P, DEPTH: see transposed.cuh.
+//
+// g: (images, groups * filters, OH, OW), the gradient of the outputs. w: (groups * filters,
+// channels, kh, kw). grad_x: (images, groups * channels, H, W). shape: their geometry.
 #include "../adder/transposed.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS, 384 / THREADS)

@@ -13,6 +13,10 @@
 //
 // T is any type of the element's size: values are copied as bits. STORE: elements per store, 4 or
 // 1; 4 must divide `count` and both strides, and cols be aligned to it.
+//
+// x: (images, channels, H, W). shape: the geometry. first, count: the range of output pixels; the
+// first is column 0 of cols. row_stride, image_stride: elements from a row (c, i, j) of cols to the
+// next, and from an image to the next.
 #ifndef T
 #define T float
 #endif

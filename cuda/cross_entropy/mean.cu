@@ -2,6 +2,8 @@
 //
 // Fixes: nothing; a second launch, because it needs all rows of the first
 // Cost: two loads per row, by one block; summed in double, in a fixed order
+//
+// losses, right: one of each row, as from `rows`. loss: their mean. total: the sum of right.
 #ifndef T
 #define T float
 #endif

@@ -7,6 +7,8 @@
 // log(s) + m - logits[n,label], right[n] is whether the first maximum is at the label, and
 // gradient[n,k] = (exp(logits[n,k] - m) / s - (k == label)) / rows. A label that is not a class
 // makes loss and gradient NaN. In a row with NaN the first one is the maximum.
+//
+// logits and gradient: (rows, classes).
 #ifndef T
 #define T float
 #endif

@@ -5,6 +5,8 @@
 //
 // A block sums 1024 elements of one tensor: sums[block] = sum(gradient^2), in double, which neither
 // overflows nor underflows for any float. No atomics: the next kernel reduces a tensor's blocks.
+//
+// table: the tensors, see table.cuh; a block finds its own by its number.
 #include "table.cuh"
 
 #include "../block_sum.cuh"

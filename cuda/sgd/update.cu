@@ -9,6 +9,8 @@
 // adder filters, and their scale is factor; with ADAPTIVE it is factor * sqrt(size /
 // sum(gradient^2)), AdderNet's rate, for which every block reduces its tensor's sums in the same
 // order.
+//
+// table: the tensors, see table.cuh; a block finds its own by its number. sums: square_sums'.
 #include "table.cuh"
 
 #include "../block_sum.cuh"

@@ -11,6 +11,9 @@
 // uses at most 128.
 //
 // T is any type of the element's size: values are copied as bits.
+//
+// x and y: `planes` planes of height x width, the channels of all images one after another; the
+// first plane is of channel `first`.
 #ifndef T
 #define T float
 #endif

@@ -7,6 +7,10 @@
 //
 // The code is 1_tiled_modulo's, with the kernel size and the dilation as arguments: dw = dilation *
 // (c % k - k / 2), dh = dilation * (c / k % k - k / 2). The halo is at most 7.
+//
+// x and y: `planes` planes of height x width, the channels of all images one after another; the
+// first plane is of channel `first`. direction: 1, or -1 for the opposite shift. kernel_size: k.
+// shift_tiles of 1_tiled_modulo has the same parameters.
 #define GENERIC
 
 #include "1_tiled_modulo.cu"

@@ -14,6 +14,9 @@
 //
 // T is any type of the element's size: values are copied as bits. x and y are aligned to 16 bytes
 // and of equal size; strided handles all other cases.
+//
+// x and y: the planes of a launch. shifts: dh and dw of each channel. planes: sizes and divisors,
+// see table.cuh.
 #ifndef T
 #define T float
 #endif

@@ -14,6 +14,9 @@
 // products and sums, float for __half. F, P, EACH_F, EACH_P, DEPTH, W_VECTOR, Y_VECTOR: as in
 // 5_implicit_conv. ENTRY, ADD_TERM and RESULT: the kernel's name, its term and its sign, for
 // fused_adder_conv.
+//
+// x: (images, C, H, W). w: (K, C). shifts: dh and dw of each channel. bias: one of each filter, or
+// null. y: (images, K, OH, OW). shape: their geometry, C the channels and K the filters.
 #ifndef T
 #define T float
 #endif

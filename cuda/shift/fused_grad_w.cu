@@ -13,6 +13,10 @@
 // pixels of a plane; the tile is transposed.
 //
 // T, TILE, SUM, F, P, EACH_F, EACH_P, DEPTH: as in 4_fused_conv, P the channels.
+//
+// g: (images, K, OH, OW), the gradient of the outputs. x: (images, C, H, W). shifts: dh and dw of
+// each channel. parts: (gridDim.y, K, C). shape: their geometry. part: pixels of a part, the last
+// one may have fewer.
 #ifndef T
 #define T float
 #endif

@@ -11,6 +11,9 @@
 //
 // T, TILE, SUM, F, P, EACH_F, EACH_P, DEPTH, W_VECTOR: as in 4_fused_conv, F the channels; w is
 // transposed, (C, K).
+//
+// g: (images, K, OH, OW), the gradient of the outputs. grad_x: (images, C, H, W). shifts: dh and dw
+// of each channel. shape: their geometry.
 #ifndef T
 #define T float
 #endif

@@ -13,6 +13,9 @@
 //
 // T is any type of the element's size: values are copied as bits. STORE: elements per store, 16
 // bytes or one.
+//
+// x and y: the planes of a launch. shifts: dh and dw of each channel. planes: sizes and divisors,
+// see table.cuh.
 #ifndef T
 #define T float
 #endif

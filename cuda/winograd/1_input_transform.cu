@@ -12,6 +12,9 @@
 // same kernel: dM = A g A^T, with A as MATRIX and tiles of M x M pixels.
 //
 // T: float or double. MATRIX: TILE x SIDE numbers, TILE = t.
+//
+// x: (images, channels, H, W). v: (t*t, channels, count). tiles: their number, places and range,
+// see transform.cuh.
 #ifndef T
 #define T float
 #endif

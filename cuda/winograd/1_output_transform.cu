@@ -14,6 +14,10 @@
 // earlier range has written is accumulated into.
 //
 // T: float or double. MATRIX: TILE x SIDE numbers, TILE = t.
+//
+// y: (images, K, H, W). stride: tiles in a row of products. first_row, block_rows: the range of
+// rows of pixel blocks, numbered through all images, that have tiles of the launch. tiles: their
+// number, places and range, see transform.cuh.
 #ifndef T
 #define T float
 #endif

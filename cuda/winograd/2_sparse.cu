@@ -8,6 +8,10 @@
 // 1_input_transform and 1_output_transform. A block owns a row and a range of tiles, a thread as
 // many contiguous tiles as fit 16 bytes; all threads of a warp read the same index and the same
 // weight. `count` is a multiple of 32.
+//
+// v: (positions, channels, count). products: (positions, filters, count). Row r of the weights,
+// q*filters + k, has the entries indptr[r] <= e < indptr[r + 1]. The grid has a z for each
+// position.
 #ifndef T
 #define T float
 #endif

@@ -13,6 +13,10 @@
 //
 // indptr[step*groups + group] is the first entry of a group at step chunk*16 + q; indices are
 // channels of the chunk, and values[e] the four weights of an entry.
+//
+// y = bias + A^T [sum over c of U . (B^T d B)] A for each tile d. x: (images, C, H, W). bias: one
+// of each filter, or null. y: (images, K, OH, OW). shape: their geometry. relu: whether V passes a
+// ReLU. tiles: of all images.
 #ifndef T
 #define T float
 #endif

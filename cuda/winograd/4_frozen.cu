@@ -9,6 +9,10 @@
 // at each step chunk*16 + q, made of W(i), load four weights; V(c), load what channel c has here;
 // and P(r, i), add weight i of the four, times that, to filter r. Values come from an array in the
 // same order, so that weights with the same pattern share a kernel.
+//
+// y = bias + A^T [sum over c of U . (B^T d B)] A for each tile d. x: (images, C, H, W). bias: one
+// of each filter, or null. y: (images, K, OH, OW). shape: their geometry. relu: whether V passes a
+// ReLU. tiles: of all images.
 #ifndef T
 #define T float
 #endif

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,11 +12,17 @@ import numpy as np
 import mulfree_cupy as mf
 from mulfree_cupy import data, formulas, nn, optim
 from mulfree_cupy.arrays import namespace
+from mulfree_cupy.launch import limits
+from mulfree_cupy.launch import shift as launchers
+from mulfree_cupy.launch.device import device_for
 from mulfree_cupy.ops.adder import adder_conv_sign_backward
 from mulfree_cupy.ops.batch_norm import batch_norm, batch_norm_backward
 from mulfree_cupy.ops.cross_entropy import cross_entropy
 
-_IMAGES, _CHANNELS, _FILTERS, _SIZE = 2, 18, 20, 12  # no multiples of any tile
+# Not multiples of a tile or of one another, so that no check, tail or loop of a kernel is idle; a
+# plane is a multiple of 4, since some kernels store vectors only then.
+_IMAGES, _CHANNELS, _FILTERS, _GROUPS = 3, 18, 40, 2
+_SIZE = 10, 14
 
 
 @dataclass(frozen=True)
@@ -57,55 +63,115 @@ def _case(function: Callable, expect: Callable, *arrays: np.ndarray, **options: 
     return Case(call, arrays, partial(function, **options), partial(expect, **common))
 
 
+def _limited(case: Callable[..., Case], **limited: int) -> Callable[..., Case]:
+    """The case under smaller limits, so that a kernel must loop or a launcher split the work."""
+
+    def smaller(*args: Any) -> Case:
+        whole = case(*args)
+
+        def solve(*arrays: Any) -> Any:
+            kept = {name: getattr(limits, name) for name in limited}
+            vars(limits).update(limited)
+            try:
+                return whole.solve(*arrays)
+            finally:
+                vars(limits).update(kept)
+
+        return replace(whole, solve=solve)
+
+    return smaller
+
+
+_in_a_small_grid = partial(_limited, GRID_LIMIT=2)  # blocks along y and z
+
+
 def _integers(*shape: int, dtype: Any = np.float32) -> np.ndarray:
     """Integers from -4 to 4, whose sums are exact in any order; for bytes 0 to 8."""
     numbers = np.random.default_rng(shape).integers(-4, 5, shape)
     return (numbers + 4 * (np.dtype(dtype).kind == "u")).astype(dtype)
 
 
-_image = partial(_integers, _IMAGES, _CHANNELS, _SIZE, _SIZE)
-_grad = partial(_integers, _IMAGES, _FILTERS, _SIZE, _SIZE)
-_filters = partial(_integers, _FILTERS, _CHANNELS, 3, 3)
+_image = partial(_integers, _IMAGES, _CHANNELS, *_SIZE)
+_filters = partial(_integers, _FILTERS, _CHANNELS // _GROUPS, 3, 3)
 
 
 def _conv(name: str, dtype: Any = np.float32, **options: Any) -> Case:
-    arrays = _image(dtype=dtype), _filters(dtype=dtype)
+    arrays, options = (_image(dtype=dtype), _filters(dtype=dtype)), {"groups": _GROUPS, **options}
     return _case(getattr(mf, name), getattr(formulas, name), *arrays, padding=1, **options)
+
+
+def _binary(kernel: str) -> Case:
+    """Of so many channels that a window is many words, whatever their size."""
+    x = _integers(_IMAGES, 300, *_SIZE)
+    w = _integers(_FILTERS, 300 // _GROUPS, 3, 3)
+    options = {"padding": 1, "groups": _GROUPS, "scale": False, "kernel": kernel}
+    return _case(mf.binary_conv, formulas.binary_conv, x, w, **options)
 
 
 def _depthwise(name: str) -> Case:
-    arrays, options = (_image(), _integers(_CHANNELS, 1, 3, 3)), {"groups": _CHANNELS}
-    return _case(getattr(mf, name), getattr(formulas, name), *arrays, padding=1, **options)
+    x, w = _integers(_IMAGES, _CHANNELS, 21, 15), _integers(_CHANNELS, 1, 3, 3)
+    arrays = x, w, _integers(_CHANNELS)  # the bias
+    options = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "groups": _CHANNELS}
+    return _case(getattr(mf, name), getattr(formulas, name), *arrays, **options)
 
 
-def _gradients(function: Callable) -> Case:
-    formula = getattr(formulas, function.__name__)
-    return _case(function, formula, _grad(), _image(), _filters(), padding=1)
+def _gradients(
+    function: Callable,
+    stride: int = 1,
+    filters: int = 14,
+    channels: int = _CHANNELS,
+    size: tuple[int, int] = (11, 14),
+) -> Case:
+    """Of the gradient of w in several parts, and of the gradient of x in several phases."""
+    x, w = _integers(_IMAGES, channels, *size), _integers(filters, channels // _GROUPS, 3, 3)
+    grad = _integers(_IMAGES, filters, *((n - 1) // stride + 1 for n in size))
+    options = {"stride": stride, "padding": 1, "groups": _GROUPS}
+    return _case(function, getattr(formulas, function.__name__), grad, x, w, **options)
 
 
-def _columns(name: str) -> Case:
-    cols = formulas.im2col(_image(), 3, padding=1).astype(np.float32)
-    if name == "im2col":
-        return _case(mf.im2col, formulas.im2col, _image(), kernel_size=3, padding=1)
-    options = {"x_shape": _image().shape, "kernel_size": 3, "padding": 1}
-    return _case(mf.col2im, formulas.col2im, cols, **options)
+def _im2col() -> Case:
+    return _case(mf.im2col, formulas.im2col, _image(), kernel_size=3, padding=1)
 
 
-def _shift(kernel: str, stride: int = 1) -> Case:
-    options = {"shifts": mf.modulo_shifts(_CHANNELS), "stride": stride, "kernel": kernel}
-    return _case(mf.shift, formulas.shift, _image(), **options)
+def _col2im() -> Case:
+    x, options = _integers(_IMAGES, 5, 11, 15), {"kernel_size": 4, "padding": 1, "stride": 2}
+    cols = formulas.im2col(x, **options).astype(np.float32)
+    return _case(mf.col2im, formulas.col2im, cols, x_shape=x.shape, **options)
 
 
-def _shift_conv(name: str) -> Case:
-    arrays = [_image(), _integers(_FILTERS, _CHANNELS)]
+def _tiled_shift(kernel: str, dilation: int = 1) -> Case:
+    """In planes of several tiles, and fewer blocks than tiles."""
+
+    def shift(x, shifts, kernel):
+        out = namespace(x).empty(x.shape, x.dtype)
+        table = shifts.astype(np.int32)
+        launchers.shift(device_for(x), x, table, out, (1, 1), kernel, most_blocks=48)
+        return out
+
+    options = {"shifts": mf.modulo_shifts(_MOVED[1], dilation=dilation), "kernel": kernel}
+    return _case(shift, formulas.shift, _integers(*_MOVED), **options)
+
+
+def _shift(kernel: str, *shape: int, stride: int = 1) -> Case:
+    shifts = mf.modulo_shifts(shape[1])[::-1].copy()  # the first channels stay
+    options = {"shifts": shifts, "stride": stride, "kernel": kernel}
+    return _case(mf.shift, formulas.shift, _integers(*shape), **options)
+
+
+_MOVED = 2, 14, 17, 19  # images, channels, and a plane of four tiles
+
+
+def _shift_conv(name: str, *size: int) -> Case:
+    filters, channels = 20, _CHANNELS
+    arrays = [_integers(_IMAGES, channels, *size), _integers(filters, channels)]
     if name.endswith("backward"):
-        arrays.insert(0, _grad())
-    options = {"shifts": mf.group_shifts(_CHANNELS)}
+        arrays.insert(0, _integers(_IMAGES, filters, *size))
+    options = {"shifts": mf.group_shifts(channels)}
     return _case(getattr(mf, name), getattr(formulas, name), *arrays, **options)
 
 
 def _winograd(kernel: str) -> Case:
-    u = _integers(4, 4, _FILTERS, _CHANNELS)
+    u = _integers(4, 4, 20, _CHANNELS)
     u *= np.random.default_rng(0).random(u.shape) < 0.3  # pruned
 
     def winograd_conv(x, u, kernel):
@@ -113,22 +179,27 @@ def _winograd(kernel: str) -> Case:
         weights = weights.freeze() if kernel == "4_frozen" else weights
         return mf.winograd_conv(x, weights, kernel=kernel)
 
+    x = _integers(_IMAGES, _CHANNELS, 7, 13)  # odd: the last tiles are cut
     formula = partial(formulas.winograd_conv, matrices=formulas.WINOGRAD[2])
-    return _case(winograd_conv, formula, _image(), u, kernel=kernel)
+    return _case(winograd_conv, formula, x, u, kernel=kernel)
+
+
+_NORMALISED = 3, 3, 38, 42  # a channel is two parts
 
 
 def _batch_norm(kernel: str | None) -> Case:
-    weight = np.linspace(0.5, 2, _CHANNELS, dtype=np.float32)
-    given = [weight, _integers(_CHANNELS)]
+    x, (_, channels, *_) = _integers(*_NORMALISED), _NORMALISED
+    weight = np.linspace(0.5, 2, channels, dtype=np.float32)
+    given = [weight, _integers(channels)]
     if kernel is None:
-        given += [_integers(_CHANNELS), weight]
+        given += [_integers(channels), weight]
 
     def call(x, weight, bias, mean=None, variance=None):
         return batch_norm(x, weight, bias, mean=mean, variance=variance, kernel=kernel)[0]
 
     return Case(
-        f"batch_norm({_image().shape}, kernel={kernel!r})",
-        (_image(), *given),
+        f"batch_norm({x.shape}, kernel={kernel!r})",
+        (x, *given),
         call,
         lambda x, weight, bias, *given: formulas.batch_norm(
             x, weight, bias, **dict(zip(("mean", "variance"), given, strict=bool(given)))
@@ -151,13 +222,15 @@ def _batch_norm_gradients(*shape: int) -> Case:
 
 
 def _cross_entropy() -> Case:
-    logits, labels = _integers(40, 10), np.arange(40) % 10
+    logits, labels = _integers(300, 70), np.arange(300) % 70
+    logits += np.arange(70, dtype=np.float32) // 10  # the maximum comes late, and often twice
+    labels[::2] = logits[::2].argmax(1)
     call = f"cross_entropy({logits.shape}, {labels.shape})"
     return Case(call, (logits, labels), cross_entropy, formulas.cross_entropy, 1e-5)
 
 
 def _step() -> Case:
-    w, grad = _integers(_FILTERS, _CHANNELS, 3, 3), _integers(_FILTERS, _CHANNELS, 3, 3)[::-1]
+    w, grad = _filters(), _filters()[::-1]
 
     def step(w, grad):
         parameter = nn.Parameter(w.copy(), adder=True)
@@ -173,7 +246,7 @@ def _step() -> Case:
 
 
 def _batches() -> Case:
-    images = np.random.default_rng(0).integers(0, 256, (9, 3, 8, 8), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (9, 3, 8, 9), np.uint8)
     dataset = data.Dataset(images, np.arange(9) % 3, ("a", "b", "c"), "toy")
     moves = data.Compose(data.RandomCrop(2), data.RandomFlip())
     mean, std = np.full(3, 120.0), np.full(3, 60.0)
@@ -199,12 +272,11 @@ def _batches() -> Case:
     return Case(call, (images,), batches, expect, 1e-6)
 
 
-def _distances_of_bits(kernel: str | None) -> Case:
-    return _case(
-        *(mf.adder_conv, formulas.low_bit_adder_conv),
-        *(a(dtype=np.uint8) % 4 for a in (_image, _filters)),
-        **{"padding": 1, "bits": 2, "kernel": kernel},
-    )
+def _distances_of_bits(kernel: str) -> Case:
+    """Of so many filters and taps that every dimension of `fragments` is odd."""
+    x, w = (_integers(*shape, dtype=np.uint8) % 4 for shape in ((2, 15, 10, 14), (120, 5, 6, 6)))
+    options = {"padding": 1, "groups": 3, "bits": 2, "kernel": kernel}
+    return _case(mf.adder_conv, formulas.low_bit_adder_conv, x, w, **options)
 
 
 def _match(dtype: Any = np.float32) -> Case:
@@ -213,8 +285,8 @@ def _match(dtype: Any = np.float32) -> Case:
 
 
 def _nearest() -> Case:
-    rows = _integers(20, 9, dtype=np.uint8), _integers(30, 9, dtype=np.uint8)
-    return _case(mf.nearest_l1, formulas.nearest_l1, *rows, k=5)
+    rows = _integers(2, 9, dtype=np.uint8), _integers(700, 9, dtype=np.uint8)
+    return _case(mf.nearest_l1, formulas.nearest_l1, *rows, k=260)
 
 
 _ADDERS = ("1_naive", "2_shared_tile", "3_register_tile", "4_vectorised_loads", "5_implicit_conv")
@@ -222,54 +294,53 @@ _CASES: dict[str, Callable[[], Case]] = {
     **{f"adder/{name}": partial(_conv, "adder_conv", kernel=name) for name in _ADDERS},
     "adder/6_uint8": partial(_conv, "adder_conv", np.uint8),
     "adder/7_half2": partial(_conv, "adder_conv", np.float16, kernel="7_half2"),
-    "adder/pack_channels": partial(_conv, "adder_conv", np.uint8),
+    "adder/pack_channels": partial(_in_a_small_grid(_conv), "adder_conv", np.uint8),
     "adder/depthwise": partial(_depthwise, "adder_conv"),
-    "adder/grad_x": partial(_gradients, mf.adder_conv_backward),
+    "adder/grad_x": partial(_gradients, mf.adder_conv_backward, 2, 40, 34, (13, 15)),
     "adder/grad_w": partial(_gradients, mf.adder_conv_backward),
-    "adder/add_parts": partial(_gradients, mf.adder_conv_backward),
+    "adder/add_parts": partial(_gradients, mf.adder_conv_backward, 1, 2, 2, (37, 43)),
     "adder/sign_grad_w": partial(_gradients, adder_conv_sign_backward),
     "adder/distance": _match,
     "adder/distance_uint8": partial(_match, np.uint8),
-    "adder/nearest": _nearest,
-    "convolution/im2col": partial(_columns, "im2col"),
-    "convolution/col2im": partial(_columns, "col2im"),
+    "adder/nearest": _limited(_nearest, WORKSPACE=4 * 2 * 300),
+    "convolution/im2col": _in_a_small_grid(_im2col),
+    "convolution/col2im": _in_a_small_grid(_col2im),
     "convolution/2_implicit_conv": partial(_conv, "conv"),
     "convolution/depthwise": partial(_depthwise, "conv"),
-    "convolution/grad_x": partial(_gradients, mf.conv_backward),
+    "convolution/grad_x": partial(_gradients, mf.conv_backward, 2, 40, 34, (13, 15)),
     "convolution/grad_w": partial(_gradients, mf.conv_backward),
+    "shift/1_tiled_modulo": partial(_tiled_shift, "1_tiled_modulo"),
+    "shift/2_tiled_generic": partial(_tiled_shift, "2_tiled_generic", 2),
+    "shift/3_table": partial(_shift, "3_table", *_MOVED),
+    "shift/strided": partial(_shift, "3_table", 1, 13, 17, 19, stride=2),
+    "shift/4_fused_conv": partial(_shift_conv, "shift_conv", *_SIZE),
+    "shift/fused_adder_conv": partial(_shift_conv, "shift_adder_conv", *_SIZE),
+    "shift/fused_grad_x": partial(_shift_conv, "shift_conv_backward", *_SIZE),
+    "shift/fused_grad_w": partial(_shift_conv, "shift_conv_backward", 17, 21),
+    "winograd/1_input_transform": partial(_limited(_winograd, GRID_LIMIT=16), "1_dense"),
+    "winograd/1_output_transform": partial(_limited(_winograd, GRID_LIMIT=16), "1_dense"),
+    "winograd/2_sparse": partial(_limited(_winograd, GRID_LIMIT=16), "2_sparse"),
+    "winograd/3_fused": partial(_winograd, "3_fused"),
+    "winograd/4_frozen": partial(_winograd, "4_frozen"),
     **{
-        f"shift/{name}": partial(_shift, name)
-        for name in ("1_tiled_modulo", "2_tiled_generic", "3_table")
-    },
-    "shift/strided": partial(_shift, "3_table", stride=2),
-    "shift/4_fused_conv": partial(_shift_conv, "shift_conv"),
-    "shift/fused_adder_conv": partial(_shift_conv, "shift_adder_conv"),
-    "shift/fused_grad_x": partial(_shift_conv, "shift_conv_backward"),
-    "shift/fused_grad_w": partial(_shift_conv, "shift_conv_backward"),
-    "winograd/1_input_transform": partial(_winograd, "1_dense"),
-    "winograd/1_output_transform": partial(_winograd, "1_dense"),
-    **{
-        f"winograd/{name}": partial(_winograd, name) for name in ("2_sparse", "3_fused", "4_frozen")
-    },
-    **{
-        f"binary/{name}": partial(_conv, "binary_conv", scale=False, kernel=name)
+        f"binary/{name}": partial(_binary, name)
         for name in ("1_naive", "2_register_tile", "3_tensor_cores")
     },
-    "binary/pack": partial(_conv, "binary_conv", scale=False, kernel="1_naive"),
-    "binary/ones": partial(_distances_of_bits, "2_register_tile"),
+    "binary/pack": partial(_in_a_small_grid(_binary), "1_naive"),
+    "binary/ones": partial(_binary, "2_register_tile"),
     "binary/fragments": partial(_distances_of_bits, "3_tensor_cores"),
     "batch_norm/1_three_passes": partial(_batch_norm, "1_three_passes"),
     "batch_norm/2_moments": partial(_batch_norm, "2_parts"),
     "batch_norm/2_normalise": partial(_batch_norm, "2_parts"),
     "batch_norm/3_registers": partial(_batch_norm, "3_registers"),
     "batch_norm/given": partial(_batch_norm, None),
-    "batch_norm/grad_registers": partial(_batch_norm_gradients, *_image().shape),
-    "batch_norm/grad_sums": partial(_batch_norm_gradients, 2, 3, 256, 256),
-    "batch_norm/grad_x": partial(_batch_norm_gradients, 2, 3, 256, 256),
+    "batch_norm/grad_registers": partial(_batch_norm_gradients, *_NORMALISED),
+    "batch_norm/grad_sums": partial(_batch_norm_gradients, 3, 3, 82, 74),
+    "batch_norm/grad_x": partial(_batch_norm_gradients, 3, 3, 82, 74),
     "cross_entropy/rows": _cross_entropy,
     "cross_entropy/mean": _cross_entropy,
     "sgd/square_sums": _step,
     "sgd/update": _step,
-    "batch/take": _batches,
+    "batch/take": _in_a_small_grid(_batches),
     "batch/tally": _batches,
 }

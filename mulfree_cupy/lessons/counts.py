@@ -58,7 +58,9 @@ def table(trials: Mapping[str, Trial]) -> str:
 
 
 def number(value: float | None) -> str:
-    """With at least three digits; a dash for None."""
+    """With at least three digits, or one if it is below a hundredth; a dash for None."""
     if not value:
         return "-"
+    if value < 0.01:
+        return f"{value:.1g}"
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"

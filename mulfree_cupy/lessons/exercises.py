@@ -130,14 +130,17 @@ def check(file: str | os.PathLike, name: str | None = None) -> Verdict:
     Raises
     ------
     ValueError
-        If the kernel is not known.
+        If the kernel is not known, or the file is not UTF-8.
     CompilationError, NotImplementedError
         If it does not compile, or uses what the emulator lacks.
     EmulationFault
         If it cannot run to completion.
     """
     file = Path(file)
-    title = _TITLE.search(file.read_text(encoding="utf-8"))
+    try:
+        title = _TITLE.search(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"check: {file} is no CUDA text: {error}") from None
     if name is None and not title:
         raise ValueError(f"check: {file} does not say which exercise it is; name a kernel")
     kernel = find(name or title[1])
@@ -181,6 +184,10 @@ def _without_bodies(kernel: Kernel, text: str, name: str) -> str:
         f"// It is run on {trial.case.call},",
         f"// as a grid of {launch.grid} blocks of {launch.block} threads{defines}.",
     )
+    if '#include "' in text:
+        told += (
+            f"// The headers that it includes are in {(cuda_directory() / kernel.path).parent}.",
+        )
     opening, *rest = _top_level(text)
     comment = "".join(opening.partition("\n")[1:]).removeprefix("\n")
     parts = ["\n".join(told) + "\n", comment]

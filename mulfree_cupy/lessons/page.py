@@ -5,17 +5,21 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 import os
+import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 
 from mulfree_cupy import files
-from mulfree_cupy.launch.emulator import Step, table_of
-from mulfree_cupy.launch.source import cuda_directory
+from mulfree_cupy.launch.emulator import Memory, Step, table_of
+from mulfree_cupy.launch.source import cuda_directory, read, stand_in
 from mulfree_cupy.lessons.trials import attempt, find
 
 MOST_STEPS = 1500
+_MACRO = re.compile(r"^\s*#\s*define (\w+) ([^\n]+?)\s*(?://.*)?$", re.MULTILINE)
 
 
 def page(
@@ -69,6 +73,8 @@ def page(
             f"page: block must lie in the grid {launch.grid} of {kernel.operation}/{kernel.name}, "
             f"got {tuple(block)}"
         )
+    with stand_in(kernel.path, file) if file else nullcontext():
+        text = read(kernel.path, launch.defines)
     described = {
         "name": f"{kernel.operation}/{kernel.name}",
         "idea": kernel.idea,
@@ -79,22 +85,22 @@ def page(
         "followed": block,
         "left_off": max(0, len(steps) - MOST_STEPS),
         "counts": table_of(launch.kernel, report.counts[launch.kernel]),
-        **_described(steps[:MOST_STEPS]),
+        **_described(steps[:MOST_STEPS], text),
     }
-    text = json.dumps(described).replace("</", "<\\/")
+    data = json.dumps(described).replace("</", "<\\/")
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     title = html.escape(described["name"])
     with files.replaced(Path(out)) as file:
-        file.write(template.replace("__TITLE__", title).replace("__DATA__", text).encode())
+        file.write(template.replace("__TITLE__", title).replace("__DATA__", data).encode())
     return Path(out)
 
 
-def _described(steps: list[Step]) -> dict[str, list]:
-    """Steps with their memories and source lines, by number."""
+def _described(steps: list[Step], text: str) -> dict[str, list]:
+    """Steps with their memories and source lines, by number; `text` is the kernel's."""
     memories = list(dict.fromkeys(step.memory for step in steps))
     names = list(dict.fromkeys(step.file for step in steps))
     return {
-        "memories": [vars(memory) for memory in memories],
+        "memories": [vars(memory) | {"shape": _shape(memory, text)} for memory in memories],
         "files": [{"name": name, "lines": _lines(name)} for name in names],
         "steps": [
             {
@@ -109,6 +115,28 @@ def _described(steps: list[Step]) -> dict[str, list]:
             for step in steps
         ],
     }
+
+
+def _shape(memory: Memory, text: str) -> tuple[int, ...]:
+    """As declared: shared memory of several dimensions as rows of words."""
+    name = re.escape(memory.name)
+    declared = re.search(rf"__shared__[^;]*\b{name}((?:\[[^\]]+\])+)\[[^\]]+\]", text)
+    if not memory.shared or not declared:
+        return memory.shape
+    macros = dict(reversed(_MACRO.findall(text)))  # the first definition, of those under #ifndef
+    rows = 1
+    for length in re.findall(r"\[([^\]]+)\]", declared[1]):
+        rows *= _number(length, macros)
+    words = math.prod(memory.shape)
+    return (rows, words // rows) if rows and words % rows == 0 else memory.shape
+
+
+def _number(expression: str, macros: dict[str, str]) -> int:
+    """The value of sums and products of numbers and macros; 0 for anything else."""
+    for _ in range(8):  # macros of macros
+        expression = re.sub(r"[A-Za-z_]\w*", lambda m: f"({macros.get(m[0], m[0])})", expression)
+    plain = re.fullmatch(r"[\d\s()+*/-]+", expression)
+    return int(eval(expression.replace("/", "//"))) if plain else 0
 
 
 def _lines(name: str) -> list[str]:

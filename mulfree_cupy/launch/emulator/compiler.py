@@ -28,7 +28,7 @@ from mulfree_cupy.launch.emulator.translation import (
     refusal,
     translate,
 )
-from mulfree_cupy.launch.emulator.variables import linker_script
+from mulfree_cupy.launch.emulator.variables import called_by, initial_values, linker_script
 
 _WARNINGS = ["-w", "-fno-diagnostics-show-caret", "-fdiagnostics-color=never"]
 # DWARF 5 has addr2line (of binutils 2.40) name wrong files where functions have their own sections.
@@ -92,7 +92,7 @@ def compile_variables(code: str, options: tuple[str, ...]) -> bytes:
     file = cache_directory() / f"{_key(code, '', flags, 'variables', compiler)}.variables"
     data = _read(file)
     if data is None:
-        with _prepared(flags, True, compiler) as (prepared, folder):
+        with _prepared(code, flags, True, compiler) as (prepared, folder):
             _compile(folder, code, None, flags, prepared)
             data = (folder / "kernel.o").read_bytes()
         _write(file, data + hashlib.sha256(data).digest())
@@ -162,7 +162,7 @@ def _hash(*parts: str | bytes) -> str:
 def _key(code: str, name: str, flags: tuple[str, ...], mode: str, compiler: str) -> str:
     facts = [code, name, *flags, mode, _version(compiler), _headers_hash()]
     if any(flag.startswith("-I") for flag in flags):  # so that an edited header is noticed
-        with _prepared(flags, mode != "plain", compiler) as (prepared, folder):
+        with _prepared(code, flags, mode != "plain", compiler) as (prepared, folder):
             facts.append(_preprocess(prepared, folder, code, name or "module", flags))
     return _hash(*facts)
 
@@ -173,6 +173,15 @@ def _directive(flag: str) -> str:
     if flag.startswith("-U"):
         return f"#undef {name}\n"
     return f"#define {name} {value if '=' in flag else 1}\n"
+
+
+def _is_bare(code: str) -> bool:
+    """Whether the text is for NVRTC, which has none of the C library's functions, not for nvcc."""
+    includes = re.findall(r'^[ \t]*#[ \t]*include[ \t]*[<"]([^>"]*)', code, re.MULTILINE)
+    ours = source.headers() / "include"
+    return not re.search(r"\bmain\s*\(|\bcuda_runtime", code) and all(
+        (ours / header).is_file() for header in includes
+    )
 
 
 def _standard(flags: tuple[str, ...]) -> str:
@@ -233,12 +242,12 @@ def _prune(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _prepared(
-    flags: tuple[str, ...], instrumented: bool, compiler: str
+    code: str, flags: tuple[str, ...], instrumented: bool, compiler: str
 ) -> Iterator[tuple[_Prepared, Path]]:
     """What every kernel needs, and a folder to work in."""
     with (
         tempfile.TemporaryDirectory(prefix="mulfree") as scratch,
-        _Prepared(compiler, _standard(flags), instrumented) as prepared,
+        _Prepared(compiler, _standard(flags), instrumented, _is_bare(code)) as prepared,
     ):
         yield prepared, Path(scratch)
 
@@ -257,9 +266,17 @@ def _preprocess(
 
 
 def _build(file, code, name, flags, instrumented, compiler) -> None:
-    with _prepared(flags, instrumented, compiler) as (prepared, folder):
+    with _prepared(code, flags, instrumented, compiler) as (prepared, folder):
         translation = _compile(folder, code, name, flags, prepared)
-        script = linker_script((folder / "kernel.o").read_bytes(), "kernel.o")
+        compiled = (folder / "kernel.o").read_bytes()
+        for symbol in called_by(prepared.runtime().read_bytes()).intersection(
+            initial_values(compiled)
+        ):
+            raise NotImplementedError(
+                f"kernel {name!r}: the emulator calls a function of the C library by the name of "
+                f"the variable {symbol}: rename it"
+            )
+        script = linker_script(compiled, "kernel.o")
         (folder / "variables.ld").write_text(script)
         link = [
             compiler,
@@ -316,7 +333,7 @@ def _refusals(translation: Translation) -> Iterator[None]:
                 int(undefined[2]),
                 undefined[3],
             )
-            reason = refusal(words)
+            reason = refusal(words) or translation.refused.get((file, line))
         else:
             places = [(file, int(line)) for file, line in re.findall(r"(\S+?):(\d+):", message)]
             file, line = next((p for p in places if p in translation.refused), ("", 0))
@@ -327,8 +344,9 @@ def _refusals(translation: Translation) -> Iterator[None]:
             ) from error
         if not reason:
             raise
+        named = f" ({words})" if words and not words.startswith("mulfree") else ""
         raise NotImplementedError(
-            f"{file}:{line}: {reason}{f' ({words})' if words else ''} does not run on the "
+            f"{file}:{line}: {reason}{named} does not run on the "
             "emulator; put a plain C++ twin behind #ifdef MULFREE_EMULATOR"
         ) from error
 
@@ -336,7 +354,7 @@ def _refusals(translation: Translation) -> Iterator[None]:
 class _Prepared:
     """Shared by all kernels, made once: the runtime's object file and the precompiled header."""
 
-    def __init__(self, compiler: str, standard: str, instrumented: bool) -> None:
+    def __init__(self, compiler: str, standard: str, instrumented: bool, bare: bool) -> None:
         self.headers, self.cache = str(source.headers()), str(cache_directory().resolve())
         is_clang = "clang" in _version(compiler)
         extra = [] if is_clang else ["-fno-gnu-unique", *_without_warnings(compiler)]
@@ -344,6 +362,7 @@ class _Prepared:
             extra += [*_INSTRUMENTED, *(_CLANG if is_clang else _GCC)]
         else:
             extra += _PLAIN
+        extra += ["-DMULFREE_BARE"] * bare
         include = ["-I", f"{self.headers}/include", f"-ffile-prefix-map={self.headers}={HEADERS}"]
         self.command = [compiler, standard, *_WARNINGS, *_KERNEL, *extra, *include]
         key = _hash(_version(compiler), _headers_hash(), *self.command)
@@ -374,7 +393,7 @@ class _Prepared:
         for process, scratch in self._jobs.values():
             process.kill()
             process.communicate()
-            os.unlink(scratch)
+            Path(scratch).unlink(missing_ok=True)
 
     def runtime(self) -> Path:
         """The object file that kernels are linked with."""
@@ -405,7 +424,7 @@ class _Prepared:
         process, scratch = self._jobs.pop(file)
         _, errors = process.communicate()
         if process.returncode:
-            os.unlink(scratch)
+            Path(scratch).unlink(missing_ok=True)
             raise CompilationError(
                 f"the emulator's own {file.suffix} file does not compile:\n{errors}"
             )

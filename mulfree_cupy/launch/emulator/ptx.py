@@ -100,11 +100,11 @@ _LITERAL = re.compile(r'R"([^()\\\s]*)\((.*?)\)\1"|"((?:[^"\\\n]|\\.)*)"', re.DO
 _INTEGER = re.compile(r"-?(0[xX][0-9a-fA-F]+|\d+)U?")
 
 
-class _UnknownError(Exception):
-    """An instruction or operand that is not in the tables."""
+class UnknownInstruction(Exception):
+    """An instruction, or an operand of it, that is not in the tables; the argument names it."""
 
 
-def statement(text: str, blank: str) -> str | None:
+def statement(text: str, blank: str) -> str:
     """Translate the operands of an ``asm`` to a C++ statement.
 
     Parameters
@@ -114,8 +114,12 @@ def statement(text: str, blank: str) -> str | None:
 
     Returns
     -------
-    str or None
-        None if it contains an unsupported instruction.
+    str
+
+    Raises
+    ------
+    UnknownInstruction
+        If it contains an unsupported instruction.
     """
     start, *operands = _split(text, blank, ":")
     assembly = "".join(raw or _unescaped(plain) for _, raw, plain in _LITERAL.findall(start))
@@ -126,10 +130,7 @@ def statement(text: str, blank: str) -> str | None:
                 kind = "auto &" if is_output else "const auto "
                 value = operand[_blanked(operand).index("(") :]
                 declarations.append(f"{kind}mulfree_{len(declarations)} = {value};")
-    try:
-        return f"do {{ {' '.join(declarations)} {_instructions(assembly)} }} while (0)"
-    except _UnknownError:
-        return None
+    return f"do {{ {' '.join(declarations)} {_instructions(assembly)} }} while (0)"
 
 
 def _instructions(assembly: str) -> str:
@@ -143,7 +144,7 @@ def _instructions(assembly: str) -> str:
             if declared[1] not in _TYPES or not all(
                 re.fullmatch(r"[A-Za-z_]\w*", n) for n in names
             ):
-                raise _UnknownError
+                raise UnknownInstruction(f".reg .{declared[1]}")
             registers.update(names)
             out.append(f"{_TYPES[declared[1]]} {', '.join(f'ptx_{name}' for name in names)};")
             continue
@@ -151,10 +152,13 @@ def _instructions(assembly: str) -> str:
             r"(?:@(!?\w+)\s+)?(\S+)\s*(.*)", row, re.DOTALL
         ).groups()
         guard = ""
-        if condition:
-            holds = _operand(condition.lstrip("!"), registers)
-            guard = f"if ({holds} == {'false' if condition[0] == '!' else 'true'}) "
-        out.append(f"{guard}{{ {_instruction(opcode, _split(rest, rest, ','), registers)}; }}")
+        try:
+            if condition:
+                holds = _operand(condition.lstrip("!"), registers)
+                guard = f"if ({holds} == {'false' if condition[0] == '!' else 'true'}) "
+            out.append(f"{guard}{{ {_instruction(opcode, _split(rest, rest, ','), registers)}; }}")
+        except LookupError as error:
+            raise UnknownInstruction(opcode) from error
     return " ".join(out)
 
 
@@ -167,7 +171,7 @@ def _instruction(opcode: str, operands: list[str], registers: set[str]) -> str:
         if count == len(operands) and re.fullmatch(pattern, opcode):
             values = [_operand(o, registers) for o in operands]
             return cpp.format(*values, operands=", ".join(values))
-    raise _UnknownError
+    raise LookupError(opcode)
 
 
 def _operand(text: str, registers: set[str]) -> str:
@@ -182,7 +186,7 @@ def _operand(text: str, registers: set[str]) -> str:
         return f"ptx_{text}"
     if _INTEGER.fullmatch(text):
         return text
-    raise _UnknownError
+    raise LookupError(text)
 
 
 def _split(text: str, blank: str, separator: str) -> list[str]:

@@ -71,8 +71,8 @@ def _places(row: runtime.Finding, frames: dict[int, list[Place]]) -> list[Place]
     calls = [place for pc in row.calls[: row.call_count] for place in frames[pc]]
     if row.file:
         first = [(row.file.decode(), row.line)]
-    elif _KINDS[row.kind] == "timeout" and not frames.get(row.pc):
-        # In the runtime: where that was called, or where a thread waits.
+    elif not frames.get(row.pc):
+        # In the runtime or the C library: where that was called, or where a thread waits.
         waits = [(row.other_file.decode(), row.other_line)] if row.other_file else []
         first = (calls or frames.get(row.other_pc) or waits)[:1]
     else:

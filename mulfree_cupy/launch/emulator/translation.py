@@ -39,7 +39,6 @@ _NOT_A_NAME = ("__attribute__", "alignas", "decltype")  # before the parenthesis
 
 # Unsupported features: patterns of source text and of linker errors for what refused.h declares.
 _REFUSED = [
-    (r"mulfree_refused_ptx", "inline PTX with such an instruction"),
     (r"\bbmma_sync\b", "tensor-core fragments of bits"),
     (r"\bCUtensorMap\b|\bcuda\s*::\s*ptx\b", "the tensor memory accelerator"),
     (r"\btex[123]D\w*|\bsurf[123]D\w*|\btexture\s*<", "textures and surfaces"),
@@ -91,7 +90,7 @@ def translate(preprocessed: str, name: str | None, headers: tuple[str, ...]) -> 
                 for found in re.finditer(pattern, blank):
                     refused[file, _line_at(blank, found.start(), line)] = what
             code.append(blank)
-            text = _rewrite(text, blank, file, line)
+            text = _rewrite(text, blank, file, line, refused)
         parts.append(text)
     whole = "".join(code)
     parameters = () if name is None else _parameters(whole, name)
@@ -135,7 +134,9 @@ def _line_at(text: str, position: int, first: int) -> int:
     return first + text.count("\n", 0, position)
 
 
-def _rewrite(text: str, blank: str, file: str, line: int) -> str:
+def _rewrite(
+    text: str, blank: str, file: str, line: int, refused: dict[tuple[str, int], str]
+) -> str:
     out, end = [], 0
     for found in re.finditer(r"\b__shared__\b|<<<|" + _ASM.pattern, blank):
         if found.start() < end:
@@ -155,8 +156,11 @@ def _rewrite(text: str, blank: str, file: str, line: int) -> str:
         else:
             stop = _closing(blank, found.end()) + 1
             inside = slice(found.end(), stop - 1)
-            new = ptx.statement(text[inside], blank[inside]) or "mulfree_refused_ptx()"
-            new = new.replace("\n", " ")
+            try:
+                new = ptx.statement(text[inside], blank[inside]).replace("\n", " ")
+            except ptx.UnknownInstruction as unknown:
+                new = "mulfree_refused_ptx()"
+                refused[file, _line_at(blank, start, line)] = f"inline PTX with {unknown}"
         if found[0] != "__shared__":
             new += "\n" * blank.count("\n", start, stop)
         out += [_attributes(text[end:start]), new]

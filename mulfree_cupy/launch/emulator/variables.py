@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 GAP = 256  # bytes on either side of a variable
 _OWN = "mulfree"  # in the names of all that belongs to the emulator
-_OBJECT = 1  # the type of a variable's symbol
+_ANY, _OBJECT = 0, 1  # the types of an undefined and of a variable's symbol
 # Section of an object file, where its variables go, and what that place follows.
 _PLACES = (
     (".rodata.", "mulfree_rodata", ".rodata"),
@@ -113,6 +113,12 @@ def symbols_of(name: str) -> tuple[str, ...]:
     return f"_ZN{outer}{own}E", f"_ZN{outer}L{own}E"
 
 
+def called_by(object_file: bytes) -> set[str]:
+    """The symbols that an object file needs from others."""
+    sections = _sections(object_file)
+    return {name for name, section, *_ in _symbols(object_file, sections, _ANY) if not section}
+
+
 def shared_size(library: bytes) -> int:
     """Bytes of all ``__shared__`` variables that the kernel uses."""
     sections, total = _sections(library), 0
@@ -150,15 +156,17 @@ def _sections(file: bytes) -> list[_Section]:
     return [_Section(_text(file, strings + h[0]), h[3], h[4], h[5], h[6]) for h in headers]
 
 
-def _symbols(file: bytes, sections: list[_Section]) -> Iterator[tuple[str, int, int, int]]:
-    """Name, section, address and size of the variables."""
+def _symbols(
+    file: bytes, sections: list[_Section], kind: int = _OBJECT
+) -> Iterator[tuple[str, int, int, int]]:
+    """Name, section, address and size of the symbols of a type."""
     table = next((s for s in sections if s.name == ".symtab"), None)
     if table is None:
         return
     strings = sections[table.link].offset
     rows = struct.iter_unpack("<IBBHQQ", file[table.offset : table.offset + table.size])
     for name, info, _, section, address, size in rows:
-        if info & 15 == _OBJECT and section < len(sections):
+        if info & 15 == kind and section < len(sections):
             yield _text(file, strings + name), section, address, size
 
 
