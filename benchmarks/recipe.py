@@ -89,7 +89,7 @@ class Trial(Training):
         shares = np.full(logits.shape, share / classes, logits.dtype)
         shares[np.arange(len(labels)), labels] += 1 - share
         loss, right, gradient = cross_entropy(logits.data, shares)
-        return loss, right, lambda: logits.backward(gradient)
+        return loss, right, lambda share: logits.backward(gradient * logits.dtype.type(share))
 
     def evaluate(self, dataset: data.Dataset | None = None) -> float:
         if not self.extras["average"]:

@@ -2,6 +2,7 @@
 
 import contextvars
 import importlib.util
+import itertools
 import os
 import shutil
 import signal
@@ -513,7 +514,7 @@ with connect("nccl") as communicator:
     recipe = Recipe("adder-resnet20", epochs=1, batch_size=64)
     run = Training(recipe, train, train, device="cuda", communicator=communicator)
     for _ in run._device_steps():
-        print("step", flush=True)
+        cupy.cuda.runtime.deviceSynchronize()  # a mark in the log
     run._gather_statistics()
     run.evaluate()
 del os.environ["WORLD_SIZE"]
@@ -544,7 +545,12 @@ def test_the_calls_to_nccl_in_rehearsal():
     lines = done.output.splitlines()
     groups = [line for line in lines if line.startswith("group")]  # and the current device
     assert groups == ["group 2 1 False 1", "group 4 2 True 0", "group 4 2 True 1"]
-    assert lines.count("step") == 4 and "ended" not in lines
+    assert "ended" not in lines
+    calls = [record["call"] for record in done.log]
+    steps = [i for i, call in enumerate(calls) if call == "deviceSynchronize"]
+    assert len(steps) == 4
+    for start, end in itertools.pairwise(steps):
+        assert set(calls[start + 1 : end]) <= {"launch", "memcpyAsync", "memsetAsync"}
     assert lines[-3:] == [
         "RANK must be below WORLD_SIZE, 2, got 2",
         "RANK in the environment must be a whole number of at least 0, got 'one'",

@@ -138,6 +138,8 @@ class Training:
 
     def _join_ranks(self) -> None:
         ranks, loader = self.communicator.size, self.loader
+        if ranks == 1:
+            return
         smallest = min(loader.total(0), loader.total(len(loader) - 1))
         if smallest < ranks:
             raise ValueError(
@@ -146,7 +148,7 @@ class Training:
             )
         if len(self.test) < ranks:
             raise ValueError(f"{ranks} ranks cannot divide {len(self.test)} test images")
-        if ranks > 1 and self.recipe.adder == "adaptive in backward":
+        if self.recipe.adder == "adaptive in backward":
             raise ValueError(
                 "adder='adaptive in backward' scales the gradients of each rank before they are "
                 "summed; choose 'adaptive'"
