@@ -14,16 +14,15 @@ constexpr DistanceFunctions<typename Op::Element, typename Op::Number> distance_
 }
 
 // float32: short rows, and windows, term by term.
-template <bool BY_FMA>
 constexpr DistanceFunctions<float, float> float_distance_functions() {
-    using Exact = AbsoluteDifferences<float, BY_FMA>;
+    using Exact = AbsoluteDifferences<float>;
     auto functions = distance_functions<Exact>();
     if constexpr (!DISTANCE_IN_ONE) {
         functions.all = [](const Distances<float, float>& p) {
-            p.length > FEW_TERMS ? all_distances<Maxima<BY_FMA>>(p) : all_distances<Exact>(p);
+            p.length > FEW_TERMS ? all_distances<Maxima>(p) : all_distances<Exact>(p);
         };
         functions.nearest = [](const Nearest<float, float>& p) {
-            p.length > FEW_TERMS ? nearest<Maxima<BY_FMA>>(p) : nearest<Exact>(p);
+            p.length > FEW_TERMS ? nearest<Maxima>(p) : nearest<Exact>(p);
         };
     }
     return functions;
@@ -45,20 +44,18 @@ inline double distance_peak(double seconds) {
 }
 
 // Of long rows of float32.
-template <bool BY_FMA>
 inline double float_distance_peak(double seconds) {
-    if constexpr (DISTANCE_IN_ONE) return distance_peak<AbsoluteDifferences<float, BY_FMA>>(seconds);
-    else return distance_peak<Maxima<BY_FMA>>(seconds);
+    if constexpr (DISTANCE_IN_ONE) return distance_peak<AbsoluteDifferences<float>>(seconds);
+    else return distance_peak<Maxima>(seconds);
 }
 
-template <bool BY_FMA>
 constexpr DistanceKernels distance_kernels() {
-    return {float_distance_functions<BY_FMA>(), distance_functions<AbsoluteDifferences<double, BY_FMA>>(),
+    return {float_distance_functions(), distance_functions<AbsoluteDifferences<double>>(),
             distance_functions<ByteDifferences>(),
             [](int element_bytes, double seconds) {
                 if (element_bytes == 1) return distance_peak<ByteDifferences>(seconds);
-                if (element_bytes == 8) return distance_peak<AbsoluteDifferences<double, BY_FMA>>(seconds);
-                return float_distance_peak<BY_FMA>(seconds);
+                if (element_bytes == 8) return distance_peak<AbsoluteDifferences<double>>(seconds);
+                return float_distance_peak(seconds);
             }};
 }
 

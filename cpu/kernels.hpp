@@ -321,9 +321,19 @@ extern const Kernels baseline_kernels;
 extern const DistanceKernels baseline_distances;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels;
-extern const DistanceKernels avx2_distances, avx512_distances, avx512_distances_by_fma;
+extern const DistanceKernels avx2_distances, avx512_distances;
 extern const Kernels avx512_kernels;  // except what
 extern const PopcountKernels avx512_popcount_kernels;  // needs VPOPCNTDQ
+
+// Of avx512_kernels, those that a Zen 5 has its own of.
+struct SumKernels {
+    ConvolutionKernel<float, float> adder_f32;
+    ConvolutionKernel<double, double> adder_f64;
+    double (*peak)(int operation, double seconds);
+    DistanceKernels distances;
+};
+extern const SumKernels zen5_kernels;
+extern const double hidden_one;  // 1, which other sources do not know
 #endif
 #endif
 

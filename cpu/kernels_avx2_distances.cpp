@@ -3,6 +3,6 @@
 #include "distance_instance.hpp"
 
 namespace mulfree {
-extern const DistanceKernels avx2_distances = avx2::distance_kernels<false>();
+extern const DistanceKernels avx2_distances = avx2::distance_kernels();
 }
 #endif

@@ -3,7 +3,6 @@
 #include "distance_instance.hpp"
 
 namespace mulfree {
-extern const DistanceKernels avx512_distances = avx512::distance_kernels<false>();
-extern const DistanceKernels avx512_distances_by_fma = avx512::distance_kernels<true>();
+extern const DistanceKernels avx512_distances = avx512::distance_kernels();
 }
 #endif

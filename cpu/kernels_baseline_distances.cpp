@@ -3,6 +3,6 @@
 #include "distance_instance.hpp"
 
 namespace mulfree {
-extern const DistanceKernels baseline_distances = baseline::distance_kernels<false>();
+extern const DistanceKernels baseline_distances = baseline::distance_kernels();
 }
 #endif

@@ -3,6 +3,6 @@
 #include "distance_instance.hpp"
 
 namespace mulfree {
-extern const DistanceKernels neon_distances = neon::distance_kernels<false>();
+extern const DistanceKernels neon_distances = neon::distance_kernels();
 }
 #endif

@@ -3,6 +3,6 @@
 #include "distance_instance.hpp"
 
 namespace mulfree {
-extern const DistanceKernels neon_dotprod_distances = neon_dotprod::distance_kernels<false>();
+extern const DistanceKernels neon_dotprod_distances = neon_dotprod::distance_kernels();
 }
 #endif

@@ -15,6 +15,9 @@
 namespace mulfree {
 
 const Kernels* chosen = nullptr;
+#if defined(__x86_64__)
+const double hidden_one = 1;
+#endif
 
 namespace {
 
@@ -53,7 +56,10 @@ std::vector<const Kernels*> available() {
         __builtin_cpu_supports("avx512vnni")) {
         static Kernels all = avx512_kernels;
         all.popcount = __builtin_cpu_supports("avx512vpopcntdq") ? avx512_popcount_kernels : avx2_kernels.popcount;
-        if (is_zen5()) all.distances = &avx512_distances_by_fma;
+        if (is_zen5()) {
+            all.f32.adder_conv = zen5_kernels.adder_f32, all.f64.adder_conv = zen5_kernels.adder_f64;
+            all.peak = zen5_kernels.peak, all.distances = &zen5_kernels.distances;
+        }
         found.push_back(&all);
     }
 #endif

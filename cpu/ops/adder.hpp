@@ -8,7 +8,7 @@ namespace mulfree::MULFREE_ISA {
 // |x - w| as written: three instructions per term (NEON: two), always accurate.
 template <class T>
 struct AbsoluteDifference : Operation<T, T, T> {
-    static Vec<T> term(Vec<T> total, Vec<T> x, Vec<T> w) { return total + absolute_difference(x, w); }
+    static Vec<T> term(Vec<T> total, Vec<T> x, Vec<T> w) { return add(total, absolute_difference(x, w)); }
     static auto answer(T bias, typename AbsoluteDifference::Constant) {
         return [b = broadcast(bias)](Vec<T> total, const auto&, NoDoubt) { return b - total; };
     }
@@ -22,7 +22,7 @@ struct Maximum : Operation<float, float, float> {
     using V = Vec<float>;
     using Exact = AbsoluteDifference<float>;
 
-    static V term(V total, V x, V w) { return total + max(x, w); }
+    static V term(V total, V x, V w) { return add(total, max(x, w)); }
 
     static constexpr int COLUMN_SUMS = 2;
     static void add_column(V* sums, V x) { sums[0] += x, sums[1] += abs(x); }

@@ -6,54 +6,28 @@
 
 namespace mulfree::MULFREE_ISA {
 
-// total + v. On Zen 5 maxima, subtractions and additions share two pipes, multiply-adds have two others: there (BY_FMA)
-// v * 1 + total, which has the same bits, doubles the rate. Elsewhere it gains nothing or loses.
-template <class T, bool BY_FMA>
-class Accumulate {
-public:
-    Accumulate() {
-        if constexpr (BY_FMA) touch(one_);  // else the compiler makes it an addition
-    }
-    Vec<T> operator()(Vec<T> total, Vec<T> v) const {
-        if constexpr (BY_FMA) return multiply_add(v, one_, total);
-        else return total + v;
-    }
-
-private:
-    Vec<T> one_ = broadcast(T(1));
-};
-
 // An operation has the types of an element, of a lane (one or several elements, and their sums) and of a distance, and
 // two terms: `Term` for the tile and `Exact`, |a - b| itself.
-template <class T, bool BY_FMA>
+template <class T>
 struct AbsoluteDifferences {
     using Element = T;
     using Lane = T;
     using Number = T;
     static constexpr bool CANCELS = false;
 
-    class Exact {
-    public:
-        Vec<T> operator()(Vec<T> total, Vec<T> a, Vec<T> b) const { return sum_(total, absolute_difference(a, b)); }
-
-    private:
-        const Accumulate<T, BY_FMA> sum_;
+    struct Exact {
+        Vec<T> operator()(Vec<T> total, Vec<T> a, Vec<T> b) const { return add(total, absolute_difference(a, b)); }
     };
     using Term = Exact;
 };
 
 // sum |a - b| = (sum max(a, b) - sum a) + (sum max(a, b) - sum b): two instructions instead of three. It cancels if a and b
 // are close compared with sum |a| + sum |b|: a distance below an eighth of that is in doubt.
-template <bool BY_FMA>
-struct Maxima : AbsoluteDifferences<float, BY_FMA> {
+struct Maxima : AbsoluteDifferences<float> {
     static constexpr bool CANCELS = true;
 
-    class Term {
-    public:
-        Vec<float> operator()(Vec<float> total, Vec<float> a, Vec<float> b) const { return sum_(total, max(a, b)); }
-
-    private:
-        const Accumulate<float, BY_FMA> sum_;
+    struct Term {
+        Vec<float> operator()(Vec<float> total, Vec<float> a, Vec<float> b) const { return add(total, max(a, b)); }
     };
 };
 
