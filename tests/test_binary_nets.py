@@ -78,6 +78,13 @@ def test_only_what_adds_up_reals_is_not_binary(name):
     assert ours == theirs
 
 
+@networks
+def test_weights_of_which_signs_are_used_do_not_decay(name):
+    network = models.build(name, **NETWORKS[name])
+    signs = {id(layer.weight) for _, layer in network.modules() if type(layer) is nn.BinaryConv}
+    assert signs == {id(p) for p in network.parameters() if not p.decays}
+
+
 def test_it_learns():
     """Which side of a picture is brighter, from signs of features."""
     network = models.build("binary-lenet", channels=1, size=8, classes=2)

@@ -38,12 +38,13 @@ def numbers(array):
 class Twin:
     """Parameters of these shapes under an optimiser, and their float64 twins under the formula."""
 
-    def __init__(self, xp, shapes, adders, dtype="float32", scale=1.0, **options):
+    def __init__(self, xp, shapes, adders, dtype="float32", scale=1.0, decays=(), **options):
         self.xp, self.rng, self.scale, self.dtype = xp, np.random.default_rng(0), scale, dtype
         self.w = [self.rng.normal(size=shape).astype(dtype) for shape in shapes]
         self.v = [np.zeros(shape) for shape in shapes]
         self.parameters = [
-            nn.Parameter(xp.asarray(w), adder) for w, adder in zip(self.w, adders, strict=True)
+            nn.Parameter(xp.asarray(w), adder, decay)
+            for w, adder, decay in zip(self.w, adders, decays or [True] * len(adders), strict=True)
         ]
         self.optimiser = optim.SGD(self.parameters, **options)
 
@@ -58,7 +59,7 @@ class Twin:
                     rate=o.rate,
                     momentum=o.momentum,
                     nesterov=o.nesterov,
-                    decay=o.weight_decay,
+                    decay=o.weight_decay * parameter.decays,
                     adaptive=parameter.adder and o.adder == "adaptive",
                     eta=o.eta,
                     scale=o.adder_scale if parameter.adder and o.adder == "fixed" else 1,
@@ -84,10 +85,11 @@ class Twin:
     data=st.data(),
 )
 def test_a_step_is_the_formula(way, sizes, adder, momentum, nesterov, decay, dtype, data):
-    adders = [data.draw(st.booleans()) for _ in sizes]
+    adders, decays = ([data.draw(st.booleans()) for _ in sizes] for _ in range(2))
     with entered(way) as xp:
         twin = Twin(
             *(xp, [(size,) for size in sizes], adders, dtype),
+            decays=decays,
             rate=0.1,
             momentum=momentum,
             nesterov=nesterov and momentum > 0,

@@ -87,7 +87,9 @@ class _Windowed(Packing):
         shape = filters, channels // groups, *kernel
         fan_out = filters * math.prod(kernel) / groups
         self.weight = Parameter(
-            self.draw_weight(rng, shape, fan_out).astype(np.float32), self.op == "adder"
+            self.draw_weight(rng, shape, fan_out).astype(np.float32),
+            adder=self.op == "adder",
+            decays=self.op != "binary",
         )
         if bias:
             self.bias = Parameter(self.draw_bias(rng, filters).astype(np.float32))
@@ -183,7 +185,8 @@ class BinaryConv(_Windowed):
     Attributes
     ----------
     weight : Parameter, shape (filters, channels/groups, kh, kw)
-        As in `Conv`.
+        As in `Conv`. Weight decay does not apply: the size of a weight whose sign alone is used has
+        no effect but on how easily the sign changes, and decay lets signs change ever more often.
     """
 
     operation, op = "binary_conv", "binary"

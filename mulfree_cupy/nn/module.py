@@ -36,13 +36,15 @@ class Parameter(Tensor):
     adder : bool
         Whether it holds the filters of an adder convolution, whose gradient the optimiser scales by
         AdderNet's adaptive rate.
+    decays : bool
+        Whether the optimiser's weight decay applies.
     """
 
-    __slots__ = ("adder",)
+    __slots__ = ("adder", "decays")
 
-    def __init__(self, data: Any, adder: bool = False):
+    def __init__(self, data: Any, adder: bool = False, decays: bool = True):
         super().__init__(data, requires_grad=True)
-        self.adder = adder
+        self.adder, self.decays = adder, decays
 
 
 class Module:

@@ -27,6 +27,7 @@ class SGD:
     rate : float
         Learning rate; assign `rate` to follow a schedule.
     momentum, weight_decay : float
+        Decay is for the parameters with `decays`.
     nesterov : bool
     adder : {"adaptive", "adaptive in backward", "fixed"}
         How the gradient of adder filters is scaled. ``"adaptive"``: by `adaptive_rate` in `step`,
@@ -118,16 +119,16 @@ class SGD:
 
     def step(self) -> None:
         """Update every parameter that has a gradient."""
-        by_dtype: dict[np.dtype, list[int]] = {}
+        in_place: dict[tuple[np.dtype, bool], list[int]] = {}
         for i, parameter in enumerate(self.parameters):
             if parameter.grad is None:
                 continue
             if launch.device_for(parameter.data) and parameter.dtype in (np.float32, np.float64):
-                by_dtype.setdefault(parameter.dtype, []).append(i)
+                in_place.setdefault((parameter.dtype, parameter.decays), []).append(i)
             else:
                 with arrays.device_of(parameter.data):
                     self._step(i)
-        for chosen in by_dtype.values():
+        for chosen in in_place.values():
             with arrays.device_of(self.parameters[chosen[0]].data):
                 self._step_in_place(chosen)
 
@@ -135,7 +136,7 @@ class SGD:
         parameter = self.parameters[i]
         xp = namespace(parameter.data)  # asarray: NumPy's 0-d results are scalars
         gradient = self._scaled(parameter)
-        if self.weight_decay:
+        if self.weight_decay and parameter.decays:
             gradient = gradient + parameter.dtype.type(self.weight_decay) * parameter.data
         if self.momentum:
             velocity = self.velocities[i]
@@ -171,7 +172,7 @@ class SGD:
             factor={"adaptive": self.eta, "fixed": self.adder_scale}.get(self.adder, 1.0),
             momentum=self.momentum,
             nesterov=self.nesterov,
-            weight_decay=self.weight_decay,
+            weight_decay=self.weight_decay * parameters[0].decays,
         )
 
     def _is_owned(self, i: int) -> bool:
