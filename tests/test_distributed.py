@@ -526,7 +526,8 @@ os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = "1"
 with connect("nccl"):
     pass
 os.environ["WORLD_SIZE"] = "2"
-for name, value in ("RANK", "2"), ("RANK", "one"), ("WORLD_SIZE", "0"):
+wrong = ("RANK", "2"), ("RANK", "one"), ("WORLD_SIZE", "0"), ("OMPI_COMM_WORLD_LOCAL_RANK", "one")
+for name, value in wrong:
     try:
         os.environ[name] = value
         with connect("nccl"):
@@ -551,10 +552,12 @@ def test_the_calls_to_nccl_in_rehearsal():
     assert len(steps) == 4
     for start, end in itertools.pairwise(steps):
         assert set(calls[start + 1 : end]) <= {"launch", "memcpyAsync", "memsetAsync"}
-    assert lines[-3:] == [
+    assert lines[-4:] == [
         "RANK must be below WORLD_SIZE, 2, got 2",
         "RANK in the environment must be a whole number of at least 0, got 'one'",
         "WORLD_SIZE in the environment must be a whole number of at least 1, got '0'",
+        "OMPI_COMM_WORLD_LOCAL_RANK in the environment must be a whole number of at least 0, "
+        "got 'one'",
     ]
     assert not any("refused" in record for record in done.log)
     devices = {record["device"] for record in done.calls("launch")}

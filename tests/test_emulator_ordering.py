@@ -149,6 +149,18 @@ def test_a_guard_some_lines_before_the_atomic(name, order):
         assert d[0] == 127
 
 
+def test_the_value_of_a_read_that_guards_is_not_followed():
+    """docs/emulator.md, "Not found": on a GPU two threads may get one i."""
+    code = """extern "C" __global__ void append(int* count, int limit, int* out) {
+        int i = *count;
+        if (i < limit) { atomicAdd(count, 1); out[i] = threadIdx.x; }
+    }"""
+    count, out = np.zeros(1, np.int32), np.zeros(20, np.int32)
+    with emulated_cuda(check="collect") as report:
+        RawKernel(code, "append")((2,), (32,), (count, np.int32(20), out))
+    assert not report.findings
+
+
 def test_what_is_read_before_a_barrier_guards_nothing_behind_it():
     race(
         SPREAD, "looks_and_tells", (1,), (64,), (np.ones(2, F32), np.zeros(64, F32)), lines={26, 27}

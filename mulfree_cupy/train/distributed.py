@@ -146,7 +146,7 @@ def _nccl(cupy: ModuleType, rank: int, size: int, *, use_mpi: bool) -> Communica
         return ALONE
     import cupyx.distributed
 
-    place = next((int(os.environ[name]) for name in _LOCAL_RANKS if name in os.environ), rank)
+    place = next((_number(name, 0) for name in _LOCAL_RANKS if name in os.environ), rank)
     cupy.cuda.Device(place % cupy.cuda.runtime.getDeviceCount()).use()
     return NCCL(cupyx.distributed.init_process_group(size, rank, use_mpi=use_mpi), size)
 
