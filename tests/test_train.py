@@ -392,6 +392,11 @@ def test_ctrl_c_is_no_traceback_anywhere(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "mulfree: interrupted\n" * 2
 
 
+def test_arguments_are_called_as_the_command_has_them():
+    told = cli._with_options("out: my/image_size: pass image_size", ["out", "image_size", "size"])
+    assert told == "--out: my/image_size: pass --image-size"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -403,7 +408,11 @@ def test_ctrl_c_is_no_traceback_anywhere(tmp_path, monkeypatch, capsys):
         (["count", "nowhere"], "no model named 'nowhere'; the nearest of"),
         (["train", "--resume", "no/checkpoint.npz"], "there is no checkpoint no/checkpoint.npz"),
         (["train", "--schedule", "restart"], "--schedule is for resumed runs, and needs"),
-        (["train", "--out", "file"], "file cannot be the folder of a run: Not a directory"),
+        (["train", "--out", "file"], "--out: file cannot be the folder of a run: Not a directory"),
+        (
+            ["train", "--teacher", "conv-lenet", "--teacher-share", "3"],
+            "--teacher-share must be at",
+        ),
         (["train", "--out", "file/run"], "file/run cannot be the folder of a run: Not a dir"),
         (["compare", "--models", "conv-lenet,x"], "no model named 'x'"),
         (["compare", "--out", "file"], "file cannot be the folder of a run: Not a directory"),

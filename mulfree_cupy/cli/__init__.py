@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from mulfree_cupy.cli import (
     checkpoints,
@@ -47,8 +48,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mulfree: {error}; choose the data set with --data", file=sys.stderr)
         return 1
     except (ValueError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
-        print(f"mulfree: {error}", file=sys.stderr)
+        print(f"mulfree: {_with_options(str(error), vars(chosen))}", file=sys.stderr)
         return 1
+
+
+def _with_options(message: str, names: Iterable[str]) -> str:
+    """The message with the names of arguments as the command has them: ``--image-size``."""
+    for name in names:
+        option = f"--{name.replace('_', '-')}"
+        if message.startswith(f"{name}:"):
+            message = option + message.removeprefix(name)
+        if "_" in name:
+            message = re.sub(rf"(?<![\w/.-]){name}(?![\w/.-])", option, message)
+    return message
 
 
 def _printed(status: int) -> int:
