@@ -85,11 +85,11 @@ def test_another_comparison_in_the_folder_is_refused(few, tmp_path):
         compare(["conv-lenet", "conv-alexnet"], RECIPE, *few, **options)
     assert list(tmp_path.iterdir()) == []  # nothing was trained
     compare(["conv-lenet"], RECIPE, *few, **options)
-    with pytest.raises(ValueError, match="belongs to another run: it has another epochs, rate"):
+    with pytest.raises(ValueError, match="belongs to another run: it differs in epochs, rate"):
         compare(["conv-lenet"], replace(RECIPE, epochs=2, rate=0.05), *few, **options)
     train, test = few
     other = replace(train, labels=(train.labels + 1) % 10), test
-    with pytest.raises(ValueError, match="belongs to another run: it has another data"):
+    with pytest.raises(ValueError, match="belongs to another run: it differs in data"):
         compare(["conv-lenet"], RECIPE, *other, **options)
     (run,) = compare(["conv-lenet"], RECIPE, *few, **options)
     Training.resume(run.path, *few, path=run.path, epochs=2).run(progress=False)
@@ -179,7 +179,7 @@ class TestCommand:
         printed = capsys.readouterr().out
         assert "| conv-lenet |" in printed and "comparison.html" in printed
         assert cli.main(["compare", "--epochs", "4", "--out", str(out)]) == 1
-        assert "another run: it has another epochs, batch_size" in capsys.readouterr().err
+        assert "another run: it differs in epochs, batch size" in capsys.readouterr().err
         assert cli.main(["train", "--out", str(out)]) == 1
         assert "holds a comparison; resume it with mulfree compare" in capsys.readouterr().err
 

@@ -423,7 +423,7 @@ class TestPruning:
         monkeypatch.undo()
         with pytest.raises(ValueError, match="out holds a pruning run; resume it"):
             prune(source, plan, *few, **options)
-        with pytest.raises(ValueError, match="another run: it has another schedule, epochs"):
+        with pytest.raises(ValueError, match="another run: it differs in schedule, epochs"):
             prune(source, Plan([0.6], epochs=3), *few, **options, resume=True)
         resumed = prune(source, plan, *few, **options, resume=True)
         (tmp_path / "out" / "plan.json").unlink()  # the networks may be of any plan now

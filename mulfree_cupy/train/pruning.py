@@ -218,6 +218,6 @@ def check_record(path: Path, ours: dict, what: str) -> None:
         theirs = dict(json.loads(path.read_text()))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a {what}, or is damaged: {error}") from error
-    different = [name for name in ours if theirs.get(name) != ours[name]]
+    different = [name.replace("_", " ") for name in ours if theirs.get(name) != ours[name]]
     if different:
-        raise ValueError(f"{path} belongs to another run: it has another {', '.join(different)}")
+        raise ValueError(f"{path} belongs to another run: it differs in {', '.join(different)}")
