@@ -1,4 +1,4 @@
-// The adder and the distances with sums by multiply-adds (isa.hpp), which on other processors with AVX-512 are slower.
+// The adder and the distances with sums by multiply-adds (isa.hpp), for a Zen 5.
 #if defined(__x86_64__)
 #define MULFREE_ISA zen5
 #define MULFREE_SUM_BY_FMA
