@@ -79,9 +79,16 @@ def test_only_what_adds_up_reals_is_not_binary(name):
 
 
 @networks
-def test_weights_of_which_signs_are_used_do_not_decay(name):
+def test_what_signs_are_taken_of_does_not_decay(name):
     network = models.build(name, **NETWORKS[name])
+    *norms, logits = (
+        layer
+        for path, layer in network.modules()
+        if type(layer) is nn.BatchNorm and ".shortcut." not in path
+    )
     signs = {id(layer.weight) for _, layer in network.modules() if type(layer) is nn.BinaryConv}
+    signs |= {id(p) for norm in norms for p in (norm.weight, norm.bias)}
+    assert logits.weight.decays and len(norms) >= 4
     assert signs == {id(p) for p in network.parameters() if not p.decays}
 
 

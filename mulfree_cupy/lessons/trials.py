@@ -198,7 +198,8 @@ def _compare(answer: np.ndarray, expected: np.ndarray, tolerance: float) -> tupl
     """The relative error, and the message if it exceeds the tolerance."""
     answer, expected = np.atleast_1d(answer), np.atleast_1d(expected)
     largest = max(1.0, float(np.abs(expected).max()))
-    errors = np.abs(answer.astype(np.float64) - expected) / largest
+    with np.errstate(invalid="ignore"):  # a signalling NaN, where nothing was written
+        errors = np.abs(answer.astype(np.float64) - expected) / largest
     errors[np.isnan(errors)] = np.inf
     if errors.max() <= tolerance:
         return float(errors.max()), ""

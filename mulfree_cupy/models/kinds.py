@@ -14,3 +14,13 @@ def takes_signs(convolution: type | partial) -> bool:
     convolution and the classifier are ordinary.
     """
     return getattr(convolution, "func", convolution) is nn.BinaryConv
+
+
+def normalisation(convolution: type | partial, channels: int, *, relu: bool = True) -> nn.BatchNorm:
+    """What follows the network's convolutions: with a ReLU, or before signs without.
+
+    Before signs it does not decay, as binary filters do not: its scale would not change what is
+    computed, but make the gradients of the layers before it vanish.
+    """
+    signs = takes_signs(convolution)
+    return nn.BatchNorm(channels, relu=relu and not signs, decays=not signs)

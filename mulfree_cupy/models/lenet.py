@@ -6,7 +6,7 @@ import numpy as np
 
 from mulfree_cupy import nn
 from mulfree_cupy.autograd import Tensor
-from mulfree_cupy.models.kinds import takes_signs
+from mulfree_cupy.models.kinds import normalisation, takes_signs
 
 
 class LeNet(nn.Module):
@@ -42,19 +42,19 @@ class LeNet(nn.Module):
             raise ValueError(f"LeNet: size must be from 2 to 256, got {size}")
         small = size < 16
         self.signs = takes_signs(convolution)
-        outer, relu = (nn.Conv, False) if self.signs else (convolution, True)
+        outer = nn.Conv if self.signs else convolution
         self.conv1 = outer(channels, 6, 5, rng, padding=2)
-        self.bn1 = nn.BatchNorm(6, relu=relu)
+        self.bn1 = normalisation(convolution, 6)
         self.pool1 = nn.Sequential() if small else nn.MaxPool(2)
         self.conv2 = convolution(6, 16, 5, rng, padding=2 if small else 0)
-        self.bn2 = nn.BatchNorm(16, relu=relu)
+        self.bn2 = normalisation(convolution, 16)
         self.pool2 = nn.MaxPool(2)
         side = size // 2 if small else (size // 2 - 4) // 2
         self.fc1 = convolution(16, 120, side, rng)
-        self.bn3 = nn.BatchNorm(120, relu=relu)
+        self.bn3 = normalisation(convolution, 120)
         features = 2 if plane else 84
         self.fc2 = convolution(120, features, 1, rng)
-        self.bn4 = nn.BatchNorm(features, relu=relu and not plane)
+        self.bn4 = normalisation(convolution, features, relu=not plane)
         self.fc3 = outer(features, classes, 1, rng)
         self.bn5 = nn.BatchNorm(classes)
         self.flatten = nn.Flatten()

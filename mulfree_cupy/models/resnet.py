@@ -15,7 +15,7 @@ import numpy as np
 
 from mulfree_cupy import nn
 from mulfree_cupy.autograd import Tensor
-from mulfree_cupy.models.kinds import takes_signs
+from mulfree_cupy.models.kinds import normalisation, takes_signs
 
 
 class BasicBlock(nn.Module):
@@ -26,11 +26,10 @@ class BasicBlock(nn.Module):
     def __init__(
         self, convolution: type, before: int, width: int, stride: int, rng: np.random.Generator
     ):
-        relu = not takes_signs(convolution)
         self.conv1 = convolution(before, width, 3, rng, stride=stride, padding=1)
-        self.bn1 = nn.BatchNorm(width, relu=relu)
+        self.bn1 = normalisation(convolution, width)
         self.conv2 = convolution(width, width, 3, rng, padding=1)
-        self.bn2 = nn.BatchNorm(width, relu=relu)
+        self.bn2 = normalisation(convolution, width)
         self.shortcut = shortcut(convolution, before, width, stride, rng)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,13 +45,13 @@ class Bottleneck(nn.Module):
     def __init__(
         self, convolution: type, before: int, after: int, stride: int, rng: np.random.Generator
     ):
-        width, relu = after // self.expansion, not takes_signs(convolution)
+        width = after // self.expansion
         self.conv1 = convolution(before, width, 1, rng)
-        self.bn1 = nn.BatchNorm(width, relu=relu)
+        self.bn1 = normalisation(convolution, width)
         self.conv2 = convolution(width, width, 3, rng, stride=stride, padding=1)
-        self.bn2 = nn.BatchNorm(width, relu=relu)
+        self.bn2 = normalisation(convolution, width)
         self.conv3 = convolution(width, after, 1, rng)
-        self.bn3 = nn.BatchNorm(after, relu=relu)
+        self.bn3 = normalisation(convolution, after)
         self.shortcut = shortcut(convolution, before, after, stride, rng)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,7 +133,7 @@ class CifarResNet(nn.Module):
             return BasicBlock(convolution, *shape, rng)
 
         self.conv1 = nn.Conv(channels, 16, 3, rng, padding=1)
-        self.bn1 = nn.BatchNorm(16, relu=not takes_signs(convolution))
+        self.bn1 = normalisation(convolution, 16)
         self.stages = cifar_stages(block, "CifarResNet", depth, size)
         self.pool = nn.GlobalAveragePool()
         self.fc = nn.Linear(64, classes, rng, bias=False)
@@ -180,7 +179,7 @@ class ImageNetResNet(nn.Module):
 
         self.signs = takes_signs(convolution)
         self.conv1 = nn.Conv(channels, 64, 7, rng, stride=2, padding=3)
-        self.bn1 = nn.BatchNorm(64, relu=not self.signs)
+        self.bn1 = normalisation(convolution, 64)
         self.maxpool = nn.MaxPool(3, stride=2, padding=1)
         self.stages = stages(block, 64, widths, depths)
         self.pool = nn.GlobalAveragePool()

@@ -6,7 +6,7 @@ import numpy as np
 
 from mulfree_cupy import nn
 from mulfree_cupy.autograd import Tensor
-from mulfree_cupy.models.kinds import takes_signs
+from mulfree_cupy.models.kinds import normalisation, takes_signs
 
 
 class VGGSmall(nn.Module):
@@ -41,7 +41,7 @@ class VGGSmall(nn.Module):
         for i, filters in enumerate((128, 128, 256, 256, 512, 512)):
             kind = nn.Conv if i == 0 else convolution
             layers.append(kind(before, filters, 3, rng, padding=1))
-            norm = nn.BatchNorm(filters, relu=not signs)
+            norm = normalisation(convolution, filters)
             pool = [nn.MaxPool(2)] if i % 2 else []
             layers += [*pool, norm] if signs else [norm, *pool]
             before = filters

@@ -237,6 +237,8 @@ class BatchNorm(Module):
     channels : int
     relu : bool
         Whether a ReLU follows.
+    decays : bool
+        Whether weight decay applies to weight and bias.
     eps, momentum : float
         ``running = (1 - momentum) * running + momentum * batch``, the batch's variance unbiased;
         in place.
@@ -250,14 +252,20 @@ class BatchNorm(Module):
     communicator: Communicator = ALONE
 
     def __init__(
-        self, channels: int, *, relu: bool = False, eps: float = 1e-5, momentum: float = 0.1
+        self,
+        channels: int,
+        *,
+        relu: bool = False,
+        decays: bool = True,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
     ):
         channels = integer("BatchNorm", "channels", channels)
         self.relu = relu
         self.eps = number("BatchNorm", "eps", eps)
         self.momentum = number("BatchNorm", "momentum", momentum)
-        self.weight = Parameter(np.ones(channels, np.float32))
-        self.bias = Parameter(np.zeros(channels, np.float32))
+        self.weight = Parameter(np.ones(channels, np.float32), decays=decays)
+        self.bias = Parameter(np.zeros(channels, np.float32), decays=decays)
         self.running_mean = np.zeros(channels, np.float32)
         self.running_var = np.ones(channels, np.float32)
 
