@@ -207,6 +207,11 @@ BYTES = X.astype(np.uint8), W.astype(np.uint8)
             TypeError,
             "binary_conv: w was packed as float32, and x makes it float64",
         ),
+        (
+            lambda: mf.binary_conv(X, W, scale=np.ones(4)),
+            TypeError,
+            "binary_conv: scale must be True .* or False, got ndarray",
+        ),
         (lambda: mf.adder_conv(X, W, bits=2), TypeError, "adder_conv: x must be uint8 with bits=2"),
         (
             lambda: mf.adder_conv(BYTES[0], W, bits=2),

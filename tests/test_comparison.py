@@ -83,6 +83,8 @@ def test_another_comparison_in_the_folder_is_refused(few, tmp_path):
     options = {"out": tmp_path, "progress": False}
     with pytest.raises(ValueError, match="no model named 'conv-alexnet'"):
         compare(["conv-lenet", "conv-alexnet"], RECIPE, *few, **options)
+    with pytest.raises(ValueError, match="device must be 'cpu' or 'cuda', got 'gpu'"):
+        compare(["conv-lenet"], RECIPE, *few, **options, device="gpu")
     assert list(tmp_path.iterdir()) == []  # nothing was trained
     compare(["conv-lenet"], RECIPE, *few, **options)
     with pytest.raises(ValueError, match="belongs to another run: it differs in epochs, rate"):

@@ -104,6 +104,13 @@ def test_layers_refuse_sizes_that_cannot_be(layer, message):
         layer()
 
 
+def test_layers_refuse_options_that_there_are_not():
+    with pytest.raises(TypeError, match="^AdderConv: there is no option strides; there are .*sign"):
+        nn.AdderConv(3, 4, 3, rng, strides=2)
+    with pytest.raises(TypeError, match="^Conv: there is no option scale; there are .*stride, pad"):
+        nn.Conv(3, 4, 3, rng, scale=True)
+
+
 def test_dropout_keeps_the_mean_and_only_while_training():
     layer = nn.Dropout(0.25, np.random.default_rng(0))
     x = Tensor(np.ones((100, 100), np.float32))

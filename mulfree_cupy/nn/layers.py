@@ -64,6 +64,7 @@ class _Windowed(Packing):
 
     operation: str
     op: str  # for `pack`
+    choices: tuple[str, ...] = ("stride", "padding", "dilation")  # options of the operation
 
     def __init__(
         self,
@@ -77,6 +78,9 @@ class _Windowed(Packing):
         **options: object,
     ):
         layer = type(self).__name__
+        for name in options.keys() - self.choices:
+            known = ", ".join(("bias", "groups", *self.choices))
+            raise TypeError(f"{layer}: there is no option {name}; there are {known}")
         kernel = pair(layer, "kernel_size", kernel_size, 1)
         groups = integer(layer, "groups", groups)
         channels = integer(layer, "channels", channels)
@@ -156,6 +160,7 @@ class AdderConv(_Windowed):
     """
 
     operation, op = "adder_conv", "adder"
+    choices = (*_Windowed.choices, "sign")
 
     @staticmethod
     def draw_weight(rng: np.random.Generator, shape: tuple, fan_out: float) -> np.ndarray:
@@ -190,6 +195,7 @@ class BinaryConv(_Windowed):
     """
 
     operation, op = "binary_conv", "binary"
+    choices = (*_Windowed.choices, "scale")
     draw_weight = staticmethod(Conv.draw_weight)
 
     def __init__(

@@ -112,7 +112,7 @@ def binary_conv(
     ValueError
         If shapes, parameters or `out` do not fit, or there is no such kernel.
     TypeError
-        If a dtype is not served, or the arrays are on different devices.
+        If a dtype is not served, the arrays are on different devices, or `scale` is not a bool.
 
     Notes
     -----
@@ -137,6 +137,7 @@ def binary_conv(
            [-6., -9., -6.],
            [-4., -6., -4.]])
     """
+    _check_scale("binary_conv", scale)
     w, packed = unpack("binary_conv", w, "binary", groups)
     given = dict(x=x, w=w)
     x, w = arrays.take_floats("binary_conv", also=(np.float16,), **given)
@@ -211,7 +212,7 @@ def binary_conv_backward(
     ValueError
         If shapes or parameters do not fit.
     TypeError
-        If a dtype is not served, or the arrays are on different devices.
+        If a dtype is not served, the arrays are on different devices, or `scale` is not a bool.
 
     Notes
     -----
@@ -231,6 +232,7 @@ def binary_conv_backward(
     >>> grad_x.ravel(), grad_w.ravel()
     (array([0., 2.]), array([0.]))
     """
+    _check_scale("binary_conv_backward", scale)
     grad, x, w = take_for_backward("binary_conv_backward", grad, x, w)
     options = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
     g = geometry.convolution("binary_conv_backward", x.shape, w.shape, **options, most_axes=2)
@@ -244,6 +246,14 @@ def binary_conv_backward(
     if scale and g.taps:
         grad_w += sign * (sign * grad_filter).mean(axis=tuple(range(1, w.ndim)), keepdims=True)
     return _straight_through(grad_x, x), grad_w
+
+
+def _check_scale(function: str, scale: bool) -> None:
+    if not isinstance(scale, (bool, np.bool_)):
+        raise TypeError(
+            f"{function}: scale must be True (each filter's mean absolute weight) or False, got "
+            f"{type(scale).__name__}"
+        )
 
 
 def _straight_through(grad, a):

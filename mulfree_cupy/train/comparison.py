@@ -11,7 +11,7 @@ from pathlib import Path
 from mulfree_cupy import data, files, models
 from mulfree_cupy.progress import progress as progress_bar
 from mulfree_cupy.train import checkpoint, folder
-from mulfree_cupy.train.evaluation import load_teacher, shape_of
+from mulfree_cupy.train.evaluation import load_teacher, namespace_of, shape_of
 from mulfree_cupy.train.pruning import RECORD as PLAN
 from mulfree_cupy.train.pruning import Plan, check_record, prune
 from mulfree_cupy.train.recipe import History, Recipe
@@ -94,6 +94,7 @@ def compare(
         At Ctrl-C, after the current step and the checkpoint.
     """
     pruned = _checked(names, recipe, train)  # before any is trained
+    namespace_of(device)  # raises without a GPU
     runs: list[Run] = []
     with folder.taken(out, resumed=RECORD) as out:
         record, ours = out / RECORD, _described(recipe, train, test)
