@@ -78,19 +78,21 @@ class build_ext(pybind11_build_ext):
         super().build_extension(ext)
 
 
-setup(
-    packages=[
-        *find_packages(include=["mulfree_cupy*"]),
-        "mulfree_cupy.cuda",
-        "mulfree_cupy.emulator_headers",
-    ],
-    package_dir={
+# Folders of sources that are installed as data, with their subfolders.
+SOURCE_FOLDERS = {
+    ".".join([package, *sub.relative_to(folder).parts]): str(sub)
+    for package, folder in {
         "mulfree_cupy.cuda": "cuda",
         "mulfree_cupy.emulator_headers": "cpu/emulator",
-    },
+    }.items()
+    for sub in [Path(folder), *filter(Path.is_dir, Path(folder).rglob("*"))]
+}
+
+setup(
+    packages=[*find_packages(include=["mulfree_cupy*"]), *SOURCE_FOLDERS],
+    package_dir=SOURCE_FOLDERS,
     package_data={
-        "mulfree_cupy.cuda": ["**/*.cu", "**/*.cuh"],
-        "mulfree_cupy.emulator_headers": ["**/*"],
+        **{package: ["*"] for package in SOURCE_FOLDERS},
         "mulfree_cupy": ["py.typed"],
         "mulfree_cupy.lessons": ["page.html"],
     },
