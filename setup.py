@@ -19,7 +19,7 @@ AVX512 = [
 X86 = {
     "cpu/kernels_avx512.cpp": AVX512,
     "cpu/kernels_avx2.cpp": ["-mavx2", "-mfma"],
-    "cpu/kernels_zen5.cpp": AVX512,
+    "cpu/kernels_avx512_amd.cpp": AVX512,
     "cpu/kernels_avx512_popcount.cpp": [*AVX512, "-mavx512vpopcntdq"],
     "cpu/kernels_baseline.cpp": [],
     "cpu/kernels_avx512_distances.cpp": AVX512,

@@ -325,14 +325,14 @@ extern const DistanceKernels avx2_distances, avx512_distances;
 extern const Kernels avx512_kernels;  // except what
 extern const PopcountKernels avx512_popcount_kernels;  // needs VPOPCNTDQ
 
-// Of avx512_kernels, those that a Zen 5 has its own of.
+// Of avx512_kernels, those that AMD's processors have their own of.
 struct SumKernels {
     ConvolutionKernel<float, float> adder_f32;
     ConvolutionKernel<double, double> adder_f64;
     double (*peak)(int operation, double seconds);
     DistanceKernels distances;
 };
-extern const SumKernels zen5_kernels;
+extern const SumKernels avx512_amd_kernels;
 extern const double hidden_one;  // 1, which other sources do not know
 #endif
 #endif

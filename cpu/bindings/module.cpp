@@ -5,9 +5,6 @@
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
 
 #include "../engine/threads.hpp"
 #include "arrays.hpp"
@@ -33,15 +30,6 @@ bool has_dot_products() {
 }
 #endif
 
-#if defined(__x86_64__)
-// AMD's family 1Ah.
-bool is_zen5() {
-    unsigned int eax = 0, ebx = 0, ecx = 0, edx = 0;
-    if (!__builtin_cpu_is("amd") || !__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return false;
-    return (eax >> 8 & 0xf) + (eax >> 20 & 0xff) == 0x1a;
-}
-#endif
-
 std::vector<const Kernels*> available() {
 #if defined(__aarch64__)
     std::vector<const Kernels*> found{&neon_kernels};
@@ -56,9 +44,9 @@ std::vector<const Kernels*> available() {
         __builtin_cpu_supports("avx512vnni")) {
         static Kernels all = avx512_kernels;
         all.popcount = __builtin_cpu_supports("avx512vpopcntdq") ? avx512_popcount_kernels : avx2_kernels.popcount;
-        if (is_zen5()) {
-            all.f32.adder_conv = zen5_kernels.adder_f32, all.f64.adder_conv = zen5_kernels.adder_f64;
-            all.peak = zen5_kernels.peak, all.distances = &zen5_kernels.distances;
+        if (__builtin_cpu_is("amd")) {
+            all.f32.adder_conv = avx512_amd_kernels.adder_f32, all.f64.adder_conv = avx512_amd_kernels.adder_f64;
+            all.peak = avx512_amd_kernels.peak, all.distances = &avx512_amd_kernels.distances;
         }
         found.push_back(&all);
     }

@@ -196,9 +196,9 @@ inline V multiply_add(V a, V b, V c) {
 #endif
 }
 
-// total + v. On Zen 5 maxima, subtractions and additions share two pipes, and multiply-adds have two others: there
-// v * 1 + total, which has the same bits, doubles their common rate. Where a maximum and a multiply-add share pipes it
-// gains nothing. The compiler must not know the 1, or makes it an addition.
+// total + v. On Zen 4 and 5 maxima, subtractions and additions share two pipes, and multiply-adds have two others:
+// there v * 1 + total, which has the same bits, doubles their common rate. Where a maximum and a multiply-add share
+// pipes it gains nothing. The compiler must not know the 1, or makes it an addition.
 template <class V>
 inline V add(V total, V v) {
 #if defined(MULFREE_SUM_BY_FMA)
