@@ -61,8 +61,8 @@ A term is one abs(x - w). Each ratio is taken within a round; the median over th
 max/add peak: measured in the same rounds, a loop of vector maxima and additions on registers.
 An L1 term costs two vector instructions (max, add) where a product costs one FMA: half of conv2d's
 rate in float32 is the limit where these share their pipes. A Zen 4 or 5 with AVX-512 adds by an
-FMA, beside the maxima: there conv2d's own rate is the limit. In uint8 it is 2.3 times that of FMAs (max,
-dot: 2 for 64 bytes; AVX2 sums eight bytes a lane: psadbw, add).
+FMA, beside the maxima: there conv2d's own rate is the limit. In uint8 it is 2.3 times that of FMAs
+(max, dot: 2 for 64 bytes; AVX2 sums eight bytes a lane: psadbw, add).
 of copying x, y: the other limit, the time of copying (NumPy, on the same threads, their start
 included) as many bytes as the rows of x that are read
 and y have. The nearer limit is the longer of the two times. The goal of the max/add peak is for

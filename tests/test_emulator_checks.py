@@ -339,6 +339,32 @@ extern "C" __global__ void quiet(int which, float* x, int n) {
         quiet((1,), (threads,), (np.int32(which), x, np.int32(20)))
 
 
+def test_copies_of_constant_size_are_accesses_of_every_byte():
+    code = """extern "C" __global__ void copy(int which, int* x, int* y) {
+        __shared__ int s[16], t[16];
+        if (threadIdx.x == 0) {
+            if (which != 2) memset(s, 0, sizeof s);
+            if (which == 1) memset(y, 0, 17 * 4);              // 5
+            memcpy(t, x, 64);
+            memmove(y, s, 64);                                 // 7
+            if (which == 3) memcpy(y, x, 100);                 // 8
+        }
+        __syncthreads();
+        y[threadIdx.x] += s[threadIdx.x] + t[threadIdx.x];
+    }"""
+    copy, x, y = RawKernel(code, "copy"), np.arange(16, dtype=np.int32), np.ones(16, np.int32)
+    copy((1,), (16,), (np.int32(0), x, y))
+    np.testing.assert_array_equal(y, x)
+    for which, kind, line in (
+        (1, "out_of_bounds", 5),
+        (2, "uninitialised", 7),
+        (3, "out_of_bounds", 8),
+    ):
+        with pytest.raises(EmulationFault) as caught:
+            copy((1,), (16,), (np.int32(which), x, y))
+        assert (caught.value.finding.kind, caught.value.finding.line) == (kind, line)
+
+
 def test_a_read_only_array_is_written():
     code = """extern "C" __global__ void overwrite(const int* x, int* y, int n) {
         y[threadIdx.x] = ((const volatile int*)x)[threadIdx.x];
@@ -385,7 +411,9 @@ __global__ void arithmetic(volatile int* x) {
         if (i * i == 3) *x = 1;  // no square ends so
 }
 __global__ void barriers(volatile int* x) { for (;;) __syncthreads(); }
+__global__ void plain_read(int* x) { while (*x == 0) {} }  // without effect, but not to be left out
 """
+TIMED = pytest.mark.skipif(sys.platform != "linux", reason="takes Linux's timers")
 
 
 @pytest.mark.parametrize("check", [True, False])
@@ -393,10 +421,8 @@ __global__ void barriers(volatile int* x) { for (;;) __syncthreads(); }
     "kernel",
     [
         "volatile_read",
-        pytest.param(
-            "arithmetic",
-            marks=pytest.mark.skipif(sys.platform != "linux", reason="takes Linux's timers"),
-        ),
+        pytest.param("arithmetic", marks=TIMED),
+        pytest.param("plain_read", marks=TIMED),
         "barriers",
     ],
 )

@@ -221,7 +221,7 @@ def test_commands(tmp_path, monkeypatch, capsys):
     status, printed = run("check", str(SHARED_TILE))
     assert status == 1 and "does not say which exercise it is" in printed.err
     status, printed = run("exercise", "adder", "6")
-    assert status == 1 and "stands in a header that kernels share" in printed.err
+    assert status == 1 and "is in a header that other kernels include" in printed.err
     assert run("check", "missing.cu")[0] == 1
     (tmp_path / "text.cu").write_text("\nnothing\n" + SHARED_TILE.read_text())
     status, printed = run("check", "text.cu", "--as", "adder")
@@ -276,6 +276,11 @@ def test_a_page_is_stepped_through_by_keys(tmp_path):
         d.tile = $("array" + memories.find(m => m.name === "a_tile").index).textContent;
         d.narrow = document.documentElement.scrollWidth <= innerWidth;
         $("threads").dispatchEvent(new MouseEvent("mousemove"));
+        const pressed = k => new KeyboardEvent("keydown", {key: k, bubbles: true});
+        const on_threads = k => $("threads").dispatchEvent(pressed(k));
+        on_threads("ArrowDown"); on_threads("ArrowDown"); d.chosen = $("chosen-said").textContent;
+        on_threads("ArrowUp"); on_threads("ArrowUp"); d.around = chosen - threads;
+        on_threads("Escape"); d.none = $("chosen-said").textContent;
         """,
     )
     assert seen["start"] == seen["home"] == seen["last"] == "0" and seen["right"] == "1"
@@ -283,6 +288,8 @@ def test_a_page_is_stepped_through_by_keys(tmp_path):
     # Rows of 324 bytes, 16 floats of each: 2 sectors of every eighth row, else 3; a warp has 2.
     assert seen["conflicts"] == "0" and float(seen["sectors"]) == 5.75
     assert "line 31 loads a" in seen["line"]
+    assert seen["chosen"].startswith("thread (1, 0), warp 0, lane 1: line 31 loads a[")
+    assert seen["around"] == "-1" and seen["none"] == ""
     assert "in shared memory, of shape (16, 16)" in seen["tile"] and seen["narrow"] == "true"
 
 

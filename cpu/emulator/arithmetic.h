@@ -55,7 +55,7 @@ template <class To, class From>
 inline To bits_as(From from) {
     static_assert(sizeof(To) == sizeof(From), "");
     To to;
-    memcpy(&to, &from, sizeof to);
+    __builtin_memcpy(&to, &from, sizeof to);
     return to;
 }
 

@@ -66,7 +66,7 @@ inline void check_sources(const Thread *lanes, unsigned arrived) {
         if (arrived >> i & 1 && arrived >> lanes[i].source & 1) return;
     Finding f = here(Kind::divergent_collective);
     f.text = "no lane reads from a lane that takes part in the shuffle: the others are not in the mask, have "
-             "returned, or the block has not got them";
+             "returned, or are beyond the block";
     f.thread = static_cast<uint32_t>(&first - now.threads);
     f.file = first.file;
     f.line = first.line;

@@ -477,7 +477,7 @@ void mulfree_free(void *p) {
     if (pending.size) settle_pending();
     if (heap_free(p)) return;
     Finding f = here(Kind::trap);
-    f.text = "frees what malloc has not given, or has got back";
+    f.text = "frees a pointer that malloc did not return, or that was freed before";
     f.pc = reinterpret_cast<uintptr_t>(__builtin_return_address(0)) - module_base();
     report(f);
     leave_thread();

@@ -18,7 +18,7 @@ template <class T>
 inline uint64_t word_of(T value) {
     static_assert(sizeof(T) <= 8, "matches are of at most 8 bytes");
     uint64_t word = 0;
-    memcpy(&word, &value, sizeof value);
+    __builtin_memcpy(&word, &value, sizeof value);
     return word;
 }
 
@@ -27,9 +27,9 @@ template <class T>
 inline T shuffle(unsigned mask, T value, int source, const char *file, int line,
                  Collective what = Collective::shuffle) {
     uint64_t words[(sizeof(T) + 7) / 8] = {};
-    memcpy(words, &value, sizeof value);
+    __builtin_memcpy(words, &value, sizeof value);
     for (uint64_t &word : words) word = mulfree_collective(what, mask, word, source, file, line);
-    memcpy(&value, words, sizeof value);
+    __builtin_memcpy(&value, words, sizeof value);
     return value;
 }
 

@@ -1,6 +1,6 @@
 // distance: 5_implicit_conv's sums as they are, for rows and windows that are to be near
 //
-// Fixes: a pass over the answers of 5_implicit_conv would take their sign off
+// Fixes: a second pass to change the sign of the results of 5_implicit_conv
 // Cost: 5_implicit_conv's
 //
 // y[n, k, oh, ow] = sum over c, i, j of |x[n, c, h, w] - w[k, c, i, j]|. The distances of rows from

@@ -61,7 +61,7 @@ def exercise(name: str, out: str | os.PathLike | None = None) -> Path:
     if "__global__" not in text:
         able = [k for k in kernels() if k.operation == kernel.operation and _stands_alone(k)]
         raise ValueError(
-            f"exercise: {_called(kernel)} stands in a header that kernels share; there are "
+            f"exercise: {_called(kernel)} is in a header that other kernels include; there are "
             f"{', '.join(map(_called, able)) or 'none'}"
         )
     path = Path(out or f"{kernel.operation}_{kernel.name}.cu")

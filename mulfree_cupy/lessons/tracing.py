@@ -51,6 +51,11 @@ def trace(name: str, *, file: str | os.PathLike | None = None) -> Trace:
     file : path, optional
         CUDA C++ that replaces the kernel, as in `check`.
 
+    Returns
+    -------
+    Trace
+        Of this kernel and the rung before it; printed, a table.
+
     Raises
     ------
     ValueError

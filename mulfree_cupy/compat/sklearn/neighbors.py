@@ -33,8 +33,8 @@ class L1NeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
     Attributes
     ----------
     n_samples_fit_, n_features_in_ : int
-        How many samples were fitted, of how many numbers.
-    feature_names_in_ : array of str, shape (n_features_in_,)
+        How many samples were fitted, N, of how many numbers, D.
+    feature_names_in_ : array of str, shape (D,)
         Where the samples came with names, as columns of a data frame do.
 
     Notes
@@ -75,11 +75,11 @@ class L1NeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
 
         Parameters
         ----------
-        X : array, shape (M, n_features_in_)
+        X : array, shape (M, D)
 
         Returns
         -------
-        csr_matrix, shape (M, n_samples_fit_)
+        csr_matrix, shape (M, N)
             Each row from near to far.
         """
         check_is_fitted(self)
@@ -95,7 +95,7 @@ class L1NeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
 
         Parameters
         ----------
-        X : array, shape (M, n_features_in_), optional
+        X : array, shape (M, D), optional
             Without it the fitted samples, none being its own neighbour.
         n_neighbors : int, optional
             Instead of the estimator's.
@@ -125,7 +125,7 @@ class L1NeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         return (distances, indices) if return_distance else indices
 
     def kneighbors_graph(self, X=None, n_neighbors=None, mode="connectivity"):
-        """What `kneighbors` finds, as a sparse matrix of shape (M, n_samples_fit_)."""
+        """What `kneighbors` finds, as a sparse matrix of shape (M, N)."""
         _check_mode(self, mode)
         distances, indices = self.kneighbors(X, n_neighbors)
         data = distances if mode == "distance" else np.ones(indices.shape)

@@ -36,7 +36,7 @@ _KERNEL = [
     "-O2", "-g1", "-gdwarf-4", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off",
     "-fno-strict-aliasing", "-fno-exceptions", "-U_FORTIFY_SOURCE", "-fcf-protection=none",
     "-fdata-sections", "-ffunction-sections", "-fno-builtin-printf", "-fstack-clash-protection",
-    "-fno-builtin-malloc", "-fno-builtin-free",
+    "-fno-builtin-malloc", "-fno-builtin-free", "-fno-finite-loops",
 ]  # fmt: skip
 # C library functions that write through a pointer, which the runtime wraps with checks, and those
 # that end the process.
@@ -46,7 +46,10 @@ _WRAPPED = (
 )  # fmt: skip
 # The calls inserted by -fsanitize=thread are the emulator's functions. Without scalar replacement a
 # float4 stays one access, as it is on a GPU; without merging equal code each line keeps its own.
-_INSTRUMENTED = ["-fsanitize=thread", "-fno-optimize-sibling-calls", "-fstack-protector-strong"]
+_INSTRUMENTED = [
+    "-fsanitize=thread", "-fno-optimize-sibling-calls", "-fstack-protector-strong",
+    "-fno-builtin-memcpy", "-fno-builtin-memmove", "-fno-builtin-memset",
+]  # fmt: skip
 _PLAIN = ["-fno-stack-protector"]
 _GCC = [
     "-fno-tree-sra", "-fno-ipa-sra", "-fno-tree-loop-distribute-patterns",
@@ -346,8 +349,8 @@ def _refusals(translation: Translation) -> Iterator[None]:
             raise
         named = f" ({words})" if words and not words.startswith("mulfree") else ""
         raise NotImplementedError(
-            f"{file}:{line}: {reason}{named} does not run on the "
-            "emulator; put a plain C++ twin behind #ifdef MULFREE_EMULATOR"
+            f"{file}:{line}: {reason}{named}: not available in the "
+            "emulator; give a plain C++ version under #ifdef MULFREE_EMULATOR"
         ) from error
 
 

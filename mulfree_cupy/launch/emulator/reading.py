@@ -124,7 +124,7 @@ def _sentence(row, place, region, array, launch, arguments, frames) -> str:
         where = f" at {row.other_file.decode()}:{row.other_line}" if row.other_file else ""
         return (
             f"waits at a barrier while {other} {text}{where}: the programming guide asks for one "
-            "barrier that all threads reach (emulated_cuda(barriers='hardware') counts them only)"
+            "barrier that all threads reach (emulated_cuda(barriers='hardware') only counts them)"
         )
     if kind == "divergent_collective":
         if text:
