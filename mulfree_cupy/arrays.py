@@ -135,6 +135,10 @@ def _is_masked(value: Any) -> bool:
 
 def _refuse_lazy(function: str, name: str, value: Any) -> None:
     """What stands for numbers that are still to be computed is computed by its library's rules."""
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            if not isinstance(part, (int, float)):
+                _refuse_lazy(function, name, part)
     jax = sys.modules.get("jax")
     if jax is not None and isinstance(value, jax.core.Tracer):
         raise TypeError(

@@ -316,6 +316,11 @@ def convolution(
 ) -> ConvGeometry:
     """The checked geometry of a convolution of x (N, C, *size) with w (K, C/groups, *kernel)."""
     axes = len(x_shape) - 2
+    if len(w_shape) == len(x_shape) + 1 and 0 <= axes < most_axes:
+        raise ValueError(
+            f"{function}: x must have {len(w_shape)} dimensions ({_AXES[axes + 1][0]}) beside w of "
+            f"shape {w_shape}, got shape {x_shape}; for one image: x[None]"
+        )
     if not 1 <= axes <= most_axes:
         served = " or ".join(f"({_AXES[n][0]})" for n in range(1, most_axes + 1))
         raise ValueError(f"{function}: x must have dimensions {served}, got shape {x_shape}")
@@ -328,9 +333,12 @@ def convolution(
             f"filters of w, {filters}: x has shape {x_shape}, w has shape {w_shape}"
         )
     if w_shape[1] * groups != channels:
+        last = "; channels come before the rows: numpy.moveaxis(x, -1, 1)"
         raise ValueError(
             f"{function}: w must have C/groups = {channels}/{groups} = {channels // groups} "
             f"channels, got {w_shape[1]}: x has shape {x_shape}, w has shape {w_shape}"
+            + last
+            * (w_shape[1] * groups == x_shape[-1])
         )
     return window(
         function,

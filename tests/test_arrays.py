@@ -141,6 +141,8 @@ def test_what_is_not_computed_yet_is_refused():
     for call in (lambda: mf.conv(Lazy({}), x), lambda: mf.conv(x, Lazy({}))):
         with pytest.raises(TypeError, match=message):
             call()
+    with pytest.raises(TypeError, match=r"conv: x, a test_arrays.Lazy, is lazy"):
+        mf.conv([x[0], Lazy({})], x)
     assert mf.conv(Lazy(None), x).item() == 4
 
 

@@ -30,7 +30,12 @@ BAD = [
     (
         dict(x=X[0]),
         ValueError,
-        r"w must have 3 dimensions \(K, C/groups, k\) beside x of .*\(4, 6, 5\)",
+        r"x must have 4 dimensions \(N, C, H, W\) beside w .*\(4, 6, 5\); for one image: x\[None\]",
+    ),
+    (
+        dict(x=X.transpose(0, 2, 3, 1)),
+        ValueError,
+        r"6/1 = 6 channels, got 4: .*; channels come before the rows: numpy.moveaxis",
     ),
     (dict(w=W[0]), ValueError, r"w must have 4 dimensions .*\(4, 3, 3\)"),
     (dict(x=X[0, 0]), ValueError, r"x must have dimensions \(N, C, L\) or .*, got shape \(6, 5\)"),

@@ -326,6 +326,8 @@ def test_no_images(predictor):
         ((1, 8, 8), r"must have shape \(N, 1, 8, 8\), got shape \(1, 8, 8\) and dtype uint8.*None"),
         ((4, 8, 8, 1), r"got shape \(4, 8, 8, 1\).*transpose\(0, 3, 1, 2\)"),
         ((8, 8, 1), r"transpose\(2, 0, 1\)\[None\]"),
+        ((8, 8), r"grey images have one channel: images\[None, None\]"),
+        ((4, 8, 8), r"grey images have one channel: images\[:, None\]"),
         ((4, 3, 8, 8), r"got shape \(4, 3, 8, 8\) and dtype uint8$"),
         ((8,), r"got shape \(8,\)"),
     ],
@@ -347,9 +349,11 @@ def test_an_out_that_does_not_fit_is_refused(predictor, images, out):
         predictor(images[:3], out=out)
 
 
-def test_images_from_0_to_1_are_doubted(predictor, images):
-    with pytest.warns(RuntimeWarning, match="multiply them by 255"):
+def test_images_of_another_scale_are_doubted(predictor, images):
+    with pytest.warns(RuntimeWarning, match="lie between 0 and 1; multiply them by 255"):
         predictor(images / 255)
+    with pytest.warns(RuntimeWarning, match="have pixels below 0; pass them as they were before"):
+        predictor(images / 127.5 - 1)
 
 
 def test_names_of_classes(predictor, images):

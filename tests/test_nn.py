@@ -394,6 +394,11 @@ def test_models_refuse_what_they_cannot_do():
     nearest = "no model named 'adder-alexnet'; the nearest of .* are adder-lenet, "
     with pytest.raises(ValueError, match=nearest):
         models.build("adder-alexnet")
+    large = np.zeros((2, 1, 32, 32), np.float32)
+    with pytest.raises(ValueError, match=r"LeNet: x must be images of size 28, got .*32, 32"):
+        models.build("adder-lenet")(large)
+    with pytest.raises(ValueError, match=r"Linear: x must have shape \(N, 8192\), got \(1, 12800"):
+        models.build("conv-vggsmall")(np.zeros((1, 3, 40, 40), np.float32))
     with pytest.raises(ValueError, match="size must be a multiple of 8 up to 256, got 20"):
         models.build("adder-vggsmall", size=20)
     for name, size, limit in (

@@ -136,6 +136,7 @@ x = np.zeros((1, 3, 8, 8), np.float32)
 y = mf.adder_conv(x, x, pading=1)
 z = mf.conv(x, x, stride="2")
 mf.models.build(3)
+mf.addr_conv(x, x)
 reveal_type(mf.pack(x, "adder"))
 """
 
@@ -149,7 +150,8 @@ def test_mypy_checks_a_users_file(tmp_path):
     assert 'Unexpected keyword argument "pading" for "adder_conv"' in run.stdout
     assert 'Argument "stride" to "conv" has incompatible type "str"' in run.stdout
     assert 'Argument 1 to "build" has incompatible type "int"' in run.stdout
-    assert "PackedWeights | " in run.stdout and "Found 3 errors" in run.stdout
+    assert 'Module has no attribute "addr_conv"; maybe "adder_conv"?' in run.stdout
+    assert "PackedWeights | " in run.stdout and "Found 4 errors" in run.stdout
 
 
 def without_code(page):

@@ -152,10 +152,15 @@ class Predictor:
                     f"from {least} to {most}"
                 )
             mean = self.network.mean.mean()
-            if mean > 2 and 0 <= least < most <= 1:
+            scaled = (
+                "lie between 0 and 1; multiply them by 255"
+                if 0 <= least < most <= 1
+                else "have pixels below 0; pass them as they were before normalisation"
+            )
+            if mean > 2 and (0 <= least < most <= 1 or least < 0):
                 warnings.warn(
-                    "predictor: the images lie between 0 and 1, and the network was trained on "
-                    f"pixels of mean {mean:.0f}; multiply them by 255",
+                    f"predictor: the network was trained on pixels of mean {mean:.0f}, and the "
+                    f"images {scaled}",
                     RuntimeWarning,
                     stacklevel=3,
                 )
@@ -204,6 +209,9 @@ def _remedy(given: tuple[int, ...], wanted: tuple[int, int, int]) -> str:
     channels, height, width = wanted
     if given == wanted:
         return "; for one image: images[None]"
+    if channels == 1 and given[-2:] == (height, width) and len(given) in (2, 3):
+        axes = "images[:, None]" if len(given) == 3 else "images[None, None]"
+        return f"; grey images have one channel: {axes}"
     if given[-3:] == (height, width, channels) and len(given) in (3, 4):
         axes = (
             "images.transpose(0, 3, 1, 2)" if len(given) == 4 else "images.transpose(2, 0, 1)[None]"

@@ -41,7 +41,7 @@ class LeNet(nn.Module):
         if not 2 <= size <= 256:
             raise ValueError(f"LeNet: size must be from 2 to 256, got {size}")
         small = size < 16
-        self.signs = takes_signs(convolution)
+        self.size, self.signs = size, takes_signs(convolution)
         outer = nn.Conv if self.signs else convolution
         self.conv1 = outer(channels, 6, 5, rng, padding=2)
         self.bn1 = normalisation(convolution, 6)
@@ -60,6 +60,8 @@ class LeNet(nn.Module):
         self.flatten = nn.Flatten()
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2:] != (self.size, self.size):
+            raise ValueError(f"LeNet: x must be images of size {self.size}, got shape {x.shape}")
         x = self._normalised(self.bn1, self.pool1, self.conv1(x))
         x = self._normalised(self.bn2, self.pool2, self.conv2(x))
         x = self.bn4(self.fc2(self.bn3(self.fc1(x))))

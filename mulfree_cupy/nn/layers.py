@@ -228,6 +228,9 @@ class Linear(Module):
             self.bias = Parameter(draw(out_features))
 
     def forward(self, x: Tensor) -> Tensor:
+        features = self.weight.shape[1]
+        if x.shape[-1] != features:
+            raise ValueError(f"Linear: x must have shape (N, {features}), got {x.shape}")
         y = x @ self.weight.transpose()
         return y + self.bias if hasattr(self, "bias") else y
 
