@@ -91,6 +91,76 @@ def test_what_would_mend_a_race(which, block, grid, expected):
     assert expected in message(which, 0, block, grid)
 
 
+ROUNDS = """
+#include <cooperative_groups.h>
+extern "C" __global__ void rounds(int which, float* y) {
+    __shared__ float s[64];
+    int t = threadIdx.x, w = t / 32 * 32;
+    for (int i = 0; i < 4; ++i) {
+        s[t] = t + i;                                     // 7
+        switch (which) {
+            case 0: case 1: __syncthreads(); break;
+            case 2: __syncwarp(); break;
+            case 3: cooperative_groups::tiled_partition<32>(cooperative_groups::this_thread_block()).sync(); break;
+        }
+        y[t] += which == 0 ? s[63 - t] : s[w + w + 31 - t];  // 13
+        if (which == 4) __syncthreads();
+        else if (which == 5) __syncwarp();
+    }
+}"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    ("which", "expected"),
+    [(which, "after line 13, before line 7 is executed again") for which in range(4)]
+    + [(which, "between lines 7 and 13") for which in (4, 5)],
+)
+def test_the_barrier_that_a_loop_has_is_not_the_one_it_lacks(which, expected):
+    with emulated_cuda(check="collect") as report:
+        RawKernel(ROUNDS, "rounds")((1,), (64,), (I32(which), np.zeros(64, F32)))
+    races = [f for f in report.findings if f.kind == "race"]
+    assert races and all(f.text.endswith(expected) for f in races), report
+
+
+ATOMICS = """
+__device__ unsigned lock, count;
+__device__ void take(int* y) {
+    while (atomicCAS(&lock, 0, 1)) {}
+    y[0] += 1;                                            // 5
+    atomicExch(&lock, 0);
+}
+extern "C" __global__ void unfenced(int which, int* y) {
+    __shared__ bool last;
+    int t = threadIdx.x;
+    if (which == 0 && t == 0 || which == 1) return take(y);
+    if (which == 2) {
+        if (t == 0) y[blockIdx.x] = 1;                    // 13
+    } else {
+        if (t == 1) y[blockIdx.x] = 1;                    // 15
+        __threadfence();
+    }
+    if (t == 0) last = atomicInc(&count, gridDim.x - 1) == gridDim.x - 1;
+    __syncthreads();
+    if (!last || t) return;
+    for (int i = 1; i < gridDim.x; ++i) y[0] += y[i];
+}"""
+
+
+@pytest.mark.parametrize(
+    ("which", "grid", "expected"),
+    [
+        (0, 3, "before it: a fence, __threadfence(), is needed between line 5 and it"),
+        (1, 1, "that of a lock does, a fence, __threadfence(), is needed between line 5 and it"),
+        (2, 3, "before it: a fence, __threadfence(), is needed between line 13 and it"),
+        (3, 3, "a barrier, __syncthreads(), and then a fence, __threadfence(), are needed between"),
+    ],
+)
+def test_a_race_beside_an_atomic_access_wants_a_fence(which, grid, expected):
+    with emulated_cuda(check="collect") as report:
+        RawKernel(ATOMICS, "unfenced")((grid,), (32,), (I32(which), np.zeros(8, I32)))
+    assert any(expected in f.text for f in report.findings if f.kind == "race"), report
+
+
 def test_the_time_limit_is_named(monkeypatch):
     monkeypatch.setenv("MULFREE_EMULATOR_SECONDS", "0.25")
     code = "__global__ void ends(volatile int* x) { while (*x == 0) {} }"

@@ -101,6 +101,7 @@ inline void finish_collectives(unsigned warp) {
             if (!(arrived >> i & 1)) continue;
             lanes[i].result = collective_result(lanes[i], arrived, lanes);
             lanes[i].state = State::ready;
+            if (orders) lanes[i].passed = {lanes[i].file, lanes[i].line};
             lanes[i].steps = arrived == alive ? 0 : lanes[i].steps + 1;
         }
         if (now.launch->check) check_sources(lanes, arrived);

@@ -338,6 +338,9 @@ MULFREE_RARE inline Finding race_finding(const Stamp &other, uintptr_t address, 
     f.other_access = static_cast<Access>(other.kind);
     f.other_thread = other.thread;
     f.other_block = block_of(other.time);
+    f.atomic_between = atomic_between(other);
+    const Thread &me = now.threads[now.current];
+    f.passed = other.thread / warp_size == now.current / warp_size ? me.passed : me.passed_beyond_warp;
     return f;
 }
 
@@ -552,6 +555,7 @@ inline void check_cells(int index, uintptr_t address, size_t size, Access access
 inline void order_atomic(uintptr_t address, bool shared, bool writes) {
     now.busy = true;  // it may allocate: no signal may leave from here
     acquire(address);
+    add_atomic(address);
     if (writes) release(address, shared);
     now.busy = false;
     if (now.interrupted) abandon_launch();

@@ -150,6 +150,7 @@ void release_barrier() {
         if (t.state != State::at_barrier) continue;
         t.state = State::ready;
         t.steps = 0;
+        t.passed = t.passed_beyond_warp = {t.file, t.line};
         sum += t.value != 0;
     }
     now.barrier_result = sum;
@@ -276,6 +277,7 @@ void start_block() {
                 t.steps = 0;
                 t.spin = 0;
                 t.file = nullptr;
+                t.passed = t.passed_beyond_warp = {};
                 t.x = x; t.y = y; t.z = z;
                 prepare_fiber(t.fiber, now.launch->stacks + i * now.launch->stack_size,
                               now.launch->stack_size, run_thread);
@@ -512,6 +514,8 @@ bool mulfree_meeting_over(const void *at, uint64_t phase, const char *file, int 
     now.busy = true;
     learn_arrivals(*m, phase);
     now.busy = false;
+    Thread &me = now.threads[now.current];
+    me.passed = me.passed_beyond_warp = {file, line};
     return true;
 }
 

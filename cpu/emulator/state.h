@@ -25,6 +25,17 @@ constexpr unsigned max_threads = 1024, warp_size = 32, max_warps = max_threads /
 
 enum class State : uint8_t { ready, yielded, at_barrier, at_meeting, at_grid, in_collective, converging, exited };
 
+// A place in the kernel's text.
+struct Place {
+    const char *file;  // null: none
+    int line;
+};
+
+struct AtomicAccess {
+    uintptr_t address;  // 0: none
+    uint32_t time, thread;
+};
+
 struct Thread {
     Fiber fiber;
     State state;
@@ -45,6 +56,8 @@ struct Thread {
     const char *file;
     int line;
     uintptr_t spin;  // where it last may have waited for another thread in a loop
+    AtomicAccess atomic;                // the last one
+    Place passed, passed_beyond_warp;   // the last barriers: of any kind, and of more than its warp
 };
 
 enum class Access : int { read, write, atomic };
@@ -69,6 +82,8 @@ struct Finding {
     int64_t offset;               // bytes from the start of the array
     int region;                   // -1: no array is near
     int count;
+    Place passed;                 // of a race in a block: the last barrier before both accesses
+    int atomic_between;           // of a race: 1 by the thread of the earlier access, 2 by another of its block
     int guard;                    // a plain read beside an atomic access: 1 the read is pc, 2 other_pc
     int call_count;
     uint64_t calls[max_calls];    // return addresses up to the kernel, from the innermost

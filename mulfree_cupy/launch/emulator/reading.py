@@ -149,21 +149,51 @@ def _sentence(row, place, region, array, launch, arguments, frames) -> str:
 
 def _remedy(row: runtime.Finding, place: Place, earlier: Place) -> str:
     """What would order the two accesses of a race."""
-    if row.other_block != row.block:
+    same_block = row.other_block == row.block
+    one_file = place[0] == earlier[0]
+    first = f"line {earlier[1]}" if one_file else f"{earlier[0]}:{earlier[1]}"
+    if row.atomic_between and same_block:
+        return (
+            "if the atomic access between them is to order them, as that of a lock does, a fence, "
+            f"__threadfence(), is needed between {first} and it; else a barrier, __syncthreads()"
+        )
+    if row.atomic_between:
+        needed = "a fence, __threadfence(), is"
+        if row.atomic_between == 2:  # the thread that fences does it for others
+            needed = "a barrier, __syncthreads(), and then a fence, __threadfence(), are"
+        return (
+            f"the atomic access between them orders only what is fenced before it: {needed} needed "
+            f"between {first} and it"
+        )
+    if not same_block:
         return (
             "blocks run in any order; let one block write, use an atomic function, or launch twice"
         )
     if row.pc == row.other_pc and row.access == _WRITE:
         return "let one thread write, or each its own element, or use an atomic function"
-    barrier = "__syncthreads()"
+    barrier = "a barrier, __syncthreads()"
     if row.thread // 32 == row.other_thread // 32:
         barrier += " or __syncwarp()"
+    return f"{barrier}, is needed {_gap(row, place, earlier)}"
+
+
+def _gap(row: runtime.Finding, place: Place, earlier: Place) -> str:
+    """Where between the two accesses of a race a barrier is missing, in the order of the text.
+
+    Which access ran first does not tell: warps may be in different rounds of a loop.
+    """
     (low, first), (high, last) = sorted([earlier, place], key=lambda p: p[1])
-    if (low, first) == (high, last):
-        return f"a barrier, {barrier}, is needed between the two accesses of line {first}"
-    if low == high:
-        return f"a barrier, {barrier}, is needed between lines {first} and {last}"
-    return f"a barrier, {barrier}, is needed between {low}:{first} and {high}:{last}"
+    passed = ((row.passed.file or b"").decode(), row.passed.line)
+    if low != high:
+        return f"between {low}:{first} and {high}:{last}"
+    # Both accesses come after the last barrier: one that stands between is of an earlier round.
+    between = passed[0] == low and first <= passed[1] <= last
+    if first == last:
+        later = f", or before line {first} is executed again" if between else ""
+        return f"between the two accesses of line {first}{later}"
+    if between and passed[1] < last:
+        return f"after line {last}, before line {first} is executed again"
+    return f"between lines {first} and {last}"
 
 
 _HEAP = "the heap of malloc and new"

@@ -74,6 +74,10 @@ class Launch(ctypes.Structure):
     ]
 
 
+class Place(ctypes.Structure):
+    _fields_ = [("file", ctypes.c_char_p), ("line", ctypes.c_int)]
+
+
 class Finding(ctypes.Structure):
     _fields_ = [
         ("kind", ctypes.c_int),
@@ -94,6 +98,8 @@ class Finding(ctypes.Structure):
         ("offset", ctypes.c_int64),
         ("region", ctypes.c_int),
         ("count", ctypes.c_int),
+        ("passed", Place),
+        ("atomic_between", ctypes.c_int),
         ("guard", ctypes.c_int),
         ("call_count", ctypes.c_int),
         ("calls", ctypes.c_uint64 * 16),
