@@ -186,14 +186,16 @@ def _gap(row: runtime.Finding, place: Place, earlier: Place) -> str:
     passed = ((row.passed.file or b"").decode(), row.passed.line)
     if low != high:
         return f"between {low}:{first} and {high}:{last}"
-    # Both accesses come after the last barrier: one that stands between is of an earlier round.
-    between = passed[0] == low and first <= passed[1] <= last
+    between = f"between lines {first} and {last}"
+    again = f"after line {last}, before line {first} is executed again"
     if first == last:
-        later = f", or before line {first} is executed again" if between else ""
-        return f"between the two accesses of line {first}{later}"
-    if between and passed[1] < last:
-        return f"after line {last}, before line {first} is executed again"
-    return f"between lines {first} and {last}"
+        between = f"between the two accesses of line {first}"
+        again = f"before line {first} is executed again"
+    # Both accesses come after the last barrier: one that stands between is of an earlier round.
+    file, passed = (row.passed.file or b"").decode(), row.passed.line
+    if file != low or not first <= passed <= last:
+        return between
+    return again if first < passed < last else f"{between}, or {again}"
 
 
 _HEAP = "the heap of malloc and new"
