@@ -233,6 +233,34 @@ def test_faults_with_the_heap(which, n, kind, line):
     assert (found.kind, found.line) == (kind, line)
 
 
+PIECES = """
+extern "C" __global__ void pieces(int which, int n, int* out) {
+    int* p = new int[8];                          // 3
+    char* q = (char*)malloc(10);                  // 4
+    if (which == 0) p[n] = n;
+    if (which == 1) *(int*)(q + n) = n;
+    if (which == 2) delete[] p;                   // 7
+    out[0] = p[n] + q[0];
+}"""
+
+
+@pytest.mark.parametrize(
+    ("which", "n", "offset", "words"),
+    [
+        (0, 8, 32, "byte 32, beyond the end of the 32 bytes from malloc or new at pieces:3"),
+        (0, -2, -8, "byte -8, before the start of the 32 bytes from malloc or new at pieces:3"),
+        (1, -4, -4, "byte -4, before the start of the 10 bytes from malloc or new at pieces:4"),
+        (1, 8, 8, "byte 8, partly beyond the end of the 10 bytes from malloc or new at pieces:4"),
+        (2, 5, 20, "byte 20 of the 32 bytes from malloc or new at pieces:3, freed at pieces:7"),
+    ],
+)
+def test_the_piece_of_the_heap_is_named(which, n, offset, words):
+    found = fault(RawKernel(PIECES, "pieces"), (1,), (I32(which), I32(n), np.zeros(1, I32)))
+    assert found.offset == offset
+    assert words in found.text, found.text
+    assert found.array in words
+
+
 @pytest.mark.parametrize("check", [True, False])
 def test_what_is_new_and_deleted_in_one_function(check):
     code = """

@@ -470,17 +470,17 @@ int mulfree_lane() { return static_cast<int>(now.current % warp_size); }
 void *mulfree_malloc(size_t size) {
     if (!now.launch) return std::malloc(size);  // an initialiser, while the module is loaded
     if (pending.size) settle_pending();
-    return heap_allocate(size);
+    return heap_allocate(size, MULFREE_CALLER);
 }
 
 void mulfree_free(void *p) {
     if (!p) return;
     if (!now.launch) return std::free(p);
     if (pending.size) settle_pending();
-    if (heap_free(p)) return;
+    if (heap_free(p, MULFREE_CALLER)) return;
     Finding f = here(Kind::trap);
     f.text = "frees what malloc has not given, or has got back";
-    f.pc = reinterpret_cast<uintptr_t>(__builtin_return_address(0)) - module_base();
+    f.pc = MULFREE_CALLER - module_base();
     report(f);
     leave_thread();
 }

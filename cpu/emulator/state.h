@@ -67,6 +67,12 @@ enum class Kind : int {
     out_of_row, trap, crash, timeout, read_only, same_value
 };
 
+// Memory from malloc or new.
+struct Piece {
+    size_t start, size;         // in the heap
+    uint64_t allocated, freed;  // by which calls: offsets in the module; freed 0: it is in use
+};
+
 constexpr int max_calls = 16;
 
 // A fault as the launcher reads it (emulator/runtime.py holds the same layout).
@@ -79,7 +85,8 @@ struct Finding {
     int line, other_line;
     uint32_t thread, other_thread;
     uint64_t block, other_block;
-    int64_t offset;               // bytes from the start of the array
+    int64_t offset;               // bytes from the start of the array, or of the piece of the heap
+    Piece piece;                  // of size 0: the array is not the heap
     int region;                   // -1: no array is near
     int count;
     Place passed;                 // of a race in a block: the last barrier before both accesses

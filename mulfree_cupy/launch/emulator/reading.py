@@ -34,7 +34,7 @@ def read_findings(
     rows = library.mulfree_findings()[:count]
     regions = runtime.table(library, "regions")
     guards = runtime.table(library, "guards")
-    pcs = {pc for r in rows for pc in (r.pc, r.other_pc, *r.calls[: r.call_count]) if pc}
+    pcs = {pc for r in rows for pc in _offsets(r) if pc}
     frames = source_frames(library, pcs.union(guards))
     # A plain read that races with an atomic access is allowed on a line that guards one.
     guarded = [frames[pc][:1] for pc in guards]
@@ -43,7 +43,7 @@ def read_findings(
         if row.guard and frames[row.pc if row.guard == 1 else row.other_pc][:1] in guarded:
             continue
         region = regions[row.region] if row.region >= 0 else None
-        array = _array(region, arguments)
+        array = _piece(row.piece, frames) if row.piece.size else _array(region, arguments)
         place, *calls = _places(row, frames) or [(kernel, 0)]
         found.append(
             Finding(
@@ -64,6 +64,12 @@ def read_findings(
 
 
 Place = tuple[str, int]  # a file and a line
+
+
+def _offsets(row: runtime.Finding) -> tuple[int, ...]:
+    """The places in the module that a finding names; 0 for none."""
+    piece = row.piece
+    return row.pc, row.other_pc, piece.allocated, piece.freed, *row.calls[: row.call_count]
 
 
 def _places(row: runtime.Finding, frames: dict[int, list[Place]]) -> list[Place]:
@@ -94,9 +100,11 @@ def _sentence(row, place, region, array, launch, arguments, frames) -> str:
             return text
         if region is None:
             return f"{access} at address {row.offset:#x}, in no array"
+        if row.piece.freed:
+            return f"{access} at {where} of {array}"
         side = "before the start" if row.offset < 0 else "beyond the end"
-        if 0 <= row.offset < region.size:  # within, at the end or between pieces of the heap
-            side = "partly " + side if array != _HEAP else "outside of what was given out"
+        if 0 <= row.offset < (row.piece.size or region.size):
+            side = f"partly {side}"
         return f"{access} at {where}, {side} of {array}"
     if kind == "read_only":
         return f"{access} at {where} of {array}, which is read-only"
@@ -198,13 +206,12 @@ def _gap(row: runtime.Finding, place: Place, earlier: Place) -> str:
     return again if first < passed < last else f"{between}, or {again}"
 
 
-_HEAP = "the heap of malloc and new"
-
-
 def _element(row, region, arguments: Arguments) -> str:
     """The element that was accessed, as a kernel's text might write it."""
     if region is None:
         return ""
+    if row.piece.size:
+        return f"byte {row.offset}"
     if region.array >= 0:
         name, array = arguments.arrays_by_name[region.array]
         size, shape = array.itemsize, array.shape
@@ -237,6 +244,16 @@ def _array(region, arguments: Arguments) -> str | None:
         shape = "".join(f"[{n}]" for n in region.extents[: region.rank])
         return f"__shared__ {name}{shape} ({region.size} bytes, line {region.line})"
     return name if region.shared else f"{name} ({region.size} bytes)"
+
+
+def _piece(piece: runtime.Piece, frames: dict[int, list[Place]]) -> str:
+    """A piece of the heap, by the calls that allocated and freed it."""
+
+    def at(pc: int) -> str:
+        return "".join(f" at {file}:{line}" for file, line in frames[pc][:1])
+
+    freed = f", freed{at(piece.freed)}" if piece.freed else ""
+    return f"the {piece.size} bytes from malloc or new{at(piece.allocated)}{freed}"
 
 
 def _coordinates(index: int, sizes) -> tuple[int, int, int]:

@@ -78,6 +78,15 @@ class Place(ctypes.Structure):
     _fields_ = [("file", ctypes.c_char_p), ("line", ctypes.c_int)]
 
 
+class Piece(ctypes.Structure):
+    _fields_ = [
+        ("start", ctypes.c_size_t),
+        ("size", ctypes.c_size_t),
+        ("allocated", ctypes.c_uint64),
+        ("freed", ctypes.c_uint64),
+    ]
+
+
 class Finding(ctypes.Structure):
     _fields_ = [
         ("kind", ctypes.c_int),
@@ -96,6 +105,7 @@ class Finding(ctypes.Structure):
         ("block", ctypes.c_uint64),
         ("other_block", ctypes.c_uint64),
         ("offset", ctypes.c_int64),
+        ("piece", Piece),
         ("region", ctypes.c_int),
         ("count", ctypes.c_int),
         ("passed", Place),
