@@ -68,6 +68,54 @@ def test_the_element_is_named(which, n, block, expected):
     assert re.search(expected, message(which, n, block)), message(which, n, block)
 
 
+NAMED = """
+#define PAD 1
+#define AT(i) [i]
+namespace ours { __device__ int table[4][2 * 3 + PAD]; }
+__device__ int plain[8];
+__constant__ double weights[3] = {1, 2, 3};
+const int SIZE = 5;
+__device__ float sized[SIZE];
+struct Row { float in[7]; };
+extern "C" __global__ void named(int which, int n, int* y) {
+    __shared__ float tile[4][8 + PAD];
+    Row row, *rows = &row;
+    int local[6], *p = plain, *q = ours::table[0];
+    float* r = sized;
+    const double* w = weights;
+    switch (which) {
+        case 0: p[n] = 1; break;
+        case 1: q[n] = 1; break;
+        case 2: y[0] = w[n]; break;
+        case 3: r[n] = 1; break;
+        case 4: y[0] = y[n - 9] + tile[y[1]][n - PAD]; break;
+        case 5: y[0] = tile AT(n) [0]; break;
+        case 6: rows->in[n] = row.in[0]; y[0] = row.in[n - 9]; break;
+        case 7: local[n] = local[0]; y[0] = local[n - 9]; break;
+        case 8: y[0] = plain[ours::table[0][n]]; break;
+    }
+}"""
+
+
+@pytest.mark.parametrize(
+    ("which", "n", "expected"),
+    [
+        (0, 9, "writes 4 bytes at plain[9], beyond the end of plain (32 bytes)"),
+        (1, 29, "writes 4 bytes at table[29], beyond the end of table (112 bytes)"),
+        (2, 3, "reads 8 bytes at weights[3], beyond the end of weights (24 bytes)"),
+        (3, 5, "writes 4 bytes at byte 20, beyond the end of sized (20 bytes)"),
+        (4, 10, "indexes tile[y[1]][n - 1] with 9, outside of 'float [9]'"),
+        (5, 9, "indexes tile [n] with 9, outside of 'float [4][9]'"),
+        (6, 9, "indexes rows->in[n] with 9, outside of 'float [7]'"),
+        (7, 9, "indexes local[n] with 9, outside of 'int [6]'"),
+        (8, 9, "indexes ours::table[0][n] with 9, outside of 'int [7]'"),
+    ],
+)
+def test_arrays_that_are_no_arguments_are_named(which, n, expected):
+    with pytest.raises(EmulationFault, match=re.escape(expected)):
+        RawKernel(NAMED, "named")((1,), (1,), (I32(which), I32(n), np.zeros(20, I32)))
+
+
 def test_the_calls_that_led_there():
     with pytest.raises(EmulationFault) as caught:
         words((1,), (1,), (I32(6), I32(40), np.zeros((5, 8), F32), np.zeros(2), np.zeros(4, F32)))

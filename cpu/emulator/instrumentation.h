@@ -147,6 +147,7 @@ void __ubsan_handle_out_of_bounds(OutOfBounds *data, uintptr_t index) {
     Finding f = here(Kind::out_of_row);
     f.file = data->location.file;
     f.line = static_cast<int>(data->location.line);
+    f.column = static_cast<int>(data->location.column);
     f.text = data->array->name;
     f.offset = static_cast<int64_t>(index);
     report(f);

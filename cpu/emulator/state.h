@@ -83,6 +83,7 @@ struct Finding {
     uint64_t pc, other_pc;        // offsets in the module, 0 when file and line say it
     const char *file, *other_file, *text;
     int line, other_line;
+    int column;                   // of the closing bracket of an index
     uint32_t thread, other_thread;
     uint64_t block, other_block;
     int64_t offset;               // bytes from the start of the array, or of the piece of the heap

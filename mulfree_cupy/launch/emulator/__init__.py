@@ -21,7 +21,8 @@ import numpy as np
 from mulfree_cupy.launch import limits, source
 from mulfree_cupy.launch.emulator import runtime
 from mulfree_cupy.launch.emulator.arguments import convert
-from mulfree_cupy.launch.emulator.compiler import CompilationError, compile_kernel
+from mulfree_cupy.launch.emulator.compiler import CompilationError, compile_kernel, expand
+from mulfree_cupy.launch.emulator.declarations import Text
 from mulfree_cupy.launch.emulator.module import Globals
 from mulfree_cupy.launch.emulator.reading import read_counts, read_findings
 from mulfree_cupy.launch.emulator.report import (
@@ -291,7 +292,8 @@ class RawKernel:
                 found = library.mulfree_launch(kernel, launch)
             if found < 0:
                 raise KeyboardInterrupt
-            findings = read_findings(library, found, self.name, launch, arguments)
+            text = Text(functools.partial(expand, self.code, self.name, self.options))
+            findings = read_findings(library, found, self.name, launch, arguments, text)
             if settings.trace:
                 read_counts(library, self.name, launch, settings.report)
             if launch.followed >= 0:

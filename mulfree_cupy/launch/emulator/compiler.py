@@ -99,6 +99,15 @@ def compile_variables(code: str, options: tuple[str, ...]) -> bytes:
     return data
 
 
+def expand(code: str, name: str, options: tuple[str, ...]) -> str:
+    """The text that `compile_kernel` compiles, with the lines and columns that findings name."""
+    compiler = find_compiler()
+    flags = tuple(_flags(options))
+    with _prepared(code, flags, True, compiler) as (prepared, folder):
+        text = _preprocess(prepared, folder, code, name, flags)
+        return translate(text, name, (prepared.headers, prepared.cache)).text
+
+
 def cache_directory() -> Path:
     """The cache directory; created if needed."""
     chosen = os.environ.get("MULFREE_CACHE_DIR")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import shutil
 import subprocess
 
 from mulfree_cupy.launch.emulator import runtime
 from mulfree_cupy.launch.emulator.arguments import Arguments
 from mulfree_cupy.launch.emulator.compiler import HEADERS
+from mulfree_cupy.launch.emulator.declarations import Text
 from mulfree_cupy.launch.emulator.report import Counts, Finding, KernelCounts, Report
 
 _KINDS = (
@@ -27,6 +29,7 @@ def read_findings(
     kernel: str,
     launch: runtime.Launch,
     arguments: Arguments,
+    source: Text,
 ) -> list[Finding]:
     """The findings of the last launch, in words."""
     if not count:
@@ -55,7 +58,7 @@ def read_findings(
                 thread=_coordinates(row.thread, launch.block),
                 array=array,
                 offset=row.offset if region is not None else None,
-                text=_sentence(row, place, region, array, launch, arguments, frames),
+                text=_sentence(row, place, region, array, launch, arguments, source, frames),
                 calls=tuple(calls),
                 count=max(1, row.count),
             )
@@ -89,12 +92,12 @@ def _places(row: runtime.Finding, frames: dict[int, list[Place]]) -> list[Place]
     return first
 
 
-def _sentence(row, place, region, array, launch, arguments, frames) -> str:
+def _sentence(row, place, region, array, launch, arguments, source, frames) -> str:
     kind = _KINDS[row.kind]
     access = f"{_VERBS[row.access]} {row.size} bytes"
     other = f"thread {_coordinates(row.other_thread, launch.block)}"
     text = (row.text or b"").decode()
-    where = _element(row, region, arguments)
+    where = _element(row, region, arguments, source)
     if kind == "out_of_bounds":
         if text:
             return text
@@ -144,7 +147,10 @@ def _sentence(row, place, region, array, launch, arguments, frames) -> str:
         )
         return f"waits for the other lanes of its warp, which never all arrive{where}"
     if kind == "out_of_row":
-        return f"indexes {text} with {row.offset}"
+        indexed = source.indexed(row.file.decode(), row.line, row.column)
+        if not indexed:
+            return f"indexes {text} with {row.offset}"
+        return f"indexes {indexed} with {row.offset}, outside of {text}"
     if kind == "crash":
         return f"stopped by {text}"
     if kind == "timeout":
@@ -206,7 +212,7 @@ def _gap(row: runtime.Finding, place: Place, earlier: Place) -> str:
     return again if first < passed < last else f"{between}, or {again}"
 
 
-def _element(row, region, arguments: Arguments) -> str:
+def _element(row, region, arguments: Arguments, source: Text) -> str:
     """The element that was accessed, as a kernel's text might write it."""
     if region is None:
         return ""
@@ -219,6 +225,12 @@ def _element(row, region, arguments: Arguments) -> str:
         name, size, shape = region.name.decode(), region.element, region.extents[: region.rank]
     elif region.element and row.offset == 0:
         return region.name.decode()  # no array
+    elif (
+        region.name
+        and not region.shared
+        and (shape := source.shape(region.name.decode(), region.size))
+    ):
+        name, size = region.name.decode(), region.size // math.prod(shape)
     else:
         return f"byte {row.offset}"
     index, rest = divmod(row.offset, size)

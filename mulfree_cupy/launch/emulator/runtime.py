@@ -100,6 +100,7 @@ class Finding(ctypes.Structure):
         ("text", ctypes.c_char_p),
         ("line", ctypes.c_int),
         ("other_line", ctypes.c_int),
+        ("column", ctypes.c_int),
         ("thread", ctypes.c_uint32),
         ("other_thread", ctypes.c_uint32),
         ("block", ctypes.c_uint64),
