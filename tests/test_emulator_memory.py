@@ -233,6 +233,30 @@ def test_faults_with_the_heap(which, n, kind, line):
     assert (found.kind, found.line) == (kind, line)
 
 
+@pytest.mark.parametrize("extra", [4, 20, 40, 1000, 100000])
+@pytest.mark.parametrize("called", [True, False])
+@pytest.mark.parametrize("check", [True, False])
+def test_a_local_array_overrun_by_any_length_has_a_line(extra, called, check):
+    code = """
+__device__ %s void fill(int* y, int n) {
+    int a[4], *p = a;
+    for (int i = 0; i < n; ++i)
+        p[i] = y[0] + i;                // 5
+    y[0] = p[y[1]];
+}                                       // 7
+extern "C" __global__ void local(int* y, int n) {
+    fill(y, n);                         // 9
+}""" % ("__noinline__" if called else "__forceinline__")
+    with emulated_cuda(check=check), pytest.raises(EmulationFault) as caught:
+        RawKernel(code, "local")((1,), (1,), (np.zeros(2, I32), I32(4 + extra)))
+    found = caught.value.finding
+    if check:
+        assert (found.kind, "local array" in found.text) == ("out_of_bounds", True), str(found)
+        assert found.line in (5, 7, 10), str(found)
+    else:  # a return to nowhere, if not an access
+        assert found.line in (5, 7, 10) or "beyond a local array" in found.text, str(found)
+
+
 PIECES = """
 extern "C" __global__ void pieces(int which, int n, int* out) {
     int* p = new int[8];                          // 3

@@ -41,6 +41,7 @@ struct Shadow {
     Cell *cells;
 };
 
+constexpr uintptr_t guard_size = 4096;  // at the low end of every stack, at least (runtime.py)
 constexpr size_t red_zone = 256;  // between __shared__ variables; keeps their banks as they are
 constexpr size_t arena_size = 4 << 20;  // 227 KiB at most, as a thousand variables far apart
 
@@ -346,7 +347,10 @@ MULFREE_RARE inline void refuse_access(Kind kind, uintptr_t address, size_t size
             }
         }
     }
-    report(access_finding(kind, address, size, access, pc, region));
+    Finding f = access_finding(kind, address, size, access, pc, region);
+    const uintptr_t above_stack = address - reinterpret_cast<uintptr_t>(now.stack) - now.launch->stack_size;
+    if (region < 0 && above_stack < guard_size) f.text = "goes beyond the end of a local array and of the thread's stack";
+    report(f);
     leave_thread();
 }
 

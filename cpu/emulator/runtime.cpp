@@ -379,7 +379,10 @@ static _Unwind_Reason_Code add_call(_Unwind_Context *context, void *finding) {
 }
 
 void add_calls(Finding &finding) {
-    if (!finding.call_count) _Unwind_Backtrace(add_call, &finding);
+    if (finding.call_count) return;
+    now.unwinding = &finding;
+    _Unwind_Backtrace(add_call, &finding);
+    now.unwinding = nullptr;
 }
 
 void report(const Finding &finding) {
@@ -618,6 +621,7 @@ __attribute__((visibility("default"))) int mulfree_launch(const Kernel *kernel, 
     now.block = 0;
     now.current = 0;
     now.interrupted = now.stopping = false;
+    now.unwinding = nullptr;
     now.busy = true;
     now.accesses = 0;
     now.deadline = clock_seconds() + launch->seconds;

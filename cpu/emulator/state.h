@@ -158,6 +158,7 @@ struct Launcher {
     unsigned long number;         // of this launch
     bool stopping;                // a fault was found; the launch ends at the next barrier
     volatile bool interrupted, busy;
+    Finding *volatile unwinding;  // the finding for which the stack is read, which may be overwritten
     double deadline;
     uint32_t accesses;            // of the launch, to look at the clock now and then
     uint32_t spins;
