@@ -37,11 +37,13 @@ _KERNEL = [
     "-fno-strict-aliasing", "-fno-exceptions", "-U_FORTIFY_SOURCE", "-fcf-protection=none",
     "-fdata-sections", "-ffunction-sections", "-fno-builtin-printf", "-fstack-clash-protection",
     "-fno-builtin-malloc", "-fno-builtin-free",
+    "-fno-builtin-fmaxf", "-fno-builtin-fminf", "-fno-builtin-fmax", "-fno-builtin-fmin",
 ]  # fmt: skip
-# C library functions that write through a pointer, which the runtime wraps with checks, and those
-# that end the process.
+# C library functions that write through a pointer, which the runtime wraps with checks, those that
+# would drop the NaN of an inactive lane, and those that end the process.
 _WRAPPED = (
     "sincos", "sincosf", "modf", "modff", "frexp", "frexpf", "remquo", "remquof",
+    "fmaxf", "fminf", "fmax", "fmin",
     "exit", "_exit", "_Exit", "quick_exit", "abort",
 )  # fmt: skip
 # The calls inserted by -fsanitize=thread are the emulator's functions. Without scalar replacement a
