@@ -209,6 +209,28 @@ def test_a_race_beside_an_atomic_access_wants_a_fence(which, grid, expected):
     assert any(expected in f.text for f in report.findings if f.kind == "race"), report
 
 
+@pytest.mark.parametrize("barrier", ["", "if (t < m) __syncthreads();"])
+def test_causes_are_listed_before_what_follows_from_them(barrier):
+    code = """extern "C" __global__ void sums(float* y, int m) {
+    __shared__ float s[64];
+    int t = threadIdx.x;
+    y[100] = t;
+    for (int i = 0; i < 4; ++i) {
+        s[t] = i + t;
+        BARRIER
+        y[t] += s[(t + 1) % 64];
+    }
+    if (t == 3) y[64 * m] = 0;
+}"""
+    with emulated_cuda(check="collect") as report:
+        kernel = RawKernel(code.replace("BARRIER", barrier), "sums")
+        kernel((1,), (64,), (np.zeros(128, F32), I32(20)))
+    causes = ["divergent_barrier", "race", "uninitialised", "out_of_bounds"]
+    found = [(causes.index(f.kind), f.line) for f in report.findings if f.level == "error"]
+    assert found == sorted(found)
+    assert {kind for kind, _ in found} == set(range(not barrier, 4))
+
+
 def test_the_time_limit_is_named(monkeypatch):
     monkeypatch.setenv("MULFREE_EMULATOR_SECONDS", "0.25")
     code = "__global__ void ends(volatile int* x) { while (*x == 0) {} }"

@@ -300,15 +300,13 @@ class RawKernel:
                 settings.report.steps[self.name] = read_steps(library, launch, arguments)
         errors = [f for f in findings if f.level == "error"]
         settings.report.findings.extend(
-            f for f in findings if settings.check == "collect" or f.level == "note"
+            f
+            for f in sorted(findings, key=lambda f: (_consequence(f), f.line))
+            if settings.check == "collect" or f.level == "note"
         )
         if errors and settings.check != "collect":
-            # Causes first: after a divergent barrier threads race, and a racing thread may read
-            # uninitialised memory.
-            causes = ("divergent_barrier", "race", "uninitialised")
-            kinds = [f.kind for f in errors]
-            found = next((kinds.index(kind) for kind in causes if kind in kinds), 0)
-            raise EmulationFault(errors[found] if kinds[-1] in causes else errors[-1])
+            last = errors[-1]
+            raise EmulationFault(min(errors, key=_consequence) if last.kind in _CAUSES else last)
 
     def _followed(self, settings: Settings, grid: tuple[int, int, int]) -> int:
         """The number of the block to follow, -1 for none."""
@@ -345,6 +343,15 @@ class RawKernel:
             library = compile_kernel(self.code, self.name, self.options, instrumented)
             self._compiled[instrumented] = library, runtime.bind(library)
         return self._compiled[instrumented]
+
+
+# After a divergent barrier threads race, and a racing thread may read uninitialised memory.
+_CAUSES = ("divergent_barrier", "race", "uninitialised")
+
+
+def _consequence(finding: Finding) -> int:
+    """Smaller for a finding that may be the cause of others."""
+    return _CAUSES.index(finding.kind) if finding.kind in _CAUSES else len(_CAUSES)
 
 
 class RawModule:
