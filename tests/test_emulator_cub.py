@@ -1,5 +1,7 @@
 """Reductions and scans of blocks and warps by CUB's names, and how they are misused."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -215,6 +217,45 @@ def test_misuse_is_found_on_the_texts_line(which, block, kind, lines):
     assert (finding.kind, finding.line) == (kind, lines[0])
     assert all(f"misused:{line}" in str(finding) for line in lines)
     assert "temp" in str(finding) or kind != "race"
+
+
+TWICE = """
+#include <cub/cub.cuh>
+#include <curand_kernel.h>
+extern "C" __global__ void twice(int which, int* y, curandState* state) {
+    __shared__ cub::BlockReduce<int, 64>::TempStorage reduce;
+    __shared__ cub::BlockScan<int, 64>::TempStorage scan;
+    int t = threadIdx.x, v = t;
+    if (which == 0) {
+        v = cub::BlockReduce<int, 64>(reduce).Sum(v);           // 9
+        v = cub::BlockReduce<int, 64>(reduce).Sum(v);           // 10
+    } else if (which == 1) {
+        cub::BlockScan<int, 64>(scan).InclusiveSum(v, v);       // 12
+        cub::BlockScan<int, 64>(scan).ExclusiveSum(v, v);       // 13
+    } else if (which == 2) {
+        for (int i = 0; i < 2; ++i)
+            cub::BlockScan<int, 64>(scan).InclusiveSum(v, v);   // 16
+    } else if (which == 3) {
+        cub::WarpScan<int>::TempStorage none;
+        cub::WarpScan<int>(none).InclusiveSum(v, y[0]);         // 19
+    } else {
+        if (t == 0) curand_init(1, 2, 3, state);                // 21
+        v = curand(state);                                      // 22
+    }
+    y[t] += v;
+}"""
+
+
+@pytest.mark.parametrize(
+    ("which", "lines"), [(0, {9, 10}), (1, {12, 13}), (2, {16}), (3, {19, 24}), (4, {21, 22})]
+)
+def test_both_accesses_of_a_race_in_a_library_are_on_the_texts_lines(which, lines):
+    with emulated_cuda(check="collect") as report:
+        args = I32(which), np.zeros(64, I32), np.zeros(64, np.uint8)
+        RawKernel(TWICE, "twice")((1,), (64,), args)
+    named = {int(n) for f in report.findings for n in re.findall(r"twice:(\d+)", str(f))}
+    assert named and named <= lines, report
+    assert not any("?" in str(f) for f in report.findings), report
 
 
 def test_storage_reused_behind_a_barrier_is_no_race():

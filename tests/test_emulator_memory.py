@@ -233,6 +233,58 @@ def test_faults_with_the_heap(which, n, kind, line):
     assert (found.kind, found.line) == (kind, line)
 
 
+@pytest.mark.parametrize("extra", [4, 20, 40, 1000, 100000])
+@pytest.mark.parametrize("called", [True, False])
+@pytest.mark.parametrize("check", [True, False])
+def test_a_local_array_overrun_by_any_length_has_a_line(extra, called, check):
+    code = """
+__device__ %s void fill(int* y, int n) {
+    int a[4], *p = a;
+    for (int i = 0; i < n; ++i)
+        p[i] = y[0] + i;                // 5
+    y[0] = p[y[1]];
+}                                       // 7
+extern "C" __global__ void local(int* y, int n) {
+    fill(y, n);                         // 9
+}""" % ("__noinline__" if called else "__forceinline__")
+    with emulated_cuda(check=check), pytest.raises(EmulationFault) as caught:
+        RawKernel(code, "local")((1,), (1,), (np.zeros(2, I32), I32(4 + extra)))
+    found = caught.value.finding
+    if check:
+        assert (found.kind, "local array" in found.text) == ("out_of_bounds", True), str(found)
+        assert found.line in (5, 7, 10), str(found)
+    else:  # a return to nowhere, if not an access
+        assert found.line in (5, 7, 10) or "beyond a local array" in found.text, str(found)
+
+
+PIECES = """
+extern "C" __global__ void pieces(int which, int n, int* out) {
+    int* p = new int[8];                          // 3
+    char* q = (char*)malloc(10);                  // 4
+    if (which == 0) p[n] = n;
+    if (which == 1) *(int*)(q + n) = n;
+    if (which == 2) delete[] p;                   // 7
+    out[0] = p[n] + q[0];
+}"""
+
+
+@pytest.mark.parametrize(
+    ("which", "n", "offset", "words"),
+    [
+        (0, 8, 32, "byte 32, beyond the end of the 32 bytes from malloc or new at pieces:3"),
+        (0, -2, -8, "byte -8, before the start of the 32 bytes from malloc or new at pieces:3"),
+        (1, -4, -4, "byte -4, before the start of the 10 bytes from malloc or new at pieces:4"),
+        (1, 8, 8, "byte 8, partly beyond the end of the 10 bytes from malloc or new at pieces:4"),
+        (2, 5, 20, "byte 20 of the 32 bytes from malloc or new at pieces:3, freed at pieces:7"),
+    ],
+)
+def test_the_piece_of_the_heap_is_named(which, n, offset, words):
+    found = fault(RawKernel(PIECES, "pieces"), (1,), (I32(which), I32(n), np.zeros(1, I32)))
+    assert found.offset == offset
+    assert words in found.text, found.text
+    assert found.array in words
+
+
 @pytest.mark.parametrize("check", [True, False])
 def test_what_is_new_and_deleted_in_one_function(check):
     code = """

@@ -129,3 +129,37 @@ def test_what_the_hardware_lets_pass_may_still_race():
     refused = pytest.raises(ValueError, match="barriers must be 'guide' or 'hardware', got 'gpu'")
     with refused, emulated_cuda(barriers="gpu"):
         pass
+
+
+LARGEST = """
+#include <cub/cub.cuh>
+template <class T> __global__ void largest(T* v, int which) {
+    T x = v[threadIdx.x];
+    for (int o = 16; o; o /= 2) {
+        T other = __shfl_down_sync(~0u, x, o);
+        switch (which) {
+            case 0: x = fmax(x, other); break;
+            case 1: x = min(other, x); break;
+            case 2: x = sizeof(T) == 4 ? fmaxf(x, other) : std::fmin(x, other); break;
+            case 3: x = cub::Max()(x, other); break;
+            case 4: x = cub::Min()(-other, x); break;
+        }
+    }
+    v[threadIdx.x] = x;
+}"""
+
+
+@pytest.mark.parametrize("check", [True, False])
+@pytest.mark.parametrize("which", range(5))
+@pytest.mark.parametrize("kind", ["float", "double"])
+def test_a_lane_that_is_not_there_has_no_maximum(kind, which, check):
+    """A full mask in a block of 20: lanes that it has not got are read, so all is undefined."""
+    dtype = np.dtype(kind.replace("float", "float32"))
+    with emulated_cuda(check=check):
+        v = -1 - np.arange(20, dtype=dtype)
+        RawKernel(LARGEST, f"largest<{kind}>")((1,), (20,), (v, np.int32(which)))
+        assert np.isnan(v[0])
+        v = -1 - np.arange(32, dtype=dtype)
+        v[5] = np.nan  # of the text's own, which is no number beside one
+        RawKernel(LARGEST, f"largest<{kind}>")((1,), (32,), (v, np.int32(which)))
+        assert which > 2 or v[0] in (-1, -32)

@@ -33,10 +33,6 @@ MULFREE_RARE inline uint64_t fold(Collective what, unsigned mask, Thread *lanes)
     return r;
 }
 
-// A value read from an inactive lane is undefined on a GPU. Here it is NaN as a float, a double or two halves, and
-// large as an integer, so that it shows in the results.
-constexpr uint64_t from_nowhere = 0x7fff7fff7fff7fff;
-
 inline uint64_t collective_result(const Thread &lane, unsigned present, Thread *lanes) {
     unsigned equal = 0, truth = 0;
     for (unsigned i = 0; i < warp_size; ++i) {
@@ -101,6 +97,7 @@ inline void finish_collectives(unsigned warp) {
             if (!(arrived >> i & 1)) continue;
             lanes[i].result = collective_result(lanes[i], arrived, lanes);
             lanes[i].state = State::ready;
+            if (orders) lanes[i].passed = {lanes[i].file, lanes[i].line};
             lanes[i].steps = arrived == alive ? 0 : lanes[i].steps + 1;
         }
         if (now.launch->check) check_sources(lanes, arrived);

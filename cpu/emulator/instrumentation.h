@@ -81,7 +81,7 @@ void *mulfree_memset(void *to, int value, size_t size) {
     return std::memset(to, value, size);
 }
 
-// The linker leads the C library's functions that write through a pointer here (compiler.py).
+// The linker leads some functions of the C library here (compiler.py): those that write through a pointer, ...
 static void on_result(void *p, size_t size, uintptr_t pc) {
     if (now.launch && (now.launch->check || now.launch->trace)) on_access(uintptr_t(p), size, size, Access::write, pc);
 }
@@ -116,6 +116,20 @@ MULFREE_WRAP(float)
 #undef MULFREE_NAME
 #undef MULFREE_WRAP
 
+// ... those of which a number and a NaN give the number, which would hide that a lane read from nowhere, ...
+#define MULFREE_PASS_ON(name, T, before)                                              \
+    T __real_##name(T, T);                                                            \
+    T __wrap_##name(T a, T b) {                                                       \
+        if (!__builtin_isunordered(a, b)) return a before b ? a : b;                  \
+        return is_from_nowhere(a) ? a : is_from_nowhere(b) ? b : __real_##name(a, b); \
+    }
+MULFREE_PASS_ON(fmaxf, float, >)
+MULFREE_PASS_ON(fminf, float, <)
+MULFREE_PASS_ON(fmax, double, >)
+MULFREE_PASS_ON(fmin, double, <)
+#undef MULFREE_PASS_ON
+
+// ... and those that end the process.
 static void leave_by(const char *text, Kind kind, uintptr_t pc) {
     Finding f = here(kind);
     f.text = text;
@@ -147,6 +161,7 @@ void __ubsan_handle_out_of_bounds(OutOfBounds *data, uintptr_t index) {
     Finding f = here(Kind::out_of_row);
     f.file = data->location.file;
     f.line = static_cast<int>(data->location.line);
+    f.column = static_cast<int>(data->location.column);
     f.text = data->array->name;
     f.offset = static_cast<int64_t>(index);
     report(f);

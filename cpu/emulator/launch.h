@@ -13,6 +13,22 @@ namespace mulfree_emulator {
 enum class Collective { sync, shuffle, shift, ballot, any, all, match_any, match_all,
                         add, min_signed, min_unsigned, max_signed, max_unsigned, bit_and, bit_or, bit_xor };
 
+// A value read from an inactive lane is undefined on a GPU. Here it is NaN as a float, a double or two halves, and
+// large as an integer, so that it shows in the results.
+constexpr uint64_t from_nowhere = 0x7fff7fff7fff7fff;
+
+// Whether a number is that NaN, or computed from it: its sign may differ.
+template <class T>
+inline bool is_from_nowhere(T x) {
+    if constexpr (std::is_same_v<T, float> || std::is_same_v<T, double>) {
+        using Word = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
+        Word bits;
+        __builtin_memcpy(&bits, &x, sizeof bits);
+        return (bits & ~Word(0) >> 1) == static_cast<Word>(from_nowhere);
+    }
+    return false;
+}
+
 // Of an array: the size of an element, and how many there are along each dimension.
 struct Shape {
     size_t element;

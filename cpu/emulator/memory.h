@@ -41,6 +41,7 @@ struct Shadow {
     Cell *cells;
 };
 
+constexpr uintptr_t guard_size = 4096;  // at the low end of every stack, at least (runtime.py)
 constexpr size_t red_zone = 256;  // between __shared__ variables; keeps their banks as they are
 constexpr size_t arena_size = 4 << 20;  // 227 KiB at most, as a thousand variables far apart
 
@@ -131,7 +132,7 @@ MULFREE_RARE inline void *place_for_good(SharedVariable v) {
 
 // ---- the heap -----------------------------------------------------------------------------------
 
-// The memory of malloc and new: blocks with gaps between them. Addresses are not reused within a launch, so that
+// The memory of malloc and new: pieces with gaps between them. Addresses are not reused within a launch, so that
 // dangling pointers are found; everything is released when the launch ends.
 constexpr size_t heap_size = 64 << 20, heap_limit = 8 << 20;  // the limit is a GPU's, for what is in use
 constexpr size_t granule = 16, heap_gap = 64;
@@ -143,8 +144,9 @@ struct Heap {
     int region;      // -1: nothing was asked for
 };
 inline Heap heap = {nullptr, nullptr, 0, 0, -1};
+inline Rows<Piece> pieces;  // by ascending start
 
-MULFREE_RARE inline void *heap_allocate(size_t size) {
+MULFREE_RARE inline void *heap_allocate(size_t size, uintptr_t pc) {
     if (heap.region < 0) {
         heap.memory = map_zeros(heap_size);
         heap.valid = reinterpret_cast<uint8_t *>(map_zeros(heap_size / granule));
@@ -157,7 +159,9 @@ MULFREE_RARE inline void *heap_allocate(size_t size) {
     if (!size) size = 1;
     if (size > heap_limit - heap.in_use || heap.used + size + 2 * heap_gap > heap_size) return nullptr;
     const size_t start = heap.used + heap_gap;
-    std::memcpy(heap.memory + start - sizeof size, &size, sizeof size);
+    now.busy = true;
+    pieces.add({start, size, pc - module_base(), 0});
+    now.busy = false;
     for (size_t done = 0; done < size; done += granule)
         heap.valid[(start + done) / granule] = static_cast<uint8_t>(size - done < granule ? size - done : granule);
     heap.used = (start + size + granule - 1) / granule * granule;
@@ -178,15 +182,26 @@ inline size_t heap_valid(size_t offset, size_t size) {
     return valid;
 }
 
-MULFREE_RARE inline bool heap_free(void *p) {
+// The piece that an offset in the heap is in or nearest to.
+MULFREE_RARE inline Piece &piece_at(size_t offset) {
+    size_t low = 0, high = pieces.count;
+    while (high - low > 1) {
+        const size_t middle = (low + high) / 2;
+        (pieces[middle].start <= offset ? low : high) = middle;
+    }
+    const size_t end = pieces[low].start + pieces[low].size;
+    const bool next_is_nearer = high < pieces.count && offset > end && pieces[high].start - offset < offset - end;
+    return pieces[next_is_nearer ? high : low];
+}
+
+MULFREE_RARE inline bool heap_free(void *p, uintptr_t pc) {
     const size_t start = static_cast<size_t>(static_cast<char *>(p) - heap.memory);
-    if (heap.region < 0 || start >= heap.used || start % granule || start < heap_gap || !heap.valid[start / granule] ||
-        heap.valid[start / granule - 1])
-        return false;
-    size_t size;
-    std::memcpy(&size, heap.memory + start - sizeof size, sizeof size);
-    std::memset(heap.valid + start / granule, 0, (size + granule - 1) / granule);
-    heap.in_use -= size;
+    if (heap.region < 0 || start >= heap.used) return false;
+    Piece &piece = piece_at(start);
+    if (piece.start != start || piece.freed) return false;
+    std::memset(heap.valid + start / granule, 0, (piece.size + granule - 1) / granule);
+    piece.freed = pc - module_base();
+    heap.in_use -= piece.size;
     return true;
 }
 
@@ -194,6 +209,7 @@ MULFREE_RARE inline void close_heap() {
     if (heap.region < 0) return;
     munmap(heap.memory, heap_size);
     munmap(heap.valid, heap_size / granule);
+    pieces.clear();
     heap = {nullptr, nullptr, 0, 0, -1};
 }
 
@@ -310,6 +326,10 @@ MULFREE_RARE inline Finding access_finding(Kind kind, uintptr_t address, size_t 
     f.pc = pc - module_base();
     f.region = region;
     f.offset = static_cast<int64_t>(address - (region < 0 ? 0 : regions[region].base));
+    if (region >= 0 && region == heap.region && pieces.count) {
+        f.piece = piece_at(static_cast<size_t>(f.offset < 0 ? 0 : f.offset));
+        f.offset -= static_cast<int64_t>(f.piece.start);
+    }
     return f;
 }
 
@@ -327,7 +347,10 @@ MULFREE_RARE inline void refuse_access(Kind kind, uintptr_t address, size_t size
             }
         }
     }
-    report(access_finding(kind, address, size, access, pc, region));
+    Finding f = access_finding(kind, address, size, access, pc, region);
+    const uintptr_t above_stack = address - reinterpret_cast<uintptr_t>(now.stack) - now.launch->stack_size;
+    if (region < 0 && above_stack < guard_size) f.text = "goes beyond the end of a local array and of the thread's stack";
+    report(f);
     leave_thread();
 }
 
@@ -338,6 +361,9 @@ MULFREE_RARE inline Finding race_finding(const Stamp &other, uintptr_t address, 
     f.other_access = static_cast<Access>(other.kind);
     f.other_thread = other.thread;
     f.other_block = block_of(other.time);
+    f.atomic_between = atomic_between(other);
+    const Thread &me = now.threads[now.current];
+    f.passed = other.thread / warp_size == now.current / warp_size ? me.passed : me.passed_beyond_warp;
     return f;
 }
 
@@ -552,6 +578,7 @@ inline void check_cells(int index, uintptr_t address, size_t size, Access access
 inline void order_atomic(uintptr_t address, bool shared, bool writes) {
     now.busy = true;  // it may allocate: no signal may leave from here
     acquire(address);
+    add_atomic(address);
     if (writes) release(address, shared);
     now.busy = false;
     if (now.interrupted) abandon_launch();

@@ -45,7 +45,8 @@ struct Location {
 inline Rows<Location> locations;
 inline Rows<uint32_t> slots_of_locations;  // hashed by address: one more than the index, 0 is empty
 inline Rows<uint32_t> block_starts;        // times, of each block since the grid's last barrier,
-inline Rows<uint64_t> blocks_started;      // and their numbers
+inline Rows<uint64_t> blocks_started;      // and their numbers,
+inline Rows<AtomicAccess> block_atomics;   // and the last atomic access in each
 inline Rows<Knowledge> knowledge_of_block, knowledge_of_thread[max_threads];
 inline uint32_t seen[max_threads][max_threads];  // a row is valid once its thread has acquired
 
@@ -91,6 +92,7 @@ MULFREE_RARE inline Location &location_at(uintptr_t address) {
 MULFREE_RARE inline void forget_releases() {
     block_starts.clear();
     blocks_started.clear();
+    block_atomics.clear();
     for (Location &location : locations) {
         location.releases.free();
         location.knowledge.free();
@@ -106,6 +108,7 @@ MULFREE_RARE inline void open_ordering() {
     for (unsigned i = 0; i < max_threads; ++i) {
         Thread &t = now.threads[i];
         t.acquired = t.fence = t.device_fence = t.global_write = t.touched = 0;
+        t.atomic = {};
         std::memset(t.lane_seen, 0, sizeof t.lane_seen);
     }
 }
@@ -116,6 +119,7 @@ inline void begin_block_of_time() {
     if (now.launch->check) {
         block_starts.add(now.time);
         blocks_started.add(now.block);
+        block_atomics.add({});
     }
     knowledge_of_block.clear();
     if (locations.count)
@@ -244,13 +248,34 @@ MULFREE_RARE inline void release(uintptr_t address, bool shared) {
 
 // ---- questions ----------------------------------------------------------------------------------
 
-MULFREE_RARE inline uint64_t block_of(uint32_t time) {
+// Which of the blocks started was running.
+MULFREE_RARE inline size_t start_before(uint32_t time) {
     size_t low = 0, high = block_starts.count;
     while (high - low > 1) {
         const size_t middle = (low + high) / 2;
         (block_starts[middle] <= time ? low : high) = middle;
     }
-    return blocks_started[low];
+    return low;
+}
+
+inline uint64_t block_of(uint32_t time) { return blocks_started[start_before(time)]; }
+
+// Time goes on at every atomic access, so that what came before one is told from what comes after.
+inline void add_atomic(uintptr_t address) {
+    const AtomicAccess access = {address, ++now.time, now.current};
+    now.threads[now.current].atomic = block_atomics[block_atomics.count - 1] = access;
+}
+
+// Whether an atomic access followed an earlier access, at a place where the current thread (its block, if the earlier
+// access is another's) has then accessed atomically too: 1 by the same thread, 2 by another of that block, which may
+// have come too early.
+MULFREE_RARE inline int atomic_between(const Stamp &s) {
+    const bool same_block = s.time >= now.block_start;
+    const AtomicAccess &mine = same_block ? now.threads[now.current].atomic : block_atomics[block_atomics.count - 1];
+    const AtomicAccess &other = same_block ? now.threads[s.thread].atomic : block_atomics[start_before(s.time)];
+    if (!mine.address || mine.address != other.address || mine.time < s.time) return 0;
+    if (other.thread != s.thread) return 2;
+    return other.time > s.time;
 }
 
 MULFREE_RARE inline bool is_released(const Rows<Knowledge> &knowledge, const Stamp &s, uint64_t block) {

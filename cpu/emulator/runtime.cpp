@@ -150,6 +150,7 @@ void release_barrier() {
         if (t.state != State::at_barrier) continue;
         t.state = State::ready;
         t.steps = 0;
+        t.passed = t.passed_beyond_warp = {t.file, t.line};
         sum += t.value != 0;
     }
     now.barrier_result = sum;
@@ -276,6 +277,7 @@ void start_block() {
                 t.steps = 0;
                 t.spin = 0;
                 t.file = nullptr;
+                t.passed = t.passed_beyond_warp = {};
                 t.x = x; t.y = y; t.z = z;
                 prepare_fiber(t.fiber, now.launch->stacks + i * now.launch->stack_size,
                               now.launch->stack_size, run_thread);
@@ -377,7 +379,10 @@ static _Unwind_Reason_Code add_call(_Unwind_Context *context, void *finding) {
 }
 
 void add_calls(Finding &finding) {
-    if (!finding.call_count) _Unwind_Backtrace(add_call, &finding);
+    if (finding.call_count) return;
+    now.unwinding = &finding;
+    _Unwind_Backtrace(add_call, &finding);
+    now.unwinding = nullptr;
 }
 
 void report(const Finding &finding) {
@@ -468,17 +473,17 @@ int mulfree_lane() { return static_cast<int>(now.current % warp_size); }
 void *mulfree_malloc(size_t size) {
     if (!now.launch) return std::malloc(size);  // an initialiser, while the module is loaded
     if (pending.size) settle_pending();
-    return heap_allocate(size);
+    return heap_allocate(size, MULFREE_CALLER);
 }
 
 void mulfree_free(void *p) {
     if (!p) return;
     if (!now.launch) return std::free(p);
     if (pending.size) settle_pending();
-    if (heap_free(p)) return;
+    if (heap_free(p, MULFREE_CALLER)) return;
     Finding f = here(Kind::trap);
     f.text = "frees a pointer that malloc did not return, or that was freed before";
-    f.pc = reinterpret_cast<uintptr_t>(__builtin_return_address(0)) - module_base();
+    f.pc = MULFREE_CALLER - module_base();
     report(f);
     leave_thread();
 }
@@ -512,6 +517,8 @@ bool mulfree_meeting_over(const void *at, uint64_t phase, const char *file, int 
     now.busy = true;
     learn_arrivals(*m, phase);
     now.busy = false;
+    Thread &me = now.threads[now.current];
+    me.passed = me.passed_beyond_warp = {file, line};
     return true;
 }
 
@@ -614,6 +621,7 @@ __attribute__((visibility("default"))) int mulfree_launch(const Kernel *kernel, 
     now.block = 0;
     now.current = 0;
     now.interrupted = now.stopping = false;
+    now.unwinding = nullptr;
     now.busy = true;
     now.accesses = 0;
     now.deadline = clock_seconds() + launch->seconds;

@@ -17,28 +17,42 @@
 
 namespace mulfree_emulator {
 
-constexpr uintptr_t guard_size = 4096;  // at the low end of every stack, at least (runtime.py)
 constexpr int caught[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGINT};
 constexpr int caught_count = sizeof caught / sizeof caught[0];
 inline struct sigaction former[caught_count];
 inline pthread_t launching;
 alignas(16) inline char signal_stack[32768];
 
-// Where in the kernel's text a signal came, as if it were a return address; 0 in other code. A call through a
-// pointer to no function faults at the address that it called: then it is where the call returns to.
-inline uint64_t interrupted_pc(void *context, uintptr_t fault = ~uintptr_t(0)) {
-    uintptr_t pc = 0;
+// The address of the instruction that a signal came at; 0 if that is not known.
+inline uintptr_t interrupted_address(void *context) {
 #if defined(__x86_64__) && defined(__linux__)
-    const auto &registers = static_cast<ucontext_t *>(context)->uc_mcontext.gregs;
-    pc = static_cast<uintptr_t>(registers[REG_RIP]);
-    pc = pc == fault ? *reinterpret_cast<uintptr_t *>(registers[REG_RSP]) : pc + 1;
+    return static_cast<uintptr_t>(static_cast<ucontext_t *>(context)->uc_mcontext.gregs[REG_RIP]);
 #elif defined(__aarch64__) && defined(__linux__)
-    const auto &registers = static_cast<ucontext_t *>(context)->uc_mcontext;
-    pc = static_cast<uintptr_t>(registers.pc == fault ? registers.regs[30] : registers.pc + 1);
+    return static_cast<uintptr_t>(static_cast<ucontext_t *>(context)->uc_mcontext.pc);
+#else
+    return 0;
 #endif
+}
+
+// Where a call that went to no code returns to.
+inline uintptr_t return_address(void *context) {
+#if defined(__x86_64__) && defined(__linux__)
+    return *reinterpret_cast<uintptr_t *>(static_cast<ucontext_t *>(context)->uc_mcontext.gregs[REG_RSP]);
+#elif defined(__aarch64__) && defined(__linux__)
+    return static_cast<uintptr_t>(static_cast<ucontext_t *>(context)->uc_mcontext.regs[30]);
+#else
+    return 0;
+#endif
+}
+
+// An address in the kernel's text as an offset in the module; 0 in other code.
+inline uint64_t offset_of(uintptr_t pc) {
     const uintptr_t offset = pc - module_base();
     return offset < static_cast<uintptr_t>(&_end - &__ehdr_start) ? offset : 0;
 }
+
+// Where in the kernel's text a signal came, as if it were a return address; 0 in other code.
+inline uint64_t interrupted_pc(void *context) { return offset_of(interrupted_address(context) + 1); }
 
 inline void on_signal(int number, siginfo_t *info, void *context) {
     int which = 0;
@@ -53,24 +67,22 @@ inline void on_signal(int number, siginfo_t *info, void *context) {
         else if (number != SIGINT) sigaction(number, &old, nullptr);  // again, and for good
         if (number != SIGINT || !ours || now.busy) return;
     } else {
+        if (Finding *known = now.unwinding) {
+            add_finding(*known);
+            siglongjmp(now.abandon, 1);
+        }
         Finding f = here(Kind::crash);
         const uintptr_t fault = reinterpret_cast<uintptr_t>(info->si_addr);
         const uintptr_t above_guard = fault - reinterpret_cast<uintptr_t>(now.stack);
-        f.text = number == SIGFPE                          ? "an integer division by zero, or of the lowest number by -1"
+        const bool jumped = number == SIGSEGV && interrupted_address(context) == fault;
+        f.text = number == SIGFPE                        ? "an integer division by zero, or of the lowest number by -1"
                  : number == SIGILL || number == SIGTRAP ? "an instruction that is none"
+                 : jumped                                ? "a jump to no code, by a pointer to no function or on return "
+                                                           "from one that has written beyond a local array"
                  : above_guard < guard_size              ? "a stack overflow: its local variables take too much"
                                                          : "an access outside of all memory";
-        f.pc = interrupted_pc(context, number == SIGSEGV ? fault : ~uintptr_t(0));
-        static volatile bool unwinding;
-        static Finding outer;
-        if (unwinding) {  // a fault in add_calls: the stack is overwritten
-            f = outer;
-        } else if (!f.pc) {
-            outer = f;
-            unwinding = true;
-            add_calls(f);
-        }
-        unwinding = false;
+        f.pc = jumped ? offset_of(return_address(context)) : interrupted_pc(context);
+        if (!f.pc) add_calls(f);
         add_finding(f);
     }
     siglongjmp(now.abandon, 1);

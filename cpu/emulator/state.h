@@ -25,6 +25,17 @@ constexpr unsigned max_threads = 1024, warp_size = 32, max_warps = max_threads /
 
 enum class State : uint8_t { ready, yielded, at_barrier, at_meeting, at_grid, in_collective, converging, exited };
 
+// A place in the kernel's text.
+struct Place {
+    const char *file;  // null: none
+    int line;
+};
+
+struct AtomicAccess {
+    uintptr_t address;  // 0: none
+    uint32_t time, thread;
+};
+
 struct Thread {
     Fiber fiber;
     State state;
@@ -45,6 +56,8 @@ struct Thread {
     const char *file;
     int line;
     uintptr_t spin;  // where it last may have waited for another thread in a loop
+    AtomicAccess atomic;                // the last one
+    Place passed, passed_beyond_warp;   // the last barriers: of any kind, and of more than its warp
 };
 
 enum class Access : int { read, write, atomic };
@@ -52,6 +65,12 @@ enum class Access : int { read, write, atomic };
 enum class Kind : int {
     out_of_bounds, misaligned, race, uninitialised, divergent_barrier, divergent_collective,
     out_of_row, trap, crash, timeout, read_only, same_value
+};
+
+// Memory from malloc or new.
+struct Piece {
+    size_t start, size;         // in the heap
+    uint64_t allocated, freed;  // by which calls: offsets in the module; freed 0: it is in use
 };
 
 constexpr int max_calls = 16;
@@ -64,11 +83,15 @@ struct Finding {
     uint64_t pc, other_pc;        // offsets in the module, 0 when file and line say it
     const char *file, *other_file, *text;
     int line, other_line;
+    int column;                   // of the closing bracket of an index
     uint32_t thread, other_thread;
     uint64_t block, other_block;
-    int64_t offset;               // bytes from the start of the array
+    int64_t offset;               // bytes from the start of the array, or of the piece of the heap
+    Piece piece;                  // of size 0: the array is not the heap
     int region;                   // -1: no array is near
     int count;
+    Place passed;                 // of a race in a block: the last barrier before both accesses
+    int atomic_between;           // of a race: 1 by the thread of the earlier access, 2 by another of its block
     int guard;                    // a plain read beside an atomic access: 1 the read is pc, 2 other_pc
     int call_count;
     uint64_t calls[max_calls];    // return addresses up to the kernel, from the innermost
@@ -135,6 +158,7 @@ struct Launcher {
     unsigned long number;         // of this launch
     bool stopping;                // a fault was found; the launch ends at the next barrier
     volatile bool interrupted, busy;
+    Finding *volatile unwinding;  // the finding for which the stack is read, which may be overwritten
     double deadline;
     uint32_t accesses;            // of the launch, to look at the clock now and then
     uint32_t spins;

@@ -26,7 +26,7 @@ using curandStatePhilox4_32_10_t = curandStatePhilox4_32_10;
 
 // ---- XORWOW ---------------------------------------------------------------------------------------
 
-inline unsigned curand(curandStateXORWOW *s) {
+MULFREE_INLINE unsigned curand(curandStateXORWOW *s) {
     const unsigned t = s->v[0] ^ s->v[0] >> 2;
     for (int i = 0; i < 4; ++i) s->v[i] = s->v[i + 1];
     s->v[4] = s->v[3] ^ s->v[3] << 4 ^ t ^ t << 1;
@@ -34,16 +34,16 @@ inline unsigned curand(curandStateXORWOW *s) {
     return s->v[4] + s->d;
 }
 
-inline void skipahead(unsigned long long n, curandStateXORWOW *s) {
+MULFREE_INLINE void skipahead(unsigned long long n, curandStateXORWOW *s) {
     mulfree_xorwow_skip(s->v, n, 0);
     s->d += 362437 * static_cast<unsigned>(n);
 }
 
 // A sequence is 2^67 numbers long; the multiples of d's step vanish.
-inline void skipahead_sequence(unsigned long long n, curandStateXORWOW *s) { mulfree_xorwow_skip(s->v, n, 67); }
+MULFREE_INLINE void skipahead_sequence(unsigned long long n, curandStateXORWOW *s) { mulfree_xorwow_skip(s->v, n, 67); }
 
-inline void curand_init(unsigned long long seed, unsigned long long subsequence, unsigned long long offset,
-                        curandStateXORWOW *s) {
+MULFREE_INLINE void curand_init(unsigned long long seed, unsigned long long subsequence, unsigned long long offset,
+                                curandStateXORWOW *s) {
     const unsigned low = 1099087573u * (static_cast<unsigned>(seed) ^ 0xaad26b49u);
     const unsigned high = 2591861531u * (static_cast<unsigned>(seed >> 32) ^ 0xf7dcefddu);
     *s = {6615241u + high + low,
@@ -80,7 +80,7 @@ inline void advance(curandStatePhilox4_32_10 *s, unsigned long long low, unsigne
 
 }  // namespace mulfree_curand
 
-inline unsigned curand(curandStatePhilox4_32_10 *s) {
+MULFREE_INLINE unsigned curand(curandStatePhilox4_32_10 *s) {
     const unsigned words[] = {s->output.x, s->output.y, s->output.z, s->output.w}, word = words[s->used++];
     if (s->used == 4) {
         s->used = 0;
@@ -89,23 +89,23 @@ inline unsigned curand(curandStatePhilox4_32_10 *s) {
     return word;
 }
 
-inline uint4 curand4(curandStatePhilox4_32_10 *s) {
+MULFREE_INLINE uint4 curand4(curandStatePhilox4_32_10 *s) {
     const unsigned a = curand(s), b = curand(s), c = curand(s);
     return {a, b, c, curand(s)};
 }
 
-inline void skipahead(unsigned long long n, curandStatePhilox4_32_10 *s) {
+MULFREE_INLINE void skipahead(unsigned long long n, curandStatePhilox4_32_10 *s) {
     const unsigned used = s->used + static_cast<unsigned>(n & 3);
     s->used = used & 3;
     mulfree_curand::advance(s, n / 4 + used / 4, 0);
 }
 
-inline void skipahead_sequence(unsigned long long n, curandStatePhilox4_32_10 *s) {
+MULFREE_INLINE void skipahead_sequence(unsigned long long n, curandStatePhilox4_32_10 *s) {
     mulfree_curand::advance(s, 0, n);
 }
 
-inline void curand_init(unsigned long long seed, unsigned long long subsequence, unsigned long long offset,
-                        curandStatePhilox4_32_10 *s) {
+MULFREE_INLINE void curand_init(unsigned long long seed, unsigned long long subsequence, unsigned long long offset,
+                                curandStatePhilox4_32_10 *s) {
     *s = {{}, {}, {static_cast<unsigned>(seed), static_cast<unsigned>(seed >> 32)}, 0, 0, 0, 0.0f, 0.0};
     skipahead_sequence(subsequence, s);
     skipahead(offset, s);
@@ -133,14 +133,14 @@ inline double2 normal(uint4 x) {
 }
 
 // The generators' own choice of words.
-inline double one_double(curandStateXORWOW *s) {
+MULFREE_INLINE double one_double(curandStateXORWOW *s) {
     const unsigned x = curand(s);
     return uniform(x, curand(s));
 }
-inline double one_double(curandStatePhilox4_32_10 *s) { return curand(s) * 0x1p-32 + 0x1p-32; }
+MULFREE_INLINE double one_double(curandStatePhilox4_32_10 *s) { return curand(s) * 0x1p-32 + 0x1p-32; }
 
 template <class State>
-uint4 four_words(State *s) {
+MULFREE_INLINE uint4 four_words(State *s) {
     const unsigned a = curand(s), b = curand(s), c = curand(s);
     return {a, b, c, curand(s)};
 }
@@ -148,34 +148,34 @@ uint4 four_words(State *s) {
 }  // namespace mulfree_curand
 
 template <class State>
-float curand_uniform(State *s) { return mulfree_curand::uniform(curand(s)); }
+MULFREE_INLINE float curand_uniform(State *s) { return mulfree_curand::uniform(curand(s)); }
 template <class State>
-double curand_uniform_double(State *s) { return mulfree_curand::one_double(s); }
-inline float4 curand_uniform4(curandStatePhilox4_32_10 *s) {
+MULFREE_INLINE double curand_uniform_double(State *s) { return mulfree_curand::one_double(s); }
+MULFREE_INLINE float4 curand_uniform4(curandStatePhilox4_32_10 *s) {
     const uint4 x = curand4(s);
     using mulfree_curand::uniform;
     return {uniform(x.x), uniform(x.y), uniform(x.z), uniform(x.w)};
 }
-inline double2 curand_uniform2_double(curandStatePhilox4_32_10 *s) {
+MULFREE_INLINE double2 curand_uniform2_double(curandStatePhilox4_32_10 *s) {
     const uint4 x = curand4(s);
     return {mulfree_curand::uniform(x.x, x.y), mulfree_curand::uniform(x.z, x.w)};
 }
 
 template <class State>
-float2 curand_normal2(State *s) {
+MULFREE_INLINE float2 curand_normal2(State *s) {
     const unsigned x = curand(s);
     return mulfree_curand::normal(x, curand(s));
 }
 template <class State>
-double2 curand_normal2_double(State *s) { return mulfree_curand::normal(mulfree_curand::four_words(s)); }
-inline float4 curand_normal4(curandStatePhilox4_32_10 *s) {
+MULFREE_INLINE double2 curand_normal2_double(State *s) { return mulfree_curand::normal(mulfree_curand::four_words(s)); }
+MULFREE_INLINE float4 curand_normal4(curandStatePhilox4_32_10 *s) {
     const float2 a = curand_normal2(s), b = curand_normal2(s);
     return {a.x, a.y, b.x, b.y};
 }
 
 // Pairs, of which the second is kept for the next call.
 template <class State>
-float curand_normal(State *s) {
+MULFREE_INLINE float curand_normal(State *s) {
     if (s->has_normal) {
         s->has_normal = 0;
         return s->normal;
@@ -186,7 +186,7 @@ float curand_normal(State *s) {
     return pair.x;
 }
 template <class State>
-double curand_normal_double(State *s) {
+MULFREE_INLINE double curand_normal_double(State *s) {
     if (s->has_normal_double) {
         s->has_normal_double = 0;
         return s->normal_double;
@@ -198,9 +198,11 @@ double curand_normal_double(State *s) {
 }
 
 template <class State>
-float curand_log_normal(State *s, float mean, float deviation) { return expf(mean + deviation * curand_normal(s)); }
+MULFREE_INLINE float curand_log_normal(State *s, float mean, float deviation) {
+    return expf(mean + deviation * curand_normal(s));
+}
 template <class State>
-double curand_log_normal_double(State *s, double mean, double deviation) {
+MULFREE_INLINE double curand_log_normal_double(State *s, double mean, double deviation) {
     return exp(mean + deviation * curand_normal_double(s));
 }
 

@@ -65,7 +65,7 @@ unsigned offset(int element, unsigned stride, bool by_rows) {
 inline void together(const char *file, int line) { __ballot_sync(~0u, 1, file, line); }
 
 template <class Fragment, class T>
-void load(Fragment &f, const T *from, unsigned stride, bool by_rows, const char *file, int line) {
+MULFREE_INLINE void load(Fragment &f, const T *from, unsigned stride, bool by_rows, const char *file, int line) {
     together(file, line);
     for (int i = 0; i < Fragment::num_elements; ++i) f.x[i] = from[offset<Fragment>(i, stride, by_rows)];
 }

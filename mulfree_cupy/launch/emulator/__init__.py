@@ -21,7 +21,8 @@ import numpy as np
 from mulfree_cupy.launch import limits, source
 from mulfree_cupy.launch.emulator import runtime
 from mulfree_cupy.launch.emulator.arguments import convert
-from mulfree_cupy.launch.emulator.compiler import CompilationError, compile_kernel
+from mulfree_cupy.launch.emulator.compiler import CompilationError, compile_kernel, expand
+from mulfree_cupy.launch.emulator.declarations import Text
 from mulfree_cupy.launch.emulator.module import Globals
 from mulfree_cupy.launch.emulator.reading import read_counts, read_findings
 from mulfree_cupy.launch.emulator.report import (
@@ -291,22 +292,21 @@ class RawKernel:
                 found = library.mulfree_launch(kernel, launch)
             if found < 0:
                 raise KeyboardInterrupt
-            findings = read_findings(library, found, self.name, launch, arguments)
+            text = Text(functools.partial(expand, self.code, self.name, self.options))
+            findings = read_findings(library, found, self.name, launch, arguments, text)
             if settings.trace:
                 read_counts(library, self.name, launch, settings.report)
             if launch.followed >= 0:
                 settings.report.steps[self.name] = read_steps(library, launch, arguments)
         errors = [f for f in findings if f.level == "error"]
         settings.report.findings.extend(
-            f for f in findings if settings.check == "collect" or f.level == "note"
+            f
+            for f in sorted(findings, key=lambda f: (_consequence(f), f.line))
+            if settings.check == "collect" or f.level == "note"
         )
         if errors and settings.check != "collect":
-            # Causes first: after a divergent barrier threads race, and a racing thread may read
-            # uninitialised memory.
-            causes = ("divergent_barrier", "race", "uninitialised")
-            kinds = [f.kind for f in errors]
-            found = next((kinds.index(kind) for kind in causes if kind in kinds), 0)
-            raise EmulationFault(errors[found] if kinds[-1] in causes else errors[-1])
+            last = errors[-1]
+            raise EmulationFault(min(errors, key=_consequence) if last.kind in _CAUSES else last)
 
     def _followed(self, settings: Settings, grid: tuple[int, int, int]) -> int:
         """The number of the block to follow, -1 for none."""
@@ -343,6 +343,15 @@ class RawKernel:
             library = compile_kernel(self.code, self.name, self.options, instrumented)
             self._compiled[instrumented] = library, runtime.bind(library)
         return self._compiled[instrumented]
+
+
+# After a divergent barrier threads race, and a racing thread may read uninitialised memory.
+_CAUSES = ("divergent_barrier", "race", "uninitialised")
+
+
+def _consequence(finding: Finding) -> int:
+    """Smaller for a finding that may be the cause of others."""
+    return _CAUSES.index(finding.kind) if finding.kind in _CAUSES else len(_CAUSES)
 
 
 class RawModule:

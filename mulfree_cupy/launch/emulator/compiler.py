@@ -37,11 +37,13 @@ _KERNEL = [
     "-fno-strict-aliasing", "-fno-exceptions", "-U_FORTIFY_SOURCE", "-fcf-protection=none",
     "-fdata-sections", "-ffunction-sections", "-fno-builtin-printf", "-fstack-clash-protection",
     "-fno-builtin-malloc", "-fno-builtin-free", "-fno-finite-loops",
+    "-fno-builtin-fmaxf", "-fno-builtin-fminf", "-fno-builtin-fmax", "-fno-builtin-fmin",
 ]  # fmt: skip
-# C library functions that write through a pointer, which the runtime wraps with checks, and those
-# that end the process.
+# C library functions that write through a pointer, which the runtime wraps with checks, those that
+# would drop the NaN of an inactive lane, and those that end the process.
 _WRAPPED = (
     "sincos", "sincosf", "modf", "modff", "frexp", "frexpf", "remquo", "remquof",
+    "fmaxf", "fminf", "fmax", "fmin",
     "exit", "_exit", "_Exit", "quick_exit", "abort",
 )  # fmt: skip
 # The calls inserted by -fsanitize=thread are the emulator's functions. Without scalar replacement a
@@ -100,6 +102,15 @@ def compile_variables(code: str, options: tuple[str, ...]) -> bytes:
             data = (folder / "kernel.o").read_bytes()
         _write(file, data + hashlib.sha256(data).digest())
     return data
+
+
+def expand(code: str, name: str, options: tuple[str, ...]) -> str:
+    """The text that `compile_kernel` compiles, with the lines and columns that findings name."""
+    compiler = find_compiler()
+    flags = tuple(_flags(options))
+    with _prepared(code, flags, True, compiler) as (prepared, folder):
+        text = _preprocess(prepared, folder, code, name, flags)
+        return translate(text, name, (prepared.headers, prepared.cache)).text
 
 
 def cache_directory() -> Path:

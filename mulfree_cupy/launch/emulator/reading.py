@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import shutil
 import subprocess
 
 from mulfree_cupy.launch.emulator import runtime
 from mulfree_cupy.launch.emulator.arguments import Arguments
 from mulfree_cupy.launch.emulator.compiler import HEADERS
+from mulfree_cupy.launch.emulator.declarations import Text
 from mulfree_cupy.launch.emulator.report import Counts, Finding, KernelCounts, Report
 
 _KINDS = (
@@ -27,6 +29,7 @@ def read_findings(
     kernel: str,
     launch: runtime.Launch,
     arguments: Arguments,
+    source: Text,
 ) -> list[Finding]:
     """The findings of the last launch, in words."""
     if not count:
@@ -34,7 +37,7 @@ def read_findings(
     rows = library.mulfree_findings()[:count]
     regions = runtime.table(library, "regions")
     guards = runtime.table(library, "guards")
-    pcs = {pc for r in rows for pc in (r.pc, r.other_pc, *r.calls[: r.call_count]) if pc}
+    pcs = {pc for r in rows for pc in _offsets(r) if pc}
     frames = source_frames(library, pcs.union(guards))
     # A plain read that races with an atomic access is allowed on a line that guards one.
     guarded = [frames[pc][:1] for pc in guards]
@@ -43,7 +46,7 @@ def read_findings(
         if row.guard and frames[row.pc if row.guard == 1 else row.other_pc][:1] in guarded:
             continue
         region = regions[row.region] if row.region >= 0 else None
-        array = _array(region, arguments)
+        array = _piece(row.piece, frames) if row.piece.size else _array(region, arguments)
         place, *calls = _places(row, frames) or [(kernel, 0)]
         found.append(
             Finding(
@@ -55,7 +58,7 @@ def read_findings(
                 thread=_coordinates(row.thread, launch.block),
                 array=array,
                 offset=row.offset if region is not None else None,
-                text=_sentence(row, place, region, array, launch, arguments, frames),
+                text=_sentence(row, place, region, array, launch, arguments, source, frames),
                 calls=tuple(calls),
                 count=max(1, row.count),
             )
@@ -64,6 +67,12 @@ def read_findings(
 
 
 Place = tuple[str, int]  # a file and a line
+
+
+def _offsets(row: runtime.Finding) -> tuple[int, ...]:
+    """The places in the module that a finding names; 0 for none."""
+    piece = row.piece
+    return row.pc, row.other_pc, piece.allocated, piece.freed, *row.calls[: row.call_count]
 
 
 def _places(row: runtime.Finding, frames: dict[int, list[Place]]) -> list[Place]:
@@ -83,20 +92,22 @@ def _places(row: runtime.Finding, frames: dict[int, list[Place]]) -> list[Place]
     return first
 
 
-def _sentence(row, place, region, array, launch, arguments, frames) -> str:
+def _sentence(row, place, region, array, launch, arguments, source, frames) -> str:
     kind = _KINDS[row.kind]
     access = f"{_VERBS[row.access]} {row.size} bytes"
     other = f"thread {_coordinates(row.other_thread, launch.block)}"
     text = (row.text or b"").decode()
-    where = _element(row, region, arguments)
+    where = _element(row, region, arguments, source)
     if kind == "out_of_bounds":
         if text:
             return text
         if region is None:
             return f"{access} at address {row.offset:#x}, in no array"
+        if row.piece.freed:
+            return f"{access} at {where} of {array}"
         side = "before the start" if row.offset < 0 else "beyond the end"
-        if 0 <= row.offset < region.size:  # within, at the end or between pieces of the heap
-            side = "partly " + side if array != _HEAP else "outside of what was given out"
+        if 0 <= row.offset < (row.piece.size or region.size):
+            side = f"partly {side}"
         return f"{access} at {where}, {side} of {array}"
     if kind == "read_only":
         return f"{access} at {where} of {array}, which is read-only"
@@ -136,7 +147,10 @@ def _sentence(row, place, region, array, launch, arguments, frames) -> str:
         )
         return f"waits for the other lanes of its warp, which never all arrive{where}"
     if kind == "out_of_row":
-        return f"indexes {text} with {row.offset}"
+        indexed = source.indexed(row.file.decode(), row.line, row.column)
+        if not indexed:
+            return f"indexes {text} with {row.offset}"
+        return f"indexes {indexed} with {row.offset}, outside of {text}"
     if kind == "crash":
         return f"stopped by {text}"
     if kind == "timeout":
@@ -149,30 +163,61 @@ def _sentence(row, place, region, array, launch, arguments, frames) -> str:
 
 def _remedy(row: runtime.Finding, place: Place, earlier: Place) -> str:
     """What would order the two accesses of a race."""
-    if row.other_block != row.block:
+    same_block = row.other_block == row.block
+    one_file = place[0] == earlier[0]
+    first = f"line {earlier[1]}" if one_file else f"{earlier[0]}:{earlier[1]}"
+    if row.atomic_between and same_block:
+        return (
+            "if the atomic access between them is to order them, as that of a lock does, a fence, "
+            f"__threadfence(), is needed between {first} and it; else a barrier, __syncthreads()"
+        )
+    if row.atomic_between:
+        needed = "a fence, __threadfence(), is"
+        if row.atomic_between == 2:  # the thread that fences does it for others
+            needed = "a barrier, __syncthreads(), and then a fence, __threadfence(), are"
+        return (
+            f"the atomic access between them orders only what is fenced before it: {needed} needed "
+            f"between {first} and it"
+        )
+    if not same_block:
         return (
             "blocks run in any order; let one block write, use an atomic function, or launch twice"
         )
     if row.pc == row.other_pc and row.access == _WRITE:
         return "let one thread write, or each its own element, or use an atomic function"
-    barrier = "__syncthreads()"
+    barrier = "a barrier, __syncthreads()"
     if row.thread // 32 == row.other_thread // 32:
         barrier += " or __syncwarp()"
+    return f"{barrier}, is needed {_gap(row, place, earlier)}"
+
+
+def _gap(row: runtime.Finding, place: Place, earlier: Place) -> str:
+    """Where between the two accesses of a race a barrier is missing, in the order of the text.
+
+    Which access ran first does not tell: warps may be in different rounds of a loop.
+    """
     (low, first), (high, last) = sorted([earlier, place], key=lambda p: p[1])
-    if (low, first) == (high, last):
-        return f"a barrier, {barrier}, is needed between the two accesses of line {first}"
-    if low == high:
-        return f"a barrier, {barrier}, is needed between lines {first} and {last}"
-    return f"a barrier, {barrier}, is needed between {low}:{first} and {high}:{last}"
+    passed = ((row.passed.file or b"").decode(), row.passed.line)
+    if low != high:
+        return f"between {low}:{first} and {high}:{last}"
+    between = f"between lines {first} and {last}"
+    again = f"after line {last}, before line {first} is executed again"
+    if first == last:
+        between = f"between the two accesses of line {first}"
+        again = f"before line {first} is executed again"
+    # Both accesses come after the last barrier: one that stands between is of an earlier round.
+    file, passed = (row.passed.file or b"").decode(), row.passed.line
+    if file != low or not first <= passed <= last:
+        return between
+    return again if first < passed < last else f"{between}, or {again}"
 
 
-_HEAP = "the heap of malloc and new"
-
-
-def _element(row, region, arguments: Arguments) -> str:
+def _element(row, region, arguments: Arguments, source: Text) -> str:
     """The element that was accessed, as a kernel's text might write it."""
     if region is None:
         return ""
+    if row.piece.size:
+        return f"byte {row.offset}"
     if region.array >= 0:
         name, array = arguments.arrays_by_name[region.array]
         size, shape = array.itemsize, array.shape
@@ -180,6 +225,12 @@ def _element(row, region, arguments: Arguments) -> str:
         name, size, shape = region.name.decode(), region.element, region.extents[: region.rank]
     elif region.element and row.offset == 0:
         return region.name.decode()  # no array
+    elif (
+        region.name
+        and not region.shared
+        and (shape := source.shape(region.name.decode(), region.size))
+    ):
+        name, size = region.name.decode(), region.size // math.prod(shape)
     else:
         return f"byte {row.offset}"
     index, rest = divmod(row.offset, size)
@@ -205,6 +256,16 @@ def _array(region, arguments: Arguments) -> str | None:
         shape = "".join(f"[{n}]" for n in region.extents[: region.rank])
         return f"__shared__ {name}{shape} ({region.size} bytes, line {region.line})"
     return name if region.shared else f"{name} ({region.size} bytes)"
+
+
+def _piece(piece: runtime.Piece, frames: dict[int, list[Place]]) -> str:
+    """A piece of the heap, by the calls that allocated and freed it."""
+
+    def at(pc: int) -> str:
+        return "".join(f" at {file}:{line}" for file, line in frames[pc][:1])
+
+    freed = f", freed{at(piece.freed)}" if piece.freed else ""
+    return f"the {piece.size} bytes from malloc or new{at(piece.allocated)}{freed}"
 
 
 def _coordinates(index: int, sizes) -> tuple[int, int, int]:

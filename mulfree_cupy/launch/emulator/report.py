@@ -211,7 +211,8 @@ class Report:
     Attributes
     ----------
     findings : list of Finding
-        The notes, and with ``check="collect"`` the errors too.
+        The notes, and with ``check="collect"`` the errors too; of a launch the causes first:
+        divergent barriers, races, uninitialised memory, others, each by line.
     counts : dict of str to KernelCounts
         By kernel name, with ``trace=True``.
     launches : list of Launch

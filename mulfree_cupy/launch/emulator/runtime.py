@@ -74,6 +74,19 @@ class Launch(ctypes.Structure):
     ]
 
 
+class Place(ctypes.Structure):
+    _fields_ = [("file", ctypes.c_char_p), ("line", ctypes.c_int)]
+
+
+class Piece(ctypes.Structure):
+    _fields_ = [
+        ("start", ctypes.c_size_t),
+        ("size", ctypes.c_size_t),
+        ("allocated", ctypes.c_uint64),
+        ("freed", ctypes.c_uint64),
+    ]
+
+
 class Finding(ctypes.Structure):
     _fields_ = [
         ("kind", ctypes.c_int),
@@ -87,13 +100,17 @@ class Finding(ctypes.Structure):
         ("text", ctypes.c_char_p),
         ("line", ctypes.c_int),
         ("other_line", ctypes.c_int),
+        ("column", ctypes.c_int),
         ("thread", ctypes.c_uint32),
         ("other_thread", ctypes.c_uint32),
         ("block", ctypes.c_uint64),
         ("other_block", ctypes.c_uint64),
         ("offset", ctypes.c_int64),
+        ("piece", Piece),
         ("region", ctypes.c_int),
         ("count", ctypes.c_int),
+        ("passed", Place),
+        ("atomic_between", ctypes.c_int),
         ("guard", ctypes.c_int),
         ("call_count", ctypes.c_int),
         ("calls", ctypes.c_uint64 * 16),

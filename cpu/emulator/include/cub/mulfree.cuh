@@ -1,4 +1,5 @@
-// What CUB's collectives have in common here.
+// What CUB's collectives have in common here. Those that access memory of the text are inlined, so that findings name
+// the text's line.
 #pragma once
 
 #include <cub/thread/thread_operators.cuh>

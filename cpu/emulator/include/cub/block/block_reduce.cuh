@@ -24,7 +24,7 @@ class BlockReduce {
     BlockReduce(TempStorage &storage) : storage_(storage) {}
 
     template <class Op>
-    T Reduce(T v, Op op, int valid, MULFREE_HERE) {
+    MULFREE_INLINE T Reduce(T v, Op op, int valid, MULFREE_HERE) {
         const Block block(file, line);
         const mulfree::Lanes<32> lanes(file, line);
         if (valid > Block::size) valid = Block::size;
@@ -36,17 +36,17 @@ class BlockReduce {
         return v;
     }
     template <class Op>
-    T Reduce(T v, Op op, MULFREE_HERE) { return Reduce(v, op, Block::size, file, line); }
+    MULFREE_INLINE T Reduce(T v, Op op, MULFREE_HERE) { return Reduce(v, op, Block::size, file, line); }
     template <int N, class Op>
-    T Reduce(T (&items)[N], Op op, MULFREE_HERE) {
+    MULFREE_INLINE T Reduce(T (&items)[N], Op op, MULFREE_HERE) {
         T v = items[0];
         for (int i = 1; i < N; ++i) v = op(v, items[i]);
         return Reduce(v, op, file, line);
     }
-    T Sum(T v, MULFREE_HERE) { return Reduce(v, cub::Sum(), file, line); }
-    T Sum(T v, int valid, MULFREE_HERE) { return Reduce(v, cub::Sum(), valid, file, line); }
+    MULFREE_INLINE T Sum(T v, MULFREE_HERE) { return Reduce(v, cub::Sum(), file, line); }
+    MULFREE_INLINE T Sum(T v, int valid, MULFREE_HERE) { return Reduce(v, cub::Sum(), valid, file, line); }
     template <int N>
-    T Sum(T (&items)[N], MULFREE_HERE) { return Reduce(items, cub::Sum(), file, line); }
+    MULFREE_INLINE T Sum(T (&items)[N], MULFREE_HERE) { return Reduce(items, cub::Sum(), file, line); }
 
   private:
     TempStorage &storage_;

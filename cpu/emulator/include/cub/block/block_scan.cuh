@@ -29,80 +29,80 @@ class BlockScan {
     // Without an initial value the first output is undefined. The aggregate is without it, too.
 
     template <class In, class Out, class Op>
-    void ExclusiveScan(const In &in, Out &out, Op op, MULFREE_HERE) {
+    MULFREE_INLINE void ExclusiveScan(const In &in, Out &out, Op op, MULFREE_HERE) {
         scan<false>(in, out, op, Nothing{}, file, line);
     }
     template <class In, class Out, class Op>
-    void ExclusiveScan(const In &in, Out &out, Op op, T &aggregate, MULFREE_HERE) {
+    MULFREE_INLINE void ExclusiveScan(const In &in, Out &out, Op op, T &aggregate, MULFREE_HERE) {
         aggregate = scan<false>(in, out, op, Nothing{}, file, line);
     }
     template <class In, class Out, class Op>
-    void ExclusiveScan(const In &in, Out &out, T initial, Op op, MULFREE_HERE) {
+    MULFREE_INLINE void ExclusiveScan(const In &in, Out &out, T initial, Op op, MULFREE_HERE) {
         scan<false>(in, out, op, value(initial), file, line);
     }
     template <class In, class Out, class Op>
-    void ExclusiveScan(const In &in, Out &out, T initial, Op op, T &aggregate, MULFREE_HERE) {
+    MULFREE_INLINE void ExclusiveScan(const In &in, Out &out, T initial, Op op, T &aggregate, MULFREE_HERE) {
         aggregate = scan<false>(in, out, op, value(initial), file, line);
     }
     template <class In, class Out, class Op, class Function, class = Prefix<Function>>
-    void ExclusiveScan(const In &in, Out &out, Op op, Function &prefix, MULFREE_HERE) {
+    MULFREE_INLINE void ExclusiveScan(const In &in, Out &out, Op op, Function &prefix, MULFREE_HERE) {
         scan<false>(in, out, op, asked(prefix, file, line), file, line);
     }
     template <class In, class Out>
-    void ExclusiveSum(const In &in, Out &out, MULFREE_HERE) {
+    MULFREE_INLINE void ExclusiveSum(const In &in, Out &out, MULFREE_HERE) {
         scan<false>(in, out, cub::Sum(), value(T()), file, line);
     }
     template <class In, class Out>
-    void ExclusiveSum(const In &in, Out &out, T &aggregate, MULFREE_HERE) {
+    MULFREE_INLINE void ExclusiveSum(const In &in, Out &out, T &aggregate, MULFREE_HERE) {
         aggregate = scan<false>(in, out, cub::Sum(), value(T()), file, line);
     }
     template <class In, class Out, class Function, class = Prefix<Function>>
-    void ExclusiveSum(const In &in, Out &out, Function &prefix, MULFREE_HERE) {
+    MULFREE_INLINE void ExclusiveSum(const In &in, Out &out, Function &prefix, MULFREE_HERE) {
         scan<false>(in, out, cub::Sum(), asked(prefix, file, line), file, line);
     }
 
     template <class In, class Out, class Op>
-    void InclusiveScan(const In &in, Out &out, Op op, MULFREE_HERE) {
+    MULFREE_INLINE void InclusiveScan(const In &in, Out &out, Op op, MULFREE_HERE) {
         scan<true>(in, out, op, Nothing{}, file, line);
     }
     template <class In, class Out, class Op>
-    void InclusiveScan(const In &in, Out &out, Op op, T &aggregate, MULFREE_HERE) {
+    MULFREE_INLINE void InclusiveScan(const In &in, Out &out, Op op, T &aggregate, MULFREE_HERE) {
         aggregate = scan<true>(in, out, op, Nothing{}, file, line);
     }
     template <class In, class Out, class Op>
-    void InclusiveScan(const In &in, Out &out, T initial, Op op, MULFREE_HERE) {
+    MULFREE_INLINE void InclusiveScan(const In &in, Out &out, T initial, Op op, MULFREE_HERE) {
         scan<true>(in, out, op, value(initial), file, line);
     }
     template <class In, class Out, class Op>
-    void InclusiveScan(const In &in, Out &out, T initial, Op op, T &aggregate, MULFREE_HERE) {
+    MULFREE_INLINE void InclusiveScan(const In &in, Out &out, T initial, Op op, T &aggregate, MULFREE_HERE) {
         aggregate = scan<true>(in, out, op, value(initial), file, line);
     }
     template <class In, class Out, class Op, class Function, class = Prefix<Function>>
-    void InclusiveScan(const In &in, Out &out, Op op, Function &prefix, MULFREE_HERE) {
+    MULFREE_INLINE void InclusiveScan(const In &in, Out &out, Op op, Function &prefix, MULFREE_HERE) {
         scan<true>(in, out, op, asked(prefix, file, line), file, line);
     }
     template <class In, class Out>
-    void InclusiveSum(const In &in, Out &out, MULFREE_HERE) {
+    MULFREE_INLINE void InclusiveSum(const In &in, Out &out, MULFREE_HERE) {
         scan<true>(in, out, cub::Sum(), Nothing{}, file, line);
     }
     template <class In, class Out>
-    void InclusiveSum(const In &in, Out &out, T &aggregate, MULFREE_HERE) {
+    MULFREE_INLINE void InclusiveSum(const In &in, Out &out, T &aggregate, MULFREE_HERE) {
         aggregate = scan<true>(in, out, cub::Sum(), Nothing{}, file, line);
     }
     template <class In, class Out, class Function, class = Prefix<Function>>
-    void InclusiveSum(const In &in, Out &out, Function &prefix, MULFREE_HERE) {
+    MULFREE_INLINE void InclusiveSum(const In &in, Out &out, Function &prefix, MULFREE_HERE) {
         scan<true>(in, out, cub::Sum(), asked(prefix, file, line), file, line);
     }
 
   private:
     template <bool inclusive, class In, class Out, class Op, class Initial>
-    T scan(const In &in, Out &out, Op op, Initial initial, const char *file, int line) {
+    MULFREE_INLINE T scan(const In &in, Out &out, Op op, Initial initial, const char *file, int line) {
         constexpr int n = std::is_array_v<In> ? std::extent_v<In> : 1;
         const T *from = nullptr;
         T *to = nullptr;
         if constexpr (std::is_array_v<In>) from = in, to = out;
         else to = &out;
-        const auto item = [&](int i) -> T {
+        const auto item = [&](int i) __attribute__((always_inline)) -> T {
             if constexpr (std::is_array_v<In>) return from[i];
             else return in;
         };
@@ -126,7 +126,7 @@ class BlockScan {
 
     // Of all threads before this one; undefined for the first.
     template <class Op>
-    T before(T mine, Op op, T &aggregate, const char *file, int line) {
+    MULFREE_INLINE T before(T mine, Op op, T &aggregate, const char *file, int line) {
         const Block block(file, line);
         const mulfree::Lanes<32> lanes(file, line);
         const T sum = lanes.scan(mine, op), in_warp = lanes.from(lanes.rank - 1, sum);
@@ -146,8 +146,8 @@ class BlockScan {
     }
 
     template <class Function>
-    auto asked(Function &prefix, const char *file, int line) {
-        return [&prefix, file, line, this](T aggregate) {
+    MULFREE_INLINE auto asked(Function &prefix, const char *file, int line) {
+        return [&prefix, file, line, this](T aggregate) __attribute__((always_inline)) {
             const Block block(file, line);
             if (block.warp == 0) {
                 const T first = prefix(aggregate);
