@@ -118,7 +118,7 @@ def _adopt(function: str, name: str, value: Any) -> Array:
         return _from_dlpack(function, name, value)
     try:
         array = np.asarray(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # the last of PyTorch's tensors in lists
         raise TypeError(f"{function}: {name} is no array: {error}") from None
     if array.dtype == object and array.ndim == 0:  # as NumPy takes what it does not know
         remedy = "; pass its .toarray()" if hasattr(value, "toarray") else ""

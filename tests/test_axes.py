@@ -139,6 +139,18 @@ def test_complex_rows_are_not_conjugated_as_scipys_are():
     assert_allclose(mf.conv(x[None, None], flipped[None, None])[0, 0], np.convolve(x, w, "valid"))
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (3, 4), (2, 5)])
+def test_images_are_correlated_as_scipy_does(shape):
+    signal = pytest.importorskip("scipy.signal")
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(12, 13)), rng.normal(size=shape)
+    answer = mf.conv(x[None, None], w[None, None], padding="same")[0, 0]
+    assert_allclose(answer, signal.correlate2d(x, w, "same"), atol=1e-12)
+    larger_first = tuple((size // 2, (size - 1) // 2) for size in shape)
+    answer = mf.conv(x[None, None], w[None, None, ::-1, ::-1], padding=larger_first)[0, 0]
+    assert_allclose(answer, signal.convolve2d(x, w, "same"), atol=1e-12)
+
+
 def test_volumes_are_correlated_as_scipy_does():
     ndimage = pytest.importorskip("scipy.ndimage")
     rng = np.random.default_rng(0)
