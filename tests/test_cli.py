@@ -5,12 +5,13 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import mulfree_cupy as mf
-from mulfree_cupy import cli, data, models
+from mulfree_cupy import cli, data, inference, models
 from mulfree_cupy.report import curves
 from mulfree_cupy.train import Recipe, Training
 
@@ -183,6 +184,64 @@ def test_no_run_is_written_among_class_folders(arguments, idx, monkeypatch, caps
     said = capsys.readouterr().err
     assert "inside --data" in said and "choose an --out elsewhere" in said
     assert said.count("\n") == 1 and sorted(idx.iterdir()) == before
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Class folders of oblong and of square pictures, and runs on the former at 8x8 pixels."""
+    image = pytest.importorskip("PIL.Image")
+    place = tmp_path_factory.mktemp("pictures")
+    for kind, size in {"oblong": (10, 12), "square": (12, 12)}.items():
+        for name in ("cat", "dog"):
+            (place / kind / name).mkdir(parents=True)
+            for i in range(5):
+                image.new("RGB", size, (i, 2 * i, 9 - i)).save(place / kind / name / f"{i}.png")
+    train, test = data.load(place / "oblong", image_size=8)
+    recipe = Recipe("spatial-vgg-nagadomi-8", epochs=1, batch_size=4, augment="none")
+    run = Training(recipe, train, test, path=place / "run" / "checkpoint.npz")
+    run.run(progress=False)
+    inference.save_npz(place / "network.npz", inference.read(run.path))
+    return place
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("train --data oblong", "square images, got 12 x 10; resize them with --image-size PIXELS"),
+        ("ablation --data oblong", "square images, got 12 x 10; resize them with --image-size PIX"),
+        ("compare --data oblong", "square images, got 12 x 10; resize them with --image-size PIX"),
+        ("evaluate run/checkpoint.npz --data oblong", "3 x 12 x 10 in 2 classes; resize {}"),
+        ("evaluate run/checkpoint.npz --data square", "3 x 12 x 12 in 2 classes; resize {}"),
+        ("evaluate network.npz --data square", "3 x 12 x 12 in 2 classes; resize {}"),
+        ("evaluate network.npz --data square --image-size 9", "3 x 9 x 9 in 2 classes; resize {}"),
+        ("train --resume run/checkpoint.npz --data oblong", "2 classes; resize {}"),
+        ("train --teacher run/checkpoint.npz --data square", "2 classes; resize {}"),
+        ("prune run/checkpoint.npz --data oblong", "2 classes; resize {}"),
+        ("calibrate run/checkpoint.npz --data oblong", "2 classes; resize {}"),
+        ("quantize run/checkpoint.npz --data oblong", "2 classes; resize {}"),
+        ("count run/checkpoint.npz --data oblong", "2 classes; resize {}"),
+        ("evaluate run/checkpoint.npz", "1 x 8 x 8 in 10 classes; choose the data set with --data"),
+        ("train --data oblong --image-size 2", "CifarResNet: --image-size must be at least 4, got"),
+        ("compare --data oblong --image-size 2", "mulfree: CifarResNet: --image-size must be at"),
+    ],
+)
+def test_pictures_of_another_size_are_to_be_resized(
+    arguments, says, pictures, monkeypatch, tmp_path, capsys
+):
+    for name in ("oblong", "square", "run", "network.npz"):
+        (tmp_path / name).symlink_to(pictures / name)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments.split()) == 1
+    assert says.format("them with --image-size 8\n") in capsys.readouterr().err
+
+
+def test_images_that_are_no_pictures_are_not_to_be_resized(idx, monkeypatch, capsys):
+    small, square = data.load(idx)[0], np.zeros((20, 1, 9, 9), np.uint8)
+    monkeypatch.chdir(idx)
+    monkeypatch.setattr(data, "load", lambda *_, **__: (replace(small, images=square),) * 2)
+    assert cli.main(["evaluate", "net.npz", "--data", "."]) == 1
+    told = capsys.readouterr().err
+    assert "has 1 x 9 x 9 in 10 classes; choose the data set with --data\n" in told
 
 
 def test_an_ablation_is_printed_before_the_disk_may_be_full(idx, tmp_path_factory, monkeypatch):

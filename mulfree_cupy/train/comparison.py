@@ -118,12 +118,10 @@ def compare(
 def _checked(names: Sequence[str], recipe: Recipe, train: data.Dataset) -> dict[str, bool]:
     """Whether each of the networks is pruned."""
     pruned: dict[str, bool] = {}
+    shape = shape_of(train)
     for name in names:
         model, taught, teacher = name.partition("@")
-        try:
-            network = models.build(model, **shape_of(train))
-        except ValueError as error:
-            raise ValueError(f"compare: {name!r}: {error}") from None
+        network = models.build(model, **shape)
         if taught and teacher not in pruned:
             before = f"after {', '.join(pruned)}" if pruned else "first"
             raise ValueError(
