@@ -235,6 +235,23 @@ def test_pictures_of_another_size_are_to_be_resized(
     assert says.format("them with --image-size 8\n") in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "command", ["evaluate", "train --resume", "prune", "calibrate", "export --to npz", "quantize"]
+)
+def test_the_folder_of_a_run_is_no_checkpoint_but_holds_one(command, pictures, capsys):
+    run = pictures / "run"
+    assert cli.main([*command.split(), str(run)]) == 1
+    told = capsys.readouterr().err
+    assert told == f"mulfree: {run} is a folder; the checkpoint in it is {run / 'checkpoint.npz'}\n"
+    assert cli.main([*command.split(), str(pictures)]) == 1
+    assert f"{pictures} is a folder, no " in capsys.readouterr().err
+
+
+def test_the_folder_of_a_run_is_not_loaded(pictures):
+    with pytest.raises(IsADirectoryError, match="is a folder; the checkpoint in it is .*run/check"):
+        mf.load(pictures / "run")
+
+
 def test_images_that_are_no_pictures_are_not_to_be_resized(idx, monkeypatch, capsys):
     small, square = data.load(idx)[0], np.zeros((20, 1, 9, 9), np.uint8)
     monkeypatch.chdir(idx)

@@ -18,8 +18,6 @@ from mulfree_cupy.train.recipe import History, Recipe
 from mulfree_cupy.train.trainer import Training
 
 RECORD = "comparison.json"
-
-_CHECKPOINT = "checkpoint.npz"
 DENSITIES = 0.6, 0.4
 _SHARE = 5  # one in so many epochs follows each pruning
 
@@ -147,8 +145,8 @@ def _trained(
     progress: bool,
     teacher: Path | None,
 ) -> Run:
-    path = where / _CHECKPOINT
-    with folder.taken(where, resumed=_CHECKPOINT):
+    path = where / files.CHECKPOINT
+    with folder.taken(where, resumed=files.CHECKPOINT):
         options = {"device": device, "path": path}
         if path.exists():
             run = Training.resume(path, train, test, **options)
