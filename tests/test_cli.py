@@ -2,10 +2,12 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ import mulfree_cupy as mf
 from mulfree_cupy import cli, data, inference, models
 from mulfree_cupy.report import curves
 from mulfree_cupy.train import Recipe, Training
+from mulfree_cupy.train.pruning import prunable
 
 
 def test_kernels_are_listed_with_their_costs(capsys):
@@ -250,6 +253,22 @@ def test_the_folder_of_a_run_is_no_checkpoint_but_holds_one(command, pictures, c
 def test_the_folder_of_a_run_is_not_loaded(pictures):
     with pytest.raises(IsADirectoryError, match="is a folder; the checkpoint in it is .*run/check"):
         mf.load(pictures / "run")
+
+
+def test_the_commands_of_the_first_page_follow_from_one_another():
+    page = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    commands = re.search(r"### Train and compare\n\n```sh\n(.*?)```", page, re.DOTALL)[1]
+    models_of = {}
+    for line in commands.splitlines():
+        _, words = line.split("mulfree ", 1)
+        chosen = cli._parser().parse_args(shlex.split(words, comments=True))
+        if "checkpoint" in chosen:
+            folder, name = Path(chosen.checkpoint).parts
+            assert name == "checkpoint.npz" and folder in models_of
+            if words.startswith("prune"):
+                assert prunable(models.build(models_of[folder]))
+        elif words.startswith("train"):
+            models_of[chosen.out] = chosen.model
 
 
 def test_images_that_are_no_pictures_are_not_to_be_resized(idx, monkeypatch, capsys):
