@@ -75,6 +75,26 @@ def test_a_command_is_required(capsys):
     assert "COMMAND" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "usage", "unknown"),
+    [
+        ("train --imagesize 32", "train", "--imagesize 32"),
+        ("profile net.npz", "profile", "net.npz"),
+        ("compare --models a b", "compare", "b"),
+        ("kernels run adder --devise cuda", "kernels run", "--devise cuda"),
+    ],
+)
+def test_an_unknown_argument_is_told_with_the_usage_of_its_command(
+    arguments, usage, unknown, capsys
+):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments.split())
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"usage: mulfree {usage} [-h]")
+    assert told.endswith(f"mulfree {usage}: error: unrecognized arguments: {unknown}\n")
+
+
 PLAIN = """
 import sys
 for name in ("tqdm", "matplotlib", "sklearn", "scipy", "PIL", "cuda", "nvidia", "cupy", "torch",

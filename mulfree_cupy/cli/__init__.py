@@ -84,8 +84,18 @@ def _printed(status: int) -> int:
     return status
 
 
+class _Parser(argparse.ArgumentParser):
+    """Arguments that a subcommand does not know are refused with its own usage."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        chosen, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return chosen, unknown
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mulfree", description="Convolutions with no multiplications, or far fewer."
     )
     parser.add_argument("--version", action="version", version=f"mulfree_cupy {__version__}")
