@@ -95,6 +95,28 @@ def test_an_unknown_argument_is_told_with_the_usage_of_its_command(
     assert told.endswith(f"mulfree {usage}: error: unrecognized arguments: {unknown}\n")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["train", "--out", ""], "out"),
+        (["train", "--resume="], "resume"),
+        (["train", "--teacher="], "teacher"),
+        (["prune", "net.npz", "--out="], "out"),
+        (["evaluate", "net.npz", "--data="], "data"),
+        (["evaluate", ""], "checkpoint"),
+        (["count", "conv-lenet", "--csv="], "csv"),
+    ],
+)
+def test_an_empty_path_is_refused(arguments, name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    assert (
+        f"mulfree {arguments[0]}: error: argument {name}: must not be empty\n"
+        in capsys.readouterr().err
+    )
+
+
 PLAIN = """
 import sys
 for name in ("tqdm", "matplotlib", "sklearn", "scipy", "PIL", "cuda", "nvidia", "cupy", "torch",

@@ -85,12 +85,15 @@ def _printed(status: int) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Arguments that a subcommand does not know are refused with its own usage."""
+    """Refuses unknown arguments with the usage of their subcommand, and empty paths and names."""
 
     def parse_known_args(self, args=None, namespace=None):
         chosen, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        for name, value in vars(chosen).items():
+            if value == "":
+                self.error(f"argument {name}: must not be empty")
         return chosen, unknown
 
 
