@@ -199,12 +199,16 @@ def _taught(teacher: str | None, train, where: dict) -> dict:
 
     if teacher is None:
         return {}
-    if teacher in models.MODELS and not Path(teacher).is_file():
+    place = Path(teacher)
+    if teacher in models.MODELS and not place.is_file():
         return {"teacher": teacher, "teacher_learns": True}
-    if not Path(teacher).is_file():
-        raise FileNotFoundError(
-            f"--teacher must be a checkpoint or the name of a network, and {teacher} is neither"
-        )
+    if not (place.exists() or place.suffix):
+        try:
+            models.default_shape(teacher)
+        except ValueError as error:  # with the nearest names
+            raise ValueError(
+                f"--teacher must be a checkpoint or the name of a network: {error}"
+            ) from None
     name, where["teacher"] = load_teacher(teacher, train)
     return {"teacher": name}
 
