@@ -292,6 +292,12 @@ def test_the_folder_of_a_run_is_no_checkpoint_but_holds_one(command, pictures, c
     assert f"{pictures} is a folder, no " in capsys.readouterr().err
 
 
+def test_data_may_have_too_few_images_to_quantise(pictures, capsys):
+    arguments = ["--data", str(pictures / "oblong"), "--image-size", "8"]
+    assert cli.main(["quantize", str(pictures / "network.npz"), *arguments]) == 1
+    assert "oblong has too few training images, 8: " in capsys.readouterr().err
+
+
 def test_the_folder_of_a_run_is_not_loaded(pictures):
     with pytest.raises(IsADirectoryError, match="is a folder; the checkpoint in it is .*run/check"):
         mf.load(pictures / "run")
