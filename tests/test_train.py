@@ -491,6 +491,20 @@ def test_test_images_are_as_the_training_images(digits):
             Training(RECIPE, train, replace(test, **changes))
 
 
+def test_images_and_labels_are_passed_as_a_data_set(digits, tmp_path):
+    train, test = digits
+    pair = test.images, test.labels
+    path = tmp_path / "checkpoint.npz"
+    Training(RECIPE, train, test, path=path)._save()
+    for begin in (
+        lambda: Training(RECIPE, pair, pair),
+        lambda: Training(RECIPE, train, pair),
+        lambda: Training.resume(path, pair, test),
+    ):
+        with pytest.raises(TypeError, match=r"passed as data.Dataset\(images, .*, got tuple"):
+            begin()
+
+
 def test_classes_are_two_or_more(digits):
     train, test = digits
     alone = [replace(part, labels=0 * part.labels, classes=("one",)) for part in (train, test)]

@@ -99,10 +99,20 @@ class Dataset:
         return f"Dataset({self.name!r}, {len(self)} images of {size}, {len(self.classes)} classes)"
 
 
+def check_type(dataset: Dataset) -> None:
+    """Raise a TypeError unless it is a `Dataset`."""
+    if not isinstance(dataset, Dataset):
+        raise TypeError(
+            "images and labels must be passed as data.Dataset(images, labels, classes, name), got "
+            f"{type(dataset).__name__}"
+        )
+
+
 def check_same(
     source: str | os.PathLike, image: tuple[int, ...], classes: Sequence[str], dataset: Dataset
 ) -> None:
     """Raise `OtherData` unless a data set has images and classes like those of a file's network."""
+    check_type(dataset)
     found, same = dataset.images.shape[1:], tuple(classes) == tuple(dataset.classes)
     if (image, len(classes)) != (found, len(dataset.classes)):
         message = (

@@ -12,7 +12,7 @@ from mulfree_cupy import data, nn
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.autograd import Tensor, no_grad
 from mulfree_cupy.communicator import ALONE, Communicator, part_of, totals
-from mulfree_cupy.data.dataset import check_same
+from mulfree_cupy.data.dataset import check_same, check_type
 from mulfree_cupy.data.feed import Feed
 from mulfree_cupy.train import checkpoint
 from mulfree_cupy.train.checkpoint import Checkpoint
@@ -158,6 +158,7 @@ def check_data(source: str | os.PathLike, saved: Checkpoint, dataset: data.Datas
 
 def shape_of(dataset: data.Dataset) -> dict[str, int]:
     """The shape arguments of a network for these images."""
+    check_type(dataset)
     _, channels, height, width = dataset.images.shape
     if height != width:
         raise data.OtherSize(f"the networks take square images, got {height} x {width}")
