@@ -12,6 +12,8 @@ from typing import IO
 
 import numpy as np
 
+CHECKPOINT = "checkpoint.npz"  # of a training run, in its folder
+
 # Names of the temporary files of `replaced`.
 UNFINISHED = re.compile(r"\..+\.(npz|safetensors|onnx|json|csv|png|md|html)\.\d+")
 
@@ -42,6 +44,26 @@ def replaced(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
+
+
+def existing(path: str | os.PathLike, what: str) -> Path:
+    """The path of a file that is to be read; `what` names its kind.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    IsADirectoryError
+        If it is a folder; the message names the checkpoint in it, if there is one.
+    """
+    path = Path(path)
+    if path.is_dir():
+        inside = path / CHECKPOINT
+        remedy = f"; the checkpoint in it is {inside}" if inside.is_file() else f", no {what}"
+        raise IsADirectoryError(f"{path} is a folder{remedy}")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {what} {path}")
+    return path
 
 
 def reason(error: OSError) -> str:

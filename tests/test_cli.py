@@ -2,17 +2,21 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import mulfree_cupy as mf
-from mulfree_cupy import cli, data, models
+from mulfree_cupy import cli, data, inference, models
 from mulfree_cupy.report import curves
 from mulfree_cupy.train import Recipe, Training
+from mulfree_cupy.train.pruning import prunable
 
 
 def test_kernels_are_listed_with_their_costs(capsys):
@@ -69,6 +73,48 @@ def test_a_command_is_required(capsys):
         cli.main([])
     assert stop.value.code == 2
     assert "COMMAND" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "usage", "unknown"),
+    [
+        ("train --imagesize 32", "train", "--imagesize 32"),
+        ("profile net.npz", "profile", "net.npz"),
+        ("compare --models a b", "compare", "b"),
+        ("kernels run adder --devise cuda", "kernels run", "--devise cuda"),
+    ],
+)
+def test_an_unknown_argument_is_told_with_the_usage_of_its_command(
+    arguments, usage, unknown, capsys
+):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments.split())
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"usage: mulfree {usage} [-h]")
+    assert told.endswith(f"mulfree {usage}: error: unrecognized arguments: {unknown}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["train", "--out", ""], "out"),
+        (["train", "--resume="], "resume"),
+        (["train", "--teacher="], "teacher"),
+        (["prune", "net.npz", "--out="], "out"),
+        (["evaluate", "net.npz", "--data="], "data"),
+        (["evaluate", ""], "checkpoint"),
+        (["count", "conv-lenet", "--csv="], "csv"),
+    ],
+)
+def test_an_empty_path_is_refused(arguments, name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    assert (
+        f"mulfree {arguments[0]}: error: argument {name}: must not be empty\n"
+        in capsys.readouterr().err
+    )
 
 
 PLAIN = """
@@ -183,6 +229,103 @@ def test_no_run_is_written_among_class_folders(arguments, idx, monkeypatch, caps
     said = capsys.readouterr().err
     assert "inside --data" in said and "choose an --out elsewhere" in said
     assert said.count("\n") == 1 and sorted(idx.iterdir()) == before
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Class folders of oblong and of square pictures, and runs on the former at 8x8 pixels."""
+    image = pytest.importorskip("PIL.Image")
+    place = tmp_path_factory.mktemp("pictures")
+    for kind, size in {"oblong": (10, 12), "square": (12, 12)}.items():
+        for name in ("cat", "dog"):
+            (place / kind / name).mkdir(parents=True)
+            for i in range(5):
+                image.new("RGB", size, (i, 2 * i, 9 - i)).save(place / kind / name / f"{i}.png")
+    train, test = data.load(place / "oblong", image_size=8)
+    recipe = Recipe("spatial-vgg-nagadomi-8", epochs=1, batch_size=4, augment="none")
+    run = Training(recipe, train, test, path=place / "run" / "checkpoint.npz")
+    run.run(progress=False)
+    inference.save_npz(place / "network.npz", inference.read(run.path))
+    return place
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("train --data oblong", "square images, got 12 x 10; resize them with --image-size PIXELS"),
+        ("ablation --data oblong", "square images, got 12 x 10; resize them with --image-size PIX"),
+        ("compare --data oblong", "square images, got 12 x 10; resize them with --image-size PIX"),
+        ("evaluate run/checkpoint.npz --data oblong", "3 x 12 x 10 in 2 classes; resize {}"),
+        ("evaluate run/checkpoint.npz --data square", "3 x 12 x 12 in 2 classes; resize {}"),
+        ("evaluate network.npz --data square", "3 x 12 x 12 in 2 classes; resize {}"),
+        ("evaluate network.npz --data square --image-size 9", "3 x 9 x 9 in 2 classes; resize {}"),
+        ("train --resume run/checkpoint.npz --data oblong", "2 classes; resize {}"),
+        ("train --teacher run/checkpoint.npz --data square", "2 classes; resize {}"),
+        ("prune run/checkpoint.npz --data oblong", "2 classes; resize {}"),
+        ("calibrate run/checkpoint.npz --data oblong", "2 classes; resize {}"),
+        ("quantize run/checkpoint.npz --data oblong", "2 classes; resize {}"),
+        ("count run/checkpoint.npz --data oblong", "2 classes; resize {}"),
+        ("evaluate run/checkpoint.npz", "1 x 8 x 8 in 10 classes; choose the data set with --data"),
+        ("train --data oblong --image-size 2", "CifarResNet: --image-size must be at least 4, got"),
+        ("compare --data oblong --image-size 2", "mulfree: CifarResNet: --image-size must be at"),
+    ],
+)
+def test_pictures_of_another_size_are_to_be_resized(
+    arguments, says, pictures, monkeypatch, tmp_path, capsys
+):
+    for name in ("oblong", "square", "run", "network.npz"):
+        (tmp_path / name).symlink_to(pictures / name)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments.split()) == 1
+    assert says.format("them with --image-size 8\n") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", ["evaluate", "train --resume", "prune", "calibrate", "export --to npz", "quantize"]
+)
+def test_the_folder_of_a_run_is_no_checkpoint_but_holds_one(command, pictures, capsys):
+    run = pictures / "run"
+    assert cli.main([*command.split(), str(run)]) == 1
+    told = capsys.readouterr().err
+    assert told == f"mulfree: {run} is a folder; the checkpoint in it is {run / 'checkpoint.npz'}\n"
+    assert cli.main([*command.split(), str(pictures)]) == 1
+    assert f"{pictures} is a folder, no " in capsys.readouterr().err
+
+
+def test_data_may_have_too_few_images_to_quantise(pictures, capsys):
+    arguments = ["--data", str(pictures / "oblong"), "--image-size", "8"]
+    assert cli.main(["quantize", str(pictures / "network.npz"), *arguments]) == 1
+    assert "oblong has too few training images, 8: " in capsys.readouterr().err
+
+
+def test_the_folder_of_a_run_is_not_loaded(pictures):
+    with pytest.raises(IsADirectoryError, match="is a folder; the checkpoint in it is .*run/check"):
+        mf.load(pictures / "run")
+
+
+def test_the_commands_of_the_first_page_follow_from_one_another():
+    page = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    commands = re.search(r"### Train and compare\n\n```sh\n(.*?)```", page, re.DOTALL)[1]
+    models_of = {}
+    for line in commands.splitlines():
+        _, words = line.split("mulfree ", 1)
+        chosen = cli._parser().parse_args(shlex.split(words, comments=True))
+        if "checkpoint" in chosen:
+            folder, name = Path(chosen.checkpoint).parts
+            assert name == "checkpoint.npz" and folder in models_of
+            if words.startswith("prune"):
+                assert prunable(models.build(models_of[folder]))
+        elif words.startswith("train"):
+            models_of[chosen.out] = chosen.model
+
+
+def test_images_that_are_no_pictures_are_not_to_be_resized(idx, monkeypatch, capsys):
+    small, square = data.load(idx)[0], np.zeros((20, 1, 9, 9), np.uint8)
+    monkeypatch.chdir(idx)
+    monkeypatch.setattr(data, "load", lambda *_, **__: (replace(small, images=square),) * 2)
+    assert cli.main(["evaluate", "net.npz", "--data", "."]) == 1
+    told = capsys.readouterr().err
+    assert "has 1 x 9 x 9 in 10 classes; choose the data set with --data\n" in told
 
 
 def test_an_ablation_is_printed_before_the_disk_may_be_full(idx, tmp_path_factory, monkeypatch):

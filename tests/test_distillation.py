@@ -292,7 +292,13 @@ def test_the_command_line_takes_teachers(teacher, tmp_path, capsys, monkeypatch)
             ("--resume", str(full), "--epochs", "3", "--temperature", "2"),
             "--temperature needs a teacher, and that run has none",
         ),
-        (("--teacher", "nothing"), "--teacher must be a checkpoint or the name of a network"),
+        (
+            ("--teacher", "addr-lenet"),
+            "--teacher must be a checkpoint or the name of a network: no model named 'addr-lenet'; "
+            f"the nearest of {len(models.MODELS)} are adder-lenet",
+        ),
+        (("--teacher", "none.npz"), "there is no checkpoint none.npz"),
+        (("--teacher", "conv"), "conv is a folder; the checkpoint in it is conv/checkpoint.npz"),
         (
             ("--teacher", "conv-lenet", "--resume", "mulfree-run/checkpoint.npz"),
             "the checkpoint of --resume has its own",

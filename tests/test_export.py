@@ -314,7 +314,7 @@ def refused(capsys, *arguments):
 def test_what_cannot_be_read_is_named(tmp_path, capsys):
     path = tmp_path / "cat.png"
     assert f"there is no file {path}" in refused(capsys, path, "--to", "npz")
-    assert f"there is no file {tmp_path}" in refused(capsys, tmp_path, "--to", "npz")
+    assert f"{tmp_path} is a folder, no file" in refused(capsys, tmp_path, "--to", "npz")
     for name, content, says in (
         ("cat.png", b"\x89PNG\r\n\x1a\n", "cat.png holds no network of mulfree"),
         ("net.pth", b"PK\x03\x04" * 9, "net.pth is PyTorch's"),

@@ -182,6 +182,10 @@ def test_state_is_saved_and_loaded_by_name():
         )
     with pytest.raises(ValueError, match=r"bn1.bias must have shape \(6,\), got \(1,\)"):
         target.load_state_dict({**state, "bn1.bias": np.zeros(1)})
+    with pytest.raises(
+        TypeError, match=r"a mapping from names to arrays, .*state_dict\(\).* got str"
+    ):
+        target.load_state_dict("checkpoint.npz")
 
 
 def test_the_adaptive_rate_sees_accumulated_gradients():

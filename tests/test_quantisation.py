@@ -565,7 +565,8 @@ def test_what_the_command_refuses(trained, tmp_path, capsys):
     assert f"{done}: quantize: the network is quantised already" in refused(done)
     other, _ = network_and_images("adder-resnet20", 8)
     inference.save_npz(tmp_path / "other.npz", other)
-    assert "trained on images of 3 x 8 x 8, digits has 1 x 8 x 8" in refused(tmp_path / "other.npz")
+    told = refused(tmp_path / "other.npz")
+    assert "on images of 3 x 8 x 8 in 10 classes, digits has 1 x 8 x 8 in 10 classes" in told
     letters = replace(network_and_images("adder-lenet", 8)[0], classes=tuple("abcdefghij"))
     inference.save_npz(tmp_path / "letters.npz", letters)
     assert "trained on other classes than those of digits" in refused(tmp_path / "letters.npz")

@@ -393,8 +393,13 @@ def test_ctrl_c_is_no_traceback_anywhere(tmp_path, monkeypatch, capsys):
 
 
 def test_arguments_are_called_as_the_command_has_them():
-    told = cli._with_options("out: my/image_size: pass image_size", ["out", "image_size", "size"])
-    assert told == "--out: my/image_size: pass --image-size"
+    options = {"out": "--out", "image_size": "--image-size", "size": "--size"}
+    for message, told in (
+        ("out: my/image_size: pass image_size", "--out: my/image_size: pass --image-size"),
+        ("LeNet: size must be 2, and size", "LeNet: --size must be 2, and size"),
+        ("my/size must be a size must be", "my/size must be a size must be"),
+    ):
+        assert cli._with_options(message, options) == told
 
 
 @pytest.mark.parametrize(
@@ -419,9 +424,9 @@ def test_arguments_are_called_as_the_command_has_them():
         (["ablation", "--out", "file"], "file cannot be the folder of a run: Not a directory"),
         (["train", "--batch-size", "1441"], "batches of 1441 of 1442 images leave one"),
         (["train", "--epochs", str(2**63)], "epochs must be below 2**63"),
-        (["count", "conv-lenet", "--size", "1"], "LeNet: size must be from 2 to 256, got 1"),
+        (["count", "conv-lenet", "--size", "1"], "LeNet: --size must be from 2 to 256, got 1"),
         (["count", "conv-lenet", "--size", "100000"], "size must be at most 4096, got 100000"),
-        (["profile", "--size", "1"], "size must be at least 4, got 1"),
+        (["profile", "--size", "1"], "--size must be at least 4, got 1"),
         (["profile", "--batch-size", str(10**12)], "there is not enough memory: "),
         (["profile", "--model", "x"], "no model named 'x'"),
         (["profile", "--batch-size", "1"], "--batch-size must be at least 2 for a training step"),
@@ -484,6 +489,20 @@ def test_test_images_are_as_the_training_images(digits):
     for changes in ({"classes": tuple("abcdefghij")}, {"images": test.images[:, :, :6, :6].copy()}):
         with pytest.raises(ValueError, match="the test images must be as the training images, of"):
             Training(RECIPE, train, replace(test, **changes))
+
+
+def test_images_and_labels_are_passed_as_a_data_set(digits, tmp_path):
+    train, test = digits
+    pair = test.images, test.labels
+    path = tmp_path / "checkpoint.npz"
+    Training(RECIPE, train, test, path=path)._save()
+    for begin in (
+        lambda: Training(RECIPE, pair, pair),
+        lambda: Training(RECIPE, train, pair),
+        lambda: Training.resume(path, pair, test),
+    ):
+        with pytest.raises(TypeError, match=r"passed as data.Dataset\(images, .*, got tuple"):
+            begin()
 
 
 def test_classes_are_two_or_more(digits):

@@ -7,7 +7,7 @@ import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 from mulfree_cupy.cli import (
     checkpoints,
@@ -22,7 +22,7 @@ from mulfree_cupy.cli import (
     training,
 )
 from mulfree_cupy.config import keep_freed_memory
-from mulfree_cupy.data.dataset import OtherData
+from mulfree_cupy.data import OtherData, OtherSize, is_resizable
 from mulfree_cupy.files import reason
 from mulfree_cupy.version import __version__
 
@@ -44,20 +44,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         print(f"mulfree: there is not enough memory: {error}", file=sys.stderr)
         return 1
-    except OtherData as error:
-        print(f"mulfree: {error}; choose the data set with --data", file=sys.stderr)
-        return 1
     except (ValueError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
-        print(f"mulfree: {_with_options(str(error), vars(chosen))}", file=sys.stderr)
+        print(f"mulfree: {_explained(error, chosen)}", file=sys.stderr)
         return 1
 
 
-def _with_options(message: str, names: Iterable[str]) -> str:
+def _explained(error: Exception, chosen: argparse.Namespace) -> str:
+    """The message in terms of the command, with the remedy for other data."""
+    message = str(error)
+    if isinstance(error, OtherSize) and is_resizable(chosen.data):
+        return f"{message}; resize them with --image-size {error.size or 'PIXELS'}"
+    if isinstance(error, OtherData):
+        return f"{message}; choose the data set with --data"
+    options = {name: f"--{name.replace('_', '-')}" for name in vars(chosen)}
+    if "size" not in options and getattr(chosen, "image_size", None):
+        options["size"] = "--image-size"  # as the networks call it
+    return _with_options(message, options)
+
+
+def _with_options(message: str, options: Mapping[str, str]) -> str:
     """The message with the names of arguments as the command has them: ``--image-size``."""
-    for name in names:
-        option = f"--{name.replace('_', '-')}"
-        if message.startswith(f"{name}:"):
-            message = option + message.removeprefix(name)
+    for name, option in options.items():
+        message = re.sub(rf"^(\w+: )?{name}(?=:| must )", rf"\1{option}", message)
         if "_" in name:
             message = re.sub(rf"(?<![\w/.-]){name}(?![\w/.-])", option, message)
     return message
@@ -76,8 +84,21 @@ def _printed(status: int) -> int:
     return status
 
 
+class _Parser(argparse.ArgumentParser):
+    """Refuses unknown arguments with the usage of their subcommand, and empty paths and names."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        chosen, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        for name, value in vars(chosen).items():
+            if value == "":
+                self.error(f"argument {name}: must not be empty")
+        return chosen, unknown
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mulfree", description="Convolutions with no multiplications, or far fewer."
     )
     parser.add_argument("--version", action="version", version=f"mulfree_cupy {__version__}")

@@ -16,7 +16,7 @@ def add_models(commands) -> None:
         "shape of each.",
     )
     command.add_argument(
-        "text", nargs="?", default="", metavar="TEXT", help="only names that contain it: resnet20"
+        "text", nargs="?", metavar="TEXT", help="only names that contain it: resnet20"
     )
     command.set_defaults(run=_models)
 
@@ -24,7 +24,7 @@ def add_models(commands) -> None:
 def _models(chosen: argparse.Namespace) -> int:
     from mulfree_cupy import models
 
-    names = [name for name in models.MODELS if chosen.text in name]
+    names = [name for name in models.MODELS if (chosen.text or "") in name]
     if not names:
         raise ValueError(f"no network's name contains {chosen.text!r}")
     width = max(map(len, names))

@@ -66,6 +66,11 @@ def _quantize(chosen: argparse.Namespace) -> int:
     network = inference.read(source)
     train, test = options.load_data(chosen)
     check_data(source, network, test)
+    if len(train) < FEWEST_IMAGES:
+        raise ValueError(
+            f"{train.name} has too few training images, {len(train)}: ranges and means are "
+            f"computed from at least {FEWEST_IMAGES}"
+        )
     count = chosen.images or min(512, len(train))
     if count > len(train):
         raise ValueError(f"--images asks for {count}, and {train.name} has {len(train)} to train")

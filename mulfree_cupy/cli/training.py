@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mulfree_cupy import files
 from mulfree_cupy.cli import options
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _train_as(communicator: Communicator, chosen: argparse.Namespace) -> int:
     with _folder(chosen) if is_first else contextlib.nullcontext() as out:
         where = {"device": chosen.device, "communicator": communicator}
         if is_first:
-            where["path"] = out / "checkpoint.npz"
+            where["path"] = out / files.CHECKPOINT
         pair = options.load_data(chosen)
         if chosen.resume:
             asked["schedule"] = chosen.schedule
@@ -185,9 +186,7 @@ def _folder(chosen: argparse.Namespace) -> AbstractContextManager[Path]:
     if chosen.resume is None:
         out = options.beside_data(chosen, chosen.out or "mulfree-run")
         return folder.taken(out) if chosen.out else folder.next_free(str(out))
-    source = Path(chosen.resume)
-    if not source.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {source}")
+    source = files.existing(chosen.resume, "checkpoint")
     out = options.beside_data(chosen, chosen.out or source.parent)
     its_own = out.is_dir() and out.samefile(source.parent)
     return folder.taken(out, resumed=source.name if its_own else None)
@@ -200,12 +199,16 @@ def _taught(teacher: str | None, train, where: dict) -> dict:
 
     if teacher is None:
         return {}
-    if teacher in models.MODELS and not Path(teacher).is_file():
+    place = Path(teacher)
+    if teacher in models.MODELS and not place.is_file():
         return {"teacher": teacher, "teacher_learns": True}
-    if not Path(teacher).is_file():
-        raise FileNotFoundError(
-            f"--teacher must be a checkpoint or the name of a network, and {teacher} is neither"
-        )
+    if not (place.exists() or place.suffix):
+        try:
+            models.default_shape(teacher)
+        except ValueError as error:  # with the nearest names
+            raise ValueError(
+                f"--teacher must be a checkpoint or the name of a network: {error}"
+            ) from None
     name, where["teacher"] = load_teacher(teacher, train)
     return {"teacher": name}
 

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import ModuleType
 
 from mulfree_cupy import geometry
 from mulfree_cupy.data import archives, cifar, folders, idx
 from mulfree_cupy.data.augment import Compose, RandomCrop, RandomFlip
 from mulfree_cupy.data.cache import cached
-from mulfree_cupy.data.dataset import Dataset, OtherData, digest, sample, split, statistics
+from mulfree_cupy.data.dataset import (
+    Dataset,
+    OtherData,
+    OtherSize,
+    digest,
+    sample,
+    split,
+    statistics,
+)
 from mulfree_cupy.data.digits import load_digits
 from mulfree_cupy.data.feed import Feed
 from mulfree_cupy.data.loader import Loader
@@ -26,6 +35,7 @@ __all__ = [
     "Feed",
     "Loader",
     "OtherData",
+    "OtherSize",
     "RandomCrop",
     "RandomFlip",
     "digest",
@@ -99,14 +109,7 @@ def load(
         _refuse_size(image_size, "digits")
         return load_digits()
     size = _pair(image_size)
-    path = Path(os.path.expanduser(spec))
-    if not path.exists():
-        raise FileNotFoundError(
-            f"load: {path} does not exist; data is read from a local path and never downloaded"
-        )
-    sources = _sources(path)
-    if len(sources) == 1:
-        path = sources[0]
+    path, sources = _located(spec)
 
     def read() -> tuple[Dataset, Dataset]:
         return _read(path, sources, size)
@@ -114,6 +117,25 @@ def load(
     if cache and all(source.is_file() for source in sources):
         return cached(sources, size, read)
     return read()
+
+
+def is_resizable(spec: str | os.PathLike) -> bool:
+    """Whether a data set is of images in class folders, which `load` resizes."""
+    if spec == "digits":
+        return False
+    path, sources = _located(spec)
+    return _reader([archives.read(source) for source in sources], path) is folders
+
+
+def _located(spec: str | os.PathLike) -> tuple[Path, list[Path]]:
+    """The path of a data set, and of what is read: itself, or the archives that it contains."""
+    path = Path(os.path.expanduser(spec))
+    if not path.exists():
+        raise FileNotFoundError(
+            f"load: {path} does not exist; data is read from a local path and never downloaded"
+        )
+    sources = _sources(path)
+    return (sources[0] if len(sources) == 1 else path), sources
 
 
 def _sources(path: Path) -> list[Path]:
@@ -138,12 +160,18 @@ def _sources(path: Path) -> list[Path]:
 
 def _read(path: Path, sources: list[Path], size: Size) -> tuple[Dataset, Dataset]:
     contents = [archives.read(source) for source in sources]
-    if len(sources) == 1:
-        for reader in (cifar, idx):
-            if reader.recognises(contents[0], path):
-                _refuse_size(size, path)
-                return reader.load(contents[0], path)
-    return folders.load(contents, sources, path, size)
+    reader = _reader(contents, path)
+    if reader is folders:
+        return folders.load(contents, sources, path, size)
+    _refuse_size(size, path)
+    return reader.load(contents[0], path)
+
+
+def _reader(contents: list[archives.Files], path: Path) -> ModuleType:
+    """The module for the format; a training and a test archive are of class folders."""
+    if len(contents) > 1:
+        return folders
+    return next((r for r in (cifar, idx) if r.recognises(contents[0], path)), folders)
 
 
 def _pair(image_size: int | tuple[int, int] | None) -> Size:

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 
 class OtherData(ValueError):
-    """A network was trained on other images or classes than a data set's."""
+    """A network is for other images or classes than a data set's."""
+
+
+class OtherSize(OtherData):
+    """Only the size of the images differs.
+
+    Attributes
+    ----------
+    size : int or None
+        Side of the square images that the network takes; None if it takes any.
+    """
+
+    def __init__(self, message: str, size: int | None = None):
+        super().__init__(message)
+        self.size = size
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -81,6 +97,38 @@ class Dataset:
     def __repr__(self) -> str:
         size = "x".join(map(str, self.images.shape[1:]))
         return f"Dataset({self.name!r}, {len(self)} images of {size}, {len(self.classes)} classes)"
+
+
+def check_type(dataset: Dataset) -> None:
+    """Raise a TypeError unless it is a `Dataset`."""
+    if not isinstance(dataset, Dataset):
+        raise TypeError(
+            "images and labels must be passed as data.Dataset(images, labels, classes, name), got "
+            f"{type(dataset).__name__}"
+        )
+
+
+def check_same(
+    source: str | os.PathLike, image: tuple[int, ...], classes: Sequence[str], dataset: Dataset
+) -> None:
+    """Raise `OtherData` unless a data set has images and classes like those of a file's network."""
+    check_type(dataset)
+    found, same = dataset.images.shape[1:], tuple(classes) == tuple(dataset.classes)
+    if (image, len(classes)) != (found, len(dataset.classes)):
+        message = (
+            f"{source} was trained on images of {_sizes(image, classes)}, {dataset.name} has "
+            f"{_sizes(found, dataset.classes)}"
+        )
+        channels, height, width = image
+        if same and channels == found[0] and height == width:
+            raise OtherSize(message, height)
+        raise OtherData(message)
+    if not same:
+        raise OtherData(f"{source} was trained on other classes than those of {dataset.name}")
+
+
+def _sizes(image: tuple[int, ...], classes: Sequence[str]) -> str:
+    return f"{' x '.join(map(str, image))} in {len(classes)} classes"
 
 
 def statistics(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mulfree_cupy import files
 from mulfree_cupy.foreign import torch_files
 
 
@@ -21,17 +22,15 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Raises
     ------
-    FileNotFoundError
-        If there is no such file.
+    FileNotFoundError, IsADirectoryError
+        If there is no such file, or it is a folder.
     ValueError
         If it has another format, is damaged, or asks for code; the message names the file and the
         reason.
     ImportError
         If it is a safetensors file, and that package is not installed.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+    path = files.existing(path, "file")
     with path.open("rb") as file:
         head = file.read(9)
     try:

@@ -49,8 +49,8 @@ def load(path: str | os.PathLike) -> Predictor:
 
     Raises
     ------
-    FileNotFoundError
-        If there is no such file.
+    FileNotFoundError, IsADirectoryError
+        If there is no such file, or it is a folder.
     ValueError
         If it holds no network, is damaged, of a later format, or inconsistent; the message names
         the file. Nothing in a file is ever executed.
@@ -73,9 +73,7 @@ def read(path: str | os.PathLike) -> Network:
 
 
 def _read(path: str | os.PathLike, make: Callable[[Network], Any]) -> Any:
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+    path = files.existing(path, "file")
     if path.suffix in (".pth", ".pt"):
         raise ValueError(f"{path} is PyTorch's; mulfree import makes a checkpoint of one")
     with _naming(path):

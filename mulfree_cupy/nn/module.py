@@ -136,10 +136,17 @@ class Module:
 
         Raises
         ------
+        TypeError
+            If `state` is no mapping.
         ValueError
             If a name is missing or unknown (the message lists them), an array's shape differs from
             the one it replaces, or two have the same name.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(
+                "load_state_dict: state must be a mapping from names to arrays, as state_dict() "
+                f"returns it, got {type(state).__name__}; a checkpoint is read by train.load_model"
+            )
         own = self._state_by_name()
         missing, unknown = own.keys() - state.keys(), state.keys() - own.keys()
         if missing or unknown:

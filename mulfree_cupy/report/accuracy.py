@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mulfree_cupy.data.dataset import Dataset, OtherData
+from mulfree_cupy.data.dataset import Dataset, check_same
 from mulfree_cupy.inference.network import Network
 from mulfree_cupy.inference.predictor import Predictor
 from mulfree_cupy.progress import progress
@@ -16,18 +16,8 @@ _BATCH = 500
 
 
 def check_data(source: str | os.PathLike, network: Network, dataset: Dataset) -> None:
-    """Raise `OtherData` unless the network of a file is for images and classes like these."""
-    if network.image != dataset.images.shape[1:]:
-        raise OtherData(
-            f"{source} was trained on images of {_sizes(network.image)}, {dataset.name} has "
-            f"{_sizes(dataset.images.shape[1:])}"
-        )
-    if network.classes != tuple(dataset.classes):
-        raise OtherData(f"{source} was trained on other classes than those of {dataset.name}")
-
-
-def _sizes(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
+    """Raise `data.OtherData` unless the network of a file is for images and classes like these."""
+    check_same(source, network.image, network.classes, dataset)
 
 
 def accuracy(predictor: Predictor, dataset: Dataset, xp: Any = np) -> float:

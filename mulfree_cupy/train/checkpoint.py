@@ -9,7 +9,6 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -218,14 +217,12 @@ def load(path: str | os.PathLike) -> Checkpoint:
 
     Raises
     ------
-    FileNotFoundError
-        If there is no such file.
+    FileNotFoundError, IsADirectoryError
+        If there is no such file, or it is a folder.
     ValueError
         If it is not a checkpoint, damaged, of a later format, or inconsistent.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
+    path = files.existing(path, "checkpoint")
     try:
         arrays = files.read_npz(path)
         facts = json.loads(str(arrays["facts"]))

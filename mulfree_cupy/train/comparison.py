@@ -18,8 +18,6 @@ from mulfree_cupy.train.recipe import History, Recipe
 from mulfree_cupy.train.trainer import Training
 
 RECORD = "comparison.json"
-
-_CHECKPOINT = "checkpoint.npz"
 DENSITIES = 0.6, 0.4
 _SHARE = 5  # one in so many epochs follows each pruning
 
@@ -118,12 +116,10 @@ def compare(
 def _checked(names: Sequence[str], recipe: Recipe, train: data.Dataset) -> dict[str, bool]:
     """Whether each of the networks is pruned."""
     pruned: dict[str, bool] = {}
+    shape = shape_of(train)
     for name in names:
         model, taught, teacher = name.partition("@")
-        try:
-            network = models.build(model, **shape_of(train))
-        except ValueError as error:
-            raise ValueError(f"compare: {name!r}: {error}") from None
+        network = models.build(model, **shape)
         if taught and teacher not in pruned:
             before = f"after {', '.join(pruned)}" if pruned else "first"
             raise ValueError(
@@ -149,8 +145,8 @@ def _trained(
     progress: bool,
     teacher: Path | None,
 ) -> Run:
-    path = where / _CHECKPOINT
-    with folder.taken(where, resumed=_CHECKPOINT):
+    path = where / files.CHECKPOINT
+    with folder.taken(where, resumed=files.CHECKPOINT):
         options = {"device": device, "path": path}
         if path.exists():
             run = Training.resume(path, train, test, **options)

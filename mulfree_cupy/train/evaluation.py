@@ -12,6 +12,7 @@ from mulfree_cupy import data, nn
 from mulfree_cupy.arrays import Array
 from mulfree_cupy.autograd import Tensor, no_grad
 from mulfree_cupy.communicator import ALONE, Communicator, part_of, totals
+from mulfree_cupy.data.dataset import check_same, check_type
 from mulfree_cupy.data.feed import Feed
 from mulfree_cupy.train import checkpoint
 from mulfree_cupy.train.checkpoint import Checkpoint
@@ -151,19 +152,14 @@ def namespace_of(device: str) -> Any:
 
 def check_data(source: str | os.PathLike, saved: Checkpoint, dataset: data.Dataset) -> None:
     """Raise `data.OtherData` unless a checkpoint's network is for images and classes like these."""
-    if saved.shape != shape_of(dataset):
-        sizes = "{channels} x {size} x {size} in {classes} classes"
-        raise data.OtherData(
-            f"{source} was trained on images of {sizes.format(**saved.shape)}, {dataset.name} has "
-            f"{sizes.format(**shape_of(dataset))}"
-        )
-    if saved.classes != tuple(dataset.classes):
-        raise data.OtherData(f"{source} was trained on other classes than those of {dataset.name}")
+    channels, size = saved.shape["channels"], saved.shape["size"]
+    check_same(source, (channels, size, size), saved.classes, dataset)
 
 
 def shape_of(dataset: data.Dataset) -> dict[str, int]:
     """The shape arguments of a network for these images."""
+    check_type(dataset)
     _, channels, height, width = dataset.images.shape
     if height != width:
-        raise ValueError(f"the networks take square images, got {height} x {width}")
+        raise data.OtherSize(f"the networks take square images, got {height} x {width}")
     return {"channels": channels, "size": height, "classes": len(dataset.classes)}

@@ -10,11 +10,11 @@ import warnings
 from collections.abc import Container, Iterator
 from pathlib import Path
 
-from mulfree_cupy.files import UNFINISHED, reason
+from mulfree_cupy.files import CHECKPOINT, UNFINISHED, reason
 
 # The file that identifies each kind of run, and its description in errors.
 RECORDS = {
-    "checkpoint.npz": "a training run; resume it with --resume {}, or",
+    CHECKPOINT: "a training run; resume it with --resume {}, or",
     "plan.json": "a pruning run; resume it, or",
     "comparison.json": "a comparison; resume it with mulfree compare, or",
     "ablation.csv": "an ablation;",

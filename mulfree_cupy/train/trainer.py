@@ -65,6 +65,8 @@ class Training:
 
     Raises
     ------
+    TypeError
+        If `train` or `test` is no `data.Dataset`.
     ValueError
         If all images are of one class, the test images differ from the training images in shape or
         classes, a batch would hold one image, which has no variance for batch normalisation, or
@@ -84,12 +86,12 @@ class Training:
         statistics: tuple[np.ndarray, np.ndarray] | None = None,
         communicator: Communicator = ALONE,
     ):
-        if len(train.classes) < 2:
+        self.shape, self.classes = shape_of(train), tuple(train.classes)
+        if len(self.classes) < 2:
             raise ValueError(
                 f"there must be at least 2 classes, and {train.name} has "
-                f"{', '.join(map(repr, train.classes)) or 'none'}"
+                f"{', '.join(map(repr, self.classes)) or 'none'}"
             )
-        self.shape, self.classes = shape_of(train), tuple(train.classes)
         if (shape_of(test), tuple(test.classes)) != (self.shape, self.classes):
             raise ValueError(
                 f"the test images must be as the training images, of {self.shape} and the same "
