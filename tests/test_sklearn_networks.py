@@ -79,6 +79,35 @@ def test_images_come_in_any_shape_and_classes_by_any_name():
     assert fitted(X[:, :50]).image_shape_ == (1, 8, 8)  # filled up
 
 
+def test_images_of_another_layout_are_refused():
+    colours = np.stack([X.reshape(-1, 8, 8)] * 3, axis=1)[:200]
+    classifier = AdderClassifier(epochs=1, random_state=0).fit(colours, Y[:200])
+    remedy = r"shape \(N, 3, 8, 8\), got shape \(200, 8, 8, 3\); .*: X\.transpose\(0, 3, 1, 2\)"
+    last = colours.transpose(0, 2, 3, 1)
+    features = NetworkFeatures(classifier.predictor_)
+    for call in (
+        lambda: classifier.predict(last),
+        lambda: classifier.score(last, Y[:200]),
+        lambda: classifier.partial_fit(last, Y[:200]),
+        lambda: features.fit_transform(last),
+        lambda: features.fit(colours).transform(last),
+    ):
+        with pytest.raises(ValueError, match=remedy):
+            call()
+    grey = AdderClassifier(epochs=1).fit(X[:200], Y[:200])
+    want = r"AdderClassifier: images in X must have shape \(N, 1, 8, 8\) or \(N, 8, 8\), got "
+    for images in (X.reshape(-1, 4, 16), X.reshape(-1, 1, 16, 4), X.reshape(-1, 4, 4, 4)):
+        with pytest.raises(ValueError, match=want):
+            grey.predict(images)
+
+
+@pytest.mark.parametrize("shape", [8, "8x8", (8.0, 8.0), (-8, -8), (64,), (7, 1, 8, 8)])
+def test_an_image_shape_has_two_or_three_sizes(shape):
+    for images in (X, X.reshape(-1, 8, 8)):
+        with pytest.raises(ValueError, match=r"AdderClassifier: image_shape must be \(C, H, W\)"):
+            fitted(images, image_shape=shape)
+
+
 def test_the_seed_decides_all():
     one, two, other = fitted(), fitted(), fitted(random_state=1)
     assert one.loss_curve_ == two.loss_curve_ != other.loss_curve_
@@ -121,6 +150,11 @@ def test_in_a_pipeline_with_a_search_over_its_parameters(classifier):
     [
         (lambda: fitted(image_shape=(9, 8)), ValueError, r"image_shape=\(9, 8\) .* than X, 64"),
         (lambda: fitted(X.reshape(-1, 4, 16)), ValueError, "square images, got 4 x 16"),
+        (
+            lambda: fitted(X.reshape(-1, 8, 8), image_shape=(1, 4, 16)),
+            ValueError,
+            r"image_shape=\(1, 4, 16\) is not that of X, \(1, 8, 8\)",
+        ),
         (lambda: fitted(np.ma.masked_less(X, 1)), TypeError, r"X is a masked array; .*filled"),
         (lambda: fitted(X * np.nan), ValueError, "X contains NaN"),
         (lambda: fitted(np.full(X.shape, "x", object)), ValueError, "could not convert"),
