@@ -156,10 +156,12 @@ def test_errors_come_before_anything_is_computed(call, error, message):
         call(da.from_array(X, chunks=2).map_blocks(never, dtype=X.dtype, meta=X[:0]))
 
 
-def test_a_mask_in_a_block_is_not_dropped():
+@pytest.mark.parametrize("name", CALLS)
+def test_a_masked_array_is_refused_at_the_call(name):
     x = da.ma.masked_greater(da.from_array(X, chunks=2), 0)
-    with pytest.raises(TypeError, match="shift: x is a masked array"):
-        compat.shift(x, SHIFTS).compute()
+    for masked in (x, np.ma.masked_greater(X, 0)):
+        with pytest.raises(TypeError, match=rf"{name}: x is a masked array; .*da\.ma\.filled"):
+            getattr(compat, name)(masked, **CALLS[name])
     with pytest.raises(TypeError, match="shift: x, a dask.array.* is lazy"):
         mf.shift(x, SHIFTS)
 

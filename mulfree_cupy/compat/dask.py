@@ -42,6 +42,11 @@ def _in_blocks(function: Callable, arguments: Mapping[str, Any]) -> Any:
 
     options = dict(arguments)
     x = da.asarray(options.pop("x"))
+    if isinstance(x._meta, np.ma.MaskedArray):
+        raise TypeError(
+            f"{function.__name__}: x is a masked array; pass da.ma.getdata(x) or "
+            "da.ma.filled(x, value)"
+        )
     images, *sizes = x.shape
     if any(map(math.isnan, sizes)):
         raise ValueError(
