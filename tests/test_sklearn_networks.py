@@ -156,6 +156,11 @@ def test_in_a_pipeline_with_a_search_over_its_parameters(classifier):
             r"image_shape=\(1, 4, 16\) is not that of X, \(1, 8, 8\)",
         ),
         (lambda: fitted(np.ma.masked_less(X, 1)), TypeError, r"X is a masked array; .*filled"),
+        (
+            lambda: fitted(y=np.ma.masked_equal(Y, 9)),
+            TypeError,
+            "AdderClassifier: y is a masked array; .*filled",
+        ),
         (lambda: fitted(X * np.nan), ValueError, "X contains NaN"),
         (lambda: fitted(np.full(X.shape, "x", object)), ValueError, "could not convert"),
         (lambda: fitted(X[:1]), ValueError, "1 sample"),

@@ -23,6 +23,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mulfree_cupy import data, geometry
+from mulfree_cupy.compat.sklearn.inputs import taken
 from mulfree_cupy.inference import Layer, Network, Predictor, load
 from mulfree_cupy.inference.predictor import layout_remedy
 from mulfree_cupy.nn.description import network_of
@@ -205,6 +206,7 @@ class AdderClassifier(ClassifierMixin, BaseEstimator):
         return getattr(self, "predictor_", None) is not None
 
     def _checked(self, X: Any, y: Any, reset: bool) -> tuple[np.ndarray, np.ndarray]:
+        taken(self, y=y)
         rows, shape = _rows(self, X, None if reset else self.image_shape_)
         rows, y = validate_data(self, rows, y, reset=reset, dtype=_PIXELS, ensure_min_samples=2)
         check_classification_targets(y)
@@ -376,8 +378,7 @@ def _rows(estimator: BaseEstimator, X: Any, wanted: Shape | None) -> tuple[Any, 
 
     Anything else is returned unchanged, for scikit-learn to check, and has no shape.
     """
-    if np.ma.isMaskedArray(X):
-        raise TypeError("X is a masked array; pass its .data or .filled(value)")
+    taken(estimator, X=X)
     if not (isinstance(X, np.ndarray) and X.ndim in (3, 4)):
         return X, None
     shape = (1, *X.shape[1:])[-3:]
