@@ -79,6 +79,32 @@ def test_images_come_in_any_shape_and_classes_by_any_name():
     assert fitted(X[:, :50]).image_shape_ == (1, 8, 8)  # filled up
 
 
+@pytest.mark.parametrize("package", ["jax.numpy", "pandas", "torch", "xarray", None])
+def test_images_of_other_libraries_are_taken_as_their_rows_are(classifier, package):
+    images = X[TEST].reshape(-1, 8, 8)
+    if package == "pandas":
+        taken = [(pytest.importorskip(package).DataFrame(X[TEST]), X[TEST])]
+    else:
+        convert = {"xarray": "DataArray", "torch": "tensor"}.get(package, "asarray")
+        convert = getattr(pytest.importorskip(package), convert) if package else np.ndarray.tolist
+        taken = [(convert(given), given) for given in (images, images[:, None], X[TEST])]
+    for foreign, own in taken:
+        assert_array_equal(classifier.predict(foreign), classifier.predict(own))
+        features = NetworkFeatures(classifier.predictor_).fit(foreign)
+        assert_array_equal(features.transform(foreign), features.transform(own))
+
+
+def test_lazy_images_are_not_computed(classifier):
+    da = pytest.importorskip("dask.array")
+    for images in (X, X.reshape(-1, 8, 8)):
+        lazy = da.from_array(images)
+        for call in (classifier.predict, NetworkFeatures(classifier.predictor_).fit):
+            with pytest.raises(TypeError, match=r": X, a dask.array.*, is lazy; .*\.compute\(\)"):
+                call(lazy)
+    with pytest.raises(TypeError, match="AdderClassifier: y, a dask.array.*, is lazy"):
+        fitted(y=da.from_array(Y))
+
+
 def test_images_of_another_layout_are_refused():
     colours = np.stack([X.reshape(-1, 8, 8)] * 3, axis=1)[:200]
     classifier = AdderClassifier(epochs=1, random_state=0).fit(colours, Y[:200])
@@ -154,6 +180,11 @@ def test_in_a_pipeline_with_a_search_over_its_parameters(classifier):
             lambda: fitted(X.reshape(-1, 8, 8), image_shape=(1, 4, 16)),
             ValueError,
             r"image_shape=\(1, 4, 16\) is not that of X, \(1, 8, 8\)",
+        ),
+        (
+            lambda: fitted(X.reshape(-1, 1, 1, 8, 8)),
+            ValueError,
+            r"AdderClassifier: X must have shape \(N, C, H, W\), \(N, H, W\) or \(N, pixels\)",
         ),
         (lambda: fitted(np.ma.masked_less(X, 1)), TypeError, r"X is a masked array; .*filled"),
         (

@@ -378,18 +378,23 @@ def _rows(estimator: BaseEstimator, X: Any, wanted: Shape | None) -> tuple[Any, 
 
     Anything else is returned unchanged, for scikit-learn to check, and has no shape.
     """
-    taken(estimator, X=X)
-    if not (isinstance(X, np.ndarray) and X.ndim in (3, 4)):
+    (images,) = taken(estimator, X=X)
+    if images is None or images.ndim < 3:
         return X, None
-    shape = (1, *X.shape[1:])[-3:]
+    if images.ndim > 4:
+        raise ValueError(
+            f"{type(estimator).__name__}: X must have shape (N, C, H, W), (N, H, W) or "
+            f"(N, pixels), got {images.shape}"
+        )
+    shape = (1, *images.shape[1:])[-3:]
     if wanted not in (None, shape):
         served = [f"(N, {', '.join(map(str, sizes))})" for sizes in (wanted, wanted[1:])]
         raise ValueError(
             f"{type(estimator).__name__}: images in X must have shape "
-            f"{' or '.join(served[: 1 + (wanted[0] == 1)])}, got shape {X.shape}"
-            f"{layout_remedy('X', X.shape, wanted)}"
+            f"{' or '.join(served[: 1 + (wanted[0] == 1)])}, got shape {images.shape}"
+            f"{layout_remedy('X', images.shape, wanted)}"
         )
-    return X.reshape(len(X), math.prod(shape)), shape
+    return images.reshape(len(images), math.prod(shape)), shape
 
 
 def _image_shape(own: Shape | None, pixels: int, given: Any) -> Shape:
