@@ -200,7 +200,13 @@ def test_in_a_pipeline_with_a_search_over_its_parameters(classifier):
         (lambda: fitted(model="no-lenet"), ValueError, "no model named 'no-lenet'"),
         (lambda: fitted(batch_size=0), ValueError, "AdderClassifier: batch_size must be at least"),
         (lambda: fitted(rate=-1), ValueError, "rate must be a finite number"),
-        (lambda: fitted(X * 0), ValueError, "std must be positive"),
+        (lambda: fitted(X * 0), ValueError, "AdderClassifier: X is constant"),
+        (lambda: fitted(momentum=2), ValueError, "momentum must be at most 1, got 2"),
+        (
+            lambda: fitted(progress="x"),
+            ValueError,
+            "AdderClassifier: progress must be True or False, got 'x'",
+        ),
         (lambda: AdderClassifier().predict(X), NotFittedError, "not fitted"),
         (lambda: AdderClassifier().partial_fit(X, Y), ValueError, "classes must be passed"),
         (
@@ -220,12 +226,26 @@ def test_what_does_not_fit_a_fitted_one_is_refused(classifier):
         classifier.predict(X[:, 1:])
     with pytest.raises(ValueError, match="not the same as before"):
         classifier.partial_fit(X, Y, classes=range(11))
+    other = clone(classifier).set_params(epochs=1).fit(X[TRAIN], Y[TRAIN])
+    other.set_params(model="conv-lenet")
+    with pytest.raises(ValueError, match="goes on with model='adder-lenet'.* fit for .*conv-lenet"):
+        other.partial_fit(X[TRAIN], Y[TRAIN])
+    assert other.fit(X[TRAIN], Y[TRAIN]).partial_fit(X[TRAIN], Y[TRAIN]).n_iter_ == 2
     failed = AdderClassifier(rate=-1)
     for _ in range(2):  # a first call that failed was no first call
         with pytest.raises(ValueError, match="rate"):
             failed.partial_fit(X, Y, classes=range(10))
     with pytest.raises(NotFittedError):
         failed.predict(X)
+    black = AdderClassifier()
+    with pytest.raises(ValueError, match="AdderClassifier: X is constant"):
+        black.partial_fit(0 * X, Y, classes=range(10))
+
+
+def test_progress_is_that_of_training(capsys):
+    fitted(epochs=1, progress=True)
+    printed = capsys.readouterr().err
+    assert "in training" in printed and "test" not in printed
 
 
 def test_features_are_what_the_last_layer_takes(classifier, tmp_path):
@@ -271,6 +291,9 @@ def test_features_refuse_what_is_no_such_image(classifier):
         features.fit(X[:, 1:])
     with pytest.raises(NotFittedError):
         features.transform(X)
+    for network in (classifier, None):
+        with pytest.raises(TypeError, match=r"NetworkFeatures: network must be .*\.predictor_ of"):
+            NetworkFeatures(network).fit(X)
     with pytest.raises(FileNotFoundError):
         NetworkFeatures("no-such-file.npz").fit(X)
     with pytest.raises(TypeError, match="masked"):

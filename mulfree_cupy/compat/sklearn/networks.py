@@ -52,7 +52,7 @@ class AdderClassifier(ClassifierMixin, BaseEstimator):
     device : {"cpu", "cuda"}
         Where it is trained. On a GPU, images must be uint8.
     progress : bool
-        Show a progress bar for each epoch.
+        Show a progress bar and the training accuracy of each epoch.
     random_state : int, RandomState or None
         Seed of the initial weights, the order of the images and the augmentation. With an int the
         same images give the same network, bit for bit, with any number of threads.
@@ -160,6 +160,11 @@ class AdderClassifier(ClassifierMixin, BaseEstimator):
             self
         """
         first = not self.__sklearn_is_fitted__()
+        if not first and self.model != self._fitted_model:
+            raise ValueError(
+                f"AdderClassifier: partial_fit goes on with model={self._fitted_model!r}, as it "
+                f"was fitted; call fit for model={self.model!r}"
+            )
         if first and classes is None:
             raise ValueError("classes must be passed on the first call to partial_fit")
         rows, y = self._checked(X, y, reset=first)
@@ -206,6 +211,10 @@ class AdderClassifier(ClassifierMixin, BaseEstimator):
         return getattr(self, "predictor_", None) is not None
 
     def _checked(self, X: Any, y: Any, reset: bool) -> tuple[np.ndarray, np.ndarray]:
+        if not isinstance(self.progress, (bool, np.bool_)):
+            raise ValueError(
+                f"AdderClassifier: progress must be True or False, got {self.progress!r}"
+            )
         taken(self, y=y)
         rows, shape = _rows(self, X, None if reset else self.image_shape_)
         rows, y = validate_data(self, rows, y, reset=reset, dtype=_PIXELS, ensure_min_samples=2)
@@ -219,6 +228,7 @@ class AdderClassifier(ClassifierMixin, BaseEstimator):
         self.loss_curve_: list[float] = []
         self._seed = check_random_state(self.random_state).randint(2**31)
         self.predictor_: Predictor | None = None
+        self._fitted_model = self.model
 
     def _train(self, rows: np.ndarray, y: np.ndarray, epochs: int) -> None:
         labels = np.searchsorted(self.classes_, y)
@@ -240,11 +250,14 @@ class AdderClassifier(ClassifierMixin, BaseEstimator):
             augment=self.augment,
             seed=(self._seed + len(self.loss_curve_)) % 2**31,
         )
-        # A run evaluates its network after every epoch; one image keeps that cheap.
-        test = data.sample(images, 1)
         before = None if self.predictor_ is None else self.predictor_.network
-        statistics = None if before is None else (before.mean, before.std)
-        run = Training(recipe, images, test, device=self.device, statistics=statistics)
+        mean, std = data.statistics(images) if before is None else (before.mean, before.std)
+        if not (std > 0).all():
+            raise ValueError(
+                "AdderClassifier: X is constant, or one of its channels is; the first images must "
+                "differ, as their standard deviation normalises all"
+            )
+        run = Training(recipe, images, None, device=self.device, statistics=(mean, std))
         if before is not None:
             run.model.load_state_dict(before.arrays)
             run.optimiser.load_state_dict(self._velocities)
@@ -308,7 +321,14 @@ class NetworkFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         NetworkFeatures
             self
         """
-        predictor = self.network if isinstance(self.network, Predictor) else load(self.network)
+        predictor = self.network
+        if isinstance(predictor, (str, os.PathLike)):
+            predictor = load(predictor)
+        elif not isinstance(predictor, Predictor):
+            raise TypeError(
+                "NetworkFeatures: network must be a path or a Predictor, such as the .predictor_ "
+                f"of a fitted AdderClassifier, got {predictor!r}"
+            )
         features = Predictor(_before_the_last(predictor.network))
         self._images(X, features, reset=True)
         self._features = features
