@@ -139,7 +139,12 @@ def test_an_unknown_number_of_images():
             ValueError,
             r"conv: .*kernel .* x has shape \(5, 4, 11, 9\)",
         ),
-        (lambda x: compat.conv(x, x), TypeError, "conv: w, a dask.array.*, is lazy"),
+        (
+            lambda x: compat.conv(x, x),
+            TypeError,
+            r"conv: w is lazy, and only x may be; pass its \.compute\(\)",
+        ),
+        (lambda x: compat.conv(x, X[:, :, :3, :3], x), TypeError, "conv: bias is lazy, and only x"),
         (lambda x: compat.conv(x[0, 0], X), ValueError, r"conv: x must .*\(11, 9\)"),
         (lambda x: compat.conv(x, X, kernel="1_im2col"), TypeError, r"conv\(\) .*'kernel'"),
         (lambda x: compat.conv(x.astype(object), X), TypeError, "conv: x must hold real numbers"),

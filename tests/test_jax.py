@@ -245,8 +245,12 @@ W = numbers(6, 4, 3, 3)
         (lambda x: compat.conv(x, W, out=x), TypeError, r"conv\(\) .*unexpected keyword .*out"),
         (lambda x: compat.conv(x), TypeError, r"conv\(\) missing a required argument: 'w'"),
         (lambda x: compat.conv(x, None), TypeError, "conv: w is no array, got a NoneType"),
-        (lambda x: compat.conv(x, W, stride=x), TypeError, "conv: stride must be an int"),
-        (lambda x: compat.shift(x, x), TypeError, "shift: shifts is a traced JAX array"),
+        (lambda x: compat.conv(x, W, stride=x), TypeError, "conv: stride is a traced JAX array"),
+        (
+            lambda x: compat.shift_conv(x, W[..., 0, 0], x),
+            TypeError,
+            "shift_conv: shifts is a traced JAX array, and only x, w may be; pass a NumPy array",
+        ),
         (lambda x: compat.shift(x, SHIFTS[1:]), ValueError, "shift: shifts must have shape"),
         (lambda x: compat.winograd_conv(x, W), ValueError, "WinogradWeights.from_dense: u must"),
         (

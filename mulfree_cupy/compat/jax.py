@@ -58,12 +58,20 @@ _BACKWARD = {
 
 def _traceable(function: Callable, arguments: Mapping[str, Any]) -> Any:
     """The answer of `function` as a JAX array."""
+    import jax
+
     name = function.__name__
     given = {n: a for n, a in arguments.items() if n in _OPERANDS}
     if given.get("bias", 0) is None:
         del given["bias"]
     operands = {n: _jax_array(name, n, a) for n, a in given.items()}
     options = {n: a for n, a in arguments.items() if n not in _OPERANDS}
+    for n, option in options.items():
+        if isinstance(option, jax.core.Tracer):
+            raise TypeError(
+                f"{name}: {n} is a traced JAX array, and only {', '.join(given)} may be; pass a "
+                "NumPy array or numbers"
+            )
     shape, dtype = answer_form(function, operands, options)
     ranks = tuple((n, a.ndim) for n, a in operands.items())
     options = tuple((n, _hashable(a)) for n, a in options.items())
