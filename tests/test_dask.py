@@ -139,7 +139,12 @@ def test_an_unknown_number_of_images():
             ValueError,
             r"conv: .*kernel .* x has shape \(5, 4, 11, 9\)",
         ),
-        (lambda x: compat.conv(x, x), TypeError, "conv: w, a dask.array.*, is lazy"),
+        (
+            lambda x: compat.conv(x, x),
+            TypeError,
+            r"conv: w is lazy, and only x may be; pass its \.compute\(\)",
+        ),
+        (lambda x: compat.conv(x, X[:, :, :3, :3], x), TypeError, "conv: bias is lazy, and only x"),
         (lambda x: compat.conv(x[0, 0], X), ValueError, r"conv: x must .*\(11, 9\)"),
         (lambda x: compat.conv(x, X, kernel="1_im2col"), TypeError, r"conv\(\) .*'kernel'"),
         (lambda x: compat.conv(x.astype(object), X), TypeError, "conv: x must hold real numbers"),
@@ -156,10 +161,12 @@ def test_errors_come_before_anything_is_computed(call, error, message):
         call(da.from_array(X, chunks=2).map_blocks(never, dtype=X.dtype, meta=X[:0]))
 
 
-def test_a_mask_in_a_block_is_not_dropped():
+@pytest.mark.parametrize("name", CALLS)
+def test_a_masked_array_is_refused_at_the_call(name):
     x = da.ma.masked_greater(da.from_array(X, chunks=2), 0)
-    with pytest.raises(TypeError, match="shift: x is a masked array"):
-        compat.shift(x, SHIFTS).compute()
+    for masked in (x, np.ma.masked_greater(X, 0)):
+        with pytest.raises(TypeError, match=rf"{name}: x is a masked array; .*da\.ma\.filled"):
+            getattr(compat, name)(masked, **CALLS[name])
     with pytest.raises(TypeError, match="shift: x, a dask.array.* is lazy"):
         mf.shift(x, SHIFTS)
 

@@ -481,6 +481,22 @@ def test_the_command_explains_what_a_rank_needs(capsys, monkeypatch, tmp_path):
         pass
 
 
+@pytest.mark.parametrize("variable", ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+@pytest.mark.parametrize(
+    ("command", "remedy"),
+    [
+        (["train"], "--distributed mpi divides the training among them"),
+        (["ablation"], "it runs in one process"),
+        (["compare"], "it runs in one process"),
+        (["prune", "no-checkpoint.npz"], "it runs in one process"),
+    ],
+)
+def test_several_processes_do_not_do_the_same_run(variable, command, remedy, monkeypatch, capsys):
+    monkeypatch.setenv(variable, "2")
+    assert cli.main(command) == 1
+    assert f"MPI started 2 processes of this command; {remedy}" in capsys.readouterr().err
+
+
 NCCL = """
 import os, sys
 from types import SimpleNamespace

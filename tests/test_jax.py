@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -171,6 +172,39 @@ def test_complex_numbers_as_in_jax_s_own_convolution():
         assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+def test_the_gradient_of_a_real_operand_beside_a_complex_one():
+    x, w = numbers(2, 4, 5, 5), numbers(6, 4, 3, 3) + 1j * numbers(6, 4, 3, 3)
+
+    def own(x):
+        return jax.lax.conv_general_dilated(x.astype(w.dtype), w, (1, 1), "VALID")
+
+    def loss(convolution):
+        return lambda x: (abs(convolution(x)) ** 2).sum()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = jax.grad(loss(lambda x: compat.conv(x, w)))(x)
+    assert got.dtype == np.float32
+    assert_allclose(got, jax.grad(loss(own))(x), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_second_derivative_is_refused(name):
+    (x, *weights), options = CALLS[name]
+
+    def loss(x):
+        return (getattr(compat, name)(x, *weights, **options) ** 2).sum()
+
+    gradient = jax.grad(loss)
+    for second in (
+        jax.grad(lambda x: gradient(x).sum()),
+        jax.jit(jax.grad(lambda x: gradient(x).sum())),
+        jax.jacrev(gradient),
+    ):
+        with pytest.raises(TypeError, match=f"^{name}: there is no second derivative"):
+            second(jnp.asarray(x))
+
+
 def test_images_that_meet_the_same_weights_are_one_call(monkeypatch):
     calls = []
     forward = adder.forward
@@ -211,8 +245,12 @@ W = numbers(6, 4, 3, 3)
         (lambda x: compat.conv(x, W, out=x), TypeError, r"conv\(\) .*unexpected keyword .*out"),
         (lambda x: compat.conv(x), TypeError, r"conv\(\) missing a required argument: 'w'"),
         (lambda x: compat.conv(x, None), TypeError, "conv: w is no array, got a NoneType"),
-        (lambda x: compat.conv(x, W, stride=x), TypeError, "conv: stride must be an int"),
-        (lambda x: compat.shift(x, x), TypeError, "shift: shifts is a traced JAX array"),
+        (lambda x: compat.conv(x, W, stride=x), TypeError, "conv: stride is a traced JAX array"),
+        (
+            lambda x: compat.shift_conv(x, W[..., 0, 0], x),
+            TypeError,
+            "shift_conv: shifts is a traced JAX array, and only x, w may be; pass a NumPy array",
+        ),
         (lambda x: compat.shift(x, SHIFTS[1:]), ValueError, "shift: shifts must have shape"),
         (lambda x: compat.winograd_conv(x, W), ValueError, "WinogradWeights.from_dense: u must"),
         (

@@ -111,6 +111,16 @@ def test_samples_of_bytes_stay_bytes(digits):
     assert_array_equal(indices, expected[1])
 
 
+def test_a_mask_is_not_dropped(digits):
+    images, _ = digits
+    masked = np.ma.masked_less(images, 1)
+    transformer = L1NeighborsTransformer().fit(images)
+    for call in (transformer.fit, transformer.transform, transformer.kneighbors):
+        for X in (masked, list(masked)):
+            with pytest.raises(TypeError, match="L1NeighborsTransformer: X is a masked array; .*"):
+                call(X)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "why"),
     [

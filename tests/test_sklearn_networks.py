@@ -79,6 +79,61 @@ def test_images_come_in_any_shape_and_classes_by_any_name():
     assert fitted(X[:, :50]).image_shape_ == (1, 8, 8)  # filled up
 
 
+@pytest.mark.parametrize("package", ["jax.numpy", "pandas", "torch", "xarray", None])
+def test_images_of_other_libraries_are_taken_as_their_rows_are(classifier, package):
+    images = X[TEST].reshape(-1, 8, 8)
+    if package == "pandas":
+        taken = [(pytest.importorskip(package).DataFrame(X[TEST]), X[TEST])]
+    else:
+        convert = {"xarray": "DataArray", "torch": "tensor"}.get(package, "asarray")
+        convert = getattr(pytest.importorskip(package), convert) if package else np.ndarray.tolist
+        taken = [(convert(given), given) for given in (images, images[:, None], X[TEST])]
+    for foreign, own in taken:
+        assert_array_equal(classifier.predict(foreign), classifier.predict(own))
+        features = NetworkFeatures(classifier.predictor_).fit(foreign)
+        assert_array_equal(features.transform(foreign), features.transform(own))
+
+
+def test_lazy_images_are_not_computed(classifier):
+    da = pytest.importorskip("dask.array")
+    for images in (X, X.reshape(-1, 8, 8)):
+        lazy = da.from_array(images)
+        for call in (classifier.predict, NetworkFeatures(classifier.predictor_).fit):
+            with pytest.raises(TypeError, match=r": X, a dask.array.*, is lazy; .*\.compute\(\)"):
+                call(lazy)
+    with pytest.raises(TypeError, match="AdderClassifier: y, a dask.array.*, is lazy"):
+        fitted(y=da.from_array(Y))
+
+
+def test_images_of_another_layout_are_refused():
+    colours = np.stack([X.reshape(-1, 8, 8)] * 3, axis=1)[:200]
+    classifier = AdderClassifier(epochs=1, random_state=0).fit(colours, Y[:200])
+    remedy = r"shape \(N, 3, 8, 8\), got shape \(200, 8, 8, 3\); .*: X\.transpose\(0, 3, 1, 2\)"
+    last = colours.transpose(0, 2, 3, 1)
+    features = NetworkFeatures(classifier.predictor_)
+    for call in (
+        lambda: classifier.predict(last),
+        lambda: classifier.score(last, Y[:200]),
+        lambda: classifier.partial_fit(last, Y[:200]),
+        lambda: features.fit_transform(last),
+        lambda: features.fit(colours).transform(last),
+    ):
+        with pytest.raises(ValueError, match=remedy):
+            call()
+    grey = AdderClassifier(epochs=1).fit(X[:200], Y[:200])
+    want = r"AdderClassifier: images in X must have shape \(N, 1, 8, 8\) or \(N, 8, 8\), got "
+    for images in (X.reshape(-1, 4, 16), X.reshape(-1, 1, 16, 4), X.reshape(-1, 4, 4, 4)):
+        with pytest.raises(ValueError, match=want):
+            grey.predict(images)
+
+
+@pytest.mark.parametrize("shape", [8, "8x8", (8.0, 8.0), (-8, -8), (64,), (7, 1, 8, 8)])
+def test_an_image_shape_has_two_or_three_sizes(shape):
+    for images in (X, X.reshape(-1, 8, 8)):
+        with pytest.raises(ValueError, match=r"AdderClassifier: image_shape must be \(C, H, W\)"):
+            fitted(images, image_shape=shape)
+
+
 def test_the_seed_decides_all():
     one, two, other = fitted(), fitted(), fitted(random_state=1)
     assert one.loss_curve_ == two.loss_curve_ != other.loss_curve_
@@ -121,7 +176,22 @@ def test_in_a_pipeline_with_a_search_over_its_parameters(classifier):
     [
         (lambda: fitted(image_shape=(9, 8)), ValueError, r"image_shape=\(9, 8\) .* than X, 64"),
         (lambda: fitted(X.reshape(-1, 4, 16)), ValueError, "square images, got 4 x 16"),
+        (
+            lambda: fitted(X.reshape(-1, 8, 8), image_shape=(1, 4, 16)),
+            ValueError,
+            r"image_shape=\(1, 4, 16\) is not that of X, \(1, 8, 8\)",
+        ),
+        (
+            lambda: fitted(X.reshape(-1, 1, 1, 8, 8)),
+            ValueError,
+            r"AdderClassifier: X must have shape \(N, C, H, W\), \(N, H, W\) or \(N, pixels\)",
+        ),
         (lambda: fitted(np.ma.masked_less(X, 1)), TypeError, r"X is a masked array; .*filled"),
+        (
+            lambda: fitted(y=np.ma.masked_equal(Y, 9)),
+            TypeError,
+            "AdderClassifier: y is a masked array; .*filled",
+        ),
         (lambda: fitted(X * np.nan), ValueError, "X contains NaN"),
         (lambda: fitted(np.full(X.shape, "x", object)), ValueError, "could not convert"),
         (lambda: fitted(X[:1]), ValueError, "1 sample"),
@@ -130,7 +200,13 @@ def test_in_a_pipeline_with_a_search_over_its_parameters(classifier):
         (lambda: fitted(model="no-lenet"), ValueError, "no model named 'no-lenet'"),
         (lambda: fitted(batch_size=0), ValueError, "AdderClassifier: batch_size must be at least"),
         (lambda: fitted(rate=-1), ValueError, "rate must be a finite number"),
-        (lambda: fitted(X * 0), ValueError, "std must be positive"),
+        (lambda: fitted(X * 0), ValueError, "AdderClassifier: X is constant"),
+        (lambda: fitted(momentum=2), ValueError, "momentum must be at most 1, got 2"),
+        (
+            lambda: fitted(progress="x"),
+            ValueError,
+            "AdderClassifier: progress must be True or False, got 'x'",
+        ),
         (lambda: AdderClassifier().predict(X), NotFittedError, "not fitted"),
         (lambda: AdderClassifier().partial_fit(X, Y), ValueError, "classes must be passed"),
         (
@@ -150,12 +226,26 @@ def test_what_does_not_fit_a_fitted_one_is_refused(classifier):
         classifier.predict(X[:, 1:])
     with pytest.raises(ValueError, match="not the same as before"):
         classifier.partial_fit(X, Y, classes=range(11))
+    other = clone(classifier).set_params(epochs=1).fit(X[TRAIN], Y[TRAIN])
+    other.set_params(model="conv-lenet")
+    with pytest.raises(ValueError, match="goes on with model='adder-lenet'.* fit for .*conv-lenet"):
+        other.partial_fit(X[TRAIN], Y[TRAIN])
+    assert other.fit(X[TRAIN], Y[TRAIN]).partial_fit(X[TRAIN], Y[TRAIN]).n_iter_ == 2
     failed = AdderClassifier(rate=-1)
     for _ in range(2):  # a first call that failed was no first call
         with pytest.raises(ValueError, match="rate"):
             failed.partial_fit(X, Y, classes=range(10))
     with pytest.raises(NotFittedError):
         failed.predict(X)
+    black = AdderClassifier()
+    with pytest.raises(ValueError, match="AdderClassifier: X is constant"):
+        black.partial_fit(0 * X, Y, classes=range(10))
+
+
+def test_progress_is_that_of_training(capsys):
+    fitted(epochs=1, progress=True)
+    printed = capsys.readouterr().err
+    assert "in training" in printed and "test" not in printed
 
 
 def test_features_are_what_the_last_layer_takes(classifier, tmp_path):
@@ -201,6 +291,9 @@ def test_features_refuse_what_is_no_such_image(classifier):
         features.fit(X[:, 1:])
     with pytest.raises(NotFittedError):
         features.transform(X)
+    for network in (classifier, None):
+        with pytest.raises(TypeError, match=r"NetworkFeatures: network must be .*\.predictor_ of"):
+            NetworkFeatures(network).fit(X)
     with pytest.raises(FileNotFoundError):
         NetworkFeatures("no-such-file.npz").fit(X)
     with pytest.raises(TypeError, match="masked"):

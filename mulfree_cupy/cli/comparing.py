@@ -46,6 +46,7 @@ def _compare(chosen: argparse.Namespace) -> int:
     from mulfree_cupy.train import Interrupted, Recipe, compare
 
     output.pyplot()
+    options.alone()
     names = list(models.RESNET20.values())
     if chosen.models is not None:
         names = [name.strip() for name in chosen.models.split(",")]

@@ -125,6 +125,14 @@ def load_data(chosen: argparse.Namespace):
     return data.load(chosen.data, image_size=chosen.image_size)
 
 
+def alone(remedy: str = "it runs in one process: start it without mpirun") -> None:
+    """Raise if MPI started several processes, each of which would do all of the same run."""
+    from mulfree_cupy.train.distributed import launched
+
+    if launched() > 1:
+        raise ValueError(f"MPI started {launched()} processes of this command; {remedy}")
+
+
 def beside_data(chosen: argparse.Namespace, out: str | Path) -> Path:
     """The folder of a run; raises inside the folder of ``--data``, where it would be read as a
     class."""

@@ -57,6 +57,7 @@ def _prune(chosen: argparse.Namespace) -> int:
     from mulfree_cupy.train import Interrupted, Plan, load_model, prune
 
     output.pyplot()
+    options.alone()
     plan = Plan(
         chosen.schedule,
         first_layer=chosen.first_layer,

@@ -108,6 +108,8 @@ def _train(chosen: argparse.Namespace) -> int:
         raise ValueError("--teacher is for new runs: the checkpoint of --resume has its own")
     if not (chosen.teacher or chosen.resume):
         _refuse(chosen, OF_TEACHERS, "needs a --teacher")
+    if chosen.distributed is None:
+        options.alone("--distributed mpi divides the training among them")
     device = DEVICES.get(chosen.distributed, chosen.device)
     if device != chosen.device:
         raise ValueError(f"--distributed {chosen.distributed} needs --device {device}")
@@ -271,6 +273,7 @@ def _ablation(chosen: argparse.Namespace) -> int:
     from mulfree_cupy.train import ablation, folder
 
     output.pyplot()
+    options.alone()
     out = options.beside_data(chosen, chosen.out or "mulfree-ablation")
     with folder.taken(out) if chosen.out else folder.next_free(str(out)) as out:
         train, test = options.load_data(chosen)

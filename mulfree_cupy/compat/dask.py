@@ -38,10 +38,21 @@ _WINDOWED = mf.adder_conv, mf.conv
 
 def _in_blocks(function: Callable, arguments: Mapping[str, Any]) -> Any:
     """The answer of `function` as a Dask array."""
+    import dask
     import dask.array as da
 
     options = dict(arguments)
     x = da.asarray(options.pop("x"))
+    if isinstance(x._meta, np.ma.MaskedArray):
+        raise TypeError(
+            f"{function.__name__}: x is a masked array; pass da.ma.getdata(x) or "
+            "da.ma.filled(x, value)"
+        )
+    for name, option in options.items():
+        if dask.is_dask_collection(option):
+            raise TypeError(
+                f"{function.__name__}: {name} is lazy, and only x may be; pass its .compute()"
+            )
     images, *sizes = x.shape
     if any(map(math.isnan, sizes)):
         raise ValueError(

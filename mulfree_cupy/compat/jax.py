@@ -58,12 +58,20 @@ _BACKWARD = {
 
 def _traceable(function: Callable, arguments: Mapping[str, Any]) -> Any:
     """The answer of `function` as a JAX array."""
+    import jax
+
     name = function.__name__
     given = {n: a for n, a in arguments.items() if n in _OPERANDS}
     if given.get("bias", 0) is None:
         del given["bias"]
     operands = {n: _jax_array(name, n, a) for n, a in given.items()}
     options = {n: a for n, a in arguments.items() if n not in _OPERANDS}
+    for n, option in options.items():
+        if isinstance(option, jax.core.Tracer):
+            raise TypeError(
+                f"{name}: {n} is a traced JAX array, and only {', '.join(given)} may be; pass a "
+                "NumPy array or numbers"
+            )
     shape, dtype = answer_form(function, operands, options)
     ranks = tuple((n, a.ndim) for n, a in operands.items())
     options = tuple((n, _hashable(a)) for n, a in options.items())
@@ -94,6 +102,7 @@ def _differentiable(function: Callable, ranks: tuple, options: tuple) -> Callabl
 
     names, ranks, options = [n for n, _ in ranks], [rank for _, rank in ranks], dict(options)
     backward = _BACKWARD[function]
+    name = function.__name__
 
     def forward_callback(context, answer, *operands):
         for y, *given in _merged(ranks[0], *_in_memory(function, answer, *operands)):
@@ -115,21 +124,36 @@ def _differentiable(function: Callable, ranks: tuple, options: tuple) -> Callabl
     def forward(shape, dtype, *operands):
         return call(shape, dtype, *operands), operands
 
-    def pullback(shape, dtype, operands, grad):
-        weighed = [a for n, a in zip(names, operands, strict=True) if n != "bias"]
+    @jax.custom_vjp
+    def gradients(grad, *weighed):
         forms = [jax.ShapeDtypeStruct(a.shape, grad.dtype) for a in weighed]
         callback = buffer_callback(backward_callback, forms, vmap_method="expand_dims")
         # Where numbers are complex, JAX's gradients are the conjugates of ours and PyTorch's.
-        made = [gradient.conj() for gradient in callback(grad.conj(), *weighed)]
+        return [gradient.conj() for gradient in callback(grad.conj(), *weighed)]
+
+    def no_second_derivative(*_):
+        raise TypeError(f"{name}: there is no second derivative, as by grad of grad")
+
+    gradients.defvjp(no_second_derivative, no_second_derivative)
+
+    def pullback(shape, dtype, operands, grad):
+        made = gradients(grad, *(a for n, a in zip(names, operands, strict=True) if n != "bias"))
         if "bias" in names:
             made.append(grad.sum(axis=(0, *range(2, grad.ndim))))
-        return tuple(
-            gradient.astype(a.dtype) if jax.numpy.issubdtype(a.dtype, np.inexact) else None
-            for gradient, a in zip(made, operands, strict=True)
-        )
+        return tuple(map(_gradient_of, operands, made))
 
     call.defvjp(forward, pullback)
     return jax.jit(call, static_argnums=(0, 1))  # eager calls take a tenth of the time
+
+
+def _gradient_of(operand: Any, gradient: Any) -> Any:
+    """The gradient in the operand's dtype: of a real one its real part, of a whole one none."""
+    import jax
+
+    if not jax.numpy.issubdtype(operand.dtype, np.inexact):
+        return None
+    is_complex = jax.numpy.issubdtype(operand.dtype, np.complexfloating)
+    return (gradient if is_complex else gradient.real).astype(operand.dtype)
 
 
 def _in_memory(function: Callable, *buffers: Any) -> list[np.ndarray]:

@@ -137,7 +137,7 @@ class Predictor:
             sizes = ", ".join(map(str, self.network.image))
             raise ValueError(
                 f"predictor: images must have shape (N, {sizes}), got shape {images.shape} and "
-                f"dtype {images.dtype}{_remedy(images.shape, self.network.image)}"
+                f"dtype {images.dtype}{layout_remedy('images', images.shape, self.network.image)}"
             )
         if images.dtype.kind not in "uifb":
             raise TypeError(
@@ -205,18 +205,18 @@ class _Memory:
         return self.programs[images]
 
 
-def _remedy(given: tuple[int, ...], wanted: tuple[int, int, int]) -> str:
+def layout_remedy(name: str, given: tuple[int, ...], wanted: tuple[int, int, int]) -> str:
+    """What to do with the array `name` of shape `given` for images of `wanted`, if that is plain;
+    the end of a message."""
     channels, height, width = wanted
     if given == wanted:
-        return "; for one image: images[None]"
+        return f"; for one image: {name}[None]"
     if channels == 1 and given[-2:] == (height, width) and len(given) in (2, 3):
-        axes = "images[:, None]" if len(given) == 3 else "images[None, None]"
-        return f"; grey images have one channel: {axes}"
+        axes = "[:, None]" if len(given) == 3 else "[None, None]"
+        return f"; grey images have one channel: {name}{axes}"
     if given[-3:] == (height, width, channels) and len(given) in (3, 4):
-        axes = (
-            "images.transpose(0, 3, 1, 2)" if len(given) == 4 else "images.transpose(2, 0, 1)[None]"
-        )
-        return f"; channels come before the rows: {axes}"
+        axes = ".transpose(0, 3, 1, 2)" if len(given) == 4 else ".transpose(2, 0, 1)[None]"
+        return f"; channels come before the rows: {name}{axes}"
     return ""
 
 

@@ -19,6 +19,7 @@ from mulfree_cupy.progress import report
 DEVICES = {"mpi": "cpu", "nccl": "cuda"}  # where each kind of rank trains
 _THREADS = "MULFREE_NUM_THREADS", "OMP_NUM_THREADS"  # set by the user
 _BLAS_THREADS = "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"
+_SIZES = "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"  # set by Open MPI; by MPICH and those built on it
 _LOCAL_RANKS = "LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"
 
 
@@ -73,6 +74,12 @@ class NCCL(Communicator):
         received = cupy.empty_like(parts)
         self._group.all_to_all(parts, received)
         return received
+
+
+def launched() -> int:
+    """The number of processes that an MPI launcher started with this one, or 1."""
+    sizes = [os.environ.get(name, "") for name in _SIZES]
+    return max([1, *(int(size) for size in sizes if size.isdecimal())])
 
 
 @contextlib.contextmanager

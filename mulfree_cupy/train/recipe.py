@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,8 +90,9 @@ class Recipe:
                 raise TypeError(
                     f"Recipe: {name} must be the name of a network, got {getattr(self, name)!r}"
                 )
-        if self.teacher_share > 1:
-            raise ValueError(f"Recipe: teacher_share must be at most 1, got {self.teacher_share}")
+        for name in ("momentum", "teacher_share"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"Recipe: {name} must be at most 1, got {getattr(self, name)}")
         if self.temperature == 0:
             raise ValueError("Recipe: temperature must be above 0, got 0.0")
         if self.teacher_learns and not self.teacher:
@@ -117,7 +119,7 @@ class History:
 
     `test_accuracy` is that of the network as saved, with the statistics recomputed at the end of
     the epoch; `running_accuracy` that of the same weights with the running statistics of training.
-    They are equal without calibration.
+    They are equal without calibration, and NaN without test images.
     """
 
     train_loss: list[float] = field(default_factory=list)
@@ -128,9 +130,11 @@ class History:
 
     def last(self) -> str:
         """The last epoch in words."""
+        accuracy = self.test_accuracy[-1]
+        tested = "" if math.isnan(accuracy) else f", {accuracy:.2%} in the test"
         return (
-            f"loss {self.train_loss[-1]:.3f}, accuracy {self.train_accuracy[-1]:.2%} in training, "
-            f"{self.test_accuracy[-1]:.2%} in the test, {self.seconds[-1]:.1f} s"
+            f"loss {self.train_loss[-1]:.3f}, accuracy {self.train_accuracy[-1]:.2%} in training"
+            f"{tested}, {self.seconds[-1]:.1f} s"
         )
 
 

@@ -49,7 +49,9 @@ class Training:
     Parameters
     ----------
     recipe : Recipe
-    train, test : data.Dataset
+    train : data.Dataset
+    test : data.Dataset or None
+        None leaves the network untested.
     device : {"cpu", "cuda"}
     path : path, optional
         The checkpoint, written at the start, after every epoch and at an interruption. An existing
@@ -78,7 +80,7 @@ class Training:
         self,
         recipe: Recipe,
         train: data.Dataset,
-        test: data.Dataset,
+        test: data.Dataset | None,
         *,
         device: str = "cpu",
         path: str | os.PathLike | None = None,
@@ -92,7 +94,7 @@ class Training:
                 f"there must be at least 2 classes, and {train.name} has "
                 f"{', '.join(map(repr, self.classes)) or 'none'}"
             )
-        if (shape_of(test), tuple(test.classes)) != (self.shape, self.classes):
+        if test is not None and (shape_of(test), tuple(test.classes)) != (self.shape, self.classes):
             raise ValueError(
                 f"the test images must be as the training images, of {self.shape} and the same "
                 f"classes, got {shape_of(test)} in {test.name}"
@@ -105,7 +107,7 @@ class Training:
         self.epoch = self.step = 0
         self.sums = {"loss": 0.0, "right": 0, "seen": 0}  # of the current epoch
         self.mean, self.std = statistics or data.statistics(train)
-        self.digest = data.digest(train, test)
+        self.digest = data.digest(*(part for part in (train, test) if part is not None))
         self.model = models.build(recipe.model, seed=recipe.seed, **self.shape).to(self.xp)
         if teacher is None and recipe.teacher_learns:
             teacher = models.build(recipe.teacher, seed=recipe.seed, **self.shape)
@@ -148,7 +150,7 @@ class Training:
                 f"batches of {self.recipe.batch_size} of {len(loader.dataset)} images leave one of "
                 f"{smallest}, which {ranks} ranks cannot divide; choose another batch size"
             )
-        if len(self.test) < ranks:
+        if self.test is not None and len(self.test) < ranks:
             raise ValueError(f"{ranks} ranks cannot divide {len(self.test)} test images")
         if self.recipe.adder == "adaptive in backward":
             raise ValueError(
@@ -307,7 +309,9 @@ class Training:
         gather_statistics(self.model, images, self.communicator)
 
     def evaluate(self, dataset: data.Dataset | None = None) -> float:
-        """Accuracy on a data set, the test set by default."""
+        """Accuracy on a data set, the test set by default; NaN without one."""
+        if dataset is None and self.test is None:
+            return math.nan
         if dataset is not None or self.xp is np:
             images = dataset or self.test
             place = {"xp": self.xp, "communicator": self.communicator}

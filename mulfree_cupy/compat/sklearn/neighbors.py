@@ -8,6 +8,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mulfree_cupy import geometry
+from mulfree_cupy.compat.sklearn.inputs import taken
 from mulfree_cupy.ops.distances import nearest_l1
 
 __all__ = ["L1NeighborsTransformer"]
@@ -134,6 +135,7 @@ class L1NeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
         return scipy.sparse.csr_matrix((data.ravel(), indices.ravel(), starts), shape=shape)
 
     def _validated(self, X, reset: bool) -> np.ndarray:
+        taken(self, X=X)
         return validate_data(self, X, dtype=[np.float64, np.float32, np.uint8], reset=reset)
 
 

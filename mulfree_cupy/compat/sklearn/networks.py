@@ -7,6 +7,7 @@ dimensions.
 from __future__ import annotations
 
 import math
+import operator
 import os
 from typing import Any
 
@@ -22,11 +23,15 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from mulfree_cupy import data, geometry
+from mulfree_cupy.compat.sklearn.inputs import taken
 from mulfree_cupy.inference import Layer, Network, Predictor, load
+from mulfree_cupy.inference.predictor import layout_remedy
 from mulfree_cupy.nn.description import network_of
 from mulfree_cupy.train import Recipe, Training
 
 __all__ = ["AdderClassifier", "NetworkFeatures"]
+
+Shape = tuple[int, int, int]  # channels, height, width
 
 _PIXELS = [np.float32, np.uint8]  # what is not uint8 becomes float32
 
@@ -39,15 +44,15 @@ class AdderClassifier(ClassifierMixin, BaseEstimator):
     model : str, default "adder-lenet"
         The name of a network, as `models.build` takes it.
     image_shape : tuple of ints, optional
-        ``(C, H, W)`` or ``(H, W)`` of images given as rows of pixels; networks require H = W. By
-        default a row is a square image of one channel, padded with zeros if necessary.
+        ``(C, H, W)`` or ``(H, W)`` of the images; networks require H = W. By default that of X, or
+        if X has rows of pixels, square images of one channel, padded with zeros if necessary.
     epochs, batch_size, rate, momentum, nesterov, weight_decay, adder, eta, augment
         As in `train.Recipe`. `batch_size` is increased slightly if the last batch would have one
         image.
     device : {"cpu", "cuda"}
         Where it is trained. On a GPU, images must be uint8.
     progress : bool
-        Show a progress bar for each epoch.
+        Show a progress bar and the training accuracy of each epoch.
     random_state : int, RandomState or None
         Seed of the initial weights, the order of the images and the augmentation. With an int the
         same images give the same network, bit for bit, with any number of threads.
@@ -131,7 +136,7 @@ class AdderClassifier(ClassifierMixin, BaseEstimator):
             self
         """
         rows, y = self._checked(X, y, reset=True)
-        self._begin(X, np.unique(y))
+        self._begin(np.unique(y))
         self._train(rows, y, self.epochs)
         return self
 
@@ -155,11 +160,16 @@ class AdderClassifier(ClassifierMixin, BaseEstimator):
             self
         """
         first = not self.__sklearn_is_fitted__()
+        if not first and self.model != self._fitted_model:
+            raise ValueError(
+                f"AdderClassifier: partial_fit goes on with model={self._fitted_model!r}, as it "
+                f"was fitted; call fit for model={self.model!r}"
+            )
         if first and classes is None:
             raise ValueError("classes must be passed on the first call to partial_fit")
         rows, y = self._checked(X, y, reset=first)
         if first:
-            self._begin(X, np.unique(classes))
+            self._begin(np.unique(classes))
         elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
             raise ValueError(f"classes={classes!r} is not the same as before, {self.classes_}")
         self._train(rows, y, 1)
@@ -201,18 +211,24 @@ class AdderClassifier(ClassifierMixin, BaseEstimator):
         return getattr(self, "predictor_", None) is not None
 
     def _checked(self, X: Any, y: Any, reset: bool) -> tuple[np.ndarray, np.ndarray]:
-        rows, y = validate_data(
-            self, _rows("X", X), y, reset=reset, dtype=_PIXELS, ensure_min_samples=2
-        )
+        if not isinstance(self.progress, (bool, np.bool_)):
+            raise ValueError(
+                f"AdderClassifier: progress must be True or False, got {self.progress!r}"
+            )
+        taken(self, y=y)
+        rows, shape = _rows(self, X, None if reset else self.image_shape_)
+        rows, y = validate_data(self, rows, y, reset=reset, dtype=_PIXELS, ensure_min_samples=2)
         check_classification_targets(y)
+        if reset:
+            self.image_shape_ = _image_shape(shape, rows.shape[1], self.image_shape)
         return rows, y
 
-    def _begin(self, X: Any, classes: np.ndarray) -> None:
+    def _begin(self, classes: np.ndarray) -> None:
         self.classes_ = classes
-        self.image_shape_ = _image_shape(X, self.n_features_in_, self.image_shape)
         self.loss_curve_: list[float] = []
         self._seed = check_random_state(self.random_state).randint(2**31)
         self.predictor_: Predictor | None = None
+        self._fitted_model = self.model
 
     def _train(self, rows: np.ndarray, y: np.ndarray, epochs: int) -> None:
         labels = np.searchsorted(self.classes_, y)
@@ -234,11 +250,14 @@ class AdderClassifier(ClassifierMixin, BaseEstimator):
             augment=self.augment,
             seed=(self._seed + len(self.loss_curve_)) % 2**31,
         )
-        # A run evaluates its network after every epoch; one image keeps that cheap.
-        test = data.sample(images, 1)
         before = None if self.predictor_ is None else self.predictor_.network
-        statistics = None if before is None else (before.mean, before.std)
-        run = Training(recipe, images, test, device=self.device, statistics=statistics)
+        mean, std = data.statistics(images) if before is None else (before.mean, before.std)
+        if not (std > 0).all():
+            raise ValueError(
+                "AdderClassifier: X is constant, or one of its channels is; the first images must "
+                "differ, as their standard deviation normalises all"
+            )
+        run = Training(recipe, images, None, device=self.device, statistics=(mean, std))
         if before is not None:
             run.model.load_state_dict(before.arrays)
             run.optimiser.load_state_dict(self._velocities)
@@ -252,7 +271,8 @@ class AdderClassifier(ClassifierMixin, BaseEstimator):
 
     def _logits(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
-        rows = validate_data(self, _rows("X", X), reset=False, dtype=_PIXELS)
+        rows, _ = _rows(self, X, self.image_shape_)
+        rows = validate_data(self, rows, reset=False, dtype=_PIXELS)
         return self.predictor_(_filled(rows, self.image_shape_)).astype(np.float64)
 
 
@@ -301,7 +321,14 @@ class NetworkFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         NetworkFeatures
             self
         """
-        predictor = self.network if isinstance(self.network, Predictor) else load(self.network)
+        predictor = self.network
+        if isinstance(predictor, (str, os.PathLike)):
+            predictor = load(predictor)
+        elif not isinstance(predictor, Predictor):
+            raise TypeError(
+                "NetworkFeatures: network must be a path or a Predictor, such as the .predictor_ "
+                f"of a fitted AdderClassifier, got {predictor!r}"
+            )
         features = Predictor(_before_the_last(predictor.network))
         self._images(X, features, reset=True)
         self._features = features
@@ -323,14 +350,15 @@ class NetworkFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         return self._features(self._images(X, self._features, reset=False))
 
     def _images(self, X: Any, features: Predictor, reset: bool) -> np.ndarray:
-        rows = validate_data(self, _rows("X", X), reset=reset, dtype=_PIXELS)
-        channels, height, width = features.network.image
+        channels, height, width = shape = features.network.image
+        rows, _ = _rows(self, X, shape)
+        rows = validate_data(self, rows, reset=reset, dtype=_PIXELS)
         if rows.shape[1] != channels * height * width:
             raise ValueError(
                 f"X has {rows.shape[1]} features, and NetworkFeatures is for images of "
                 f"{channels} x {height} x {width} pixels"
             )
-        return _filled(rows, features.network.image)
+        return _filled(rows, shape)
 
     @property
     def _n_features_out(self) -> int:
@@ -365,29 +393,54 @@ def _before_the_last(network: Network) -> Network:
     )
 
 
-def _rows(name: str, X: Any) -> Any:
-    """Images as rows of pixels; anything else unchanged, for scikit-learn to check."""
-    if np.ma.isMaskedArray(X):
-        raise TypeError(f"{name} is a masked array; pass its .data or .filled(value)")
-    if isinstance(X, np.ndarray) and X.ndim in (3, 4):
-        return X.reshape(len(X), math.prod(X.shape[1:]))
-    return X
+def _rows(estimator: BaseEstimator, X: Any, wanted: Shape | None) -> tuple[Any, Shape | None]:
+    """Images as rows of pixels, and their shape, which must be the `wanted` one if there is one.
+
+    Anything else is returned unchanged, for scikit-learn to check, and has no shape.
+    """
+    (images,) = taken(estimator, X=X)
+    if images is None or images.ndim < 3:
+        return X, None
+    if images.ndim > 4:
+        raise ValueError(
+            f"{type(estimator).__name__}: X must have shape (N, C, H, W), (N, H, W) or "
+            f"(N, pixels), got {images.shape}"
+        )
+    shape = (1, *images.shape[1:])[-3:]
+    if wanted not in (None, shape):
+        served = [f"(N, {', '.join(map(str, sizes))})" for sizes in (wanted, wanted[1:])]
+        raise ValueError(
+            f"{type(estimator).__name__}: images in X must have shape "
+            f"{' or '.join(served[: 1 + (wanted[0] == 1)])}, got shape {images.shape}"
+            f"{layout_remedy('X', images.shape, wanted)}"
+        )
+    return images.reshape(len(images), math.prod(shape)), shape
 
 
-def _image_shape(X: Any, pixels: int, given: Any) -> tuple[int, int, int]:
-    """Channels, height and width of the network's input."""
-    if getattr(X, "ndim", 2) in (3, 4):
-        return (1, *X.shape[1:])[-3:]
+def _image_shape(own: Shape | None, pixels: int, given: Any) -> Shape:
+    """The shape of the network's images: X's own, or the one given for rows of pixels."""
+    if given is None and own is not None:
+        return own
     if given is None:
         side = max(math.isqrt(pixels - 1) + 1, 2)  # no network takes an image of one pixel
         return 1, side, side
-    shape = (1, *given)[-3:]
+    try:
+        sizes = tuple(map(operator.index, given))
+    except TypeError:
+        sizes = ()
+    if len(sizes) not in (2, 3) or min(sizes) < 1:
+        raise ValueError(f"AdderClassifier: image_shape must be (C, H, W) or (H, W), got {given!r}")
+    shape = (1, *sizes)[-3:]
+    if own not in (None, shape):
+        raise ValueError(f"AdderClassifier: image_shape={given!r} is not that of X, {own}")
     if math.prod(shape) != pixels:
-        raise ValueError(f"image_shape={given!r} has another number of pixels than X, {pixels}")
+        raise ValueError(
+            f"AdderClassifier: image_shape={given!r} has another number of pixels than X, {pixels}"
+        )
     return shape
 
 
-def _filled(rows: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+def _filled(rows: np.ndarray, shape: Shape) -> np.ndarray:
     """Rows of pixels as images in C order, padded with zeros."""
     pixels = math.prod(shape)
     if rows.shape[1] < pixels:
