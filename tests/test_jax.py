@@ -269,7 +269,7 @@ def test_errors_name_the_function_while_it_is_traced(call, error, message):
 def test_the_functions_themselves_say_what_takes_a_traced_array(trace):
     with pytest.raises(TypeError, match="conv: x is a traced JAX array.*mulfree_cupy.compat.jax"):
         trace(lambda x: mf.conv(x, W))(jnp.asarray(X))
-    with pytest.raises(TypeError, match="a is no array: .*traced array"):
+    with pytest.raises(TypeError, match="a is a traced JAX array"):
         jax.jit(lambda a: mf.adder_matmul([[a]], [[1.0]]))(1.0)
 
 
