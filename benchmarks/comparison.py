@@ -45,6 +45,15 @@ def _read(path: Path) -> list[Row]:
         ]
 
 
+def short_table(record: dict) -> str:
+    rows = [
+        (row["title"], f"{row['accuracy']:.1%}", f"{1e6 * row['joules']:.3g} µJ")
+        for row in record["rows"]
+    ]
+    head = f"{record['rows'][0]['epochs']} epochs", "test accuracy", "energy of the arithmetic"
+    return timing.table(head, rows)
+
+
 def document(record: dict) -> str:
     machine, recipe = record["machine"], record["recipe"]
     rows = [Row(**row) for row in record["rows"]]

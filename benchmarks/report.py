@@ -1,4 +1,4 @@
-"""Insert the newest results into the docs, between their markers."""
+"""Insert the newest results into the README and the docs, between their markers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ NOT_RUN = "not yet run on a GPU"
 
 
 def run(check: bool) -> int:
-    """Rewrite the pages of docs/; with `check` only say which would change."""
+    """Rewrite the README and the pages of docs/; with `check` only say which would change."""
     sections = current_sections()
     stale = []
-    for file in sorted((timing.ROOT / "docs").rglob("*.md")):
+    for file in (timing.ROOT / "README.md", *sorted((timing.ROOT / "docs").rglob("*.md"))):
         text = file.read_text(encoding="utf-8")
         if (new := fill(text, sections)) != text:
             stale.append(str(file.relative_to(timing.ROOT)))
@@ -87,6 +87,7 @@ def current_sections() -> dict[str, str]:
         sections[f"pruning-{record['stem']}"] = pruning.document(record)
     for record in records(timing.RESULTS, "comparison"):
         sections[f"comparison-{record['stem']}"] = comparison.document(record)
+        sections[f"comparison-{record['stem']}-short"] = comparison.short_table(record)
     for record in records(timing.RESULTS, "recipe"):
         sections[f"recipe-{record['stem']}"] = recipe.document(record)
     if record := found["gpu"]:
