@@ -19,7 +19,7 @@ _MODES = "connectivity", "distance"
 class L1NeighborsTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """A sparse graph of the nearest samples, for estimators with ``metric="precomputed"``.
 
-    The parameters, methods and answers of ``sklearn.neighbors.KNeighborsTransformer`` with
+    The methods and answers of ``sklearn.neighbors.KNeighborsTransformer`` with
     ``metric="manhattan"``, computed by `mulfree_cupy.nearest_l1`. Samples of uint8, such as images,
     are compared as they are, in a fraction of the time.
 
