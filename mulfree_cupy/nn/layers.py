@@ -181,8 +181,8 @@ class BinaryConv(_Windowed):
     channels, filters : int
     kernel_size : int or pair of ints
     rng : numpy.random.Generator
-        Draws the weights as for `Conv`. Their signs are used in the convolution; the real-valued
-        weights are trained.
+        Draws the weights as for `Conv`, but a tenth as large. Their signs are used in the
+        convolution; the real-valued weights are trained.
     groups : int
     stride, padding, dilation, scale
         As in `mulfree_cupy.binary_conv`.
@@ -190,13 +190,17 @@ class BinaryConv(_Windowed):
     Attributes
     ----------
     weight : Parameter, shape (filters, channels/groups, kh, kw)
-        As in `Conv`. Weight decay does not apply: the size of a weight whose sign alone is used has
-        no effect but on how easily the sign changes, and decay lets signs change ever more often.
+        As in `Conv`. The size of a weight whose sign alone is used has no effect but on how easily
+        the sign changes. So they are drawn small, as a step of training has one size whatever
+        theirs, and weight decay, which would let signs change ever more often, does not apply.
     """
 
     operation, op = "binary_conv", "binary"
     choices = (*_Windowed.choices, "scale")
-    draw_weight = staticmethod(Conv.draw_weight)
+
+    @staticmethod
+    def draw_weight(rng: np.random.Generator, shape: tuple, fan_out: float) -> np.ndarray:
+        return Conv.draw_weight(rng, shape, fan_out) / 10
 
     def __init__(
         self,
