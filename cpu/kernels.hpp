@@ -264,6 +264,7 @@ struct FloatKernels {
     void (*max_pool)(const Pool<T>&);
     void (*avg_pool)(const Pool<T>&);
     void (*plane_means)(const PlaneMeans<T, T>&);
+    void (*magnitude_means)(const PlaneMeans<T, T>&);  // of |x|
     void (*winograd_conv)(const Winograd<T>&);
     void (*winograd_grad_x)(const Winograd<T>&);
     void (*winograd_grad_u)(const Winograd<T>&);

@@ -217,6 +217,7 @@ CALLS = [  # every function with arguments that it takes
     ),
     ("plane_means", {"x": X, "out": ones(2, 4)}),
     ("plane_means", {"x": BYTES["x"], "out": ones(2, 4)}),
+    ("magnitude_means", {"x": X, "out": ones(2, 4)}),
     *(
         (name, {**rows, **answers})
         for n in (np.float32, np.float64, np.uint8)

@@ -1,4 +1,4 @@
-"""Pooling, by the compiled kernels of every instruction set and by array expressions."""
+"""Pooling, and the scale of binary filters: compiled for every instruction set, and as arrays."""
 
 import contextlib
 from unittest import mock
@@ -12,6 +12,8 @@ from problems import LAYOUTS, lay_out, run, sides
 
 from mulfree_cupy import formulas as spec
 from mulfree_cupy import launch
+from mulfree_cupy.launch import numpy_kernels
+from mulfree_cupy.ops.packing import filter_scale
 from mulfree_cupy.ops.pooling import avg_pool, global_average_pool, max_pool
 
 kernels = launch.cpu_kernels()
@@ -24,7 +26,7 @@ DTYPES = ["float32", "float64", "float16", "uint8", "int8", "int64", "bool"]
 @contextlib.contextmanager
 def entered(way):
     if way in ("expressions", "gpu"):
-        with mock.patch.object(launch, "cpu_kernels", lambda: None):
+        with mock.patch.object(launch, "cpu_kernels", lambda: numpy_kernels):
             yield
     else:
         before = kernels.features()
@@ -111,6 +113,19 @@ def test_sums_of_many_bytes_are_exact(way):
     x[0, 1, 0, 0] = 254
     want = spec.global_average_pool(x).astype(np.float32)
     assert_array_equal(called(way, global_average_pool, x), want)
+
+
+@ways
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(3, 1, 1, 1), (5, 7, 3, 3), (2, 31, 1, 1), (1, 64, 5, 5)])
+def test_the_scale_of_a_binary_filter_is_its_mean_magnitude(way, shape, dtype):
+    w = np.random.default_rng(0).normal(size=shape).astype(dtype)
+    w.flat[0] = np.finfo(dtype).max / 2
+    scale = called(way, filter_scale, w)
+    assert scale.dtype == dtype
+    assert_allclose(scale, spec.filter_scale(w), rtol=2 * float(np.finfo(dtype).eps))
+    w[0, 0, 0, 0] = np.nan
+    assert_array_equal(np.isnan(called(way, filter_scale, w)), np.arange(len(w)) == 0)
 
 
 CALLS = {

@@ -1,4 +1,4 @@
-// Max and average pooling, and the mean of each plane.
+// Max and average pooling, and the mean of each plane, or of its magnitudes.
 #include "arrays.hpp"
 
 namespace mulfree {
@@ -35,8 +35,8 @@ void bind_windows(py::module_& m, const char* function, Kernel kernel) {
     }, exact("x"), exact("out"), py::arg("kernel"), py::arg("stride"), py::arg("padding"));
 }
 template <class X, class Y, class Kernel>
-void bind_means(py::module_& m, Kernel kernel) {
-    m.def("plane_means", [=](Array<X> x, Array<Y> out) { plane_means<X, Y>(kernel(), x, out); }, exact("x"),
+void bind_means(py::module_& m, const char* function, Kernel kernel) {
+    m.def(function, [=](Array<X> x, Array<Y> out) { plane_means<X, Y>(kernel(), x, out); }, exact("x"),
           exact("out"));
 }
 
@@ -44,7 +44,8 @@ template <class T>
 void bind(py::module_& m) {
     bind_windows<T>(m, "max_pool", [] { return kernels<T>().max_pool; });
     bind_windows<T>(m, "avg_pool", [] { return kernels<T>().avg_pool; });
-    bind_means<T, T>(m, [] { return kernels<T>().plane_means; });
+    bind_means<T, T>(m, "plane_means", [] { return kernels<T>().plane_means; });
+    bind_means<T, T>(m, "magnitude_means", [] { return kernels<T>().magnitude_means; });
 }
 
 }  // namespace
@@ -53,7 +54,7 @@ void bind_pool(py::module_& m) {
     bind<float>(m);
     bind<double>(m);
     bind_windows<std::uint8_t>(m, "max_pool", [] { return chosen->max_pool_u8; });
-    bind_means<std::uint8_t, float>(m, [] { return chosen->plane_means_u8; });
+    bind_means<std::uint8_t, float>(m, "plane_means", [] { return chosen->plane_means_u8; });
 }
 
 }  // namespace mulfree

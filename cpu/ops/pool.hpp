@@ -113,10 +113,37 @@ inline double sum(const std::uint8_t* x, index count) {
     return double(total);
 }
 
-template <class X, class Y>
-inline void plane_means(const PlaneMeans<X, Y>& p) {
+// The sum of the magnitudes of some numbers, in double: in float that of large ones would overflow.
+template <class T>
+inline double magnitude_sum(const T* x, index count) {
+    constexpr index SOME = LANES<double>, TOTALS = 4;
+    Vec<double> total[TOTALS] = {};
+    index i = 0;
+    for (; i + TOTALS * SOME <= count; i += TOTALS * SOME)
+        for (index t = 0; t < TOTALS; ++t) {
+            Lanes<T, SOME> some;
+            __builtin_memcpy(&some, x + i + t * SOME, sizeof some);
+            total[t] += abs(__builtin_convertvector(some, Vec<double>));
+        }
+    const Vec<double> totals = (total[0] + total[1]) + (total[2] + total[3]);
+    double all = 0;  // not by sum_lanes, of whose instructions for doubles GCC 12 warns
+    for (index l = 0; l < SOME; ++l) all += totals[l];
+    for (; i < count; ++i) all += __builtin_fabs(double(x[i]));
+    return all;
+}
+
+template <class X, class Y, class Sum>
+inline void means(const PlaneMeans<X, Y>& p, Sum sum) {
     for_each_unit(p.planes, MOVE * double(p.planes * p.pixels),
                   [&](index n) { p.y[n] = Y(sum(p.x + n * p.pixels, p.pixels) / double(p.pixels)); });
+}
+template <class X, class Y>
+inline void plane_means(const PlaneMeans<X, Y>& p) {
+    means(p, [](const X* x, index count) { return sum(x, count); });
+}
+template <class T>
+inline void magnitude_means(const PlaneMeans<T, T>& p) {
+    means(p, magnitude_sum<T>);
 }
 
 }  // namespace mulfree::MULFREE_ISA

@@ -13,10 +13,13 @@ import warnings
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+
+from mulfree_cupy.arrays import Array, namespace
 from mulfree_cupy.launch.device import device_for
 from mulfree_cupy.launch.select import check_kernel
 
-__all__ = ["check_kernel", "cpu_kernels", "device_for"]
+__all__ = ["check_kernel", "compiled_kernels", "cpu_kernels", "device_for"]
 
 
 @functools.cache
@@ -42,6 +45,16 @@ def cpu_kernels() -> ModuleType:
             stacklevel=4,
         )
     return kernels
+
+
+def compiled_kernels(x: Array, *dtypes: type) -> ModuleType | None:
+    """The compiled kernels for x, or None for an array expression instead: where they do not serve
+    it, as it is empty, on a device or of none of these dtypes, or where there are none.
+    """
+    if namespace(x) is not np or x.dtype not in dtypes or not x.size:
+        return None
+    kernels = cpu_kernels()
+    return kernels if kernels.__name__ == "mulfree_cupy._cpu" else None
 
 
 def _remedy() -> str:

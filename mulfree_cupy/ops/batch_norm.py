@@ -126,7 +126,7 @@ def batch_norm(
         return _launched(
             device, x, weight, bias, residual, mean, variance, running, relu, eps, momentum, kernel
         )
-    kernels = _kernels(x)
+    kernels = launch.compiled_kernels(x, np.float32, np.float64)
     planes, added = _planes(x), _planes(residual)
     if mean is None:
         mean, variance = (kernels.batch_norm_moments if kernels else _moments)(planes)
@@ -187,7 +187,7 @@ def _moments_of_all(device, x, communicator):
     if device is not None:
         means, variances, counts = launchers.batch_norm_moments(device, planes)
     else:
-        kernels = _kernels(x)
+        kernels = launch.compiled_kernels(x, np.float32, np.float64)
         means, variances = (kernels.batch_norm_moments if kernels else _moments)(planes)
         means, variances, counts = means[:, None], variances[:, None], np.array([count])
     means, variances = means.astype(np.float64), variances.astype(np.float64)
@@ -272,7 +272,7 @@ def batch_norm_backward(
         return _launched_backward(
             device, grad, x, y, weight, mean, variance, relu, eps, fixed, residual, communicator
         )
-    kernels = _kernels(x)
+    kernels = launch.compiled_kernels(x, np.float32, np.float64)
     inverse = 1 / np.sqrt(variance + x.dtype.type(eps))
     answer = _planes(y) if relu else None
     given = _planes(grad), _planes(x), answer, mean
@@ -337,12 +337,6 @@ def _check(function, x, **channels):
 def _planes(x):
     """x as (N, C, pixels) in C order."""
     return None if x is None else arrays.contiguous(x).reshape(*x.shape[:2], math.prod(x.shape[2:]))
-
-
-def _kernels(x):
-    """The compiled kernels, or None where they do not apply."""
-    kernels = launch.cpu_kernels() if arrays.namespace(x) is np else None
-    return kernels if hasattr(kernels, "batch_norm") and x.size else None
 
 
 # The same passes as array expressions.

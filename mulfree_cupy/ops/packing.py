@@ -241,8 +241,13 @@ def check_bits(function: str, bits: Any, *, op: str = "adder", **operands: Array
 
 def filter_scale(w: Array) -> Array:
     """XNOR-Net's scale of each filter, the mean of ``abs(w)``, in the dtype of w."""
+    w = arrays.contiguous(w)
+    if kernels := launch.compiled_kernels(w, np.float32, np.float64):
+        scale = np.empty(len(w), w.dtype)
+        kernels.magnitude_means(w.reshape(1, len(w), 1, -1), scale[None])
+        return scale
     # A float32 sum of large weights would overflow.
-    mean = abs(arrays.contiguous(w)).mean(axis=tuple(range(1, w.ndim)), dtype=np.float64)
+    mean = abs(w).mean(axis=tuple(range(1, w.ndim)), dtype=np.float64)
     return mean.astype(w.dtype, copy=False)
 
 

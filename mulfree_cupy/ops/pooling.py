@@ -65,7 +65,7 @@ def max_pool(
             "would see nothing of the image"
         )
     out = arrays.output_array("max_pool", out, g.out_shape, x.dtype, x=given)
-    kernels = _kernels(x, np.float32, np.float64, np.uint8)
+    kernels = launch.compiled_kernels(x, np.float32, np.float64, np.uint8)
     if kernels is not None:
         return _pooled(kernels.max_pool, x, g, out)
     padded, (first, *others) = bordered(x, lowest(x.dtype), g), windows(g)
@@ -123,7 +123,7 @@ def avg_pool(
         x = x.astype(np.float64)
     g = window("avg_pool", x, kernel_size, stride, padding)
     out = arrays.output_array("avg_pool", out, g.out_shape, x.dtype, x=given)
-    kernels = _kernels(x, np.float32, np.float64)
+    kernels = launch.compiled_kernels(x, np.float32, np.float64)
     if kernels is not None:
         return _pooled(kernels.avg_pool, x, g, out)
     padded, (first, *others) = bordered(summable(x), 0, g), windows(g)
@@ -168,21 +168,13 @@ def global_average_pool(x: Array, *, out: Array | None = None) -> Array:
     integers = np.float32 if x.dtype == np.uint8 else np.float64
     dtype, shape = x.dtype if x.dtype.kind == "f" else np.dtype(integers), x.shape[:2]
     out = arrays.output_array("global_average_pool", out, shape, dtype, x=given)
-    kernels = _kernels(x, np.float32, np.float64, np.uint8)
+    kernels = launch.compiled_kernels(x, np.float32, np.float64, np.uint8)
     if kernels is not None:
         y = arrays.answer(out, shape, dtype, x)
         kernels.plane_means(arrays.contiguous(x), y)
     else:
         y = summable(x).mean(axis=(2, 3)).astype(dtype, copy=False)  # of integers, in float64
     return arrays.deliver(y, out)
-
-
-def _kernels(x, *served):
-    """The compiled kernels, or None where they do not apply."""
-    if namespace(x) is not np or x.dtype not in served or not x.size:
-        return None
-    kernels = launch.cpu_kernels()
-    return kernels if hasattr(kernels, "max_pool") else None
 
 
 def _pooled(kernel, x, g, out):
