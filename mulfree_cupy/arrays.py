@@ -94,14 +94,16 @@ def take_in_place(
     function: str,
     *,
     optional: tuple[str, ...] = (),
-    check: Callable[[str, str, Array], None] = real_numbers,
+    check: Callable[[str, str, Array], None] | None = real_numbers,
     **arguments: Any,
 ) -> list[Array]:
-    """As `take`, but arrays are never copied, so that the caller sees what is written to them."""
+    """As `take`, but arrays are never copied, so that the caller sees what is written to them; and
+    without a `check` they may hold anything."""
     for name, value in arguments.items():
         if value is not None or name not in optional:
             arguments[name] = array = _adopt(function, name, value)
-            check(function, name, array)
+            if check is not None:
+                check(function, name, array)
     _check_device(function, arguments)
     return list(arguments.values())
 
