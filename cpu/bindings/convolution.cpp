@@ -169,8 +169,8 @@ void bind(py::module_& m, const char* function, F f, Names... names) {
 
 // Binds <function>, whose weights may be packed; <function>_fused; and pack_<function>. The kernel reads the bits of
 // `Given` as X.
-template <class Given, class X, class Y, class Kernel>
-void bind_forward(py::module_& m, const char* function, Kernel kernel) {
+template <class Given, class X, class Y>
+void bind_forward(py::module_& m, const char* function, KernelInUse<X, Y> kernel) {
     using A = Array<Given>;
     using T = typename EpilogueOf<Y>::type::Number;
     const auto bits = [](const A& a) { return py::reinterpret_borrow<Array<X>>(a); };

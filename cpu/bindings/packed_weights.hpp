@@ -1,6 +1,7 @@
 // Weights packed once for any number of calls, from any thread.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <new>
 
@@ -26,6 +27,11 @@ struct Filters {
     index each() const { return all / groups; }
     index taps() const { return channels * rows * columns; }
 };
+
+// Returns the kernel of the instruction set in use. Of one type for all operations, so that their bindings are compiled
+// once.
+template <class X, class Y>
+using KernelInUse = std::function<const ConvolutionKernel<X, Y>&()>;
 
 class PackedWeights {
 public:

@@ -95,11 +95,11 @@ std::array<double, 3> costs() {
     };
     for (index row = 0; row < POSITIONS * FILTERS; ++row) rows.push_back(draw(columns));
     for (index row = 0; row < POSITIONS * GROUPS; ++row) groups.push_back(draw(shared));
-    const std::vector<T> values(std::max(columns.size(), shared.size() * WINOGRAD_ROWS), T(1));
+    const std::vector<T> values(POSITIONS * FILTERS * CHANNELS, T(1));
 
     using Plan = WinogradPlan<T>;
     const Plan plans[] = {
-        Plan::dense(TILE, FILTERS, CHANNELS, [](index, index, index) { return T(1); }),
+        Plan::dense(TILE, FILTERS, CHANNELS, values.data(), CHANNELS, 1),
         Plan::template sparse<1>("sparse", TILE, FILTERS, CHANNELS, rows.data(), columns.data(), values.data()),
         Plan::template sparse<WINOGRAD_ROWS>("blocks", TILE, FILTERS, CHANNELS, groups.data(), shared.data(),
                                              values.data())};
@@ -128,9 +128,7 @@ void bind(py::module_& m, const char* plan_name, const char* dtype) {
         const WinogradShape shape(u);
         const T* weights = contiguous(u, "u");
         WithoutGil others_run;
-        return Plan::dense(shape.tile, shape.filters, shape.channels, [=](index position, index k, index c) {
-            return weights[(position * shape.filters + k) * shape.channels + c];
-        });
+        return Plan::dense(shape.tile, shape.filters, shape.channels, weights, shape.channels, 1);
     }, exact("u"));
     m.def("winograd_sparse", [](Indptr indptr, Indices indices, Array<T> values,
                                 std::tuple<index, index, index> shape) {
@@ -175,10 +173,7 @@ void bind(py::module_& m, const char* plan_name, const char* dtype) {
         p.grad = grad.image, p.x = x.image;
         p.y = image_of(to, shape.channels, x.shape(2), x.shape(3));
         WithoutGil others_run;
-        const auto transposed = Plan::dense(shape.tile, shape.channels, shape.filters,
-                                            [=](index position, index c, index k) {
-            return weights[(position * shape.filters + k) * shape.channels + c];
-        });
+        const auto transposed = Plan::dense(shape.tile, shape.channels, shape.filters, weights, 1, shape.channels);
         p.weights = transposed.weights();
         kernels<T>().winograd_grad_x(p);
     }, exact("grad"), exact("x"), exact("u"),

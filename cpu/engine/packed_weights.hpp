@@ -16,7 +16,8 @@ constexpr index BLOCK_POSITIONS = 32;  // kernel positions per block; bounds the
 struct Blocking {
     index channels, positions, channel_chunk, position_chunk;
 
-    Blocking(index channels_, index positions_, index most_terms = BLOCK_ROWS, index planes = 1)
+    __attribute__((noinline)) Blocking(index channels_, index positions_, index most_terms = BLOCK_ROWS,
+                                       index planes = 1)
         : channels(channels_), positions(positions_) {
         const index most_positions = smaller(BLOCK_POSITIONS, most_terms), sets = channels / planes;
         position_chunk = ceil_div(larger(positions, 1), ceil_div(larger(positions, 1), most_positions));

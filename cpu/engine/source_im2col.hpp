@@ -26,8 +26,8 @@ inline bool rows_join(const Image<T>& x, const Axis& h, const Axis& w) {
 // Spans of every run at every kernel position of a block, position by position; `join`: one span for a vector's runs
 // of an image.
 template <class T>
-inline void find_spans(const Run* runs, index count, const Image<T>& x, const Axis& h, const Axis& w,
-                       const Block& block, bool join, Span* spans) {
+__attribute__((noinline)) inline void find_spans(const Run* runs, index count, const Image<T>& x, const Axis& h,
+                                                 const Axis& w, const Block& block, bool join, Span* spans) {
     for (index t = 0; t < block.positions; ++t) {
         const index i = (block.position + t) / w.taps, j = (block.position + t) % w.taps;
         for (index r = 0; r < count; ++r) {
@@ -92,7 +92,7 @@ inline void pack_rows(const PixelMap& map, const T* x, index channel_stride, con
 #pragma GCC unroll 12
                     for (int v = 0; v < PACKED_VECTORS; ++v) put(v, single + v, single + v + 1);
                 else
-#pragma GCC unroll 12
+#pragma GCC unroll 3
                     for (index v = 0; v < size; ++v) put(v, spans + start[v], spans + start[v + 1]);
             }
         }
@@ -121,14 +121,21 @@ inline void pack_straight(const PixelMap& map, const T* x, index channel_stride,
     }
 }
 
+// Operations without sums over the window whose packed rows are those of x share their code, which is long.
+template <class Op, class T = typename Op::Operand>
+using SharedPacking = std::conditional_t<
+    Op::COLUMN_SUMS == 0 && Op::packed == Operation<T, typename Op::Accumulator, typename Op::Output>::packed,
+    Operation<T, T, T>, Op>;
+
 // Packs a block; its sums are zeroed and accumulated in memory.
 template <class Op, class T = typename Op::Operand>
 inline void pack(const PixelMap& map, const T* x, index channel_stride, const Block& block, T* pixels, T* sums) {
+    using Packing = SharedPacking<Op>;
     const auto rows = [&] {
-        if (map.straight) return map.kind ? pack_straight<Op, true> : pack_straight<Op, false>;
+        if (map.straight) return map.kind ? pack_straight<Packing, true> : pack_straight<Packing, false>;
         return with_access<T>(map.lane_stride, [&](auto way) {
             const bool one = map.vectors == PACKED_VECTORS && !map.sums_row;
-            return one ? pack_rows<Op, Access(way.value), true> : pack_rows<Op, Access(way.value), false>;
+            return one ? pack_rows<Packing, Access(way.value), true> : pack_rows<Packing, Access(way.value), false>;
         });
     }();
     rows(map, x, channel_stride, block, pixels, sums);

@@ -16,7 +16,7 @@ public:
     index copy;          // elements of a copy, whole vectors; 0 where sharing is not worth it
 
     // For macro-tiles of at most `pixels` pixels.
-    SharedRows(const Axis& h, const Axis& w, index pixels, index lanes)
+    __attribute__((noinline)) SharedRows(const Axis& h, const Axis& w, index pixels, index lanes)
         : height(ascending(h)), width(ascending(w)), copies(0), copy(0) {
         const index plane = h.pixels * w.pixels;
         if (h.taps * w.taps < 2 || plane == 0 || plane % lanes) return;  // a vector's pixels are in one plane

@@ -15,8 +15,8 @@ inline index find_shifted_runs(const Shifts& s, index begin, index count, index 
 
 // The spans of every run, displacement by displacement.
 template <class T>
-inline void find_shifted_spans(const Run* runs, index count, const Image<T>& x, const Shifts& s,
-                               index first, index last, Span* spans) {
+__attribute__((noinline)) inline void find_shifted_spans(const Run* runs, index count, const Image<T>& x,
+                                                         const Shifts& s, index first, index last, Span* spans) {
     if (!s.inside) {
         Axis h = s.height, w = s.width;
         for (index k = first; k < last; ++k) {

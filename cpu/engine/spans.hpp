@@ -21,9 +21,10 @@ struct Span {
 };
 
 // Runs of pixels [begin, begin + count) of (batch, height, width), `lanes` to a vector; start[v] is the
-// first run of vector v. Returns the number of runs.
-inline index find_runs(index height, index width, index begin, index count, index lanes,
-                       index vectors, Run* runs, index* start) {
+// first run of vector v. Returns the number of runs. (Not inlined, like others that are called once per tile, because
+// compilation would take much longer.)
+__attribute__((noinline)) inline index find_runs(index height, index width, index begin, index count, index lanes,
+                                                 index vectors, Run* runs, index* start) {
     index image = begin / (height * width);
     index row = begin / width % height;
     index column = begin % width;
@@ -149,6 +150,16 @@ inline Vec<T> load_masked(const T* p, std::uint32_t mask) {
 #endif
 }
 
+// Lanes at any stride, one by one.
+template <class T>
+__attribute__((noinline)) inline Vec<T> gather_singly(const Span* span, const Span* end, const T* base,
+                                                      index lane_stride) {
+    T lane[LANES<T>] = {};
+    for (; span != end; ++span)
+        for_each_lane<LANES<T>>(*span, [&](index l) { lane[l] = base[span->offset + l * lane_stride]; });
+    return load(lane);
+}
+
 // Loads one vector of the packed tile; lanes outside the source are zero.
 template <Access ACCESS, class T>
 inline Vec<T> gather(const Span* span, const Span* end, const T* base, index lane_stride) {
@@ -172,18 +183,18 @@ inline Vec<T> gather(const Span* span, const Span* end, const T* base, index lan
     }
 #endif
 #if defined(__AVX512F__)
-    if constexpr (ACCESS == STRIDED && sizeof(T) == 4)
+    if constexpr (ACCESS == STRIDED && sizeof(T) >= 4)
         if (reaches(lane_stride)) {
             const __m512i lanes = lane_offsets(lane_stride);
-            for (; span != end; ++span)
-                v = (Vec<T>)_mm512_mask_i32gather_ps((__m512)v, span->mask, lanes, base + span->offset, 4);
+            for (; span != end; ++span) {
+                const T* p = base + span->offset;
+                if constexpr (sizeof(T) == 4) v = (Vec<T>)_mm512_mask_i32gather_ps((__m512)v, span->mask, lanes, p, 4);
+                else v = (Vec<T>)_mm512_mask_i32gather_pd((__m512d)v, span->mask, _mm512_castsi512_si256(lanes), p, 8);
+            }
             return v;
         }
 #endif
-    T lane[LANES<T>] = {};
-    for (; span != end; ++span)
-        for_each_lane<LANES<T>>(*span, [&](index l) { lane[l] = base[span->offset + l * lane_stride]; });
-    return load(lane);
+    return gather_singly(span, end, base, lane_stride);
 }
 
 // The inverse of gather: stores the masked lanes of v, as many as a vector of the source has, to y.

@@ -229,7 +229,7 @@ public:
           spans_(scratch.take<Span>(in_rows_ ? 0 : NUMBERS * BLOCK_TILES<Number>)),
           rows_(scratch.take<Row>(in_rows_ ? BLOCK_TILES<Number> : 0)) {}
 
-    void move_to(const Run* runs, const index* start) {
+    __attribute__((noinline)) void move_to(const Run* runs, const index* start) {
         start_ = start;
         runs_ = start[WINOGRAD_VECTORS];
         if (in_rows_)
@@ -241,10 +241,7 @@ public:
     void load(index channel, index v, Vec<Number> (&d)[SIDE][SIDE]) const {
         if constexpr (IN_ROWS)
             if (in_rows_) return load_rows(rows_ + start_[v], rows_ + start_[v + 1], channel, d);
-        const T* plane = image_.data + channel * image_.channel;
-        for (int i = 0; i < SIDE; ++i)
-            for (int j = 0; j < SIDE; ++j)
-                d[i][j] = gather<STRIDED>(begin(i, j, v), end(i, j, v), plane, lane_stride());
+        load_singly(channel, v, d);
     }
 
     void store(index channel, index v, const Vec<Number> (&y)[SIDE][SIDE]) const {
@@ -255,6 +252,12 @@ public:
     }
 
 private:
+    void load_singly(index channel, index v, Vec<Number> (&d)[SIDE][SIDE]) const {
+        const T* plane = image_.data + channel * image_.channel;
+        for (int i = 0; i < SIDE; ++i)
+            for (int j = 0; j < SIDE; ++j)
+                d[i][j] = gather<STRIDED>(begin(i, j, v), end(i, j, v), plane, lane_stride());
+    }
     const Span* begin(int i, int j, index v) const { return spans_ + (i * SIDE + j) * runs_ + start_[v]; }
     const Span* end(int i, int j, index v) const { return spans_ + (i * SIDE + j) * runs_ + start_[v + 1]; }
     index lane_stride() const { return STEP * image_.column; }
@@ -262,6 +265,9 @@ private:
     void put(index channel, index v, const Vec<Number> (&y)[SIDE][SIDE], bool add) const {
         if constexpr (IN_ROWS)
             if (in_rows_) return store_rows(rows_ + start_[v], rows_ + start_[v + 1], channel, y, add);
+        put_singly(channel, v, y, add);
+    }
+    void put_singly(index channel, index v, const Vec<Number> (&y)[SIDE][SIDE], bool add) const {
         T* plane = image_.data + channel * image_.channel;
         for (int i = 0; i < SIDE; ++i)
             for (int j = 0; j < SIDE; ++j) {

@@ -91,14 +91,16 @@ public:
         return plan;
     }
 
-    // Dense: every column, in rows of four filters; weight(position, filter, channel).
-    template <class Weight>
-    static WinogradPlan dense(index tile, index filters, index channels, Weight weight) {
+    // Dense: every column, in rows of four filters; weights[position][filter][channel] with these strides of filters
+    // and channels.
+    static WinogradPlan dense(index tile, index filters, index channels, const T* weights, index filter_stride,
+                              index channel_stride) {
         return pack<WINOGRAD_ROWS>("dense", tile, filters, channels, [=](index position, index row, auto f) {
+            const T* from = weights + position * filters * channels + row * WINOGRAD_ROWS * filter_stride;
             for (index channel = 0; channel < channels; ++channel) {
                 T values[WINOGRAD_ROWS] = {};
                 for (index r = 0; r < std::min(index(WINOGRAD_ROWS), filters - row * WINOGRAD_ROWS); ++r)
-                    values[r] = weight(position, row * WINOGRAD_ROWS + r, channel);
+                    values[r] = from[r * filter_stride + channel * channel_stride];
                 f(channel, values);
             }
         });
