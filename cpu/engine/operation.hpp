@@ -34,7 +34,8 @@ struct Operation {
     static constexpr index MOST_TERMS = 160;
     static Vec<Accumulator> settled(Vec<Accumulator> sum) { return sum; }
 
-    // The packed form of a number of x, or of a weight. Outside x it is packed(0).
+    // The packed form of a number of x, or of a weight, and whether those of x change. Outside x it is packed(0).
+    static constexpr bool CONVERTS = false;
     static Vec<Operand> packed(Vec<Operand> x) { return x; }
     static Operand packed_weight(Operand w, index) { return w; }
 

@@ -121,11 +121,9 @@ inline void pack_straight(const PixelMap& map, const T* x, index channel_stride,
     }
 }
 
-// Operations without sums over the window whose packed rows are those of x share their code, which is long.
+// Operations whose packed rows are those of x, without sums, share their code, which is long.
 template <class Op, class T = typename Op::Operand>
-using SharedPacking = std::conditional_t<
-    Op::COLUMN_SUMS == 0 && Op::packed == Operation<T, typename Op::Accumulator, typename Op::Output>::packed,
-    Operation<T, T, T>, Op>;
+using SharedPacking = std::conditional_t<Op::CONVERTS || Op::COLUMN_SUMS, Op, Operation<T, T, T>>;
 
 // Packs a block; its sums are zeroed and accumulated in memory.
 template <class Op, class T = typename Op::Operand>

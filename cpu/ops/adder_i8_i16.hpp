@@ -9,6 +9,7 @@ namespace mulfree::MULFREE_ISA {
 struct SignedByteDistance : ByteDistance {
     static constexpr Word SIGNS = Word(0x8080808080808080);
 
+    static constexpr bool CONVERTS = true;
     static V packed(V x) { return x ^ SIGNS; }
     static Word packed_weight(Word w, index) { return w ^ SIGNS; }
 };

@@ -24,6 +24,7 @@ struct LowBitDistance : Distance {
 // and of bytes, where codes do not pay.
 template <int BITS>
 struct ClippedByteDistance : ByteDistance {
+    static constexpr bool CONVERTS = true;
     static V packed(V x) {
         using Bytes = Vec<std::uint8_t>;
         const Bytes bytes = (Bytes)x, most = broadcast(std::uint8_t(MOST));

@@ -231,7 +231,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; }
 td { white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; white-space: normal; }
 thead th { border-bottom: 2px solid #333; }
 figure { margin: 2.5rem 0; } img { max-width: 100%; height: auto; }
 figcaption, .notes { color: #555; font-size: 13px; }
