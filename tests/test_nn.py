@@ -128,6 +128,18 @@ def test_dropout_of_integers(dtype):
     assert set(y) == {0, 2}
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.uint8, bool])
+def test_layers_with_weights_refuse_raw_pixels(dtype):
+    layers = [kind(2, 2, 3, rng) for kind in (nn.Conv, nn.AdderConv, nn.BinaryConv)]
+    layers += [kind(np.zeros((2, 2), int), 2, rng) for kind in (nn.ShiftConv, nn.ShiftAdderConv)]
+    layers += [nn.WinogradConv(2, 2, rng), nn.MaskedConv(2, 2, 3, rng), nn.Linear(2, 2, rng)]
+    for layer in layers:
+        message = rf"{type(layer).__name__}: x must be of floats, got {np.dtype(dtype)} of shape"
+        for x in (np.ones((1, 2, 4, 4), dtype), Tensor(np.ones((1, 2, 4, 4), dtype))):
+            with pytest.raises(TypeError, match=message):
+                layer(x)
+
+
 @pytest.mark.parametrize("adder", [False, True])
 def test_a_parameter_may_be_one_number(adder):
     class Scaled(nn.Module):

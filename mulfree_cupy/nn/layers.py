@@ -10,7 +10,7 @@ from mulfree_cupy.arrays import Array, device_of, namespace
 from mulfree_cupy.autograd import Tensor, apply
 from mulfree_cupy.communicator import ALONE, Communicator
 from mulfree_cupy.geometry import PaddingLike, integer, number, pair
-from mulfree_cupy.nn.module import Module, Parameter
+from mulfree_cupy.nn.module import Module, Parameter, check_floats
 from mulfree_cupy.ops.packing import PackedWeights, pack
 
 
@@ -100,6 +100,7 @@ class _Windowed(Packing):
         self.options = {"groups": groups, **options}
 
     def forward(self, x: Tensor) -> Tensor:
+        check_floats(self, x)
         bias = [self.bias] if hasattr(self, "bias") else []
         packed = self.packed(self.op, x, *bias, groups=self.options["groups"])
         return apply(self.operation, x, self.weight, *bias, **packed, **self.options)
@@ -232,6 +233,7 @@ class Linear(Module):
             self.bias = Parameter(draw(out_features))
 
     def forward(self, x: Tensor) -> Tensor:
+        check_floats(self, x)
         features = self.weight.shape[1]
         if x.shape[-1] != features:
             raise ValueError(f"Linear: x must have shape (N, {features}), got {x.shape}")

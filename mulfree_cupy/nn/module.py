@@ -193,6 +193,22 @@ class Module:
         return self
 
 
+def check_floats(layer: Module, x: Any) -> None:
+    """Refuse integers, such as the pixels of images that have not been normalised.
+
+    Raises
+    ------
+    TypeError
+    """
+    dtype = getattr(x, "dtype", None)
+    if dtype is not None and dtype.kind in "biu":
+        raise TypeError(
+            f"{type(layer).__name__}: x must be of floats, got {dtype} of shape {x.shape}; images "
+            "are normalised as in training: by a data.Loader with its mean and std, or by "
+            "mulfree_cupy.load(path), which takes raw pixels"
+        )
+
+
 def _contents(container: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """(dotted name, value) of its items, recursively through lists, tuples and dicts."""
     for name, value in container.items():

@@ -8,7 +8,7 @@ from mulfree_cupy.arrays import Array
 from mulfree_cupy.autograd import Tensor, apply
 from mulfree_cupy.geometry import integer
 from mulfree_cupy.nn.layers import AdderConv, Conv, Packing
-from mulfree_cupy.nn.module import Module, Parameter
+from mulfree_cupy.nn.module import Module, Parameter, check_floats
 from mulfree_cupy.ops.shift import check_table
 
 
@@ -55,6 +55,7 @@ class _ShiftedPointwise(Packing):
             self.bias = Parameter(layer.draw_bias(rng, filters).astype(np.float32))
 
     def forward(self, x: Tensor) -> Tensor:
+        check_floats(self, x)
         bias = [self.bias] if hasattr(self, "bias") else []
         options = {"shifts": self.shifts, "stride": self.stride}
         packed = self.packed(self.unshifted.op, x, *bias)

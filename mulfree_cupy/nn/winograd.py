@@ -9,7 +9,7 @@ from mulfree_cupy.arrays import Array, device_of, namespace
 from mulfree_cupy.autograd import Tensor, apply
 from mulfree_cupy.geometry import PaddingLike, integer
 from mulfree_cupy.nn.layers import Conv
-from mulfree_cupy.nn.module import Module, Parameter
+from mulfree_cupy.nn.module import Module, Parameter, check_floats
 from mulfree_cupy.ops.winograd import (
     WinogradWeights,
     importance,
@@ -132,6 +132,7 @@ class WinogradConv(Module):
         self._take(self.weights.freeze())
 
     def forward(self, x: Tensor) -> Tensor:
+        check_floats(self, x)
         bias = [self.bias] if hasattr(self, "bias") else []
         kernel = None
         if self.training:
@@ -194,6 +195,7 @@ class MaskedConv(Conv):
             self.weight.data = xp.where(self.mask, w, w.dtype.type(0))
 
     def forward(self, x: Tensor) -> Tensor:
+        check_floats(self, x)
         bias = [self.bias] if hasattr(self, "bias") else []
         with device_of(self.mask):
             kept = apply("masked", self.weight, mask=self.mask)

@@ -21,7 +21,11 @@ from mulfree_cupy.train.recipe import AUGMENTATIONS, Recipe
 
 
 def load_model(path: str | os.PathLike, xp: Any = np) -> tuple[nn.Module, Checkpoint]:
-    """The trained network of a checkpoint, in evaluation mode, and the checkpoint."""
+    """The trained network of a checkpoint, in evaluation mode, and the checkpoint.
+
+    The network takes batches of a `data.Loader`, normalised by the checkpoint's `mean` and `std`;
+    raw pixels are for `mulfree_cupy.load`.
+    """
     saved = checkpoint.load(path)
     return saved.model.to(xp).eval(), saved
 
