@@ -26,7 +26,7 @@ CHANGES: dict[str, dict] = {
     "rate 0.05": {"rate": 0.05},
     "rate 0.2": {"rate": 0.2},
     "rate of each step": {"by_step": True},
-    "warm-up of an epoch": {"by_step": True, "warm_up": 1.0},
+    "rate of each step, warm-up of an epoch": {"by_step": True, "warm_up": 1.0},
     "Nesterov": {"nesterov": True},
     "weight decay 1e-4": {"weight_decay": 1e-4},
     "eta 0.1": {"eta": 0.1},

@@ -695,7 +695,12 @@ def test_a_comparison_is_written_down(tmp_path, capsys):
 
 
 def test_recipes_are_tried_and_kept(tmp_path, capsys):
-    names = ["batch 64", "warm-up of an epoch", "labels smoothed by 0.1", "weights averaged"]
+    names = [
+        "batch 64",
+        "rate of each step, warm-up of an epoch",
+        "labels smoothed by 0.1",
+        "weights averaged",
+    ]
     words = ["recipe", "--data", "digits", "--model", "conv-lenet", "--epochs", "2"]
     words += ["--folder", str(tmp_path), "--name", "digits", "--title", "Digits"]
     assert main([*words, "--only", *names, "--out", str(tmp_path / "out")]) == 0

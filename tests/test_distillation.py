@@ -214,6 +214,7 @@ def test_recipes_and_teachers_that_do_not_fit_are_refused(digits, teacher, tmp_p
         ({"temperature": 0}, "temperature must be above 0"),
         ({"teacher_features": -1}, "teacher_features must be a finite number >= 0, got -1"),
         ({"teacher_learns": True}, "teacher_learns needs the name of a teacher"),
+        ({"teacher_learns": True, "teacher": RECIPE.model}, "must be another network"),
     ):
         with pytest.raises(ValueError, match=message):
             replace(RECIPE, **changes)
@@ -301,7 +302,7 @@ def test_the_command_line_takes_teachers(teacher, tmp_path, capsys, monkeypatch)
         (("--teacher", "conv"), "conv is a folder; the checkpoint in it is conv/checkpoint.npz"),
         (
             ("--teacher", "conv-lenet", "--resume", "mulfree-run/checkpoint.npz"),
-            "the checkpoint of --resume has its own",
+            "a resumed one keeps its teacher, or has none",
         ),
     ):
         status, printed = mulfree(*words)
@@ -314,6 +315,11 @@ def test_a_recipe_has_a_name(tmp_path, monkeypatch):
     assert cli.main([*train, "--out", "one"]) == cli.main([*train, "--batch-size", "50"]) == 0
     for folder, batch_size in (("one", RECIPES["fast"]["batch_size"]), ("mulfree-run", 50)):
         assert checkpoint.load(tmp_path / folder / "checkpoint.npz").recipe.batch_size == batch_size
+    resume = ["train", "--resume", "one/checkpoint.npz", "--epochs", "2", "--recipe", "paper"]
+    assert cli.main([*resume, "--out", "back"]) == 0
+    back = checkpoint.load(tmp_path / "back" / "checkpoint.npz").recipe
+    assert (back.batch_size, back.nesterov) == (256, False)
+    assert {name: getattr(Recipe(""), name) for name in RECIPES["paper"]} == RECIPES["paper"]
 
 
 def test_a_loss_of_labels_alone_leaves_the_gradient_to_backward():

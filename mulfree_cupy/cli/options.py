@@ -85,12 +85,14 @@ def add_recipe(command: argparse.ArgumentParser) -> None:
         "--recipe",
         choices=["paper", "fast"],
         help="defaults of the options below: AdderNet's, for hundreds of epochs, or for few, in "
-        "smaller batches and with Nesterov momentum (default: paper)",
+        "smaller batches and with Nesterov momentum (default: paper, but for digits in batches "
+        "of 64)",
     )
     command.add_argument(
         "--batch-size",
         type=whole(2),
-        help="default: 64 for digits and --recipe fast, else 256",
+        help="default: 64 with --recipe fast, 256 with --recipe paper; without either, 64 for "
+        "digits, else 256",
     )
     command.add_argument("--rate", type=rate, help="initial learning rate (default: 0.1)")
     command.add_argument(

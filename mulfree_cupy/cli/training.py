@@ -105,7 +105,7 @@ def _train(chosen: argparse.Namespace) -> int:
     if chosen.schedule and not chosen.resume:
         raise ValueError("--schedule is for resumed runs, and needs --resume")
     if chosen.teacher and chosen.resume:
-        raise ValueError("--teacher is for new runs: the checkpoint of --resume has its own")
+        raise ValueError("--teacher is for new runs; a resumed one keeps its teacher, or has none")
     if not (chosen.teacher or chosen.resume):
         _refuse(chosen, OF_TEACHERS, "needs a --teacher")
     if chosen.distributed is None:
@@ -178,7 +178,7 @@ def recipe_of(chosen: argparse.Namespace, *names: str) -> dict:
     from mulfree_cupy.train import RECIPES
 
     given = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
-    return {**RECIPES[chosen.recipe or "paper"], **given}
+    return {**(RECIPES[chosen.recipe] if chosen.recipe else {}), **given}
 
 
 def _folder(chosen: argparse.Namespace) -> AbstractContextManager[Path]:

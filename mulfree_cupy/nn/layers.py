@@ -79,7 +79,7 @@ class _Windowed(Packing):
     ):
         layer = type(self).__name__
         for name in options.keys() - self.choices:
-            known = ", ".join(("bias", "groups", *self.choices))
+            known = ", ".join(("bias",) * (self.op != "binary") + ("groups", *self.choices))
             raise TypeError(f"{layer}: there is no option {name}; there are {known}")
         kernel = pair(layer, "kernel_size", kernel_size, 1)
         groups = integer(layer, "groups", groups)
@@ -191,9 +191,10 @@ class BinaryConv(_Windowed):
     Attributes
     ----------
     weight : Parameter, shape (filters, channels/groups, kh, kw)
-        As in `Conv`. The size of a weight whose sign alone is used has no effect but on how easily
-        the sign changes. So they are drawn small, as a step of training has one size whatever
-        theirs, and weight decay, which would let signs change ever more often, does not apply.
+        As in `Conv`. The size of a weight whose sign is used decides how easily the sign changes,
+        as a step of training has one size whatever theirs; the scale of a filter is removed by
+        the `BatchNorm` after it. So they are drawn small, and weight decay, which would let signs
+        change ever more often, does not apply.
     """
 
     operation, op = "binary_conv", "binary"

@@ -33,7 +33,7 @@ _POINTS = 2000  # per feature plot
 class Row:
     """One network: the mean accuracy of its runs and their deviation, and the costs of the first.
 
-    `seconds` are per image, from the median call of a batch.
+    `deviation` is 0 for a single run; `seconds` are per image, from the median call of a batch.
     """
 
     title: str
@@ -227,9 +227,9 @@ def _plane(network: Network, run: Run, test: Dataset) -> figures.Plane:
 
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; }
+th, td { padding: .3rem .5rem; text-align: right; border-bottom: 1px solid #ddd; }
 td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; white-space: normal; }
 thead th { border-bottom: 2px solid #333; }

@@ -177,7 +177,7 @@ def table(networks: Mapping[str, Counts], rule: str = "everything") -> str:
     >>> table({"adder-lenet": count(network)}).splitlines()[2][:30]
     '| adder-lenet |     44,662 |  '
     """
-    head = ["network", "parameters", "weights KiB", "answers KiB", *_COLUMNS]
+    head = ["network", "parameters", "weights KiB", "outputs KiB", *_COLUMNS]
     rows = [
         [name, *_sizes(counts), *_cells(counts.operations(rule), counts.moves)]
         for name, counts in networks.items()
@@ -187,7 +187,7 @@ def table(networks: Mapping[str, Counts], rule: str = "everything") -> str:
 
 def table_of_steps(counts: Counts, rule: str = "everything") -> str:
     """A Markdown table with one row per step and the total."""
-    head = ["layers", "answer", "parameters", "weights KiB", "answers KiB", *_COLUMNS]
+    head = ["layers", "output", "parameters", "weights KiB", "outputs KiB", *_COLUMNS]
     everything = counts.operations(rule)
     rows = [
         [step.name, " x ".join(map(str, step.shape)), *_sizes(step), *_cells(each, step.moves)]
@@ -212,7 +212,7 @@ def write(path: str | PathLike, networks: Mapping[str, Counts], rule: str = "eve
 
 
 _OPERATIONS = "multiplication", "addition", "xnor"
-_COLUMNS = "multiplications", "additions", "XNORs", "moves", "energy uJ"
+_COLUMNS = "multiplications", "additions", "XNORs", "moves", "energy µJ"
 
 
 def _sizes(counted: StepCounts | Counts) -> list[str]:

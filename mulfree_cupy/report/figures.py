@@ -100,6 +100,8 @@ def accuracy_over_energy(
             xlabel="energy of the arithmetic for one image, µJ (45 nm)", ylabel="test accuracy, %"
         )
         axes.margins(0.18, 0.22)
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, min(high, 100 + 0.06 * (high - low)))
         _logarithmic(axes.xaxis)
         output.head(figure, title)
         figure.canvas.draw()  # for the places of texts
@@ -115,10 +117,7 @@ def _name_points(axes, places: Mapping[str, tuple[float, float]], looks: Mapping
     """
     figure = axes.figure
     renderer = figure.canvas.get_renderer()
-    taken = []
-    for x, y in places.values():
-        a, b = axes.transData.transform((x, y))
-        taken.append((a - 6, b - 6, a + 6, b + 6))
+    taken = _marks(axes, list(places.values()))
     sides = [
         ((8, 0), "left", "center"), ((-8, 0), "right", "center"), ((0, 8), "center", "bottom"),
         ((0, -8), "center", "top"), ((7, 7), "left", "bottom"), ((7, -7), "left", "top"),
@@ -137,11 +136,7 @@ def _name_points(axes, places: Mapping[str, tuple[float, float]], looks: Mapping
             box = text.get_window_extent(renderer)
             inside = axes.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
             inside = inside and axes.bbox.y0 < box.y0 and box.y1 < axes.bbox.y1
-            clear = all(
-                box.x1 < left or box.x0 > right or box.y1 < low or box.y0 > high
-                for left, low, right, high in taken
-            )
-            if inside and clear:
+            if inside and _is_clear(box, taken):
                 break
             text.remove()
         else:
@@ -149,7 +144,19 @@ def _name_points(axes, places: Mapping[str, tuple[float, float]], looks: Mapping
             over = max(0, box.x1 - figure.bbox.x1) - max(0, axes.bbox.x0 - box.x0)
             text.set_position((offset[0] - over * 72 / figure.dpi, offset[1]))
             box = text.get_window_extent(renderer)
-        taken.append((box.x0, box.y0, box.x1, box.y1))
+        taken.append(tuple(box.extents))
+
+
+def _marks(axes, places: Sequence) -> list[tuple[float, ...]]:
+    """The boxes in pixels, left, low, right and high, of marks at these places."""
+    return [(x - 6, y - 6, x + 6, y + 6) for x, y in axes.transData.transform(places)]
+
+
+def _is_clear(box, taken: Iterable[tuple[float, ...]]) -> bool:
+    return all(
+        box.x1 < left or box.x0 > right or box.y1 < low or box.y0 > high
+        for left, low, right, high in taken
+    )
 
 
 def learning_curves(path: Path, runs: Mapping[str, Sequence[Run]], title: str) -> None:
@@ -380,9 +387,8 @@ def features(path: Path, planes: Mapping[str, Plane], classes: Sequence[str], ti
                 marks = {"marker": "X", "edgecolors": "black", "linewidths": 0.8, "zorder": 3}
                 axes.scatter(*plane.weights.T, 55, shades, **marks)
             axes.axis(limits)
-            what = "lines: directions of" if plane.directions else "crosses in view:"
             axes.set_title(f"{name}, {plane.accuracy:.1%} right", parse_math=False)
-            axes.set(xlabel=f"feature 1\n{what} the classifier's weights", ylabel="feature 2")
+            axes.set(xlabel=f"feature 1\n{_weights_shown(axes, plane)}", ylabel="feature 2")
         if len(classes) <= len(CLASSES):
             dots = [axes.scatter([], [], 20, shade) for shade in CLASSES[: len(classes)]]
             names = figure.legend(dots, classes, loc="outside right center")
@@ -396,20 +402,32 @@ def features(path: Path, planes: Mapping[str, Plane], classes: Sequence[str], ti
         output.write_picture(path, figure, dpi=200)
 
 
+def _weights_shown(axes, plane: Plane) -> str:
+    """How the classifier's weights are drawn."""
+    if plane.directions:
+        return "lines: directions of the classifier's weights"
+    places = axes.transData.transform(plane.weights)
+    if any(axes.bbox.contains(*place) for place in places):
+        return "crosses in view: the classifier's weights"
+    return "the classifier's weights lie outside"
+
+
 def _name_classes(axes, plane: Plane, classes: Sequence[str]) -> None:
-    """Label classes at their medians, where labels do not overlap."""
-    taken = []
+    """Label classes at their medians or beside them, where labels cover no other and no cross."""
+    taken = [] if plane.directions else _marks(axes, plane.weights)
     for label, name in enumerate(classes):
         of_class = plane.features[plane.labels == label]
         if not len(of_class):
             continue
-        text = axes.text(
-            *np.median(of_class, axis=0), name, ha="center", va="center", fontsize=8,
-            fontweight="bold", zorder=4, parse_math=False, clip_on=True,
-            bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1},
-        )  # fmt: skip
-        box = text.get_window_extent()
-        if any(box.overlaps(other) for other in taken):
+        for offset in (0, 0), (0, 12), (0, -12), (0, 20), (0, -20):
+            text = axes.annotate(
+                name, np.median(of_class, axis=0), offset, textcoords="offset points",
+                ha="center", va="center", fontsize=8, fontweight="bold", zorder=4,
+                parse_math=False, annotation_clip=True,
+                bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1},
+            )  # fmt: skip
+            box = text.get_window_extent()
+            if _is_clear(box, taken):
+                taken.append(tuple(box.extents))
+                break
             text.remove()
-        else:
-            taken.append(box)

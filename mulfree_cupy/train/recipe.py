@@ -19,7 +19,7 @@ IMAGES = 2560  # for calibration: more does not improve test accuracy
 
 # Presets of `Recipe`: AdderNet's, for hundreds of epochs, and one for few.
 RECIPES: dict[str, dict[str, Any]] = {
-    "paper": {},
+    "paper": {"batch_size": 256, "nesterov": False},
     "fast": {"batch_size": 64, "nesterov": True},
 }
 
@@ -97,6 +97,11 @@ class Recipe:
             raise ValueError("Recipe: temperature must be above 0, got 0.0")
         if self.teacher_learns and not self.teacher:
             raise ValueError("Recipe: teacher_learns needs the name of a teacher")
+        if self.teacher_learns and self.teacher == self.model:
+            raise ValueError(
+                f"Recipe: a teacher that learns beside {self.model} must be another network; this "
+                "one would have the same weights"
+            )
         if self.nesterov and self.momentum == 0:
             raise ValueError("Recipe: nesterov needs momentum > 0")
         if self.first_epoch >= self.epochs:
