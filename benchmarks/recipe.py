@@ -28,6 +28,8 @@ CHANGES: dict[str, dict] = {
     "rate of each step": {"by_step": True},
     "rate of each step, warm-up of an epoch": {"by_step": True, "warm_up": 1.0},
     "Nesterov": {"nesterov": True},
+    "Nesterov, eta from 0.4 to 0.05": {"nesterov": True, "eta": 0.4, "last_eta": 0.05},
+    "Nesterov, weight decay 1e-4": {"nesterov": True, "weight_decay": 1e-4},
     "weight decay 1e-4": {"weight_decay": 1e-4},
     "eta 0.1": {"eta": 0.1},
     "eta 0.4": {"eta": 0.4},
