@@ -260,7 +260,7 @@ def test_layers_leave_the_callers_array_alone(name):
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_evaluate_what_they_train_on(name):
     layer = LAYERS[name]()
-    for dtype in ("float64", "int32", "float32"):
+    for dtype in ("float64", "float32"):
         x = Tensor(draw((2, 4, 6, 6)).astype(dtype))
         assert_array_equal(layer.eval()(x).data, layer.train()(x).data)
 
