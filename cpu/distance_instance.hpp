@@ -32,7 +32,7 @@ constexpr DistanceFunctions<float, float> float_distance_functions() {
 template <class Op>
 inline double distance_peak(double seconds) {
     using Lane = typename Op::Lane;
-    constexpr index TERMS = 80, TILE = TILE_LANES<Op>, TILES = 100;
+    static constexpr index TERMS = 80, TILE = TILE_LANES<Op>, TILES = 100;
     return double(PER_LANE<Op> * TILES * TERMS * MR * TILE) * rate_of(seconds, [] {
         alignas(64) Lane x[TERMS * TILE] = {}, w[MR * TERMS] = {}, total[MR * TILE] = {};
         for (index i = 0; i < TILES; ++i) {

@@ -291,7 +291,20 @@ def test_without_a_compiler(tmp_path, monkeypatch):
     monkeypatch.setenv("MULFREE_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(RuntimeError, match=r"needs a C\+\+ compiler.*apt install g\+\+"):
+    with pytest.raises(RuntimeError, match=r"needs GCC's C\+\+ compiler.*apt install g\+\+"):
+        run_tiny()
+
+
+def test_clang_is_not_taken(tmp_path, monkeypatch):
+    clang = tmp_path / "clang++"
+    clang.write_text("#!/bin/sh\necho Debian clang version 14\n")
+    clang.chmod(0o755)
+    monkeypatch.setenv("CXX", str(clang))
+    assert run_tiny() == 7  # by g++
+    clang.rename(tmp_path / "g++")
+    monkeypatch.delenv("CXX")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(RuntimeError, match=r"\(Clang will not do\): install g\+\+"):
         run_tiny()
 
 

@@ -154,7 +154,8 @@ private:
         constexpr int ROWS = 15 / Tables<BITS>::MOST;
         constexpr index MOST = 255 / Tables<BITS>::MOST / ROWS * ROWS;
         unrolled<VECTORS>([&](auto v) { for (auto& s : sum) s[v.value][0] = s[v.value][1] = Shorts{}; });
-        for (index t = 0; t < terms;) {
+        index t = 0;
+        while (t < terms) {
             const index end = smaller(terms, t + MOST);
             Bytes all[VECTORS] = {}, high[VECTORS] = {};
             const auto add = [&](auto rows) __attribute__((always_inline)) {

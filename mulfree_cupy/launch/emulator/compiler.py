@@ -36,7 +36,7 @@ _KERNEL = [
     "-O2", "-g1", "-gdwarf-4", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off",
     "-fno-strict-aliasing", "-fno-exceptions", "-U_FORTIFY_SOURCE", "-fcf-protection=none",
     "-fdata-sections", "-ffunction-sections", "-fno-builtin-printf", "-fstack-clash-protection",
-    "-fno-builtin-malloc", "-fno-builtin-free", "-fno-finite-loops",
+    "-fno-gnu-unique", "-fno-builtin-malloc", "-fno-builtin-free", "-fno-finite-loops",
     "-fno-builtin-fmaxf", "-fno-builtin-fminf", "-fno-builtin-fmax", "-fno-builtin-fmin",
 ]  # fmt: skip
 # C library functions that write through a pointer, which the runtime wraps with checks, those that
@@ -51,18 +51,12 @@ _WRAPPED = (
 _INSTRUMENTED = [
     "-fsanitize=thread", "-fno-optimize-sibling-calls", "-fstack-protector-strong",
     "-fno-builtin-memcpy", "-fno-builtin-memmove", "-fno-builtin-memset",
-]  # fmt: skip
-_PLAIN = ["-fno-stack-protector"]
-_GCC = [
     "-fno-tree-sra", "-fno-ipa-sra", "-fno-tree-loop-distribute-patterns",
     "-fno-crossjumping", "-fno-tree-tail-merge", "-fno-ipa-icf",
     "-fsanitize=bounds-strict",
     "--param=tsan-distinguish-volatile=1", "--param=tsan-instrument-func-entry-exit=0",
 ]  # fmt: skip
-_CLANG = [
-    "-fsanitize=array-bounds", "-mllvm", "-tsan-distinguish-volatile=1",
-    "-mllvm", "-tsan-instrument-func-entry-exit=0",
-]  # fmt: skip
+_PLAIN = ["-fno-stack-protector"]
 _EXPORT = 'extern "C" __attribute__((visibility("default")))'
 MOST_KEPT = 512 << 20  # bytes of compiled kernels in the cache
 HEADERS = "/mulfree_emulator"  # what the headers' folder is called in a compiled kernel
@@ -129,17 +123,21 @@ def cache_directory() -> Path:
 
 
 def find_compiler() -> str:
-    """The C++ compiler: ``$CXX``, else g++, else clang++."""
+    """GCC's C++ compiler: ``$CXX`` if that is one, else g++.
+
+    Clang drops or moves accesses that the checks must see.
+    """
     chosen = os.environ.get("CXX")
-    for candidate in [chosen] if chosen else ["g++", "clang++"]:
-        if found := shutil.which(candidate):
-            return found
-    if chosen:
+    if chosen and not shutil.which(chosen):
         raise RuntimeError(f"the environment variable CXX names {chosen}, which is not there")
+    for candidate in filter(None, [chosen, "g++"]):
+        found = shutil.which(candidate)
+        if found and "clang" not in _version(found):
+            return found
     raise RuntimeError(
-        "the emulator needs a C++ compiler at run time and found none: install g++ "
-        "(Debian and Ubuntu: apt install g++; Fedora: dnf install gcc-c++; macOS: xcode-select "
-        "--install) or point the environment variable CXX at one"
+        "the emulator needs GCC's C++ compiler at run time and found none (Clang will not do): "
+        "install g++ (Debian and Ubuntu: apt install g++; Fedora: dnf install gcc-c++) or point "
+        "the environment variable CXX at one"
     )
 
 
@@ -370,12 +368,7 @@ class _Prepared:
 
     def __init__(self, compiler: str, standard: str, instrumented: bool, bare: bool) -> None:
         self.headers, self.cache = str(source.headers()), str(cache_directory().resolve())
-        is_clang = "clang" in _version(compiler)
-        extra = [] if is_clang else ["-fno-gnu-unique", *_without_warnings(compiler)]
-        if instrumented:
-            extra += [*_INSTRUMENTED, *(_CLANG if is_clang else _GCC)]
-        else:
-            extra += _PLAIN
+        extra = [*_without_warnings(compiler), *(_INSTRUMENTED if instrumented else _PLAIN)]
         extra += ["-DMULFREE_BARE"] * bare
         include = ["-I", f"{self.headers}/include", f"-ffile-prefix-map={self.headers}={HEADERS}"]
         self.command = [compiler, standard, *_WARNINGS, *_KERNEL, *extra, *include]
@@ -394,11 +387,10 @@ class _Prepared:
             "-fno-exceptions",
         ]
         self._start(self._runtime, [*runtime, *_WARNINGS, "-c", f"{self.headers}/runtime.cpp"])
-        if not is_clang:
-            self._start(
-                Path(f"{self._header}.gch"),
-                [*self.command, "-x", "c++-header", f"{self.headers}/emulator.h"],
-            )
+        self._start(
+            Path(f"{self._header}.gch"),
+            [*self.command, "-x", "c++-header", f"{self.headers}/emulator.h"],
+        )
 
     def __enter__(self) -> _Prepared:
         return self
