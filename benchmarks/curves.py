@@ -13,14 +13,17 @@ from mulfree_cupy.train import History, ablation, checkpoint
 
 
 def of_checkpoints(paths: list[Path], title: str) -> tuple[dict, dict[str, History]]:
-    """The record of training runs, each named after its network."""
+    """The record of training runs, each named after its network, and its seed if they differ."""
+    runs = [checkpoint.load(path) for path in paths]
+    several = len({run.recipe.seed for run in runs}) > 1
     histories, recipes = {}, {}
-    for path in paths:
-        saved = checkpoint.load(path)
-        name = saved.recipe.model
-        if saved.recipe.teacher:
-            name += f", taught by {saved.recipe.teacher}"
-        histories[name], recipes[name] = saved.history, asdict(saved.recipe)
+    for run in runs:
+        name = run.recipe.model
+        if run.recipe.teacher:
+            name += f", taught by {run.recipe.teacher}"
+        if several:
+            name += f", seed {run.recipe.seed}"
+        histories[name], recipes[name] = run.history, asdict(run.recipe)
     return _record(title, histories, recipes), histories
 
 

@@ -43,11 +43,12 @@ from benchmarks.gpu import reference as gpu_reference  # noqa: E402
 from benchmarks.gpu import shift as gpu_shift  # noqa: E402
 from benchmarks.gpu import tables as gpu_tables  # noqa: E402
 from benchmarks.gpu import winograd as gpu_winograd  # noqa: E402
-from mulfree_cupy import launch  # noqa: E402
+from mulfree_cupy import data, launch  # noqa: E402
 from mulfree_cupy.inference import Predictor  # noqa: E402
 from mulfree_cupy.report import pruning  # noqa: E402
 from mulfree_cupy.report.comparison import Row  # noqa: E402
 from mulfree_cupy.report.output import write_table  # noqa: E402
+from mulfree_cupy.train import Recipe, Training  # noqa: E402
 
 QUICK = layers.QUICK
 
@@ -654,6 +655,23 @@ def test_a_training_step_is_timed_and_documented(tmp_path, capsys):
     (file,) = tmp_path.glob("training-cpu-*.json")
     record = json.loads(file.read_text(encoding="utf-8"))
     assert record["peak_mib"].keys() == record["seconds"].keys()
+
+
+def test_curves_of_several_seeds_are_written_down_together(tmp_path, capsys):
+    digits = data.load("digits")
+    paths = [tmp_path / f"{seed}.npz" for seed in (0, 1)]
+    for seed, path in enumerate(paths):
+        recipe = Recipe("adder-lenet", epochs=1, batch_size=400, seed=seed)
+        Training(recipe, *digits, path=path).run(progress=False)
+    paths = list(map(str, paths))
+    options = ["--name", "digits", "--title", "Digits", "--out", str(tmp_path / "out")]
+    assert main(["curves", *paths, *options]) == 0
+    assert "| adder-lenet, seed 1 |      1 |" in capsys.readouterr().out
+    (file,) = (tmp_path / "out").glob("digits-curves-*.json")
+    runs = json.loads(file.read_text(encoding="utf-8"))["runs"]
+    assert list(runs) == ["adder-lenet, seed 0", "adder-lenet, seed 1"]
+    assert main(["curves", paths[1], *options]) == 0
+    assert "| adder-lenet |" in capsys.readouterr().out
 
 
 def test_pruning_curves_are_written_down_together(tmp_path, capsys):
