@@ -435,6 +435,16 @@ def test_a_tensor_is_a_numpy_array_where_no_gradient_is_lost():
     np.testing.assert_array_equal(mf.adder_conv(Tensor(x), w), mf.adder_conv(x, w))
 
 
+def test_a_tensor_of_one_element_is_a_number():
+    loss = Tensor(np.array([0.5]), requires_grad=True).sum()
+    assert float(loss) == 0.5 and f"{loss:.3f}" == "0.500" and f"{loss}" == str(loss)
+    assert bool(loss) and not Tensor(np.zeros((1, 1)))
+    several = Tensor(A)
+    for number in (float, bool, "{:.3f}".format):
+        with pytest.raises(ValueError, match="size 1|more than one element"):
+            number(several)
+
+
 def test_the_graph_is_freed_as_it_is_walked():
     x = Tensor(A, requires_grad=True)
     y = x * 2

@@ -225,6 +225,15 @@ class Tensor:
     def __len__(self) -> int:
         return len(self.data)
 
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self.data)
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else str(self)
+
     def __repr__(self) -> str:
         wanted = ", requires_grad=True" if self.requires_grad else ""
         return f"Tensor({self.data!r}{wanted})"

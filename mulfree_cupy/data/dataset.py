@@ -134,7 +134,8 @@ def _sizes(image: tuple[int, ...], classes: Sequence[str]) -> str:
 def statistics(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel over all images, in units of a pixel value.
 
-    Of uint8 images both come from exact integer sums: ``std**2 = sum(x**2) / n - mean**2``.
+    Of uint8 images both come from exact integer sums: ``std**2 = sum(x**2) / n - mean**2``. A
+    channel in which all pixels are equal has a deviation of 1, so that normalising makes it zero.
 
     Parameters
     ----------
@@ -153,13 +154,16 @@ def statistics(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     [4.88] [6.02]
     """
     images = dataset.images
-    if images.dtype != np.uint8:
+    if images.dtype == np.uint8:
+        count = images[:, 0].size
+        mean = images.sum(axis=(0, 2, 3), dtype=np.int64) / count
+        squares = np.einsum("nchw,nchw->c", images, images, dtype=np.int64) / count
+        std = np.sqrt(np.maximum(squares - mean**2, 0))
+    else:
         wide = images.astype(np.float64)
-        return wide.mean(axis=(0, 2, 3)), wide.std(axis=(0, 2, 3))
-    count = images[:, 0].size
-    mean = images.sum(axis=(0, 2, 3), dtype=np.int64) / count
-    squares = np.einsum("nchw,nchw->c", images, images, dtype=np.int64) / count
-    return mean, np.sqrt(np.maximum(squares - mean**2, 0))
+        mean, std = wide.mean(axis=(0, 2, 3)), wide.std(axis=(0, 2, 3))
+    constant = images.min(axis=(0, 2, 3)) == images.max(axis=(0, 2, 3))
+    return mean, np.where(constant, 1, std)
 
 
 def sample(dataset: Dataset, count: int) -> Dataset:
