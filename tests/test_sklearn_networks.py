@@ -76,6 +76,7 @@ def test_images_come_in_any_shape_and_classes_by_any_name():
     assert want.loss_curve_ == fitted(X.reshape(-1, 8, 8)).loss_curve_
     colours = fitted(np.hstack([X, X]), image_shape=(2, 8, 8))
     assert colours.image_shape_ == (2, 8, 8)
+    fitted(np.hstack([X, 0 * X]), image_shape=(2, 8, 8))  # a constant channel
     assert fitted(X[:, :50]).image_shape_ == (1, 8, 8)  # filled up
 
 

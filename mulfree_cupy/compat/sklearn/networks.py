@@ -251,12 +251,12 @@ class AdderClassifier(ClassifierMixin, BaseEstimator):
             seed=(self._seed + len(self.loss_curve_)) % 2**31,
         )
         before = None if self.predictor_ is None else self.predictor_.network
-        mean, std = data.statistics(images) if before is None else (before.mean, before.std)
-        if not (std > 0).all():
+        if before is None and images.images.min() == images.images.max():
             raise ValueError(
-                "AdderClassifier: X is constant, or one of its channels is; the first images must "
-                "differ, as their standard deviation normalises all"
+                "AdderClassifier: X is constant; the first images must differ, as their standard "
+                "deviation normalises all"
             )
+        mean, std = data.statistics(images) if before is None else (before.mean, before.std)
         run = Training(recipe, images, None, device=self.device, statistics=(mean, std))
         if before is not None:
             run.model.load_state_dict(before.arrays)
