@@ -13,7 +13,7 @@ from mulfree_cupy.train import History, ablation, checkpoint
 
 
 def of_checkpoints(paths: list[Path], title: str) -> tuple[dict, dict[str, History]]:
-    """The record of training runs, each named after its network, and its seed if they differ."""
+    """The record of training runs, each named after network, teacher, and seed if they differ."""
     runs = [checkpoint.load(path) for path in paths]
     several = len({run.recipe.seed for run in runs}) > 1
     histories, recipes = {}, {}
@@ -21,6 +21,7 @@ def of_checkpoints(paths: list[Path], title: str) -> tuple[dict, dict[str, Histo
         name = run.recipe.model
         if run.recipe.teacher:
             name += f", taught by {run.recipe.teacher}"
+            name += " and its features" * (run.recipe.teacher_features > 0)
         if several:
             name += f", seed {run.recipe.seed}"
         histories[name], recipes[name] = run.history, asdict(run.recipe)
