@@ -123,10 +123,7 @@ def cache_directory() -> Path:
 
 
 def find_compiler() -> str:
-    """GCC's C++ compiler: ``$CXX`` if that is one, else g++.
-
-    Clang drops or moves accesses that the checks must see.
-    """
+    """GCC's C++ compiler: ``$CXX`` unless that is Clang, which misses findings; else g++."""
     chosen = os.environ.get("CXX")
     if chosen and not shutil.which(chosen):
         raise RuntimeError(f"the environment variable CXX names {chosen}, which is not there")
